@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from api.splitd.registries.v1 import registries_pb2 as pb
 from api.splitd.registries.v1 import registries_stubs
-from services.images.registry import MirrorMemory
+from services.images.registry import HostMemory
 from services.kit.rpc import Call
 
 
@@ -13,7 +13,7 @@ class RegistriesServicer:
 
     SERVICE = registries_stubs.REGISTRIES
 
-    def __init__(self, memory: MirrorMemory) -> None:
+    def __init__(self, memory: HostMemory) -> None:
         self._memory = memory
 
     async def List(self, request: pb.ListRequest, call: Call) -> pb.ListResponse:

@@ -1,6 +1,14 @@
 """What a peer may do: every bound of the wire, with its reason. Whoever passes one loses the stream or the connection;
 nobody else notices.
 
+The bounds are kept where their bytes, frames and calls are counted:
+
+    connection.py, sending.py, headers.py    frames, windows, streams, resets, idle frames, header lists
+    messages.py, server_call.py, relay.py    messages: each one, all that are incomplete, and the time of a request
+    link.py                                  answers to a peer that does not read
+    clients.py                               calls of one client that wait, and that are worked on
+    server.py                                connections, and when their times are over: handshakes, requests
+
 Our peers are local, and root's; but a client with a bug reaches every bound that an attacker would, and a node must
 outlive it.
 """

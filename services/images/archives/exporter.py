@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from services.images import names
 from services.images.concurrency import threads
-from services.images.distribution.sources import SOURCE
+from services.images.distribution.source_labels import SOURCE
 from services.images.documents import blobs, manifests
 from services.images.documents.graph import Walk
 from services.images.transfer import ExportStream, ImageStore, Node, Progress, Report, Sink

@@ -21,10 +21,10 @@ from services.images import names, registry
 from services.images.concurrency.budget import Gate
 from services.images.concurrency.gather import for_each, together
 from services.images.concurrency.stagger import wave
-from services.images.distribution.client import client_of
 from services.images.distribution.fetcher import Begun, Fetcher, nobody_follows
 from services.images.distribution.progress import Tracker, telling_of
-from services.images.distribution.sources import with_source
+from services.images.distribution.source_labels import with_source
+from services.images.distribution.transfer_client import client_of
 from services.images.distribution.verifiers import Verifier
 from services.images.documents.graph import LAYERS, Graph
 from services.images.documents.legacy import converted

@@ -16,9 +16,9 @@ from services.images import registry
 from services.images.concurrency import threads
 from services.images.concurrency.budget import Budget
 from services.images.concurrency.gather import together
-from services.images.distribution.client import client_of
 from services.images.distribution.progress import Tracker, telling_of
-from services.images.distribution.sources import mountable
+from services.images.distribution.source_labels import mountable
+from services.images.distribution.transfer_client import client_of
 from services.images.documents.graph import Walk
 from services.images.registry import Client, Pushed
 from services.images.transfer import ImageStore, Node, Progress, Registry, Report

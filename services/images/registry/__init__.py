@@ -12,19 +12,20 @@ in three files.
 
 From the bottom up:
 
-    media_types.py                 what is asked for
+    accept.py, limits.py           which media types are asked for; how many bytes of an answer are read
     ../registry_timeouts.py        every number that is a time or a count, with its reason; not here, since whoever
     reads settings needs no HTTP
     host.py, hosts_toml.py, cri_config.py, hosts.py    where it is asked for: certs.d, config.toml, defaults;
     config_check.py looks at them all
     credentials.py, challenge.py, auth.py       who we are, what the host wants to see, tokens
-    failure.py, mirrors.py         what goes wrong, and what is remembered of it
+    failure.py, host_memory.py     what goes wrong, and what is remembered of each host
     response_head.py, response_parser.py    what Go takes for an answer
     content_encoding.py            bodies that come compressed
     trace.py, http_debug.py, proxy.py, transport.py    HTTP
     endpoint.py                    a host as one pull sees it: authorization and redirects, and where secrets may go
     failover.py                    several hosts, several times
-    resolve.py, fetch.py, push.py, client.py    what it is all for
+    resolve.py, download.py, upload.py, client.py    what it is all for; that a blob lands in the node is done by
+    ../distribution/fetcher.py
 
 What differs from containerd, on purpose: a dead mirror costs its dial timeout once, not for each blob; a body that
 breaks goes on at its byte; a header of hosts.toml is never sent to where a host redirects; pauses between tries grow
@@ -34,10 +35,10 @@ not passed over.
 
 from services.images.registry.client import Client, Registry
 from services.images.registry.credentials import Credentials, DockerConfig, Source, first_of
-from services.images.registry.fetch import Body, NoParts, WrongBytes
+from services.images.registry.download import Body, NoParts, WrongBytes
+from services.images.registry.host_memory import HostMemory, HostState
 from services.images.registry.hosts import Hosts
-from services.images.registry.mirrors import MirrorMemory, MirrorState
-from services.images.registry.push import Pushed
+from services.images.registry.upload import Pushed
 from services.images.registry_timeouts import Retry, Timeouts
 
 __all__ = [
@@ -45,9 +46,9 @@ __all__ = [
     "Client",
     "Credentials",
     "DockerConfig",
+    "HostMemory",
+    "HostState",
     "Hosts",
-    "MirrorMemory",
-    "MirrorState",
     "NoParts",
     "Pushed",
     "Registry",

@@ -21,6 +21,7 @@ from services.images.registry import challenge
 from services.images.registry.credentials import Credentials, Source
 from services.images.registry.failure import Failure, answered
 from services.images.registry.host import is_address
+from services.images.registry.limits import TOKEN_LIMIT
 from services.kit import errors, gojson
 from services.kit.gojson import ANYTHING, TEXT, Struct
 from services.kit.tracing import span
@@ -32,9 +33,6 @@ MARGIN = 15.0
 """A token is replaced so many seconds before it ends (a short-lived one after three quarters of its time): a
 request that is sent with it still has to arrive.
 """
-
-TOKEN_LIMIT = 1 << 20
-"""Bytes of a token server's answer that are read."""
 
 
 _ANSWER = Struct({"access_token": TEXT, "token": TEXT, "expires_in": ANYTHING})

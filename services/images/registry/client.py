@@ -11,15 +11,15 @@ from types import TracebackType
 from typing import Self
 
 from services.images.registry.credentials import Source
+from services.images.registry.download import Download
 from services.images.registry.endpoint import Endpoint, ForeignUrl, Place
-from services.images.registry.fetch import Fetch
 from services.images.registry.host import TLS, Capability, is_address
+from services.images.registry.host_memory import HostMemory
 from services.images.registry.hosts import Hosts
 from services.images.registry.http_debug import UNSEEN, HttpDebug
-from services.images.registry.mirrors import MirrorMemory
-from services.images.registry.push import Push, Pushed, Read
 from services.images.registry.resolve import manifest, resolve
 from services.images.registry.transport import Sessions
+from services.images.registry.upload import Pushed, Read, Upload
 from services.images.registry_timeouts import Retry, Timeouts
 from services.kit import errors
 from services.oci.descriptors import Descriptor
@@ -39,7 +39,7 @@ class Registry:
         *,
         timeouts: Timeouts = Timeouts(),
         retry: Retry = Retry(),
-        memory: MirrorMemory | None = None,
+        memory: HostMemory | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``clock`` says, in seconds, when a token is replaced."""
@@ -47,7 +47,7 @@ class Registry:
         self.hosts = hosts
         self.timeouts = timeouts
         self.retry = retry
-        self.memory = memory or MirrorMemory()
+        self.memory = memory or HostMemory()
         """What is known of hosts; its ``snapshot()`` is for people."""
         self.sessions = Sessions(timeouts)
 
@@ -131,14 +131,14 @@ class Client:
         length: int | None = None,
         *,
         part_only: bool = False,
-    ) -> Fetch:
+    ) -> Download:
         """``async with client.fetch(...) as body:`` the bytes of a blob or manifest, from ``offset`` on, ``length`` at
-        most; see :mod:`.fetch`.
+        most; see :mod:`.download`.
 
         ``part_only``: NoParts from a host that would send all that is before them too.
         """
         parsed = _parsed(reference)
-        return Fetch(
+        return Download(
             parsed,
             descriptor,
             offset,
@@ -177,7 +177,7 @@ class Client:
         mount_from: Sequence[str] = (),
         piece: int = 0,
     ) -> Pushed:
-        """See that the repository has a blob; ``read(offset)`` gives its bytes; see :class:`.push.Push`.
+        """See that the repository has a blob; ``read(offset)`` gives its bytes; see :class:`.upload.Upload`.
         ``mount_from`` are repositories of the same host.
         """
         return await (await self._push(reference)).blob(descriptor, read, mount_from=mount_from, piece=piece)
@@ -188,12 +188,12 @@ class Client:
         """
         await (await self._push(reference)).manifest(descriptor, data)
 
-    async def _push(self, reference: Reference | str) -> Push:
+    async def _push(self, reference: Reference | str) -> Upload:
         reference = _parsed(reference)
         able = [each for each in await self._of(reference) if Capability.PUSH in each.can]
         if not able:
             raise errors.NotFound(f"{reference}: none of the hosts configured for {reference.host} may be pushed to")
-        return Push(reference, able[0], self._registry.memory, self._registry.timeouts, self._registry.retry)
+        return Upload(reference, able[0], self._registry.memory, self._registry.timeouts, self._registry.retry)
 
     async def _of(self, reference: Reference) -> list[Endpoint]:
         """The hosts of the reference's namespace, as configured when this client first asked."""

@@ -15,11 +15,12 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any, Protocol
 from urllib.parse import quote, urljoin, urlsplit
 
-from services.images.registry.auth import TOKEN_LIMIT, Authorizer
+from services.images.registry.auth import Authorizer
 from services.images.registry.credentials import Source
 from services.images.registry.failure import Blame, Failure, answered
 from services.images.registry.host import Capability, Host, is_address, name_and_port, origin, same_host
 from services.images.registry.http_debug import UNSEEN, HttpDebug
+from services.images.registry.limits import TOKEN_LIMIT
 from services.images.registry.transport import ERROR_BODY, USER_AGENT, Answer, Session
 from services.images.registry_timeouts import Timeouts
 from services.kit import errors
@@ -51,7 +52,7 @@ class Place(Protocol):
 
     @property
     def key(self) -> str:
-        """For :mod:`.mirrors`."""
+        """For :mod:`.host_memory`."""
         ...
 
     async def get(self, reference: Reference, descriptor: Descriptor, headers: Headers) -> Answer:

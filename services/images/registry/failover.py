@@ -1,8 +1,8 @@
 """Asking several hosts, several times: who is asked next, and when it is time to give up.
 
-The hosts are gone through in order: first those of which nothing bad is known (:mod:`.mirrors`), then the slow and the
-busy, then the dead; a host that will not do (it has not got the thing, or not for us) is not asked again. If no host
-did, and any may yet, there is a pause, and another round. In the end the error tells of every host.
+The hosts are gone through in order: first those of which nothing bad is known (:mod:`.host_memory`), then the slow
+and the busy, then the dead; a host that will not do (it has not got the thing, or not for us) is not asked
+again. If no host did, and any may yet, there is a pause, and another round. In the end the error tells of every host.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
-from services.images.registry import mirrors
+from services.images.registry import host_memory
 from services.images.registry.endpoint import Place
 from services.images.registry.failure import Blame, Failure, combined
-from services.images.registry.mirrors import MirrorMemory
+from services.images.registry.host_memory import HostMemory
 from services.images.registry_timeouts import Retry
 
 P = TypeVar("P", bound=Place)
@@ -25,7 +25,7 @@ T = TypeVar("T")
 class Failover(Generic[P]):
     """Attempts at one thing, which ``what`` names. The last of ``places`` is the origin: the one that knows best."""
 
-    def __init__(self, what: str, places: Sequence[P], memory: MirrorMemory, retry: Retry) -> None:
+    def __init__(self, what: str, places: Sequence[P], memory: HostMemory, retry: Retry) -> None:
         self.attempts = 0
         self._what = what
         self._places = places
@@ -84,7 +84,7 @@ class Failover(Generic[P]):
     def another(self, place: P) -> bool:
         """Whether there is another place that is known to be good, or at least not to be bad."""
         return any(
-            each is not place and each not in self._done and self._memory.state(each.key) == mirrors.GOOD
+            each is not place and each not in self._done and self._memory.state(each.key) == host_memory.GOOD
             for each in self._places
         )
 
@@ -103,8 +103,8 @@ class Failover(Generic[P]):
             else:
                 yield each
         origin = self._places[-1] if self._places else None
-        for each in sorted(resting, key=lambda each: self._memory.state(each.key) == mirrors.DEAD):
-            if origin in self._done and each is not origin and self._memory.state(each.key) == mirrors.DEAD:
+        for each in sorted(resting, key=lambda each: self._memory.state(each.key) == host_memory.DEAD):
+            if origin in self._done and each is not origin and self._memory.state(each.key) == host_memory.DEAD:
                 self._skipped[each] = f"{each.name}: not asked, {self._memory.explanation(each.key)}"
             else:
                 yield each

@@ -18,7 +18,7 @@ from services.kit.gojson import ANYTHING, ListOf, Struct
 
 
 class Blame(enum.Enum):
-    """What a failure says of the host, for :mod:`.mirrors`."""
+    """What a failure says of the host, for :mod:`.host_memory`."""
 
     NOBODY = "nobody"
     """The host works; it has not got this, or not for us."""

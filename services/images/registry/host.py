@@ -53,7 +53,7 @@ class Host:
 
     @property
     def key(self) -> str:
-        """What it is remembered by (:mod:`.mirrors`)."""
+        """What it is remembered by (:mod:`.host_memory`)."""
         return f"{self.scheme}://{self.host}"
 
     def is_proxy_for(self, namespace: str) -> bool:

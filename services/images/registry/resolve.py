@@ -10,12 +10,13 @@ from collections.abc import Sequence
 
 from services.images.documents.manifests import media_type_in
 from services.images.documents.parser import read
+from services.images.registry.accept import ACCEPT, media_type_of, why_no_root
 from services.images.registry.endpoint import Endpoint, pull_scopes
 from services.images.registry.failover import Failover
 from services.images.registry.failure import Blame, Failure
 from services.images.registry.host import Capability
-from services.images.registry.media_types import ACCEPT, MANIFEST_LIMIT, media_type_of, why_no_root
-from services.images.registry.mirrors import MirrorMemory
+from services.images.registry.host_memory import HostMemory
+from services.images.registry.limits import MANIFEST_LIMIT
 from services.images.registry.transport import Answer
 from services.images.registry_timeouts import Retry
 from services.kit import errors, gojson
@@ -26,9 +27,7 @@ from services.oci.media_types import SCHEMA_1, is_root
 from services.oci.references import Reference
 
 
-async def resolve(
-    reference: Reference, endpoints: Sequence[Endpoint], memory: MirrorMemory, retry: Retry
-) -> Descriptor:
+async def resolve(reference: Reference, endpoints: Sequence[Endpoint], memory: HostMemory, retry: Retry) -> Descriptor:
     """The descriptor of what ``reference`` names.
 
     Only hosts that may RESOLVE are asked for a tag; any that may be pulled from, for a digest, since that can be
@@ -51,7 +50,7 @@ async def resolve(
 
 
 async def manifest(
-    reference: Reference, descriptor: Descriptor, endpoints: Sequence[Endpoint], memory: MirrorMemory, retry: Retry
+    reference: Reference, descriptor: Descriptor, endpoints: Sequence[Endpoint], memory: HostMemory, retry: Retry
 ) -> tuple[bytes, str]:
     """The bytes of a manifest or index, whose digest has been checked, and the host that had them.
 

@@ -21,11 +21,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-HEAD_LIMIT = 1 << 20
-"""Bytes of an answer's head, with those of the 1xx answers before it."""
-
-HEADERS = 10_000
-"""Lines of a head: each costs a microsecond and some 200 bytes."""
+from services.images.registry.limits import HEAD_LIMIT, HEADERS
 
 _REASON = 200
 """Bytes of the reason phrase that are kept."""

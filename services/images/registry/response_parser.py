@@ -19,6 +19,7 @@ from aiohttp.http_exceptions import HttpProcessingError, TransferEncodingError
 from aiohttp.streams import StreamReader
 
 from services.images.registry import response_head
+from services.images.registry.limits import HEAD_LIMIT
 
 _SWITCHING = 101
 
@@ -69,8 +70,8 @@ class Answers(ResponseHandler):
         """Pass on the head that was collected, if its end is there: it is not before ``start``."""
         while (collected := self._collected) is not None:
             end = response_head.end_of(collected, start)
-            if self._spent + max(end, len(collected) if end < 0 else 0) > response_head.HEAD_LIMIT:
-                raise response_head.Malformed(f"its headers have more than {response_head.HEAD_LIMIT} bytes")
+            if self._spent + max(end, len(collected) if end < 0 else 0) > HEAD_LIMIT:
+                raise response_head.Malformed(f"its headers have more than {HEAD_LIMIT} bytes")
             if end < 0:
                 self._reschedule_timeout()
                 return

@@ -25,8 +25,8 @@ from services.images.registry import content_encoding
 from services.images.registry.failure import Blame, Failure
 from services.images.registry.host import TLS
 from services.images.registry.http_debug import UNSEEN, Exchange, HttpDebug
+from services.images.registry.limits import HEAD_LIMIT, HEADERS
 from services.images.registry.proxy import proxy_for
-from services.images.registry.response_head import HEAD_LIMIT, HEADERS
 from services.images.registry.response_parser import Answers
 from services.images.registry.silence import Silence
 from services.images.registry.trace import TimedContext, Timings, note_peer, trace_config

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 
 from services.kit import errors
-from services.metadata.gc.raw import Listing, RawSnapshot
+from services.metadata.gc.raw import ListedSnapshot, Listing
 from services.metadata.store import Raw
 
 
@@ -16,7 +16,7 @@ class MemoryRawStores:
         self.stamps: dict[str, str | None] = {name.replace("_", "."): stamp for name, stamp in stamps.items()}
         self.blobs: set[Raw] = set()
         self.ingests: set[Raw] = set()
-        self.snapshots: dict[Raw, RawSnapshot] = {}
+        self.snapshots: dict[Raw, ListedSnapshot] = {}
         self.calls: list[tuple[str, str]] = []
         """What was asked, as (method, its argument's name)."""
         self.together = False
@@ -26,7 +26,7 @@ class MemoryRawStores:
     def add(self, raw: Raw, *, parent: str = "", reference: str = "") -> None:
         """Make something."""
         if raw.kind == "snapshot":
-            self.snapshots[raw] = RawSnapshot(raw.name, parent, reference)
+            self.snapshots[raw] = ListedSnapshot(raw.name, parent, reference)
         else:
             (self.blobs if raw.kind == "blob" else self.ingests).add(raw)
 

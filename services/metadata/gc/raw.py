@@ -11,7 +11,7 @@ from services.metadata.store import Raw
 
 
 @dataclass(frozen=True, slots=True)
-class RawSnapshot:
+class ListedSnapshot:
     """A snapshot as its snapshotter knows it: raw keys, and the label ``containerd.io/snapshot.ref`` if it has one."""
 
     key: str
@@ -26,7 +26,7 @@ class Listing:
     backend: str
     blobs: frozenset[str] = frozenset()
     ingests: frozenset[str] = frozenset()
-    snapshots: dict[str, RawSnapshot] = field(default_factory=dict)
+    snapshots: dict[str, ListedSnapshot] = field(default_factory=dict)
     """By raw key."""
 
     def raws(self) -> set[Raw]:

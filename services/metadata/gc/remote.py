@@ -13,7 +13,7 @@ from api.splitd.removals.v1 import removals_pb2, removals_stubs
 from api.splitd.stamp.v1 import stamp_pb2, stamp_stubs
 from services.kit import errors, removals
 from services.kit.rpc import RAW, Channel
-from services.metadata.gc.raw import Listing, RawSnapshot
+from services.metadata.gc.raw import ListedSnapshot, Listing
 from services.metadata.store import Raw
 
 _REFERENCE = "containerd.io/snapshot.ref"
@@ -47,10 +47,10 @@ class RemoteRawStores:
         headers = {RAW: backend}
         if backend.startswith("snapshots."):
             request = snapshots_pb2.ListSnapshotsRequest(snapshotter=_snapshotter(backend))
-            snapshots: dict[str, RawSnapshot] = {}
+            snapshots: dict[str, ListedSnapshot] = {}
             async for answer in self._snapshots.List(request, headers=headers, timeout=_LIST):
                 for info in answer.info:
-                    snapshots[info.name] = RawSnapshot(info.name, info.parent, info.labels.get(_REFERENCE, ""))
+                    snapshots[info.name] = ListedSnapshot(info.name, info.parent, info.labels.get(_REFERENCE, ""))
             return Listing(backend, snapshots=snapshots)
         statuses = await self._content.ListStatuses(content_pb2.ListStatusesRequest(), headers=headers, timeout=_LIST)
         blobs = [

@@ -45,7 +45,7 @@ import time
 from services.kit import inflate, tar
 from services.oci.mounts import Mount
 from services.snapshots.diff import mounts, standstill, stream
-from services.snapshots.diff.extract import EntryError, Unpacker
+from services.snapshots.diff.extract import EntryError, Extractor
 from services.snapshots.diff.mounted import Mounted
 from services.snapshots.diff.mounts import MountError
 
@@ -322,9 +322,9 @@ def unpack(
     """
     faults = os.open(asked, os.O_PATH | os.O_DIRECTORY) if (asked := os.environ.get("SPLITD_FAULTS")) else None
     chunks = stream.Digested(source, detect=detect)
-    unpacker, mounted = _enter(target, directory, alone=alone)
+    extractor, mounted = _enter(target, directory, alone=alone)
     tape = tar.Stream(chunks)
-    unpacker.unpack(tar.Reader(tape))
+    extractor.extract(tar.Reader(tape))
     tape.drain()
     if faults is not None:
         _fault("diff.unpacked", faults)
@@ -335,17 +335,17 @@ def unpack(
         os.close(fd)
     if mounted is not None and mounted.served:
         mounted.end()
-    return chunks, unpacker.unnamed
+    return chunks, extractor.unnamed
 
 
-def _enter(target: Sequence[Mount], directory: str, *, alone: bool) -> tuple[Unpacker, Mounted | None]:
+def _enter(target: Sequence[Mount], directory: str, *, alone: bool) -> tuple[Extractor, Mounted | None]:
     """Make the target the root directory. An overlay is written to directly, in its upper directory; anything else
     is mounted.
     """
     if alone:
         (upper,) = target
         _change_root(upper.source)
-        return Unpacker(overlay="trusted.overlay."), None
+        return Extractor(overlay="trusted.overlay."), None
     if len(target) == 1 and target[0].type == "overlay" and (upper_directory := target[0].option("upperdir")):
         lowers = []
         for lower in target[0].option("lowerdir").split(":"):
@@ -354,7 +354,7 @@ def _enter(target: Sequence[Mount], directory: str, *, alone: bool) -> tuple[Unp
             except FileNotFoundError:
                 continue
         _change_root(upper_directory)
-        return Unpacker(
+        return Extractor(
             overlay="user.overlay." if "userxattr" in target[0].options else "trusted.overlay.", lowers=lowers
         ), None
     mounts.own_namespace()
@@ -362,7 +362,7 @@ def _enter(target: Sequence[Mount], directory: str, *, alone: bool) -> tuple[Unp
     mounted = Mounted(target or [Mount("tmpfs", "none")], directory)
     os.chroot(directory)
     os.chdir("/")
-    return Unpacker(), mounted
+    return Extractor(), mounted
 
 
 def _change_root(directory: str) -> None:

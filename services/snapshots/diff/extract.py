@@ -47,8 +47,8 @@ class EntryError(Exception):
     """An entry that cannot be unpacked; the text names it."""
 
 
-class Unpacker:
-    """Unpacks entries onto the tree at the process's root directory.
+class Extractor:
+    """Extracts entries onto the tree at the process's root directory.
 
     ``overlay`` is the prefix of overlay's xattrs (``trusted.overlay.`` or ``user.overlay.``) if that tree is an upper
     directory, and None if whiteouts are to be carried out; ``lowers`` are the lower directories as file descriptors,
@@ -99,7 +99,7 @@ class Unpacker:
         """
         return list(self._unnamed.values())
 
-    def unpack(self, reader: tar.Reader) -> None:
+    def extract(self, reader: tar.Reader) -> None:
         """Unpack all of a stream's entries; EntryError or TarError leaves the tree as it is then."""
         last: bytes | None = None
         try:

@@ -12,7 +12,7 @@ from api.containerd.services.snapshots.v1 import snapshots_pb2 as pb
 from api.containerd.services.snapshots.v1 import snapshots_stubs
 from services.kit import errors, rpc
 from services.kit.removals import MOST, RemovalsServicer
-from services.metadata.gc.raw import RawSnapshot
+from services.metadata.gc.raw import ListedSnapshot
 from services.metadata.gc.remote import RemoteRawStores
 from services.metadata.store import Raw
 
@@ -49,8 +49,8 @@ async def test_a_foreign_snapshotter_is_asked_as_a_proxy_plugin_is(place: Path) 
         assert await stores.stamp("snapshots.foreign") is None
         listing = await stores.list("snapshots.foreign")
         assert listing.snapshots == {
-            "ns/1/a": RawSnapshot("ns/1/a", "", "chain"),
-            "ns/2/b": RawSnapshot("ns/2/b", "ns/1/a"),
+            "ns/1/a": ListedSnapshot("ns/1/a", "", "chain"),
+            "ns/2/b": ListedSnapshot("ns/2/b", "ns/1/a"),
         }
         await stores.remove(Raw("snapshots.foreign", "snapshot", "ns/2/b"))
         with pytest.raises(errors.FailedPrecondition):

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from services.kit.tar import Reader, Stream
-from services.snapshots.diff.extract import EntryError, Unpacker
+from services.snapshots.diff.extract import EntryError, Extractor
 from tests.suites.diff_tars import directory, opaque, pax, reg, tar, whiteout
 
 pytestmark = pytest.mark.root  # owners are set
@@ -35,7 +35,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 def unpack(*entries: bytes) -> None:
-    Unpacker().unpack(Reader(Stream([tar(*entries)])))
+    Extractor().extract(Reader(Stream([tar(*entries)])))
 
 
 def test_an_opaque_marker_does_its_work_once(tmp_path: Path, counted: list[object]) -> None:
@@ -65,14 +65,14 @@ def test_an_opaque_marker_does_its_work_once(tmp_path: Path, counted: list[objec
 def test_what_is_removed_is_no_directory_that_the_layer_left_out(tmp_path: Path) -> None:
     """Of many that it made, one is named in the end and others are gone."""
     top = os.fsencode(tmp_path)[1:]
-    unpacker = Unpacker()
+    extractor = Extractor()
     entries = (
         [reg(top + b"/%d/x" % n) for n in range(50)]
         + [whiteout(top + b"/%d" % n) for n in range(0, 50, 2)]
         + [directory(top + b"/1")]
     )
-    unpacker.unpack(Reader(Stream([tar(*entries)])))
-    assert [(each.path, each.named) for each in unpacker.unnamed] == [
+    extractor.extract(Reader(Stream([tar(*entries)])))
+    assert [(each.path, each.named) for each in extractor.unnamed] == [
         (b"/%s/%d" % (top, n), n == 1) for n in range(1, 50, 2)
     ]
 
@@ -81,7 +81,7 @@ def test_a_directory_that_is_named_again_has_the_times_of_its_last_entry(tmp_pat
     """By whichever name; and however often, it is remembered once."""
     top = os.fsencode(tmp_path)[1:]
     (tmp_path / "link").symlink_to("d")
-    unpacker = Unpacker()
+    extractor = Extractor()
     entries = [
         directory(top + b"/d", mtime=1),
         directory(top + b"/link/x", mtime=5),
@@ -89,9 +89,9 @@ def test_a_directory_that_is_named_again_has_the_times_of_its_last_entry(tmp_pat
         directory(top + b"/link/x", mtime=7),
         directory(top + b"/d", mtime=2),
     ]
-    unpacker.unpack(Reader(Stream([tar(*entries * 50)])))
+    extractor.extract(Reader(Stream([tar(*entries * 50)])))
     assert [(tmp_path / name).stat().st_mtime for name in ("d", "d/x")] == [2, 7]
-    assert len(unpacker._directories) == 3
+    assert len(extractor._directories) == 3
 
 
 def test_a_long_path_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

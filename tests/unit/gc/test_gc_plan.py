@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from services.metadata.gc.plan import Uses, victims
-from services.metadata.gc.raw import Listing, RawSnapshot
+from services.metadata.gc.raw import ListedSnapshot, Listing
 from tests.unit.gc.gc_graphs import OVERLAY
 
 NOTHING = Uses(frozenset(), frozenset(), every_blob=False)
 
 
-class Counted(dict[str, RawSnapshot]):
+class Counted(dict[str, ListedSnapshot]):
     """Snapshots that count how often one is looked at."""
 
     looked = 0
 
-    def __getitem__(self, key: str) -> RawSnapshot:
+    def __getitem__(self, key: str) -> ListedSnapshot:
         self.looked += 1
         return super().__getitem__(key)
 
 
 def order(parents: dict[str, str]) -> tuple[list[str], int]:
     """In which they go, and how often a parent was looked for."""
-    snapshots = Counted((key, RawSnapshot(key, parent)) for key, parent in parents.items())
+    snapshots = Counted((key, ListedSnapshot(key, parent)) for key, parent in parents.items())
     found = [raw.name for raw in victims(Listing(OVERLAY, snapshots=snapshots), NOTHING, frozenset(), own=True)]
     return found, snapshots.looked
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from services.images.documents import manifests
-from services.images.registry import failure, mirrors
+from services.images.registry import failure, host_memory
 from services.images.registry.auth import Authorizer, _Bearer
 from services.images.registry.challenge import Challenge, parse
 from services.images.registry.failover import Failover
 from services.images.registry.failure import Blame, Failure, combined, explanation, retry_after
 from services.images.registry.host import same_host
-from services.images.registry.mirrors import MirrorMemory
+from services.images.registry.host_memory import HostMemory
 from services.images.registry.proxy import proxy_for
 from services.images.registry_timeouts import Retry
 from services.kit import errors, gojson
@@ -184,7 +184,7 @@ class Clock:
 def test_a_dead_host_rests_longer_each_time() -> None:
     """30 s, then twice that, up to ten minutes; after each rest one request may try."""
     clock = Clock()
-    memory = MirrorMemory(clock)
+    memory = HostMemory(clock)
     for rest in (30, 60, 120, 240, 480, 600, 600):
         memory.failed("http://a", "refused", dead=True)
         assert memory.rests("http://a")
@@ -202,7 +202,7 @@ def test_a_dead_host_rests_longer_each_time() -> None:
 def test_requests_that_were_under_way_do_not_lengthen_the_rest() -> None:
     """Eight layers that fail together are one failure of the host."""
     clock = Clock()
-    memory = MirrorMemory(clock)
+    memory = HostMemory(clock)
     for _ in range(8):
         memory.failed("http://a", "refused", dead=True)
     assert memory.snapshot()[0].rests_until == clock.now + 30
@@ -210,20 +210,20 @@ def test_requests_that_were_under_way_do_not_lengthen_the_rest() -> None:
 
 def test_three_bad_moments_are_as_bad_as_dead() -> None:
     """And something that worked in between forgives them."""
-    memory = MirrorMemory(Clock())
+    memory = HostMemory(Clock())
     for _ in range(2):
         memory.failed("http://a", "503")
     memory.worked("http://a")
     for _ in range(2):
         memory.failed("http://a", "503")
-    assert memory.state("http://a") == mirrors.GOOD
+    assert memory.state("http://a") == host_memory.GOOD
     memory.failed("http://a", "503")
-    assert memory.state("http://a") == mirrors.DEAD
+    assert memory.state("http://a") == host_memory.DEAD
 
 
 def test_throughput() -> None:
     """An average that forgets."""
-    memory = MirrorMemory(Clock())
+    memory = HostMemory(Clock())
     memory.measured("http://a", 1000, 1)
     memory.measured("http://a", 3000, 1)
     assert memory.snapshot()[0].throughput == 1600
@@ -239,7 +239,7 @@ async def test_the_order_of_hosts() -> None:
     """Good hosts in their order, then slow ones, then dead ones; a dead one not at all when the origin has spoken,
     and the origin always.
     """
-    memory = MirrorMemory(Clock())
+    memory = HostMemory(Clock())
     a, b, c = places = [Place(name) for name in "abc"]
     asked: list[str] = []
 
@@ -278,7 +278,7 @@ async def test_a_host_that_asks_for_time_is_not_asked_before() -> None:
         return place.name
 
     async with asyncio.timeout(2):
-        assert await Failover("x", places, MirrorMemory(), Retry(first=0.01)).run(act) == "b"  # type: ignore[type-var]
+        assert await Failover("x", places, HostMemory(), Retry(first=0.01)).run(act) == "b"  # type: ignore[type-var]
     assert asked == ["a", "b", "b", "b"]
     assert b.name == "b"
 
@@ -287,24 +287,24 @@ async def test_a_host_that_asks_for_fewer_requests_is_busy_and_not_dead() -> Non
     """429 three times in a row: it works. Others are asked before it for a while; trouble of another kind still
     makes it dead, and what works makes it good.
     """
-    memory = MirrorMemory(Clock())
+    memory = HostMemory(Clock())
     place = Place("a")
 
     async def act(place: Place) -> str:
         raise Failure(place.name, "429 Too Many Requests", transient=True, blame=Blame.TROUBLE, status=429)
 
     with pytest.raises(errors.NodeError):
-        await Failover("x", [place], memory, Retry(rounds=mirrors.TROUBLES, first=0.001)).run(act)  # type: ignore[type-var]
+        await Failover("x", [place], memory, Retry(rounds=host_memory.TROUBLES, first=0.001)).run(act)  # type: ignore[type-var]
     (found,) = memory.snapshot()
     assert (found.state, found.last_error) == ("busy", "429 Too Many Requests")
     assert memory.rests(place.key)
-    for _ in range(mirrors.TROUBLES):
-        assert memory.state(place.key) == mirrors.BUSY
+    for _ in range(host_memory.TROUBLES):
+        assert memory.state(place.key) == host_memory.BUSY
         memory.failed(place.key, "502 Bad Gateway")
-    assert memory.state(place.key) == mirrors.DEAD
+    assert memory.state(place.key) == host_memory.DEAD
     memory.worked(place.key)
     memory.failed(place.key, "429", limited=True)
-    assert memory.state(place.key) == mirrors.GOOD
+    assert memory.state(place.key) == host_memory.GOOD
 
 
 # ------------------------------------------------------------------------------------------ proxies

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from services.images.registry import Credentials, DockerConfig, Registry, first_of
-from services.images.registry.auth import TOKEN_LIMIT
+from services.images.registry.limits import TOKEN_LIMIT
 from services.images.registry_timeouts import Timeouts
 from services.kit import errors
 from tests.fake_registry import Auth, FakeRegistry, cut, redirect, says, silent, status

@@ -14,7 +14,7 @@ from services.kit import errors
 from services.oci.descriptors import Descriptor
 from services.oci.media_types import INDEX
 from tests.service.images.registry.pulls import LAYER, described, fetched
-from tests.service.images.registry.test_push import source
+from tests.service.images.registry.test_upload import source
 
 pytestmark = pytest.mark.once
 

@@ -15,8 +15,8 @@ from services.images.concurrency.budget import Budget
 from services.images.distribution.fetcher import PART, Fetcher
 from services.images.node.ingest import FileIngest
 from services.images.registry import Hosts, NoParts, Registry
-from services.images.registry.fetch import SLICES
-from services.images.registry.mirrors import RANGES_REST, MirrorMemory
+from services.images.registry.download import SLICES
+from services.images.registry.host_memory import RANGES_REST, HostMemory
 from services.oci.descriptors import Descriptor
 from services.oci.digests import Digest, digest_of
 from services.oci.references import Reference
@@ -130,7 +130,7 @@ async def test_who_refuses_the_whole_too_is_not_remembered_for_parts(
 def test_a_refusal_is_forgotten() -> None:
     """After a while parts are asked for again: a registry may be mended."""
     now = [1000.0]
-    memory = MirrorMemory(lambda: now[0])
+    memory = HostMemory(lambda: now[0])
     memory.refused_range("http://a", "GET x: 400")
     assert memory.refuses_ranges("http://a")
     assert not memory.refuses_ranges("http://b")

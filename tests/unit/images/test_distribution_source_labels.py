@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.images.distribution.sources import mountable, source_key, with_source
+from services.images.distribution.source_labels import mountable, source_key, with_source
 from services.oci.references import Reference
 
 

@@ -36,7 +36,7 @@ WEIGHT = 0.3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MirrorState:
+class HostState:
     """A host as remembered. ``since`` is seconds since the epoch, ``failures`` counts those in a row,
     ``throughput`` is bytes a second (0: not measured).
     """
@@ -68,7 +68,7 @@ class _Host:
     ranges_refused_until: float = 0.0
 
 
-class MirrorMemory:
+class HostMemory:
     """Hosts by their ``scheme://host``."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
@@ -141,10 +141,10 @@ class MirrorMemory:
         host = self._host(key)
         return f"{host.state} for {self._clock() - host.since:.0f} s: {host.last_error}"
 
-    def snapshot(self) -> list[MirrorState]:
+    def snapshot(self) -> list[HostState]:
         """All hosts, for people to look at."""
         return [
-            MirrorState(
+            HostState(
                 host=key,
                 state=host.state,
                 since=host.since,

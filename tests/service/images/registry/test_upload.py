@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from services.images.registry import Credentials, Pushed, Registry
-from services.images.registry.push import Read
+from services.images.registry.upload import Read
 from services.kit import errors
 from services.oci.media_types import MANIFEST
 from tests.fake_registry import Auth, FakeRegistry, deaf, hang_up, redirect, status, taking

@@ -15,8 +15,8 @@ host is left ends the fetch with :class:`WrongBytes`: no part of such a body is 
 Parts are asked for by ranges of which both ends are given: some servers know no other (go-containerregistry's answers
 416 to ``bytes=N-``). Whoever ignores a range sends all of it, and what is known already is dropped. Whoever refuses it
 (400 by Artifactory), fails over it twice (500), or answers with another part or several in one body, or with a part of
-what the blob is compressed to (Content-Encoding), is asked once without, and for a while not again (:mod:`.mirrors`).
-Whoever sends less than was asked for, which RFC 9110 (15.3.7) allows, is asked for the rest.
+what the blob is compressed to (Content-Encoding), is asked once without, and for a while not again
+(:mod:`.host_memory`). Whoever sends less than was asked for, which RFC 9110 (15.3.7) allows, is asked for the rest.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from types import TracebackType
 from services.images.registry.endpoint import Place
 from services.images.registry.failover import Failover
 from services.images.registry.failure import Blame, Failure, combined
-from services.images.registry.mirrors import MirrorMemory
+from services.images.registry.host_memory import HostMemory
 from services.images.registry.transport import Answer
 from services.images.registry_timeouts import Retry, Timeouts
 from services.kit import errors
@@ -78,7 +78,7 @@ class Body:
     share the work.
     """
 
-    def __init__(self, fetch: Fetch) -> None:
+    def __init__(self, fetch: Download) -> None:
         self.offset = fetch.offset
         self.end = fetch.offset
         self.size = fetch.descriptor.size
@@ -87,7 +87,7 @@ class Body:
         self.hosts: list[str] = []
         """All that served some of it, in turn."""
         self.place = ""
-        """The last of them, as :mod:`.mirrors` knows it."""
+        """The last of them, as :mod:`.host_memory` knows it."""
         self._fetch = fetch
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -106,7 +106,7 @@ class Body:
         self._fetch.distrust(why, spared)
 
 
-class Fetch:
+class Download:
     """A fetch under way, as a context manager; entering it gives the :class:`Body`, with the head of the first
     answer in it.
     """
@@ -118,7 +118,7 @@ class Fetch:
         offset: int,
         length: int | None,
         places: Callable[[], Awaitable[Sequence[Place]]],
-        memory: MirrorMemory,
+        memory: HostMemory,
         timeouts: Timeouts,
         retry: Retry,
         *,

@@ -1,4 +1,4 @@
-"""Which media types are asked for, and taken, as what a name stands for."""
+"""Which media types are asked for, and accepted, as what a name stands for."""
 
 from __future__ import annotations
 
@@ -6,11 +6,6 @@ from services.oci.media_types import DOCKER_INDEX, DOCKER_MANIFEST, INDEX, MANIF
 
 ACCEPT = f"{DOCKER_MANIFEST}, {DOCKER_INDEX}, {MANIFEST}, {INDEX}, */*"
 """The Accept header for a name, in containerd's order."""
-
-MANIFEST_LIMIT = 4 << 20
-"""The largest manifest that is taken. One of 128 layers has 32 KiB; what is large belongs into blobs, and a
-registry must not fill our memory.
-"""
 
 
 def media_type_of(content_type: str) -> str:

@@ -18,8 +18,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from services.images.registry.endpoint import Endpoint, push_scopes
 from services.images.registry.failover import Failover
 from services.images.registry.failure import Blame, Failure
-from services.images.registry.media_types import MANIFEST_LIMIT
-from services.images.registry.mirrors import MirrorMemory
+from services.images.registry.host_memory import HostMemory
+from services.images.registry.limits import MANIFEST_LIMIT
 from services.images.registry.transport import Answer
 from services.images.registry_timeouts import Retry, Timeouts
 from services.kit import errors
@@ -41,11 +41,11 @@ class Pushed(enum.Enum):
     UPLOADED = "uploaded"
 
 
-class Push:
+class Upload:
     """To ``reference``'s repository at ``endpoint``."""
 
     def __init__(
-        self, reference: Reference, endpoint: Endpoint, memory: MirrorMemory, timeouts: Timeouts, retry: Retry
+        self, reference: Reference, endpoint: Endpoint, memory: HostMemory, timeouts: Timeouts, retry: Retry
     ) -> None:
         self._reference = reference
         self._endpoint = endpoint
