@@ -35,12 +35,13 @@ from services.metadata.store import (
     Intent,
     Kind,
     Lease,
-    Opaque,
     Outcome,
     RawSnapshot,
     Resource,
     Snapshot,
 )
+from services.oci.opaque import Opaque
+from services.oci.opaque_convert import opaque_from_pb, opaque_to_pb
 
 V = TypeVar("V", bound=Hashable)
 M = TypeVar("M")
@@ -78,21 +79,6 @@ class Remembering(Generic[V, M]):
         return len(self._made)
 
 
-# -- Any
-
-
-def opaque_to_pb(opaque: Opaque | None) -> AnyPb | None:
-    return None if opaque is None else AnyPb(type_url=opaque.type_url, value=opaque.value)
-
-
-def opaque_from_pb(message: Any, name: str) -> Opaque | None:
-    """The field ``name`` of a message."""
-    if not message.HasField(name):
-        return None
-    value = getattr(message, name)
-    return Opaque(value.type_url, value.value)
-
-
 # -- containers
 
 
@@ -123,8 +109,8 @@ def container_from_pb(message: containers_pb2.Container) -> Container:
         labels=dict(message.labels),
         image=message.image,
         runtime=message.runtime.name,
-        runtime_options=opaque_from_pb(message.runtime, "options"),
-        spec=opaque_from_pb(message, "spec"),
+        runtime_options=opaque_from_pb(message.runtime.options, present=message.runtime.HasField("options")),
+        spec=opaque_from_pb(message.spec, present=message.HasField("spec")),
         snapshotter=message.snapshotter,
         snapshot_key=message.snapshot_key,
         extensions={name: Opaque(o.type_url, o.value) for name, o in message.extensions.items()},

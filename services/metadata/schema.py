@@ -69,12 +69,12 @@ from services.metadata.store import (
     Lease,
     Mark,
     Namespace,
-    Opaque,
     Raw,
     Resource,
     Snapshot,
 )
 from services.metadata.transactions import Key, Reader, Transaction, decode
+from services.oci.opaque import Opaque
 
 V = TypeVar("V")
 

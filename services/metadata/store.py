@@ -29,6 +29,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from services.kit import errors
 from services.kit.slices import Steps, at_once
+from services.oci.opaque import Opaque
 
 Labels = Mapping[str, str]
 Nanoseconds = int
@@ -37,13 +38,6 @@ LABELS_PER_STEP = 500
 """Labels that one step of a sliced operation handles: the manifest of an image with thousands of layers has as many."""
 
 # ---------------------------------------------------------------------------------------------- values
-
-
-class Opaque(NamedTuple):
-    """A google.protobuf.Any, passed on undecoded."""
-
-    type_url: str
-    value: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

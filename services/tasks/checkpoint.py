@@ -17,8 +17,9 @@ from api.containerd.types.runc.options import oci_pb2
 from services.kit import errors, tar
 from services.kit.any import unpack
 from services.oci.descriptors import Descriptor
-from services.tasks import convert
-from services.tasks.store import Container, Node, Opaque
+from services.oci.opaque import Opaque
+from services.oci.opaque_convert import opaque_to_pb
+from services.tasks.store import Container, Node
 
 IMAGE = "application/vnd.containerd.container.criu.checkpoint.criu.tar"
 CONFIG = "application/vnd.containerd.container.checkpoint.config.v1+proto"
@@ -28,7 +29,7 @@ _PIECE = 1 << 18
 
 def image_path(runtime: str, options: Opaque | None) -> str:
     """Where the options of a Checkpoint call want the image; empty for the content store."""
-    value = convert.opaque_to_pb(options)
+    value = opaque_to_pb(options)
     if value is None:
         return ""
     try:
@@ -42,7 +43,7 @@ def image_path(runtime: str, options: Opaque | None) -> str:
 
 def restore_path(options: Opaque | None) -> str:
     """Where the options of a Create call say that there is an image to restore; empty for none."""
-    value = convert.opaque_to_pb(options)
+    value = opaque_to_pb(options)
     try:
         parsed = None if value is None else unpack(value, oci_pb2.Options)
     except DecodeError as error:
@@ -56,7 +57,7 @@ async def store(node: Node, namespace: str, lease: str, image: Path, container: 
         await asyncio.to_thread(_pack, image, file)
         file.seek(0)
         criu = await node.write_blob(namespace, lease, str(image), IMAGE, file)
-    spec = convert.opaque_to_pb(container.spec)
+    spec = opaque_to_pb(container.spec)
     config = io.BytesIO(b"" if spec is None else spec.SerializeToString())
     return [criu, await node.write_blob(namespace, lease, str(image / "spec"), CONFIG, config)]
 

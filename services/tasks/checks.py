@@ -22,7 +22,8 @@ from pathlib import Path
 from services.kit import errors, shims, threads
 from services.kit.identifiers import quoted
 from services.oci.mounts import Mount
-from services.tasks.store import IO, Opaque
+from services.oci.opaque import Opaque
+from services.tasks.store import IO
 
 STAT_SECONDS = 5.0
 """For looking at the paths of stdio, which a client chooses: one may be on a network file system that does not
@@ -53,7 +54,7 @@ def runtime_options(field: str, program: str, options: Opaque | None) -> None:
     """A shim of runc is given runc's options, or none."""
     if not of_runc(program) or options is None or not options.value:
         return
-    name = options.type.rpartition("/")[2]
+    name = options.type_url.rpartition("/")[2]
     if name != _OPTIONS:
         raise errors.InvalidArgument(
             f"{field}: {quoted(name)} is no option of {Path(program).name}, which takes {_OPTIONS}"

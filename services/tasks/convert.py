@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from google.protobuf.any_pb2 import Any
 from google.protobuf.message import DecodeError
 
 from api.containerd.runtime.task.v3 import shim_pb2 as shim
@@ -21,19 +20,10 @@ from services.kit.gojson import BOOLEAN, Optional, Struct
 from services.kit.timestamps import time_from_pb, time_to_pb
 from services.oci.descriptors_convert import descriptor_from_pb, descriptor_to_pb
 from services.oci.mounts_convert import mounts_from_pb, mounts_to_pb
-from services.tasks.store import IO, Container, CreateOptions, Exit, Metric, Opaque, Process, ProcessInfo, Status
+from services.oci.opaque_convert import opaque_from_pb, opaque_to_pb
+from services.tasks.store import IO, Container, CreateOptions, Exit, Metric, Process, ProcessInfo, Status
 
 _STATUSES = frozenset(s.value for s in Status)
-
-
-def opaque_to_pb(value: Opaque | None) -> Any | None:
-    """None stays absent."""
-    return None if value is None else Any(type_url=value.type, value=value.value)
-
-
-def opaque_from_pb(value: Any, *, present: bool = True) -> Opaque | None:
-    """An absent Any is None."""
-    return Opaque(value.type_url, value.value) if present else None
 
 
 def _exited_at(

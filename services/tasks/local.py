@@ -44,6 +44,7 @@ from services.kit import errors, filters, identifiers, loops, rpc, tracing
 from services.kit.faults import fault
 from services.kit.slices import Lane
 from services.oci.descriptors import Descriptor
+from services.oci.opaque import Opaque
 from services.tasks import checkpoint, checks, dead_shim, fifos
 from services.tasks import spec as specs
 from services.tasks.bundle import TASKS, Address, Bundle
@@ -57,7 +58,6 @@ from services.tasks.store import (
     Exit,
     Metric,
     Node,
-    Opaque,
     Process,
     ProcessInfo,
     Status,

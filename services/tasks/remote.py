@@ -11,8 +11,10 @@ from api.containerd.services.tasks.v1 import tasks_stubs
 from services.kit import rpc
 from services.oci.descriptors import Descriptor
 from services.oci.descriptors_convert import descriptor_from_pb
+from services.oci.opaque import Opaque
+from services.oci.opaque_convert import opaque_to_pb
 from services.tasks import convert
-from services.tasks.store import IO, CreateOptions, Exit, Metric, Opaque, Process, ProcessInfo
+from services.tasks.store import IO, CreateOptions, Exit, Metric, Process, ProcessInfo
 
 _LONG = 120.0
 
@@ -64,7 +66,7 @@ class RemoteTasks:
         request = pb.ExecProcessRequest(
             container_id=name,
             exec_id=exec_id,
-            spec=convert.opaque_to_pb(spec),
+            spec=opaque_to_pb(spec),
             stdin=io.stdin,
             stdout=io.stdout,
             stderr=io.stderr,
@@ -96,7 +98,7 @@ class RemoteTasks:
     async def checkpoint(
         self, namespace: str, name: str, options: Opaque | None, *, lease: str = ""
     ) -> Sequence[Descriptor]:
-        request = pb.CheckpointTaskRequest(container_id=name, options=convert.opaque_to_pb(options))
+        request = pb.CheckpointTaskRequest(container_id=name, options=opaque_to_pb(options))
         headers = _of(namespace) | ({rpc.LEASE: lease} if lease else {})
         return [
             descriptor_from_pb(d)
@@ -105,7 +107,7 @@ class RemoteTasks:
 
     async def update(self, namespace: str, name: str, resources: Opaque | None, annotations: Mapping[str, str]) -> None:
         request = pb.UpdateTaskRequest(
-            container_id=name, resources=convert.opaque_to_pb(resources), annotations=dict(annotations)
+            container_id=name, resources=opaque_to_pb(resources), annotations=dict(annotations)
         )
         await self._client.Update(request, headers=_of(namespace), timeout=_LONG)
 

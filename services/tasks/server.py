@@ -8,6 +8,7 @@ from api.containerd.services.tasks.v1 import tasks_pb2 as pb
 from api.containerd.services.tasks.v1 import tasks_stubs
 from services.kit.rpc import Call
 from services.oci.descriptors_convert import descriptor_to_pb
+from services.oci.opaque_convert import opaque_from_pb
 from services.tasks import convert
 from services.tasks.store import IO, Tasks
 
@@ -52,7 +53,7 @@ class TasksServicer:
 
     async def Exec(self, request: pb.ExecProcessRequest, call: Call) -> Empty:
         io = IO(request.stdin, request.stdout, request.stderr, request.terminal)
-        spec = convert.opaque_from_pb(request.spec, present=request.HasField("spec"))
+        spec = opaque_from_pb(request.spec, present=request.HasField("spec"))
         await self._tasks.exec(call.namespace, request.container_id, request.exec_id, spec, io)
         return Empty()
 
@@ -77,12 +78,12 @@ class TasksServicer:
         return convert.pids_to_pb(await self._tasks.pids(call.namespace, request.container_id))
 
     async def Checkpoint(self, request: pb.CheckpointTaskRequest, call: Call) -> pb.CheckpointTaskResponse:
-        options = convert.opaque_from_pb(request.options, present=request.HasField("options"))
+        options = opaque_from_pb(request.options, present=request.HasField("options"))
         descriptors = await self._tasks.checkpoint(call.namespace, request.container_id, options, lease=call.lease)
         return pb.CheckpointTaskResponse(descriptors=[descriptor_to_pb(d) for d in descriptors])
 
     async def Update(self, request: pb.UpdateTaskRequest, call: Call) -> Empty:
-        resources = convert.opaque_from_pb(request.resources, present=request.HasField("resources"))
+        resources = opaque_from_pb(request.resources, present=request.HasField("resources"))
         await self._tasks.update(call.namespace, request.container_id, resources, dict(request.annotations))
         return Empty()
 

@@ -32,9 +32,11 @@ from services.kit.identifiers import quoted
 from services.kit.version import VERSION
 from services.oci.mounts import Mount
 from services.oci.mounts_convert import mounts_to_pb
+from services.oci.opaque import Opaque
+from services.oci.opaque_convert import opaque_from_pb, opaque_to_pb
 from services.tasks import checks, convert
 from services.tasks.bundle import Address, Bundle, address_of
-from services.tasks.store import IO, Exit, Opaque, Process, ProcessInfo
+from services.tasks.store import IO, Exit, Process, ProcessInfo
 
 log = logging.getLogger(__name__)
 
@@ -180,7 +182,7 @@ class Program:
             containerd_grpc_address=str(self._environment.grpc_address),
         )
         if options is not None:
-            params.extensions.add(value=convert.opaque_to_pb(options))
+            params.extensions.add(value=opaque_to_pb(options))
         return params.SerializeToString()
 
     async def _run(self, action: Sequence[str], stdin: bytes, timeout: float) -> tuple[int, bytes, bytes]:
@@ -243,7 +245,7 @@ def _memory_file(content: bytes = b"") -> Iterator[int]:
 
 
 def _legacy_input(options: Opaque | None) -> bytes:
-    value = convert.opaque_to_pb(options)
+    value = opaque_to_pb(options)
     return b"" if value is None else value.SerializeToString()
 
 
@@ -308,7 +310,7 @@ def with_runc_root(options: Opaque | None, program: str, root: Path) -> Opaque |
     would be one.
     """
     if options is None or not options.value:
-        if not checks.of_runc(program) or (options is not None and options.type and not _is_runc(options)):
+        if not checks.of_runc(program) or (options is not None and options.type_url and not _is_runc(options)):
             return options
         return Opaque(oci_pb2.Options.DESCRIPTOR.full_name, oci_pb2.Options(root=str(root)).SerializeToString())
     if not _is_runc(options):
@@ -320,11 +322,11 @@ def with_runc_root(options: Opaque | None, program: str, root: Path) -> Opaque |
     if parsed.root:
         return options
     parsed.root = str(root)
-    return Opaque(options.type, parsed.SerializeToString())
+    return Opaque(options.type_url, parsed.SerializeToString())
 
 
 def _is_runc(options: Opaque) -> bool:
-    value = convert.opaque_to_pb(options)
+    value = opaque_to_pb(options)
     return value is not None and type_name(value) == oci_pb2.Options.DESCRIPTOR.full_name
 
 
@@ -402,7 +404,7 @@ class Connection:
             stderr=io.stderr,
             terminal=io.terminal,
             checkpoint=checkpoint,
-            options=convert.opaque_to_pb(options),
+            options=opaque_to_pb(options),
         )
         return int((await self._call("Create", request, pb.CreateTaskResponse, timeout)).pid)
 
@@ -431,7 +433,7 @@ class Connection:
         request = pb.ExecProcessRequest(
             id=self._id,
             exec_id=exec_id,
-            spec=convert.opaque_to_pb(spec),
+            spec=opaque_to_pb(spec),
             stdin=io.stdin,
             stdout=io.stdout,
             stderr=io.stderr,
@@ -461,7 +463,7 @@ class Connection:
     async def checkpoint(self, path: Path, options: Opaque | None, timeout: float) -> None:
         await self._call(
             "Checkpoint",
-            pb.CheckpointTaskRequest(id=self._id, path=str(path), options=convert.opaque_to_pb(options)),
+            pb.CheckpointTaskRequest(id=self._id, path=str(path), options=opaque_to_pb(options)),
             Empty,
             timeout,
         )
@@ -469,14 +471,14 @@ class Connection:
     async def update(self, resources: Opaque | None, annotations: Mapping[str, str], timeout: float) -> None:
         await self._call(
             "Update",
-            pb.UpdateTaskRequest(id=self._id, resources=convert.opaque_to_pb(resources), annotations=dict(annotations)),
+            pb.UpdateTaskRequest(id=self._id, resources=opaque_to_pb(resources), annotations=dict(annotations)),
             Empty,
             timeout,
         )
 
     async def stats(self, timeout: float) -> Opaque | None:
         response: pb.StatsResponse = await self._call("Stats", pb.StatsRequest(id=self._id), pb.StatsResponse, timeout)
-        return convert.opaque_from_pb(response.stats, present=response.HasField("stats"))
+        return opaque_from_pb(response.stats, present=response.HasField("stats"))
 
     async def wait(self, exec_id: str) -> Exit:
         """However long it takes."""

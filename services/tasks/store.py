@@ -38,6 +38,7 @@ from typing import BinaryIO, Protocol
 
 from services.oci.descriptors import Descriptor
 from services.oci.mounts import Mount
+from services.oci.opaque import Opaque
 
 
 class Status(enum.IntEnum):
@@ -49,14 +50,6 @@ class Status(enum.IntEnum):
     STOPPED = 3
     PAUSED = 4
     PAUSING = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Opaque:
-    """A typed message that is passed on unread: a spec, a runtime's options, statistics."""
-
-    type: str
-    value: bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,9 @@ from api.containerd.types.runc.options import oci_pb2
 from services.kit import errors
 from services.kit.any import pack
 from services.oci.descriptors import Descriptor
+from services.oci.opaque import Opaque
 from services.tasks.bundle import TASKS
-from services.tasks.store import IO, CreateOptions, Opaque, Status, Tasks
+from services.tasks.store import IO, CreateOptions, Status, Tasks
 from tests.suites.tasks_node import NS, FakeGateway, alive, contained, gone, output
 from tests.support import eventually_async, freeze, mounts_below, processes_naming
 
@@ -566,7 +567,7 @@ class TasksSuite:
         (metric,) = await tasks.metrics(NS, ["id==m"])
         assert metric.id == "m"
         assert metric.data is not None
-        assert metric.data.type.startswith("io.containerd.cgroups.v")
+        assert metric.data.type_url.startswith("io.containerd.cgroups.v")
         assert await tasks.metrics(NS, ["id==other"]) == []
         with pytest.raises(errors.InvalidArgument):
             await tasks.metrics(NS, ["id==="])

@@ -6,7 +6,8 @@ from api.containerd.services.images.v1 import images_pb2
 from api.containerd.services.leases.v1.leases_pb2 import Lease
 from services.metadata import convert
 from services.metadata.convert import Remembering
-from services.metadata.store import Container, Image, Opaque
+from services.metadata.store import Container, Image
+from services.oci.opaque import Opaque
 
 
 def test_only_small_images_are_remembered() -> None:

@@ -7,7 +7,8 @@ import pytest
 from services.kit import errors
 from services.kit.slices import at_once
 from services.metadata import schema
-from services.metadata.store import Blob, Container, Opaque
+from services.metadata.store import Blob, Container
+from services.oci.opaque import Opaque
 
 
 def test_what_is_remembered_is_bounded() -> None:

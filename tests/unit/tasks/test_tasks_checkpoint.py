@@ -13,8 +13,9 @@ from google.protobuf.any_pb2 import Any
 from api.containerd.types.runc.options import oci_pb2
 from services.kit import errors
 from services.oci.descriptors import Descriptor
+from services.oci.opaque import Opaque
 from services.tasks import checkpoint
-from services.tasks.store import Container, Opaque
+from services.tasks.store import Container
 from tests.suites.diff_tars import block
 
 

@@ -10,8 +10,9 @@ import pytest
 
 from services.kit import errors
 from services.oci.mounts import Mount
+from services.oci.opaque import Opaque
 from services.tasks import checks
-from services.tasks.store import IO, Opaque
+from services.tasks.store import IO
 from tests.support import eventually_async
 
 RUNC, OTHER = "/usr/bin/containerd-shim-runc-v2", "/usr/bin/containerd-shim-other-v1"

@@ -15,9 +15,10 @@ import pytest
 
 from services.kit import errors
 from services.oci.mounts import Mount
+from services.oci.opaque import Opaque
 from services.tasks.nodestart import NodeStart
 from services.tasks.restart import COUNT, LOG_PATH, LOG_URI, POLICY, STATUS, STOPPED, Policy, RestartMonitor, decide
-from services.tasks.store import IO, Container, CreateOptions, Exit, Opaque, Process, Status
+from services.tasks.store import IO, Container, CreateOptions, Exit, Process, Status
 from tests.support import eventually_async
 
 

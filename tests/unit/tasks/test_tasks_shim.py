@@ -12,6 +12,7 @@ from api.containerd.runtime.bootstrap.v1 import bootstrap_pb2
 from api.containerd.runtime.task.v3 import shim_pb2
 from api.containerd.types.runc.options import oci_pb2
 from services.kit import errors, settings
+from services.oci.opaque import Opaque
 from services.tasks import config
 from services.tasks.bundle import Address, Bundle
 from services.tasks.shim import (
@@ -23,7 +24,6 @@ from services.tasks.shim import (
     socket_path,
     with_runc_root,
 )
-from services.tasks.store import Opaque
 
 RUNC = "containerd.runc.v1.Options"
 PROGRAM = "/usr/bin/containerd-shim-runc-v2"
@@ -100,7 +100,7 @@ def test_runc_root_is_filled_in_only_where_it_is_runcs_and_empty(place: Path) ->
     unknown = oci_pb2.Options(binary_name="crun").SerializeToString() + b"\x42\x03abc"  # field 8, which was criu_path
     merged = with_runc_root(Opaque("type.googleapis.com/" + RUNC, unknown), PROGRAM, root)
     assert merged is not None
-    assert merged.type == "type.googleapis.com/" + RUNC
+    assert merged.type_url == "type.googleapis.com/" + RUNC
     assert b"\x42\x03abc" in merged.value
     assert oci_pb2.Options.FromString(merged.value).binary_name == "crun"
     assert oci_pb2.Options.FromString(merged.value).root == "/s/runc"
