@@ -23,12 +23,11 @@ from services.kit.rpc import NAMESPACE, Channel
 from services.oci.digests import chain_ids, digest_of
 from tests.fake_registry import FakeRegistry
 from tests.pulls import Client
-from tests.suites.diff_sides import CONTENT, DIFF, HEADERS, Node, Side, tree
+from tests.suites.diff_sides import CONTENT, DIFF, HEADERS, KEPT, Node, Side, tree
 from tests.suites.diff_tars import device, directory, link, opaque, pax, reg, symlink, tar, whiteout
 from tests.suites.transfers import HERE, NAMED, UNPACK, Transfers, layout
 
 SNAPSHOTS = snapshots_stubs.SNAPSHOTS
-KEPT = {"containerd.io/gc.root": "test"}
 
 # ---------------------------------------------------------------------------------------------- layers
 

@@ -31,6 +31,8 @@ CONTENT = content_stubs.CONTENT
 DIFF = diff_stubs.DIFF
 TAR = "application/vnd.oci.image.layer.v1.tar"
 HEADERS = {"containerd-namespace": "diff"}
+KEPT = {"containerd.io/gc.root": "test"}
+"""Labels of what no collector is to take."""
 
 
 @dataclass
@@ -62,11 +64,7 @@ class Side:
                     await stream.receive()
                 await stream.send(
                     content_pb2.WriteContentRequest(
-                        action=content_pb2.COMMIT,
-                        offset=len(data),
-                        total=len(data),
-                        expected=digest,
-                        labels={"containerd.io/gc.root": "test"},
+                        action=content_pb2.COMMIT, offset=len(data), total=len(data), expected=digest, labels=KEPT
                     )
                 )
                 await stream.receive()
@@ -93,11 +91,9 @@ class Side:
     async def make(
         self, left: list[mount_pb2.Mount], right: list[mount_pb2.Mount], **fields
     ) -> descriptor_pb2.Descriptor:
-        if self.name == "containerd":  # or its collector takes the layer
-            fields.setdefault("labels", {"containerd.io/gc.root": "test"})
-        return (
-            await self.diff.Diff(diff_pb2.DiffRequest(left=left, right=right, **fields), headers=HEADERS, timeout=60)
-        ).diff
+        fields.setdefault("labels", KEPT)
+        request = diff_pb2.DiffRequest(left=left, right=right, **fields)
+        return (await self.diff.Diff(request, headers=HEADERS, timeout=60)).diff
 
     async def labels(self, digest: str) -> dict[str, str]:
         return dict((await self.content.Info(content_pb2.InfoRequest(digest=digest), headers=HEADERS)).info.labels)

@@ -184,15 +184,6 @@ async def test_nothing_stays_mounted_or_behind(here: Path, side: Side) -> None:
     assert [os.listdir(d) for d in sorted((here / "scratch").iterdir())] == [[], []]
 
 
-async def test_sync_fs(side: Side) -> None:
-    """sync_fs is obeyed on each kind of target."""
-    await side.apply(BASE, bind(side.directory("root")), sync_fs=True)
-    await side.apply(
-        BASE, overlay(side.directory("upper"), side.directory("work"), side.directory("lower")), sync_fs=True
-    )
-    assert (side.place / "upper/bin/sh").read_bytes() == b"shell"
-
-
 async def test_an_overlay_mounted_with_userxattr_gets_user_xattrs(side: Side) -> None:
     """An opaque directory is marked where such an overlay looks for the mark."""
     upper = side.directory("upper")
@@ -479,20 +470,6 @@ async def test_two_writers_of_a_ref(side: Side) -> None:
             await side.make(bind(left), bind(right), ref="taken")
     layer = await side.make(bind(left), bind(right), ref="taken")
     assert hashlib.sha256(await side.read(layer.digest)).hexdigest() == layer.digest[7:]
-
-
-async def test_layers_are_unpacked_side_by_side(side: Side) -> None:
-    """Each has a worker: eight at once end as one does."""
-    roots = [side.directory(f"root{i}") for i in range(8)]
-    layer = descriptor_pb2.Descriptor(media_type=f"{TAR}+gzip", digest=await side.write(ZIPPED))
-    applied = await asyncio.gather(
-        *(
-            side.diff.Apply(pb.ApplyRequest(diff=layer, mounts=bind(root)), headers=HEADERS, timeout=60)
-            for root in roots
-        )
-    )
-    assert len({a.applied.digest for a in applied}) == 1
-    assert all((root / "a").stat().st_size == 3_000_000 for root in roots)
 
 
 class Collector:
