@@ -153,15 +153,32 @@ class Bundle:
     def read_address(self) -> Address | None:
         """How to reach the shim; None if that was never known. Shims before 1.7 leave a bare ``address``, which
         containerd reads too.
+
+        DataLoss if the address was known, and what is there now holds none: that says nothing of the shim, which may
+        run.
         """
-        with contextlib.suppress(FileNotFoundError):
+        damaged = None
+        try:
             if (found := address_of((self.path / "bootstrap.json").read_bytes())) is not None:
                 return found
-        try:
-            text = (self.path / "address").read_text().strip()
+            damaged = self.path / "bootstrap.json"
         except FileNotFoundError:
-            return None
+            pass
+        try:
+            text = (self.path / "address").read_text(errors="replace").strip()
+        except FileNotFoundError:
+            text = ""
+        else:
+            damaged = damaged or self.path / "address"
+        if not text and damaged is not None:
+            raise errors.DataLoss(f"{damaged}: no address of a shim is in it")
         return Address("ttrpc", text, 2) if text else None
+
+    def readable_address(self) -> Address | None:
+        """The same; None also for an address that cannot be read."""
+        with contextlib.suppress(errors.DataLoss, OSError):
+            return self.read_address()
+        return None
 
     def spec(self) -> dict[str, Any]:
         """The OCI spec; empty if there is none to read."""

@@ -161,8 +161,8 @@ def in_bundle(bundle: Bundle, program: str, root: Path) -> Sighting:
                 _bytes(root / bundle.namespace / bundle.id / name), Struct({of_pid: _NUMBER, of_start: _NUMBER})
             )
             if pid in (0, state.get(of_pid)) and state.get(of_pid) and _began(state[of_pid]) == state.get(of_start):
-                return see(bundle, program, bundle.read_address(), state[of_pid])
-    return Sighting(program, bundle.read_address())
+                return see(bundle, program, bundle.readable_address(), state[of_pid])
+    return Sighting(program, bundle.readable_address())
 
 
 def restore(bundle: Bundle, seen: Sighting) -> None:

@@ -738,17 +738,17 @@ class LocalTasks:
 
     def _shared(self, task: _Task) -> bool:
         """Whether the shim serves another task that is known here, or is about to be."""
-        own, path = _address(task), task.bundle.path
+        own, path = _readable_address(task), task.bundle.path
         return own is not None and own.address in {
             *(
                 other.address
                 for known in self._tasks.values()
-                if known is not task and (other := _address(known)) is not None
+                if known is not task and (other := _readable_address(known)) is not None
             ),
             *(
                 other.address
                 for bundle in self._loading.values()
-                if bundle.path != path and (other := bundle.read_address()) is not None
+                if bundle.path != path and (other := bundle.readable_address()) is not None
             ),
         }
 
@@ -978,7 +978,7 @@ class LocalTasks:
         that can be computed.
         """
         for address in (
-            task.bundle.read_address(),
+            task.bundle.readable_address(),
             task.seen.address if task.seen else None,
             self._expected_address(task.bundle),
         ):
@@ -1354,12 +1354,18 @@ async def _or_abandoned(making: asyncio.Future[int], abandoned: asyncio.Event, w
 
 
 def _address(task: _Task) -> Address | None:
-    """Where its shim listens, as far as that is known."""
-    return (
-        task.connection.address
-        if task.connection is not None
-        else task.bundle.read_address() or (task.seen.address if task.seen else None)
-    )
+    """Where its shim listens; None if that was never known. DataLoss, or OSError, where it cannot be read any more."""
+    if task.connection is not None:
+        return task.connection.address
+    seen = task.seen.address if task.seen else None
+    return (task.bundle.read_address() if seen is None else task.bundle.readable_address()) or seen
+
+
+def _readable_address(task: _Task) -> Address | None:
+    """The same; None also for an address that cannot be read."""
+    with contextlib.suppress(errors.DataLoss, OSError):
+        return _address(task)
+    return None
 
 
 def _in_the_way(task: _Task) -> errors.FailedPrecondition:

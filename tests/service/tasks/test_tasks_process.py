@@ -262,6 +262,31 @@ async def test_a_task_that_cannot_be_looked_at_after_a_start(service: Service) -
     assert len(node.exits("u")) == 1
 
 
+async def test_a_shim_whose_address_cannot_be_read(service: Service) -> None:
+    """Its task may run, and is ended only by whoever asks for that: until its address is there again it is UNKNOWN."""
+    tasks, node = service.tasks, service.node
+    pid = await start(tasks, node, "u", "sleep", "100")
+    await service.kill()
+    bundle = node.state / TASKS / NS / "u"
+    address = (bundle / "bootstrap.json").read_text()
+    (bundle / "bootstrap.json").write_text("{")
+    (bundle / "address").unlink(missing_ok=True)
+    (node.state / "tasks/sightings" / f"{NS}:u").unlink()
+    await service.again()
+    await service.answering()
+    await listed_as(tasks, {"u": Status.UNKNOWN})
+    with pytest.raises(
+        errors.FailedPrecondition, match=r"task u: it may run, .*bootstrap\.json: no address of a shim is in it"
+    ):
+        await tasks.delete(NS, "u")
+    assert alive(pid)
+    (bundle / "bootstrap.json").write_text(address)
+    await tasks.kill(NS, "u", "", signal.SIGKILL, everything=False)
+    await gone(pid)
+    await in_status(tasks, "u", Status.STOPPED)
+    assert (await tasks.delete(NS, "u")).pid == pid
+
+
 @pytest.mark.parametrize("runtime", runtimes())
 async def test_what_a_dead_shim_left_is_shown_until_it_is_gone(service: Service, place: Path, runtime: str) -> None:
     """While its program's delete hangs the task is UNKNOWN, is not created anew, and nothing of it is told;

@@ -13,6 +13,9 @@ from services.kit import errors
 from services.tasks.bundle import Address, Bundle
 from services.tasks.spec import remapped_gid
 
+DAMAGED = ("", "[1]", '{"version":3}', '{"version":"3","address":"x","protocol":"ttrpc"}', "[" * 5000)
+"""What is no address in a bootstrap.json."""
+
 
 def of(place: Path, name: str = "c") -> Bundle:
     return Bundle.of(place / "root", place / "state", "ns", name)
@@ -117,11 +120,24 @@ def test_address_is_remembered_as_containerd_writes_it(place: Path) -> None:
     assert bundle.init_pid() == 0
     (bundle.path / "init.pid").write_text("17")
     assert bundle.init_pid() == 17
-    for damaged in ("", "[1]", '{"version":3}', '{"version":"3","address":"x","protocol":"ttrpc"}', "[" * 5000):
+    for damaged in DAMAGED:
         (bundle.path / "bootstrap.json").write_text(damaged)
         assert bundle.read_address() == Address("ttrpc", "unix:///run/x", 2)
     bundle.delete()
     assert (bundle.program(), bundle.read_address()) == ("", None)
+
+
+@pytest.mark.parametrize("name", ["bootstrap.json", "address"])
+def test_an_address_that_cannot_be_read_is_no_absent_one(place: Path, name: str) -> None:
+    """Nothing of the shim follows from that: it may run."""
+    bundle = of(place)
+    bundle.create(None)
+    for damaged in DAMAGED if name == "bootstrap.json" else ("", "\n"):
+        (bundle.path / name).write_text(damaged)
+        with pytest.raises(errors.DataLoss, match=f"/{name}: no address of a shim is in it"):
+            bundle.read_address()
+        assert bundle.readable_address() is None
+    bundle.delete()
 
 
 @pytest.mark.root
