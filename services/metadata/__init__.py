@@ -1,1 +1,1 @@
-"""Records of what the node has, per namespace, and the collector of what nobody needs: the ``metadata`` process."""
+"""The ``metadata`` process: the records of each namespace, and the garbage collector."""

@@ -1,4 +1,4 @@
-"""The metadata process: the records of one node on STATE/metadata.sock, in ROOT/metadata."""
+"""The metadata process: it serves the records of one node, in ROOT/metadata, on STATE/metadata.sock."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from services.metadata.sqlite import SqliteTransactions
 from services.metadata.store import Event
 
 _SWITCH = 0.0005
-"""Seconds for which a thread that computes keeps the loop waiting (Python's own: 5 ms, each time that the loop has
-waited for anything): the collector looks at all records in one.
+"""Seconds after which a computing thread lets the loop run. Python's own value is 5 ms, which the loop would wait each
+time it has waited for anything; the collector looks at all records in a thread.
 """
 
 

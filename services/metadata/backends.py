@@ -1,5 +1,5 @@
-"""The raw services as the metadata process reaches them: through the gateway's internal socket, with the header
-that names the backend.
+"""The raw services as the metadata process reaches them: through the gateway's internal socket, with the header that
+names the backend.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from services.metadata.store import Kind
 
 
 class RemoteBackends:
-    """Asks over ``gateway``, a channel to internal.sock."""
+    """Asks raw services over ``gateway``, a channel to internal.sock."""
 
     def __init__(self, gateway: Channel) -> None:
         self._content = gateway.client(content_stubs.CONTENT)

@@ -14,20 +14,20 @@ _BOLT = "io.containerd.metadata.v1.bolt"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """The metadata service: records of namespaces, containers, leases, images, content and snapshots, and their
-    garbage collection.
+    """The metadata service: records of namespaces, containers, leases, images, content and snapshots, and their garbage
+    collection.
     """
 
     content_sharing_policy: Literal["shared", "isolated"] = "shared"
-    """"shared": content that another namespace has needs no bytes; "isolated": who wants it must bring them. Also
-    read from [plugins."io.containerd.metadata.v1.bolt"].
+    """"shared": content that another namespace has needs no bytes; "isolated": each namespace must bring the bytes
+    itself. Also read from [plugins."io.containerd.metadata.v1.bolt"].
     """
     gc: gc.Config = field(default_factory=gc.Config)
     """The collector's own table, [metadata.gc]."""
 
 
 def load(file: settings.File) -> Config:
-    """The settings in ``file``: containerd's own keys, and over them ours."""
+    """The settings in ``file``: containerd's keys, overridden by ours."""
     plugins = file.tables.get("plugins", {})
     bolt: Any = plugins.get(_BOLT, {}) if isinstance(plugins, dict) else {}
     ours = settings.load(Config, file, "metadata")
@@ -43,7 +43,7 @@ def load(file: settings.File) -> Config:
 
 
 def foreign(file: settings.File) -> frozenset[str]:
-    """The backends that are other people's services by [proxy_plugins], whose entries are the gateway's to check."""
+    """The backends that are third parties' services, by [proxy_plugins]. The gateway validates the entries."""
     plugins = file.tables.get("proxy_plugins", {})
     types = (
         {name: entry.get("type") for name, entry in plugins.items() if isinstance(entry, dict)}

@@ -1,4 +1,4 @@
-"""Containers: what tasks are made from. Records only; tasks and snapshots are elsewhere."""
+"""Records of containers, from which tasks are created. Tasks and snapshots are elsewhere."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ class Containers:
         self._publish = publish
 
     def get(self, namespace: str, id_: str) -> Container:
-        """NotFound."""
+        """The record of a container; NotFound."""
         found = self._database.view(lambda tx: schema.CONTAINERS.get(tx, namespace, id_))
         if found is None:
             raise errors.NotFound(f"container {quoted(id_)} in namespace {quoted(namespace)}")
         return found
 
     def select(self, namespace: str, sources: Sequence[str], make: Callable[[Container], T]) -> AsyncIterator[list[T]]:
-        """What ``make`` makes of those that the filters match, in order of their ids; in pieces, as
-        ``Database.select`` tells.
+        """The result of ``make`` for each container that the filters match, in order of ids and in pieces, as in
+        ``Database.select``.
         """
         return self._database.select(
             schema.CONTAINERS, namespace, sources=sources, field=_field, make=lambda _, container: make(container)
         )
 
     async def create(self, namespace: str, container: Container) -> Container:
-        """InvalidArgument, AlreadyExists."""
+        """Record a container; InvalidArgument, AlreadyExists."""
         try:
             _validate(container)
         except errors.InvalidArgument as error:
@@ -69,7 +69,9 @@ class Containers:
         return created
 
     async def update(self, namespace: str, container: Container, paths: Sequence[str]) -> Container:
-        """Change the fields of ``paths``, or all that may change where there are none. NotFound, InvalidArgument."""
+        """Change the fields that ``paths`` name, or all mutable fields if there are no paths. NotFound,
+        InvalidArgument.
+        """
         if not container.id:
             raise errors.InvalidArgument.verbatim("Container.ID required")
 
@@ -106,7 +108,7 @@ class Containers:
         return updated
 
     async def delete(self, namespace: str, id_: str) -> None:
-        """NotFound."""
+        """Remove the record of a container; NotFound."""
 
         def work(tx: Transaction) -> None:
             if not schema.CONTAINERS.has(tx, namespace, id_):
@@ -120,11 +122,11 @@ class Containers:
 
 
 _REPLACED = ("labels", "spec", "extensions", "image", "snapshotkey")
-"""What an update without a mask changes."""
+"""The fields that an update without a mask changes."""
 
 
 def _updated(old: Container, new: Container, paths: Sequence[str]) -> Container:
-    """``old`` with the fields of ``paths`` from ``new``."""
+    """``old`` with the fields that ``paths`` name taken from ``new``."""
     if not paths:
         if old.snapshotter != new.snapshotter:
             raise errors.InvalidArgument("container.Snapshotter field is immutable")
@@ -153,7 +155,7 @@ def _updated(old: Container, new: Container, paths: Sequence[str]) -> Container:
 
 
 def _validate(container: Container) -> None:
-    # A spec is not asked for: containerd's own check never applies to what comes over its API.
+    # A spec is not required: containerd's own check does not apply to containers that come over its API.
     try:
         identifiers.validate(container.id)
     except errors.InvalidArgument as error:
@@ -168,7 +170,7 @@ def _validate(container: Container) -> None:
 
 
 def _field(container: Container, path: Sequence[str]) -> tuple[str, bool]:
-    """What one filters containers by."""
+    """The fields that filters can select containers by."""
     match path:
         case ["id", *_]:
             return container.id, bool(container.id)

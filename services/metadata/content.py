@@ -1,4 +1,4 @@
-"""Records of content: blobs and ingests of each namespace. The bytes are in the backend."""
+"""Records of content: the blobs and ingests of each namespace. The bytes are in the backend."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ T = TypeVar("T")
 
 _EXPIRES = 24 * 3600 * 10**9
 _MANY, _TRIES = 1000, 3
-"""Labels that are too many to be changed in one step; how often that is tried in several."""
+"""The number of labels above which an update is made in steps; how often that is attempted."""
 _SHAREABLE = "containerd.io/namespace.shareable"
-"""Label of a namespace whose content all others may share, whatever the policy."""
+"""Label of a namespace whose content all other namespaces may share, whatever the policy."""
 
 
 class Content:
-    """Blobs and ingests. ``shared`` is containerd's content_sharing_policy: whether what one namespace has needs no
-    bytes in another.
+    """Blobs and ingests. ``shared`` is containerd's content_sharing_policy "shared": a blob that one namespace has
+    needs no bytes in another.
     """
 
     def __init__(self, database: Database, *, shared: bool = True) -> None:
@@ -54,7 +54,9 @@ class Content:
     # -- blobs
 
     async def info(self, namespace: str, digest: str) -> Blob:
-        """NotFound; InvalidArgument if it is no digest. Of one with thousands of labels it is read bit by bit."""
+        """Describe a blob: NotFound; InvalidArgument for a malformed digest. A record with thousands of labels is read
+        in steps.
+        """
         if digest_problem(digest):
             raise errors.InvalidArgument.verbatim(f"{quoted(digest)} failed validation")
         value = self._raw(namespace, digest)
@@ -64,28 +66,28 @@ class Content:
             return await self._database.lane.through(schema.reading_blob((namespace, digest), value))
 
     def _raw(self, namespace: str, digest: str) -> bytes:
-        """The record as it is written; NotFound."""
+        """The encoded record; NotFound."""
         value = self._database.view(lambda tx: schema.BLOBS.raw(tx, namespace, digest))
         if value is None:
             raise errors.NotFound(f"content digest {digest}")
         return value
 
     def resolve(self, namespace: str, digest: str) -> Blob:
-        """As ``info``, but for those who want the bytes."""
+        """As ``info``, for a caller that reads the bytes."""
         if problem := digest_problem(digest):
             raise errors.InvalidArgument.verbatim(f"{digest}: {problem}")
         return self._database.view(lambda tx: _blob(tx, namespace, digest))
 
     def select(self, namespace: str, sources: Sequence[str], make: Callable[[Blob], T]) -> AsyncIterator[list[T]]:
-        """What ``make`` makes of those that the filters match, in order of their digests; in pieces, as
-        ``Database.select`` tells.
+        """The result of ``make`` for each blob that the filters match, in order of digests and in pieces, as in
+        ``Database.select``.
         """
         return self._database.select(
             schema.BLOBS, namespace, sources=sources, field=_field, make=lambda _, blob: make(blob)
         )
 
     async def update(self, namespace: str, digest: str, labels: Labels, paths: Sequence[str]) -> Blob:
-        """Change the labels of ``paths``, or all where there are none. NotFound, InvalidArgument."""
+        """Change the labels that ``paths`` name, or replace all if there are no paths. NotFound, InvalidArgument."""
         if digest_problem(digest):
             raise errors.InvalidArgument.verbatim(f"{quoted(digest)} failed validation")
 
@@ -102,12 +104,12 @@ class Content:
         return await self._database.write(work)
 
     async def _update_many(self, namespace: str, digest: str, labels: Labels, paths: Sequence[str]) -> Blob | None:
-        """As ``update``, of a manifest with thousands of layers, say, bit by bit. None if somebody else changed the
-        blob meanwhile.
+        """As ``update``, in steps, for many labels, as those of a manifest of thousands of layers. None if the record
+        was changed meanwhile.
         """
         lane = self._database.lane
         before = self._raw(namespace, digest)
-        await lane.turn()  # the request was read in this one
+        await lane.turn()  # the request was parsed in this turn
         with self._database.telling():
             old = await lane.through(schema.reading_blob((namespace, digest), before))
         blob = await lane.through(_updating(old, labels, paths))
@@ -122,7 +124,7 @@ class Content:
         return await self._database.write(work)
 
     async def delete(self, namespace: str, lease: str, digest: str) -> Finished:
-        """Only the record; the bytes are the collector's. NotFound, InvalidArgument."""
+        """Remove the record; the collector removes the bytes. NotFound, InvalidArgument."""
         if problem := digest_problem(digest):
             raise errors.InvalidArgument.verbatim(problem)
 
@@ -137,7 +139,7 @@ class Content:
     # -- ingests
 
     async def open(self, namespace: str, lease: str, incarnation: str, ref: str, total: int, expected: str) -> Ingest:
-        """A writer comes for ``ref``. AlreadyExists, with the blob leased, if the namespace has it."""
+        """Open a writer for ``ref``. AlreadyExists, with the blob leased, if the namespace has the blob."""
         if not ref:
             raise errors.InvalidArgument("ref must not be empty")
 
@@ -173,11 +175,11 @@ class Content:
         return ingest
 
     def _shareable(self, tx: Reader, gateway: Gateway, digest: str, total: int) -> Blob | None:
-        """The record of another namespace that makes the bytes of ``digest`` needless."""
+        """Another namespace's record of ``digest`` that this namespace may share, if there is one."""
         for owner in schema.owners(tx, digest):
             blob = schema.BLOBS.get(tx, owner, digest)
             if blob is not None and total not in (0, blob.size):
-                return None  # it has this size wherever it is
+                return None  # a blob has the same size everywhere
             if blob is None or blob.backend != gateway.content:
                 continue
             space = schema.NAMESPACES.get(tx, owner)
@@ -186,15 +188,15 @@ class Content:
         return None
 
     def ingest(self, namespace: str, ref: str) -> Ingest:
-        """NotFound."""
+        """The record of an ingest; NotFound."""
         return self._database.view(lambda tx: _ingest(tx, namespace, ref))
 
     def ingests(self, namespace: str, make: Callable[[Ingest], T]) -> AsyncIterator[list[T]]:
-        """What ``make`` makes of all of a namespace, in order of their refs; in pieces."""
+        """The result of ``make`` for each ingest of a namespace, in order of refs and in pieces."""
         return self._database.select(schema.INGESTS, namespace, make=lambda _, ingest: make(ingest))
 
     async def forget(self, namespace: str, lease: str, ref: str) -> Ingest:
-        """Abort: the record goes. NotFound."""
+        """Remove the record of an ingest that is aborted. NotFound."""
 
         def work(tx: Transaction) -> Ingest:
             ingest = _ingest(tx, namespace, ref)
@@ -217,9 +219,9 @@ class Content:
         expected: str,
         labels: Mapping[str, str],
     ) -> tuple[Intent, Finished | None]:
-        """Open the intent of a commit; with its end where the bytes are there already (a shared ingest).
+        """Open the intent of a commit. If the bytes are already there (a shared ingest), the answer has the result too.
 
-        AlreadyExists, with the blob leased and the ingest forgotten, if the namespace has it meanwhile.
+        AlreadyExists if the namespace has the blob meanwhile; the blob is then leased and the ingest removed.
         """
         validate_labels(labels, "info.Labels")
 
@@ -264,7 +266,7 @@ class Content:
 
 
 def finish_commit(tx: Transaction, intent: Intent, outcome: Outcome) -> Finished | errors.NodeError:
-    """A blob of the namespace is made of what was committed."""
+    """Record the committed blob in the intent's namespace."""
     digest = outcome.digest
     if intent.lease and not schema.LEASES.has(tx, intent.namespace, intent.lease):
         return errors.NotFound("lease does not exist")
@@ -287,7 +289,7 @@ def finish_commit(tx: Transaction, intent: Intent, outcome: Outcome) -> Finished
 
 
 def _committed(tx: Transaction, namespace: str, lease: str, ref: str, raw_ref: str, digest: str) -> None:
-    """The ingest is over, and its lease holds the blob."""
+    """Remove the ingest, and let its lease hold the blob."""
     ingest = schema.INGESTS.get(tx, namespace, ref)
     if ingest is not None and ingest.raw_ref == raw_ref:
         schema.INGESTS.delete(tx, namespace, ref)
@@ -296,12 +298,12 @@ def _committed(tx: Transaction, namespace: str, lease: str, ref: str, raw_ref: s
 
 
 def _updated(old: Blob, labels: Labels, paths: Sequence[str]) -> Blob:
-    """``old`` with the labels of ``paths``, or all where there are none. InvalidArgument."""
+    """``old`` with the labels that ``paths`` name changed, or all replaced if there are no paths. InvalidArgument."""
     return at_once(_updating(old, labels, paths))
 
 
 def _updating(old: Blob, labels: Labels, paths: Sequence[str]) -> Steps[Blob]:
-    """:func:`_updated`, in steps."""
+    """As :func:`_updated`, in steps."""
     new, rest = yield from masked_in_steps(old.labels, labels, paths or ("labels",))
     if rest:
         raise errors.InvalidArgument(f"cannot update {quoted(rest[0])} field on content info {quoted(old.digest)}")
@@ -329,7 +331,7 @@ def _ingest(tx: Reader, namespace: str, ref: str) -> Ingest:
 
 
 def _field(blob: Blob, path: Sequence[str]) -> tuple[str, bool]:
-    """What one filters blobs by."""
+    """The fields that filters can select blobs by."""
     match path:
         case ["digest", *_]:
             return blob.digest, True

@@ -1,4 +1,4 @@
-"""Protobuf and domain values, both directions side by side."""
+"""Conversion between protobuf messages and domain values, both directions side by side."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ M = TypeVar("M")
 
 
 class Remembering(Generic[V, M]):
-    """``make``, of which the last ``count`` results are remembered, but for those whose ``size`` is more than
-    ``largest``: clients choose how large a record is.
+    """``make`` with a cache of its last ``count`` results. A result whose ``size`` is above ``largest`` is not cached:
+    clients choose how large a record is.
 
-    A result is not to be changed: the next caller gets the same one. Its size is looked at when it is made: to look
-    each time costs as much as all else in a list.
+    Callers must not change a result: the next caller gets the same object. A result is measured once, when it is made:
+    measuring it at every use would cost as much as everything else in a list.
     """
 
     def __init__(self, make: Callable[[V], M], count: int, largest: int, size: Callable[[M], int]) -> None:
@@ -64,7 +64,6 @@ class Remembering(Generic[V, M]):
         memory.when_idle(self._made.clear)
 
     def __call__(self, value: V) -> M:
-        """What ``make`` made of it."""
         found = self._made.get(value)
         if found is None:
             found = self._make(value)
@@ -75,7 +74,7 @@ class Remembering(Generic[V, M]):
         return found
 
     def __len__(self) -> int:
-        """How many are remembered."""
+        """The number of cached results."""
         return len(self._made)
 
 
@@ -138,8 +137,8 @@ def _image_answer(image: Image) -> bytes:
 
 
 image_answer = Remembering(_image_answer, 1024, 8 << 10, len)
-"""The serialized answer to Get. It is that to a List of this image alone, too (both have their images in field 1),
-and one behind the other they are that of many.
+"""The encoded answer to Get. It is also the answer to a List of this image alone (both have their images in field 1);
+several of them, concatenated, are the answer to a List of several.
 """
 
 
@@ -184,8 +183,8 @@ def info_to_pb(blob: Blob) -> contents_pb2.Info:
 
 
 def info_pieces(blob: Blob, message: Callable[[contents_pb2.Info], Message]) -> Steps[list[bytes]]:
-    """``message`` of an info with thousands of labels, serialized, in steps: one behind the other, messages with
-    some of the labels each are one with all.
+    """The encoded ``message`` with an info of thousands of labels, made in steps. The pieces have some labels each;
+    concatenated, they are one message with all labels.
     """
     pieces = [message(info_to_pb(replace(blob, labels={}))).SerializeToString()]
     labels = iter(blob.labels.items())
@@ -261,7 +260,6 @@ _EVENTS: Mapping[str, type[Message]] = {
 
 
 def event_to_pb(event: Event) -> AnyPb:
-    """The event's message, in an Any."""
     return pack(_EVENTS[event.topic](**{name: _field(value) for name, value in event.fields.items()}))
 
 

@@ -1,9 +1,9 @@
-"""The store with what happens around its transactions: the collector is told of changes, and who must wait for somebody
-else's operation does.
+"""The transactions, and what happens around them: the collector is told of changes, and writes wait for operations that
+are under way.
 
-Work that finds a thing in somebody's hands (a mark of the collector's, an open intent on the same name) raises
-:class:`Busy`. It is run again when that came to its end (:meth:`Database.wake`), and for a bounded time only. Nobody is
-woken by the end of what he does not wait for: thousands may wait, each for another.
+Work that needs a thing that another operation is using (the collector has marked it, or an open intent claims its name)
+raises :class:`Busy`. It runs again when that operation has ended (:meth:`Database.wake`), for a bounded time. A wait is
+woken only by the end of the operation that it waits for: thousands may wait, each for another one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ T = TypeVar("T")
 V = TypeVar("V")
 
 PATIENCE = 20.0
-"""Seconds to wait for somebody else's operation: less than the gateway waits for us."""
+"""Seconds for which a write waits for another operation: less than the gateway waits for this service."""
 
 
 def _no_field(_record: object, _path: Sequence[str]) -> tuple[str, bool]:
@@ -36,8 +36,8 @@ def _no_field(_record: object, _path: Sequence[str]) -> tuple[str, bool]:
 
 
 class Busy(Exception):
-    """Somebody's operation has the thing in hand; the text says which. ``until`` is what ends it: an intent's id,
-    or what is marked.
+    """Another operation is using the thing that the text names. The end of ``until`` ends the wait: the id of an
+    intent, or a marked raw thing.
     """
 
     def __init__(self, text: str, until: str | Raw) -> None:
@@ -52,24 +52,26 @@ class Database:
         self.transactions = transactions
         self.collector: Collector | None = None
         self.released: Callable[[], None] = lambda: None
-        """Told when an operator says that nothing is to be held back from the collector any more."""
+        """Called when an operator releases the collector."""
         self.damaged: Callable[[str], None] = log.error
-        """Told of values that are not what they were, where this reads them; what the store reads it tells itself."""
+        """Called with a message when a value read here turns out to be damaged. The store reports what it finds
+        itself.
+        """
         self.patience = patience
         self.started = time.time_ns()
-        """When this process began: intents from before may belong to nobody."""
+        """The start of this process: the caller of an intent that is older may no longer exist."""
         self.lane = Lane()
         self._walks = Walks(transactions)
         self._waiting: dict[str | Raw, set[asyncio.Future[None]]] = {}
-        """Who waits for what."""
+        """The waiting writes, by what they wait for."""
         self._delayed: dict[object, str | Raw] = {}
-        """The writes that found something in somebody's hands, and are not done yet: what it was last."""
+        """The writes that have met Busy and are not done yet, with what they met last."""
         self._asleep: set[asyncio.Future[None]] = set()
-        """Of those who wait, those who do nothing else until they are woken, and have not noticed that they were."""
+        """The waits of those that only wait, and have not run since they were woken."""
 
     @contextlib.contextmanager
     def telling(self) -> Iterator[None]:
-        """A value that turns out not to be what it was, where this is read outside of the store, is told."""
+        """Report a damaged value (DataLoss) that the block reads outside of the store."""
         try:
             yield
         except errors.DataLoss as error:
@@ -77,7 +79,7 @@ class Database:
             raise
 
     def view(self, work: Callable[[Reader], T]) -> T:
-        """Read what is committed, now."""
+        """Read the committed state, now."""
         return self.transactions.view(work)
 
     async def select(
@@ -88,21 +90,22 @@ class Database:
         sources: Sequence[str] = (),
         field: Callable[[V, Sequence[str]], tuple[str, bool]] = _no_field,
     ) -> AsyncIterator[list[T]]:
-        """What ``make`` makes of each record below ``prefix``, in order of the keys (told without the table's name);
-        nothing of those of which it makes None.
+        """The result of ``make`` for each record below ``prefix``, in order of the keys. ``make`` gets the key without
+        the table's name; records for which it returns None are left out.
 
-        With ``sources`` only of those that one of these filters matches; ``field`` is what they look at.
-        InvalidArgument for a bad filter.
+        ``sources`` are filters: a record is listed if one of them matches; ``field`` gives the fields that filters look
+        at. InvalidArgument for a malformed filter.
 
-        It comes in pieces as small as they must be to hold nobody up. It is the state of one instant, not before this
-        call, if it is taken within some seconds; of a slower one's rest see :mod:`services.metadata.walks`.
+        Results come in pieces small enough that other calls come between. They show the state of one instant, not
+        before this call, if they are consumed within some seconds; :mod:`services.metadata.walks` says what a slower
+        reader sees.
         """
         wanted = await filters.parsed(sources, self.lane) if sources else None
         made: list[T] = []
         piece = self.lane.slice()
         with self._walks.over((table.name, *prefix)) as walk:
             for key, value in walk:
-                try:  # as telling() does, which costs more
+                try:  # as reporting_damage() does, at less cost
                     record = table.decode(key[1:], value)
                 except errors.DataLoss as error:
                     self.damaged(str(error))
@@ -127,8 +130,9 @@ class Database:
         lasting: bool = True,
         patience: float | None = None,
     ) -> T:
-        """Change something, wait while it is :class:`Busy`, for ``patience`` seconds if not as long as usual, and tell
-        the collector unless ``change`` is None. ``lasting``: see ``Transactions.write``.
+        """Run ``work`` in a transaction, and tell the collector unless ``change`` is None. While the work is
+        :class:`Busy`, wait and run it again, for ``patience`` seconds or the usual time; then Unavailable. For
+        ``lasting`` see ``Transactions.write``.
         """
         end = time.monotonic() + (self.patience if patience is None else patience)
         with contextlib.ExitStack() as waiting, self._delay() as delayed:
@@ -145,7 +149,7 @@ class Database:
                     if left <= 0:
                         raise errors.Unavailable(str(busy)) from None
                     delayed(busy.until)
-                    # it may have ended since the work looked: look again, now that its end is not missed
+                    # The operation may have ended since the work looked: look again, now that its end cannot be missed.
                     if busy.until != awaited:
                         waiting.close()
                         awaited, ended = busy.until, waiting.enter_context(self._wait(busy.until))
@@ -154,7 +158,7 @@ class Database:
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(left):
                             await ended
-                    self._asleep.discard(ended)  # in the same turn of the loop it is in the store's queue again
+                    self._asleep.discard(ended)  # the write queues again in this turn of the loop
                     awaited = None
                 else:
                     if change is not None:
@@ -163,7 +167,7 @@ class Database:
 
     @contextlib.contextmanager
     def _wait(self, until: str | Raw) -> Iterator[asyncio.Future[None]]:
-        """What is done when :meth:`wake` tells of ``until``."""
+        """A future that is done when :meth:`wake` is called with ``until``."""
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         everybody = self._waiting.setdefault(until, set())
         everybody.add(ended)
@@ -177,7 +181,7 @@ class Database:
 
     @contextlib.contextmanager
     def _delay(self) -> Iterator[Callable[[str | Raw], None]]:
-        """A write, which tells what it finds in somebody's hands."""
+        """Register a write, which reports through the result what it has met."""
         write = object()
         try:
             yield partial(self._delayed.__setitem__, write)
@@ -185,28 +189,28 @@ class Database:
             self._delayed.pop(write, None)
 
     def awaited(self, backend: str) -> bool:
-        """Whether somebody waits for marks on things of a backend to be taken off."""
+        """Whether a write waits for the marks of raw things of this backend to be cleared."""
         return any(isinstance(until, Raw) and until.backend == backend for until in self._delayed.values())
 
     async def looked_again(self) -> None:
-        """Wait until all who were woken are in the store's queue, before whoever asks now."""
+        """Wait until all writes that were woken have queued again, ahead of the caller's next write."""
         while any(ended.done() for ended in self._asleep):  # noqa: ASYNC110 - a turn or two of the loop
             await asyncio.sleep(0)
 
     def schedule(self, change: Change) -> None:
-        """Tell the collector that something was written, or became nobody's."""
+        """Tell the collector that something was written or became garbage."""
         if self.collector is not None:
             self.collector.schedule(change)
 
     def wake(self, *ended: str | Raw) -> None:
-        """Intents ended or marks were taken off: whoever waits for one of them may look again."""
+        """Intents have ended or marks were cleared: run the writes that wait for one of them."""
         for each in ended:
             for waiter in self._waiting.pop(each, ()):
                 if not waiter.done():
                     waiter.set_result(None)
 
     async def store_id(self) -> str:
-        """The id of this store, the same for as long as it exists."""
+        """The id of this store, the same for as long as the store exists."""
 
         def work(tx: Transaction) -> str:
             found = schema.STORE.get(tx)
@@ -220,7 +224,7 @@ class Database:
         return await self.transactions.write(work)
 
     async def collected(self) -> None:
-        """Wait for a collection that begins now: what a synchronous delete promises."""
+        """Run a collection that begins now, and wait for it: a synchronous delete promises that."""
         if self.collector is not None:
             await self.collector.collect(everything=False)
 
@@ -229,7 +233,7 @@ class Database:
 
 
 def ensure_namespace(tx: Transaction, namespace: str) -> None:
-    """A write makes its namespace."""
+    """Create the namespace if it does not exist, as every write in it does."""
     if not schema.NAMESPACES.has(tx, namespace):
         schema.NAMESPACES.put(tx, namespace, value=Namespace())
 
@@ -241,19 +245,19 @@ def check_lease(tx: Reader, namespace: str, lease: str) -> None:
 
 
 def hold(tx: Transaction, namespace: str, lease: str, resource: Resource) -> None:
-    """The caller's lease, if it named one, holds the resource from now on."""
+    """Let the caller's lease, if any, hold the resource."""
     check_lease(tx, namespace, lease)
     if lease:
         schema.put_resource(tx, namespace, lease, resource)
 
 
 def release(tx: Transaction, namespace: str, lease: str, resource: Resource) -> None:
-    """The caller's lease, if it named one, no longer holds the resource."""
+    """Let the caller's lease, if any, hold the resource no longer."""
     if lease:
         schema.delete_resource(tx, namespace, lease, resource)
 
 
 def check_not_sweeping(tx: Reader, raw: Raw) -> None:
-    """Busy while the collector is removing it."""
+    """Busy while the collector is removing the raw thing."""
     if schema.is_marked(tx, raw):
         raise Busy(f"{'content' if raw.kind == 'blob' else raw.kind} {raw.name} is being removed by the collector", raw)

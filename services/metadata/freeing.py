@@ -1,8 +1,7 @@
-"""Free pages of the database are given back to the filesystem while nobody writes; SQLite by itself keeps them for
-ever.
+"""Gives free pages of the database back to the filesystem while nobody writes. SQLite by itself keeps them for ever.
 
-That takes a database with ``auto_vacuum = INCREMENTAL``, which new ones have. One from before is written anew once, at
-a start, where it is not too large for that: https://www.sqlite.org/pragma.html#pragma_auto_vacuum.
+This takes a database with ``auto_vacuum = INCREMENTAL``, which new databases have. A database that an older splitd made
+is rewritten once, at a start, if it is not too large for that: https://www.sqlite.org/pragma.html#pragma_auto_vacuum.
 """
 
 from __future__ import annotations
@@ -15,20 +14,20 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 SPARE = 1024
-"""Free pages (of 4 KiB) that stay, for what comes next."""
+"""Free pages (of 4 KiB) that stay, for the next writes."""
 _STEP = 500
-"""Pages that are given back in one transaction: some milliseconds, for which a writer that comes has to wait."""
+"""Pages given back in one transaction: some milliseconds, for which a writer may have to wait."""
 _LARGEST = 256 << 20
-"""Bytes in use of a database that is written anew while the start waits."""
+"""Bytes in use up to which a database is rewritten, while the start waits."""
 _TIMES = 3
-"""What is in use is written twice to be written anew, into a temporary file and into the log; and somebody else may
-need some room meanwhile.
+"""Rewriting writes all pages in use twice, into a temporary file and into the log; other programs may need some room
+meanwhile.
 """
 _INCREMENTAL = 2
 
 
 def prepare(connection: sqlite3.Connection) -> None:
-    """Before anything is written to a database that may be new. To one that is not, this pragma may write."""
+    """Set auto_vacuum in a new database, before anything is written. In an old one the pragma itself might write."""
     if not _value(connection, "page_count"):
         _set(connection)
 
@@ -38,8 +37,8 @@ def _set(connection: sqlite3.Connection) -> None:
 
 
 def convert(connection: sqlite3.Connection, path: Path, *, largest: int = _LARGEST, times: int = _TIMES) -> None:
-    """Make a database from before one that can give pages back, unless more than ``largest`` bytes of it are in use
-    or there is no room for ``times`` as many; what stands in the way is logged.
+    """Rewrite an old database so that it can give pages back, unless more than ``largest`` bytes of it are in use, or
+    less than ``times`` as many are free on the disk. The reason why it is not rewritten is logged.
     """
     try:
         if _value(connection, "auto_vacuum") == _INCREMENTAL:
@@ -72,14 +71,14 @@ def convert(connection: sqlite3.Connection, path: Path, *, largest: int = _LARGE
         _set(connection)
         try:
             connection.execute("VACUUM")
-        finally:  # all of it is in the log, which would keep its size; also where the disk became full meanwhile
+        finally:  # the log now has all of it and would keep its size, also if the disk became full meanwhile
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    except sqlite3.Error as error:  # a full disk, or damage, of which those say more who look for it
+    except sqlite3.Error as error:  # a full disk, or damage, which other checks report in detail
         log.warning("%s keeps its free pages: %s", path, error)
 
 
 def _free(path: Path) -> int:
-    """Bytes that its filesystem has left."""
+    """Bytes free on the database's filesystem."""
     found = os.statvfs(path.parent)
     return found.f_bavail * found.f_frsize
 
@@ -92,12 +91,12 @@ def spare(connection: sqlite3.Connection) -> int:
 
 
 def give_back(connection: sqlite3.Connection) -> None:
-    """Some of them; it waits for the disk."""
+    """Give back some pages; waits for the disk."""
     connection.execute(f"PRAGMA incremental_vacuum({min(_STEP, spare(connection))})").fetchall()
 
 
 def end(connection: sqlite3.Connection) -> None:
-    """The file is as small as its database."""
+    """Make the file as small as its database."""
     connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
 

@@ -1,4 +1,4 @@
-"""Image records. The images service answers clients and publishes; what it keeps is here."""
+"""Image records. The images service answers clients and publishes events; the records are kept here."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ _EXPIRE = "containerd.io/gc.expire"
 
 
 class Images:
-    """The images of each namespace. ``lease`` is the caller's; it holds images that have a label
-    containerd.io/gc.expire, the others hold themselves.
+    """The images of each namespace. ``lease`` is the caller's. It holds images with the label containerd.io/gc.expire;
+    images without the label are roots by themselves.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def get(self, namespace: str, name: str) -> Image:
-        """NotFound."""
+        """The record of an image; NotFound."""
         found = self._database.view(lambda tx: schema.IMAGES.get(tx, namespace, name))
         if found is None:
             raise errors.NotFound(f"image {quoted(name)}")
         return found
 
     def select(self, namespace: str, sources: Sequence[str], make: Callable[[Image], T]) -> AsyncIterator[list[T]]:
-        """What ``make`` makes of those that the filters match, in order of their names; in pieces, as
-        ``Database.select`` tells.
+        """The result of ``make`` for each image that the filters match, in order of names and in pieces, as in
+        ``Database.select``.
         """
         return self._database.select(
             schema.IMAGES, namespace, sources=sources, field=_field, make=lambda _, image: make(image)
         )
 
     async def create(self, namespace: str, lease: str, image: Image, epoch: int | None = None) -> Image:
-        """InvalidArgument, AlreadyExists; ``epoch`` in nanoseconds is the time to write down instead of now."""
+        """Record an image; InvalidArgument, AlreadyExists. The record's time is ``epoch``, in nanoseconds, or now."""
         _validate(image)
         now = time.time_ns() if epoch is None else epoch
         created = replace(
@@ -64,8 +64,8 @@ class Images:
     async def update(
         self, namespace: str, lease: str, image: Image, paths: Sequence[str], epoch: int | None = None
     ) -> Image:
-        """Change what ``paths`` name (labels, annotations, or one of them, or the whole target), or all where there
-        are none. NotFound, InvalidArgument.
+        """Change the fields that ``paths`` name (labels, annotations, one of these, or the whole target), or all fields
+        if there are no paths. NotFound, InvalidArgument.
         """
         if not image.name:
             raise errors.InvalidArgument("image name is required for update")
@@ -88,12 +88,12 @@ class Images:
             schema.IMAGES.put(tx, namespace, new.name, value=new)
             return new
 
-        # A new target may leave the old one to nobody.
+        # After a change of the target, nothing may refer to the old one.
         return await self._database.write(work)
 
     async def delete(self, namespace: str, lease: str, name: str, *, target: str = "", sync: bool = False) -> None:
-        """NotFound, also where ``target`` is given and the image has another digest. With ``sync`` a collection is
-        over when this returns.
+        """Remove the record of an image; NotFound, also if ``target`` is given and the image has another digest. With
+        ``sync``, returns after a collection.
         """
 
         def work(tx: Transaction) -> None:
@@ -146,7 +146,7 @@ def _validate(image: Image) -> None:
 
 
 def _field(image: Image, path: Sequence[str]) -> tuple[str, bool]:
-    """What one filters images by."""
+    """The fields that filters can select images by."""
     match path:
         case ["name", *_]:
             return image.name, bool(image.name)

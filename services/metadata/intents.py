@@ -1,13 +1,13 @@
-"""Intents: what is begun here, done in a raw service, and finished or cancelled here.
+"""Intents: operations that begin here, are done in a raw service, and are finished or cancelled here.
 
-An intent ends exactly once, by Finish, by Cancel, or by :meth:`Intents.resolve`, which asks the raw service what became
-of the intents of a gateway that died. What it was answered stays for some minutes, so that a repeated Finish or Cancel
-gets the same. An intent of the living gateway that it does not know of, since the answer to its Begin was lost, is
-resolved too: when it says so, or after a long time.
+An intent ends exactly once: by Finish, by Cancel, or by :meth:`Intents.resolve`, which asks the raw service for the
+outcome of intents that a dead gateway left. The answer is kept for some minutes, so that a repeated Finish or Cancel
+gets the same one. The living gateway may not know of an intent that is its own, because the answer to Begin was lost.
+Such an intent is resolved too: when the gateway connects and lists the intents that it knows, or after a long time.
 
-An intent is durable before the raw call. The end of one that made or committed a snapshot need not be: where a power
-cut takes it back, the intent is there, and what resolves it finds the raw snapshot and ends it the same way. (Not so
-with a commit of content: an ingest that went away without an fsync may be there again, and tells the contrary.)
+An intent is durable before the raw call. The end of an intent that made or committed a snapshot need not be: if a power
+cut undoes it, the intent is open again, and resolving it finds the raw snapshot and ends it the same way. This does not
+hold for a commit of content: an ingest whose removal was not fsynced may be back, and would suggest the contrary.
 """
 
 from __future__ import annotations
@@ -34,20 +34,18 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ANSWER_KEPT = 15 * 60
-"""Seconds; the gateway repeats for 10 minutes."""
+"""Seconds for which the answer of an ended intent is kept; the gateway repeats a call for 10 minutes."""
 FORGOTTEN = 20 * 60
-"""Seconds after which an open intent of the living gateway is one that the gateway does not know of: it gives up
-after 10 minutes.
-"""
+"""Seconds after which the living gateway no longer knows of an open intent: it gives up after 10 minutes."""
 
 Finisher = Callable[[Transaction, Intent, Outcome], "Finished | errors.NodeError"]
-"""Turns an intent whose raw call was done into records. An error is what the caller gets, and the intent is over
-all the same; what was written stays.
+"""Turns an intent whose raw call was done into records. An error that it returns is the caller's answer; the intent
+ends all the same, and what was written stays.
 """
 
 
 class Intents:
-    """The open intents, and the gateway that opens them. ``finishers`` know what each operation becomes."""
+    """The open intents. ``finishers`` turn each operation into records."""
 
     def __init__(
         self,
@@ -58,7 +56,7 @@ class Intents:
         *,
         answer_kept: float = ANSWER_KEPT,
     ) -> None:
-        """``answer_kept``: seconds for which the answer of an intent that has ended is remembered."""
+        """``answer_kept``: seconds for which the answer of an ended intent is kept."""
         self._answer_kept = answer_kept
         self._database = database
         self._publish = publish
@@ -71,10 +69,11 @@ class Intents:
     # -- the gateway
 
     async def connect(self, gateway: Gateway, known: frozenset[str] | None = None) -> str:
-        """A gateway is there; the answer is this store's id. What a dead one left open is resolved in the background.
+        """Note that a gateway has connected, and return this store's id. Intents of other incarnations are resolved in
+        the background.
 
-        So is what this one began before this process started, and does not have among the open intents ``known`` to it:
-        the answer to Begin never reached it. None: it does not say.
+        So are intents that this gateway opened before this process started and that are not among ``known``, the open
+        intents that it knows of: their answers to Begin were lost. None: the gateway does not say which it knows.
         """
         await self._database.write(lambda tx: schema.GATEWAY.put(tx, value=gateway), None)
         if self._resolving is not None:
@@ -85,7 +84,7 @@ class Intents:
         return await self._database.store_id()
 
     async def index(self) -> None:
-        """Before anything is served: what an earlier life left open is found by its names."""
+        """Rebuild the index of intents, before anything is served."""
         await self._database.transactions.write(schema.index_intents)
 
     async def close(self) -> None:
@@ -99,7 +98,7 @@ class Intents:
     # -- begin and end
 
     async def begin(self, work: Callable[[Transaction], T]) -> T:
-        """Run ``work``, which opens an intent. If the caller gives up meanwhile no intent is left."""
+        """Run ``work``, which opens an intent. If the caller is cancelled meanwhile, no intent is left open."""
         gone = False
         opened: list[str] = []
 
@@ -128,8 +127,8 @@ class Intents:
                 await self.cancel(id_)
 
     async def finish(self, id_: str, outcome: Outcome, *, patience: float | None = None) -> Finished:
-        """The raw call was done. The same answer, result or error, however often it is asked; NotFound for an
-        intent that nobody remembers. ``patience``: see ``Database.write``.
+        """Record the outcome of the raw call. A repeated call gets the same answer, result or error. NotFound for an
+        intent that is neither open nor remembered. For ``patience`` see ``Database.write``.
         """
         intent = self._database.view(lambda tx: schema.INTENTS.get(tx, id_))
         if intent is not None:
@@ -158,13 +157,13 @@ class Intents:
         self._database.wake(id_)
         detail = answer.detail or {}
         if "error" in detail:
-            self._database.schedule("deletion")  # what was done is nobody's
+            self._database.schedule("deletion")  # the raw thing belongs to nobody
             code, message = detail["error"]
             raise errors.from_status(code, message)
         return Finished(events=tuple(Event(*e) for e in detail["events"]), digest=detail["digest"], size=detail["size"])
 
     async def _completed(self, intent: Intent, outcome: Outcome) -> Outcome:
-        """What the raw service must be asked before an intent can be finished."""
+        """The outcome, with what only the raw service knows."""
         if intent.operation == "commit-ingest" and not outcome.digest:
             if not intent.expected:
                 raise errors.InvalidArgument(f"intent {intent.id}: finished without a digest")
@@ -172,7 +171,7 @@ class Intents:
                 outcome, digest=intent.expected, size=await self._backends.blob_size(intent.backend, intent.expected)
             )
         for raw in outcome.adopted:
-            # The collector leaves a target alone while its intent is open; it may have had it before.
+            # The collector leaves a target alone while its intent is open, but may have been removing it before.
             try:
                 await self._backends.snapshot_kind(intent.backend, raw.name)
             except errors.NotFound:
@@ -181,8 +180,8 @@ class Intents:
         return outcome
 
     async def cancel(self, id_: str) -> None:
-        """The raw call failed for certain. Cancelling what is cancelled, or long forgotten, is fine; what was
-        finished stays finished.
+        """Note that the raw call certainly failed. Cancelling an intent that is cancelled or long forgotten succeeds; a
+        finished intent stays finished.
         """
 
         def work(tx: Transaction) -> None:
@@ -207,7 +206,7 @@ class Intents:
     # -- what others left open
 
     async def _resolve_all(self, known: frozenset[str] | None) -> None:
-        await self._ending.wait()  # of an earlier resolving
+        await self._ending.wait()  # those of the previous run
         pause = 0.2
         while True:
             left = 0
@@ -230,7 +229,9 @@ class Intents:
             await asyncio.sleep(pause)
 
     async def _abandoned(self, known: frozenset[str] | None) -> list[Intent]:
-        """Open intents that the living gateway did not begin, or does not know of."""
+        """The open intents that no living gateway will end: another incarnation opened them, or the gateway does not
+        know of them.
+        """
         gateway = self._database.view(schema.GATEWAY.get)
         old, started = time.time_ns() - FORGOTTEN * 10**9, self._database.started
 
@@ -242,8 +243,8 @@ class Intents:
         return [intent async for some in self._database.select(schema.INTENTS, make=abandoned) for intent in some]
 
     async def resolve(self, intent: Intent) -> None:
-        """Ask the raw service, then finish or cancel. Errors other than NotFound mean that it is not known yet, and
-        are raised.
+        """Ask the raw service for the outcome, then finish or cancel. Any error but NotFound means that the outcome is
+        not known yet, and is raised.
         """
         try:
             outcome = await self._outcome(intent)
@@ -268,24 +269,24 @@ class Intents:
 
     async def _was_done(self, intent: Intent, outcome: Outcome) -> None:
         try:
-            # who waits for another intent's end would keep that from being resolved
+            # waiting for another intent's end would keep that one from being resolved
             finished = await self.finish(intent.id, outcome, patience=0)
         except (errors.Unavailable, errors.ResourceExhausted):
             raise
         except errors.NodeError as error:
-            log.info("intent %s: %s", intent.id, error)  # the answer of record; its caller is gone
+            log.info("intent %s: %s", intent.id, error)  # recorded as the answer; its caller is gone
             return
         for event in finished.events:
             self._publish(event)
 
     async def _to_its_end(self, work: Coroutine[Any, Any, None]) -> None:
-        """Whoever connects meanwhile ends the resolving, but not between the end of an intent and those who are to
-        hear of it.
+        """Run ``work`` to its end even if a gateway connects meanwhile, which cancels the resolving: between the end of
+        an intent and its events nothing may be cut off.
         """
         await asyncio.shield(self._ending.keep(loops.task("the end of an intent", work)))
 
     async def _outcome(self, intent: Intent) -> Outcome:
-        """What was done; NotFound if nothing was."""
+        """The outcome of the raw call; NotFound if it was not done."""
         if intent.operation == "commit-ingest":
             try:
                 await self._backends.ingest_offset(intent.backend, intent.raw_ref)
@@ -295,7 +296,7 @@ class Intents:
                 return Outcome(
                     digest=intent.expected, size=await self._backends.blob_size(intent.backend, intent.expected)
                 )
-            raise errors.NotFound(f"commit of {intent.raw_ref}")  # the ingest is still one
+            raise errors.NotFound(f"commit of {intent.raw_ref}")  # the ingest still exists
         if intent.operation == "commit-snapshot":
             await self._backends.snapshot_kind(intent.backend, intent.raw_name)
         else:
@@ -307,7 +308,7 @@ class Intents:
 
 
 def connected(tx: Reader, incarnation: str) -> Gateway:
-    """The gateway of that incarnation; FailedPrecondition if another one connected last, or none."""
+    """The gateway of that incarnation. FailedPrecondition if no gateway, or another one, connected last."""
     gateway = schema.GATEWAY.get(tx)
     if gateway is None or gateway.incarnation != incarnation:
         raise errors.FailedPrecondition(f"gateway {incarnation} has not connected")
@@ -315,7 +316,7 @@ def connected(tx: Reader, incarnation: str) -> Gateway:
 
 
 def open_intent(tx: Transaction, intent: Intent) -> Intent:
-    """Write down what is begun; its id and time are given here."""
+    """Write an intent, with a new id and the current time."""
     now = time.time_ns()
     intent = replace(intent, id=f"{now:016x}-{secrets.token_hex(4)}", begun=now)
     schema.put_intent(tx, intent)
@@ -323,10 +324,10 @@ def open_intent(tx: Transaction, intent: Intent) -> Intent:
 
 
 def check_unclaimed(tx: Reader, since: int, what: str, namespace: str, snapshotter: str, *names: str) -> None:
-    """Busy while an open intent begun after ``since`` claims one of ``names``: the second comer sees what the first one
-    made, as if one lock were held over both.
+    """Busy while an open intent begun after ``since`` claims one of ``names``: the second operation then sees the first
+    one's result, as if one lock covered both.
 
-    Older ones may be nobody's, and are not waited for; if they end well after all, it is they that come second.
+    Older intents may have no caller, and are not waited for. If one ends well after all, it counts as the later one.
     """
     for intent in schema.claiming(tx, namespace, snapshotter, *names):
         if intent.begun >= since:
@@ -334,7 +335,7 @@ def check_unclaimed(tx: Reader, since: int, what: str, namespace: str, snapshott
 
 
 def check_target_not_sweeping(tx: Reader, backend: str, target: str) -> None:
-    """Busy while the collector removes a raw snapshot that was made for the same target."""
+    """Busy while the collector removes a raw snapshot with the same target (label containerd.io/snapshot.ref)."""
     for (_, _, name), mark in schema.SWEEPING.scan(tx, backend, "snapshot"):
         if mark.reference == target:
             raise Busy(
@@ -343,7 +344,7 @@ def check_target_not_sweeping(tx: Reader, backend: str, target: str) -> None:
 
 
 def check_no_blob_sweeping(tx: Reader, backend: str, digest: str) -> None:
-    """Busy while the collector removes the blob; or any blob, where the digest is not known yet."""
+    """Busy while the collector removes the blob, or any blob if the digest is not known yet."""
     if digest:
         check_not_sweeping(tx, Raw(backend, "blob", digest))
         return

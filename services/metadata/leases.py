@@ -1,4 +1,4 @@
-"""Leases: what holds content, snapshots, ingests and images while nothing else refers to them."""
+"""Leases: each holds content, snapshots, ingests and images that nothing else refers to."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Leases:
         self._database = database
 
     async def create(self, namespace: str, id_: str, labels: Labels) -> Lease:
-        """With a random id where none is given. AlreadyExists."""
+        """Create a lease, with a random id if none is given. AlreadyExists."""
         now = time.time_ns()
         lease = Lease(
             id=id_ or f"{now % 10**9}-{base64.urlsafe_b64encode(os.urandom(3)).decode()}",
@@ -44,7 +44,7 @@ class Leases:
         return lease
 
     async def delete(self, namespace: str, id_: str, *, sync: bool) -> None:
-        """NotFound. With ``sync`` a collection is over when this returns."""
+        """Remove a lease; NotFound. With ``sync``, returns after a collection."""
 
         def work(tx: Transaction) -> None:
             _required(tx, namespace, id_)
@@ -55,15 +55,17 @@ class Leases:
             await self._database.collected()
 
     def select(self, namespace: str, sources: Sequence[str], make: Callable[[Lease], T]) -> AsyncIterator[list[T]]:
-        """What ``make`` makes of those that the filters match, in order of their ids; in pieces, as
-        ``Database.select`` tells.
+        """The result of ``make`` for each lease that the filters match, in order of ids and in pieces, as in
+        ``Database.select``.
         """
         return self._database.select(
             schema.LEASES, namespace, sources=sources, field=_field, make=lambda _, lease: make(lease)
         )
 
     async def add(self, namespace: str, id_: str, resource: Resource) -> None:
-        """NotFound for the lease; the resource need not exist. InvalidArgument or Unimplemented for its type."""
+        """Let the lease hold a resource, which need not exist. NotFound for the lease; InvalidArgument or Unimplemented
+        for the resource's type.
+        """
 
         def work(tx: Transaction) -> None:
             _required(tx, namespace, id_)
@@ -73,7 +75,7 @@ class Leases:
         await self._database.write(work)
 
     async def remove(self, namespace: str, id_: str, resource: Resource) -> None:
-        """As ``add``; a resource that the lease does not hold is no error."""
+        """As ``add``, the reverse. Removing a resource that the lease does not hold is no error."""
 
         def work(tx: Transaction) -> None:
             _required(tx, namespace, id_)
@@ -83,7 +85,7 @@ class Leases:
         await self._database.write(work, "deletion")
 
     def resources(self, namespace: str, id_: str, make: Callable[[Resource], T]) -> AsyncIterator[list[T]]:
-        """What ``make`` makes of what the lease holds, by type and id; in pieces. NotFound."""
+        """The result of ``make`` for each resource of the lease, by type and id and in pieces. NotFound."""
         self._database.view(lambda tx: _required(tx, namespace, id_))
         return self._database.select(schema.RESOURCES, namespace, id_, make=lambda key, _: make(Resource(*key[2:])))
 
@@ -108,7 +110,7 @@ def _validate(resource: Resource) -> None:
 
 
 def _field(lease: Lease, path: Sequence[str]) -> tuple[str, bool]:
-    """What one filters leases by."""
+    """The fields that filters can select leases by."""
     match path:
         case ["id", *_]:
             return lease.id, bool(lease.id)

@@ -1,4 +1,4 @@
-"""Transactions in a dict: the fake. It keeps nothing, and runs each write twice, since work has to bear that."""
+"""Transactions in a dict: the fake. It stores nothing, and runs each write twice, since work must bear that."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class _State:
-    """Encoded keys in order, and their values."""
+    """The encoded keys in order, and their values."""
 
     def __init__(self, keys: list[bytes], values: dict[bytes, bytes], watches: list[list[Key]]) -> None:
         self.keys = keys
@@ -60,7 +60,7 @@ class _State:
             self.delete(key)
 
     def close(self) -> None:
-        """Nothing to forget."""
+        """Nothing to release."""
 
     def copy(self) -> _State:
         return _State(self.keys.copy(), self.values.copy(), self.watches)
@@ -76,7 +76,7 @@ class MemoryTransactions:
         return work(self._state)
 
     def snapshot(self) -> Snapshot:
-        return _State(self._state.keys, self._state.values, [])  # each write makes others
+        return _State(self._state.keys, self._state.values, [])  # each write makes a new state
 
     async def read(self, work: Callable[[Reader], T]) -> T:
         await asyncio.sleep(0)
@@ -93,7 +93,7 @@ class MemoryTransactions:
 
     async def write(self, work: Callable[[Transaction], T], *, lasting: bool = True) -> T:
         await asyncio.sleep(0)
-        work(self._state.copy())  # as if somebody had changed what it read
+        work(self._state.copy())  # as if another write had changed what it read
         await asyncio.sleep(0)
         state = self._state.copy()
         result = work(state)
@@ -101,4 +101,4 @@ class MemoryTransactions:
         return result
 
     async def close(self) -> None:
-        """Nothing to let go of."""
+        """Nothing to release."""

@@ -1,4 +1,4 @@
-"""Namespaces: labels, and whether anything is in them."""
+"""Namespaces: their labels, and whether anything is in them."""
 
 from __future__ import annotations
 
@@ -16,23 +16,25 @@ T = TypeVar("T")
 
 
 class Namespaces:
-    """The namespaces of a node. A name that nobody wrote to has no labels, and is not listed."""
+    """The namespaces of a node. A name in which nothing was written has no labels, and is not listed."""
 
     def __init__(self, database: Database, publish: Callable[[Event], None]) -> None:
         self._database = database
         self._publish = publish
 
     def labels(self, name: str) -> Labels:
-        """Of any name: containerd's Get succeeds for unknown ones too."""
+        """The labels of any name: containerd's Get succeeds for unknown names too."""
         found = self._database.view(lambda tx: schema.NAMESPACES.get(tx, name))
         return {} if found is None else found.labels
 
     def all(self, make: Callable[[str, Labels], T]) -> AsyncIterator[list[T]]:
-        """What ``make`` makes of each, in order of their names; in pieces, as ``Database.select`` tells."""
+        """The result of ``make`` for each namespace, in order of names and in pieces, as in ``Database.select``."""
         return self._database.select(schema.NAMESPACES, make=lambda key, namespace: make(key[0], namespace.labels))
 
     async def create(self, name: str, labels: Labels) -> None:
-        """InvalidArgument for a name that is no identifier or labels too long, AlreadyExists."""
+        """Create a namespace; InvalidArgument for a name that is no identifier or for labels that are too long;
+        AlreadyExists.
+        """
         identifiers.validate(name)
         validate_labels(labels, "namespace.Labels")
 
@@ -45,8 +47,8 @@ class Namespaces:
         self._publish(Event(name, "/namespaces/create", {"name": name, "labels": labels}))
 
     async def update(self, name: str, labels: Labels, paths: Sequence[str]) -> Labels:
-        """Set the labels of ``paths`` (``labels.KEY``), or all of them where there are none. An unknown namespace
-        is made, as by any write.
+        """Set the labels that ``paths`` name (``labels.KEY``), or replace all if there are no paths. An unknown
+        namespace is created, as by any write.
         """
         for path in paths:
             if not path.startswith("labels."):
@@ -65,7 +67,9 @@ class Namespaces:
         return result
 
     async def delete(self, name: str) -> None:
-        """NotFound; FailedPrecondition naming what is still in it. Leases and ingests do not count, and go too."""
+        """Delete a namespace; NotFound; FailedPrecondition that names what is still in it. Leases and ingests do not
+        count, and are removed too.
+        """
 
         def work(tx: Transaction) -> None:
             if left := list(_contents(tx, name)):
@@ -83,7 +87,7 @@ class Namespaces:
 
 
 def _contents(tx: Reader, name: str) -> list[str]:
-    """What keeps a namespace from being deleted, in containerd's words and order."""
+    """The reasons why the namespace cannot be deleted, in containerd's words and order."""
     kinds = ((schema.IMAGES, "images"), (schema.BLOBS, "blobs"), (schema.CONTAINERS, "containers"))
     left = [word for table, word in kinds if table.any(tx, name)]
     return left + [f"snapshots on {quoted(snapshotter)} snapshotter" for snapshotter in schema.snapshotters(tx, name)]

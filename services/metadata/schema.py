@@ -1,43 +1,43 @@
-"""Which keys there are, and the values below them. All that reads or writes keys does it through the tables here.
+"""The tables of the metadata store: its keys, and the values below them. All code reads and writes keys through these
+tables.
 
     namespace   NAMESPACE                             labels
     image       NAMESPACE NAME                        target, labels, times
     container   NAMESPACE ID                          its fields
     lease       NAMESPACE ID                          labels, time
-    resource    NAMESPACE LEASE TYPE ID               nothing: the lease holds it, whether it exists or not. TYPE:
-    content, ingests, images, snapshots/SNAPSHOTTER
+    resource    NAMESPACE LEASE TYPE ID               empty: the lease holds the resource, whether that exists or not.
+                                                      TYPE: content, ingests, images, snapshots/SNAPSHOTTER
     blob        NAMESPACE DIGEST                      size, backend, labels, times
-    owner       DIGEST NAMESPACE                      nothing: the namespace has a record of the blob (its index)
-    ingest      NAMESPACE REF                         raw ref, backend, expected digest, when it expires
-    snapshot    NAMESPACE SNAPSHOTTER NAME            raw key, backend, kind, parent, labels, times. NAME: a key, or
-    once committed a name
-    child       NAMESPACE SNAPSHOTTER NAME CHILD      nothing: CHILD's parent is NAME (its index)
+    owner       DIGEST NAMESPACE                      empty: the namespace has a record of the blob (index of "blob")
+    ingest      NAMESPACE REF                         raw ref, backend, expected digest, expiry
+    snapshot    NAMESPACE SNAPSHOTTER NAME            raw key, backend, kind, parent, labels, times.
+                                                      NAME: the key, or the name once committed
+    child       NAMESPACE SNAPSHOTTER NAME CHILD      empty: the parent of CHILD is NAME (index of "snapshot")
     sequence    NAMESPACE                             the last number given to a raw ref or raw key of the namespace
-    intent      ID                                    what was begun
-    claim       NAMESPACE SNAPSHOTTER NAME ID         nothing: NAME is what the intent makes or takes (their index, made
-    anew at each start). SNAPSHOTTER: empty for content
-    answer      ID                                    what an ended intent was answered, for repeated Finish and Cancel,
-    until when.
-                                                      IDs of intents begin with the time of their beginning, so the
-                                                      oldest come first
-    sweeping    BACKEND KIND RAW                      the collector is removing it. KIND: blob, ingest, snapshot
-    removing    BACKEND DIGEST                        blobs that it is removing in one call, each on a line. DIGEST: the
-    first of them
-    named       BACKEND KIND RAW                      nothing: a record or an intent once named it, and it is not known
-    to be gone.
-                                                      All that a sweep of a foreign store may remove. Whatever comes to
-                                                      name it writes this
-    held                                              why only what is known here is collected, until an operator says
-    otherwise (``gc/guard.py``)
-    checked     BACKEND NAMESPACE                     the last number of the namespace by which the last good sweep of
-    the backend went
-    gateway                                           the one that connected last
+    intent      ID                                    the operation that has begun.
+                                                      IDs begin with the time, so the oldest come first
+    claim       NAMESPACE SNAPSHOTTER NAME ID         empty: intent ID claims NAME (index of "intent", made anew at
+                                                      each start). SNAPSHOTTER: empty for content
+    answer      ID                                    the answer of an ended intent, for repeated Finish and Cancel,
+                                                      and the time until which it is kept
+    sweeping    BACKEND KIND RAW                      a mark: the collector is removing this raw thing.
+                                                      KIND: blob, ingest, snapshot
+    removing    BACKEND DIGEST                        marks of blobs that the collector removes in one call, one digest
+                                                      a line. DIGEST: the first of them
+    named       BACKEND KIND RAW                      empty: a record or an intent has named this raw thing, which may
+                                                      still exist. A sweep of a foreign store removes nothing else.
+                                                      Every write of such a record or intent sets it
+    held                                              why the collector is held, until an operator releases it
+                                                      (``gc/guard.py``)
+    checked     BACKEND NAMESPACE                     the last number of the namespace that the last good sweep of
+                                                      this backend relied on
+    gateway                                           the gateway that connected last
     store                                             this store's id, a UUID
 
-Values are JSON; bytes that must come back as they were (Any) stand behind it.
+Values are JSON. Bytes that must come back unchanged (Any) follow the JSON.
 
-A table's methods take the parts of the key after its own name; ``scan`` takes as many as one likes, and yields the
-whole rest of the key::
+A table's methods take the parts of the key after the table's name. ``scan`` takes any number of leading parts, and
+yields the whole key without the table's name::
 
     for (namespace, name), image in schema.IMAGES.scan(tx): ...
     for (name,), image in schema.IMAGES.under(tx, "default"): ...
@@ -83,72 +83,69 @@ _dumps = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 @dataclass(frozen=True, slots=True)
 class Table(Generic[V]):
-    """The keys that begin with ``name``, and how their values are written."""
+    """A table: the keys that begin with ``name``, and the encoding of their values."""
 
     name: str
     encode: Callable[[V], bytes]
     decode: Callable[[Key, bytes], V]
     read: Callable[[Key, bytes], V] | None = None
-    """As ``decode``, for whoever reads all there are: nothing is remembered of them. None: ``decode`` remembers
-    nothing.
-    """
+    """As ``decode``, but without caching: for callers that read all records. None: ``decode`` does not cache either."""
 
     def get(self, tx: Reader, *key: str) -> V | None:
-        """The value, or None."""
+        """The value of a key, or None."""
         value = tx.get((self.name, *key))
         return None if value is None else self.decode(key, value)
 
     def raw(self, tx: Reader, *key: str) -> bytes | None:
-        """The value as it is written, or None."""
+        """The encoded value, or None."""
         return tx.get((self.name, *key))
 
     def has(self, tx: Reader, *key: str) -> bool:
-        """Whether there is a value."""
+        """Whether the key exists."""
         return tx.get((self.name, *key)) is not None
 
     def scan(self, tx: Reader, *prefix: str, limit: int | None = None) -> Iterator[tuple[Key, V]]:
-        """All below ``prefix``, or the first ``limit``, in order: the whole key after the table's name, and the
-        value.
+        """All records below ``prefix``, or the first ``limit`` of them, in order: the key without the table's name, and
+        the value.
         """
         decode = self.read or self.decode
         for key, value in tx.scan((self.name, *prefix), limit=limit):
             yield key[1:], decode(key[1:], value)
 
     def under(self, tx: Reader, *prefix: str) -> Iterator[tuple[Key, V]]:
-        """As ``scan``, but the keys without ``prefix``."""
+        """As ``scan``, with ``prefix`` left out of the keys."""
         skip = len(prefix)
         for key, value in self.scan(tx, *prefix):
             yield key[skip:], value
 
     def any(self, tx: Reader, *prefix: str) -> bool:
-        """Whether there is anything below ``prefix``."""
+        """Whether there is a record below ``prefix``."""
         return next(iter(tx.scan((self.name, *prefix), limit=1)), None) is not None
 
     def put(self, tx: Transaction, *key: str, value: V) -> None:
-        """Set the value."""
         tx.put((self.name, *key), self.encode(value))
 
     def delete(self, tx: Transaction, *key: str) -> None:
-        """Remove it, if it is there."""
+        """Remove the record, if it exists."""
         tx.delete((self.name, *key))
 
     def delete_all(self, tx: Transaction, *prefix: str, limit: int | None = None) -> None:
-        """Remove all below ``prefix``, or the first ``limit``."""
+        """Remove all records below ``prefix``, or the first ``limit`` of them."""
         tx.delete_all((self.name, *prefix), limit=limit)
 
 
 def _json(name: str, cls: type[V], *keyed: str, remembered: int = 0) -> Table[V]:
-    """A table of dataclasses; the fields ``keyed`` are the last parts of the key, and not in the value. Empty fields
-    that have a default are left out.
+    """A table of dataclasses. The fields ``keyed`` are the last parts of the key, and are left out of the value, as are
+    empty fields that have a default.
 
-    So many decoded values are ``remembered``, for tables that are listed often; they are frozen, so that everybody may
-    have the same.
+    The table caches ``remembered`` decoded values, for tables that are listed often. Values are frozen, so callers can
+    share them.
     """
     known = [f for f in fields(cls) if f.name not in keyed]  # type: ignore[arg-type]
     names = [f.name for f in known]
-    # such as the size of an empty blob
+    # empty values that are kept, for example the size of an empty blob
     required = {f.name for f in known if f.default is MISSING and f.default_factory is MISSING}
-    loads = json.JSONDecoder().decode  # json.loads would look for the encoding each time
+    loads = json.JSONDecoder().decode  # json.loads would detect the encoding each time
     last = keyed[0] if keyed else ""
 
     def encode(value: V) -> bytes:
@@ -169,12 +166,12 @@ def _json(name: str, cls: type[V], *keyed: str, remembered: int = 0) -> Table[V]
 
 
 _REMEMBERED = 16 << 20
-"""Bytes, as stored, that the remembered values of a table may have together: clients choose how large a record is."""
+"""Bytes, as stored, that the cached values of one table may take: clients choose how large a record is."""
 
 
 def _remembering(count: int, decode: Callable[[Key, bytes], V]) -> Callable[[Key, bytes], V]:
-    """``decode`` that remembers what it made of the last ``count`` values, but for those that are more than their
-    share of the bytes.
+    """``decode`` with a cache of the last ``count`` values. A value larger than its share of the bytes is not
+    cached.
     """
     remembered = lru_cache(count)(decode)
     memory.when_idle(remembered.cache_clear)
@@ -189,7 +186,7 @@ def _nothing(name: str) -> Table[None]:
     return Table(name, lambda _: b"", lambda _key, _value: None)
 
 
-# Any values of containers are bytes of up to some 100 KB: they follow the JSON as they are.
+# The Any values of a container are bytes, up to some 100 KB: they follow the JSON unchanged.
 
 
 def _encode_container(value: Container) -> bytes:
@@ -217,9 +214,7 @@ def _decode_container(key: Key, value: bytes) -> Container:
 
 
 def _damaged(name: str, key: Key, error: Exception) -> errors.DataLoss:
-    """A value that is not what was written: pages of the database that are wrong in their contents look whole to
-    SQLite.
-    """
+    """The error for a value that cannot be decoded. SQLite does not notice a page whose contents are wrong."""
     return errors.DataLoss(
         f"metadata store: the record {name} {' '.join(key)} is damaged ({error}): {damage.WHAT_TO_DO}"
     )
@@ -260,23 +255,24 @@ def _encode_gateway(value: Gateway) -> bytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """How an intent ended: by ``finish`` (with what it was answered, as its owner wrote it) or by ``cancel``."""
+    """How an intent ended: by ``finish``, with its answer in ``detail``, or by ``cancel``."""
 
     ended: str
     until: int
-    """Nanoseconds since the epoch: when it may be forgotten."""
+    """Nanoseconds since the epoch until which the answer is kept."""
     detail: dict[str, Any] | None = None
 
 
 NAMESPACES = _json("namespace", Namespace)
 IMAGES = _json("image", Image, "name", remembered=1024)
-# a client that runs one gets it four times
+# a client that runs a container reads its record four times
 CONTAINERS: Table[Container] = Table(
     "container", _encode_container, _remembering(64, _decode_container), _decode_container
 )
 LEASES = _json("lease", Lease, "id")
 RESOURCES = _nothing("resource")
-BLOBS = _json("blob", Blob, "digest", remembered=64)  # one that is read in pieces is asked for thousands of times
+# a client that reads a blob in pieces asks for its record thousands of times
+BLOBS = _json("blob", Blob, "digest", remembered=64)
 OWNERS = _nothing("owner")
 INGESTS = _json("ingest", Ingest, "ref")
 SNAPSHOTS = _json("snapshot", Snapshot, "name")
@@ -299,7 +295,7 @@ STORE: Table[str] = Table("store", lambda value: value.encode(), lambda _key, va
 
 
 def next_number(tx: Transaction, namespace: str) -> int:
-    """A number that no raw name of the namespace had before."""
+    """A number that no raw name of the namespace has had before."""
     number = (SEQUENCES.get(tx, namespace) or 0) + 1
     SEQUENCES.put(tx, namespace, value=number)
     return number
@@ -311,21 +307,21 @@ def raw_name(tx: Transaction, namespace: str, name: str) -> str:
 
 
 def put_blob(tx: Transaction, namespace: str, blob: Blob, encoded: bytes | None = None) -> None:
-    """Write the record of a blob, and its index; ``encoded`` is the record if that is known."""
+    """Write the record of a blob and its index. ``encoded`` is the encoded record, if the caller has it."""
     tx.put((BLOBS.name, namespace, blob.digest), BLOBS.encode(blob) if encoded is None else encoded)
     OWNERS.put(tx, blob.digest, namespace, value=None)
     NAMED.put(tx, *Raw(blob.backend, "blob", blob.digest), value=None)
 
 
 LARGE = 64 << 10
-"""Bytes of a record that is read and written bit by bit where others wait: that of a manifest with thousands of
-layers, each a label, has megabytes.
+"""Bytes above which a record is read and written in steps, so that other calls come between: the manifest of an image
+with thousands of layers has as many labels, and its record takes megabytes.
 """
 _LABELS = '"labels":{'
 
 
 def encoding_blob(blob: Blob) -> Steps[bytes]:
-    """``BLOBS.encode``, in steps."""
+    """As ``BLOBS.encode``, in steps."""
     bare, labels = BLOBS.encode(replace(blob, labels={})).decode(), iter(blob.labels.items())
     parts: list[str] = []
     while some := dict(islice(labels, LABELS_PER_STEP)):
@@ -335,10 +331,10 @@ def encoding_blob(blob: Blob) -> Steps[bytes]:
 
 
 def reading_blob(key: Key, value: bytes) -> Steps[Blob]:
-    """``BLOBS.read``, in steps; what is not as ``encode`` writes it is read in one."""
+    """As ``BLOBS.read``, in steps. A value that ``encode`` did not write like this is decoded in one step."""
     try:
         text = value.decode()
-        before, found, _ = text.partition(_LABELS)  # the text of a string has no bare quote
+        before, found, _ = text.partition(_LABELS)  # a bare quote cannot occur inside a JSON string
         if not found:
             return BLOBS.decode(key, value)
         at = len(before) + len(found)
@@ -357,19 +353,19 @@ def reading_blob(key: Key, value: bytes) -> Steps[Blob]:
 
 
 def delete_blob(tx: Transaction, namespace: str, digest: str) -> None:
-    """Remove the record of a blob, and its index."""
+    """Remove the record of a blob and its index."""
     BLOBS.delete(tx, namespace, digest)
     OWNERS.delete(tx, digest, namespace)
 
 
 def delete_blobs(tx: Transaction, blobs: Sequence[tuple[str, str]]) -> None:
-    """As ``delete_blob`` of each (namespace, digest)."""
+    """As ``delete_blob``, for each (namespace, digest)."""
     tx.delete_many([(BLOBS.name, namespace, digest) for namespace, digest in blobs])
     tx.delete_many([(OWNERS.name, digest, namespace) for namespace, digest in blobs])
 
 
 def put_snapshot(tx: Transaction, namespace: str, snapshotter: str, snapshot: Snapshot) -> None:
-    """Write the record of a snapshot, and its parent's index."""
+    """Write the record of a snapshot, and its entry in the parent's index."""
     SNAPSHOTS.put(tx, namespace, snapshotter, snapshot.name, value=snapshot)
     if snapshot.parent:
         CHILDREN.put(tx, namespace, snapshotter, snapshot.parent, snapshot.name, value=None)
@@ -377,19 +373,19 @@ def put_snapshot(tx: Transaction, namespace: str, snapshotter: str, snapshot: Sn
 
 
 def delete_snapshot(tx: Transaction, namespace: str, snapshotter: str, snapshot: Snapshot) -> None:
-    """Remove the record of a snapshot, and what its parent's index has of it."""
+    """Remove the record of a snapshot, and its entry in the parent's index."""
     SNAPSHOTS.delete(tx, namespace, snapshotter, snapshot.name)
     if snapshot.parent:
         CHILDREN.delete(tx, namespace, snapshotter, snapshot.parent, snapshot.name)
 
 
 _PLAIN = re.compile(rb'\{"size":\d+,"backend":"([^"\\]+)"(?:,"created":\d+)?(?:,"updated":\d+)?\}')
-"""The record of a blob without labels, as it is written."""
+"""The encoded record of a blob without labels."""
 
 
 def backends_and_labels(tx: Reader) -> Iterator[tuple[Key, str, Labels]]:
-    """Of each blob namespace and digest, and what the collector goes by. Blobs are the most numerous records, and
-    most have no labels: only the others are parsed.
+    """The namespace and digest, the backend and the labels of each blob, for the collector. Blobs are the most numerous
+    records, and most have no labels; only the others are decoded.
     """
     backends: dict[bytes, str] = {}
     for key, value in tx.scan((BLOBS.name,)):
@@ -408,7 +404,9 @@ _NO_LABELS: Labels = {}
 
 
 def owners(tx: Reader, digest: str) -> Iterator[str]:
-    """The namespaces that have a record of the blob, read as they are asked for: the first will nearly always do."""
+    """The namespaces that have a record of the blob. Each is read when it is asked for: the first is nearly always
+    enough.
+    """
     after: Key | None = None
     while (found := next(iter(tx.scan((OWNERS.name, digest), after=after, limit=1)), None)) is not None:
         yield found[0][2]
@@ -416,23 +414,24 @@ def owners(tx: Reader, digest: str) -> Iterator[str]:
 
 
 def snapshotters(tx: Reader, namespace: str) -> Iterator[str]:
-    """Those that have snapshots of the namespace; each is looked for behind the last one, not among all snapshots."""
+    """The snapshotters that have snapshots of the namespace. Each is found by a seek behind the last one, without
+    reading all snapshots.
+    """
     after: Key | None = None
     last = ""
     while (found := next(iter(tx.scan((SNAPSHOTS.name, namespace), after=after, limit=1)), None)) is not None:
         key, _ = found
-        after = (*key[:3], _LAST) if key[2] != last else key  # some name may be behind even that
+        after = (*key[:3], _LAST) if key[2] != last else key  # a name may sort behind even _LAST
         if key[2] != last:
             last = key[2]
             yield last
 
 
 _LAST = "\U0010ffff"
-"""A name behind all that are in use."""
+"""A name that sorts behind all names in use."""
 
 
 def put_ingest(tx: Transaction, namespace: str, ingest: Ingest) -> None:
-    """Write the record of an ingest."""
     INGESTS.put(tx, namespace, ingest.ref, value=ingest)
     if not ingest.shared:
         NAMED.put(tx, *Raw(ingest.backend, "ingest", ingest.raw_ref), value=None)
@@ -441,7 +440,7 @@ def put_ingest(tx: Transaction, namespace: str, ingest: Ingest) -> None:
 
 
 def put_intent(tx: Transaction, intent: Intent) -> None:
-    """Write down what is begun, and its index."""
+    """Write an intent and its index."""
     INTENTS.put(tx, intent.id, value=intent)
     for name in intent.claims():
         CLAIMS.put(tx, intent.namespace, intent.snapshotter, name, intent.id, value=None)
@@ -450,7 +449,7 @@ def put_intent(tx: Transaction, intent: Intent) -> None:
 
 
 def delete_intent(tx: Transaction, intent: Intent) -> None:
-    """Remove what has ended, and its index."""
+    """Remove an ended intent and its index."""
     INTENTS.delete(tx, intent.id)
     for name in intent.claims():
         CLAIMS.delete(tx, intent.namespace, intent.snapshotter, name, intent.id)
@@ -466,33 +465,33 @@ def claiming(tx: Reader, namespace: str, snapshotter: str, *names: str) -> Itera
 
 
 def index_intents(tx: Transaction) -> None:
-    """Make the index of intents anew: a splitd that knew none may have written and ended some."""
+    """Rebuild the index of intents: an older splitd, which has no such index, may have written and ended intents."""
     CLAIMS.delete_all(tx)
     for _, intent in INTENTS.scan(tx):
         put_intent(tx, intent)
 
 
 def put_lease(tx: Transaction, namespace: str, lease: Lease) -> None:
-    """Write a new lease. It holds nothing of what one before it held, of which some may be left."""
+    """Write a new lease. Resources of an earlier lease of the same id, some of which may be left, are dropped."""
     if RESOURCES.any(tx, namespace, lease.id):
         RESOURCES.delete_all(tx, namespace, lease.id)
     LEASES.put(tx, namespace, lease.id, value=lease)
 
 
 _HELD = 500
-"""Resources that are removed in one transaction: half a millisecond. A lease may hold tens of thousands."""
+"""Resources that one transaction removes: this takes half a millisecond. A lease may hold tens of thousands."""
 
 
 def delete_lease(tx: Transaction, namespace: str, lease: str) -> None:
-    """Remove a lease, and the first of what it held: without the lease nothing holds the rest, which goes by
-    :func:`delete_left`, asked for by the collector.
+    """Remove a lease and the first of its resources. Without the lease, the rest protect nothing; the collector removes
+    them by :func:`delete_left`.
     """
     LEASES.delete(tx, namespace, lease)
     RESOURCES.delete_all(tx, namespace, lease, limit=_HELD)
 
 
 def delete_left(tx: Transaction, namespace: str, lease: str) -> bool:
-    """Remove some of what a lease held that is no more; whether there is more to do."""
+    """Remove some resources of a lease that no longer exists. Returns whether there are more."""
     if LEASES.has(tx, namespace, lease):
         return False
     RESOURCES.delete_all(tx, namespace, lease, limit=_HELD)
@@ -500,8 +499,8 @@ def delete_left(tx: Transaction, namespace: str, lease: str) -> bool:
 
 
 def held(tx: Reader) -> Iterator[tuple[str, str, Resource | None]]:
-    """Namespace and id of each lease that has resources, and each of these; once None where there is no such lease
-    any more.
+    """Each resource of each lease, with the namespace and id of the lease. A lease that no longer exists comes once,
+    with None.
     """
     after: Key | None = None
     known: tuple[str, str] | None = None
@@ -519,44 +518,44 @@ def held(tx: Reader) -> Iterator[tuple[str, str, Resource | None]]:
 
 
 def put_resource(tx: Transaction, namespace: str, lease: str, resource: Resource) -> None:
-    """The lease, which must exist, holds the resource."""
+    """Let the lease, which must exist, hold the resource."""
     RESOURCES.put(tx, namespace, lease, *resource, value=None)
 
 
 def delete_resource(tx: Transaction, namespace: str, lease: str, resource: Resource) -> None:
-    """The lease no longer holds the resource."""
+    """Let the lease hold the resource no longer."""
     RESOURCES.delete(tx, namespace, lease, *resource)
 
 
 def set_marks(tx: Transaction, raws: Sequence[Raw], mark: Mark) -> None:
-    """The collector is about to remove raw things that no record and no intent names."""
+    """Mark raw things that no record and no intent names: the collector is about to remove them."""
     value = SWEEPING.encode(mark)
     tx.put_many([((SWEEPING.name, *raw), value) for raw in raws])
 
 
 def mark_together(tx: Transaction, backend: str, digests: Sequence[str]) -> None:
-    """The same of blobs that are removed in one call, in one row: to write one for each and to remove it again
-    costs as much as to remove their records.
+    """Mark blobs that are removed in one call, in one row: writing and removing a row for each would cost as much as
+    removing their records.
     """
     REMOVING.put(tx, backend, digests[0], value="".join(f"{digest}\n" for digest in digests))
 
 
 def is_marked(tx: Reader, raw: Raw) -> bool:
-    """Whether the collector is removing it."""
+    """Whether the collector is removing the raw thing."""
     return SWEEPING.has(tx, *raw) or (
         raw.kind == "blob" and any(f"{raw.name}\n" in digests for _, digests in REMOVING.scan(tx, raw.backend))
     )
 
 
 def marked(tx: Reader, backend: str) -> Iterator[Raw]:
-    """All that it is removing there."""
+    """All raw things of the backend that the collector is removing."""
     for _, digests in REMOVING.scan(tx, backend):
         yield from (Raw(backend, "blob", digest) for digest in digests.splitlines())
     yield from (Raw(*key) for key, _ in SWEEPING.scan(tx, backend))  # type: ignore[arg-type]
 
 
 def clear_marks(tx: Transaction, raws: Sequence[Raw], *, gone: bool) -> None:
-    """The collector is through with them; ``gone``: the backend does not have them any more."""
+    """Clear the marks of raw things that the collector is done with; ``gone``: the backend no longer has them."""
     together = set[str]()
     for backend in {raw.backend for raw in raws if raw.kind == "blob"}:
         over = {raw.name for raw in raws}
@@ -578,7 +577,7 @@ _TABLES = {table.name: table for table in list(globals().values()) if isinstance
 
 
 def readable(row: Sequence[Any]) -> bool:
-    """Whether a row of the database, a key and its value, is a record: of what is read of damaged pages not all is."""
+    """Whether a row of the database, a key and its value, can be decoded: rows that come from damaged pages may not."""
     try:
         key = decode(row[0])
         table = _TABLES[key[0]]

@@ -1,4 +1,4 @@
-"""The metadata services over the wire: parse, call, convert."""
+"""The metadata services as gRPC servicers: parse, call, convert."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ from services.metadata.store import LABELS_PER_STEP, Backends, Blob, Event
 T = TypeVar("T", bound=Message)
 
 _BATCH = 100
-"""Infos in a message of a streamed list, as in containerd."""
+"""Infos in one message of a streamed list, as in containerd."""
 _BATCH_BYTES = 1 << 20
-"""The same in bytes, but for the last info: one may have a megabyte of labels."""
+"""Bytes in one message of a streamed list, besides the last info: one info may have a megabyte of labels."""
 
 
 async def batches(found: AsyncIterator[list[T]], most: int = _BATCH_BYTES) -> AsyncIterator[list[T]]:
-    """What was ``found``, in messages' pieces, of about ``most`` bytes each."""
+    """Regroup pieces of a list into messages of at most 100 infos and about ``most`` bytes."""
     batch: list[T] = []
     size = 0
     async for some in found:
@@ -62,8 +62,8 @@ async def batches(found: AsyncIterator[list[T]], most: int = _BATCH_BYTES) -> As
 
 
 async def whole(found: AsyncIterator[list[T]], message: Callable[[list[T]], Message]) -> Pieces:
-    """The one message of an answer, made of ``message`` for each piece: what is serialized one behind the other is
-    one message with all their repeated fields.
+    """One answer from a list in pieces, each encoded by ``message``. Encoded messages, concatenated, are one message
+    with all of their repeated fields.
     """
     return Pieces([message(some).SerializeToString() async for some in found])
 
@@ -181,7 +181,7 @@ class LeasesServicer:
 
 
 class ContentServicer:
-    """What of Content needs no bytes."""
+    """The methods of Content that need no bytes."""
 
     SERVICE = content_stubs.CONTENT
 
@@ -208,7 +208,7 @@ class ContentServicer:
         )
 
     async def _many(self, blob: Blob, message: Callable[..., Message]) -> Pieces:
-        """The answer with a blob of thousands of labels."""
+        """The answer for a blob with thousands of labels."""
         return Pieces(await self._lane.through(convert.info_pieces(blob, lambda info: message(info=info))))
 
     async def List(
@@ -219,7 +219,7 @@ class ContentServicer:
 
 
 class SnapshotsServicer:
-    """What of Snapshots needs no snapshotter."""
+    """The methods of Snapshots that need no snapshotter."""
 
     SERVICE = snapshots_stubs.SNAPSHOTS
 
@@ -415,7 +415,7 @@ def _epoch(request: Any) -> int | None:
 
 
 class Metadata:
-    """All of it over one database: what the process serves."""
+    """All metadata services over one database."""
 
     def __init__(
         self,

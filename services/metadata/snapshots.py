@@ -1,7 +1,7 @@
-"""Records of snapshots: what each namespace calls them, their kinds, parents and labels. The snapshots are in the
+"""Records of snapshots: their names in each namespace, kinds, parents and labels. The snapshots themselves are in the
 backends.
 
-Labels go down to a backend only if they are *inherited*: containerd.io/snapshot.ref and containerd.io/snapshot/*.
+A backend gets only labels that are *inherited*: containerd.io/snapshot.ref and containerd.io/snapshot/*.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _INHERITED = "containerd.io/snapshot/"
 
 
 def inherited(labels: Labels) -> dict[str, str]:
-    """The labels that a backend is told."""
+    """The labels that a backend gets."""
     return {key: value for key, value in labels.items() if key == REF or key.startswith(_INHERITED)}
 
 
 @dataclass(frozen=True, slots=True)
 class Updated:
-    """A changed record, and the labels to change in the backend: by ``raw_paths``, ``labels.KEY`` each; none if
-    nothing goes down.
+    """A changed record, and the labels to change in the backend: ``raw_paths`` has a ``labels.KEY`` for each, and is
+    empty if none are to change.
     """
 
     snapshot: Snapshot
@@ -60,7 +60,7 @@ class Snapshots:
         self._database = database
 
     def get(self, namespace: str, snapshotter: str, name: str) -> Snapshot:
-        """NotFound."""
+        """The record of a snapshot; NotFound."""
 
         def work(tx: Reader) -> Snapshot:
             check_snapshotter(tx, snapshotter)
@@ -71,8 +71,8 @@ class Snapshots:
     def select(
         self, namespace: str, snapshotter: str, sources: Sequence[str], make: Callable[[Snapshot], T]
     ) -> AsyncIterator[list[T]]:
-        """What ``make`` makes of those that the filters match, in order of their names; in pieces, as
-        ``Database.select`` tells.
+        """The result of ``make`` for each snapshot that the filters match, in order of names and in pieces, as in
+        ``Database.select``.
         """
         self._database.view(lambda tx: check_snapshotter(tx, snapshotter))
         return self._database.select(
@@ -87,7 +87,7 @@ class Snapshots:
     async def update(
         self, namespace: str, snapshotter: str, name: str, labels: Labels, paths: Sequence[str]
     ) -> Updated:
-        """Change the labels of ``paths``, or all where there are none. NotFound, InvalidArgument."""
+        """Change the labels that ``paths`` name, or replace all if there are no paths. NotFound, InvalidArgument."""
         if not name:
             raise errors.InvalidArgument
 
@@ -109,7 +109,9 @@ class Snapshots:
         return await self._database.write(work)
 
     async def remove(self, namespace: str, lease: str, snapshotter: str, name: str) -> Finished:
-        """Only the record; the raw snapshot is the collector's. NotFound; FailedPrecondition while it has children."""
+        """Remove the record; the collector removes the raw snapshot. NotFound; FailedPrecondition while it has
+        children.
+        """
 
         def work(tx: Transaction) -> None:
             check_snapshotter(tx, snapshotter)
@@ -137,8 +139,8 @@ class Snapshots:
         *,
         view: bool,
     ) -> Intent:
-        """Open the intent of a new snapshot. AlreadyExists for the key or the target of the label
-        containerd.io/snapshot.ref, which the lease then holds; NotFound for the parent.
+        """Open the intent of a Prepare or View. AlreadyExists if there is the key, or the target of the label
+        containerd.io/snapshot.ref; the lease then holds it. NotFound for the parent.
         """
         validate_labels(labels, "info.Labels")
         target = labels.get(REF, "")
@@ -196,8 +198,8 @@ class Snapshots:
         parent: str,
         labels: Labels,
     ) -> Intent:
-        """Open the intent of a commit. ``parent`` is what a snapshot without one is put on (rebase): it is there,
-        or its own commit has begun. AlreadyExists for the name, which the lease then holds; NotFound.
+        """Open the intent of a commit. ``parent`` rebases a snapshot that has none; it exists, or its own commit has
+        begun. AlreadyExists for the name, which the lease then holds; NotFound.
         """
         validate_labels(labels, "info.Labels")
 
@@ -237,7 +239,7 @@ class Snapshots:
 
 
 def finish_snapshot(tx: Transaction, intent: Intent, outcome: Outcome) -> Finished | errors.NodeError:
-    """A snapshot of the namespace is made of what was prepared, or of what the backend had already."""
+    """Record the snapshot that was prepared, or those that the backend already had."""
     namespace, snapshotter = intent.namespace, intent.snapshotter
     if intent.lease and not schema.LEASES.has(tx, namespace, intent.lease):
         return errors.NotFound("lease does not exist")
@@ -279,8 +281,8 @@ def finish_snapshot(tx: Transaction, intent: Intent, outcome: Outcome) -> Finish
 
 
 def _adopt(tx: Transaction, intent: Intent, outcome: Outcome) -> errors.NodeError:
-    """The target, and what it stands on down to a recorded parent, become records; the answer is AlreadyExists, or
-    why not.
+    """Record the target, and its ancestors down to a parent that has a record. The answer is AlreadyExists, or the
+    reason why they cannot be recorded.
     """
     namespace, snapshotter, adopted = intent.namespace, intent.snapshotter, outcome.adopted
     above = schema.SNAPSHOTS.get(tx, namespace, snapshotter, intent.parent) if intent.parent else None
@@ -316,10 +318,10 @@ def _adopt(tx: Transaction, intent: Intent, outcome: Outcome) -> errors.NodeErro
 
 
 def finish_commit_snapshot(tx: Transaction, intent: Intent, _outcome: Outcome) -> Finished | errors.NodeError:
-    """The active snapshot of the namespace becomes the committed one."""
+    """The active snapshot becomes the committed one."""
     namespace, snapshotter = intent.namespace, intent.snapshotter
     active = schema.SNAPSHOTS.get(tx, namespace, snapshotter, intent.key)
-    # else it was removed meanwhile, and another made in its place
+    # otherwise it was removed meanwhile, and another was made under its key
     if active is not None and active.raw_key == intent.raw_key:
         schema.delete_snapshot(tx, namespace, snapshotter, active)
         release(tx, namespace, intent.lease, _resource(snapshotter, intent.key))
@@ -335,7 +337,7 @@ def finish_commit_snapshot(tx: Transaction, intent: Intent, _outcome: Outcome) -
         and (commit := _committing(tx, namespace, snapshotter, intent.parent)) is not None
     ):
         raise Busy(f"parent snapshot {intent.parent} is being committed", commit.id)
-    # another of its name, it may be, than the one it was put on
+    # the parent may by now be another snapshot of the same name
     if intent.parent and (above is None or intent.raw_parent not in ("", above.raw_key)):
         return errors.NotFound(f"parent snapshot {intent.parent} does not exist")
     now = time.time_ns()
@@ -362,8 +364,8 @@ def finish_commit_snapshot(tx: Transaction, intent: Intent, _outcome: Outcome) -
 
 
 def _raw_parent(tx: Reader, namespace: str, snapshotter: str, name: str) -> str:
-    """The raw name of a committed snapshot, or of one that is being committed: a chain's commits may be begun at
-    once. They end in order. NotFound.
+    """The raw name of a committed snapshot, or of one that is being committed: the commits of a chain of layers may all
+    begin at once; they end in order. NotFound.
     """
     found = schema.SNAPSHOTS.get(tx, namespace, snapshotter, name)
     if found is not None:
@@ -374,7 +376,9 @@ def _raw_parent(tx: Reader, namespace: str, snapshotter: str, name: str) -> str:
 
 
 def _committing(tx: Reader, namespace: str, snapshotter: str, name: str) -> Intent | None:
-    """The open intent that will make a snapshot of that name; the last, where a dead gateway left others."""
+    """The open intent that will commit a snapshot under this name; the last one, since a dead gateway may have left
+    others.
+    """
     found = [
         intent
         for intent in schema.claiming(tx, namespace, snapshotter, name)
@@ -384,7 +388,7 @@ def _committing(tx: Reader, namespace: str, snapshotter: str, name: str) -> Inte
 
 
 def check_snapshotter(tx: Reader, snapshotter: str) -> None:
-    """InvalidArgument for one that the gateway does not have."""
+    """InvalidArgument for a snapshotter that the gateway does not have."""
     if not snapshotter:
         raise errors.InvalidArgument("snapshotter argument missing")
     gateway = schema.GATEWAY.get(tx)
@@ -410,7 +414,7 @@ def _snapshot(tx: Reader, namespace: str, snapshotter: str, name: str) -> Snapsh
 
 
 def _field(snapshot: Snapshot, path: Sequence[str]) -> tuple[str, bool]:
-    """What one filters snapshots by."""
+    """The fields that filters can select snapshots by."""
     match path:
         case ["kind", *_]:
             return snapshot.kind, True

@@ -1,5 +1,5 @@
-"""A database that may not be whole is said to be so: in the log, by the health of the process, and to the
-collector, which then takes only what this database knows.
+"""Reports a database that may be damaged: in the log, in the health of the process, and to the collector, which then
+removes nothing.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ log = logging.getLogger(__name__)
 
 
 FIRST = 60.0
-"""Seconds for which the collector waits for the first check of all pages: that takes one for each GiB or so, more
-where the disk is slow.
+"""Seconds for which the collector waits for the first check of all pages. A check takes about a second for each GiB,
+and longer if the disk is slow.
 """
 
 
 class Soundness:
-    """Of the database in ``path``, opened as ``database``.
+    """The soundness of the database in ``path``, opened as ``database``.
 
-    That pages were damaged is noted beside it too, in PATH.damaged: it may be too damaged to be written, and what is
-    saved of it (``splitd salvage``) looks whole.
+    Damage is also noted in a file beside the database, PATH.damaged: the database may be too damaged to be written, and
+    a database rescued from it (``splitd salvage``) looks whole.
     """
 
     def __init__(self, path: Path, database: Database) -> None:
@@ -41,8 +41,8 @@ class Soundness:
         self._tasks = loops.Tasks()
 
     async def begin(self, lost: str, noted: Callable[[], None]) -> None:
-        """Before anything is served: ``lost`` is what the log has lost; ``noted`` is called when that is written
-        down. All pages are checked, in a thread, now and whenever damage is met with.
+        """Start, before anything is served. ``lost`` says what the log has lost, and ``noted`` is called when that has
+        been recorded. All pages are checked in a thread, now and whenever damage is met.
         """
         if lost:
             await guard.hold(self._database, lost)
@@ -52,30 +52,30 @@ class Soundness:
         self._check()
 
     async def checked(self) -> None:
-        """Wait for the first check, for :data:`FIRST` at most."""
+        """Wait for the first check, for at most :data:`FIRST` seconds."""
         if self._checking is not None:
             await asyncio.wait([self._checking], timeout=FIRST)
 
     @contextlib.asynccontextmanager
     async def said(self, server: rpc.Server) -> AsyncIterator[None]:
-        """While it lasts ``server``'s health says what is found."""
+        """Report damage in ``server``'s health during the block."""
         self._server = server
         if self._found:
             server.ail(self._found)
         yield
 
     async def close(self) -> None:
-        """End what goes on. A check that runs is left alone: its thread ends with the process."""
+        """Stop, without waiting for a running check: its thread ends with the process."""
         await self._tasks.cancel()
 
     def damaged(self, why: str) -> None:
-        """Somebody has met with damage."""
+        """Damage was met: report it, and check all pages."""
         if self._met(why):
             self._tasks.start("the note of damage", self._hold(why))
             self._check()
 
     def _met(self, why: str) -> bool:
-        """Whether it is news."""
+        """Log the damage and report it in the health. Returns whether it is the first."""
         if self._found:
             return False
         self._found = why
@@ -102,7 +102,7 @@ class Soundness:
             return f"{self._path} was damaged ({error})"
 
     def _released(self) -> None:
-        self._found = ""  # what is met with from now on is news
+        self._found = ""  # damage that is met from now on is news
         try:
             self._note.unlink(missing_ok=True)
         except OSError as error:
@@ -114,7 +114,7 @@ class Soundness:
             if found and self._met(why := f"{found}; {damage.WHAT_TO_DO}"):
                 await self._hold(why)
             elif found:
-                log.error("all pages were checked: %s", found)  # where it is that somebody has met with
+                log.error("all pages were checked: %s", found)  # the details of the damage that is already reported
 
         if self._checking is None or self._checking.done():
             self._checking = self._tasks.start("the check of all pages", check())

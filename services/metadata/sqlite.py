@@ -1,15 +1,16 @@
-"""Transactions in one SQLite file: the embedded life, durable when ``write`` returns.
+"""Transactions in one SQLite file: the embedded store, durable when ``write`` returns.
 
 Commits are grouped (``kit/sqlite.py``). All work runs in the loop's thread, where a read of cached pages costs less
-than a hop to another one; only COMMIT, the call that waits for the disk, runs in a thread of its own. Work that comes
-meanwhile is gathered, and the next commit takes what of it some milliseconds allow: so fifty writers at once wait for
-two fsyncs, not for fifty. A batch of work that need not be lasting is committed without the fsync (synchronous=NORMAL),
-and without the thread; the next fsync of the log is its too.
+than a hop to another thread. Only COMMIT, the call that waits for the disk, runs in a thread of its own. Work that
+arrives meanwhile is queued, and the next commit takes as much of it as runs in some milliseconds. So fifty writers at
+once wait for two fsyncs, not for fifty. A batch of work that need not be lasting is committed without the fsync
+(synchronous=NORMAL) and without the thread; the next fsync of the log covers it.
 
-When nobody has written for some seconds, free pages are given back (``freeing``), in steps that writers come between.
+When nothing has been written for some seconds, free pages are given back (``freeing``), in steps between which writers
+run.
 
-Reading has a connection of its own and never waits for writers; long reads (``read``) run in a thread with another one,
-and snapshots have one each.
+Reads use a connection of their own and never wait for writers. Long reads (``read``) run in a thread with another
+connection, and each snapshot has one.
 
     ROOT/metadata/metadata.db        table "records": key BLOB PRIMARY KEY, value BLOB, without rowid
     ROOT/metadata/metadata.db-wal    SQLite's own, as is -shm
@@ -39,25 +40,25 @@ T = TypeVar("T")
 LAYOUT = Layout(
     version=1,
     tables=("CREATE TABLE records (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID",),
-    # The second one is of the log; a long one, which slow readers make, would be kept for ever.
+    # journal_size_limit is about the log: slow readers make it long, and it would stay long for ever.
     pragmas=("cache_size = -8192", f"journal_size_limit = {wal.SIZE}"),
     prepare=freeing.prepare,
     convert=freeing.convert,
 )
 _LARGEST_VALUE = 32 << 10
-"""Bytes of a value and its key that are remembered: clients choose how large they are."""
+"""Bytes of a key and its value that are cached at most: clients choose how large they are."""
 _VALUES = 256
-"""Values that are remembered: a run reads the same few records over and over."""
+"""Values that are cached: running a container reads the same few records over and over."""
 _BATCH = 0.004
-"""Seconds that the work of one commit may take, but for its last: the rest of what waits is for the next one, and
-what else the loop has to do comes between.
+"""Seconds that the work of one commit may take, apart from its last: the rest of the queue is left to the next commit,
+and the loop's other work comes between.
 """
 _TURN = 0.002
-"""Seconds of them without the loop's other work: those who only read are not kept waiting by those who write."""
+"""Seconds of it without the loop's other work, so that readers do not wait for writers."""
 _IDLE = 2
-"""Connections for snapshots that are kept when nobody uses them."""
+"""Idle connections that are kept for snapshots."""
 _CHECKPOINT = 1000
-"""Pages in the log after which it is written back to the database; SQLite's own choice."""
+"""Pages in the log after which it is written back to the database; SQLite's own default."""
 
 _PUT = (
     "INSERT INTO records VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value WHERE value != "
@@ -65,14 +66,14 @@ _PUT = (
 )
 _DELETE = "DELETE FROM records WHERE key = ?"
 _SOME = 128
-"""Keys that one statement deletes: in many at a time each costs a quarter less, and Python's other threads are let
-in less often.
+"""Keys that one statement deletes: in large statements each key costs a quarter less, and Python's other threads are
+let in less often.
 """
 _DELETE_SOME = f"DELETE FROM records WHERE key IN ({','.join('?' * _SOME)})"  # noqa: S608 - nothing but question marks
 
 
 class _Rows:
-    """Reader and Transaction over a connection that has a transaction open."""
+    """Reader and Transaction over a connection that has an open transaction."""
 
     __slots__ = ("_connection", "_execute", "cleared", "put_keys", "wrote")
 
@@ -82,7 +83,7 @@ class _Rows:
         self.wrote: set[Key] = set()
         self.put_keys: list[Key] = []
         self.cleared = False
-        """More keys were deleted than ``wrote`` has."""
+        """More keys were deleted than ``wrote`` lists."""
 
     def get(self, key: Key) -> bytes | None:
         row = self._execute("SELECT value FROM records WHERE key = ?", (encode(key),)).fetchone()
@@ -135,7 +136,7 @@ class _Rows:
 
 
 class _Snapshot(_Rows):
-    """A state on a connection of its own, which goes back to ``idle`` when it is closed."""
+    """A state on a connection of its own, which is returned to ``idle`` on close."""
 
     __slots__ = ("_idle", "_reading", "_refusal")
 
@@ -164,7 +165,7 @@ class _Snapshot(_Rows):
             raise self._refusal(error) from None
 
     def close(self) -> None:
-        for cursor in self._reading:  # a scan whose generator somebody still has would keep the state
+        for cursor in self._reading:  # a scan whose generator is still referenced would keep the state
             cursor.close()
         self._connection.execute("ROLLBACK")
         if len(self._idle) < _IDLE:
@@ -174,8 +175,8 @@ class _Snapshot(_Rows):
 
 
 class _Remembered:
-    """Reader of what is committed, over the values that were read last; it opens a transaction only for what is not
-    among them.
+    """Reader of the committed state, with a cache of the values that were read last. It opens a transaction only for a
+    value that is not cached.
     """
 
     __slots__ = ("_connection", "_rows", "_values")
@@ -210,12 +211,12 @@ class _Remembered:
             self._connection.execute("ROLLBACK")
 
 
-_Waiting: TypeAlias = "Work[_Rows]"  # not called: typing takes a microsecond for that
+_Waiting: TypeAlias = "Work[_Rows]"  # not a call: typing takes a microsecond for that
 
 
 class _Queue:
-    """What waits for a commit. Each caller has a queue of its own, and they take turns: who asks for a thousand
-    things is not before one who asks for one.
+    """The work that waits for a commit. Each caller has a queue of its own, and the queues take turns: a caller of a
+    thousand operations does not delay a caller of one.
     """
 
     def __init__(self) -> None:
@@ -225,15 +226,15 @@ class _Queue:
         return bool(self._callers)
 
     def add(self, caller: str, waiting: _Waiting) -> None:
-        """One more of ``caller``."""
+        """Add to the queue of ``caller``."""
         self._callers.setdefault(caller, deque()).append(waiting)
 
     def first(self) -> _Waiting:
-        """What is next."""
+        """The next work."""
         return next(iter(self._callers.values()))[0]
 
     def take(self) -> _Waiting:
-        """Take what is next; then it is another's turn."""
+        """Take the next work; then it is another caller's turn."""
         caller, queue = next(iter(self._callers.items()))
         waiting = queue.popleft()
         if queue:
@@ -243,17 +244,17 @@ class _Queue:
         return waiting
 
     def take_all(self) -> list[_Waiting]:
-        """Take everything."""
+        """Take all work."""
         found = [waiting for queue in self._callers.values() for waiting in queue]
         self._callers.clear()
         return found
 
 
 class SqliteTransactions:
-    """The store in ``path``, made if it is not there; FailedPrecondition if it cannot be used, DataLoss if it is
-    damaged. Used in one event loop, by one process (``kit.process.owned``).
+    """The store in ``path``, created if it does not exist. FailedPrecondition if it cannot be used, DataLoss if it is
+    damaged. It is used in one event loop, by one process (``kit.process.owned``).
 
-    ``caller`` says on whose behalf a write is made.
+    ``caller`` names the caller on whose behalf a write is made.
     """
 
     def __init__(
@@ -261,7 +262,7 @@ class SqliteTransactions:
     ) -> None:
         """``quiet``: seconds without a write after which free pages are given back."""
         self.file = File(path, "metadata store", layout)
-        """What it is kept in: what was lost of it, and who is told of damage."""
+        """The database file: it says what was lost, and is told of damage."""
         self._writer, self._reader = self.file.writer, self.file.reader
         self._path = path
         self._quiet = quiet
@@ -270,17 +271,17 @@ class SqliteTransactions:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._long = ThreadPoolExecutor(2, thread_name_prefix="read")
         self._idle: list[sqlite3.Connection] = []
-        """Connections for snapshots."""
+        """Idle connections for snapshots."""
         self._caller = caller
         self._queue = _Queue()
         self._lasting = True
         self._values: dict[Key, bytes | None] = {}
-        """What was read last, as it is committed."""
+        """The cache of committed values."""
         self._watches: list[list[Key]] = []
         self._uncommitted: list[Key] = []
-        """What the open transaction set."""
+        """The keys that the open transaction has set."""
         self._in_flight = False
-        """A commit is on its way to the disk: what is committed may change at any instant."""
+        """A commit is on its way to the disk: the committed state may change at any instant."""
         self._committing: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -350,7 +351,7 @@ class SqliteTransactions:
         try:
             while self._queue:
                 if not await self._commit():
-                    await asyncio.sleep(0)  # those who only read, and those who were answered, come between
+                    await asyncio.sleep(0)  # readers, and callers that were answered, come between
         finally:
             self._committing = None
             self._wrote = asyncio.get_running_loop().time()
@@ -358,9 +359,7 @@ class SqliteTransactions:
                 self._timer = asyncio.get_running_loop().call_later(self._quiet, self._rest)
 
     def shrink(self) -> None:
-        """Free the pages and values that are kept because they may be read again: up to 8 MiB for each connection.
-        What is in use stays.
-        """
+        """Free the cached pages and values, up to 8 MiB for each connection. Those in use stay."""
         if self._closed:
             return
         self._values.clear()
@@ -371,7 +370,7 @@ class SqliteTransactions:
             connection.execute("PRAGMA shrink_memory")
 
     def _rest(self) -> None:
-        """It may be that nobody has written for a while."""
+        """Give pages back if nothing was written for a while, else set the timer again."""
         loop = asyncio.get_running_loop()
         self._timer = None
         left = self._wrote + self._quiet - loop.time()
@@ -381,7 +380,7 @@ class SqliteTransactions:
             self._committing = loops.aside("giving back pages", self._give_back())
 
     async def _give_back(self) -> None:
-        """Give free pages back until somebody writes."""
+        """Give free pages back until a write arrives."""
         in_thread = asyncio.get_running_loop().run_in_executor
         try:
             self._wait_for_disk(True)
@@ -400,7 +399,7 @@ class SqliteTransactions:
             self._committing = loops.vital("the commits", self._commit_all()) if self._queue else None
 
     async def _commit(self) -> bool:
-        """Commit some of what waits; whether others had their turn meanwhile."""
+        """Commit some of the queue. Returns whether the loop's other work came between."""
         waited = False
         batch: list[_Waiting] = []
         try:
@@ -415,7 +414,7 @@ class SqliteTransactions:
                     self._in_flight = False
             else:
                 self._writer.execute("COMMIT")
-        except Exception as error:  # whatever it is: those who wait must hear of it
+        except Exception as error:  # any error: the waiting callers must hear of it
             log.error(
                 "the metadata store cannot write %s: %s",
                 self._path,
@@ -424,7 +423,7 @@ class SqliteTransactions:
             )
             undo(self._writer)
             refusal = self.file.met(error) if isinstance(error, sqlite3.Error) else error
-            # Where not even a transaction can be begun, nobody's work can be done.
+            # If not even a transaction can be begun, no work can be done.
             for waiting in batch or self._queue.take_all():
                 if not waiting.future.done():
                     waiting.future.set_exception(
@@ -437,16 +436,18 @@ class SqliteTransactions:
         return waited
 
     def _wait_for_disk(self, lasting: bool) -> None:
-        """Whether the next commit waits for the disk; only one that does may checkpoint, too."""
+        """Set whether the next commit waits for the disk. Only a commit that does may checkpoint, too."""
         if lasting is not self._lasting:
             self._writer.execute(f"PRAGMA synchronous = {'FULL' if lasting else 'NORMAL'}")
             self._writer.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT if lasting else 0}")
             self._lasting = lasting
 
     async def _run(self, batch: list[_Waiting]) -> bool:
-        """Run what waits in one open transaction, the first of it at least and no more when :data:`_BATCH` is over or
-        what must last would not, and note it in ``batch``; whether there is anything to commit. The loop turns
-        meanwhile; who reads then sees what is committed.
+        """Run queued work in one open transaction, and append it to ``batch``. Returns whether there is anything to
+        commit.
+
+        At least one work runs. No more are begun once :data:`_BATCH` is over, nor if the next must be lasting and this
+        commit is not. Other work of the loop runs in between; reads then see the committed state.
         """
         self._writer.execute("BEGIN IMMEDIATE")
         wrote = False
@@ -463,7 +464,7 @@ class SqliteTransactions:
                 break
             waiting = self._queue.take()
             batch.append(waiting)
-            if waiting.future.cancelled():  # nothing was begun: as if never asked
+            if waiting.future.cancelled():  # not begun: as if never asked
                 continue
             rows = _Rows(self._writer)
             run(waiting, rows, self._writer)

@@ -1,15 +1,15 @@
-"""The store below the records: transactions over ordered keys. It is apart so that nothing above it knows where the
-keys are kept.
+"""The store below the records: transactions over ordered keys. It is a module of its own so that nothing above it knows
+how the keys are stored.
 
-A key is a tuple of strings, a value is bytes; keys are ordered part by part, by their UTF-8 bytes. ``schema`` says
-which keys there are.
+A key is a tuple of strings, a value is bytes. Keys are ordered part by part, by their UTF-8 bytes. ``schema`` lists the
+keys.
 
-*Work* is a plain function of a :class:`Reader` or :class:`Transaction`. It sees one consistent state of all keys, and
-what it writes happens completely or, if it raises, not at all. It may be run more than once before it counts (a store
-that many nodes share compares the keys that were read, and starts again if somebody changed one), and in any thread: so
-it has no effect but through its argument and its result, and waits for nothing.
+*Work* is a plain function of a :class:`Reader` or a :class:`Transaction`. It sees one consistent state of all keys. Its
+writes take effect completely or, if it raises, not at all. It may run more than once before it counts, and in any
+thread: a store that many nodes share compares the keys that were read, and runs the work again if another node changed
+one. So work must have no effect except through its argument and its result, and must not wait for anything.
 
-Lives: :mod:`services.metadata.sqlite` (embedded, durable) and :mod:`services.metadata.memory` (the fake).
+Implementations: :mod:`services.metadata.sqlite` (embedded, durable) and :mod:`services.metadata.memory` (the fake).
 """
 
 from __future__ import annotations
@@ -32,45 +32,45 @@ class Reader(Protocol):
         ...
 
     def scan(self, prefix: Key, *, after: Key | None = None, limit: int | None = None) -> Iterator[tuple[Key, bytes]]:
-        """The keys that begin with the parts of ``prefix`` and their values, in order; from the first one behind
-        ``after``; ``limit`` of them at most.
+        """The keys that begin with the parts of ``prefix``, and their values, in order: those behind ``after``, and at
+        most ``limit`` of them.
 
-        What the same transaction writes while it iterates may be seen or not.
+        Writes of the same transaction during the iteration may be seen or not.
         """
         ...
 
 
 class Snapshot(Reader, Protocol):
-    """A state that stays as it is until it is closed, whatever is written meanwhile; its scans read as they are
+    """A state that stays as it is until it is closed, whatever is written meanwhile. Its scans read while they are
     iterated.
     """
 
     def close(self) -> None:
-        """Let the store forget the state."""
+        """Release the state."""
         ...
 
 
 class Transaction(Reader, Protocol):
-    """A state that can be changed; it sees its own changes."""
+    """A state that can be changed, and that shows its own changes."""
 
     def put(self, key: Key, value: bytes) -> None:
         """Set the value of a key."""
         ...
 
     def put_many(self, rows: Sequence[tuple[Key, bytes]]) -> None:
-        """Set the values of many keys, at a fraction of the cost. Those who watch are not told of them."""
+        """Set the values of many keys, at a fraction of the cost of single puts. Watches do not see them."""
         ...
 
     def delete(self, key: Key) -> None:
-        """Remove a key, if it is there."""
+        """Remove a key, if it exists."""
         ...
 
     def delete_many(self, keys: Sequence[Key]) -> None:
-        """Remove those of many keys that are there, as cheaply."""
+        """Remove those of the keys that exist, as cheaply."""
         ...
 
     def delete_all(self, prefix: Key, *, limit: int | None = None) -> None:
-        """Remove all keys that begin with the parts of ``prefix``; the first ``limit`` of them."""
+        """Remove all keys that begin with the parts of ``prefix``, or the first ``limit`` of them."""
         ...
 
 
@@ -78,58 +78,59 @@ class Transactions(Protocol):
     """The store."""
 
     def view(self, work: Callable[[Reader], T]) -> T:
-        """Run ``work`` on the committed state, here and now; for a few keys, up to a few hundred. Only lives that
-        need no waiting to read have this.
+        """Run ``work`` on the committed state, here and now: for a few keys, up to a few hundred. Only implementations
+        that read without waiting have this.
         """
         ...
 
     async def read(self, work: Callable[[Reader], T]) -> T:
-        """Run ``work`` on the committed state without holding anybody up, however much it reads."""
+        """Run ``work`` on the committed state, however much it reads, while other calls go on."""
         ...
 
     def snapshot(self) -> Snapshot:
-        """The committed state as it is now, to be read here bit by bit, and closed soon: a store keeps what it
-        would else forget. Only lives that have ``view`` have this.
+        """The current committed state, for reading in pieces. Close it soon: meanwhile the store keeps data that it
+        would otherwise discard. Only implementations with ``view`` have this.
         """
         ...
 
     def watch(self) -> AbstractContextManager[MutableSequence[Key]]:
-        """The keys that are set while the block lasts, in the order in which works set them, those first whose commit
-        was under way when it began; who watches may remove some. So work that knows an older state, read in the block,
-        knows what is there besides.
+        """The keys that are set during the block, in the order in which works set them, preceded by those of a commit
+        that was under way when the block began. So a reader of an older state, taken in the block, learns which keys
+        were added since. It may remove entries.
         """
         ...
 
     async def write(self, work: Callable[[Transaction], T], *, lasting: bool = True) -> T:
-        """Run ``work``, as if no other work ran at the same time, and return its result when what it wrote is durable.
+        """Run ``work`` as if no other work ran at the same time. Returns its result once its writes are durable.
 
-        Not ``lasting``: it need not survive a power cut, only the death of this process, until something later is
-        durable, which it then is too. For what would be found out again after a power cut; a store may be more careful.
+        If not ``lasting``, the writes need only survive the death of this process; they survive a power cut once a
+        later write is durable. This is for facts that would be found again after a power cut. A store may do more than
+        it must.
 
-        What ``work`` raises is raised here, and nothing is written. A store that cannot write is Unavailable, with its
-        reason; on a full disk, ResourceExhausted.
+        An exception of ``work`` is raised here, and nothing is written. Unavailable, with the reason, if the store
+        cannot write; ResourceExhausted on a full disk.
         """
         ...
 
     async def close(self) -> None:
-        """Wait for what is being written, and let go of the store."""
+        """Wait for writes under way, and close the store."""
         ...
 
 
-# Parts end with a NUL, a NUL in a part becomes NUL 0xff; 0xff begins no part, as it is not in UTF-8. So bytes sort as
-# the tuples do.
+# Each part ends with a NUL. A NUL within a part becomes NUL 0xff; no part begins with 0xff, which does not occur in
+# UTF-8. So the bytes sort as the tuples do.
 
 
 def encode(key: Key) -> bytes:
-    """A key as bytes which sort in the order of keys."""
+    """A key as bytes, which sort as the keys do."""
     whole = "\0".join(key)
-    if whole.count("\0") == len(key) - 1:  # as in nearly all, no part has one of its own
+    if whole.count("\0") == len(key) - 1:  # as nearly always, no part has a NUL of its own
         return whole.encode() + b"\0"
     return b"".join([part.encode().replace(b"\0", b"\0\xff") + b"\0" for part in key])
 
 
 def decode(data: bytes) -> Key:
-    """The key that was encoded as ``data``; DataLoss if none was."""
+    """The key that ``data`` encodes; DataLoss if it encodes none."""
     try:
         if b"\0\xff" not in data:
             return tuple(data.decode().split("\0")[:-1])

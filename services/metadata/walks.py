@@ -1,9 +1,9 @@
-"""Walks: all records below a prefix, read while the loop does other things.
+"""Walks: each reads all records below a prefix, while the loop does other work in between.
 
-A walk reads one state of the store, which the store keeps for it. Nobody may make it keep many states, nor one for
-long: SQLite's log grows meanwhile. So a walk loses its state after :data:`KEPT` seconds, or when it is the oldest of
-more than :data:`WALKS`, and goes on behind its last record in the state that is then current. A walk as fast as the
-disk sees one instant; one whose reader is slow still sees each record once that is there all the while.
+A walk reads one state of the store, which the store keeps for it. SQLite's log grows for as long as a state is kept, so
+neither many states nor old ones are kept. A walk loses its state after :data:`KEPT` seconds, or when it is the oldest
+of more than :data:`WALKS`; it then goes on behind its last record, in the current state. A walk whose reader is fast
+sees one instant. A slower one still sees every record that exists for the whole duration of the walk.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from services.metadata.transactions import Key, Snapshot, Transactions
 
 WALKS = 16
-"""Walks that have a state of their own at once."""
+"""Walks that may have a state at once."""
 KEPT = 10.0
 """Seconds for which a walk keeps its state."""
 
@@ -23,19 +23,19 @@ class Walks:
     """The walks over one store."""
 
     def __init__(self, transactions: Transactions, *, most: int = WALKS, kept: float = KEPT) -> None:
-        """``most`` have a state of their own at once, each for ``kept`` seconds."""
+        """At most ``most`` walks have a state at once, each for ``kept`` seconds."""
         self.kept = kept
         self._most = most
         self._transactions = transactions
         self._open: dict[Walk, None] = {}
-        """Those with a state, the oldest first."""
+        """The walks that have a state, the oldest first."""
 
     def over(self, prefix: Key) -> Walk:
-        """A walk over all keys below ``prefix``; a context manager and an iterator."""
+        """A walk over all keys below ``prefix``: a context manager and an iterator."""
         return Walk(self, prefix)
 
     def snapshot(self, walk: Walk) -> Snapshot:
-        """A state for ``walk``."""
+        """A state for ``walk``; the oldest walk may lose its own."""
         if len(self._open) >= self._most:
             next(iter(self._open)).let_go()
         snapshot = self._transactions.snapshot()
@@ -43,12 +43,12 @@ class Walks:
         return snapshot
 
     def gone(self, walk: Walk) -> None:
-        """``walk`` has none any more."""
+        """Note that ``walk`` has no state any more."""
         self._open.pop(walk, None)
 
 
 class Walk:
-    """One of them: keys and values in order."""
+    """An iterator over keys and values in order."""
 
     __slots__ = ("_after", "_found", "_prefix", "_rows", "_snapshot", "_timer", "_walks")
 
@@ -75,7 +75,7 @@ class Walk:
 
     def _reading(self) -> Iterator[tuple[Key, bytes]]:
         rows = None
-        while rows is not self._rows:  # else these were all
+        while rows is not self._rows:  # at the end of the rows
             if self._snapshot is None:
                 self._snapshot = self._walks.snapshot(self)
                 self._rows = self._snapshot.scan(self._prefix, after=self._after)
@@ -84,7 +84,7 @@ class Walk:
             for row in rows:
                 self._after = row[0]
                 yield row
-                if rows is not self._rows:  # the state is lost
+                if rows is not self._rows:  # the state was given back
                     break
 
     def let_go(self) -> None:

@@ -1,19 +1,21 @@
-"""The collector: takes what nobody needs, records first, then the raw things that no record names.
+"""The garbage collector: it removes dead records, and then the raw things that no record names.
 
-Every record is reached from a *root* (:mod:`.mark` says what those are) or it is *dead*. A collection removes the dead
-records, some at a time. Then each backend is *swept*: the raw things that neither a record nor an open intent names are
-removed there (:mod:`.sweep`). The two are apart, so that a backend which hangs or is away postpones its own sweep and
-nothing else.
+A record lives if it can be reached from a *root* (:mod:`.mark` lists the roots); otherwise it is *dead*. A collection
+removes the dead records, some at a time. Then it *sweeps* each backend: it removes the raw things there that neither a
+record nor an open intent names (:mod:`.sweep`). The two phases are separate, so that a backend that hangs or is away
+postpones only its own sweep.
 
-containerd holds one lock over marking, sweeping and the backends' calls. Here nobody waits for a collection, but for
-the one raw thing that is being removed just now: it has a *mark*, and who would make a record of it, or an intent that
-names it, waits for that to go (``services.metadata.store.Mark``).
+containerd holds one lock over marking, sweeping and the backends' calls. Here a call waits only for the one raw thing
+that is being removed at that moment: the thing has a *mark*, and a call that would create a record of it, or an intent
+that names it, waits until the mark is cleared (``services.metadata.store.Mark``).
 
-    mark.py       from roots along references: which records live          (pure)
-    plan.py       which raw things of a backend are victims, in what order (pure)
+    mark.py       which records live: from roots along references        (pure)
+    changes.py    what was written since the records were read           (pure)
+    plan.py       the victims of a backend, and their order              (pure)
     sweep.py      one backend: list, decide and mark, remove, unmark
-    pace.py       when to collect: containerd's scheduler                  (pure)
-    collector.py  the loop that does it all
+    guard.py      what is held back when the database may be an old copy
+    pace.py       when to collect: containerd's scheduler                (pure)
+    collector.py  the loop that runs all this
     raw.py        what a backend must do for the collector; remote.py: through the gateway; memory.py: the fake
 """
 

@@ -1,9 +1,9 @@
-"""What was written since all records were read, as far as the collector has to know: so that it decides once about all
-of them, bit by bit, and afterwards looks at few.
+"""What was written since all records were read, as far as the collector needs it. So it can decide about all records
+once, in steps, and afterwards look only at a few.
 
-Every key that is written says which record it is about (:func:`touched`). A record that was written meanwhile counts as
-living, with all that it refers to now; so does what refers back to it. Nothing else can have come back to life:
-whatever a record referred to that has not changed lived then, or died with it.
+Each key that is written shows which record it belongs to (:func:`touched`). A record that was written meanwhile counts
+as living, with everything that it refers to now, and so does every record that refers back to it. Nothing else can have
+come back to life: what an unchanged record refers to either lived already, or died with that record.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from services.metadata.store import Raw, Resource
 from services.metadata.transactions import Key, Reader
 
 PORTION = 200
-"""Keys that a transaction of the collector's looks at; what many clients write while all records are read is looked
-at in several.
+"""Keys that one transaction of the collector looks at. Keys that many clients write while all records are read are
+looked at in several transactions.
 """
 
 
 def touched(tx: Reader, written: Iterable[Key]) -> set[Node]:
-    """The records, and what leases and intents name, that keys of ``written`` are about and that are there."""
+    """The existing records that the keys ``written`` belong to, and the nodes that written leases and intents name."""
     found: set[Node] = set()
     for key in {key for key in written if key[0] in _ABOUT and tx.get(key) is not None}:
         match key:
             case ("lease" | "image" | "container" | "ingest" as kind, namespace, name):
                 found.add(Node(kind, namespace, name))
-                if kind == "lease":  # it may hold what it had before in another way
+                if kind == "lease":  # it may protect the resources that it had already in another way
                     found.update(
                         resource_node(namespace, Resource(*resource), flat=False)
                         for resource, _ in schema.RESOURCES.under(tx, namespace, name)
@@ -65,8 +65,8 @@ _ABOUT = frozenset({"lease", "image", "container", "ingest", "blob", "snapshot",
 
 
 def revived(tx: Reader, records: Everything, marking: Marking, changed: set[Node]) -> set[Node]:
-    """Which of the dead live since ``changed`` were written; of ``records`` all others are as they were when
-    ``marking`` was made.
+    """The dead nodes that live since ``changed`` were written. All other ``records`` are as they were when ``marking``
+    was made.
     """
     fresh = Everything()
     for node in changed:
@@ -87,14 +87,14 @@ def revived(tx: Reader, records: Everything, marking: Marking, changed: set[Node
 
 
 def is_dead(records: Everything, marking: Marking, node: Node) -> bool:
-    """Whether it is one of the dead of ``marking``."""
+    """Whether ``marking`` found the node dead."""
     return node not in marking.living and any(
         node in table for table in (records.blobs, records.snapshots, records.ingests, records.images, records.leases)
     )
 
 
 def _read(tx: Reader, into: Everything, node: Node) -> None:
-    """The record of ``node`` as it is now, if there is one."""
+    """Read the current record of ``node``, if it exists."""
     tables: dict[str, tuple[schema.Table[Any], dict[Node, Any]]] = {
         "snapshot": (schema.SNAPSHOTS, into.snapshots),
         "ingest": (schema.INGESTS, into.ingests),
@@ -112,13 +112,13 @@ def _read(tx: Reader, into: Everything, node: Node) -> None:
 
 
 def ordering(records: Everything, marking: Marking) -> Steps[list[Node]]:
-    """The dead, each before what it refers to: whoever looks while they are removed bit by bit finds nothing that
-    refers to what is gone.
+    """The dead nodes, each before the nodes it refers to. So at no time during the removal does a record refer to one
+    that is gone.
     """
 
     def below(node: Node) -> Iterable[Node]:
         back = marking.back.get(node, ())
-        if not back and node.type == "content" and not records.blobs[node].labels:  # as most
+        if not back and node.type == "content" and not records.blobs[node].labels:  # most have none
             return ()
         return named_by(records, node) if node.type == "lease" else chain(back, refers_to(records, node))
 
@@ -128,7 +128,7 @@ def ordering(records: Everything, marking: Marking) -> Steps[list[Node]]:
 def _topological(
     nodes: Iterable[Node], below: Callable[[Node], Iterable[Node]], wanted: Callable[[Node], bool]
 ) -> Steps[list[Node]]:
-    """Those of ``nodes`` and of what is below them that are wanted."""
+    """The nodes among ``nodes`` and below them that are wanted, in topological order."""
     seen: set[Node] = set()
     order: list[Node] = []
     looked = 0
@@ -141,7 +141,7 @@ def _topological(
         stack = [(start, iter(below(start)))]
         while stack:
             node, rest = stack[-1]
-            for each in rest:  # an index may have ten thousand
+            for each in rest:  # an index may have ten thousand references
                 looked += 1
                 if not looked % STEP:
                     yield
@@ -157,8 +157,8 @@ def _topological(
 
 
 class Spared:
-    """What of a backend must stay, since it came to be named, or asked for, after it was found that nobody needs
-    it. ``listing`` is what the backend had.
+    """The raw things of a backend that must stay because they were named, or asked for, after the victims were chosen.
+    ``listing`` is what the backend had.
     """
 
     def __init__(self, listing: Listing, written: MutableSequence[Key]) -> None:
@@ -167,16 +167,16 @@ class Spared:
         self._raws: set[Raw] = set()
         self._references: dict[str, list[str]] | None = None
         self.every_blob = False
-        """A commit was begun of which nobody knows the digest."""
+        """A commit whose digest is unknown was begun."""
 
     @property
     def behind(self) -> int:
-        """Keys that were written since the last look."""
+        """The number of keys that were written since the last look."""
         return len(self._written)
 
     def look(self, tx: Reader, most: int = 1 << 62) -> Spared:
-        """Note what was written until now, of ``most`` keys. To be called in a transaction, which may be run again:
-        it notes too much then, never too little.
+        """Look at the keys written until now, at most ``most`` of them. Call it in a transaction, which may run again:
+        it then spares too much, never too little.
         """
         written = self._written[:most]
         del self._written[:most]  # a sweep may take hours
@@ -203,7 +203,7 @@ class Spared:
         return self._references.get(reference, ())
 
     def _stays(self, raw: Raw) -> None:
-        """It does, and what it stands on."""
+        """Spare the raw thing and all its ancestors."""
         while raw not in self._raws:
             self._raws.add(raw)
             snapshot = self._listing.snapshots.get(raw.name) if raw.kind == "snapshot" else None

@@ -1,5 +1,5 @@
-"""The loop: collects when :mod:`.pace` says so, when somebody waits for it, and when the next lease, image or
-ingest expires.
+"""The collector's loop: it collects when :mod:`.pace` says so, when a caller waits for a collection, and when the next
+lease, image or ingest expires.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What a look at all records says."""
+    """The result of reading and marking all records."""
 
     size: int
     dead: int
     wake: Nanoseconds | None
     known: dict[str, plan.Known]
-    """Of the backends that the gateway has, once the dead records are gone."""
+    """By backend of the gateway, as it is once the dead records are removed."""
     records: Everything
     marking: Marking
     order: list[Node]
-    """The dead, in the order in which they go."""
+    """The dead nodes, in the order of their removal."""
 
 
 class Collector:
-    """Collects the garbage of one metadata store. ``publish`` gets the events of what it removed. Runs while
-    :meth:`running` lasts.
+    """Collects the garbage of one metadata store. ``publish`` gets the events of what it removed. It runs during
+    :meth:`running`.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Collector:
         foreign: Collection[str] = (),
         measures: Measures = Measures(),
     ) -> None:
-        """``ready`` is waited for before the first collection; ``foreign`` are the backends that are other people's
+        """``ready`` is awaited before the first collection. ``foreign`` are the backends that are third parties'
         services.
         """
         self._measures = measures
@@ -73,7 +73,7 @@ class Collector:
         self._publish = publish
         self._config = config
         self.lane = Lane()
-        """Its own: however many lists are read, it gets on."""
+        """A lane of its own: the collector gets on however many lists are being read."""
         self._pace = Pace(config, time.monotonic())
         self._changed = asyncio.Event()
         self._waiting: list[asyncio.Future[Collected]] = []
@@ -82,19 +82,19 @@ class Collector:
         self._retries: dict[str, asyncio.Task[None]] = {}
         self._watchers = loops.Tasks()
         self._all = True
-        """The next collection looks through all that the backends have."""
+        """The next collection sweeps all raw things, not only those that were once named."""
         self._expiry: float | None = None
         self._wake: Nanoseconds | None = None
-        """The same by the clock that records go by."""
+        """The same time by the clock of the records."""
         self._written: MutableSequence[Key] = []
-        """Keys that were set since the last look."""
+        """The keys that were set since the last look."""
         self._look_at: float | None = None
         self._closed = False
 
     # -- what others call
 
     def schedule(self, change: Change) -> None:
-        """Something was written, or removed: collect when it is time."""
+        """Note that something was written or removed, so that a collection runs when it is due."""
         now = time.monotonic()
         before = (self._pace.due(), self._look_at)
         if self._look_at is None:
@@ -104,18 +104,18 @@ class Collector:
             self._changed.set()
 
     def connected(self) -> None:
-        """A gateway is there, maybe with other backends: look through all of them, for what nobody knows of too.
+        """Note that a gateway has connected, perhaps with other backends: sweep all of them, unknown things included.
 
-        At once, not at the next turn: a raw store gets our mark when it is first looked through, and as long as it has
-        none, the next metadata store takes it for its own.
+        The collection runs at once, not at the next turn. A raw store gets our id when it is first swept. Until then
+        another metadata store would take it for its own.
         """
         self._all = True
         self._pace.asked(time.monotonic())
         self._changed.set()
 
     async def collect(self, *, everything: bool = True) -> Collected:
-        """Collect what can be, in a collection that begins after this call, and wait for its sweeps. Not
-        ``everything``: what is in our stores though nobody here ever named it may stay.
+        """Run a collection that begins after this call, and wait for its sweeps. Without ``everything``, raw things in
+        our own stores that no record ever named may stay.
         """
         if self._closed:
             raise errors.Unavailable("the collector has ended")
@@ -128,7 +128,7 @@ class Collector:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Collector]:
-        """Collect in the background while the block lasts."""
+        """Collect in the background during the block."""
         with self._database.transactions.watch() as self._written:
             async with self._collecting():
                 yield self
@@ -140,7 +140,7 @@ class Collector:
                 yield
         finally:
             self._closed = True
-            await self._watchers.cancel()  # first, since one may begin to try again
+            await self._watchers.cancel()  # first, since a watcher may begin a retry
             for retry in self._retries.values():
                 retry.cancel()
             await asyncio.gather(*self._retries.values(), return_exceptions=True)
@@ -173,11 +173,11 @@ class Collector:
                     await self._changed.wait()
 
     async def _look(self) -> None:
-        """What was written since the last look may expire before anything else."""
+        """Look whether a record that was written since the last look expires before all others."""
         self._look_at = None
         keys = list(self._written)
         with self._database.transactions.watch() as later:
-            unseen = list(later)  # its commit is under way: what is read may not have it
+            unseen = list(later)  # their commit is under way: the state that is read may lack them
             try:
                 wake = await self._database.transactions.read(lambda tx: _next_expiry(tx, keys))
             except Exception:
@@ -190,14 +190,14 @@ class Collector:
     def _expect(self, wake: Nanoseconds | None) -> None:
         """Collect soon after ``wake``."""
         self._wake = wake
-        # Looked at once an hour at least, since the clock may be set.
+        # At the latest in an hour, since the clock may be set.
         self._expiry = (
             None if wake is None else time.monotonic() + min(max(wake - time.time_ns(), 0) / 1e9 + 0.001, 3600.0)
         )
 
     async def _collect(self) -> None:
-        """One collection: the records, then the sweeps that it gives rise to, which nobody waits for but those who
-        asked.
+        """Run one collection: remove dead records, then begin the sweeps. Only the callers that asked for the
+        collection wait for the sweeps.
         """
         waiting, self._waiting = self._waiting, []
         every, self._all = self._all, False
@@ -238,7 +238,7 @@ class Collector:
         )
 
     def _held(self, waiting: Iterable[asyncio.Future[Collected]], reason: str, started: float) -> None:
-        """Nothing is collected, and whoever waits is told why."""
+        """Collect nothing, and tell the waiting callers why."""
         self._pace.collected(time.monotonic(), time.monotonic() - started)
         self._look_at = self._expiry = self._wake = None
         self._written.clear()
@@ -247,8 +247,8 @@ class Collector:
                 future.set_result(Collected(failed=(reason,), seconds=time.monotonic() - started))
 
     async def _collect_records(self, *, every: bool) -> tuple[_Found, dict[str, asyncio.Task[Swept]]]:
-        """Remove the dead records, and begin the sweeps. They are looked for bit by bit; what removes them, some at
-        a time, looks only at what was written meanwhile.
+        """Find the dead records, in steps, remove them, some at a time, and begin the sweeps. Each removal looks only
+        at what was written since the records were read.
         """
         with span("gc.mark") as trace, self._database.transactions.watch() as written:
             with contextlib.closing(self._database.transactions.snapshot()) as snapshot:
@@ -264,8 +264,8 @@ class Collector:
                         )
                     )
                     known, living = known + looked.known, looked.living
-                # Not lasting by itself: nothing of a backend goes before a mark is written that is, and whatever was
-                # written before lasts with it.
+                # Not lasting by itself: a backend removes nothing before a lasting mark is written, and that makes
+                # everything written before it lasting too.
                 buried = await self._database.transactions.write(
                     lambda tx, batch=batch, known=known, living=living: _bury(  # type: ignore[misc]
                         tx, found, batch, written[known:], living
@@ -276,7 +276,7 @@ class Collector:
                 known, living, spared = known + buried.known, buried.living, spared | buried.spared
                 for event in buried.events:
                     self._publish(event)
-            self._written[:] = written  # the look had all else
+            self._written[:] = written  # the look covered everything earlier
             sweeps = self._begin_sweeps(found, spared, written, every=every)
         if spared:
             self.schedule("deletion")  # they were written meanwhile, and may be dead all the same
@@ -289,13 +289,13 @@ class Collector:
         started: float,
         leases: Sequence[Node],
     ) -> None:
-        """What is left to do of a collection: for those who wait first."""
+        """Finish a collection: first answer the waiting callers, then remove what is left of the leases' resources."""
         await self._watch(sweeps, waiting, started)
         await self._delete_left(leases)
 
     async def _delete_left(self, leases: Sequence[Node]) -> None:
-        """Remove, bit by bit, what is left of the resources of ``leases`` that are no more. What fails is done by
-        the next collection.
+        """Remove, some at a time, the resources that are left of ``leases`` that no longer exist. The next collection
+        repeats what fails.
         """
         for lease in leases:
             try:
@@ -312,8 +312,8 @@ class Collector:
     def _begin_sweeps(
         self, found: _Found, spared: set[Node], written: Sequence[Key], *, every: bool
     ) -> dict[str, asyncio.Task[Swept]]:
-        """Of the backends that have something which nobody names any more; or of all, of ``every``thing in them.
-        What is ``spared`` is in use after all.
+        """Begin to sweep the backends that have something which is no longer named, or all backends completely if
+        ``every``. The nodes ``spared`` are in use after all.
         """
         used = set(found.records.raws(spared)) if spared else set()
         sweeps = {}
@@ -335,7 +335,7 @@ class Collector:
     async def _watch(
         self, sweeps: dict[str, asyncio.Task[Swept]], waiting: list[asyncio.Future[Collected]], started: float
     ) -> None:
-        """Tell those who wait what the sweeps did, and repeat the postponed ones."""
+        """Report the results of the sweeps to the waiting callers, and repeat postponed sweeps."""
         removed: list[str] = []
         failed: list[str] = []
         try:
@@ -388,7 +388,7 @@ class Collector:
 
 
 def _examining(tx: Reader) -> Steps[_Found]:
-    """What there is to do."""
+    """Find out what there is to remove."""
     records = yield from reading(tx)
     marked = yield from marking(records, time.time_ns())
     gateway = schema.GATEWAY.get(tx)
@@ -400,25 +400,25 @@ def _examining(tx: Reader) -> Steps[_Found]:
 
 @dataclass(frozen=True, slots=True)
 class _Buried:
-    """What came of one batch of the dead."""
+    """The result of removing one batch of dead records."""
 
     events: list[Event]
     known: int
-    """Keys that were looked at."""
+    """The number of keys that were looked at."""
     living: set[Node]
     spared: set[Node]
 
 
 def _bury(tx: Transaction, found: _Found, batch: list[Node], written: Sequence[Key], living: set[Node]) -> _Buried:
-    """Remove those of ``batch`` that were ``found`` dead and are so still: not among the ``living``, nor among what
-    lives by the keys that were ``written`` besides.
+    """Remove those nodes of ``batch`` that are still dead: neither among ``living``, nor revived by the keys that were
+    ``written`` since.
     """
-    if (held := guard.held(tx)) is not None and held.damaged:  # since all was read
+    if (held := guard.held(tx)) is not None and held.damaged:  # since the records were read
         return _Buried([], len(written), living, set(batch))
     records, events = found.records, list[Event]()
     spared, blobs = set[Node](), list[tuple[str, str]]()
     changed = touched(tx, written)
-    # not in place: a transaction may be run again
+    # not in place: a transaction may run again
     living = living | changed | revived(tx, records, found.marking, changed)
     for node in batch:
         if node in living:
@@ -427,7 +427,7 @@ def _bury(tx: Transaction, found: _Found, batch: list[Node], written: Sequence[K
         if node.type == "content":
             blobs.append((node.namespace, node.key))
             continue
-        if not _there(tx, node):  # somebody else has removed it
+        if not _there(tx, node):  # another call has removed it
             continue
         if node.type == "lease":
             schema.delete_lease(tx, node.namespace, node.key)
@@ -438,12 +438,14 @@ def _bury(tx: Transaction, found: _Found, batch: list[Node], written: Sequence[K
         else:
             schema.IMAGES.delete(tx, node.namespace, node.key)
         events.extend(_events(node))
-    schema.delete_blobs(tx, blobs)  # somebody else may have removed some: it is all the same
+    schema.delete_blobs(tx, blobs)  # another call may have removed some, which makes no difference
     return _Buried(events, len(written), living, spared)
 
 
 def _delete_some_left(tx: Transaction, lease: Node) -> bool:
-    """Whether there is more to do. Where the database is damaged the lease may be what it lost."""
+    """Remove some resources of a lease that no longer exists. Returns whether there are more. In a damaged database the
+    lease itself may be what was lost, so nothing is removed.
+    """
     held = guard.held(tx)
     return (held is None or not held.damaged) and schema.delete_left(tx, lease.namespace, lease.key)
 
@@ -463,7 +465,7 @@ _TABLES: dict[str, schema.Table[Any]] = {
 
 
 def _events(node: Node) -> Iterable[Event]:
-    """What containerd publishes of a collection: images and snapshots."""
+    """The events that containerd publishes for a collection: of images and snapshots."""
     if node.type == "image":
         yield Event(node.namespace, "/images/delete", {"name": node.key})
     elif node.type == "snapshot":
@@ -471,7 +473,7 @@ def _events(node: Node) -> Iterable[Event]:
 
 
 def _next_expiry(tx: Reader, written: Iterable[Key]) -> Nanoseconds | None:
-    """When the next of those leases, ingests and images expires that are ``written``."""
+    """When the next of the leases, ingests and images among the keys ``written`` expires."""
     now, times = time.time_ns(), []
     for name, *key in set(written):
         if name == schema.INGESTS.name and (ingest := schema.INGESTS.get(tx, *key)) is not None:

@@ -1,5 +1,5 @@
-"""Settings of the collector: table [metadata.gc], in containerd's names, which accepts
-[plugins."io.containerd.gc.v1.scheduler"] as well.
+"""Settings of the collector: table [metadata.gc], with containerd's names. containerd's own table
+[plugins."io.containerd.gc.v1.scheduler"] is accepted as well.
 """
 
 from __future__ import annotations
@@ -15,21 +15,25 @@ _CONTAINERD = "io.containerd.gc.v1.scheduler"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """When the metadata service collects garbage; the same keys and defaults as containerd's gc scheduler."""
+    """When the metadata service collects garbage. Keys and defaults are those of containerd's gc scheduler."""
 
     pause_threshold: float = 0.02
-    """Share of the time that collections may take from the metadata store, from what they took so far; 0.5 at most."""
+    """Share of the metadata store's time that collections may take, estimated from past collections; at most 0.5."""
     deletion_threshold: int = 0
-    """After so many deletions a collection does not wait for its turn; 0: it always does."""
+    """Number of deletions after which a collection no longer waits for its turn; 0: it always waits."""
     mutation_threshold: int = 100
-    """After so many writes the next turn collects even if nothing was deleted; 0: it does not."""
+    """Number of writes after which the next turn collects even if nothing was deleted; 0: it does not."""
     schedule_delay: Seconds = 0.0
-    """From what triggers a collection at once (a synchronous delete, the deletion threshold) to the collection."""
+    """Delay between a trigger of an immediate collection (a synchronous delete, the deletion threshold) and the
+    collection.
+    """
     startup_delay: Seconds = 0.1
-    """From the start of the service to the first collection; 0: the first is that of the first deletion."""
+    """Delay between the start of the service and the first collection; 0: the first deletion triggers the first
+    collection.
+    """
 
     def bounded(self) -> Config:
-        """With every value in the bounds that containerd enforces."""
+        """With every value within the bounds that containerd enforces."""
         return replace(
             self,
             pause_threshold=min(max(self.pause_threshold, 0.0), 0.5),
@@ -40,7 +44,7 @@ class Config:
 
 
 def load(file: settings.File) -> Config:
-    """The settings in ``file``: those of containerd's table, and over them ours."""
+    """The settings in ``file``: those of containerd's table, overridden by ours."""
     plugins = file.tables.get("plugins", {})
     theirs: Any = plugins.get(_CONTAINERD, {}) if isinstance(plugins, dict) else {}
     ours = settings.load(Config, file, "metadata.gc")

@@ -1,21 +1,20 @@
-"""The guard against an older database: what it does not know is held back until an operator says otherwise.
+"""The guard against an old copy of the database: what it does not know is held back until an operator releases it.
 
-A database that lost its last transactions (a backup that was put back, a log that was cut off or damaged) takes what
-they made for garbage. So its collector removes in its own stores only what it once named itself, as soon as there is a
-sign of that:
+A database that has lost its last transactions (a restored backup, a log that was cut off or damaged) takes the results
+of these transactions for garbage. So, on a sign of such a loss, the collector removes only what this database has
+itself named. Signs are:
 
-- a raw name with a number (``NAMESPACE/NUMBER/NAME``) that this database never gave out, or one given out since the
-  last good sweep under which this database knows nothing: numbers are recorded before they are used, and so is what is
-  named by them;
+- a raw name with a number (``NAMESPACE/NUMBER/NAME``) that this database never gave out, or gave out since the last
+  good sweep without having named such a thing. Both the number and the name are recorded before they are used;
 - a log that ends before its last transaction (``kit/damage.py``);
-- a raw store that is another metadata store's, or had things in it before this one made any: this database is a new one
-  in the place of one that is lost.
+- a raw store that belongs to another metadata store, or had things in it before this one made any: this database has
+  replaced one that was lost.
 
-Damaged pages, or what could be saved of them, are worse: such a database is as it never was, with any record gone and
-those there that were made with it. By it nothing at all is collected.
+Damaged pages, or records rescued from them, are worse: any record may be missing while others of the same time are
+there. By such a database nothing at all is collected.
 
-Such a sign may be seen once only: the numbers that are given out next hide the first. So it is recorded (``held``), and
-holds for all raw stores, until :func:`release`.
+A sign may be visible only once: the next numbers that are given out hide the first one. So the sign is recorded
+(``held``), and holds for all raw stores until :func:`release`.
 """
 
 from __future__ import annotations
@@ -37,17 +36,17 @@ OLDER = (
     "transactions"
 )
 _ANY = ""
-"""The namespace under which :func:`release` notes that a backend is to be swept whatever is in it."""
+"""The namespace under which :func:`release` records that a backend is to be swept with everything in it."""
 
 
 def held(tx: Reader) -> Held | None:
-    """Why and since when things are held back; None if they are not."""
+    """Why and since when the collector is held; None if it is not."""
     return schema.HELD.get(tx)
 
 
 async def hold(database: Database, reason: str, *, damaged: bool = False) -> None:
-    """Hold back what is not known, from now on; with ``damaged`` everything. The first reason stays, unless less
-    was held back for it.
+    """Hold back from now on what this database does not know; if ``damaged``, everything. An earlier reason stays,
+    unless it held back less.
     """
 
     def work(tx: Transaction) -> bool:
@@ -66,8 +65,8 @@ async def hold(database: Database, reason: str, *, damaged: bool = False) -> Non
 
 
 async def release(database: Database) -> None:
-    """An operator says that what is not known here may go, another metadata store's things too. It goes with the
-    next sweep.
+    """Let everything be collected that this database does not know, even things of another metadata store, because an
+    operator says so. The next sweep removes it.
     """
 
     def work(tx: Transaction) -> None:
@@ -83,18 +82,18 @@ async def release(database: Database) -> None:
 
 
 def released(tx: Reader, backend: str) -> bool:
-    """Whether an operator has said that what is not known in ``backend`` may go, and it has not gone yet."""
+    """Whether an operator has released ``backend`` and no good sweep has followed yet."""
     return schema.CHECKED.has(tx, backend, _ANY)
 
 
 def stranger(tx: Reader, listing: Listing, once: frozenset[Raw]) -> str:
-    """A raw name there that shows that this database is older than the store; "" if there is none. ``once`` are
-    those that were known to be named before it was listed.
+    """A raw name in the backend that shows that this database is older than the backend; "" if there is none. ``once``
+    has the names that were known before the backend was listed.
     """
     backend = listing.backend
     if released(tx, backend):
         return ""
-    # else there was no good sweep yet, by a splitd that noted it
+    # else no sweep of a splitd that records this was good yet
     table = schema.CHECKED if schema.CHECKED.any(tx, backend) else None
     seen: dict[str, int] = {}
     for raw, namespace, number in _numbered(listing):
@@ -116,8 +115,8 @@ def _numbered(listing: Listing) -> Iterator[tuple[Raw, str, int]]:
 
 
 def unnoted(tx: Reader, backend: str) -> dict[str, int]:
-    """The numbers given out by now that a good sweep of ``backend`` vouches for, and that are not noted yet; with
-    that :func:`release` was carried out.
+    """The numbers given out by now that a good sweep of ``backend`` confirms and that are not recorded yet; and, if so,
+    the fact that :func:`release` was carried out.
     """
     found = {
         namespace: number
@@ -128,7 +127,9 @@ def unnoted(tx: Reader, backend: str) -> dict[str, int]:
 
 
 def note(tx: Transaction, backend: str, numbers: dict[str, int]) -> None:
-    """A sweep of ``backend`` as our own has ended well: what is there under these numbers is known, or gone."""
+    """Record that a sweep of ``backend`` as our own has ended well: everything under these numbers is known, or
+    gone.
+    """
     for namespace, number in numbers.items():
         if namespace == _ANY:
             schema.CHECKED.delete(tx, backend, _ANY)

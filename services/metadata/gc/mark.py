@@ -1,21 +1,21 @@
-"""Which records live: everything that is reached from a root.
+"""Which records live: all that can be reached from a root.
 
-A pure function of all records, as :func:`everything` reads them in one state of the store. Both are *steps*: there may
-be very many. Roots are
+Marking is a pure function of all records, which :func:`everything` reads in one state of the store. Both run in
+*steps*, since there may be very many records. Roots are
 
-- leases that have not expired (label ``containerd.io/gc.expire``), and the resources that they hold. A lease with
-  ``containerd.io/gc.flat`` holds just these and the parents of snapshots, not what their labels refer to;
-- images that have not expired (the same label), containers, content and snapshots with a label
+- leases that have not expired (label ``containerd.io/gc.expire``), and their resources. A lease with the label
+  ``containerd.io/gc.flat`` protects only these and the parents of snapshots, but nothing that their labels refer to;
+- images that have not expired (the same label), containers, and content and snapshots with a label
   ``containerd.io/gc.root``;
 - ingests that have not expired;
-- what open intents name.
+- everything that open intents name.
 
-From there: an image's target, a container's snapshot, a snapshot's parent, what an ingest expects, the labels
-``gc.ref.content``, ``gc.ref.image`` and ``gc.ref.snapshot.NAME`` of each, and the labels ``gc.bref.*``, by which a
-thing says who refers to it. ``gc.cond.snapshot.NAME`` of content and images is a reference to a snapshot for as long as
-a condition on its label ``gc.cond.value-usedat`` holds. An active snapshot is no root by itself.
+References are: an image's target, a container's snapshot, a snapshot's parent, the blob that an ingest expects, and the
+labels ``gc.ref.content``, ``gc.ref.image`` and ``gc.ref.snapshot.NAME``. By a label ``gc.bref.*`` a record itself says
+which records refer to it. A label ``gc.cond.snapshot.NAME`` of content or an image is a reference to a snapshot for as
+long as a condition on the snapshot's label ``gc.cond.value-usedat`` holds. An active snapshot is not a root by itself.
 
-All of it as containerd does it: core/metadata/gc.go, docs/garbage-collection.md.
+All rules are containerd's: core/metadata/gc.go, docs/garbage-collection.md.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ Type = Literal["lease", "snapshot", "ingest", "content", "image", "container"]
 
 
 class Node(NamedTuple):
-    """A record, or what a reference to one says: there may be none. ``flat``: as a flat lease holds it, labels not
-    followed.
+    """A record, or the target of a reference, which may not exist. ``flat``: reached only from a flat lease, so that
+    its labels are not followed.
     """
 
     type: Type
@@ -64,7 +64,7 @@ class Node(NamedTuple):
 
 
 class Bytes(NamedTuple):
-    """What there is to know of a blob."""
+    """A blob, as far as the collector needs it."""
 
     backend: str
     labels: Labels
@@ -72,13 +72,13 @@ class Bytes(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Everything:
-    """All records of one state of the store that the collector looks at."""
+    """All records that the collector looks at, in one state of the store."""
 
     leases: dict[Node, Lease] = field(default_factory=dict)
     held: dict[Node, list[Resource]] = field(default_factory=dict)
-    """By the lease's node."""
+    """The resources of each lease, by the lease's node."""
     left: list[Node] = field(default_factory=list)
-    """Leases that are no more, and of whose resources some are left."""
+    """Leases that no longer exist, but of whose resources some are left."""
     snapshots: dict[Node, Snapshot] = field(default_factory=dict)
     ingests: dict[Node, Ingest] = field(default_factory=dict)
     blobs: dict[Node, Bytes] = field(default_factory=dict)
@@ -87,7 +87,7 @@ class Everything:
     intents: list[Intent] = field(default_factory=list)
 
     def raws(self, some: set[Node]) -> Iterator[Raw]:
-        """What ``some`` of them name in backends."""
+        """The raw things that the records of the nodes ``some`` name."""
         yield from (Raw(blob.backend, "blob", node.key) for node, blob in self.blobs.items() if node in some)
         yield from (
             Raw(snapshot.backend, "snapshot", snapshot.raw_key)
@@ -110,11 +110,11 @@ class Everything:
 
 
 STEP = 200
-"""Records that are looked at without a pause: some tenths of a millisecond."""
+"""Records that are looked at in one step: some tenths of a millisecond."""
 
 
 def reading(tx: Reader) -> Steps[Everything]:
-    """Read it all."""
+    """Read all records."""
     found = Everything()
     for number, (namespace, lease, resource) in enumerate(schema.held(tx)):
         if resource is None:
@@ -132,7 +132,7 @@ def reading(tx: Reader) -> Steps[Everything]:
         found.ingests, ((Node("ingest", key[0], key[1]), ingest) for key, ingest in schema.INGESTS.scan(tx))
     )
     plain: dict[str, Bytes] = {}
-    # the most numerous records, of which most have no labels
+    # Blobs are the most numerous records, and most have no labels.
     for number, (key, backend, labels) in enumerate(schema.backends_and_labels(tx)):
         found.blobs[Node("content", key[0], key[1])] = (
             Bytes(backend, labels)
@@ -158,7 +158,7 @@ def _read(into: dict[Node, R], records: Iterable[tuple[Node, R]]) -> Steps[None]
 
 
 def everything(tx: Reader) -> Everything:
-    """The same, at once."""
+    """As :func:`reading`, in one step."""
     return at_once(reading(tx))
 
 
@@ -177,7 +177,7 @@ _RFC3339 = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)(?:[.,](\d+))?(Z|[+-]\
 
 
 def rfc3339(text: str) -> Nanoseconds | None:
-    """The time that a label says, or None if it says none."""
+    """The time in a label, or None if the label has no valid time."""
     found = _RFC3339.fullmatch(text)
     if found is None:
         return None
@@ -190,14 +190,14 @@ def rfc3339(text: str) -> Nanoseconds | None:
 
 
 def expires(labels: Labels) -> Nanoseconds | None:
-    """When a lease or an image with these labels expires; None: never, nor with a value that is no time."""
+    """When a lease or an image with these labels expires; None: never, also if the value is no valid time."""
     value = labels.get(_EXPIRE)
     return None if value is None else rfc3339(value)
 
 
 def _node(namespace: str, rest: str, value: str, *, container: bool) -> Node | None:
-    """Of a label ``gc.ref.REST`` or ``gc.bref.REST``: whom it names. After the type may stand ``.NAME`` or
-    ``/NAME``, to tell several apart.
+    """The record that a label ``gc.ref.REST`` or ``gc.bref.REST`` names. Several labels of one type are told apart by a
+    suffix ``.NAME`` or ``/NAME``.
     """
     if rest.startswith("snapshot."):
         return Node("snapshot", namespace, value, rest[len("snapshot.") :].split("/", 1)[0])
@@ -222,12 +222,12 @@ def _is_root(labels: Labels) -> bool:
 
 
 def _of_gc(labels: Labels) -> bool:
-    """Whether there is anything to look for in them at all."""
+    """Whether any of the labels concern the collector."""
     return any(key.startswith(_PREFIX) for key in labels)
 
 
 class _Condition(NamedTuple):
-    """One of a label ``gc.cond.snapshot.NAME``: ``usedat<DURATION`` or ``usedat>DURATION`` on ``snapshot``."""
+    """A condition of a label ``gc.cond.snapshot.NAME``: ``usedat<DURATION`` or ``usedat>DURATION`` of ``snapshot``."""
 
     snapshot: Node
     younger: bool
@@ -243,7 +243,7 @@ def _conditions(namespace: str, labels: Labels) -> Iterator[_Condition]:
         for condition in conditions.split(","):
             found = re.fullmatch(r"usedat([<>])([^=].*)", condition)
             if found is None:
-                continue  # unknown, or an operator that times do not have: as if it were not there
+                continue  # an unknown condition, or an operator that times do not have: ignored
             try:
                 age = parse_duration(found[2])
             except ValueError:
@@ -256,26 +256,26 @@ def _conditions(namespace: str, labels: Labels) -> Iterator[_Condition]:
 
 @dataclass(frozen=True, slots=True)
 class Marking:
-    """Which records live, which are dead, and when the next one dies of its age (``wake``; None: none will)."""
+    """Which records live and which are dead, and when the next living record expires (``wake``; None: never)."""
 
     living: set[Node]
     dead: list[Node]
     wake: Nanoseconds | None
     back: dict[Node, list[Node]]
-    """The dead, and the flat, that would live, and not flat, if a node did: by what they say themselves, or a
-    condition does.
+    """For each node, the dead and the flat nodes that would live, and not be flat, if that node did: by their own
+    labels ``gc.bref.*``, or by a condition.
     """
     flat: set[Node]
-    """The living whose labels are not followed, since only flat leases hold them."""
+    """Living nodes whose labels are not followed, since only flat leases protect them."""
 
 
 def mark(records: Everything, now: Nanoseconds) -> Marking:
-    """Decide about all records, at once."""
+    """As :func:`marking`, in one step."""
     return at_once(marking(records, now))
 
 
 def marking(records: Everything, now: Nanoseconds) -> Steps[Marking]:
-    """Decide about all records."""
+    """Decide which records live."""
     roots: list[Node] = []
     back: dict[Node, list[Node]] = {}
     wakes: list[Nanoseconds] = []
@@ -357,7 +357,7 @@ _NEVER: Nanoseconds = 1 << 62
 
 
 def _holds(records: Everything, condition: _Condition, now: Nanoseconds) -> Nanoseconds | None:
-    """Until when the condition holds, :data:`_NEVER` for ever; None if it does not hold now."""
+    """The time until which the condition holds, :data:`_NEVER` for ever; None if it does not hold now."""
     snapshot = records.snapshots.get(condition.snapshot)
     if snapshot is None:
         return None
@@ -383,12 +383,12 @@ def resource_node(namespace: str, resource: Resource, *, flat: bool) -> Node:
 
 
 def named_by(records: Everything, lease: Node) -> Iterator[Node]:
-    """What a lease holds."""
+    """The resources of a lease."""
     return (resource_node(lease.namespace, resource, flat=False) for resource in records.held.get(lease, ()))
 
 
 def conditional(records: Everything, node: Node) -> Iterator[Node]:
-    """The snapshots that a record refers to on a condition, whether that holds or not."""
+    """The snapshots that a record refers to on a condition, whether the condition holds or not."""
     record = (
         records.images.get(node)
         if node.type == "image"
@@ -404,7 +404,7 @@ def conditional(records: Everything, node: Node) -> Iterator[Node]:
 
 
 def refers_to(records: Everything, node: Node) -> Iterator[Node]:
-    """What a record refers to; nothing if there is no such record."""
+    """The nodes that a record refers to; none if the record does not exist."""
     real = node._replace(flat=False)
     labels: Labels = {}
     if node.type == "content":
@@ -437,12 +437,12 @@ def refers_to(records: Everything, node: Node) -> Iterator[Node]:
 
 
 def _reach(roots: Iterable[Node], references: Callable[[Node], Iterable[Node]]) -> Steps[set[Node]]:
-    """All nodes on paths from ``roots``."""
+    """All nodes that can be reached from ``roots``."""
     seen = set(roots)
     stack = list(seen)
     looked = 0
     while stack:
-        for node in references(stack.pop()):  # an index may have ten thousand
+        for node in references(stack.pop()):  # an index may have ten thousand references
             if node not in seen:
                 seen.add(node)
                 stack.append(node)

@@ -1,4 +1,4 @@
-"""How much a collection does at a time, and how long it waits. Nobody needs to set them; tests take small ones."""
+"""Batch sizes and delays of a collection. They are no settings; tests use small values."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measures:
-    """Counts, and seconds."""
+    """Counts, and times in seconds."""
 
     records: int = 256
-    """Dead records that go in one transaction: some two milliseconds, in which nobody else is answered; each
-    transaction may have to wait until somebody's is on the disk.
+    """Dead records that one transaction removes. This takes some two milliseconds, in which no other call is answered;
+    each transaction may also have to wait for the disk behind another caller's.
     """
     retry: float = 1.0
     retry_limit: float = 30.0
-    """Seconds until a postponed sweep is tried again: first, and at most. Each time twice as long."""
+    """Delay before a postponed sweep is repeated: the first one, and the limit. It doubles each time."""
     look: float = 1.0
-    """Seconds after a write at which to look whether something new expires earlier than all that is known."""
+    """Delay after a write before the collector looks whether the new record expires earlier than all that it knows."""
     victims: int = 64
     snapshots: int = 16
-    """Victims that are marked at a time; whoever wants one of them waits for as many removals at most. A snapshot's
-    may take a second.
+    """Victims that are marked at a time, where a backend removes one at a time. A caller who wants one of them waits
+    for at most as many removals; the removal of a snapshot may take a second.
     """
     together: int = 512
     snapshots_together: int = 128
-    """The same where a backend takes many in one call: some milliseconds of its disk's."""
+    """The same where a backend removes many in one call, which takes some milliseconds of its disk."""
     beside: float = 5.0
-    """Seconds for the snapshotters to be looked at."""
+    """Time limit for looking at the snapshotters before unknown blobs are removed."""

@@ -1,4 +1,4 @@
-"""Raw stores in a dict: the fake. What it is told to do to a call (``before``) makes races and failures."""
+"""Raw stores in a dict: the fake. Tests make races and failures with ``before``, which is called before each call."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from services.metadata.store import Raw
 
 
 class MemoryRawStores:
-    """Some raw stores. ``stamps`` has their ids: None for a foreign one."""
+    """Several raw stores. ``stamps`` has their ids: None for a foreign one."""
 
     def __init__(self, **stamps: str | None) -> None:
         self.stamps: dict[str, str | None] = {name.replace("_", "."): stamp for name, stamp in stamps.items()}
@@ -18,13 +18,13 @@ class MemoryRawStores:
         self.ingests: set[Raw] = set()
         self.snapshots: dict[Raw, ListedSnapshot] = {}
         self.calls: list[tuple[str, str]] = []
-        """What was asked, as (method, its argument's name)."""
+        """The calls, as (method, name of its argument)."""
         self.together = False
         """Whether many things can be removed in one call."""
         self.before: Callable[[str, str], Awaitable[None]] | None = None
 
     def add(self, raw: Raw, *, parent: str = "", reference: str = "") -> None:
-        """Make something."""
+        """Add a raw thing."""
         if raw.kind == "snapshot":
             self.snapshots[raw] = ListedSnapshot(raw.name, parent, reference)
         else:

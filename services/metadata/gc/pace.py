@@ -1,11 +1,12 @@
 """When to collect: containerd's scheduler (plugins/gc/scheduler.go), without its timers.
 
-Collections have *turns*: one ``startup_delay`` after the start, then one *interval* after each collection, so long that
-collections take no more than ``pause_threshold`` of the time, going by how long they took on average. A turn at which
-nothing was deleted and less than ``mutation_threshold`` things were written is let pass, and the next comes an interval
-later. What asks for a collection at once brings the turn forward.
+A collection is due at a *turn*. The first turn comes ``startup_delay`` after the start. Each collection is followed by
+an *interval* and then the next turn. The interval is so long that collections, by their average duration, take no more
+than ``pause_threshold`` of the time. A turn passes without a collection if nothing was deleted and fewer than
+``mutation_threshold`` writes were made; the next turn then comes an interval later. A request for an immediate
+collection brings the turn forward.
 
-Times are seconds on one monotonic clock, given by the caller.
+Times are seconds on one monotonic clock, which the caller reads.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _LEAST = 0.005
 
 
 class Pace:
-    """Counts what happens, and says when the next collection is due."""
+    """Counts writes and deletions, and says when the next collection is due."""
 
     def __init__(self, config: Config, now: float) -> None:
         self._config = config.bounded()
@@ -34,11 +35,13 @@ class Pace:
         self._asked = False
 
     def due(self) -> float | None:
-        """When to collect next, as far as is known; None: something has to happen first."""
+        """When the next collection is due; None: not before something changes."""
         return self._turn if self._wanted() else None
 
     def changed(self, now: float, *, deletion: bool) -> None:
-        """Something was written. After a deletion every write counts as one until a collection, as in containerd."""
+        """Note a write. After a deletion, every write until the next collection counts as a deletion, as in
+        containerd.
+        """
         self._let_pass(now)
         self._dirty = self._dirty or deletion
         self._mutations += 1
@@ -47,14 +50,14 @@ class Pace:
             self._bring_forward(now)
 
     def asked(self, now: float) -> None:
-        """Somebody waits for a collection."""
+        """Note that a caller waits for a collection."""
         self._let_pass(now)
         self._asked = True
         self._bring_forward(now)
 
     def collected(self, now: float, seconds: float) -> None:
-        """A collection ended, in which the store was busy for ``seconds``. What was counted before it began is
-        forgotten, see :meth:`begun`.
+        """Note that a collection has ended, in which the store was busy for ``seconds``. The counts from before it were
+        reset by :meth:`begun`.
         """
         self._seconds += seconds
         self._collections += 1
@@ -67,12 +70,12 @@ class Pace:
             self._bring_forward(now)
 
     def begun(self) -> None:
-        """A collection begins: it sees all that was counted until now."""
+        """Note that a collection begins: it covers everything counted until now."""
         self._deletions = self._mutations = 0
         self._dirty = self._asked = False
 
     def failed(self, now: float) -> None:
-        """A collection failed: the same again, after the interval and a second."""
+        """Note that a collection failed: it is repeated after the interval and a second."""
         if self._last is None:
             self._turn = now + self._config.schedule_delay
         else:
@@ -85,14 +88,14 @@ class Pace:
         if self._asked or self._deletions:
             return True
         if self._last is None and self._turn is not None:
-            return True  # the first turn is never let pass
+            return True  # the first turn never passes without a collection
         return bool(self._config.mutation_threshold) and self._mutations >= self._config.mutation_threshold
 
     def _threshold_reached(self) -> bool:
         return bool(self._config.deletion_threshold) and self._deletions >= self._config.deletion_threshold
 
     def _let_pass(self, now: float) -> None:
-        """The turns until now that nobody wanted."""
+        """Skip the past turns at which no collection was wanted."""
         if self._turn is not None and self._turn < now and not self._wanted() and self._interval > 0:
             self._turn += math.ceil((now - self._turn) / self._interval) * self._interval
 

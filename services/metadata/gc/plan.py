@@ -1,10 +1,10 @@
-"""Which raw things of one backend are victims, and in what order they go.
+"""The victims of a backend: which raw things are removed, and in what order.
 
-A raw thing stays that a record or an open intent names, or that may turn out to be what an open intent is about: any
-blob while a commit is open that did not say its digest, and the snapshots with the label ``containerd.io/snapshot.ref``
-that an open Prepare asks for. So do all raw ancestors of a snapshot that stays. The rest may go: all of it where the
-raw store is this metadata store's *own* (it carries its id), else only what this metadata store once named. A snapshot
-goes before its parent.
+A raw thing stays if a record or an open intent names it, or if it may be what an open intent is about: any blob while
+there is an open commit whose digest is unknown, and each snapshot whose label ``containerd.io/snapshot.ref`` has the
+target of an open Prepare. All raw ancestors of a snapshot that stays also stay. Everything else may go if the raw store
+is this metadata store's *own* (the raw store carries its id). In any other raw store, only things that this metadata
+store once named may go. A snapshot is removed before its parent.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ from services.metadata.transactions import Reader
 
 @dataclass(frozen=True, slots=True)
 class Uses:
-    """What records and intents say about one backend's things."""
+    """How records and intents use the things of one backend."""
 
     raws: AbstractSet[Raw]
-    """Those they name."""
+    """The raw things that they name."""
     references: frozenset[str]
-    """Values of containerd.io/snapshot.ref that open intents look for."""
+    """The values of containerd.io/snapshot.ref that open intents look for."""
     every_blob: bool
-    """A commit is open of which nobody knows the digest."""
+    """There is an open commit whose digest is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What one look at the records says about one backend."""
+    """What one reading of the records says about one backend."""
 
     uses: Uses
     idle: tuple[Raw, ...]
-    """What was once named there and is not any more, in order."""
+    """The raw things that were once named and no longer are, in order."""
 
     @property
     def named(self) -> frozenset[Raw]:
-        """What was once named there, as far as it is not known to be gone: whatever is in use was."""
+        """All raw things that were once named and are not known to be gone; those in use are among them."""
         return frozenset((*self.uses.raws, *self.idle))
 
     def without(self, raws: Iterable[Raw]) -> Known:
-        """The same, but that these turned out to be in use."""
+        """The same, with ``raws`` in use."""
         used = self.uses.raws | set(raws)
         return Known(replace(self.uses, raws=used), tuple(raw for raw in self.idle if raw not in used))
 
 
 def uses_of(backend: str, raws: AbstractSet[Raw], intents: Iterable[Intent]) -> Uses:
-    """``raws`` are those of ``backend`` that records and ``intents`` name."""
+    """The uses of ``backend``: ``raws`` are the things there that records and ``intents`` name."""
     of_backend = [intent for intent in intents if intent.backend == backend]
     return Uses(
         raws,
@@ -63,7 +63,7 @@ def uses_of(backend: str, raws: AbstractSet[Raw], intents: Iterable[Intent]) -> 
 
 
 def uses(tx: Reader, backend: str) -> Uses:
-    """Read what is in use."""
+    """Read the uses of one backend from the store."""
     raws: set[Raw] = set()
     if backend.startswith("snapshots."):
         raws.update(
@@ -82,14 +82,14 @@ def uses(tx: Reader, backend: str) -> Uses:
 
 
 def named(tx: Reader, backend: str) -> frozenset[Raw]:
-    """What records and intents of this metadata store once named there, as far as it is not known to be gone."""
+    """The raw things in the backend that this metadata store once named and that are not known to be gone."""
     return frozenset(Raw(*key) for key, _ in schema.NAMED.scan(tx, backend))  # type: ignore[arg-type]
 
 
 def knowing(
     tx: Reader, backends: Iterable[str], raws: Iterable[Raw], intents: Sequence[Intent]
 ) -> Steps[dict[str, Known]]:
-    """What there is to know of each of ``backends``, where records name ``raws``."""
+    """What the records say about each of ``backends``; ``raws`` are the things that living records name."""
     used = {raw for intent in intents for raw in intent.raws()}
     for number, raw in enumerate(raws):
         used.add(raw)
@@ -111,13 +111,13 @@ def knowing(
 
 
 def known_of(tx: Reader, backend: str) -> Known:
-    """The same of one, whatever records there are."""
+    """The same for one backend, read from the store, with all records."""
     used = uses(tx, backend)
     return Known(used, tuple(sorted(named(tx, backend) - used.raws)))
 
 
 def victims(listing: Listing, used: Uses, once_named: frozenset[Raw], *, own: bool) -> list[Raw]:
-    """What to remove, in this order."""
+    """The raw things to remove, in this order."""
     may_go = listing.raws() if own else listing.raws() & once_named
     stays = _lineage(
         listing,
@@ -138,15 +138,15 @@ def victims(listing: Listing, used: Uses, once_named: frozenset[Raw], *, own: bo
 
 
 def _depths(listing: Listing, keys: Iterable[str]) -> dict[str, int]:
-    """How many raw ancestors, as far as they are listed, each of ``keys`` has, and each of these. A parent is
-    looked at once, however long the chain.
+    """The number of listed ancestors of each of ``keys`` and of these ancestors. Each parent is looked at once, however
+    long the chain.
     """
     depths: dict[str, int] = {}
     for start in keys:
         path: list[str] = []
         key = start
         while key in listing.snapshots and key not in depths:
-            depths[key] = 0  # until it is known; and where parents go round in a circle, for good
+            depths[key] = 0  # until it is known; stays 0 if parents form a circle
             path.append(key)
             key = listing.snapshots[key].parent
         above = depths.get(key, 0)

@@ -1,4 +1,4 @@
-"""What the collector asks of the backends. It names no namespace to them: raw things have none."""
+"""What the collector asks of the backends. Its calls name no namespace: raw things have none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from services.metadata.store import Raw
 
 @dataclass(frozen=True, slots=True)
 class ListedSnapshot:
-    """A snapshot as its snapshotter knows it: raw keys, and the label ``containerd.io/snapshot.ref`` if it has one."""
+    """A snapshot as its snapshotter knows it: raw keys, and the value of the label ``containerd.io/snapshot.ref``, if
+    any.
+    """
 
     key: str
     parent: str = ""
@@ -21,7 +23,7 @@ class ListedSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """All that a backend had when it was asked."""
+    """All raw things that a backend had when it was listed."""
 
     backend: str
     blobs: frozenset[str] = frozenset()
@@ -30,7 +32,7 @@ class Listing:
     """By raw key."""
 
     def raws(self) -> set[Raw]:
-        """All of it."""
+        """All of them."""
         return {
             *(Raw(self.backend, "blob", digest) for digest in self.blobs),
             *(Raw(self.backend, "ingest", ref) for ref in self.ingests),
@@ -39,34 +41,34 @@ class Listing:
 
 
 class RawStores(Protocol):
-    """The raw services, by the names of their backends. Failures are ``services.kit.errors``: Unavailable and
-    DeadlineExceeded say nothing about what happened.
+    """The raw services, by the names of their backends. Errors are those of ``services.kit.errors``. Unavailable and
+    DeadlineExceeded leave the outcome unknown.
     """
 
     async def stamp(self, backend: str) -> str | None:
-        """The id of the metadata store that the raw store belongs to, empty if it belongs to none; None if it is
-        foreign and has no such thing.
+        """The id of the metadata store that the raw store belongs to: empty if it belongs to none, None if the raw
+        store is foreign and has no Stamp service.
         """
         ...
 
     async def set_stamp(self, backend: str, store_id: str, *, replaces: str = "") -> None:
-        """The raw store, which has no id, this one, or ``replaces``, belongs to this metadata store from now on."""
+        """Let the raw store, whose id is empty, ``store_id`` or ``replaces``, belong to this metadata store."""
         ...
 
     async def list(self, backend: str) -> Listing:
-        """All that is there."""
+        """List all raw things."""
         ...
 
     async def remove(self, raw: Raw) -> None:
-        """Remove one thing; NotFound if it is not there."""
+        """Remove one raw thing; NotFound if it does not exist."""
         ...
 
     async def remove_all(self, backend: str, raws: Sequence[Raw]) -> Sequence[errors.NodeError | None]:
-        """Remove them, in this order and in one call: what became of each. Unimplemented where a backend takes one
-        at a time only; after any other error all may have happened.
+        """Remove raw things, in this order and in one call. Returns the error of each, or None. Unimplemented if the
+        backend removes one at a time only; after any other error, any of them may have been removed.
         """
         ...
 
     async def cleanup(self, backend: str) -> None:
-        """Let a snapshotter free what removals left behind, and wait for it; nothing where there is no such thing."""
+        """Let a snapshotter free what removals left behind, and wait for it. Does nothing if it has no Cleanup."""
         ...

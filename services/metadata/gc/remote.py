@@ -20,11 +20,11 @@ _REFERENCE = "containerd.io/snapshot.ref"
 _LIST = 60.0
 """Seconds for a listing."""
 _REMOVE = 310.0
-"""For a removal: a little more than the gateway allows a snapshotter."""
+"""Seconds for a removal: a little more than the gateway allows a snapshotter."""
 
 
 class RemoteRawStores:
-    """Through ``gateway``, a channel to its internal socket."""
+    """Raw stores reached through ``gateway``, a channel to its internal socket."""
 
     def __init__(self, gateway: Channel) -> None:
         self._content = gateway.client(content_stubs.CONTENT)
@@ -85,7 +85,7 @@ class RemoteRawStores:
                 snapshots_pb2.CleanupRequest(snapshotter=_snapshotter(backend)), headers={RAW: backend}, timeout=_REMOVE
             )
         except errors.Unimplemented:
-            return  # few snapshotters have it
+            return  # few snapshotters have Cleanup
 
 
 def _snapshotter(backend: str) -> str:

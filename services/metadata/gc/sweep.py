@@ -1,39 +1,40 @@
-"""Sweeping one backend: the raw things that no record and no intent names are removed there.
+"""Sweeping one backend: the raw things there that no record and no intent names are removed.
 
-    take what the collector found in the records: what is named, and what once was            } from here on what is
-    written is noted is the raw store ours (its stamp)? list what it has: what nobody names are victims. What once was
-    named and is not there is gone mark some victims, up to ``Measures.together``, but those that came to be named since
-    remove them, while the next are marked                                                   } while there are victims
-    unmark them
-    let the snapshotter clean up
+    1. take what the collector found in the records: the raw things that are named, and those that once were.
+       From here on, everything that is written is noted
+    2. ask whether the raw store is ours (its stamp)
+    3. list its raw things: those that nothing names are victims; those that once were named and are not listed are gone
+    4. mark some victims, at most ``Measures.together``, except those that were named since
+    5. remove them, while the next are marked; clear their marks; go on with 4 while there are victims
+    6. let the snapshotter clean up
 
-The order matters: whatever appears in the backend by the time of marking has a record or an intent, known or noted, or
-is not in the list.
+The order matters: each raw thing that appears in the backend before the marking has a record or an intent, which is
+known or noted, or it is not in the list.
 
-What never was named by this database is in a store of ours only after a crash, so that a content store which was once
-looked through, from one end to the other, is not listed each time: its victims are what is known and named no more.
+A raw store of ours holds things that this database never named only after a crash. So a content store that was swept
+completely once is not listed again each time: its victims are the things that are known and no longer named.
 
-Nothing is removed before the end of its record is on the disk; the first mark waits for that, the others need not: a
-mark lost in a power cut is of a thing that nobody names, and a removal that was under way in a store of ours ended with
-it. In a foreign one, which may be elsewhere, it may still happen: there each mark lasts.
+Nothing is removed before the end of its record is on the disk. The first mark waits for that; the others need not. If a
+power cut loses a mark, nothing names the marked thing, and in a raw store of ours the removal that was under way ended
+in the same power cut. In a foreign raw store, which may be on another machine, the removal may still happen: there each
+mark is lasting.
 
-Blobs that go in one call have one mark together, a row with all their digests.
+Blobs that are removed in one call have one mark together, a row with all their digests.
 
-A removal that fails is reported and its thing unmarked, for the next sweep. One whose outcome is not known is asked for
-again; as long as the answer is not known the mark stays, and a next sweep begins with it. So do the marks that a dead
-process left.
+If a removal fails, the failure is reported and the mark cleared, for the next sweep. If its outcome is unknown, the
+removal is repeated. While the outcome stays unknown the mark stays, and the next sweep begins with it, as with marks
+that a dead process left.
 
-Whose a raw store is, by its stamp (rule 5 of the design):
+The stamp says to whom a raw store belongs (rule 5 of the design):
 
-- our id: it is ours, and what is in it and in no record is garbage;
-- no id: a new store. If it holds nothing but what we named, it becomes ours. If there is more in it, it was filled by
-  somebody else, or by a metadata store that is lost, and that is not ours to delete: as a foreign one, until its
-  operator empties it, or says that it may go (:func:`.guard.release`);
-- another id: then nothing is removed, until its operator says that the store is ours. Not so of a store that is
-  another's by our configuration, such as another node's snapshotter, of which our operator says nothing; ours, but
-  there is a sign that this database is an older copy (``guard.py``): only what we named is removed; that it is damaged:
-  nothing;
-- no Stamp service: foreign. Only what we named is removed.
+- Our id: it is ours. Everything in it that has no record is garbage. But if there is a sign that this database is an
+  older copy (``guard.py``), only what we named is removed; if this database is damaged, nothing is.
+- No id: a new raw store. If it holds only things that we named, it becomes ours. If it holds more, a third party or a
+  lost metadata store has filled it, and we must not delete that. It is treated as foreign, until its operator empties
+  it or releases it (:func:`.guard.release`).
+- Another id: nothing is removed, until the operator says that the raw store is ours. The operator's word does not cover
+  a raw store that our configuration declares foreign, such as another node's snapshotter.
+- No Stamp service: the raw store is foreign. Only what we named is removed.
 """
 
 from __future__ import annotations
@@ -62,29 +63,27 @@ from services.metadata.transactions import Key, Reader, Transaction
 log = logging.getLogger(__name__)
 
 _FORGOTTEN = 256
-"""Things that are not there any more whose names are forgotten at a time."""
+"""Gone things whose names are forgotten in one transaction."""
 _ATTEMPTS = 2
-"""Times to ask for the removal of one thing while the outcome is not known; then it stays marked until the next
-sweep.
-"""
+"""Attempts to remove one thing while the outcome is unknown; after that it stays marked until the next sweep."""
 _UNKNOWN = (errors.Unavailable, errors.DeadlineExceeded, errors.Cancelled)
 
 Ownership = Literal["own", "new", "taken", "named", "nothing"]
-"""Whose a raw store is: all in it is ours; the same, but it has no stamp yet; the same, but it has another's; only
-what we named; not even that.
+"""Which things in a raw store may be removed. "own", "new", "taken": all, since it is ours; a "new" one has no stamp
+yet, a "taken" one has another's. "named": only those that we named. "nothing": none.
 """
 _OURS = ("own", "new", "taken")
 
 
 @dataclass(slots=True)
 class Swept:
-    """What one sweep did."""
+    """The result of one sweep."""
 
     removed: list[Raw] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
-    """With why, as ``Collected.failed`` has them."""
+    """Each with its reason, as in ``Collected.failed``."""
     postponed: bool = False
-    """The backend could not be asked, or not all of it could be decided: to be swept again without being asked for."""
+    """The backend could not be asked, or could not be decided completely: the collector repeats the sweep by itself."""
 
 
 def title(raw: Raw) -> str:
@@ -98,33 +97,33 @@ def title(raw: Raw) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """What a sweep goes by: the backend as it was, and whose it is."""
+    """What a sweep has decided: about the listed backend, and to whom it belongs."""
 
     listing: Listing
     ownership: Ownership
     gone: Sequence[Raw]
-    """What was named once and not any more, before the listing, and is not in it."""
+    """The things that were once named and no longer are, as of before the listing, and that are not in it."""
     victims: list[Raw]
-    """In the order in which they go."""
+    """In the order of their removal."""
     marked: Sequence[Raw]
-    """Those with marks of an earlier sweep; of these some are ``kept``, and some ``missing`` in the listing and in
-    all records.
+    """The things with marks of an earlier sweep. Of these, ``kept`` are no victims, and ``missing`` are neither in the
+    listing nor in any record.
     """
     kept: frozenset[Raw]
     missing: frozenset[Raw]
     deferred: bool
-    """Blobs have to wait for a commit of an unknown digest."""
+    """Blobs must wait for a commit whose digest is unknown."""
     reason: str
-    """Why not all that is unknown may be removed."""
+    """Why unknown things may not be removed."""
     sign: str
-    """Of this database being older than the backend, or another than its, seen now; "" if there is none, or it was
-    seen before.
+    """A sign, seen for the first time, that this database is older than the backend, or not the backend's; "" if there
+    is none.
     """
     unnoted: dict[str, int]
-    """What :func:`.guard.note` is to be told when all went well."""
+    """The numbers for :func:`.guard.note` if the sweep ends well."""
 
     def by_reference(self, raws: list[Raw]) -> dict[str, list[Raw]]:
-        """``raws`` by the label containerd.io/snapshot.ref that they have."""
+        """Group ``raws`` by the value of their label containerd.io/snapshot.ref."""
         if not self.listing.snapshots:
             return {"": raws}
         found: dict[str, list[Raw]] = {}
@@ -136,17 +135,17 @@ class _View:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What a sweep begins with."""
+    """What a sweep starts from."""
 
     known: plan.Known | None
-    """None: it has to look itself."""
+    """None: the sweep reads the records itself."""
     written: MutableSequence[Key]
-    """What was written since, until ``noting`` ends."""
+    """The keys that are written from then on, until ``noting`` is closed."""
     noting: contextlib.ExitStack
 
     @classmethod
     def of(cls, database: Database, known: plan.Known | None, before: Sequence[Key] = ()) -> _Found:
-        """``before``: what was written until now."""
+        """Begin to note writes; ``before`` are the keys written until now."""
         noting = contextlib.ExitStack()
         written = noting.enter_context(database.transactions.watch())
         written[:0] = before
@@ -154,7 +153,7 @@ class _Found:
 
 
 class Sweeper:
-    """Sweeps ``backend``; one sweep at a time."""
+    """Sweeps ``backend``, one sweep at a time."""
 
     def __init__(
         self,
@@ -173,21 +172,23 @@ class Sweeper:
         self._stores = stores
         self._store_id = store_id
         self._unseen = not backend.startswith("snapshots.")
-        """Blobs have no numbers: what the snapshotters' names say of this database has yet to be seen."""
+        """Blobs have no numbers, so the names in the snapshotters must be checked first for signs of an old
+        database.
+        """
         self._said = ""
         self._failed: list[str] = []
         self._together: bool | None = None
-        """Whether the backend takes many removals in one call; known when it was asked for the first."""
+        """Whether the backend removes many things in one call; known after the first request."""
         self._everything = True
-        """The next sweep looks through all that is there."""
+        """The next sweep looks at all raw things."""
         self._found: _Found | None = None
         self._turns = Turns(self._sweep_once)
 
     def ask(
         self, known: plan.Known | None = None, written: Sequence[Key] = (), *, everything: bool = True
     ) -> asyncio.Task[Swept]:
-        """A sweep that begins after this call. ``known`` is what somebody found in the records, before ``written``
-        was, which comes until now.
+        """A sweep that begins after this call. ``known`` is what the records said before the keys ``written`` were set;
+        those are all keys set until now.
         """
         self._everything = self._everything or everything
         if self._found is not None:
@@ -196,13 +197,13 @@ class Sweeper:
         return self._turns.ask()
 
     async def close(self) -> None:
-        """End what runs, and what waits to."""
+        """Cancel the current sweep and the next one."""
         await self._turns.close()
         if self._found is not None:
             self._found.noting.close()
 
     async def _sweep_once(self) -> Swept:
-        """What the backend, or a metadata store that cannot write, refuses is in the result."""
+        """Sweep. Errors of the backend, and of a metadata store that cannot write, are part of the result."""
         swept = Swept()
         everything, self._everything = self._everything, False
         with span("gc.sweep", backend=self.backend) as trace:
@@ -217,7 +218,7 @@ class Sweeper:
             self._everything = self._everything or not well
             trace.set(removed=len(swept.removed), failed=len(swept.failed), postponed=swept.postponed)
         for failure in swept.failed:
-            if failure not in self._failed:  # said once, however often it is tried again
+            if failure not in self._failed:  # logged once, however often it is repeated
                 log.log(logging.INFO if swept.postponed else logging.WARNING, "not collected: %s", failure)
         self._failed = swept.failed
         if swept.removed:
@@ -225,8 +226,8 @@ class Sweeper:
         return swept
 
     async def _sweep(self, swept: Swept, *, everything: bool) -> bool:
-        """Whether it is as it should be: all is ours and known, and the next sweep need not look for more than what
-        is not named any more.
+        """Sweep, and return whether all is well: everything is ours and known, and the next sweep needs to look only at
+        things that are no longer named.
         """
         found, self._found = self._found, None
         if found is None:
@@ -278,8 +279,8 @@ class Sweeper:
         return well
 
     async def _look_beside(self) -> None:
-        """Look for signs in the snapshotters that are ours. As long as one does not answer, or a gateway does not know
-        yet which there are, no blob goes that is not known.
+        """Look for signs of an old database in the snapshotters that are ours. No unknown blob is removed while one of
+        them does not answer, or while a gateway does not know yet which snapshotters there are.
         """
         gateway = self._database.view(schema.GATEWAY.get)
         if gateway is not None and not gateway.snapshotters:
@@ -304,7 +305,9 @@ class Sweeper:
     # -- deciding
 
     def _idle(self, known: plan.Known) -> _View:
-        """Of a store of ours that was looked through: what is named no more, as if nothing else were there."""
+        """The decision about a raw store of ours that was swept completely before: the victims are the things that are
+        no longer named, and nothing is listed.
+        """
         victims = [raw for raw in known.idle if raw.kind == "ingest"] if known.uses.every_blob else list(known.idle)
         return _View(
             Listing(self.backend),
@@ -356,7 +359,7 @@ class Sweeper:
     def _owner(
         self, tx: Reader, stamp: str | None, listing: Listing, known: plan.Known, sign: str
     ) -> tuple[Ownership, str, bool]:
-        """Whose it is, why not ours, and whether that has to be asked again."""
+        """To whom the raw store belongs; why it is not ours; whether that must be decided again."""
         if stamp is None:
             return "named", "", False
         if stamp == self._store_id:
@@ -378,7 +381,7 @@ class Sweeper:
         if not unknown or released:
             return "new", "", False
         if known.uses.every_blob:
-            return "named", "", True  # one of these may be what an open commit made
+            return "named", "", True  # one of these may be the result of an open commit
         return (
             "named",
             (
@@ -389,9 +392,7 @@ class Sweeper:
         )
 
     def _unmark(self, tx: Transaction, view: _View, spared: Spared) -> list[Raw]:
-        """Resolve the marks that earlier sweeps left, but for those of victims, whose turn comes; the others' are
-        taken off.
-        """
+        """Clear the marks that earlier sweeps left, except those of victims, which are removed later."""
         spared.look(tx)
         unmarked = [raw for raw in view.marked if raw in spared or raw in view.kept]
         for gone in (True, False):
@@ -401,7 +402,7 @@ class Sweeper:
         return unmarked
 
     def _forget(self, tx: Transaction, some: Iterable[Raw], spared: Spared) -> None:
-        """What was once named is not there, and nobody names it."""
+        """Forget the names of things that are gone."""
         spared.look(tx)
         for raw in some:
             if raw not in spared:
@@ -410,10 +411,10 @@ class Sweeper:
     def _mark(
         self, tx: Transaction, view: _View, batch: list[Raw], spared: Spared, now: Nanoseconds
     ) -> tuple[list[Raw], list[Raw]]:
-        """Mark those of the batch that are victims still. These, and those that are none any more.
+        """Mark those things of the batch that are still victims. Returns these, and those that no longer are.
 
-        A sweep may take hours, and damage may be met with meanwhile: what it was to take may have been judged by what
-        this database had lost.
+        A sweep may take hours. If damage is met meanwhile, the victims may have been chosen because their records were
+        lost.
         """
         spared.look(tx)
         held = guard.held(tx)
@@ -422,10 +423,10 @@ class Sweeper:
             for raw in batch
             if raw in spared or (held is not None and (held.damaged or not schema.NAMED.has(tx, *raw)))
         }
-        schema.clear_marks(tx, sorted(staying), gone=False)  # of an earlier sweep, it may be
+        schema.clear_marks(tx, sorted(staying), gone=False)  # an earlier sweep may have marked them
         chosen = [raw for raw in batch if raw not in staying]
         if view.marked:
-            schema.clear_marks(tx, chosen, gone=False)  # each has one
+            schema.clear_marks(tx, chosen, gone=False)  # each is marked already
         if self._together and chosen and all(raw.kind == "blob" for raw in chosen):
             schema.mark_together(tx, self.backend, [raw.name for raw in chosen])
             return chosen, sorted(staying)
@@ -436,7 +437,7 @@ class Sweeper:
     # -- acting
 
     async def _act(self, view: _View, spared: Spared, swept: Swept) -> bool:
-        """Do what the look gave rise to, bit by bit; False if the backend is away, so that the rest has to wait."""
+        """Carry out the decision, in steps. Returns False if the backend is away, so that the rest must wait."""
         write = self._database.transactions.write
         await self._catch_up(spared)
         if view.marked:
@@ -449,8 +450,8 @@ class Sweeper:
         return await self._remove_victims(view, spared, swept)
 
     async def _remove_victims(self, view: _View, spared: Spared, swept: Swept) -> bool:
-        """Mark, remove and unmark, some at a time: the next are marked, and the last unmarked, while some are
-        removed. False if the backend is away.
+        """Mark, remove and unmark, some at a time. While some are removed, the next are marked and the previous
+        unmarked. Returns False if the backend is away.
         """
         unmarking = _Unmarking(self._database)
         marking: asyncio.Task[list[Raw]] | None = None
@@ -466,7 +467,7 @@ class Sweeper:
             while there and (marking is not None or start < len(view.victims)):
                 pending, marking = marking or begin(), None
                 chosen = await pending
-                # Who waits for any blob, as its digest is not known yet, would never find none of them marked.
+                # A call that waits for any blob, since its digest is unknown, needs a moment at which none is marked.
                 awaited = self._database.awaited(self.backend)
                 if start < len(view.victims) and not awaited:
                     marking = begin()
@@ -476,7 +477,7 @@ class Sweeper:
                     await self._database.looked_again()
             if marking is not None:
                 for raw in await marking:
-                    unmarking.add(raw, gone=False)  # never asked for
+                    unmarking.add(raw, gone=False)  # their removal was not requested
         except BaseException:
             if marking is not None:
                 marking.cancel()
@@ -485,7 +486,7 @@ class Sweeper:
         return there
 
     def _batch(self, victims: Sequence[Raw], start: int) -> list[Raw]:
-        """Those that go next, all of them snapshots or none."""
+        """The next victims: all of them snapshots, or none."""
         snapshots = victims[start].kind == "snapshot"
         most, together = self._measures, self._together
         count = (
@@ -496,12 +497,12 @@ class Sweeper:
         return [raw for raw in victims[start : start + count] if (raw.kind == "snapshot") is snapshots]
 
     async def _catch_up(self, spared: Spared) -> None:
-        """Look at what was written, some at a time, until little is left for the next transaction."""
+        """Look at written keys, some at a time, until few are left for the next transaction."""
         while spared.behind > PORTION:
             await self._database.transactions.write(lambda tx: spared.look(tx, PORTION), lasting=False)
 
     async def _marked(self, view: _View, batch: list[Raw], spared: Spared, swept: Swept, *, lasting: bool) -> list[Raw]:
-        """Mark those of a batch that are victims still."""
+        """Mark those things of a batch that are still victims."""
         await self._catch_up(spared)
         now = time.time_ns()
         chosen, staying = await self._database.transactions.write(
@@ -513,14 +514,14 @@ class Sweeper:
         return chosen
 
     async def _removed(self, chosen: list[Raw], unmarking: _Unmarking, swept: Swept) -> bool:
-        """Remove them; False if the backend is away, so that the rest has to wait."""
+        """Remove things; False if the backend is away, so that the rest must wait."""
         there = (
             await self._removed_together(chosen, unmarking, swept) if self._together is not False and chosen else None
         )
         return await self._removed_singly(chosen, unmarking, swept) if there is None else there
 
     async def _removed_together(self, chosen: list[Raw], unmarking: _Unmarking, swept: Swept) -> bool | None:
-        """Remove them in one call; False if the backend is away, None if it takes one at a time only."""
+        """Remove things in one call; False if the backend is away, None if it removes one at a time only."""
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 outcomes = await self._stores.remove_all(self.backend, chosen)
@@ -541,18 +542,18 @@ class Sweeper:
                 return True
             for raw, outcome in zip(chosen, outcomes, strict=True):
                 if isinstance(outcome, errors.NotFound):
-                    self._ended(raw, attempt > 1, unmarking, swept)  # by our first attempt, then
+                    self._ended(raw, attempt > 1, unmarking, swept)  # removed by our first attempt
                 else:
                     self._ended(raw, outcome or True, unmarking, swept)
             return not any(isinstance(outcome, errors.Unavailable) for outcome in outcomes)
         raise AssertionError
 
     async def _removed_singly(self, chosen: list[Raw], unmarking: _Unmarking, swept: Swept) -> bool:
-        """Remove one after the other; False if the backend is away."""
+        """Remove things one by one; False if the backend is away."""
         away = False
         for raw in chosen:
             if away:
-                unmarking.add(raw, gone=False)  # never asked for
+                unmarking.add(raw, gone=False)  # its removal was not requested
                 continue
             try:
                 ended: bool | errors.NodeError = await self._remove(raw)
@@ -562,7 +563,7 @@ class Sweeper:
         return not away
 
     def _ended(self, raw: Raw, ended: bool | errors.NodeError, unmarking: _Unmarking, swept: Swept) -> None:
-        """A removal failed, or the thing is gone: whether by us."""
+        """Note the end of a removal: it failed, or the thing is gone, by us (True) or not."""
         if isinstance(ended, errors.NodeError):
             swept.failed.append(f"{title(raw)}: {ended}")
             if isinstance(ended, _UNKNOWN):
@@ -576,12 +577,14 @@ class Sweeper:
         unmarking.add(raw, gone=True)
 
     async def _remove(self, raw: Raw) -> bool:
-        """Whether it was us who removed it. An error of :data:`_UNKNOWN` says that nobody knows whether it is there."""
+        """Remove one thing. Returns whether we removed it. After an error of :data:`_UNKNOWN` it may or may not
+        exist.
+        """
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 await self._stores.remove(raw)
             except errors.NotFound:
-                return attempt > 1  # by our first attempt, then
+                return attempt > 1  # removed by our first attempt
             except _UNKNOWN as error:
                 if attempt == _ATTEMPTS or isinstance(error, errors.DeadlineExceeded):
                     raise
@@ -591,7 +594,7 @@ class Sweeper:
 
 
 class _Unmarking:
-    """Takes marks off while removals go on: those that came together in one transaction."""
+    """Clears marks while removals go on: all that are waiting, in one transaction."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -600,15 +603,15 @@ class _Unmarking:
         self._task: asyncio.Task[None] | None = None
 
     def add(self, *raws: Raw, gone: bool) -> None:
-        """The removal of ``raws`` is over; ``gone``: the backend does not have them any more."""
+        """Note that the removal of ``raws`` is over; ``gone``: the backend no longer has them."""
         self._waiting[gone].extend(raws)
         if self._task is None or self._task.done():
             if self._task is not None and not self._task.cancelled():
-                self._task.exception()  # what failed is tried again now
+                self._task.exception()  # a failed run is repeated now
             self._task = loops.task("the unmarking of victims", self._run())
 
     async def done(self) -> None:
-        """Wait until it is so."""
+        """Wait until all marks are cleared."""
         if self._task is not None:
             await self._task
 
@@ -622,7 +625,7 @@ class _Unmarking:
 
             fault("gc.before-unmark")
             try:
-                # a mark that is there again is resolved by the next sweep
+                # a mark that is back is resolved by the next sweep
                 await self._database.transactions.write(work, lasting=False)
             except BaseException:
                 for gone, raws in taken.items():

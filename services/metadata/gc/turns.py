@@ -1,4 +1,4 @@
-"""Work of which one run serves all who asked before it began."""
+"""Work of which one run serves all callers that asked before it began."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Turns(Generic[T]):
-    """Runs ``work``, never twice at the same time."""
+    """Runs ``work`` on request, one run at a time."""
 
     def __init__(self, work: Callable[[], Awaitable[T]]) -> None:
         self._work = work
@@ -20,8 +20,8 @@ class Turns(Generic[T]):
         self._next: asyncio.Task[T] | None = None
 
     def ask(self) -> asyncio.Task[T]:
-        """A run that begins after this call; shield it, since others may wait for it too."""
-        if self._next is None or self._next.done():  # it may have failed before its turn came
+        """A run that begins after this call. Shield it: other callers may wait for it too."""
+        if self._next is None or self._next.done():  # a run may have failed before it began
             self._next = loops.task("a turn", self._turn(self._running))
         return self._next
 
@@ -32,7 +32,7 @@ class Turns(Generic[T]):
         return await self._work()
 
     async def close(self) -> None:
-        """End what runs, and what waits to."""
+        """Cancel the current run and the next one."""
         tasks = [task for task in (self._next, self._running) if task is not None]
         for task in tasks:
             task.cancel()
