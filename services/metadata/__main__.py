@@ -53,7 +53,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
                 async with (
                     collector.running(),
                     rpc.serving(node.state / "metadata.sock", metadata.servicers, relayed=True) as server,
-                    soundness.said(server),
+                    soundness.reported_in(server),
                 ):
                     await process.until_signal()
             finally:

@@ -36,7 +36,7 @@ from services.oci.digests import digest_problem
 T = TypeVar("T")
 
 _EXPIRES = 24 * 3600 * 10**9
-_MANY, _TRIES = 1000, 3
+_MANY, _ATTEMPTS = 1000, 3
 """The number of labels above which an update is made in steps; how often that is attempted."""
 _SHAREABLE = "containerd.io/namespace.shareable"
 """Label of a namespace whose content all other namespaces may share, whatever the policy."""
@@ -60,10 +60,10 @@ class Content:
         if digest_problem(digest):
             raise errors.InvalidArgument.verbatim(f"{quoted(digest)} failed validation")
         value = self._raw(namespace, digest)
-        with self._database.telling():
+        with self._database.reporting_damage():
             if len(value) <= schema.LARGE:
                 return schema.BLOBS.decode((namespace, digest), value)
-            return await self._database.lane.through(schema.reading_blob((namespace, digest), value))
+            return await self._database.lane.through(schema.read_blob_in_steps((namespace, digest), value))
 
     def _raw(self, namespace: str, digest: str) -> bytes:
         """The encoded record; NotFound."""
@@ -92,7 +92,7 @@ class Content:
             raise errors.InvalidArgument.verbatim(f"{quoted(digest)} failed validation")
 
         if len(paths) > _MANY or len(labels) > _MANY:
-            for _ in range(_TRIES):
+            for _ in range(_ATTEMPTS):
                 if (done := await self._update_many(namespace, digest, labels, paths)) is not None:
                     return done
 
@@ -110,10 +110,10 @@ class Content:
         lane = self._database.lane
         before = self._raw(namespace, digest)
         await lane.turn()  # the request was parsed in this turn
-        with self._database.telling():
-            old = await lane.through(schema.reading_blob((namespace, digest), before))
-        blob = await lane.through(_updating(old, labels, paths))
-        after = await lane.through(schema.encoding_blob(blob))
+        with self._database.reporting_damage():
+            old = await lane.through(schema.read_blob_in_steps((namespace, digest), before))
+        blob = await lane.through(_updated_in_steps(old, labels, paths))
+        after = await lane.through(schema.encode_blob_in_steps(blob))
 
         def work(tx: Transaction) -> Blob | None:
             if schema.BLOBS.raw(tx, namespace, digest) != before:
@@ -299,10 +299,10 @@ def _committed(tx: Transaction, namespace: str, lease: str, ref: str, raw_ref: s
 
 def _updated(old: Blob, labels: Labels, paths: Sequence[str]) -> Blob:
     """``old`` with the labels that ``paths`` name changed, or all replaced if there are no paths. InvalidArgument."""
-    return at_once(_updating(old, labels, paths))
+    return at_once(_updated_in_steps(old, labels, paths))
 
 
-def _updating(old: Blob, labels: Labels, paths: Sequence[str]) -> Steps[Blob]:
+def _updated_in_steps(old: Blob, labels: Labels, paths: Sequence[str]) -> Steps[Blob]:
     """As :func:`_updated`, in steps."""
     new, rest = yield from masked_in_steps(old.labels, labels, paths or ("labels",))
     if rest:

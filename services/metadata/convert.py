@@ -47,7 +47,7 @@ V = TypeVar("V", bound=Hashable)
 M = TypeVar("M")
 
 
-class Remembering(Generic[V, M]):
+class Cached(Generic[V, M]):
     """``make`` with a cache of its last ``count`` results. A result whose ``size`` is above ``largest`` is not cached:
     clients choose how large a record is.
 
@@ -99,7 +99,7 @@ def _container_to_pb(container: Container) -> containers_pb2.Container:
     )
 
 
-container_to_pb = Remembering(_container_to_pb, 64, 256 << 10, containers_pb2.Container.ByteSize)
+container_to_pb = Cached(_container_to_pb, 64, 256 << 10, containers_pb2.Container.ByteSize)
 
 
 def container_from_pb(message: containers_pb2.Container) -> Container:
@@ -136,7 +136,7 @@ def _image_answer(image: Image) -> bytes:
     return images_pb2.GetImageResponse(image=image_to_pb(image)).SerializeToString()
 
 
-image_answer = Remembering(_image_answer, 1024, 8 << 10, len)
+image_answer = Cached(_image_answer, 1024, 8 << 10, len)
 """The encoded answer to Get. It is also the answer to a List of this image alone (both have their images in field 1);
 several of them, concatenated, are the answer to a List of several.
 """

@@ -70,7 +70,7 @@ class Database:
         """The waits of those that only wait, and have not run since they were woken."""
 
     @contextlib.contextmanager
-    def telling(self) -> Iterator[None]:
+    def reporting_damage(self) -> Iterator[None]:
         """Report a damaged value (DataLoss) that the block reads outside of the store."""
         try:
             yield
@@ -188,11 +188,11 @@ class Database:
         finally:
             self._delayed.pop(write, None)
 
-    def awaited(self, backend: str) -> bool:
+    def has_waiters(self, backend: str) -> bool:
         """Whether a write waits for the marks of raw things of this backend to be cleared."""
         return any(isinstance(until, Raw) and until.backend == backend for until in self._delayed.values())
 
-    async def looked_again(self) -> None:
+    async def woken_have_queued(self) -> None:
         """Wait until all writes that were woken have queued again, ahead of the caller's next write."""
         while any(ended.done() for ended in self._asleep):  # noqa: ASYNC110 - a turn or two of the loop
             await asyncio.sleep(0)
@@ -223,7 +223,7 @@ class Database:
 
         return await self.transactions.write(work)
 
-    async def collected(self) -> None:
+    async def collect_now(self) -> None:
         """Run a collection that begins now, and wait for it: a synchronous delete promises that."""
         if self.collector is not None:
             await self.collector.collect(everything=False)

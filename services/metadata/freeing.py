@@ -13,7 +13,7 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-SPARE = 1024
+KEPT_FREE = 1024
 """Free pages (of 4 KiB) that stay, for the next writes."""
 _STEP = 500
 """Pages given back in one transaction: some milliseconds, for which a writer may have to wait."""
@@ -83,19 +83,21 @@ def _free(path: Path) -> int:
     return found.f_bavail * found.f_frsize
 
 
-def spare(connection: sqlite3.Connection) -> int:
+def free_pages(connection: sqlite3.Connection) -> int:
     """Pages that can be given back."""
     return (
-        max(_value(connection, "freelist_count") - SPARE, 0) if _value(connection, "auto_vacuum") == _INCREMENTAL else 0
+        max(_value(connection, "freelist_count") - KEPT_FREE, 0)
+        if _value(connection, "auto_vacuum") == _INCREMENTAL
+        else 0
     )
 
 
 def give_back(connection: sqlite3.Connection) -> None:
     """Give back some pages; waits for the disk."""
-    connection.execute(f"PRAGMA incremental_vacuum({min(_STEP, spare(connection))})").fetchall()
+    connection.execute(f"PRAGMA incremental_vacuum({min(_STEP, free_pages(connection))})").fetchall()
 
 
-def end(connection: sqlite3.Connection) -> None:
+def shrink_file(connection: sqlite3.Connection) -> None:
     """Make the file as small as its database."""
     connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 

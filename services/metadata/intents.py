@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 ANSWER_KEPT = 15 * 60
 """Seconds for which the answer of an ended intent is kept; the gateway repeats a call for 10 minutes."""
-FORGOTTEN = 20 * 60
+UNKNOWN_TO_GATEWAY = 20 * 60
 """Seconds after which the living gateway no longer knows of an open intent: it gives up after 10 minutes."""
 
 Finisher = Callable[[Transaction, Intent, Outcome], "Finished | errors.NodeError"]
@@ -233,7 +233,7 @@ class Intents:
         know of them.
         """
         gateway = self._database.view(schema.GATEWAY.get)
-        old, started = time.time_ns() - FORGOTTEN * 10**9, self._database.started
+        old, started = time.time_ns() - UNKNOWN_TO_GATEWAY * 10**9, self._database.started
 
         def abandoned(_key: Key, intent: Intent) -> Intent | None:
             if gateway is None or intent.incarnation != gateway.incarnation or intent.begun < old:
@@ -256,7 +256,7 @@ class Intents:
                 intent.backend,
                 intent.ref or intent.key,
             )
-            await self._to_its_end(self.cancel(intent.id))
+            await self._run_to_end(self.cancel(intent.id))
             return
         log.info(
             "intent %s (%s in %s, %s) had been done",
@@ -265,9 +265,9 @@ class Intents:
             intent.backend,
             intent.ref or intent.key,
         )
-        await self._to_its_end(self._was_done(intent, outcome))
+        await self._run_to_end(self._finish_found_done(intent, outcome))
 
-    async def _was_done(self, intent: Intent, outcome: Outcome) -> None:
+    async def _finish_found_done(self, intent: Intent, outcome: Outcome) -> None:
         try:
             # waiting for another intent's end would keep that one from being resolved
             finished = await self.finish(intent.id, outcome, patience=0)
@@ -279,7 +279,7 @@ class Intents:
         for event in finished.events:
             self._publish(event)
 
-    async def _to_its_end(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _run_to_end(self, work: Coroutine[Any, Any, None]) -> None:
         """Run ``work`` to its end even if a gateway connects meanwhile, which cancels the resolving: between the end of
         an intent and its events nothing may be cut off.
         """
@@ -329,7 +329,7 @@ def check_unclaimed(tx: Reader, since: int, what: str, namespace: str, snapshott
 
     Older intents may have no caller, and are not waited for. If one ends well after all, it counts as the later one.
     """
-    for intent in schema.claiming(tx, namespace, snapshotter, *names):
+    for intent in schema.intents_claiming(tx, namespace, snapshotter, *names):
         if intent.begun >= since:
             raise Busy(f"{what} is in another call's hands", intent.id)
 

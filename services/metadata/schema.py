@@ -134,11 +134,11 @@ class Table(Generic[V]):
         tx.delete_all((self.name, *prefix), limit=limit)
 
 
-def _json(name: str, cls: type[V], *keyed: str, remembered: int = 0) -> Table[V]:
+def _json(name: str, cls: type[V], *keyed: str, cached: int = 0) -> Table[V]:
     """A table of dataclasses. The fields ``keyed`` are the last parts of the key, and are left out of the value, as are
     empty fields that have a default.
 
-    The table caches ``remembered`` decoded values, for tables that are listed often. Values are frozen, so callers can
+    The table caches ``cached`` decoded values, for tables that are listed often. Values are frozen, so callers can
     share them.
     """
     known = [f for f in fields(cls) if f.name not in keyed]  # type: ignore[arg-type]
@@ -162,27 +162,27 @@ def _json(name: str, cls: type[V], *keyed: str, remembered: int = 0) -> Table[V]
         except (ValueError, TypeError) as error:
             raise _damaged(name, key, error) from None
 
-    return Table(name, encode, _remembering(remembered, decode), decode) if remembered else Table(name, encode, decode)
+    return Table(name, encode, _with_cache(cached, decode), decode) if cached else Table(name, encode, decode)
 
 
-_REMEMBERED = 16 << 20
+_CACHE_BYTES = 16 << 20
 """Bytes, as stored, that the cached values of one table may take: clients choose how large a record is."""
 
 
-def _remembering(count: int, decode: Callable[[Key, bytes], V]) -> Callable[[Key, bytes], V]:
+def _with_cache(count: int, decode: Callable[[Key, bytes], V]) -> Callable[[Key, bytes], V]:
     """``decode`` with a cache of the last ``count`` values. A value larger than its share of the bytes is not
     cached.
     """
-    remembered = lru_cache(count)(decode)
-    memory.when_idle(remembered.cache_clear)
-    largest = _REMEMBERED // count
-    return lambda key, value: remembered(key, value) if len(value) <= largest else decode(key, value)
+    cached = lru_cache(count)(decode)
+    memory.when_idle(cached.cache_clear)
+    largest = _CACHE_BYTES // count
+    return lambda key, value: cached(key, value) if len(value) <= largest else decode(key, value)
 
 
 _MAPS = frozenset({"labels", "annotations"})
 
 
-def _nothing(name: str) -> Table[None]:
+def _keys_only(name: str) -> Table[None]:
     return Table(name, lambda _: b"", lambda _key, _value: None)
 
 
@@ -264,26 +264,26 @@ class Answer:
 
 
 NAMESPACES = _json("namespace", Namespace)
-IMAGES = _json("image", Image, "name", remembered=1024)
+IMAGES = _json("image", Image, "name", cached=1024)
 # a client that runs a container reads its record four times
 CONTAINERS: Table[Container] = Table(
-    "container", _encode_container, _remembering(64, _decode_container), _decode_container
+    "container", _encode_container, _with_cache(64, _decode_container), _decode_container
 )
 LEASES = _json("lease", Lease, "id")
-RESOURCES = _nothing("resource")
+RESOURCES = _keys_only("resource")
 # a client that reads a blob in pieces asks for its record thousands of times
-BLOBS = _json("blob", Blob, "digest", remembered=64)
-OWNERS = _nothing("owner")
+BLOBS = _json("blob", Blob, "digest", cached=64)
+OWNERS = _keys_only("owner")
 INGESTS = _json("ingest", Ingest, "ref")
 SNAPSHOTS = _json("snapshot", Snapshot, "name")
-CHILDREN = _nothing("child")
+CHILDREN = _keys_only("child")
 SEQUENCES: Table[int] = Table("sequence", lambda value: b"%d" % value, lambda _key, value: int(value))
-INTENTS = _json("intent", Intent, "id", remembered=256)
-CLAIMS = _nothing("claim")
+INTENTS = _json("intent", Intent, "id", cached=256)
+CLAIMS = _keys_only("claim")
 ANSWERS = _json("answer", Answer)
 SWEEPING = _json("sweeping", Mark)
 REMOVING: Table[str] = Table("removing", lambda value: value.encode(), lambda _key, value: value.decode())
-NAMED = _nothing("named")
+NAMED = _keys_only("named")
 HELD = _json("held", Held)
 CHECKED: Table[int] = Table("checked", lambda value: b"%d" % value, lambda _key, value: int(value))
 GATEWAY: Table[Gateway] = Table("gateway", _encode_gateway, lru_cache(2)(_decode_gateway))
@@ -320,7 +320,7 @@ with thousands of layers has as many labels, and its record takes megabytes.
 _LABELS = '"labels":{'
 
 
-def encoding_blob(blob: Blob) -> Steps[bytes]:
+def encode_blob_in_steps(blob: Blob) -> Steps[bytes]:
     """As ``BLOBS.encode``, in steps."""
     bare, labels = BLOBS.encode(replace(blob, labels={})).decode(), iter(blob.labels.items())
     parts: list[str] = []
@@ -330,7 +330,7 @@ def encoding_blob(blob: Blob) -> Steps[bytes]:
     return f"{bare[:-1]},{_LABELS}{','.join(parts)}}}}}".encode() if parts else bare.encode()
 
 
-def reading_blob(key: Key, value: bytes) -> Steps[Blob]:
+def read_blob_in_steps(key: Key, value: bytes) -> Steps[Blob]:
     """As ``BLOBS.read``, in steps. A value that ``encode`` did not write like this is decoded in one step."""
     try:
         text = value.decode()
@@ -383,7 +383,7 @@ _PLAIN = re.compile(rb'\{"size":\d+,"backend":"([^"\\]+)"(?:,"created":\d+)?(?:,
 """The encoded record of a blob without labels."""
 
 
-def backends_and_labels(tx: Reader) -> Iterator[tuple[Key, str, Labels]]:
+def blob_backends_and_labels(tx: Reader) -> Iterator[tuple[Key, str, Labels]]:
     """The namespace and digest, the backend and the labels of each blob, for the collector. Blobs are the most numerous
     records, and most have no labels; only the others are decoded.
     """
@@ -455,7 +455,7 @@ def delete_intent(tx: Transaction, intent: Intent) -> None:
         CLAIMS.delete(tx, intent.namespace, intent.snapshotter, name, intent.id)
 
 
-def claiming(tx: Reader, namespace: str, snapshotter: str, *names: str) -> Iterator[Intent]:
+def intents_claiming(tx: Reader, namespace: str, snapshotter: str, *names: str) -> Iterator[Intent]:
     """The open intents that claim one of ``names``; ``snapshotter`` is empty for content."""
     for name in names:
         if name:
@@ -478,27 +478,27 @@ def put_lease(tx: Transaction, namespace: str, lease: Lease) -> None:
     LEASES.put(tx, namespace, lease.id, value=lease)
 
 
-_HELD = 500
+_RESOURCES_PER_STEP = 500
 """Resources that one transaction removes: this takes half a millisecond. A lease may hold tens of thousands."""
 
 
 def delete_lease(tx: Transaction, namespace: str, lease: str) -> None:
     """Remove a lease and the first of its resources. Without the lease, the rest protect nothing; the collector removes
-    them by :func:`delete_left`.
+    them by :func:`delete_orphaned`.
     """
     LEASES.delete(tx, namespace, lease)
-    RESOURCES.delete_all(tx, namespace, lease, limit=_HELD)
+    RESOURCES.delete_all(tx, namespace, lease, limit=_RESOURCES_PER_STEP)
 
 
-def delete_left(tx: Transaction, namespace: str, lease: str) -> bool:
+def delete_orphaned(tx: Transaction, namespace: str, lease: str) -> bool:
     """Remove some resources of a lease that no longer exists. Returns whether there are more."""
     if LEASES.has(tx, namespace, lease):
         return False
-    RESOURCES.delete_all(tx, namespace, lease, limit=_HELD)
+    RESOURCES.delete_all(tx, namespace, lease, limit=_RESOURCES_PER_STEP)
     return RESOURCES.any(tx, namespace, lease)
 
 
-def held(tx: Reader) -> Iterator[tuple[str, str, Resource | None]]:
+def lease_resources(tx: Reader) -> Iterator[tuple[str, str, Resource | None]]:
     """Each resource of each lease, with the namespace and id of the lease. A lease that no longer exists comes once,
     with None.
     """
@@ -533,7 +533,7 @@ def set_marks(tx: Transaction, raws: Sequence[Raw], mark: Mark) -> None:
     tx.put_many([((SWEEPING.name, *raw), value) for raw in raws])
 
 
-def mark_together(tx: Transaction, backend: str, digests: Sequence[str]) -> None:
+def mark_blobs(tx: Transaction, backend: str, digests: Sequence[str]) -> None:
     """Mark blobs that are removed in one call, in one row: writing and removing a row for each would cost as much as
     removing their records.
     """
@@ -564,7 +564,7 @@ def clear_marks(tx: Transaction, raws: Sequence[Raw], *, gone: bool) -> None:
             if left := [digest for digest in there if digest not in over]:
                 if len(left) == len(there):
                     continue
-                mark_together(tx, backend, left)
+                mark_blobs(tx, backend, left)
             if left[:1] != [first]:
                 REMOVING.delete(tx, backend, first)
             together.update(there)

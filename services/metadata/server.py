@@ -61,7 +61,7 @@ async def batches(found: AsyncIterator[list[T]], most: int = _BATCH_BYTES) -> As
         yield batch
 
 
-async def whole(found: AsyncIterator[list[T]], message: Callable[[list[T]], Message]) -> Pieces:
+async def one_message(found: AsyncIterator[list[T]], message: Callable[[list[T]], Message]) -> Pieces:
     """One answer from a list in pieces, each encoded by ``message``. Encoded messages, concatenated, are one message
     with all of their repeated fields.
     """
@@ -79,7 +79,7 @@ class NamespacesServicer:
         return namespaces_pb.GetNamespaceResponse(namespace=namespaces_pb.Namespace(name=request.name, labels=labels))
 
     async def List(self, request: namespaces_pb.ListNamespacesRequest, call: Call) -> Pieces:
-        return await whole(
+        return await one_message(
             self._namespaces.all(lambda name, labels: namespaces_pb.Namespace(name=name, labels=labels)),
             lambda some: namespaces_pb.ListNamespacesResponse(namespaces=some),
         )
@@ -114,7 +114,7 @@ class ContainersServicer:
         )
 
     async def List(self, request: containers_pb.ListContainersRequest, call: Call) -> Pieces:
-        return await whole(
+        return await one_message(
             self._containers.select(call.namespace, request.filters, convert.container_to_pb),
             lambda some: containers_pb.ListContainersResponse(containers=some),
         )
@@ -160,7 +160,7 @@ class LeasesServicer:
         return Empty()
 
     async def List(self, request: leases_pb.ListRequest, call: Call) -> Pieces:
-        return await whole(
+        return await one_message(
             self._leases.select(call.namespace, request.filters, convert.lease_to_pb),
             lambda some: leases_pb.ListResponse(leases=some),
         )
@@ -174,7 +174,7 @@ class LeasesServicer:
         return Empty()
 
     async def ListResources(self, request: leases_pb.ListResourcesRequest, call: Call) -> Pieces:
-        return await whole(
+        return await one_message(
             self._leases.resources(call.namespace, request.id, convert.resource_to_pb),
             lambda some: leases_pb.ListResourcesResponse(resources=some),
         )
@@ -271,7 +271,7 @@ class RecordsServicer:
         return convert.ingest_to_pb(self._content.ingest(call.namespace, request.ref))
 
     async def ListIngests(self, request: Empty, call: Call) -> Pieces:
-        return await whole(
+        return await one_message(
             self._content.ingests(call.namespace, convert.ingest_to_pb),
             lambda some: pb.ListIngestsResponse(ingests=some),
         )

@@ -381,7 +381,7 @@ def _committing(tx: Reader, namespace: str, snapshotter: str, name: str) -> Inte
     """
     found = [
         intent
-        for intent in schema.claiming(tx, namespace, snapshotter, name)
+        for intent in schema.intents_claiming(tx, namespace, snapshotter, name)
         if intent.operation == "commit-snapshot" and intent.name == name
     ]
     return found[-1] if found else None

@@ -17,7 +17,7 @@ from services.metadata.gc import guard
 log = logging.getLogger(__name__)
 
 
-FIRST = 60.0
+FIRST_CHECK_WAIT = 60.0
 """Seconds for which the collector waits for the first check of all pages. A check takes about a second for each GiB,
 and longer if the disk is slow.
 """
@@ -52,12 +52,12 @@ class Soundness:
         self._check()
 
     async def checked(self) -> None:
-        """Wait for the first check, for at most :data:`FIRST` seconds."""
+        """Wait for the first check, for at most :data:`FIRST_CHECK_WAIT` seconds."""
         if self._checking is not None:
-            await asyncio.wait([self._checking], timeout=FIRST)
+            await asyncio.wait([self._checking], timeout=FIRST_CHECK_WAIT)
 
     @contextlib.asynccontextmanager
-    async def said(self, server: rpc.Server) -> AsyncIterator[None]:
+    async def reported_in(self, server: rpc.Server) -> AsyncIterator[None]:
         """Report damage in ``server``'s health during the block."""
         self._server = server
         if self._found:

@@ -174,7 +174,7 @@ class _Snapshot(_Rows):
             self._connection.close()
 
 
-class _Remembered:
+class _CachedReader:
     """Reader of the committed state, with a cache of the values that were read last. It opens a transaction only for a
     value that is not cached.
     """
@@ -290,7 +290,7 @@ class SqliteTransactions:
             if self._in_flight:
                 with reading(self._reader):
                     return work(_Rows(self._reader))
-            reader = _Remembered(self._reader, self._values)
+            reader = _CachedReader(self._reader, self._values)
             try:
                 return work(reader)
             finally:
@@ -356,7 +356,7 @@ class SqliteTransactions:
             self._committing = None
             self._wrote = asyncio.get_running_loop().time()
             if self._timer is None and not self._closed:
-                self._timer = asyncio.get_running_loop().call_later(self._quiet, self._rest)
+                self._timer = asyncio.get_running_loop().call_later(self._quiet, self._check_idle)
 
     def shrink(self) -> None:
         """Free the cached pages and values, up to 8 MiB for each connection. Those in use stay."""
@@ -369,13 +369,13 @@ class SqliteTransactions:
         for connection in idle:
             connection.execute("PRAGMA shrink_memory")
 
-    def _rest(self) -> None:
+    def _check_idle(self) -> None:
         """Give pages back if nothing was written for a while, else set the timer again."""
         loop = asyncio.get_running_loop()
         self._timer = None
         left = self._wrote + self._quiet - loop.time()
         if self._committing is not None or left > 0:
-            self._timer = loop.call_later(max(left, 0.001), self._rest)
+            self._timer = loop.call_later(max(left, 0.001), self._check_idle)
         elif not self._closed:
             self._committing = loops.aside("giving back pages", self._give_back())
 
@@ -384,14 +384,14 @@ class SqliteTransactions:
         in_thread = asyncio.get_running_loop().run_in_executor
         try:
             self._wait_for_disk(True)
-            left = before = freeing.spare(self._writer)
+            left = before = freeing.free_pages(self._writer)
             while left and not self._queue and not self._closed:
                 await in_thread(self._thread, freeing.give_back, self._writer)
-                had, left = left, freeing.spare(self._writer)
+                had, left = left, freeing.free_pages(self._writer)
                 if left >= had:
                     break
             if before and not left:
-                await in_thread(self._thread, freeing.end, self._writer)
+                await in_thread(self._thread, freeing.shrink_file, self._writer)
                 log.info("%s gave back %d pages", self._path, before)
         except sqlite3.Error as error:
             log.warning("%s keeps its free pages: %s", self._path, self.file.met(error))

@@ -37,7 +37,7 @@ class Walks:
     def snapshot(self, walk: Walk) -> Snapshot:
         """A state for ``walk``; the oldest walk may lose its own."""
         if len(self._open) >= self._most:
-            next(iter(self._open)).let_go()
+            next(iter(self._open)).release_state()
         snapshot = self._transactions.snapshot()
         self._open[walk] = None
         return snapshot
@@ -65,7 +65,7 @@ class Walk:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.let_go()
+        self.release_state()
 
     def __iter__(self) -> Iterator[tuple[Key, bytes]]:
         return self._found
@@ -79,7 +79,7 @@ class Walk:
             if self._snapshot is None:
                 self._snapshot = self._walks.snapshot(self)
                 self._rows = self._snapshot.scan(self._prefix, after=self._after)
-                self._timer = asyncio.get_running_loop().call_later(self._walks.kept, self.let_go)
+                self._timer = asyncio.get_running_loop().call_later(self._walks.kept, self.release_state)
             rows = self._rows
             for row in rows:
                 self._after = row[0]
@@ -87,7 +87,7 @@ class Walk:
                 if rows is not self._rows:  # the state was given back
                     break
 
-    def let_go(self) -> None:
+    def release_state(self) -> None:
         """Give the state back."""
         snapshot, self._snapshot = self._snapshot, None
         if snapshot is not None:

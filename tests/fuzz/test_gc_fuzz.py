@@ -29,10 +29,10 @@ from services.metadata.content import Content, finish_commit
 from services.metadata.database import Database
 from services.metadata.gc import Collector, Config, changes, collector, plan, sweep
 from services.metadata.gc import mark as gc_mark
-from services.metadata.gc.mark import Node, everything, mark
-from services.metadata.gc.measures import Measures
+from services.metadata.gc.mark import Node, mark, read_records
 from services.metadata.gc.memory import MemoryRawStores
 from services.metadata.gc.raw import Listing
+from services.metadata.gc.tuning import Tuning
 from services.metadata.images import Images
 from services.metadata.intents import Intents
 from services.metadata.leases import Leases
@@ -166,7 +166,7 @@ class Asked:
         return "committed"
 
 
-SMALL = Measures(records=2, victims=2, snapshots=2, together=3, snapshots_together=3, retry=3600.0)
+SMALL = Tuning(records=2, victims=2, snapshots=2, together=3, snapshots_together=3, retry=3600.0)
 
 
 class World:
@@ -196,7 +196,7 @@ class World:
                 "commit-snapshot": finish_commit_snapshot,
             },
         )
-        self.collector = Collector(self.database, raws, Config(startup_delay=3600), events, measures=SMALL)
+        self.collector = Collector(self.database, raws, Config(startup_delay=3600), events, tuning=SMALL)
         self.collector.lane = Slow(chance)
         raws.removing = self._removing
 
@@ -223,7 +223,7 @@ class World:
         """Each record has its raw thing."""
 
         def check(tx: Reader) -> list[Raw]:
-            records = everything(tx)
+            records = read_records(tx)
             renamed = {
                 Raw(i.backend, "snapshot", i.raw_key) for i in records.intents if i.operation == "commit-snapshot"
             }
@@ -549,7 +549,7 @@ class World:
         assert not list(schema.INTENTS.scan(tx))
         assert not list(schema.CLAIMS.scan(tx))
         assert not any(list(schema.marked(tx, backend)) for backend in (CONTENT, OVERLAY))
-        assert mark(everything(tx), self.now).dead == []
+        assert mark(read_records(tx), self.now).dead == []
         for backend in (CONTENT, OVERLAY):
             listing = Listing(
                 backend,
@@ -566,14 +566,14 @@ class World:
 @pytest.fixture(autouse=True)
 def checked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small steps, each of them looked at."""
-    bury, marks = collector._bury, sweep.Sweeper._mark
+    remove_batch, marks = collector._remove_batch, sweep.Sweeper._mark
 
-    def checked_bury(tx: Transaction, found: collector._Found, batch: list[Node], *args: Any) -> collector._Buried:
+    def checked_removal(tx: Transaction, found: collector._Found, batch: list[Node], *args: Any) -> collector._Removed:
         there = [node for node in batch if collector._there(tx, node)]
-        dead = set(mark(everything(tx), time.time_ns()).dead) if batch else set()
-        buried = bury(tx, found, batch, *args)
+        dead = set(mark(read_records(tx), time.time_ns()).dead) if batch else set()
+        removed = remove_batch(tx, found, batch, *args)
         assert {node for node in there if not collector._there(tx, node)} <= dead, "what lives was removed"
-        return buried
+        return removed
 
     def checked_marks(self: sweep.Sweeper, tx: Transaction, view: sweep._View, *args: Any) -> Any:
         chosen, staying = marks(self, tx, view, *args)
@@ -589,7 +589,7 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> None:
         ), "what is named was marked"
         return chosen, staying
 
-    monkeypatch.setattr(collector, "_bury", checked_bury)
+    monkeypatch.setattr(collector, "_remove_batch", checked_removal)
     monkeypatch.setattr(sweep.Sweeper, "_mark", checked_marks)
     for module, name, value in (
         (changes, "STEP", 2),

@@ -16,10 +16,10 @@ from services.kit.slices import Steps
 from services.metadata import schema
 from services.metadata.gc.mark import (
     STEP,
-    Bytes,
-    Everything,
+    BlobFacts,
     Marking,
     Node,
+    Records,
     conditional,
     named_by,
     refers_to,
@@ -35,7 +35,7 @@ looked at in several transactions.
 """
 
 
-def touched(tx: Reader, written: Iterable[Key]) -> set[Node]:
+def changed_nodes(tx: Reader, written: Iterable[Key]) -> set[Node]:
     """The existing records that the keys ``written`` belong to, and the nodes that written leases and intents name."""
     found: set[Node] = set()
     for key in {key for key in written if key[0] in _ABOUT and tx.get(key) is not None}:
@@ -64,11 +64,11 @@ def touched(tx: Reader, written: Iterable[Key]) -> set[Node]:
 _ABOUT = frozenset({"lease", "image", "container", "ingest", "blob", "snapshot", "resource", "intent"})
 
 
-def revived(tx: Reader, records: Everything, marking: Marking, changed: set[Node]) -> set[Node]:
+def revived(tx: Reader, records: Records, marking: Marking, changed: set[Node]) -> set[Node]:
     """The dead nodes that live since ``changed`` were written. All other ``records`` are as they were when ``marking``
     was made.
     """
-    fresh = Everything()
+    fresh = Records()
     for node in changed:
         _read(tx, fresh, node)
     seen = set(changed)
@@ -76,24 +76,24 @@ def revived(tx: Reader, records: Everything, marking: Marking, changed: set[Node
     while stack:
         node = stack.pop()
         current = fresh if node in changed else records
-        for other in (*marking.back.get(node, ()), *refers_to(current, node), *conditional(current, node)):
+        for other in (*marking.back_references.get(node, ()), *refers_to(current, node), *conditional(current, node)):
             reached = other._replace(flat=False)
             if reached not in seen and (
-                reached in marking.flat or reached in marking.back or is_dead(records, marking, reached)
+                reached in marking.flat or reached in marking.back_references or is_dead(records, marking, reached)
             ):
                 seen.add(reached)
                 stack.append(reached)
     return {node for node in seen if is_dead(records, marking, node)}
 
 
-def is_dead(records: Everything, marking: Marking, node: Node) -> bool:
+def is_dead(records: Records, marking: Marking, node: Node) -> bool:
     """Whether ``marking`` found the node dead."""
     return node not in marking.living and any(
         node in table for table in (records.blobs, records.snapshots, records.ingests, records.images, records.leases)
     )
 
 
-def _read(tx: Reader, into: Everything, node: Node) -> None:
+def _read(tx: Reader, into: Records, node: Node) -> None:
     """Read the current record of ``node``, if it exists."""
     tables: dict[str, tuple[schema.Table[Any], dict[Node, Any]]] = {
         "snapshot": (schema.SNAPSHOTS, into.snapshots),
@@ -103,7 +103,7 @@ def _read(tx: Reader, into: Everything, node: Node) -> None:
     }
     if node.type == "content":
         if (blob := schema.BLOBS.get(tx, node.namespace, node.key)) is not None:
-            into.blobs[node] = Bytes(blob.backend, blob.labels)
+            into.blobs[node] = BlobFacts(blob.backend, blob.labels)
     elif node.type in tables:
         table, records = tables[node.type]
         key = (node.namespace, node.snapshotter, node.key) if node.type == "snapshot" else (node.namespace, node.key)
@@ -111,13 +111,13 @@ def _read(tx: Reader, into: Everything, node: Node) -> None:
             records[node] = found
 
 
-def ordering(records: Everything, marking: Marking) -> Steps[list[Node]]:
+def removal_order(records: Records, marking: Marking) -> Steps[list[Node]]:
     """The dead nodes, each before the nodes it refers to. So at no time during the removal does a record refer to one
     that is gone.
     """
 
     def below(node: Node) -> Iterable[Node]:
-        back = marking.back.get(node, ())
+        back = marking.back_references.get(node, ())
         if not back and node.type == "content" and not records.blobs[node].labels:  # most have none
             return ()
         return named_by(records, node) if node.type == "lease" else chain(back, refers_to(records, node))
@@ -170,7 +170,7 @@ class Spared:
         """A commit whose digest is unknown was begun."""
 
     @property
-    def behind(self) -> int:
+    def backlog(self) -> int:
         """The number of keys that were written since the last look."""
         return len(self._written)
 

@@ -19,13 +19,13 @@ from services.kit.tracing import span
 from services.metadata import schema
 from services.metadata.database import Database
 from services.metadata.gc import guard, plan
-from services.metadata.gc.changes import PORTION, ordering, revived, touched
+from services.metadata.gc.changes import PORTION, changed_nodes, removal_order, revived
 from services.metadata.gc.config import Config
-from services.metadata.gc.mark import Everything, Marking, Node, expires, marking, reading
-from services.metadata.gc.measures import Measures
+from services.metadata.gc.mark import Marking, Node, Records, expires, marking, reading
 from services.metadata.gc.pace import Pace
 from services.metadata.gc.raw import RawStores
 from services.metadata.gc.sweep import Sweeper, Swept, title
+from services.metadata.gc.tuning import Tuning
 from services.metadata.store import Change, Collected, Event, Nanoseconds
 from services.metadata.transactions import Key, Reader, Transaction
 
@@ -41,7 +41,7 @@ class _Found:
     wake: Nanoseconds | None
     known: dict[str, plan.Known]
     """By backend of the gateway, as it is once the dead records are removed."""
-    records: Everything
+    records: Records
     marking: Marking
     order: list[Node]
     """The dead nodes, in the order of their removal."""
@@ -60,12 +60,12 @@ class Collector:
         publish: Callable[[Event], None],
         ready: Callable[[], Awaitable[None]] | None = None,
         foreign: Collection[str] = (),
-        measures: Measures = Measures(),
+        tuning: Tuning = Tuning(),
     ) -> None:
         """``ready`` is awaited before the first collection. ``foreign`` are the backends that are third parties'
         services.
         """
-        self._measures = measures
+        self._tuning = tuning
         self._foreign = frozenset(foreign)
         self._ready = ready
         self._database = database
@@ -98,7 +98,7 @@ class Collector:
         now = time.monotonic()
         before = (self._pace.due(), self._look_at)
         if self._look_at is None:
-            self._look_at = now + self._measures.look
+            self._look_at = now + self._tuning.look
         self._pace.changed(now, deletion=change == "deletion")
         if before != (self._pace.due(), self._look_at):
             self._changed.set()
@@ -228,12 +228,15 @@ class Collector:
             )
             return
         self._pace.collected(time.monotonic(), time.monotonic() - started)
-        self._look_at = time.monotonic() + self._measures.look if self._written else None
+        self._look_at = time.monotonic() + self._tuning.look if self._written else None
         self._expect(found.wake)
         self._watchers.start(
             "the end of a collection",
             self._end(
-                sweeps, waiting, started, [*found.records.left, *(node for node in found.order if node.type == "lease")]
+                sweeps,
+                waiting,
+                started,
+                [*found.records.orphaned, *(node for node in found.order if node.type == "lease")],
             ),
         )
 
@@ -252,29 +255,29 @@ class Collector:
         """
         with span("gc.mark") as trace, self._database.transactions.watch() as written:
             with contextlib.closing(self._database.transactions.snapshot()) as snapshot:
-                found = await self.lane.through(_examining(snapshot))
+                found = await self.lane.through(_examine(snapshot))
             trace.set(records=found.size, dead=found.dead)
             known, living, spared = 0, set[Node](), set[Node]()
-            for start in range(0, len(found.order), self._measures.records):
-                batch = found.order[start : start + self._measures.records]
+            for start in range(0, len(found.order), self._tuning.records):
+                batch = found.order[start : start + self._tuning.records]
                 while len(written) - known > PORTION:
                     looked = await self._database.transactions.write(
-                        lambda tx, known=known, living=living: _bury(  # type: ignore[misc]
+                        lambda tx, known=known, living=living: _remove_batch(  # type: ignore[misc]
                             tx, found, [], written[known : known + PORTION], living
                         )
                     )
                     known, living = known + looked.known, looked.living
                 # Not lasting by itself: a backend removes nothing before a lasting mark is written, and that makes
                 # everything written before it lasting too.
-                buried = await self._database.transactions.write(
-                    lambda tx, batch=batch, known=known, living=living: _bury(  # type: ignore[misc]
+                removed = await self._database.transactions.write(
+                    lambda tx, batch=batch, known=known, living=living: _remove_batch(  # type: ignore[misc]
                         tx, found, batch, written[known:], living
                     ),
                     lasting=False,
                 )
                 fault("gc.after-records")
-                known, living, spared = known + buried.known, buried.living, spared | buried.spared
-                for event in buried.events:
+                known, living, spared = known + removed.known, removed.living, spared | removed.spared
+                for event in removed.events:
                     self._publish(event)
             self._written[:] = written  # the look covered everything earlier
             sweeps = self._begin_sweeps(found, spared, written, every=every)
@@ -291,16 +294,16 @@ class Collector:
     ) -> None:
         """Finish a collection: first answer the waiting callers, then remove what is left of the leases' resources."""
         await self._watch(sweeps, waiting, started)
-        await self._delete_left(leases)
+        await self._delete_orphaned(leases)
 
-    async def _delete_left(self, leases: Sequence[Node]) -> None:
+    async def _delete_orphaned(self, leases: Sequence[Node]) -> None:
         """Remove, some at a time, the resources that are left of ``leases`` that no longer exist. The next collection
         repeats what fails.
         """
         for lease in leases:
             try:
                 while await self._database.transactions.write(
-                    lambda tx, lease=lease: _delete_some_left(tx, lease),  # type: ignore[misc]
+                    lambda tx, lease=lease: _delete_some_orphaned(tx, lease),  # type: ignore[misc]
                     lasting=False,
                 ):
                     pass
@@ -327,7 +330,7 @@ class Collector:
                         self._stores,
                         self._store_id,
                         foreign=backend in self._foreign,
-                        measures=self._measures,
+                        tuning=self._tuning,
                     )
                 sweeps[backend] = self._sweepers[backend].ask(left, written, everything=every)
         return sweeps
@@ -340,7 +343,7 @@ class Collector:
         failed: list[str] = []
         try:
             for backend, sweep in sweeps.items():
-                swept = await self._swept(backend, sweep, first=self._measures.retry)
+                swept = await self._swept(backend, sweep, first=self._tuning.retry)
                 removed.extend(title(raw) for raw in swept.removed)
                 failed.extend(swept.failed)
         except BaseException:
@@ -367,7 +370,7 @@ class Collector:
         try:
             while True:
                 await asyncio.sleep(pause)
-                pause = min(pause * 2, self._measures.retry_limit)
+                pause = min(pause * 2, self._tuning.retry_limit)
                 try:
                     swept = await asyncio.shield(self._sweepers[backend].ask())
                 except Exception:
@@ -387,19 +390,19 @@ class Collector:
 # ---------------------------------------------------------------------------------------------- pieces
 
 
-def _examining(tx: Reader) -> Steps[_Found]:
+def _examine(tx: Reader) -> Steps[_Found]:
     """Find out what there is to remove."""
     records = yield from reading(tx)
     marked = yield from marking(records, time.time_ns())
     gateway = schema.GATEWAY.get(tx)
     backends = tuple(backend for backend in gateway.backends() if backend) if gateway is not None else ()
-    known = yield from plan.knowing(tx, backends, records.raws(marked.living), records.intents)
-    order = yield from ordering(records, marked)
+    known = yield from plan.known_in_steps(tx, backends, records.raws(marked.living), records.intents)
+    order = yield from removal_order(records, marked)
     return _Found(len(records), len(marked.dead), marked.wake, known, records, marked, order)
 
 
 @dataclass(frozen=True, slots=True)
-class _Buried:
+class _Removed:
     """The result of removing one batch of dead records."""
 
     events: list[Event]
@@ -409,15 +412,17 @@ class _Buried:
     spared: set[Node]
 
 
-def _bury(tx: Transaction, found: _Found, batch: list[Node], written: Sequence[Key], living: set[Node]) -> _Buried:
+def _remove_batch(
+    tx: Transaction, found: _Found, batch: list[Node], written: Sequence[Key], living: set[Node]
+) -> _Removed:
     """Remove those nodes of ``batch`` that are still dead: neither among ``living``, nor revived by the keys that were
     ``written`` since.
     """
     if (held := guard.held(tx)) is not None and held.damaged:  # since the records were read
-        return _Buried([], len(written), living, set(batch))
+        return _Removed([], len(written), living, set(batch))
     records, events = found.records, list[Event]()
     spared, blobs = set[Node](), list[tuple[str, str]]()
-    changed = touched(tx, written)
+    changed = changed_nodes(tx, written)
     # not in place: a transaction may run again
     living = living | changed | revived(tx, records, found.marking, changed)
     for node in batch:
@@ -439,15 +444,15 @@ def _bury(tx: Transaction, found: _Found, batch: list[Node], written: Sequence[K
             schema.IMAGES.delete(tx, node.namespace, node.key)
         events.extend(_events(node))
     schema.delete_blobs(tx, blobs)  # another call may have removed some, which makes no difference
-    return _Buried(events, len(written), living, spared)
+    return _Removed(events, len(written), living, spared)
 
 
-def _delete_some_left(tx: Transaction, lease: Node) -> bool:
+def _delete_some_orphaned(tx: Transaction, lease: Node) -> bool:
     """Remove some resources of a lease that no longer exists. Returns whether there are more. In a damaged database the
     lease itself may be what was lost, so nothing is removed.
     """
     held = guard.held(tx)
-    return (held is None or not held.damaged) and schema.delete_left(tx, lease.namespace, lease.key)
+    return (held is None or not held.damaged) and schema.delete_orphaned(tx, lease.namespace, lease.key)
 
 
 def _there(tx: Reader, node: Node) -> bool:

@@ -86,7 +86,7 @@ def released(tx: Reader, backend: str) -> bool:
     return schema.CHECKED.has(tx, backend, _ANY)
 
 
-def stranger(tx: Reader, listing: Listing, once: frozenset[Raw]) -> str:
+def unknown_name(tx: Reader, listing: Listing, once: frozenset[Raw]) -> str:
     """A raw name in the backend that shows that this database is older than the backend; "" if there is none. ``once``
     has the names that were known before the backend was listed.
     """
@@ -114,7 +114,7 @@ def _numbered(listing: Listing) -> Iterator[tuple[Raw, str, int]]:
                 yield Raw(listing.backend, kind, name), parts[0], int(parts[1])  # type: ignore[arg-type]
 
 
-def unnoted(tx: Reader, backend: str) -> dict[str, int]:
+def unchecked_numbers(tx: Reader, backend: str) -> dict[str, int]:
     """The numbers given out by now that a good sweep of ``backend`` confirms and that are not recorded yet; and, if so,
     the fact that :func:`release` was carried out.
     """
@@ -126,7 +126,7 @@ def unnoted(tx: Reader, backend: str) -> dict[str, int]:
     return {**found, _ANY: 0} if schema.CHECKED.has(tx, backend, _ANY) else found
 
 
-def note(tx: Transaction, backend: str, numbers: dict[str, int]) -> None:
+def record_checked(tx: Transaction, backend: str, numbers: dict[str, int]) -> None:
     """Record that a sweep of ``backend`` as our own has ended well: everything under these numbers is known, or
     gone.
     """

@@ -63,7 +63,7 @@ class Node(NamedTuple):
 # ---------------------------------------------------------------------------------------------- the records
 
 
-class Bytes(NamedTuple):
+class BlobFacts(NamedTuple):
     """A blob, as far as the collector needs it."""
 
     backend: str
@@ -71,17 +71,17 @@ class Bytes(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Everything:
+class Records:
     """All records that the collector looks at, in one state of the store."""
 
     leases: dict[Node, Lease] = field(default_factory=dict)
-    held: dict[Node, list[Resource]] = field(default_factory=dict)
+    resources: dict[Node, list[Resource]] = field(default_factory=dict)
     """The resources of each lease, by the lease's node."""
-    left: list[Node] = field(default_factory=list)
+    orphaned: list[Node] = field(default_factory=list)
     """Leases that no longer exist, but of whose resources some are left."""
     snapshots: dict[Node, Snapshot] = field(default_factory=dict)
     ingests: dict[Node, Ingest] = field(default_factory=dict)
-    blobs: dict[Node, Bytes] = field(default_factory=dict)
+    blobs: dict[Node, BlobFacts] = field(default_factory=dict)
     images: dict[Node, Image] = field(default_factory=dict)
     containers: dict[Node, Container] = field(default_factory=dict)
     intents: list[Intent] = field(default_factory=list)
@@ -113,14 +113,14 @@ STEP = 200
 """Records that are looked at in one step: some tenths of a millisecond."""
 
 
-def reading(tx: Reader) -> Steps[Everything]:
+def reading(tx: Reader) -> Steps[Records]:
     """Read all records."""
-    found = Everything()
-    for number, (namespace, lease, resource) in enumerate(schema.held(tx)):
+    found = Records()
+    for number, (namespace, lease, resource) in enumerate(schema.lease_resources(tx)):
         if resource is None:
-            found.left.append(Node("lease", namespace, lease))
+            found.orphaned.append(Node("lease", namespace, lease))
         else:
-            found.held.setdefault(Node("lease", namespace, lease), []).append(resource)
+            found.resources.setdefault(Node("lease", namespace, lease), []).append(resource)
         if not number % STEP:
             yield
     yield from _read(found.leases, ((Node("lease", key[0], key[1]), lease) for key, lease in schema.LEASES.scan(tx)))
@@ -131,13 +131,13 @@ def reading(tx: Reader) -> Steps[Everything]:
     yield from _read(
         found.ingests, ((Node("ingest", key[0], key[1]), ingest) for key, ingest in schema.INGESTS.scan(tx))
     )
-    plain: dict[str, Bytes] = {}
+    plain: dict[str, BlobFacts] = {}
     # Blobs are the most numerous records, and most have no labels.
-    for number, (key, backend, labels) in enumerate(schema.backends_and_labels(tx)):
+    for number, (key, backend, labels) in enumerate(schema.blob_backends_and_labels(tx)):
         found.blobs[Node("content", key[0], key[1])] = (
-            Bytes(backend, labels)
+            BlobFacts(backend, labels)
             if labels
-            else plain.get(backend) or plain.setdefault(backend, Bytes(backend, labels))
+            else plain.get(backend) or plain.setdefault(backend, BlobFacts(backend, labels))
         )
         if not number % STEP:
             yield
@@ -157,7 +157,7 @@ def _read(into: dict[Node, R], records: Iterable[tuple[Node, R]]) -> Steps[None]
             yield
 
 
-def everything(tx: Reader) -> Everything:
+def read_records(tx: Reader) -> Records:
     """As :func:`reading`, in one step."""
     return at_once(reading(tx))
 
@@ -261,7 +261,7 @@ class Marking:
     living: set[Node]
     dead: list[Node]
     wake: Nanoseconds | None
-    back: dict[Node, list[Node]]
+    back_references: dict[Node, list[Node]]
     """For each node, the dead and the flat nodes that would live, and not be flat, if that node did: by their own
     labels ``gc.bref.*``, or by a condition.
     """
@@ -269,12 +269,12 @@ class Marking:
     """Living nodes whose labels are not followed, since only flat leases protect them."""
 
 
-def mark(records: Everything, now: Nanoseconds) -> Marking:
+def mark(records: Records, now: Nanoseconds) -> Marking:
     """As :func:`marking`, in one step."""
     return at_once(marking(records, now))
 
 
-def marking(records: Everything, now: Nanoseconds) -> Steps[Marking]:
+def marking(records: Records, now: Nanoseconds) -> Steps[Marking]:
     """Decide which records live."""
     roots: list[Node] = []
     back: dict[Node, list[Node]] = {}
@@ -297,7 +297,7 @@ def marking(records: Everything, now: Nanoseconds) -> Steps[Marking]:
         if alive(expires(lease.labels)):
             roots.append(node)
             flat = _FLAT in lease.labels
-            for number, resource in enumerate(records.held.get(node, ())):
+            for number, resource in enumerate(records.resources.get(node, ())):
                 roots.append(resource_node(node.namespace, resource, flat=flat))
                 if not number % STEP:
                     yield
@@ -356,7 +356,7 @@ def marking(records: Everything, now: Nanoseconds) -> Steps[Marking]:
 _NEVER: Nanoseconds = 1 << 62
 
 
-def _holds(records: Everything, condition: _Condition, now: Nanoseconds) -> Nanoseconds | None:
+def _holds(records: Records, condition: _Condition, now: Nanoseconds) -> Nanoseconds | None:
     """The time until which the condition holds, :data:`_NEVER` for ever; None if it does not hold now."""
     snapshot = records.snapshots.get(condition.snapshot)
     if snapshot is None:
@@ -382,12 +382,12 @@ def resource_node(namespace: str, resource: Resource, *, flat: bool) -> Node:
     return Node("image" if kind == "images" else "content", namespace, resource.id, flat=flat)
 
 
-def named_by(records: Everything, lease: Node) -> Iterator[Node]:
+def named_by(records: Records, lease: Node) -> Iterator[Node]:
     """The resources of a lease."""
-    return (resource_node(lease.namespace, resource, flat=False) for resource in records.held.get(lease, ()))
+    return (resource_node(lease.namespace, resource, flat=False) for resource in records.resources.get(lease, ()))
 
 
-def conditional(records: Everything, node: Node) -> Iterator[Node]:
+def conditional(records: Records, node: Node) -> Iterator[Node]:
     """The snapshots that a record refers to on a condition, whether the condition holds or not."""
     record = (
         records.images.get(node)
@@ -403,7 +403,7 @@ def conditional(records: Everything, node: Node) -> Iterator[Node]:
     )
 
 
-def refers_to(records: Everything, node: Node) -> Iterator[Node]:
+def refers_to(records: Records, node: Node) -> Iterator[Node]:
     """The nodes that a record refers to; none if the record does not exist."""
     real = node._replace(flat=False)
     labels: Labels = {}

@@ -2,7 +2,7 @@
 
 A raw thing stays if a record or an open intent names it, or if it may be what an open intent is about: any blob while
 there is an open commit whose digest is unknown, and each snapshot whose label ``containerd.io/snapshot.ref`` has the
-target of an open Prepare. All raw ancestors of a snapshot that stays also stay. Everything else may go if the raw store
+target of an open Prepare. All raw ancestors of a snapshot that stays also stay. Records else may go if the raw store
 is this metadata store's *own* (the raw store carries its id). In any other raw store, only things that this metadata
 store once named may go. A snapshot is removed before its parent.
 """
@@ -86,7 +86,7 @@ def named(tx: Reader, backend: str) -> frozenset[Raw]:
     return frozenset(Raw(*key) for key, _ in schema.NAMED.scan(tx, backend))  # type: ignore[arg-type]
 
 
-def knowing(
+def known_in_steps(
     tx: Reader, backends: Iterable[str], raws: Iterable[Raw], intents: Sequence[Intent]
 ) -> Steps[dict[str, Known]]:
     """What the records say about each of ``backends``; ``raws`` are the things that living records name."""

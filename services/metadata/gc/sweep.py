@@ -4,7 +4,7 @@
        From here on, everything that is written is noted
     2. ask whether the raw store is ours (its stamp)
     3. list its raw things: those that nothing names are victims; those that once were named and are not listed are gone
-    4. mark some victims, at most ``Measures.together``, except those that were named since
+    4. mark some victims, at most ``Tuning.together``, except those that were named since
     5. remove them, while the next are marked; clear their marks; go on with 4 while there are victims
     6. let the snapshotter clean up
 
@@ -27,7 +27,7 @@ that a dead process left.
 
 The stamp says to whom a raw store belongs (rule 5 of the design):
 
-- Our id: it is ours. Everything in it that has no record is garbage. But if there is a sign that this database is an
+- Our id: it is ours. Records in it that has no record is garbage. But if there is a sign that this database is an
   older copy (``guard.py``), only what we named is removed; if this database is damaged, nothing is.
 - No id: a new raw store. If it holds only things that we named, it becomes ours. If it holds more, a third party or a
   lost metadata store has filled it, and we must not delete that. It is treated as foreign, until its operator empties
@@ -54,9 +54,9 @@ from services.metadata import schema
 from services.metadata.database import Database
 from services.metadata.gc import guard, plan
 from services.metadata.gc.changes import PORTION, Spared
-from services.metadata.gc.measures import Measures
+from services.metadata.gc.coalescing import Coalescing
 from services.metadata.gc.raw import Listing, RawStores
-from services.metadata.gc.turns import Turns
+from services.metadata.gc.tuning import Tuning
 from services.metadata.store import Mark, Nanoseconds, Raw
 from services.metadata.transactions import Key, Reader, Transaction
 
@@ -119,8 +119,8 @@ class _View:
     """A sign, seen for the first time, that this database is older than the backend, or not the backend's; "" if there
     is none.
     """
-    unnoted: dict[str, int]
-    """The numbers for :func:`.guard.note` if the sweep ends well."""
+    unchecked: dict[str, int]
+    """The numbers for :func:`.guard.record_checked` if the sweep ends well."""
 
     def by_reference(self, raws: list[Raw]) -> dict[str, list[Raw]]:
         """Group ``raws`` by the value of their label containerd.io/snapshot.ref."""
@@ -163,10 +163,10 @@ class Sweeper:
         store_id: str,
         *,
         foreign: bool = False,
-        measures: Measures = Measures(),
+        tuning: Tuning = Tuning(),
     ) -> None:
         self.backend = backend
-        self._measures = measures
+        self._tuning = tuning
         self._foreign = foreign
         self._database = database
         self._stores = stores
@@ -182,7 +182,7 @@ class Sweeper:
         self._everything = True
         """The next sweep looks at all raw things."""
         self._found: _Found | None = None
-        self._turns = Turns(self._sweep_once)
+        self._runs = Coalescing(self._sweep_once)
 
     def ask(
         self, known: plan.Known | None = None, written: Sequence[Key] = (), *, everything: bool = True
@@ -194,11 +194,11 @@ class Sweeper:
         if self._found is not None:
             self._found.noting.close()  # older than this
         self._found = _Found.of(self._database, known, written) if known is not None else None
-        return self._turns.ask()
+        return self._runs.request()
 
     async def close(self) -> None:
         """Cancel the current sweep and the next one."""
-        await self._turns.close()
+        await self._runs.close()
         if self._found is not None:
             self._found.noting.close()
 
@@ -246,7 +246,7 @@ class Sweeper:
             else:
                 listing = await self._stores.list(self.backend)
                 if self._unseen and stamp == self._store_id:
-                    await self._look_beside()
+                    await self._check_snapshotters()
                 view = await read(lambda tx: self._look(tx, stamp, listing, known))
             if view.sign:
                 await guard.hold(self._database, view.sign)
@@ -267,9 +267,9 @@ class Sweeper:
             if not await self._act(view, Spared(view.listing, found.written), swept):
                 return False
         well = view.ownership in _OURS and not swept.failed and not swept.postponed
-        if well and view.unnoted:
+        if well and view.unchecked:
             await self._database.transactions.write(
-                lambda tx: guard.note(tx, self.backend, view.unnoted), lasting=False
+                lambda tx: guard.record_checked(tx, self.backend, view.unchecked), lasting=False
             )
         if self.backend.startswith("snapshots.") and view.ownership != "nothing":
             try:
@@ -278,7 +278,7 @@ class Sweeper:
                 swept.failed.append(f"backend {self.backend}: cleanup: {error}")
         return well
 
-    async def _look_beside(self) -> None:
+    async def _check_snapshotters(self) -> None:
         """Look for signs of an old database in the snapshotters that are ours. No unknown blob is removed while one of
         them does not answer, or while a gateway does not know yet which snapshotters there are.
         """
@@ -286,7 +286,7 @@ class Sweeper:
         if gateway is not None and not gateway.snapshotters:
             return
         try:
-            async with asyncio.timeout(self._measures.beside):
+            async with asyncio.timeout(self._tuning.beside):
                 for backend in gateway.backends() if gateway is not None else ():
                     if not backend.startswith("snapshots.") or await self._stores.stamp(backend) != self._store_id:
                         continue
@@ -320,7 +320,7 @@ class Sweeper:
             len(victims) < len(known.idle),
             "",
             "",
-            self._database.view(lambda tx: guard.unnoted(tx, self.backend)),
+            self._database.view(lambda tx: guard.unchecked_numbers(tx, self.backend)),
         )
 
     def _look(self, tx: Reader, stamp: str | None, listing: Listing, known: plan.Known) -> _View:
@@ -347,13 +347,13 @@ class Sweeper:
             deferred,
             reason,
             sign,
-            guard.unnoted(tx, self.backend),
+            guard.unchecked_numbers(tx, self.backend),
         )
 
     def _sign(self, tx: Reader, stamp: str | None, listing: Listing, known: plan.Known) -> str:
         if stamp != self._store_id or guard.held(tx) is not None:
             return ""
-        name = guard.stranger(tx, listing, known.named)
+        name = guard.unknown_name(tx, listing, known.named)
         return guard.OLDER.format(backend=listing.backend, name=name) if name else ""
 
     def _owner(
@@ -428,7 +428,7 @@ class Sweeper:
         if view.marked:
             schema.clear_marks(tx, chosen, gone=False)  # each is marked already
         if self._together and chosen and all(raw.kind == "blob" for raw in chosen):
-            schema.mark_together(tx, self.backend, [raw.name for raw in chosen])
+            schema.mark_blobs(tx, self.backend, [raw.name for raw in chosen])
             return chosen, sorted(staying)
         for reference, some in view.by_reference(chosen).items():
             schema.set_marks(tx, some, Mark(since=now, reference=reference))
@@ -468,13 +468,13 @@ class Sweeper:
                 pending, marking = marking or begin(), None
                 chosen = await pending
                 # A call that waits for any blob, since its digest is unknown, needs a moment at which none is marked.
-                awaited = self._database.awaited(self.backend)
+                awaited = self._database.has_waiters(self.backend)
                 if start < len(view.victims) and not awaited:
                     marking = begin()
                 there = await self._removed(chosen, unmarking, swept)
                 if awaited:
                     await unmarking.done()
-                    await self._database.looked_again()
+                    await self._database.woken_have_queued()
             if marking is not None:
                 for raw in await marking:
                     unmarking.add(raw, gone=False)  # their removal was not requested
@@ -488,7 +488,7 @@ class Sweeper:
     def _batch(self, victims: Sequence[Raw], start: int) -> list[Raw]:
         """The next victims: all of them snapshots, or none."""
         snapshots = victims[start].kind == "snapshot"
-        most, together = self._measures, self._together
+        most, together = self._tuning, self._together
         count = (
             (most.snapshots_together if snapshots else most.together)
             if together
@@ -498,7 +498,7 @@ class Sweeper:
 
     async def _catch_up(self, spared: Spared) -> None:
         """Look at written keys, some at a time, until few are left for the next transaction."""
-        while spared.behind > PORTION:
+        while spared.backlog > PORTION:
             await self._database.transactions.write(lambda tx: spared.look(tx, PORTION), lasting=False)
 
     async def _marked(self, view: _View, batch: list[Raw], spared: Spared, swept: Swept, *, lasting: bool) -> list[Raw]:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from services.metadata import schema
 from services.metadata.database import Database
-from services.metadata.gc.mark import Marking, Node, everything, mark
+from services.metadata.gc.mark import Marking, Node, mark, read_records
 from services.metadata.memory import MemoryTransactions
 from services.metadata.store import Blob, Container, Gateway, Image, Ingest, Intent, Lease, Raw, Resource, Snapshot
 from services.metadata.transactions import Transaction
@@ -158,13 +158,13 @@ class World:
     # -- what came of it
 
     def marking(self, now: int = NOW) -> Marking:
-        return mark(everything(self.transactions._state), now)
+        return mark(read_records(self.transactions._state), now)
 
     def living(self, now: int = NOW) -> set[str]:
         """The records that live, as ``content 3``, ``snapshot name``, with ``ns2:`` before those of other
         namespaces.
         """
-        records = everything(self.transactions._state)
+        records = read_records(self.transactions._state)
         every: list[Node] = [*records.leases, *records.snapshots, *records.ingests, *records.blobs, *records.images]
         return {_short(node) for node in every} - self.dead(now)
 

@@ -14,11 +14,11 @@ from services.metadata import schema
 from services.metadata.gc import Collector, Config
 from services.metadata.gc import mark as mark_module
 from services.metadata.gc.changes import Spared
-from services.metadata.gc.collector import _bury, _examining, _Found
-from services.metadata.gc.mark import STEP, Node, everything, mark
-from services.metadata.gc.measures import Measures
+from services.metadata.gc.collector import _examine, _Found, _remove_batch
+from services.metadata.gc.mark import STEP, Node, mark, read_records
 from services.metadata.gc.memory import MemoryRawStores
 from services.metadata.gc.raw import Listing
+from services.metadata.gc.tuning import Tuning
 from services.metadata.store import Raw, Resource
 from services.metadata.transactions import Reader
 from tests.unit.gc.gc_graphs import CONTENT, HOUR, NOW, OVERLAY, World, digest, stamp
@@ -28,7 +28,7 @@ NAMES = 8
 
 
 def _looked(state: Reader) -> _Found:
-    return at_once(_examining(state))
+    return at_once(_examine(state))
 
 
 def change(world: World, rng: random.Random) -> None:
@@ -108,7 +108,7 @@ def test_one_record_that_refers_to_ten_thousand_is_many_steps(held: bool) -> Non
     world.blob(1, {f"gc.ref.content.m.{number}": digest(number + 2) for number in range(10_000)})
     if held:
         world.image("i", 1)
-    steps, before, most = _examining(world.transactions._state), 0, 0
+    steps, before, most = _examine(world.transactions._state), 0, 0
     looked = 0
 
     def named(self: Node, **changes: Any) -> Node:
@@ -145,15 +145,15 @@ def test_nothing_goes_that_lives(seed: int, monkeypatch: pytest.MonkeyPatch) -> 
             for start in range(0, len(found.order), 2):
                 for _ in range(rng.randrange(writes + 1)):
                     change(world, rng)
-                records = everything(state)
+                records = read_records(state)
                 dead = set(mark(records, NOW).dead)
                 before = {*records.leases, *records.snapshots, *records.ingests, *records.blobs, *records.images}
-                buried = _bury(state, found, found.order[start : start + 2], written[known:], living)
-                known, living = known + buried.known, buried.living
-                records = everything(state)
+                removed = _remove_batch(state, found, found.order[start : start + 2], written[known:], living)
+                known, living = known + removed.known, removed.living
+                records = read_records(state)
                 gone = before - {*records.leases, *records.snapshots, *records.ingests, *records.blobs, *records.images}
                 assert gone <= dead
-    assert not mark(everything(state), NOW).dead
+    assert not mark(read_records(state), NOW).dead
 
 
 def test_what_was_written_during_a_sweep_is_looked_at_once() -> None:
@@ -162,9 +162,9 @@ def test_what_was_written_during_a_sweep_is_looked_at_once() -> None:
     with world.transactions.watch() as written:
         spared = Spared(Listing(CONTENT), written)
         raws = [world.blob(number) for number in range(5)]
-        before = spared.behind
-        assert spared.look(world.transactions._state, 4).behind == before - 4 == len(written)
-        assert spared.look(world.transactions._state).behind == 0 == len(written)
+        before = spared.backlog
+        assert spared.look(world.transactions._state, 4).backlog == before - 4 == len(written)
+        assert spared.look(world.transactions._state).backlog == 0 == len(written)
         assert all(raw in spared for raw in raws)
         assert Raw(CONTENT, "blob", digest(9)) not in spared
 
@@ -197,10 +197,10 @@ async def test_what_a_collection_looks_at_in_its_transactions_is_what_it_removes
             world.database, stores, Config(startup_delay=0), lambda event: None
         ).running() as collector:
             await collector.collect()  # the stores become ours
-            for number in range(2 * Measures().victims):
+            for number in range(2 * Tuning().victims):
                 stores.add(world.blob(number))
             before = store.rows
-            assert len((await collector.collect()).removed) == 2 * Measures().victims
+            assert len((await collector.collect()).removed) == 2 * Tuning().victims
             assert not [raw for raw in stores.blobs if Raw(CONTENT, "blob", digest(1)) == raw]
         return store.rows - before
 

@@ -16,9 +16,9 @@ from services.kit import errors, tracing
 from services.metadata import schema
 from services.metadata.database import Busy, Database
 from services.metadata.gc import Collector, Config, guard
-from services.metadata.gc.measures import Measures
+from services.metadata.gc.coalescing import Coalescing
 from services.metadata.gc.memory import MemoryRawStores
-from services.metadata.gc.turns import Turns
+from services.metadata.gc.tuning import Tuning
 from services.metadata.intents import check_no_blob_sweeping
 from services.metadata.leases import Leases
 from services.metadata.sqlite import SqliteTransactions
@@ -50,16 +50,16 @@ def events() -> list[Event]:
 
 
 @pytest.fixture
-def measures() -> Measures:
+def tuning() -> Tuning:
     """The usual ones; a test that wants others is parametrized with them."""
-    return Measures()
+    return Tuning()
 
 
 @pytest.fixture
 async def collector(
-    world: World, stores: MemoryRawStores, events: list[Event], measures: Measures
+    world: World, stores: MemoryRawStores, events: list[Event], tuning: Tuning
 ) -> AsyncIterator[Collector]:
-    made = Collector(world.database, stores, QUIET, events.append, measures=measures)
+    made = Collector(world.database, stores, QUIET, events.append, tuning=tuning)
     world.database.collector = made
     async with made.running():
         yield made
@@ -179,7 +179,7 @@ async def test_one_failure_stops_nothing_else(world: World, stores: MemoryRawSto
     assert world.named() == set()
 
 
-@pytest.mark.parametrize("measures", [Measures(retry=0.02)], ids=["small"])
+@pytest.mark.parametrize("tuning", [Tuning(retry=0.02)], ids=["small"])
 async def test_a_backend_that_is_away_postpones_only_itself(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
@@ -250,7 +250,7 @@ async def test_a_commit_between_listing_and_marking_is_safe(
     assert (await collector.collect()).removed == (f"content {digest(3)}",)
 
 
-@pytest.mark.parametrize("measures", [Measures(retry=0.02)], ids=["small"])
+@pytest.mark.parametrize("tuning", [Tuning(retry=0.02)], ids=["small"])
 async def test_a_commit_of_an_unknown_digest_holds_all_blobs(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
@@ -359,7 +359,7 @@ def _adopted(key: str):
 # dead processes left
 
 
-@pytest.mark.parametrize("measures", [Measures(retry=0.02)], ids=["small"])
+@pytest.mark.parametrize("tuning", [Tuning(retry=0.02)], ids=["small"])
 async def test_a_removal_that_nobody_knows_the_end_of_keeps_its_mark(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
@@ -450,7 +450,7 @@ async def test_marks_of_many_blobs_that_a_dead_process_left_are_resolved(
     there, gone, recorded = blob(1), blob(2), world.blob(3, {"gc.root": "x"})
     for raw in (there, recorded):
         stores.add(raw)
-    world._write(lambda tx: schema.mark_together(tx, CONTENT, [raw.name for raw in (there, gone, recorded)]))
+    world._write(lambda tx: schema.mark_blobs(tx, CONTENT, [raw.name for raw in (there, gone, recorded)]))
     assert world.marks() == {there, gone, recorded}
     assert (await collector.collect()).removed == (f"content {digest(1)}",)
     assert world.marks() == set()
@@ -646,7 +646,7 @@ async def test_it_is_listed_again_when_something_was_not_as_it_should_be(
     assert ("list", CONTENT) in stores.calls
 
 
-@pytest.mark.parametrize("measures", [Measures(retry=0.02)], ids=["small"])
+@pytest.mark.parametrize("tuning", [Tuning(retry=0.02)], ids=["small"])
 async def test_no_blob_goes_unlisted_while_a_commit_is_open_of_an_unknown_digest(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
@@ -684,7 +684,7 @@ async def test_what_came_to_live_while_the_dead_were_removed_is_not_swept(
     assert world.living() == {"image i", "content 1"}
 
 
-@pytest.mark.parametrize("measures", [Measures(together=4, victims=4)], ids=["small"])
+@pytest.mark.parametrize("tuning", [Tuning(together=4, victims=4)], ids=["small"])
 async def test_who_does_not_know_his_digest_yet_does_not_wait_for_a_whole_sweep(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
@@ -708,7 +708,7 @@ async def test_who_does_not_know_his_digest_yet_does_not_wait_for_a_whole_sweep(
 
 
 @pytest.mark.parametrize(("foreign", "waits"), [(False, 1), (True, 10)])
-@pytest.mark.parametrize("measures", [Measures(together=4, victims=4)], ids=["small"])
+@pytest.mark.parametrize("tuning", [Tuning(together=4, victims=4)], ids=["small"])
 async def test_a_sweep_waits_for_the_disk_once(
     world: World,
     stores: MemoryRawStores,
@@ -755,7 +755,7 @@ async def test_what_a_lease_held_goes_bit_by_bit(
     world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
     """However much it was, no transaction takes long; and a lease of the same name has nothing of it."""
-    monkeypatch.setattr(schema, "_HELD", 10)
+    monkeypatch.setattr(schema, "_RESOURCES_PER_STEP", 10)
     world.lease(
         "l",
         *(("content", digest(number)) for number in range(95)),
@@ -785,7 +785,7 @@ async def test_a_new_lease_has_nothing_of_what_one_before_it_held(
     world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of which a process that died may have left some; and what is left of others holds nothing."""
-    monkeypatch.setattr(schema, "_HELD", 1)
+    monkeypatch.setattr(schema, "_RESOURCES_PER_STEP", 1)
     leases = Leases(world.database)
     for name in ("l", "m"):
         world.lease(name, *(("content", digest(number)) for number in range(5)))
@@ -853,7 +853,7 @@ async def test_it_wakes_when_a_lease_expires(world: World, stores: MemoryRawStor
 async def test_a_lease_made_later_is_noticed(world: World, stores: MemoryRawStores, events: list[Event]) -> None:
     """After a write it looks whether something expires earlier than all that is known."""
     async with Collector(
-        world.database, stores, Config(startup_delay=0.01), events.append, measures=Measures(look=0.02)
+        world.database, stores, Config(startup_delay=0.01), events.append, tuning=Tuning(look=0.02)
     ).running() as collector:
         world.lease("tomorrow", labels={"gc.expire": stamp(time.time_ns() + 24 * HOUR)})
         await collector.collect()
@@ -882,7 +882,7 @@ async def test_what_expires_is_noticed_though_its_commit_was_under_way(
         return noticed
 
     async with Collector(
-        database, MemoryRawStores(), QUIET, lambda event: None, measures=Measures(look=0.02)
+        database, MemoryRawStores(), QUIET, lambda event: None, tuning=Tuning(look=0.02)
     ).running() as collector:
         database.collector = collector
         await collector.collect()
@@ -907,7 +907,7 @@ async def test_what_expires_is_noticed_though_its_commit_was_under_way(
     await store.close()
 
 
-@pytest.mark.parametrize("measures", [Measures(look=0.02)], ids=["small"])
+@pytest.mark.parametrize("tuning", [Tuning(look=0.02)], ids=["small"])
 async def test_what_expires_is_noticed_though_it_was_written_during_a_collection(
     world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1028,46 +1028,46 @@ async def test_after_the_end_nobody_waits_in_vain(world: World, stores: MemoryRa
         await collector.collect()
 
 
-async def test_turns_never_run_at_the_same_time() -> None:
-    """All who ask before a run begins share it; who asks while one runs gets the next."""
-    running = runs = 0
+async def test_coalesced_runs_never_overlap() -> None:
+    """All callers that ask before a run begins share it; a caller that asks while one runs gets the next."""
+    running = begun = 0
     go_on = asyncio.Event()
 
     async def work() -> int:
-        nonlocal running, runs
+        nonlocal running, begun
         running += 1
-        runs += 1
-        number = runs
+        begun += 1
+        number = begun
         assert running == 1
         await go_on.wait()
         running -= 1
         return number
 
-    turns = Turns(work)
-    first = [turns.ask(), turns.ask()]
+    runs = Coalescing(work)
+    first = [runs.request(), runs.request()]
     await eventually_async(lambda: _async(running))
-    second = [turns.ask(), turns.ask(), turns.ask()]
+    second = [runs.request(), runs.request(), runs.request()]
     await asyncio.sleep(0)
-    assert runs == 1
+    assert begun == 1
     go_on.set()
     assert await asyncio.gather(*first) == [1, 1]
     assert await asyncio.gather(*second) == [2, 2, 2]
 
 
-async def test_a_turn_that_never_came_keeps_nobody_from_asking_again() -> None:
-    """It was cancelled, or failed, while another ran: who asks then has a turn all the same."""
+async def test_a_run_that_never_began_does_not_block_the_next() -> None:
+    """It was cancelled, or failed, while another ran; a caller that asks then gets a run all the same."""
     go_on = asyncio.Event()
 
     async def work() -> bool:
         return await go_on.wait()
 
-    turns = Turns(work)
-    first = turns.ask()
+    runs = Coalescing(work)
+    first = runs.request()
     await asyncio.sleep(0)
-    lost = turns.ask()
+    lost = runs.request()
     lost.cancel()
     await asyncio.wait([lost])
-    again = turns.ask()
+    again = runs.request()
     go_on.set()
     assert all(await asyncio.wait_for(asyncio.gather(first, again), 15))
 

@@ -12,8 +12,8 @@ from services.kit import errors
 from services.metadata import schema
 from services.metadata.gc import Collector, Config, guard
 from services.metadata.gc import collector as collector_module
-from services.metadata.gc.measures import Measures
 from services.metadata.gc.memory import MemoryRawStores
+from services.metadata.gc.tuning import Tuning
 from services.metadata.store import Gateway, Held, Raw
 from services.metadata.transactions import Transaction
 from tests.unit.gc.gc_graphs import CONTENT, OVERLAY, World, digest
@@ -33,14 +33,14 @@ async def stores(world: World) -> MemoryRawStores:
 
 
 @pytest.fixture
-def measures() -> Measures:
+def tuning() -> Tuning:
     """The usual ones; a test that wants others is parametrized with them."""
-    return Measures()
+    return Tuning()
 
 
 @pytest.fixture
-async def collector(world: World, stores: MemoryRawStores, measures: Measures) -> AsyncIterator[Collector]:
-    async with Collector(world.database, stores, QUIET, lambda _: None, measures=measures).running() as running:
+async def collector(world: World, stores: MemoryRawStores, tuning: Tuning) -> AsyncIterator[Collector]:
+    async with Collector(world.database, stores, QUIET, lambda _: None, tuning=tuning).running() as running:
         yield running
 
 
@@ -87,7 +87,7 @@ async def test_it_outlives_the_process_and_what_is_known_goes_meanwhile(world: W
     assert BLOB in stores
 
 
-@pytest.mark.parametrize("measures", [Measures(victims=1)], ids=["small"])
+@pytest.mark.parametrize("tuning", [Tuning(victims=1)], ids=["small"])
 async def test_a_sign_that_comes_during_a_sweep_counts(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
@@ -107,8 +107,8 @@ async def test_a_sign_that_comes_during_a_sweep_counts(
     assert all(raw in stores for raw in unknown[1:])
 
 
-@pytest.mark.parametrize("when", ["before", "while records are buried", "during a sweep"])
-@pytest.mark.parametrize("measures", [Measures(victims=1, records=1)], ids=["small"])
+@pytest.mark.parametrize("when", ["before", "while records are removed", "during a sweep"])
+@pytest.mark.parametrize("tuning", [Tuning(victims=1, records=1)], ids=["small"])
 async def test_by_a_damaged_database_nothing_is_collected(
     world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
@@ -121,15 +121,15 @@ async def test_by_a_damaged_database_nothing_is_collected(
     if when == "before":
         await guard.hold(world.database, "an older copy")
         await guard.hold(world.database, "damaged", damaged=True)
-    elif when == "while records are buried":
-        bury = collector_module._bury
+    elif when == "while records are removed":
+        remove_batch = collector_module._remove_batch
 
         def met(tx: Transaction, *arguments: Any) -> Any:
-            buried = bury(tx, *arguments)
+            removed = remove_batch(tx, *arguments)
             schema.HELD.put(tx, value=Held(since=1, reason="damaged", damaged=True))
-            return buried
+            return removed
 
-        monkeypatch.setattr(collector_module, "_bury", met)
+        monkeypatch.setattr(collector_module, "_remove_batch", met)
     else:
 
         async def found(method: str, name: str) -> None:
@@ -142,7 +142,7 @@ async def test_by_a_damaged_database_nothing_is_collected(
     assert reason(world) == "damaged"
     assert (len(records), len(stores.blobs)) == {
         "before": (4, 4),
-        "while records are buried": (3, 4),
+        "while records are removed": (3, 4),
         "during a sweep": (0, 3),
     }[when]
     assert "damaged" in " ".join((await collector.collect()).failed), collected
@@ -173,7 +173,7 @@ async def test_the_first_reason_stays(world: World) -> None:
     assert reason(world) == "first"
 
 
-@pytest.mark.parametrize("measures", [Measures(beside=0.01)], ids=["small"])
+@pytest.mark.parametrize("tuning", [Tuning(beside=0.01)], ids=["small"])
 async def test_no_unknown_blob_goes_before_the_snapshotters_were_looked_at(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:

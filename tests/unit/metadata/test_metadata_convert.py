@@ -5,7 +5,7 @@ from __future__ import annotations
 from api.containerd.services.images.v1 import images_pb2
 from api.containerd.services.leases.v1.leases_pb2 import Lease
 from services.metadata import convert
-from services.metadata.convert import Remembering
+from services.metadata.convert import Cached
 from services.metadata.store import Container, Image
 from services.oci.opaque import Opaque
 
@@ -42,7 +42,7 @@ def test_a_container_with_a_large_spec_is_not_remembered() -> None:
 
 def test_the_oldest_are_forgotten() -> None:
     """So many are remembered and no more."""
-    remembering = Remembering[str, Lease](lambda name: Lease(id=name), 2, 100, Lease.ByteSize)
+    remembering = Cached[str, Lease](lambda name: Lease(id=name), 2, 100, Lease.ByteSize)
     first, second = remembering("first"), remembering("second")
     assert remembering("second") is second
     assert remembering("first") is first

@@ -203,7 +203,10 @@ async def test_open_intents_are_found_after_an_upgrade(local: LocalMetadata, wor
     await local.database.write(as_another_left_it)
     await local.metadata.intents.index()
     assert [
-        i.id for i in local.database.view(lambda tx: list(schema.claiming(tx, world.namespace, "overlayfs", "n", "k")))
+        i.id
+        for i in local.database.view(
+            lambda tx: list(schema.intents_claiming(tx, world.namespace, "overlayfs", "n", "k"))
+        )
     ] == [committing.id]
     await world.snapshot("upon")
     await world.begin_commit_snapshot("m", "upon", parent="n")

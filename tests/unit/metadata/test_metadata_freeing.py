@@ -21,7 +21,7 @@ from services.metadata.transactions import Transaction, encode
 from tests.support import eventually_async
 
 _MANY, _VALUE = 6000, bytes(3000)
-_MOST = (freeing.SPARE + 200) * 4096
+_MOST = (freeing.KEPT_FREE + 200) * 4096
 
 
 def fill(tx: Transaction) -> None:

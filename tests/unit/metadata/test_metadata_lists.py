@@ -62,7 +62,7 @@ async def test_a_walk_that_lost_its_state_goes_on_behind_its_last_record(store: 
     await put(store, "a", "b", "d")
     with Walks(store).over(("t",)) as walk:
         next(walk)
-        walk.let_go()
+        walk.release_state()
         await put(store, "c")
         assert rest(walk) == ["b", "c", "d"]
 
@@ -77,7 +77,7 @@ async def test_few_walks_have_a_state_of_their_own(store: Transactions) -> None:
     assert [walk._snapshot is not None for walk in three] == [False, True, True]
     assert [rest(walk) for walk in three] == [["b", "c"]] * 3
     for walk in three:
-        walk.let_go()
+        walk.release_state()
     assert not everybody._open
 
 

@@ -40,9 +40,9 @@ def test_a_blob_is_read_and_written_in_steps_as_it_is_at_once(labels: dict[str, 
         Blob(digest="sha256:" + "b" * 64, size=3, backend='con"tent', labels=labels, created=1, updated=2),
         ("n", "sha256:" + "b" * 64),
     )
-    at_the_end = at_once(schema.encoding_blob(blob))
+    at_the_end = at_once(schema.encode_blob_in_steps(blob))
     for value in (schema.BLOBS.encode(blob), at_the_end):
-        assert schema.BLOBS.decode(key, value) == at_once(schema.reading_blob(key, value)) == blob
+        assert schema.BLOBS.decode(key, value) == at_once(schema.read_blob_in_steps(key, value)) == blob
 
 
 @pytest.mark.parametrize("cut", [1, 20, 60])
@@ -55,4 +55,4 @@ def test_a_large_blob_whose_record_is_damaged_says_so(cut: int) -> None:
         value.replace(b"name", b"\xff\xff\xff\xff"),
     ):
         with pytest.raises(errors.DataLoss, match="damaged"):
-            at_once(schema.reading_blob(("n", "d"), damaged))
+            at_once(schema.read_blob_in_steps(("n", "d"), damaged))

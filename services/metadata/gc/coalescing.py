@@ -11,7 +11,7 @@ from services.kit import loops
 T = TypeVar("T")
 
 
-class Turns(Generic[T]):
+class Coalescing(Generic[T]):
     """Runs ``work`` on request, one run at a time."""
 
     def __init__(self, work: Callable[[], Awaitable[T]]) -> None:
@@ -19,7 +19,7 @@ class Turns(Generic[T]):
         self._running: asyncio.Task[T] | None = None
         self._next: asyncio.Task[T] | None = None
 
-    def ask(self) -> asyncio.Task[T]:
+    def request(self) -> asyncio.Task[T]:
         """A run that begins after this call. Shield it: other callers may wait for it too."""
         if self._next is None or self._next.done():  # a run may have failed before it began
             self._next = loops.task("a turn", self._turn(self._running))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measures:
+class Tuning:
     """Counts, and times in seconds."""
 
     records: int = 256
