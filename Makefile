@@ -53,6 +53,7 @@ install: $(BIN)/splitd $(VENV)/splitd.8 ## put the command splitd, its man page 
 	$(BIN)/splitd completion fish >$(PREFIX)/share/fish/vendor_completions.d/splitd.fish
 uninstall: ## remove what install and install-systemd made; the node must be down, and nothing of a node's is touched
 	@if systemctl is-active -q splitd 2>/dev/null; then echo "splitd.service runs: systemctl disable --now splitd first" >&2; exit 1; fi
+	@if [ -x $(BIN)/splitd ]; then code=0; $(BIN)/splitd status >/dev/null 2>&1 || code=$$?; [ $$code = 3 ] || { echo "a node is up: $(BIN)/splitd down first" >&2; exit 1; }; fi
 	rm -f $(PREFIX)/bin/splitd $(PREFIX)/share/man/man8/splitd.8 $(PREFIX)/share/bash-completion/completions/splitd $(PREFIX)/share/zsh/site-functions/_splitd
 	rm -f $(PREFIX)/share/fish/vendor_completions.d/splitd.fish /etc/systemd/system/splitd.service
 	if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi

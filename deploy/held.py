@@ -53,33 +53,59 @@ def known(place: Place) -> list[HeldBack]:
 
 def of_snapshotters(place: Place) -> list[HeldBack]:
     """What their files say, whether they run or not."""
-    return [
-        HeldBack(f"snapshots.{path.parent.name}", path.read_text().strip(), path.stat().st_mtime)
-        for path in _files(place)
-    ]
+    return [HeldBack(_of(path), path.read_text().strip(), path.stat().st_mtime) for path in _files(place)]
 
 
-def release(place: Place) -> int:
-    """All of it may go, and goes now; so do the records of snapshots that their snapshotter lost, in whose way
-    nobody could unpack an image again. How many these were.
+@dataclass(frozen=True, slots=True)
+class Released:
+    """The outcome of releasing one of them."""
+
+    what: str
+    """As :attr:`HeldBack.what`."""
+    lost: int = 0
+    """The number of records that were removed because their snapshotter had lost the snapshot."""
+    trouble: str = ""
+    """The reason why it is still held back; empty if it was released."""
+
+
+def release(place: Place) -> list[Released]:
+    """Let the collection take all that is held back, and begin it. Remove the records of snapshots that their
+    snapshotter has lost, since nobody could unpack an image again beside them.
+
+    A snapshotter that fails stays held back and stops no other. Errors where metadata does not answer; nothing was
+    released then.
     """
     return asyncio.run(_release(place))
 
 
-async def _release(place: Place) -> int:
+async def _release(place: Place) -> list[Released]:
+    released = []
     async with rpc.Channel(place.state / "metadata.sock", "metadata") as channel:
-        await RemoteHeld(channel).release()
-    lost = 0
+        metadata = RemoteHeld(channel)
+        if (await metadata.held(PATIENCE))[0]:
+            await metadata.release()
+            released.append(Released("metadata"))
     for path in _files(place):
-        name = path.parent.name
-        async with rpc.Channel(place.socket, "gateway") as gateway:
-            for namespace in await Namespaces(gateway).names():
-                lost += await _without_lost(
-                    RemoteSnapshotter(gateway, snapshotter=name, headers={rpc.NAMESPACE: namespace})
-                )
-        path.unlink()  # last, so that what failed until here is done by the same command
-        async with rpc.Channel(place.state / f"snapshots-{name}.sock", f"snapshots.{name}") as channel:
-            await RemoteSnapshotter(channel).cleanup()
+        what = _of(path)
+        try:
+            released.append(Released(what, await _release_snapshotter(place, path)))
+        except (errors.NodeError, OSError) as error:
+            released.append(
+                Released(what, trouble=errors.words_of_path(error) if isinstance(error, OSError) else str(error))
+            )
+    return released
+
+
+async def _release_snapshotter(place: Place, path: Path) -> int:
+    name, lost = path.parent.name, 0
+    async with rpc.Channel(place.socket, "gateway") as gateway:
+        for namespace in await Namespaces(gateway).names():
+            lost += await _without_lost(
+                RemoteSnapshotter(gateway, snapshotter=name, headers={rpc.NAMESPACE: namespace})
+            )
+    path.unlink()  # last, so that the same command goes on where this failed
+    async with rpc.Channel(place.state / f"snapshots-{name}.sock", f"snapshots.{name}") as channel:
+        await RemoteSnapshotter(channel).cleanup()
     return lost
 
 
@@ -110,6 +136,10 @@ async def _is_lost(snapshots: RemoteSnapshotter, info: Info) -> bool:
     except errors.NotFound:
         return True
     return False
+
+
+def _of(path: Path) -> str:
+    return f"snapshots.{path.parent.name}"
 
 
 def _files(place: Place) -> list[Path]:

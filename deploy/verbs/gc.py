@@ -12,8 +12,7 @@ from deploy.place import Place
 from services.kit import errors
 
 HELP = (
-    "say whether things are held back that no record knows, as after a backup of a database was put back or its "
-    "log "
+    "say whether things are held back that no record knows, as after a backup of a database was put back or its log "
     "was damaged; --release: remove them"
 )
 
@@ -46,10 +45,14 @@ def _run(here: Place, *, release: bool) -> None:
     if not release:
         say(f"this stays so until {here.hint('gc --release')}")
         return
-    lost = held.release(here)
-    say("released: it is being collected")
-    if lost:
+    outcomes = held.release(here)
+    for outcome in outcomes:
+        end = f"not released: {outcome.trouble}" if outcome.trouble else "released, and being collected"
+        say(f"{outcome.what}: {end}")
+    if lost := sum(outcome.lost for outcome in outcomes):
         say(
             f"{lost} {'snapshot' if lost == 1 else 'snapshots'} that their snapshotter has lost are no longer "
             "recorded: pull the images again"
         )
+    if any(outcome.trouble for outcome in outcomes):
+        raise Failure(f"some of it is still held back: mend that, then run {here.hint('gc --release')}")

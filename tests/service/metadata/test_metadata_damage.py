@@ -165,6 +165,27 @@ async def test_what_was_saved_of_a_damaged_database_looks_whole(place: Path) -> 
         assert splitd("gc", *where).stdout.startswith("nothing is held back")
 
 
+async def test_what_cannot_be_released_is_named_and_stops_no_other(place: Path) -> None:
+    """A snapshotter that does not run stays held back, and the operator is told why; metadata is released."""
+    config = place / "config.toml"
+    config.write_text(NO_COLLECTION)
+    where = ("--root", place / "root", "--state", place / "state")
+    held = place / "root" / "snapshots" / "overlayfs" / "held"
+    held.parent.mkdir(parents=True)
+    held.write_text("its database is new\n")
+    metadata = place / "root" / "metadata"
+    metadata.mkdir(parents=True)
+    (metadata / "metadata.db.damaged").write_text("metadata.db is damaged\n")
+    with ServiceProcess("services.metadata", place / "root", place / "state", config=config):
+        done = splitd("gc", "--release", *where, ok=False)
+        assert "metadata: released" in done.stdout
+        assert "snapshots.overlayfs: not released: " in done.stdout
+        assert "still held back: mend that, then run" in done.stderr
+        assert held.exists()
+        [still] = [line for line in splitd("gc", *where).stdout.splitlines() if "held back since" in line]
+        assert still.startswith("snapshots.overlayfs:")
+
+
 async def test_what_can_be_read_of_a_damaged_database_is_saved(place: Path) -> None:
     """``splitd salvage`` puts a new one in its place and keeps the damaged one; metadata serves again, with most of
     the records, and collects nothing until an operator says so.
