@@ -95,7 +95,11 @@ def program() -> list[str]:
     beside = Path(sys.executable).with_name("splitd")
     if not beside.exists():
         return [sys.executable, "-m", "deploy"]
-    return [os.path.relpath(beside) if beside.is_relative_to(Path.cwd()) else str(beside)]
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # a shell's directory may be removed below it
+        return [str(beside)]
+    return [os.path.relpath(beside) if beside.is_relative_to(here) else str(beside)]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -244,7 +248,7 @@ def _without_suffix(error: errors.NodeError) -> str:
 
 
 def _absolute(path: str | Path) -> Path:
-    return Path(os.path.normpath(Path.cwd() / path))
+    return Path(os.path.abspath(path))  # which asks for the current directory only where it is needed
 
 
 def same(one: Path, other: Path) -> bool:

@@ -72,6 +72,16 @@ MISTYPED = [
 ]
 
 
+def test_a_command_needs_no_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell's directory may have been removed, as that of a clone that was cloned anew."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(Failure, match="no node is up at /nowhere"):
+        run(["status", "--state", "/nowhere"])
+
+
 @pytest.mark.parametrize(("words", "said"), MISTYPED, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
 def test_a_mistyped_word_is_answered_by_one_line_with_the_choices(words: list[str], said: str) -> None:
     """Exit code 2, one line on standard error that says what would have been right."""
