@@ -197,15 +197,17 @@ async def connected(here: Place, namespace: str | None) -> AsyncIterator[Client]
 
 
 @contextlib.asynccontextmanager
-async def channel(here: Place) -> AsyncIterator[rpc.Channel]:
-    """The API of the node at ``here``, for as long as the block lasts; NotUp if there is none."""
+async def channel(here: Place, patience: float = PATIENCE) -> AsyncIterator[rpc.Channel]:
+    """The API of the node at ``here``, for as long as the block lasts; NotUp if there is none, Failure if it has not
+    answered after ``patience`` seconds.
+    """
     async with rpc.Channel(here.socket, "gateway") as channel:
         if not _listening(here):
             from deploy import supervision
 
             if not supervision.is_up(here):
                 raise supervision.not_up(here)
-        if not await channel.wait_connected(PATIENCE):
+        if not await channel.wait_connected(patience):
             raise Failure(f"the gateway at {here.socket} does not answer (see {here.hint('status')})")
         yield channel
 

@@ -232,7 +232,9 @@ class Exchange:
         replay_seconds: float = REPLAY_SECONDS,
         exits: int = EXITS,
         clock: Callable[[], float] = time.monotonic,
+        lane: Lane | None = None,
     ) -> None:
+        """``lane`` is where costly filters are matched."""
         self._limit = (queue_events, queue_bytes)
         self._most = subscribers_bytes
         self._backlog = _Backlog()
@@ -244,7 +246,7 @@ class Exchange:
         self._subscriptions: dict[Subscription, None] = {}  # a set that keeps its order
         self._exits = _Exits(clock, exits)
         self._fields = _Fields()
-        self._costly = _Costly()
+        self._costly = _Costly(lane or Lane())
 
     @property
     def subscribers(self) -> int:
@@ -446,9 +448,9 @@ class _Costly:
     between two slices.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lane: Lane) -> None:
         self.turn = asyncio.Lock()
-        self.lane = Lane()
+        self.lane = lane
         self.fields = _Fields()
 
 

@@ -275,15 +275,15 @@ def _quoted(key: str) -> str:
 # ---------------------------------------------------------------------------------------------- reading
 
 
-def read(data: bytes, shape: Shape, *, mark: bool = False, first: bool = False) -> Any:
+def read(data: bytes, shape: Shape, *, mark: bool = False, first: bool = False, shallow: int = SHALLOW) -> Any:
     """The document ``data``, of this shape. ``mark``: it may begin with a byte order mark. ``first``: more may
-    follow it, which is not read. Malformed.
+    follow it, which is not read. ``shallow``: levels up to which json's scanner reads it. Malformed.
     """
     if mark:
         data = data.removeprefix(b"\xef\xbb\xbf")
     if first:
         data = data.partition(b"\0")[0]  # which is in no document
-    return shape.take(None, _scanned(_decoded(data), first=first))
+    return shape.take(None, _scanned(_decoded(data), shallow, first=first))
 
 
 def document(
@@ -329,11 +329,11 @@ _HIGH, _LOW = r"\\u[dD][89abAB][0-9a-fA-F]{2}", r"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 _HALVES = re.compile(f"{_HIGH}(?!{_LOW})|(?<!{_HIGH}){_LOW}")
 
 
-def _scanned(text: str, *, first: bool) -> Any:
+def _scanned(text: str, shallow: int, *, first: bool) -> Any:
     if first:
         text = text[_SPACE.match(text).end() :]  # type: ignore[union-attr]
     opened = text.count("[") + text.count("{")
-    if opened > SHALLOW or opened + text.count(",") > VALUES:
+    if opened > shallow or opened + text.count(",") > VALUES:
         if text.count('"') - text.count('\\"') > 4 * VALUES:  # each value has a name, both in quotes
             raise Malformed(f"more than {VALUES} values")
         bare = _STRINGS.sub("", text)
@@ -342,9 +342,9 @@ def _scanned(text: str, *, first: bool) -> Any:
         if values > VALUES:
             raise Malformed(f"{values} values, of which {VALUES} are read")
         depth = max(accumulate(map(_STEPS.__getitem__, brackets)), default=0)
-        if depth > SHALLOW and values > DEEP_VALUES:
+        if depth > shallow and values > DEEP_VALUES:
             raise Malformed(f"{values} values, of which {DEEP_VALUES} are read where they are {depth} levels deep")
-        if depth > SHALLOW:  # and where the text is no JSON, not deeper than it was before that
+        if depth > shallow:  # and where the text is no JSON, not deeper than it was before that
             return _Scanner(text).document(first=first)
     try:
         return _DECODER.raw_decode(text)[0] if first else _DECODER.decode(text)

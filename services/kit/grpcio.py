@@ -69,12 +69,12 @@ class GrpcioServer(Server):
     has started listens nowhere else.
     """
 
-    async def start(self) -> None:
+    async def start(self, look: float = sockets.LOOK) -> None:
         self._servers: list[grpc.aio.Server] = []
         self._watching: asyncio.Task[None] | None = None
         await self._listen()
         if isinstance(self.address, Path):
-            self._watching = sockets.watching(self.address, self._listen)
+            self._watching = sockets.watching(self.address, self._listen, look)
 
     async def _listen(self) -> None:
         """Who is connected stays so."""

@@ -55,10 +55,11 @@ class Expression:
     when the cache has dropped it.
     """
 
-    __slots__ = ("_source", "size", "steps")
+    __slots__ = ("_cache", "_source", "size", "steps")
 
-    def __init__(self, source: bytes, size: int, steps: int = STEPS) -> None:
+    def __init__(self, source: bytes, size: int, steps: int, cache: Cache) -> None:
         self._source = source
+        self._cache = cache
         self.size = size
         self.steps = steps
 
@@ -66,7 +67,7 @@ class Expression:
         """Go's MatchString. Bytes that are no UTF-8 (lone surrogates here) are each the character U+FFFD, as for
         Go. ValueError if it were too much work.
         """
-        compiled, instructions = _compiled(self._source)
+        compiled, instructions = self._cache.compiled(self._source)
         if instructions * len(text) > self.steps:
             raise ValueError(
                 f"an expression of {instructions} instructions is too large for a text of {len(text)} characters"
@@ -74,11 +75,11 @@ class Expression:
         return compiled.search(_valid(text)) is not None
 
 
-def compile(pattern: str, steps: int = STEPS) -> Expression:  # noqa: A001 - regexp.compile, as re.compile
+def compile(pattern: str, steps: int = STEPS, cache: Cache | None = None) -> Expression:  # noqa: A001 - as re.compile
     """``pattern`` checked and translated, each match bounded by ``steps``; ValueError, in Go's words, if Go would
-    not compile it or it exceeds a limit.
+    not compile it or it exceeds a limit. ``cache``: another one than the process's.
     """
-    making = compiling(pattern, steps)
+    making = compiling(pattern, steps, cache)
     while True:
         try:
             next(making)
@@ -86,15 +87,16 @@ def compile(pattern: str, steps: int = STEPS) -> Expression:  # noqa: A001 - reg
             return end.value  # type: ignore[no-any-return]
 
 
-def compiling(pattern: str, steps: int = STEPS) -> Generator[None, None, Expression]:
+def compiling(pattern: str, steps: int = STEPS, cache: Cache | None = None) -> Generator[None, None, Expression]:
     """:func:`compile`, a small step at a time; what RE2 does is one of them, and the largest."""
     if len(pattern) > EXPRESSION:
         raise ValueError(f"error parsing regexp: expression too large: {len(pattern)} characters, at most {EXPRESSION}")
     parser = _Parser(pattern)
     source = (yield from parser.translating()).encode()
     yield
-    expression = Expression(source, parser.size, steps)
-    _compiled(source)  # what RE2 refuses beyond that is refused now
+    cache = _CACHE if cache is None else cache
+    expression = Expression(source, parser.size, steps, cache)
+    cache.compiled(source)  # what RE2 refuses beyond that is refused now
     return expression
 
 
@@ -108,12 +110,6 @@ def _valid(text: str) -> bytes:
         ).encode()
 
 
-_cache: OrderedDict[bytes, tuple[Any, int, int]] = OrderedDict()
-_cached_bytes = 0
-_used: set[bytes] = set()
-"""Of the cache, what was wanted since :func:`forget_unused` was called last."""
-_looking = threading.Lock()
-"""Held by whoever looks into the cache, or changes it: some match in threads."""
 _MEMORY = (256 << 10, 2 << 20)
 """What RE2 may use for an expression: a quarter of it for the program, most of the rest for states. The second is
 for programs that the first has no room for.
@@ -128,22 +124,61 @@ def _re2() -> ModuleType:
     return module
 
 
-def _compiled(source: bytes) -> tuple[Any, int]:
-    """RE2's form and the size of its program."""
-    global _cached_bytes
-    with _looking:
-        known = _cache.get(source)
-        if known is not None:
-            _cache.move_to_end(source)
-            _used.add(source)
-            return known[0], known[1]
+class Cache:
+    """Compiled expressions, which take ``most`` bytes together. Some match in threads: its methods may be called from
+    several.
+    """
+
+    def __init__(self, most: int = CACHE_BYTES) -> None:
+        self._most = most
+        self._compiled: OrderedDict[bytes, tuple[Any, int, int]] = OrderedDict()
+        self._used: set[bytes] = set()
+        """What was wanted since :meth:`forget_unused` was called last."""
+        self._looking = threading.Lock()
+        self.size = 0
+        """Bytes, each expression counted with the most that RE2 may use for it."""
+
+    def __len__(self) -> int:
+        return len(self._compiled)
+
+    def compiled(self, source: bytes) -> tuple[Any, int]:
+        """RE2's form and the size of its program."""
+        with self._looking:
+            known = self._compiled.get(source)
+            if known is not None:
+                self._compiled.move_to_end(source)
+                self._used.add(source)
+                return known[0], known[1]
+        compiled, bound = _made(source)
+        with self._looking:
+            if source not in self._compiled:  # else another thread was faster
+                self.size += bound
+            self._compiled[source] = (compiled, compiled.programsize, bound)
+            self._used.add(source)
+            while self.size > self._most:
+                oldest, (*_, its) = self._compiled.popitem(last=False)
+                self._used.discard(oldest)
+                self.size -= its
+        return compiled, compiled.programsize
+
+    def forget_unused(self) -> None:
+        """Free the compiled expressions that were not wanted since this was called last: what one costly List left
+        behind is tens of megabytes.
+        """
+        with self._looking:
+            for source in [source for source in self._compiled if source not in self._used]:
+                self.size -= self._compiled.pop(source)[2]
+            self._used.clear()
+
+
+def _made(source: bytes) -> tuple[Any, int]:
+    """RE2's form, and the bytes that it may take."""
     re2 = _re2()
     for bound in _MEMORY:
         options = re2.Options()
         options.max_mem, options.log_errors, options.never_capture = bound, False, True
         try:
-            compiled = re2.compile(source, options)
-            break
+            return re2.compile(source, options), bound
         except re2.error as error:
             if bound == _MEMORY[-1]:
                 why = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else str(error)
@@ -157,30 +192,13 @@ def _compiled(source: bytes) -> tuple[Any, int]:
                 raise ValueError(f"error parsing regexp: {words}") from None
         finally:
             re2.purge()  # its own cache knows no bytes
-    with _looking:
-        if source not in _cache:  # else another thread was faster
-            _cached_bytes += bound
-        _cache[source] = (compiled, compiled.programsize, bound)
-        _used.add(source)
-        while _cached_bytes > CACHE_BYTES:
-            oldest, (*_, its) = _cache.popitem(last=False)
-            _used.discard(oldest)
-            _cached_bytes -= its
-    return compiled, compiled.programsize
+    raise AssertionError("the last bound was tried")
 
 
-def forget_unused() -> None:
-    """Free the compiled expressions that were not wanted since this was called last: what one costly List left
-    behind is tens of megabytes.
-    """
-    global _cached_bytes
-    with _looking:
-        for source in [source for source in _cache if source not in _used]:
-            _cached_bytes -= _cache.pop(source)[2]
-        _used.clear()
+_CACHE = Cache()
+"""The process's."""
 
-
-memory.when_idle(forget_unused)
+memory.when_idle(_CACHE.forget_unused)
 
 
 @dataclass(slots=True)
@@ -577,7 +595,7 @@ def _unicode(name: str, negated: bool) -> str | None:
 def _known(name: str) -> bool:
     """Whether RE2 knows the class. It knows Go's, and scripts that are newer."""
     try:
-        _compiled(rf"\p{{{name}}}".encode())
+        _CACHE.compiled(rf"\p{{{name}}}".encode())
     except ValueError:
         return False
     return True

@@ -120,6 +120,7 @@ async def serving(
     grace: float = 5.0,
     long: frozenset[str] = LONG,
     relayed: bool = False,
+    look: float = sockets.LOOK,
 ) -> AsyncIterator[Server]:
     """Serve on a unix socket (mode 0600) until the block ends, then drain for ``grace`` seconds.
 
@@ -132,6 +133,8 @@ async def serving(
 
     An address that is a string is ``host:port``, for tests that drive a server by programs which know no unix sockets;
     port 0 takes a free one, and ``server.address`` tells which.
+
+    ``look``: seconds between looks whether the socket is still there; where it was removed, it is made again.
     """
     if isinstance(address, Path):
         sockets.check_path(address)
@@ -153,7 +156,7 @@ async def serving(
     server = chosen.server(address, methods, health, relayed=relayed)
     if many is not None:
         many.server = server
-    await server.start()
+    await server.start(look)
     try:
         yield server
     finally:

@@ -23,9 +23,10 @@ SLICE = 0.001
 
 
 class Lane:
-    """The long work of one process, one piece behind the other."""
+    """The long work of one process, one piece behind the other. ``seconds``: of a slice."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = SLICE) -> None:
+        self._seconds = seconds
         self._waiting: deque[Callable[[], bool]] = deque()
         """Each goes on with a piece of work, and says whether there was any."""
         self._scheduled = False
@@ -41,7 +42,7 @@ class Lane:
     def end(self) -> float:
         """When it is time to let others do something."""
         if self._end is None:
-            self._end = time.perf_counter() + SLICE
+            self._end = time.perf_counter() + self._seconds
             asyncio.get_running_loop().call_soon(self._turned)
         return self._end
 

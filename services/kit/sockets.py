@@ -27,15 +27,13 @@ def check_path(address: Path) -> None:
         )
 
 
-def watching(path: Path, again: Callable[[], Awaitable[None]], *, look: float | None = None) -> asyncio.Task[None]:
-    """Call ``again``, which listens anew at ``path``, whenever a look, each ``look`` seconds (None: :data:`LOOK`),
-    finds nothing there, until this task is cancelled.
+def watching(path: Path, again: Callable[[], Awaitable[None]], look: float = LOOK) -> asyncio.Task[None]:
+    """Call ``again``, which listens anew at ``path``, whenever a look, each ``look`` seconds, finds nothing there,
+    until this task is cancelled.
 
     What is there and is not ours is left alone, and said: it is for whoever put it there to remove.
     """
-    return loops.start(
-        f"the watch of {path}", functools.partial(_watch, path, again, LOOK if look is None else look, identity(path))
-    )
+    return loops.start(f"the watch of {path}", functools.partial(_watch, path, again, look, identity(path)))
 
 
 async def _watch(path: Path, again: Callable[[], Awaitable[None]], look: float, ours: tuple[int, int] | None) -> None:

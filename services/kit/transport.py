@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 
 from google.protobuf import message_factory
 
-from services.kit import errors, logs, loops, observer
+from services.kit import errors, logs, loops, observer, sockets
 from services.kit.call import (
     CURRENT,
     RAW,
@@ -115,8 +115,8 @@ class Server:
         """The methods being answered now, one entry per call."""
         return [path for path, _ in self.running.values()]
 
-    async def start(self) -> None:
-        """Listen; OSError if that cannot be."""
+    async def start(self, look: float = sockets.LOOK) -> None:
+        """Listen; OSError if that cannot be. ``look``: seconds between looks whether the socket is still there."""
         raise NotImplementedError
 
     async def close(self, grace: float) -> None:

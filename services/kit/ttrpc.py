@@ -440,9 +440,11 @@ class _Connection(_Frames):
 
 
 @contextlib.asynccontextmanager
-async def serving(path: Path, servicers: Iterable[Servicer], *, grace: float = 5.0) -> AsyncIterator[Server]:
+async def serving(
+    path: Path, servicers: Iterable[Servicer], *, grace: float = 5.0, look: float = sockets.LOOK
+) -> AsyncIterator[Server]:
     """Serve on a unix socket (mode 0600) until the block ends, then let the calls that run end within ``grace``
-    seconds.
+    seconds. ``look`` as of ``kit.rpc.serving``.
 
     As with ``kit.rpc.serving`` the caller holds the lock of the directory, and so may replace the socket.
     """
@@ -464,7 +466,7 @@ async def serving(path: Path, servicers: Iterable[Servicer], *, grace: float = 5
             os.umask(mask)
 
     await listen()
-    watching = sockets.watching(path, listen)
+    watching = sockets.watching(path, listen, look)
     try:
         yield server
     finally:

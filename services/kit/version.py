@@ -73,12 +73,12 @@ def _files(path: str) -> Iterator[str]:
         yield from (f"{directory}/{file}" for file in sorted(files) if file.endswith(".py"))
 
 
-def commit(top: Path) -> str:
-    """The commit that is checked out at ``top``, or that an archive was made of; "" if nothing tells. Read without
+def commit(top: Path, archived: str = ARCHIVED) -> str:
+    """The commit that is checked out at ``top``, or that it was ``archived`` of; "" if nothing tells. Read without
     git, which may not be there, and refuses the checkouts of other users.
     """
-    if not ARCHIVED.startswith("$"):
-        return ARCHIVED
+    if not archived.startswith("$"):
+        return archived
     try:
         git = top / ".git"
         if git.is_file():  # a worktree: "gitdir: DIR", which names what it shares with the others

@@ -48,7 +48,7 @@ class Busy(Exception):
 class Database:
     """The store of one metadata process. Its owner sets ``collector`` before it serves."""
 
-    def __init__(self, transactions: Transactions, *, patience: float = PATIENCE) -> None:
+    def __init__(self, transactions: Transactions, *, patience: float = PATIENCE, lane: Lane | None = None) -> None:
         self.transactions = transactions
         self.collector: Collector | None = None
         self.released: Callable[[], None] = lambda: None
@@ -60,7 +60,7 @@ class Database:
         self.patience = patience
         self.started = time.time_ns()
         """The start of this process: the caller of an intent that is older may no longer exist."""
-        self.lane = Lane()
+        self.lane = lane or Lane()
         self._walks = Walks(transactions)
         self._waiting: dict[str | Raw, set[asyncio.Future[None]]] = {}
         """The waiting writes, by what they wait for."""

@@ -478,7 +478,7 @@ def put_lease(tx: Transaction, namespace: str, lease: Lease) -> None:
     LEASES.put(tx, namespace, lease.id, value=lease)
 
 
-_RESOURCES_PER_STEP = 500
+RESOURCES_PER_STEP = 500
 """Resources that one transaction removes: this takes half a millisecond. A lease may hold tens of thousands."""
 
 
@@ -487,14 +487,14 @@ def delete_lease(tx: Transaction, namespace: str, lease: str) -> None:
     them by :func:`delete_orphaned`.
     """
     LEASES.delete(tx, namespace, lease)
-    RESOURCES.delete_all(tx, namespace, lease, limit=_RESOURCES_PER_STEP)
+    RESOURCES.delete_all(tx, namespace, lease, limit=RESOURCES_PER_STEP)
 
 
 def delete_orphaned(tx: Transaction, namespace: str, lease: str) -> bool:
     """Remove some resources of a lease that no longer exists. Returns whether there are more."""
     if LEASES.has(tx, namespace, lease):
         return False
-    RESOURCES.delete_all(tx, namespace, lease, limit=_RESOURCES_PER_STEP)
+    RESOURCES.delete_all(tx, namespace, lease, limit=RESOURCES_PER_STEP)
     return RESOURCES.any(tx, namespace, lease)
 
 

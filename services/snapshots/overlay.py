@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 _NO_ID = 2**32 - 1
 _AGAIN = 10.0
-"""Seconds after which a kernel that could not mount an overlay is asked again."""
+"""Seconds: a module that is loaded by hand is found before somebody wonders."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +52,15 @@ class OverlaySnapshotter(DirectorySnapshotter):
     Settings = Overlayfs
 
     def __init__(
-        self, root: Path, settings: Overlayfs | None = None, *, sync_commit: bool = True, sync_remove: bool = False
+        self,
+        root: Path,
+        settings: Overlayfs | None = None,
+        *,
+        sync_commit: bool = True,
+        sync_remove: bool = False,
+        ask_again: float = _AGAIN,
     ) -> None:
+        """``ask_again``: seconds after which a kernel that could not mount an overlay is asked again."""
         super().__init__(root, settings, sync_commit=sync_commit, sync_remove=sync_remove)
         self._configured: tuple[str, ...] = self.settings.mount_options
         self._options = self._configured
@@ -61,6 +68,7 @@ class OverlaySnapshotter(DirectorySnapshotter):
         self._marks = not kernel.in_user_namespace()
         self._trouble = ""
         self._checked = 0.0
+        self._ask_again = ask_again
         self._asking = asyncio.Lock()
 
     async def start(self) -> None:
@@ -73,7 +81,7 @@ class OverlaySnapshotter(DirectorySnapshotter):
     async def trouble(self) -> str:
         if self._trouble:
             async with self._asking:
-                if self._trouble and time.monotonic() > self._checked + _AGAIN:
+                if self._trouble and time.monotonic() > self._checked + self._ask_again:
                     await self.start()
         return self._trouble
 

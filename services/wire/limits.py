@@ -96,6 +96,8 @@ class Limits:
     """Until the preface and the first SETTINGS are there."""
     request: Seconds = 60.0
     """Until the request of a call that is not a stream is complete. Nobody works on it before that."""
+    linger: Seconds = 5.0
+    """From the end of a connection until what its peer has not read by then is dropped."""
     connections: int = 16384
     """Of a server, which takes no more than 7/8 of its open files either. Idle ones cost 3 KB each, 6 KB once they have
     called; at the bound, those that have been idle longest are told to go (GOAWAY, NO_ERROR), and their clients connect

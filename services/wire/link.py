@@ -30,7 +30,6 @@ _TURN = 16
 """Frames that are dealt with before the clock is looked at."""
 _SLOW = 0.02
 """Seconds for which a peer that resets very many streams is not read, before the next of them."""
-_LINGER = 5.0
 _MOMENT = 0.02
 """Seconds that the answer to a PING may wait for that to a call."""
 _HANG_UP = 1.0
@@ -356,7 +355,7 @@ class Link(asyncio.Protocol):
 
     def _linger(self) -> None:
         if self.transport is not None and self.transport.get_write_buffer_size():
-            self.loop.call_later(_LINGER, self.transport.abort)
+            self.loop.call_later(self.limits.linger, self.transport.abort)
 
     def abort(self, reason: str) -> None:
         """Close it at once."""

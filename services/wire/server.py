@@ -74,14 +74,14 @@ class WireServer(Server):
     def calls(self) -> list[str]:
         return [*super().calls(), *(passage.head.path for passage in self.passages)]
 
-    async def start(self) -> None:
+    async def start(self, look: float = sockets.LOOK) -> None:
         listening = _tcp(self.address) if isinstance(self.address, str) else _unix(self.address)
         if isinstance(self.address, str):
             self.address = ":".join(map(str, listening.getsockname()[:2]))
         await self._listen(listening)
         self._sweeping = asyncio.get_running_loop().call_later(self._sweep_seconds, self._sweep)
         if isinstance(self.address, Path):
-            self._watching = sockets.watching(self.address, self._listen_again)
+            self._watching = sockets.watching(self.address, self._listen_again, look)
 
     async def _listen(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()

@@ -27,8 +27,7 @@ from services.metadata import schema
 from services.metadata.containers import Containers
 from services.metadata.content import Content, finish_commit
 from services.metadata.database import Database
-from services.metadata.gc import Collector, Config, changes, collector, plan, sweep
-from services.metadata.gc import mark as gc_mark
+from services.metadata.gc import Collector, Config, collector, plan, sweep
 from services.metadata.gc.mark import Node, mark, read_records
 from services.metadata.gc.memory import MemoryRawStores
 from services.metadata.gc.raw import Listing
@@ -166,7 +165,9 @@ class Asked:
         return "committed"
 
 
-SMALL = Tuning(records=2, victims=2, snapshots=2, together=3, snapshots_together=3, retry=3600.0)
+SMALL = Tuning(
+    records=2, victims=2, snapshots=2, together=3, snapshots_together=3, step=2, written=3, forgotten=2, retry=3600.0
+)
 
 
 class World:
@@ -591,15 +592,6 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(collector, "_remove_batch", checked_removal)
     monkeypatch.setattr(sweep.Sweeper, "_mark", checked_marks)
-    for module, name, value in (
-        (changes, "STEP", 2),
-        (gc_mark, "STEP", 2),
-        (plan, "STEP", 2),
-        (collector, "PORTION", 3),
-        (sweep, "PORTION", 3),
-        (sweep, "_FORGOTTEN", 2),
-    ):
-        monkeypatch.setattr(module, name, value)
 
 
 async def live(

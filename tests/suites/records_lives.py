@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 
 from services.kit import errors
 from services.kit.rpc import LEASE, NAMESPACE, Call, Channel, Pieces, Servicer, method_path
+from services.kit.slices import Lane
 from services.metadata.database import Database
 from services.metadata.server import Metadata
 from services.metadata.store import Event, Kind
@@ -101,11 +102,17 @@ class LocalMetadata:
     """All services over a store, in this process, and what they published."""
 
     def __init__(
-        self, transactions: Transactions, *, shared: bool = True, patience: float = 20.0, **limits: Any
+        self,
+        transactions: Transactions,
+        *,
+        shared: bool = True,
+        patience: float = 20.0,
+        lane: Lane | None = None,
+        **limits: Any,
     ) -> None:
         self.events: list[Event] = []
         self.raw = RawStandIn()
-        self.database = Database(transactions, patience=patience)
+        self.database = Database(transactions, patience=patience, lane=lane)
         self.metadata = Metadata(self.database, self.events.append, self.raw, shared=shared, **limits)
         self._servicers = {s.SERVICE.full_name: s for s in self.metadata.servicers}
 

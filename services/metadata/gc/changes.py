@@ -29,11 +29,6 @@ from services.metadata.gc.raw import Listing
 from services.metadata.store import Raw, Resource
 from services.metadata.transactions import Key, Reader
 
-PORTION = 200
-"""Keys that one transaction of the collector looks at. Keys that many clients write while all records are read are
-looked at in several transactions.
-"""
-
 
 def changed_nodes(tx: Reader, written: Iterable[Key]) -> set[Node]:
     """The existing records that the keys ``written`` belong to, and the nodes that written leases and intents name."""
@@ -111,7 +106,7 @@ def _read(tx: Reader, into: Records, node: Node) -> None:
             records[node] = found
 
 
-def removal_order(records: Records, marking: Marking) -> Steps[list[Node]]:
+def removal_order(records: Records, marking: Marking, step: int = STEP) -> Steps[list[Node]]:
     """The dead nodes, each before the nodes it refers to. So at no time during the removal does a record refer to one
     that is gone.
     """
@@ -122,18 +117,18 @@ def removal_order(records: Records, marking: Marking) -> Steps[list[Node]]:
             return ()
         return named_by(records, node) if node.type == "lease" else chain(back, refers_to(records, node))
 
-    return (yield from _topological(marking.dead, below, lambda node: is_dead(records, marking, node)))
+    return (yield from _topological(marking.dead, below, lambda node: is_dead(records, marking, node), step))
 
 
 def _topological(
-    nodes: Iterable[Node], below: Callable[[Node], Iterable[Node]], wanted: Callable[[Node], bool]
+    nodes: Iterable[Node], below: Callable[[Node], Iterable[Node]], wanted: Callable[[Node], bool], step: int
 ) -> Steps[list[Node]]:
     """The nodes among ``nodes`` and below them that are wanted, in topological order."""
     seen: set[Node] = set()
     order: list[Node] = []
     looked = 0
     for number, start in enumerate(nodes):
-        if not number % STEP:
+        if not number % step:
             yield
         if start in seen:
             continue
@@ -143,7 +138,7 @@ def _topological(
             node, rest = stack[-1]
             for each in rest:  # an index may have ten thousand references
                 looked += 1
-                if not looked % STEP:
+                if not looked % step:
                     yield
                 other = each._replace(flat=False) if each.flat else each
                 if other not in seen and wanted(other):

@@ -19,9 +19,9 @@ from services.kit.tracing import span
 from services.metadata import schema
 from services.metadata.database import Database
 from services.metadata.gc import guard, plan
-from services.metadata.gc.changes import PORTION, changed_nodes, removal_order, revived
+from services.metadata.gc.changes import changed_nodes, removal_order, revived
 from services.metadata.gc.config import Config
-from services.metadata.gc.mark import Marking, Node, Records, expires, marking, reading
+from services.metadata.gc.mark import STEP, Marking, Node, Records, expires, marking, reading
 from services.metadata.gc.pace import Pace
 from services.metadata.gc.raw import RawStores
 from services.metadata.gc.sweep import Sweeper, Swept, title
@@ -255,15 +255,15 @@ class Collector:
         """
         with span("gc.mark") as trace, self._database.transactions.watch() as written:
             with contextlib.closing(self._database.transactions.snapshot()) as snapshot:
-                found = await self.lane.through(_examine(snapshot))
+                found = await self.lane.through(_examine(snapshot, self._tuning.step))
             trace.set(records=found.size, dead=found.dead)
             known, living, spared = 0, set[Node](), set[Node]()
             for start in range(0, len(found.order), self._tuning.records):
                 batch = found.order[start : start + self._tuning.records]
-                while len(written) - known > PORTION:
+                while len(written) - known > self._tuning.written:
                     looked = await self._database.transactions.write(
                         lambda tx, known=known, living=living: _remove_batch(  # type: ignore[misc]
-                            tx, found, [], written[known : known + PORTION], living
+                            tx, found, [], written[known : known + self._tuning.written], living
                         )
                     )
                     known, living = known + looked.known, looked.living
@@ -390,14 +390,14 @@ class Collector:
 # ---------------------------------------------------------------------------------------------- pieces
 
 
-def _examine(tx: Reader) -> Steps[_Found]:
+def _examine(tx: Reader, step: int = STEP) -> Steps[_Found]:
     """Find out what there is to remove."""
-    records = yield from reading(tx)
-    marked = yield from marking(records, time.time_ns())
+    records = yield from reading(tx, step)
+    marked = yield from marking(records, time.time_ns(), step)
     gateway = schema.GATEWAY.get(tx)
     backends = tuple(backend for backend in gateway.backends() if backend) if gateway is not None else ()
-    known = yield from plan.known_in_steps(tx, backends, records.raws(marked.living), records.intents)
-    order = yield from removal_order(records, marked)
+    known = yield from plan.known_in_steps(tx, backends, records.raws(marked.living), records.intents, step)
+    order = yield from removal_order(records, marked, step)
     return _Found(len(records), len(marked.dead), marked.wake, known, records, marked, order)
 
 

@@ -113,7 +113,7 @@ STEP = 200
 """Records that are looked at in one step: some tenths of a millisecond."""
 
 
-def reading(tx: Reader) -> Steps[Records]:
+def reading(tx: Reader, step: int = STEP) -> Steps[Records]:
     """Read all records."""
     found = Records()
     for number, (namespace, lease, resource) in enumerate(schema.lease_resources(tx)):
@@ -121,15 +121,18 @@ def reading(tx: Reader) -> Steps[Records]:
             found.orphaned.append(Node("lease", namespace, lease))
         else:
             found.resources.setdefault(Node("lease", namespace, lease), []).append(resource)
-        if not number % STEP:
+        if not number % step:
             yield
-    yield from _read(found.leases, ((Node("lease", key[0], key[1]), lease) for key, lease in schema.LEASES.scan(tx)))
+    yield from _read(
+        found.leases, ((Node("lease", key[0], key[1]), lease) for key, lease in schema.LEASES.scan(tx)), step
+    )
     yield from _read(
         found.snapshots,
         ((Node("snapshot", key[0], key[2], key[1]), snapshot) for key, snapshot in schema.SNAPSHOTS.scan(tx)),
+        step,
     )
     yield from _read(
-        found.ingests, ((Node("ingest", key[0], key[1]), ingest) for key, ingest in schema.INGESTS.scan(tx))
+        found.ingests, ((Node("ingest", key[0], key[1]), ingest) for key, ingest in schema.INGESTS.scan(tx)), step
     )
     plain: dict[str, BlobFacts] = {}
     # Blobs are the most numerous records, and most have no labels.
@@ -139,21 +142,24 @@ def reading(tx: Reader) -> Steps[Records]:
             if labels
             else plain.get(backend) or plain.setdefault(backend, BlobFacts(backend, labels))
         )
-        if not number % STEP:
+        if not number % step:
             yield
-    yield from _read(found.images, ((Node("image", key[0], key[1]), image) for key, image in schema.IMAGES.scan(tx)))
+    yield from _read(
+        found.images, ((Node("image", key[0], key[1]), image) for key, image in schema.IMAGES.scan(tx)), step
+    )
     yield from _read(
         found.containers,
         ((Node("container", key[0], key[1]), container) for key, container in schema.CONTAINERS.scan(tx)),
+        step,
     )
     found.intents.extend(intent for _, intent in schema.INTENTS.scan(tx))
     return found
 
 
-def _read(into: dict[Node, R], records: Iterable[tuple[Node, R]]) -> Steps[None]:
+def _read(into: dict[Node, R], records: Iterable[tuple[Node, R]], step: int) -> Steps[None]:
     for number, (node, record) in enumerate(records):
         into[node] = record
-        if not number % STEP:
+        if not number % step:
             yield
 
 
@@ -274,7 +280,7 @@ def mark(records: Records, now: Nanoseconds) -> Marking:
     return at_once(marking(records, now))
 
 
-def marking(records: Records, now: Nanoseconds) -> Steps[Marking]:
+def marking(records: Records, now: Nanoseconds, step: int = STEP) -> Steps[Marking]:
     """Decide which records live."""
     roots: list[Node] = []
     back: dict[Node, list[Node]] = {}
@@ -299,7 +305,7 @@ def marking(records: Records, now: Nanoseconds) -> Steps[Marking]:
             flat = _FLAT in lease.labels
             for number, resource in enumerate(records.resources.get(node, ())):
                 roots.append(resource_node(node.namespace, resource, flat=flat))
-                if not number % STEP:
+                if not number % step:
                     yield
     for node, image in records.images.items():
         if alive(expires(image.labels)):
@@ -311,7 +317,7 @@ def marking(records: Records, now: Nanoseconds) -> Steps[Marking]:
         if ingest.expires and alive(ingest.expires):
             roots.append(node)
     for number, (node, blob) in enumerate(records.blobs.items()):
-        if not number % STEP:
+        if not number % step:
             yield
         if blob.labels and _of_gc(blob.labels):
             attach(node, blob.labels)
@@ -320,7 +326,7 @@ def marking(records: Records, now: Nanoseconds) -> Steps[Marking]:
                 roots.append(node)
     roots.extend(records.containers)
     for number, (node, snapshot) in enumerate(records.snapshots.items()):
-        if not number % STEP:
+        if not number % step:
             yield
         if _of_gc(snapshot.labels):
             attach(node, snapshot.labels)
@@ -334,7 +340,7 @@ def marking(records: Records, now: Nanoseconds) -> Steps[Marking]:
             back.setdefault(owner, []).append(condition.snapshot)
             wakes.append(wake)
 
-    reached = yield from _reach(roots, lambda node: chain(back.get(node, ()), refers_to(records, node)))
+    reached = yield from _reach(roots, lambda node: chain(back.get(node, ()), refers_to(records, node)), step)
     living = {node._replace(flat=False) if node.flat else node for node in reached}
     yield
     dead: list[Node] = []
@@ -342,7 +348,7 @@ def marking(records: Records, now: Nanoseconds) -> Steps[Marking]:
         for number, node in enumerate(table):
             if node not in living:
                 dead.append(node)
-            if not number % STEP:
+            if not number % step:
                 yield
     return Marking(
         living,
@@ -436,7 +442,7 @@ def refers_to(records: Records, node: Node) -> Iterator[Node]:
         yield from _references(node.namespace, labels)
 
 
-def _reach(roots: Iterable[Node], references: Callable[[Node], Iterable[Node]]) -> Steps[set[Node]]:
+def _reach(roots: Iterable[Node], references: Callable[[Node], Iterable[Node]], step: int) -> Steps[set[Node]]:
     """All nodes that can be reached from ``roots``."""
     seen = set(roots)
     stack = list(seen)
@@ -447,9 +453,9 @@ def _reach(roots: Iterable[Node], references: Callable[[Node], Iterable[Node]]) 
                 seen.add(node)
                 stack.append(node)
             looked += 1
-            if not looked % STEP:
+            if not looked % step:
                 yield
         looked += 1
-        if not looked % STEP:
+        if not looked % step:
             yield
     return seen

@@ -87,25 +87,25 @@ def named(tx: Reader, backend: str) -> frozenset[Raw]:
 
 
 def known_in_steps(
-    tx: Reader, backends: Iterable[str], raws: Iterable[Raw], intents: Sequence[Intent]
+    tx: Reader, backends: Iterable[str], raws: Iterable[Raw], intents: Sequence[Intent], step: int = STEP
 ) -> Steps[dict[str, Known]]:
     """What the records say about each of ``backends``; ``raws`` are the things that living records name."""
     used = {raw for intent in intents for raw in intent.raws()}
     for number, raw in enumerate(raws):
         used.add(raw)
-        if not number % STEP:
+        if not number % step:
             yield
     idle: dict[str, list[Raw]] = {backend: [] for backend in backends}
     of: dict[str, set[Raw]] = {backend: set() for backend in idle}
     for number, raw in enumerate(used):
         if raw.backend in of:
             of[raw.backend].add(raw)
-        if not number % STEP:
+        if not number % step:
             yield
     for number, (key, _) in enumerate(tx.scan((schema.NAMED.name,))):  # the most numerous rows
         if (raw := Raw._make(key[1:])) not in used and raw.backend in idle:
             idle[raw.backend].append(raw)
-        if not number % STEP:
+        if not number % step:
             yield
     return {backend: Known(uses_of(backend, of[backend], intents), tuple(idle[backend])) for backend in idle}
 

@@ -53,7 +53,7 @@ from services.kit.tracing import span
 from services.metadata import schema
 from services.metadata.database import Database
 from services.metadata.gc import guard, plan
-from services.metadata.gc.changes import PORTION, Spared
+from services.metadata.gc.changes import Spared
 from services.metadata.gc.coalescing import Coalescing
 from services.metadata.gc.raw import Listing, RawStores
 from services.metadata.gc.tuning import Tuning
@@ -62,8 +62,6 @@ from services.metadata.transactions import Key, Reader, Transaction
 
 log = logging.getLogger(__name__)
 
-_FORGOTTEN = 256
-"""Gone things whose names are forgotten in one transaction."""
 _ATTEMPTS = 2
 """Attempts to remove one thing while the outcome is unknown; after that it stays marked until the next sweep."""
 _UNKNOWN = (errors.Unavailable, errors.DeadlineExceeded, errors.Cancelled)
@@ -442,9 +440,9 @@ class Sweeper:
         await self._catch_up(spared)
         if view.marked:
             self._database.wake(*await write(lambda tx: self._unmark(tx, view, spared)))
-        for start in range(0, len(view.gone), _FORGOTTEN):
+        for start in range(0, len(view.gone), self._tuning.forgotten):
             await write(
-                lambda tx, some=view.gone[start : start + _FORGOTTEN]: self._forget(tx, some, spared),  # type: ignore[misc]
+                lambda tx, some=view.gone[start : start + self._tuning.forgotten]: self._forget(tx, some, spared),  # type: ignore[misc]
                 lasting=False,
             )
         return await self._remove_victims(view, spared, swept)
@@ -498,8 +496,8 @@ class Sweeper:
 
     async def _catch_up(self, spared: Spared) -> None:
         """Look at written keys, some at a time, until few are left for the next transaction."""
-        while spared.backlog > PORTION:
-            await self._database.transactions.write(lambda tx: spared.look(tx, PORTION), lasting=False)
+        while spared.backlog > self._tuning.written:
+            await self._database.transactions.write(lambda tx: spared.look(tx, self._tuning.written), lasting=False)
 
     async def _marked(self, view: _View, batch: list[Raw], spared: Spared, swept: Swept, *, lasting: bool) -> list[Raw]:
         """Mark those things of a batch that are still victims."""

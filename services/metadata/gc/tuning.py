@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from services.metadata.gc.mark import STEP
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuning:
@@ -13,6 +15,14 @@ class Tuning:
     """Dead records that one transaction removes. This takes some two milliseconds, in which no other call is answered;
     each transaction may also have to wait for the disk behind another caller's.
     """
+    step: int = STEP
+    """Records that are looked at without a pause."""
+    written: int = 200
+    """Keys that one transaction of the collector looks at. Keys that many clients write while all records are read are
+    looked at in several transactions.
+    """
+    forgotten: int = 256
+    """Gone things whose names are forgotten in one transaction."""
     retry: float = 1.0
     retry_limit: float = 30.0
     """Delay before a postponed sweep is repeated: the first one, and the limit. It doubles each time."""

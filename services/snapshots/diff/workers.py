@@ -20,7 +20,7 @@ from services.snapshots.diff import standstill
 from services.snapshots.diff.inherit import Unnamed
 from services.snapshots.diff.mounts import to_arguments
 
-_IDLE = 10.0
+_REST = 10.0
 """Seconds without work after which the program that unpacks ends: it takes 10 MB, and 40 ms to start."""
 
 _ENDING = 2.0
@@ -62,12 +62,14 @@ class Growth:
 
 class Appliers:
     """Workers that unpack layers; one for a process. ``scratch`` is an empty directory of its own, where workers
-    mount in their namespaces. ``limit``: of seconds for which one may stand still.
+    mount in their namespaces. ``limit``: of seconds for which one may stand still. ``rest``: seconds without work after
+    which the program ends.
     """
 
-    def __init__(self, scratch: str, limit: float = standstill.LIMIT) -> None:
+    def __init__(self, scratch: str, limit: float = standstill.LIMIT, rest: float = _REST) -> None:
         self._scratch = scratch
         self._limit = limit
+        self._rest_seconds = rest
         _code()
         self._ids = itertools.count(1)
         self._program: _Program | None = None
@@ -149,7 +151,7 @@ class Appliers:
     def _rest(self) -> None:
         """End the program if nobody wants it for a while."""
         if self._program is not None and not self._program.busy and self._idle is None:
-            self._idle = asyncio.get_running_loop().call_later(_IDLE, self._end)
+            self._idle = asyncio.get_running_loop().call_later(self._rest_seconds, self._end)
 
     def _end(self) -> None:
         self._idle = None

@@ -24,7 +24,6 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from services.kit import errors, kept, tracing
 from services.oci.mounts import Mount
-from services.snapshots.diff import workers
 from services.snapshots.diff.inherit import HandsDownError, LinkError, Unnamed, inherit
 from services.snapshots.diff.paths import Resolver
 from services.snapshots.diff.workers import Applied, Appliers, Growth
@@ -48,11 +47,17 @@ DEFAULT_ACL = struct.pack(
 DIFF_ID = f"sha256:{hashlib.sha256(LAYER).hexdigest()}"
 
 
+@pytest.fixture
+def rest() -> float:
+    """Seconds without work after which the program ends."""
+    return 10.0
+
+
 @pytest_asyncio.fixture
-async def appliers(place: Path) -> AsyncIterator[Appliers]:
+async def appliers(place: Path, rest: float) -> AsyncIterator[Appliers]:
     (place / "scratch").mkdir()
     (place / "root").mkdir()
-    appliers = Appliers(str(place / "scratch"))
+    appliers = Appliers(str(place / "scratch"), rest=rest)
     yield appliers
     await appliers.aclose()
 
@@ -229,9 +234,9 @@ async def test_a_layer_alone_that_leaves_out_directories_inherits_them_later(app
     assert os.getxattr(place / "root/var/lib", "user.kept") == b"1"
 
 
-async def test_the_program_may_be_expected(appliers: Appliers, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rest", [0.2])
+async def test_the_program_may_be_expected(appliers: Appliers, place: Path) -> None:
     """It is there when work comes, and goes if none does."""
-    monkeypatch.setattr(workers, "_IDLE", 0.2)
 
     async def there() -> bool:
         return appliers._program is not None

@@ -8,7 +8,7 @@ import pytest
 from google.protobuf.empty_pb2 import Empty
 
 from api.containerd.services.version.v1 import version_stubs
-from services.kit import rpc, sockets, ttrpc
+from services.kit import rpc, ttrpc
 from tests.support import eventually_async
 
 VERSION = version_stubs.VERSION
@@ -21,7 +21,6 @@ async def test_a_removed_socket_is_made_again_and_gone_at_the_end(
     kind: str, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Twice; who is connected stays so, others can connect, and nothing is left behind."""
-    monkeypatch.setattr(sockets, "LOOK", 0.05)
     if kind != "ttrpc":
         monkeypatch.setenv("SPLITD_GRPC_TRANSPORT", kind)
     path = place / "s.sock"
@@ -29,7 +28,7 @@ async def test_a_removed_socket_is_made_again_and_gone_at_the_end(
     async def there() -> bool:
         return path.is_socket()
 
-    async with rpc.serving(path, []) if kind != "ttrpc" else ttrpc.serving(path, []):
+    async with rpc.serving(path, [], look=0.05) if kind != "ttrpc" else ttrpc.serving(path, [], look=0.05):
         async with rpc.Channel(path) as connected:
             if kind != "ttrpc":
                 await connected.client(VERSION).Version(Empty(), timeout=5)

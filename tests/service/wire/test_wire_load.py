@@ -19,7 +19,7 @@ from api.containerd.services.content.v1 import content_pb2 as pb
 from api.containerd.services.content.v1 import content_stubs
 from bench.hostile import Raw
 from services.kit import rpc
-from services.wire import limits, link
+from services.wire import limits
 from services.wire.connection import Connection
 from services.wire.events import Data, GoingAway, Ready
 from services.wire.frames import Code
@@ -211,24 +211,24 @@ async def test_who_does_not_read_is_gone_in_the_end() -> None:
                 await said(other)
 
 
-async def test_who_hangs_up_half_and_does_not_read_is_gone_too(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_hangs_up_half_and_does_not_read_is_gone_too() -> None:
     """The rest of its answer is not kept for it."""
-    monkeypatch.setattr(link, "_LINGER", 0.2)
-    async with content() as (servicer, path):
-        with Raw(path, window=1 << 24) as half:
-            await greeted(half)
-            for _ in range(1000):
-                half.call(INFO, info("long"))
-            half.flush()
-            files = len(os.listdir("/proc/self/fd"))
+    with limited(linger=0.2):
+        async with content() as (servicer, path):
+            with Raw(path, window=1 << 24) as half:
+                await greeted(half)
+                for _ in range(1000):
+                    half.call(INFO, info("long"))
+                half.flush()
+                files = len(os.listdir("/proc/self/fd"))
 
-            async def answered() -> bool:
-                return len(servicer.asked) == 1000
+                async def answered() -> bool:
+                    return len(servicer.asked) == 1000
 
-            await eventually_async(answered)
-            half.socket.shutdown(socket.SHUT_WR)
+                await eventually_async(answered)
+                half.socket.shutdown(socket.SHUT_WR)
 
-            async def gone() -> bool:
-                return len(os.listdir("/proc/self/fd")) < files
+                async def gone() -> bool:
+                    return len(os.listdir("/proc/self/fd")) < files
 
-            await eventually_async(gone)
+                await eventually_async(gone)

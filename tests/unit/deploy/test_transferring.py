@@ -37,13 +37,10 @@ def test_what_is_kept_is_said_where_a_service_went_away() -> None:
         transferring.run(failing(stopped))
 
 
-async def test_who_accepts_no_connections_is_not_waited_for_longer_than_others(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_who_accepts_no_connections_is_not_waited_for_longer_than_others(place: Path) -> None:
     """A gateway that was stopped, and whose queue is full: a blocking connect would wait for ever, and not hear
     Ctrl-C.
     """
-    monkeypatch.setattr(transferring, "PATIENCE", 0.2)
     here = Place(place / "root", place / "state", None)
     here.state.mkdir()
     with socket.socket(socket.AF_UNIX) as deaf, socket.socket(socket.AF_UNIX) as waiting:
@@ -51,5 +48,5 @@ async def test_who_accepts_no_connections_is_not_waited_for_longer_than_others(
         deaf.listen(0)
         waiting.connect(str(here.socket))
         with pytest.raises(Failure, match="does not answer"):
-            async with transferring.channel(here):
+            async with transferring.channel(here, patience=0.2):
                 pass

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -136,30 +135,30 @@ def test_a_match_is_bounded() -> None:
         dear.found_in("a" * 100_000)
 
 
-def test_what_is_compiled_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_compiled_is_bounded() -> None:
     """The oldest are dropped, and compiled again when they are used."""
-    monkeypatch.setattr(regexp, "CACHE_BYTES", 1 << 20)
-    kept = [regexp.compile(f"x{n}y") for n in range(20)]
-    assert len(regexp._cache) <= 4
+    cache = regexp.Cache(1 << 20)
+    kept = [regexp.compile(f"x{n}y", cache=cache) for n in range(20)]
+    assert 0 < len(cache) <= 4
+    assert cache.size <= 1 << 20
     assert all(expression.found_in(f"x{n}y") for n, expression in enumerate(kept))
 
 
-def test_what_is_not_in_use_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_in_use_is_forgotten() -> None:
     """Each time that it is called: what was not matched since the last time. It is compiled again when it is
     matched.
     """
-    monkeypatch.setattr(regexp, "_cache", OrderedDict())
-    monkeypatch.setattr(regexp, "_cached_bytes", 0)
-    once, often = regexp.compile("x{1000}once"), regexp.compile("often")
-    regexp.forget_unused()
+    cache = regexp.Cache()
+    once, often = regexp.compile("x{1000}once", cache=cache), regexp.compile("often", cache=cache)
+    cache.forget_unused()
     assert often.found_in("often")
-    regexp.forget_unused()
-    assert len(regexp._cache) == 1
+    cache.forget_unused()
+    assert len(cache) == 1
     assert once.found_in("x" * 1000 + "once")
     for _ in range(2):
-        regexp.forget_unused()
-    assert not regexp._cache
-    assert regexp._cached_bytes == 0
+        cache.forget_unused()
+    assert not len(cache)
+    assert cache.size == 0
     assert often.found_in("often")
 
 

@@ -16,9 +16,10 @@ from api.containerd.services.ttrpc.events.v1 import events_pb2 as ttrpc_pb
 from api.containerd.types.event_pb2 import Envelope
 from gateway import events
 from gateway.events import Exchange, Subscription
-from services.kit import errors, filters, rpc, slices
+from services.kit import errors, filters, rpc
 from services.kit.any import pack
 from services.kit.rpc import Call
+from services.kit.slices import Lane
 from services.wire.server import WireServer
 from tests.support import eventually_async
 
@@ -285,12 +286,11 @@ async def test_costly_filters_are_matched_by_their_subscribers() -> None:
             assert [(await anext(subscription)).topic for _ in expected] == expected
 
 
-async def test_a_costly_match_is_made_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_costly_match_is_made_in_slices() -> None:
     """Two thousand conditions take milliseconds: the loop turns between them, and events that others publish
     meanwhile do not disturb it.
     """
-    monkeypatch.setattr(slices, "SLICE", 0.0)
-    exchange, turns = Exchange(replay_seconds=0), 0
+    exchange, turns = Exchange(replay_seconds=0, lane=Lane(0.0)), 0
     wanted = filters.parse([f"labels.x{n}" for n in range(150)] + ['topic=="/last",event.container_id!=x'])
     with exchange.subscribe(wanted) as subscription:
         publish(exchange, "/last", task_pb2.TaskOOM(container_id="a" * 10_000))

@@ -755,10 +755,9 @@ async def test_what_a_lease_held_goes_bit_by_bit(
     world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
     """However much it was, no transaction takes long; and a lease of the same name has nothing of it."""
-    monkeypatch.setattr(schema, "_RESOURCES_PER_STEP", 10)
     world.lease(
         "l",
-        *(("content", digest(number)) for number in range(95)),
+        *(("content", digest(number)) for number in range(5 * schema.RESOURCES_PER_STEP // 2)),
         labels={"gc.expire": stamp(NOW - HOUR)} if by == "expiry" else {},
     )
     world.lease("other", ("content", digest(1)))
@@ -777,23 +776,22 @@ async def test_what_a_lease_held_goes_bit_by_bit(
     else:
         await collector.collect()
     await eventually_async(lambda: _async(not held(world)))
-    assert most == 10
+    assert most == schema.RESOURCES_PER_STEP
     assert held(world, "other") == 1
 
 
 async def test_a_new_lease_has_nothing_of_what_one_before_it_held(
-    world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch
+    world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
     """Of which a process that died may have left some; and what is left of others holds nothing."""
-    monkeypatch.setattr(schema, "_RESOURCES_PER_STEP", 1)
-    leases = Leases(world.database)
+    leases, last = Leases(world.database), schema.RESOURCES_PER_STEP + 3
     for name in ("l", "m"):
-        world.lease(name, *(("content", digest(number)) for number in range(5)))
+        world.lease(name, *(("content", digest(number)) for number in range(last + 1)))
         world._write(lambda tx, name=name: schema.delete_lease(tx, "ns", name))
-    stores.add(world.blob(4))
+    stores.add(world.blob(last))
     await leases.create("ns", "l", {})
     assert held(world) == 0
-    assert (await collector.collect()).removed == (f"content {digest(4)}",)
+    assert (await collector.collect()).removed == (f"content {digest(last)}",)
     await eventually_async(lambda: _async(not held(world, "m")))
 
 

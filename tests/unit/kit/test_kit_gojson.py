@@ -44,8 +44,8 @@ DOCUMENT = Struct(
 )
 
 
-def read(text: str | bytes) -> Any:
-    return gojson.read(text if isinstance(text, bytes) else text.encode(), DOCUMENT)
+def read(text: str | bytes, **options: Any) -> Any:
+    return gojson.read(text if isinstance(text, bytes) else text.encode(), DOCUMENT, **options)
 
 
 def refused(text: str | bytes) -> str:
@@ -162,13 +162,13 @@ def test_ten_thousand_levels_are_read(kind: str) -> None:
 
 @pytest.mark.parametrize("levels", [3, 99, 100, 101, 102, 1500])
 @pytest.mark.parametrize("damage", ["}", ",", ":", '"', "1", "]", "[[", '{"a"', "nul", '"\\x"', "\x00", "-", "1.e"])
-def test_both_scanners_say_the_same(levels: int, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_scanners_say_the_same(levels: int, damage: str) -> None:
     """At each depth, of what is right and of what is wrong, wherever the fault is."""
     good = deep(levels)
 
-    def said(text: str) -> Any:
+    def said(text: str, **options: Any) -> Any:
         try:
-            return read(text)
+            return read(text, **options)
         except Malformed as error:
             return str(error)
 
@@ -176,10 +176,7 @@ def test_both_scanners_say_the_same(levels: int, damage: str, monkeypatch: pytes
         good,
         *(good[:at] + damage + good[at:] for at in (0, 1, 6, 6 + levels // 2, 5 + levels, len(good) - 11, len(good))),
     ):
-        monkeypatch.undo()
-        found = said(text)
-        monkeypatch.setattr(gojson, "SHALLOW", 0)
-        assert said(text) == found, text
+        assert said(text, shallow=0) == said(text), text
 
 
 def test_strings_are_neither_depth_nor_values() -> None:

@@ -56,12 +56,9 @@ def test_an_archive_tells_its_commit(tmp_path: Path) -> None:
     assert git(TOP, "check-attr", "export-subst", "services/kit/version.py").endswith(": set")
 
 
-def test_the_commit_of_an_archive_stands_for_what_git_would_say(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_commit_of_an_archive_stands_for_what_git_would_say(tmp_path: Path) -> None:
     """Even below another's checkout."""
-    monkeypatch.setattr(version, "ARCHIVED", "ab" * 20)
-    assert version.commit(tmp_path) == "ab" * 20
+    assert version.commit(tmp_path, archived="ab" * 20) == "ab" * 20
 
 
 def test_the_digest_is_of_names_and_contents(checkout: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from api.containerd.services.content.v1 import content_pb2, content_stubs
 from api.containerd.services.leases.v1 import leases_pb2, leases_stubs
 from services.kit import errors
+from services.kit.slices import Lane
 from services.metadata import schema, server, walks
 from services.metadata.database import Database
 from services.metadata.memory import MemoryTransactions
@@ -177,10 +178,9 @@ async def test_messages_of_a_streamed_list_are_bounded() -> None:
     await local.close()
 
 
-async def test_an_answer_in_pieces_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_answer_in_pieces_is_one_message() -> None:
     """As if it had been made at once."""
-    monkeypatch.setattr("services.kit.slices.SLICE", 0.0)
-    local = LocalMetadata(MemoryTransactions())
+    local = LocalMetadata(MemoryTransactions(), lane=Lane(0.0))
     leases = local.client(leases_stubs.LEASES)
     await leases.Create(leases_pb2.CreateRequest(id="l"), headers=headers("n"))
 

@@ -252,7 +252,7 @@ async def test_where_overlay_does_not_work(place: Path, monkeypatch: pytest.Monk
     """Nothing new can be made, with the reason; what is there can be listed and removed, and once it works again
     all is well.
     """
-    from services.snapshots import kernel, overlay
+    from services.snapshots import kernel
 
     async with OverlaySnapshotter(place / "o") as snapshotter:
         await snapshotter.prepare("a")
@@ -262,8 +262,7 @@ async def test_where_overlay_does_not_work(place: Path, monkeypatch: pytest.Monk
 
     with monkeypatch.context() as patch:
         patch.setattr(kernel, "overlay_trouble", trouble)
-        patch.setattr(overlay, "_AGAIN", 0.0)
-        async with OverlaySnapshotter(place / "o") as snapshotter:
+        async with OverlaySnapshotter(place / "o", ask_again=0.0) as snapshotter:
             for make in (snapshotter.prepare, snapshotter.view):
                 with pytest.raises(
                     errors.FailedPrecondition, match="overlayfs does not work on this machine: no such device"
@@ -272,7 +271,6 @@ async def test_where_overlay_does_not_work(place: Path, monkeypatch: pytest.Monk
             assert [info.name async for info in snapshotter.list()] == ["a"]
             await snapshotter.remove("a")
             patch.undo()
-            monkeypatch.setattr(overlay, "_AGAIN", 0.0)
             await snapshotter.prepare("b")
 
 
