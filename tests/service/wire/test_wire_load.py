@@ -161,10 +161,13 @@ async def test_too_many_connections_cost_the_one_that_was_idle_longest() -> None
                     "too many connections",
                 )
                 await eventually_async(lambda: asyncio.to_thread(lambda: first.read(0.1) or first.hung_up))
-                for raw in [third, stack.enter_context(Raw(path)), stack.enter_context(Raw(path))]:
-                    raw.call(INFO, info("slow"))
-                    raw.flush()
-                    await asyncio.sleep(0.1)
+                third.call(INFO, info("slow"))
+                third.flush()
+                await eventually_async(lambda: asyncio.sleep(0, servicer.asked.count("slow") == 2))
+                fourth = stack.enter_context(Raw(path))
+                fourth.call(INFO, info("slow"))
+                fourth.flush()
+                await eventually_async(lambda: asyncio.sleep(0, servicer.asked.count("slow") == 3))
                 last = stack.enter_context(Raw(path))
                 await asyncio.to_thread(last.until, lambda raw: raw.of(GoingAway))
                 servicer.released.set()

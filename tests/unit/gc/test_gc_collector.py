@@ -480,7 +480,7 @@ async def test_of_many_blobs_that_go_in_one_call_each_is_marked(
                         )
                     )
                 )
-            await asyncio.sleep(0.01)
+            await eventually_async(lambda: _async(len(world.database._asleep) == len(waiting)))
             assert not any(task.done() for task in waiting)
             raise errors.Internal("it is read-only")
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -170,8 +169,8 @@ def test_a_call_that_is_under_way_when_the_peer_leaves_ends_well(peers: Scripts)
     def script(peer: Peer) -> None:
         stream = peer.request()
         peer.connection.drain("restarting")
-        peer.flush()
-        time.sleep(0.05)
+        peer.connection.ping(b"8 bytes!")
+        peer.until(Pong)  # so it has read that the peer leaves
         peer.answer(stream, b"one")
 
     asking = client(peers, script, lambda peer: peer.answer(peer.request(), b"two"))
