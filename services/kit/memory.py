@@ -48,6 +48,22 @@ def when_idle(drop: Callable[[], None]) -> None:
     _caches.append(drop)
 
 
+def forget_of(*packages: str) -> None:
+    """Have what the functions of these packages remember (``functools.lru_cache``) dropped, as by :func:`when_idle`:
+    little as it is, a part of each megabyte that a burst took would be in use for ever.
+    """
+    remembering = type(functools.lru_cache(len))
+
+    def drop() -> None:
+        for name, module in [*sys.modules.items()]:
+            if name.startswith(packages):
+                for each in [*vars(module).values()]:
+                    if isinstance(each, remembering):
+                        each.cache_clear()
+
+    when_idle(drop)
+
+
 def few_arenas() -> None:
     """Of malloc's heaps two, not eight for each core: each keeps its own leftovers, and our threads hold the GIL
     nearly whenever they allocate.

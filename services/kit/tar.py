@@ -438,6 +438,11 @@ _known: dict[bytes, int] = {}
 """Numbers parsed before: owners, modes and times repeat all through a layer."""
 
 
+def forget() -> None:
+    """Drop what is remembered of the archives that were read, in a process that lives longer than they."""
+    _known.clear()
+
+
 def _parse_numeric(field: bytes) -> int:
     if not field[0] & 0x80:
         return _octal(field)

@@ -14,6 +14,7 @@ import base64
 import binascii
 import math
 import re
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 from urllib.parse import quote, unquote
@@ -23,6 +24,7 @@ from hpack import HPACKError, OversizedHeaderListError
 from hpack.hpack import encode_integer
 from hpack.table import HeaderTable
 
+from services.kit import memory
 from services.wire.frames import Code, ConnectionFault, StreamFault
 from services.wire.limits import Limits
 
@@ -249,12 +251,17 @@ def trailers(pairs: Pairs) -> Head:
 class Decoder:
     """One connection's reading side."""
 
-    __slots__ = ("_cache", "_hpack", "_limits")
+    __slots__ = ("__weakref__", "_cache", "_hpack", "_limits")
 
     def __init__(self, limits: Limits) -> None:
+        _DECODERS.add(self)
         self._limits = limits
         self._hpack = Hpack(limits.header_list)
         self._cache: dict[tuple[Callable[[Pairs], Head], bytes], Head] = {}
+
+    def forget(self) -> None:
+        """Drop the blocks that were read."""
+        self._cache.clear()
 
     def __call__(self, kind: Callable[[Pairs], Head], encoded: bytes) -> Head:
         """Read a whole block as ``kind`` (:func:`request`, :func:`response`, :func:`trailers`).
@@ -293,3 +300,15 @@ class Decoder:
 
 _CACHED, _CACHEABLE = 128, 1024
 """Blocks that a connection remembers, and the longest that is worth it."""
+
+_DECODERS: weakref.WeakSet[Decoder] = weakref.WeakSet()
+
+
+def _forget() -> None:
+    for decoder in _DECODERS:
+        decoder.forget()
+
+
+memory.when_idle(_forget)
+
+unquote("%20")  # makes urllib's table of escapes, which would otherwise be made amid somebody's burst, and stay there

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from services.kit import memory
 from services.kit.call import Metadata
 from services.kit.version import SPLITD
 from services.wire import headers
@@ -32,6 +33,7 @@ def _rounded(seconds: float) -> float:
 
 _BLOCKS: dict[tuple[str, Metadata, float | None], bytes] = {}
 _KEPT, _WORTH_KEEPING = 256, 1024
+memory.when_idle(_BLOCKS.clear)
 
 
 def _request_block(path: str, metadata: Metadata, timeout: float | None) -> bytes:

@@ -42,7 +42,7 @@ from services.images.documents.blobs import config_of, write, written
 from services.images.documents.graph import LAYERS, Graph
 from services.images.layers.unpacker import Unpacker, parts
 from services.images.transfer import LEFT_OUT, Filling, ImageStore, ImportStream, Node, Progress, Report
-from services.kit import errors, inflate, loops, tar, tracing
+from services.kit import errors, inflate, loops, memory, tar, tracing
 from services.kit.identifiers import quoted
 from services.oci import digests, media_types, platforms, references
 from services.oci.descriptors import Descriptor
@@ -69,6 +69,8 @@ _LONG_NAME = 1000
 """Bytes of a file's name that go into the ref of its ingest."""
 SPARSE_LIMIT = 64 << 30
 """Bytes of a sparse file: an archive of a kilobyte may have one of any size."""
+
+memory.when_idle(tar.forget)
 
 
 @dataclass(slots=True)

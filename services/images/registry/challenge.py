@@ -9,6 +9,8 @@ from dataclasses import dataclass
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _BARE = re.compile(r"[^\s,]*")  # more than a token: unquoted URLs are met
+_EQUALS = re.compile(r"\s*=\s*")
+_ESCAPED = re.compile(r"\\(.)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +44,14 @@ def _challenges(header: str) -> list[tuple[str, dict[str, str]]]:
         if name is None:
             break
         at = name.end()
-        equals = re.compile(r"\s*=\s*").match(header, at)
+        equals = _EQUALS.match(header, at)
         if equals is None or not found:  # not a parameter: a challenge begins
             found.append((name[0].lower(), {}))
             continue
         at = equals.end()
         value = _QUOTED.match(header, at)
         if value is not None:
-            found[-1][1].setdefault(name[0].lower(), re.sub(r"\\(.)", r"\1", value[1]))
+            found[-1][1].setdefault(name[0].lower(), _ESCAPED.sub(r"\1", value[1]))
         elif header.startswith('"', at):
             break
         else:

@@ -31,7 +31,7 @@ from services.images.registry.response_parser import Answers
 from services.images.registry.silence import Silence
 from services.images.registry.trace import TimedContext, Timings, note_peer, trace_config
 from services.images.registry_timeouts import Timeouts
-from services.kit import errors
+from services.kit import errors, memory
 from services.kit.tracing import span
 from services.kit.version import SPLITD
 
@@ -54,6 +54,8 @@ _HTTP_NOT_TLS = frozenset(
     {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"}
 )
 """What OpenSSL says when the other side answers a TLS greeting with something else."""
+
+memory.forget_of("urllib.parse", "yarl", "aiohttp.helpers")  # addresses of strangers
 
 
 class Answer:

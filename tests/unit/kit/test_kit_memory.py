@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
+import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -135,3 +138,17 @@ def test_caches_hear_of_a_burst_that_is_over(grown_by: int, share: list[float], 
     heard = list[str]()
     run(Sizes(grown_by), *share, caches=[lambda: heard.append("drop")])
     assert len(heard) == told
+
+
+def test_what_libraries_remember_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the packages that are named, and not of others: what those keep they may need."""
+    here, there = ModuleType("here.addresses"), ModuleType("there")
+    for module in (here, there):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        vars(module)["remembered"] = functools.lru_cache(len)
+        vars(module)["remembered"](b"a stranger's")
+    caches: list[Callable[[], None]] = []
+    monkeypatch.setattr(memory, "_caches", caches)
+    memory.forget_of("here")
+    run(Sizes(), 0.05, caches=caches)
+    assert [vars(each)["remembered"].cache_info().currsize for each in (here, there)] == [0, 1]

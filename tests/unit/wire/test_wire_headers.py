@@ -9,7 +9,8 @@ import pytest
 from hpack import Decoder as Hpack
 from hpack import Encoder
 
-from services.wire import headers
+from services.kit import memory
+from services.wire import headers, requests
 from services.wire.frames import Code, ConnectionFault, StreamFault
 from services.wire.limits import Limits
 from tests.wires import REQUEST, literal
@@ -146,6 +147,18 @@ def test_the_cache_has_bounds() -> None:
     long = literal([("long", "v" * headers._CACHEABLE)])
     assert decoder(headers.trailers, long) is not decoder(headers.trailers, long)
     assert len(decoder._cache) == before
+
+
+def test_what_was_read_is_forgotten_when_a_burst_is_over() -> None:
+    """A few kilobytes for each connection, which would keep megabytes; what is sent is forgotten likewise."""
+    decoder = headers.Decoder(Limits())
+    block = literal([("a", "b")])
+    head = decoder(headers.trailers, block)
+    requests.request_block("/a/b", (("c", "d"),), None)
+    for drop in memory._caches:
+        drop()
+    assert decoder(headers.trailers, block) is not head
+    assert not requests._BLOCKS
 
 
 # ---------------------------------------------------------------------------------------------- limits
