@@ -57,7 +57,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
                 watches.keep(loops.start(f"the watch of service {upstream.name}", upstream.watch))
 
             routes.added.append(watched)
-            for upstream in routes.upstreams.values():
+            for upstream in routes.upstreams:
                 watched(upstream)
             await stack.enter_async_context(loops.running("the snapshotters' announcements", snapshotters.follow))
             internal: list[rpc.Servicer] = [*servicers, LocalFilesServicer(routes, records, content.commit)]

@@ -32,7 +32,7 @@ from gateway.routes import Routes
 from gateway.smallblobs import SmallBlobs
 from gateway.upstream import Upstream
 from services.kit import errors, filters
-from services.kit.rpc import Answers, Call, Meaning, Pieces, Route, Stream, method_path, shielded
+from services.kit.rpc import Answers, Call, Headers, Meaning, Pieces, Route, Stream, method_path, shielded
 from services.kit.slices import Lane
 
 log = logging.getLogger(__name__)
@@ -47,21 +47,20 @@ _TOGETHER = 128
 class Commit:
     """The one way in which bytes become a blob of a namespace."""
 
-    def __init__(self, routes: Routes, records: Records) -> None:
-        self._content = routes["content"]
-        self._raw = self._content.channel.client(SERVICE)
+    def __init__(self, records: Records) -> None:
         self._records = records
 
     async def __call__(
         self,
         call: Call,
+        raw: Upstream,
         ref: str,
         size: int,
         expected: str,
         labels: Mapping[str, str],
         raw_commit: Callable[[records_pb.Intent], Awaitable[tuple[str, int]]],
     ) -> tuple[str, int]:
-        """Commit ``ref`` by ``raw_commit``, which answers digest and size; to be run shielded.
+        """Commit ``ref``, whose bytes ``raw`` has, by ``raw_commit``, which answers digest and size. Run it shielded.
 
         A raw store that has the blob already is as good as one that takes it now: the bytes are the same.
         """
@@ -91,12 +90,13 @@ class Commit:
                 # the digest was the raw store's to say; the retry, or the ingest that is still there, will tell
                 return None
             try:
-                info = (await self._raw.Info(pb.InfoRequest(digest=expected), headers=headers)).info
+                client = raw.channel.client(SERVICE)
+                info = (await client.Info(pb.InfoRequest(digest=expected), headers=headers)).info
             except errors.NotFound:
                 return None
             return info.digest, info.size
 
-        digest, actual = await self._records.outcome(intent, call, self._content, attempt, happened)
+        digest, actual = await self._records.outcome(intent, call, raw, attempt, happened)
         await self._records.finish(records_pb.FinishRequest(intent=intent.id, digest=digest, size=actual), call)
         return digest, actual
 
@@ -110,17 +110,15 @@ class ContentServicer:
 
     def __init__(self, routes: Routes, records: Records, config: Config) -> None:
         self._content = routes["content"]
-        self._raw = self._content.channel.client(SERVICE)
         self._records = records
         self._config = config
-        self.commit = Commit(routes, records)
+        self.commit = Commit(records)
         self.coordinated = {WRITE: self.write}
         self.joined = {READ: self.read}
         self._small = SmallBlobs()
         self._lane = Lane()
-        self._files = self._content.channel.client(localfiles_stubs.LOCAL_FILES)
         self._open = OpenBlobs()
-        self._content.on_connect.append(self._open.clear)
+        self._content.changed.append(self._open.clear)
 
     async def Delete(self, request: pb.DeleteContentRequest, call: Call) -> Empty:
         finished = await self._records.call("DeleteBlob", records_pb.ResolveBlobRequest(digest=request.digest), call)
@@ -131,9 +129,9 @@ class ContentServicer:
         """The record goes first: a raw ingest without one is the collector's."""
         ingest = await self._records.call("ForgetIngest", records_pb.GetIngestRequest(ref=request.ref), call)
         if not ingest.shared:
-            await self._content.ready(call)
+            channel = await self._content.to(call.optional_namespace, request.ref).ready(call)
             try:
-                await self._raw.Abort(pb.AbortRequest(ref=ingest.raw_ref), headers=with_headers(call))
+                await channel.client(SERVICE).Abort(pb.AbortRequest(ref=ingest.raw_ref), headers=with_headers(call))
             except errors.NotFound:
                 return Empty()  # opened but never written, or aborted by a failed commit
         return Empty()
@@ -142,8 +140,8 @@ class ContentServicer:
         ingest = await self._records.call("GetIngest", records_pb.GetIngestRequest(ref=request.ref), call)
         if ingest.shared:
             return pb.StatusResponse(status=_shared_status(ingest))
-        await self._content.ready(call)
-        answer: pb.StatusResponse = await self._raw.Status(
+        channel = await self._content.to(call.optional_namespace, request.ref).ready(call)
+        answer: pb.StatusResponse = await channel.client(SERVICE).Status(
             pb.StatusRequest(ref=ingest.raw_ref), headers=with_headers(call)
         )
         answer.status.ref = ingest.ref
@@ -162,8 +160,6 @@ class ContentServicer:
                 else:
                     raw[ingest.raw_ref] = ingest.ref
         pieces = [statuses.SerializeToString()]
-        if raw:
-            await self._content.ready(call)
         refs = list(raw)
         # others may have thousands: what they have is not looked through for these
         for start in range(0, len(refs), _TOGETHER):
@@ -175,8 +171,7 @@ class ContentServicer:
         """Of these ingests; those that ended meanwhile are left out."""
         headers, found = with_headers(call), []
         answers = await asyncio.gather(
-            *(self._raw.Status(pb.StatusRequest(ref=raw_ref), headers=headers) for raw_ref in raw),
-            return_exceptions=True,
+            *(self._status(raw_ref, ref, call, headers) for raw_ref, ref in raw.items()), return_exceptions=True
         )
         for ref, answer in zip(raw.values(), answers, strict=True):
             if isinstance(answer, errors.NotFound):
@@ -187,6 +182,10 @@ class ContentServicer:
             found.append(answer.status)
         return found
 
+    async def _status(self, raw_ref: str, ref: str, call: Call, headers: Headers) -> pb.StatusResponse:
+        channel = await self._content.to(call.optional_namespace, ref).ready(call)
+        return await channel.client(SERVICE).Status(pb.StatusRequest(ref=raw_ref), headers=headers)
+
     def read(self, call: Call) -> Route:
         """Content.Read: from memory, or the raw stream, once metadata has said that the namespace has the blob."""
         return Route(
@@ -194,10 +193,10 @@ class ContentServicer:
             with_headers(call),
             stall=self._config.stall,
             admit=self._admit_read,
-            question=self._records.question("ResolveBlob", call, self._ask),
+            question=self._records.question("ResolveBlob", call, partial(self._ask, call.optional_namespace)),
         )
 
-    def _ask(self, request: bytes) -> tuple[bytes, Meaning, Callable[[], None]]:
+    def _ask(self, namespace: str, request: bytes) -> tuple[bytes, Meaning, Callable[[], None]]:
         wanted = pb.ReadContentRequest.FromString(request)
         piece: bytearray | None = None
 
@@ -207,7 +206,7 @@ class ContentServicer:
 
         return (
             records_pb.ResolveBlobRequest(digest=wanted.digest).SerializeToString(),
-            lambda answer: self._read(wanted, records_pb.Blob.FromString(answer), piece),
+            lambda answer: self._read(namespace, wanted, records_pb.Blob.FromString(answer), piece),
             ahead,
         )
 
@@ -224,14 +223,14 @@ class ContentServicer:
     async def _admit_read(self, request: bytes, call: Call) -> Answers | None:
         wanted = pb.ReadContentRequest.FromString(request)
         blob = await self._records.call("ResolveBlob", records_pb.ResolveBlobRequest(digest=wanted.digest), call)
-        found = self._read(wanted, blob)
+        found = self._read(call.optional_namespace, wanted, blob)
         if found is False:
             data = await self._small_blob(blob, call)
             return None if data is None else _of_small(wanted, data)
         return found
 
     def _read(
-        self, wanted: pb.ReadContentRequest, blob: records_pb.Blob, ahead: bytearray | None = None
+        self, namespace: str, wanted: pb.ReadContentRequest, blob: records_pb.Blob, ahead: bytearray | None = None
     ) -> Answers | Literal[False] | None:
         """The answers, as far as what is in memory tells: False for a small blob which is to be had first, None if
         they are the content service's.
@@ -240,27 +239,31 @@ class ContentServicer:
         if not blob.size or start > blob.size:
             return None
         if blob.size > self._small.largest:
-            return self._piece(blob, start, wanted.size, ahead)
+            raw = self._content.to(namespace, blob.digest)
+            return self._piece(raw, blob, start, wanted.size, ahead) if 0 < wanted.size <= LARGEST else None
         data = self._small.get(blob.digest)
         return False if data is None else _of_small(wanted, data)
 
-    def _piece(self, blob: records_pb.Blob, start: int, size: int, ahead: bytearray | None) -> Answers | None:
-        """A piece of a large blob, which was read ``ahead``, or if it is to be had without the content service,
-        which must be there: who stops it expects its Reads to say so.
+    def _piece(
+        self, raw: Upstream, blob: records_pb.Blob, start: int, size: int, ahead: bytearray | None
+    ) -> Answers | None:
+        """A piece of a large blob, which was read ``ahead``, or can be had without the content service. That must be
+        there all the same: whoever stops it expects its Reads to say so.
         """
-        if not 0 < size <= LARGEST or not self._content.is_ready():
+        if not raw.is_ready():
             return None
         if ahead is not None:
             return [ahead]
         size = min(size, blob.size - start)
         found = self._open.read(blob.digest, start, size, _before(size))
         if found is None:
-            self._open.open(blob.digest, blob.size, self._locate)
+            self._open.open(blob.digest, blob.size, partial(self._locate, raw))
             return None
         return [found] if size else []
 
-    async def _locate(self, digest: str) -> str:
-        return str((await self._files.Locate(files_pb.LocateRequest(digest=digest), timeout=self._config.stall)).path)
+    async def _locate(self, raw: Upstream, digest: str) -> str:
+        files = raw.channel.client(localfiles_stubs.LOCAL_FILES)
+        return str((await files.Locate(files_pb.LocateRequest(digest=digest), timeout=self._config.stall)).path)
 
     async def _small_blob(self, blob: records_pb.Blob, call: Call) -> bytes | None:
         """All of a small blob; None where the raw store has other bytes than the digest says, which are for whoever
@@ -269,37 +272,37 @@ class ContentServicer:
         found = self._small.get(blob.digest)
         if found is not None:
             return found
-        channel = await self._content.ready(call)
+        raw = self._content.to(call.optional_namespace, blob.digest)
+        channel = await raw.ready(call)
         data = bytearray()
         request = pb.ReadContentRequest(digest=blob.digest, size=self._small.largest + 1)
         async with channel.stream(READ, with_headers(call), call.remaining()) as stream:
             await stream.send(request.SerializeToString())
             await stream.done_sending()
-            while (message := await self.received(stream)) is not None:
+            while (message := await self.received(raw, stream)) is not None:
                 data += pb.ReadContentResponse.FromString(message).data
         whole = bytes(data)
         return whole if self._small.put(blob.digest, whole) else None
 
-    async def reset(self, raw_ref: str, call: Call) -> None:
+    async def reset(self, raw: Upstream, raw_ref: str, call: Call) -> None:
         """Bytes are not what the opening of their Write promised: the next attempt starts clean, whatever the raw
         store does with them.
         """
         try:
-            await self._raw.Abort(pb.AbortRequest(ref=raw_ref), headers=with_headers(call))
+            client = raw.channel.client(SERVICE)
+            await client.Abort(pb.AbortRequest(ref=raw_ref), headers=with_headers(call))
         except errors.NodeError as error:
             if not isinstance(error, errors.NotFound):
                 log.warning("ingest %s, whose bytes are wrong, could not be aborted: %s", raw_ref, error)
 
-    async def received(self, stream: Stream[bytes, bytes]) -> bytes | None:
+    async def received(self, raw: Upstream, stream: Stream[bytes, bytes]) -> bytes | None:
         """The raw store's next message, unless it stalls."""
         try:
             async with asyncio.timeout(self._config.stall):
                 message: bytes | None = await stream.receive()
                 return message
         except TimeoutError:
-            raise errors.Unavailable(
-                f"service {self._content.name} has been silent for {self._config.stall:g}s"
-            ) from None
+            raise errors.Unavailable(f"service {raw.name} has been silent for {self._config.stall:g}s") from None
 
     async def write(self, requests: AsyncIterator[bytes], call: Call) -> AsyncIterator[bytes]:
         """Content.Write: see :class:`_Write`."""
@@ -316,11 +319,12 @@ class ContentServicer:
             ),
             call,
         )
+        raw = self._content.to(call.optional_namespace, opening.ref)
         if ingest.shared:
-            writer: _Write | _SharedWrite = _SharedWrite(self, call, ingest)
+            writer: _Write | _SharedWrite = _SharedWrite(self, call, ingest, raw)
         else:
-            await self._reachable(call)
-            writer = _Write(self, call, ingest, opening)
+            await self._reachable(raw, call)
+            writer = _Write(self, call, ingest, opening, raw)
         async with writer:
             message = opening
             yield await writer.answer(opening)
@@ -331,14 +335,14 @@ class ContentServicer:
                     message = pb.WriteContentRequest.FromString(request)
                     yield await writer.answer(message)
 
-    async def _reachable(self, call: Call) -> None:
+    async def _reachable(self, raw: Upstream, call: Call) -> None:
         """Clients retry UNAVAILABLE for ever when they open a Write; after a long outage tell them so that they
         stop.
         """
         try:
-            await self._content.ready(call)
+            await raw.ready(call)
         except errors.Unavailable as error:
-            if self._content.down_seconds > self._config.outage:
+            if raw.down_seconds > self._config.outage:
                 raise errors.Internal(str(error)) from None
             raise
 
@@ -369,10 +373,15 @@ class _Write:
     """One open Write: the raw stream under it, replaced when the raw store dies."""
 
     def __init__(
-        self, servicer: ContentServicer, call: Call, ingest: records_pb.Ingest, opening: pb.WriteContentRequest
+        self,
+        servicer: ContentServicer,
+        call: Call,
+        ingest: records_pb.Ingest,
+        opening: pb.WriteContentRequest,
+        raw: Upstream,
     ) -> None:
         self._servicer = servicer
-        self._content: Upstream = servicer._content
+        self._raw = raw
         self._call = call
         self._ingest = ingest
         self._expected = opening.expected
@@ -400,7 +409,9 @@ class _Write:
         if self._stream is not None:
             try:
                 await self._stream.done_sending()
-                while await self._servicer.received(self._stream) is not None:  # containerd repeats its last answer
+                while (
+                    await self._servicer.received(self._raw, self._stream) is not None
+                ):  # containerd repeats its last answer
                     continue
             except errors.NodeError as error:  # what it acknowledged is there, and the client asks for no more
                 log.info("the write of %s ended after its client's end: %s", self._ingest.ref, error)
@@ -451,14 +462,14 @@ class _Write:
                 await self._open()
         assert self._stream is not None
         await self._stream.send(request)
-        answer = await (self._stream.receive() if patient else self._servicer.received(self._stream))
+        answer = await (self._stream.receive() if patient else self._servicer.received(self._raw, self._stream))
         if answer is None:
-            raise errors.Disconnected(f"service {self._content.name} ended the write of {self._ingest.ref}")
+            raise errors.Disconnected(f"service {self._raw.name} ended the write of {self._ingest.ref}")
         return answer
 
     async def _open(self) -> None:
         self._opened = True
-        channel = await self._content.ready(self._call)
+        channel = await self._raw.ready(self._call)
         # the client's deadline ends our handler, but not a commit
         self._stream = channel.stream(WRITE, with_headers(self._call))
 
@@ -495,12 +506,12 @@ class _Write:
             except errors.NodeError as error:
                 await self._close()
                 if self._promised and isinstance(error, errors.FailedPrecondition):
-                    await self._servicer.reset(intent.raw_ref, self._call)
+                    await self._servicer.reset(self._raw, intent.raw_ref, self._call)
                 raise
             return answer.digest, answer.offset
 
         digest, size = await self._servicer.commit(
-            self._call, self._ingest.ref, self._total, self._expected, dict(request.labels), commit
+            self._call, self._raw, self._ingest.ref, self._total, self._expected, dict(request.labels), commit
         )
         answer.action, answer.digest, answer.offset = pb.COMMIT, digest, size
         answer.total = self._total or size
@@ -523,9 +534,10 @@ class _Write:
 class _SharedWrite:
     """A Write of a blob that another namespace has: nothing raw is opened, the commit makes a record."""
 
-    def __init__(self, servicer: ContentServicer, call: Call, ingest: records_pb.Ingest) -> None:
+    def __init__(self, servicer: ContentServicer, call: Call, ingest: records_pb.Ingest, raw: Upstream) -> None:
         self._servicer = servicer
         self._call = call
+        self._raw = raw
         self._ingest = ingest
 
     async def __aenter__(self) -> _SharedWrite:
@@ -558,7 +570,13 @@ class _SharedWrite:
 
             await shielded(
                 self._servicer.commit(
-                    self._call, ingest.ref, request.total, request.expected, dict(request.labels), nothing_raw
+                    self._call,
+                    self._raw,
+                    ingest.ref,
+                    request.total,
+                    request.expected,
+                    dict(request.labels),
+                    nothing_raw,
                 )
             )
         return answer.SerializeToString()

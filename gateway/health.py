@@ -1,4 +1,4 @@
-"""The node's health, computed when asked: "" is the gateway itself (dockerd waits on it), every upstream and every
+"""The node's health, computed when asked: "" is the gateway itself (dockerd waits on it), every hop and every
 gRPC service has an entry of its own.
 """
 
@@ -16,7 +16,7 @@ _COORDINATED: Mapping[str, tuple[str, ...]] = {
     "containerd.services.snapshots.v1.Snapshots": ("metadata",),
     "containerd.services.images.v1.Images": ("images", "metadata"),
 }
-"""Services that need more than the upstream they are relayed to."""
+"""Services that need more than the hop by which their calls leave."""
 
 _OWN = (
     "",
@@ -38,14 +38,14 @@ class NodeHealth(Mapping[str, int]):
             return SERVING
         if name in SERVICES:
             needed = _COORDINATED.get(name, (SERVICES[name],))
-        elif name in self._routes.upstreams:
+        elif name in self._routes.hops:
             needed = (name,)
         else:
             raise KeyError(name)
-        return SERVING if all(self._routes[n].up for n in needed) else NOT_SERVING
+        return SERVING if all(self._routes[n].to("").up for n in needed) else NOT_SERVING
 
     def __iter__(self) -> Iterator[str]:
-        yield from (*_OWN, *SERVICES, *self._routes.upstreams)
+        yield from (*_OWN, *SERVICES, *self._routes.hops)
 
     def __len__(self) -> int:
         return len(list(iter(self)))
@@ -54,7 +54,7 @@ class NodeHealth(Mapping[str, int]):
         """Whether an upstream is healthy, and why not. One that is away is waited for as if ``call`` went there: a
         node that starts is not broken.
         """
-        upstream = self._routes[name]
+        upstream = self._routes[name].to("")
         try:
             await upstream.ready(call)
         except errors.Unavailable:

@@ -22,14 +22,13 @@ class LocalFilesServicer:
 
     def __init__(self, routes: Routes, records: Records, commit: Commit) -> None:
         self._content = routes["content"]
-        self._raw = self._content.channel.client(SERVICE)
         self._records = records
         self._commit = commit
 
     async def Locate(self, request: pb.LocateRequest, call: Call) -> pb.LocateResponse:
         await self._records.call("ResolveBlob", records_pb.ResolveBlobRequest(digest=request.digest), call)
-        await self._content.ready(call)
-        answer: pb.LocateResponse = await self._raw.Locate(request, headers=with_headers(call))
+        channel = await self._content.to(call.optional_namespace, request.digest).ready(call)
+        answer: pb.LocateResponse = await channel.client(SERVICE).Locate(request, headers=with_headers(call))
         return answer
 
     async def Begin(self, request: pb.BeginRequest, call: Call) -> pb.BeginResponse:
@@ -42,8 +41,8 @@ class LocalFilesServicer:
         )
         if ingest.shared:
             return pb.BeginResponse()
-        await self._content.ready(call)
-        answer: pb.BeginResponse = await self._raw.Begin(
+        channel = await self._content.to(call.optional_namespace, request.ref).ready(call)
+        answer: pb.BeginResponse = await channel.client(SERVICE).Begin(
             pb.BeginRequest(ref=ingest.raw_ref, total=request.total), headers=with_headers(call)
         )
         return answer
@@ -52,8 +51,10 @@ class LocalFilesServicer:
         return await shielded(self._commit_shielded(request, call))
 
     async def _commit_shielded(self, request: pb.CommitRequest, call: Call) -> pb.CommitResponse:
+        raw = self._content.to(call.optional_namespace, request.ref)
+
         async def commit(intent: records_pb.Intent) -> tuple[str, int]:
-            done = await self._raw.Commit(
+            done = await raw.channel.client(SERVICE).Commit(
                 pb.CommitRequest(
                     ref=intent.raw_ref, size=request.size, digest=request.digest, computed=request.computed
                 ),
@@ -62,5 +63,7 @@ class LocalFilesServicer:
             )
             return done.digest, done.size
 
-        digest, size = await self._commit(call, request.ref, request.size, request.digest, dict(request.labels), commit)
+        digest, size = await self._commit(
+            call, raw, request.ref, request.size, request.digest, dict(request.labels), commit
+        )
         return pb.CommitResponse(digest=digest, size=size)

@@ -17,8 +17,9 @@ from typing import Any, Protocol, TypeVar
 
 from api.splitd.records.v1 import records_pb2 as pb
 from api.splitd.records.v1 import records_stubs
+from gateway.hop import Hop
 from gateway.upstream import Upstream
-from services.kit import errors, loops
+from services.kit import errors, loops, rpc
 from services.kit.rpc import Call, Question, method_path
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ class Records:
 
     def __init__(
         self,
-        metadata: Upstream,
+        metadata: Hop,
         events: Publish,
         *,
         content: str,
@@ -85,15 +86,16 @@ class Records:
         self._known = known
         self._pause = pause
         self._full = full
-        self._metadata = metadata
-        self._client = metadata.channel.client(SERVICE)
+        self._hop = metadata
+        self._metadata = metadata.to("")
+        """Whom this gateway announces itself to."""
         self._events = events
         self._hello = pb.ConnectRequest(incarnation=str(uuid.uuid4()), content=content, snapshotters=snapshotters)
-        self._open: set[str] = set()
-        """Intents that metadata answered and has not heard the end of."""
+        self._open: dict[str, Upstream] = {}
+        """Intents that metadata answered and has not heard the end of; by whom, who is told it."""
         self._connected = asyncio.Event()
         self._tasks = loops.Tasks()
-        metadata.on_connect.append(self._announce)
+        metadata.changed.append(self._announce)
 
     @property
     def incarnation(self) -> str:
@@ -101,28 +103,33 @@ class Records:
         return self._hello.incarnation
 
     def _announce(self) -> None:
-        """Say who we are, each time metadata comes up."""
-        self._tasks.start("the announcement of this gateway", self._connect())
+        """Say who we are, each time that metadata comes up or is another."""
+        metadata = self._hop.to("")
+        if metadata is not self._metadata:
+            self._metadata = metadata
+            self._connected.clear()
+        if metadata.up:
+            self._tasks.start("the announcement of this gateway", self._connect(metadata))
 
     def snapshotters(self, names: Sequence[str]) -> None:
         """There are others now: metadata is told so."""
         self._hello.snapshotters[:] = names
-        if self._metadata.up:
-            self._announce()
+        self._announce()
 
-    async def _connect(self) -> None:
+    async def _connect(self, metadata: Upstream) -> None:
         await self._known()
-        while self._metadata.up:
+        while metadata.up and metadata is self._metadata:
             self._hello.open.SetInParent()
-            self._hello.open.ids[:] = sorted(self._open)
+            self._hello.open.ids[:] = sorted(intent for intent, begun in self._open.items() if begun is metadata)
             try:
-                await self._client.Connect(self._hello, timeout=10.0)
+                await metadata.channel.client(SERVICE).Connect(self._hello, timeout=10.0)
             except errors.NodeError as error:
                 log.warning("metadata did not take this gateway's announcement: %s", error)
             except Exception:  # a fault of ours, after which no intent could be begun until metadata comes up anew
                 log.exception("this gateway could not be announced to metadata")
             else:
-                self._connected.set()
+                if metadata is self._metadata:
+                    self._connected.set()
                 return
             await asyncio.sleep(0.2)
 
@@ -131,36 +138,32 @@ class Records:
     ) -> Question:
         """A Records call as the question of a route: as :meth:`call`, where nothing has to be waited for."""
         return Question(
-            self._metadata.channel,
-            method_path(SERVICE.methods_by_name[name]),
-            call.passed_on(),
-            30.0,
-            self._is_ready,
-            ask,
+            self._hop, method_path(SERVICE.methods_by_name[name]), call.passed_on(), 30.0, self._is_ready, ask
         )
 
-    def _is_ready(self) -> bool:
-        return self._metadata.is_ready() and self._connected.is_set()
+    def _is_ready(self, metadata: rpc.Upstream) -> bool:
+        return metadata.is_ready() and self._connected.is_set()
 
     async def call(self, name: str, request: Any, call: Call, *, timeout: float = 30.0) -> Any:
         """One Records call as ``call``'s client; a Begin waits for the announcement first."""
-        await self._metadata.ready(call)
+        metadata = self._hop.to(call.optional_namespace)
+        await metadata.ready(call)
         if not self._connected.is_set():
             try:
-                async with asyncio.timeout(self._metadata.hold):
+                async with asyncio.timeout(metadata.hold):
                     await self._connected.wait()
             except TimeoutError:
                 raise errors.Unavailable("service metadata has not accepted this gateway yet") from None
-        method = getattr(self._client, name)
         try:
-            answer = await method(request, headers=call.passed_on(), timeout=timeout)
+            answer = await _method(metadata, name)(request, headers=call.passed_on(), timeout=timeout)
         except errors.Disconnected:
             if name not in _REPEATED:
                 raise
-            await self._metadata.ready(call)
-            answer = await method(request, headers=call.passed_on(), timeout=timeout)
+            metadata = self._hop.to(call.optional_namespace)
+            await metadata.ready(call)
+            answer = await _method(metadata, name)(request, headers=call.passed_on(), timeout=timeout)
         if isinstance(answer, pb.Intent) and answer.id and not answer.HasField("finished"):
-            self._open.add(answer.id)
+            self._open[answer.id] = metadata
         return answer
 
     async def finish(self, request: pb.FinishRequest, call: Call) -> pb.Finished:
@@ -168,7 +171,7 @@ class Records:
         try:
             finished: pb.Finished = await self._until_answered("Finish", request, call)
         finally:
-            self._open.discard(request.intent)
+            self._open.pop(request.intent, None)
         self.publish(finished)
         return finished
 
@@ -177,7 +180,7 @@ class Records:
         try:
             await self._until_answered("Cancel", pb.CancelRequest(intent=intent), call)
         finally:
-            self._open.discard(intent)
+            self._open.pop(intent, None)
 
     def publish(self, finished: pb.Finished) -> None:
         """Send the events that metadata's answer carries."""
@@ -185,14 +188,15 @@ class Records:
             self._events.publish(event.namespace, event.topic, event.event)
 
     async def _until_answered(self, name: str, request: Any, call: Call, *, alone: bool = False) -> Any:
-        """Repeat it until metadata answers. Where its disk is full, whoever waits is told so soon, and it is
-        repeated ``alone``.
+        """Repeat it until the metadata that began the intent answers. Where its disk is full, whoever waits is told so
+        soon, and it is repeated ``alone``.
         """
         headers = call.passed_on()
+        metadata = self._open.get(request.intent) or self._hop.to(call.optional_namespace)
         begun, pause, said = time.monotonic(), self._pause, ""
         while True:
             try:
-                return await getattr(self._client, name)(request, headers=headers, timeout=30.0)
+                return await _method(metadata, name)(request, headers=headers, timeout=30.0)
             except (errors.Unavailable, errors.ResourceExhausted, errors.DeadlineExceeded, errors.Cancelled) as error:
                 passed = time.monotonic() - begun
                 if passed > _PATIENCE:
@@ -201,13 +205,13 @@ class Records:
                     log.warning("%s of an intent is repeated: %s", name, error)
                 said = str(error)
                 if isinstance(error, errors.ResourceExhausted) and not alone and passed > self._full:
-                    self._tasks.start(f"{name} of an intent", self._told_alone(name, request, call))
+                    self._tasks.start(f"{name} of an intent", self._told_alone(name, request, call, metadata))
                     raise
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 1.0)
 
-    async def _told_alone(self, name: str, request: Any, call: Call) -> None:
-        self._open.add(request.intent)  # else the next metadata would resolve it, and tell of it too
+    async def _told_alone(self, name: str, request: Any, call: Call, metadata: Upstream) -> None:
+        self._open[request.intent] = metadata  # else the next metadata would resolve it, and tell of it too
         try:
             answer = await self._until_answered(name, request, call, alone=True)
         except errors.NodeError as error:  # metadata's next start, or its patience, ends the intent
@@ -216,7 +220,7 @@ class Records:
             if isinstance(answer, pb.Finished):
                 self.publish(answer)
         finally:
-            self._open.discard(request.intent)
+            self._open.pop(request.intent, None)
 
     async def outcome(
         self,
@@ -274,6 +278,10 @@ class Records:
                 await asyncio.sleep(1.0)
             else:
                 return
+
+
+def _method(metadata: Upstream, name: str) -> Any:
+    return getattr(metadata.channel.client(SERVICE), name)
 
 
 def with_headers(call: Call, *, drop: Sequence[str] = ("containerd-lease",)) -> Mapping[str, str | bytes]:

@@ -93,18 +93,18 @@ class Relay:
         if raw is not None:
             if not self._internal:
                 raise errors.PermissionDenied(f"header {RAW} is for the node's own processes")
-            upstream = self._routes.backend(str(raw))
+            hop = self._routes.backend(str(raw))
         elif call.method in self._joined:
             return self._joined[call.method](call)
         else:
-            upstream = self._routes.of_method(call.method)
+            hop = self._routes.of_method(call.method)
         name = call.method.rpartition("/")[2]
         repeats = math.inf if name in LONG else 2 if name in READS else 0
-        return Route(upstream, headers, self._timeout(call.method, upstream.name, raw=raw is not None), repeats=repeats)
+        return Route(hop, headers, self._timeout(call.method, hop.name, raw=raw is not None), repeats=repeats)
 
-    def _timeout(self, method: str, upstream: str, *, raw: bool) -> float | None:
+    def _timeout(self, method: str, hop: str, *, raw: bool) -> float | None:
         if method in UNBOUNDED or self.arity(method) != UNARY:
             return None
-        if upstream == "tasks":
+        if hop == "tasks":
             return self._config.task_timeout
         return self._config.raw_timeout if raw else self._config.unary_timeout

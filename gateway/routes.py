@@ -1,4 +1,4 @@
-"""Who serves what: one table of services, one of backends.
+"""Who serves what: one table of services, one of backends; each has a hop (:mod:`gateway.hop`).
 
 A *backend* is a raw service: one that knows no namespaces ("content", "snapshots.overlayfs"). A *route* leads a gRPC
 service to the process that answers it; what the gateway coordinates itself is not in the table but in its servicers.
@@ -22,6 +22,7 @@ from api.containerd.services.streaming.v1 import streaming_pb2
 from api.containerd.services.tasks.v1 import tasks_pb2
 from api.containerd.services.transfer.v1 import transfer_pb2
 from gateway.config import Config, ProxyPlugin
+from gateway.hop import Hop
 from gateway.supervision import Supervision
 from gateway.upstream import Upstream
 from services.kit import errors
@@ -42,7 +43,7 @@ SERVICES: Mapping[str, str] = {
         (transfer_pb2, "Transfer", "images"),
     )
 }
-"""gRPC service to the upstream that its calls are relayed to. The modules are named, so that the relay finds the
+"""gRPC service to the hop by which its calls leave. The modules are named, so that the relay finds the
 arity of their methods.
 """
 
@@ -54,21 +55,23 @@ PROGRAMS: Mapping[str, str] = {
     "images": "images",
     "tasks": "tasks",
 }
-"""Upstream to its program under supervisord; "snapshots" says which snapshotters it has, and each of them is an
-upstream too (:meth:`Routes.know`).
+"""Hop to the program under supervisord; "snapshots" says which snapshotters it has, and each of them has a hop too
+(:meth:`Routes.know`).
 """
 
 
 class Routes:
-    """The upstreams of a node, by name."""
+    """The hops of a node, by name."""
 
     def __init__(self, state: Path, config: Config, proxies: Mapping[str, ProxyPlugin]) -> None:
         self._supervision = Supervision(state / "supervisor.sock")
         self._state = state
         self._hold = config.hold
-        self.upstreams: dict[str, Upstream] = {}
+        self.hops: dict[str, Hop] = {}
+        self.upstreams: list[Upstream] = []
+        """All that hops lead to or led to."""
         self.added: list[Callable[[Upstream], None]] = []
-        """Told of each upstream that is added from now on."""
+        """Told of each upstream that is added from now on: to watch it."""
         self.changed: list[Callable[[], None]] = []
         """Told when other snapshotters are known."""
         for name, program in PROGRAMS.items():
@@ -85,16 +88,24 @@ class Routes:
         self._known, self._heard = asyncio.Event(), asyncio.Event()
 
     def _add(self, name: str, address: Path | str, program: str) -> None:
-        self.upstreams[name] = upstream = Upstream(name, address, program, self._supervision, hold=self._hold)
+        self.hops[name] = Hop(name, self.upstream(name, address, program))
+
+    def upstream(self, name: str, address: Path | str, program: str = "") -> Upstream:
+        """A service called ``name`` at ``address``, for a hop; those who watch are told of it. ``program`` is as in
+        :class:`Upstream`.
+        """
+        upstream = Upstream(name, address, program, self._supervision, hold=self._hold)
+        self.upstreams.append(upstream)
         for told in self.added:
             told(upstream)
+        return upstream
 
     def know(self, names: Sequence[str], *, heard: bool = False) -> None:
         """These are the snapshotters of the snapshots service; ``heard``: it says so itself, now. Those that a
         proxy plugin takes the place of stay the plugin's.
         """
         for name in names:
-            if name not in self._foreign and f"snapshots.{name}" not in self.upstreams:
+            if name not in self._foreign and f"snapshots.{name}" not in self.hops:
                 self._add(f"snapshots.{name}", self._state / f"snapshots-{name}.sock", "snapshots")
         before, self.snapshotters = self.snapshotters, (*names, *(name for name in self._foreign if name not in names))
         self._known.set()
@@ -112,41 +123,44 @@ class Routes:
             async with asyncio.timeout(self._hold / 4):
                 await self._known.wait()
 
-    def __getitem__(self, name: str) -> Upstream:
-        return self.upstreams[name]
+    def __getitem__(self, name: str) -> Hop:
+        return self.hops[name]
 
-    def of_method(self, method: str) -> Upstream:
-        """The upstream of ``/package.Service/Method``; Unimplemented if this node has no such service."""
+    def of_method(self, method: str) -> Hop:
+        """The hop of ``/package.Service/Method``; Unimplemented if this node has no such service."""
         service = method.split("/")[1] if method.count("/") == 2 else method
         name = SERVICES.get(service)
         if name is None:
             raise errors.Unimplemented(f"service {service} is not served by this node")
-        return self.upstreams[name]
+        return self.hops[name]
 
-    def backend(self, name: str) -> Upstream:
-        """A raw backend; NotFound if there is none of that name."""
-        upstream = self.upstreams.get(name)
-        if upstream is None or (name != "content" and not name.startswith("snapshots.")):
+    def backend(self, name: str) -> Hop:
+        """The hop of a raw backend; NotFound if there is none of that name."""
+        hop = self.hops.get(name)
+        if hop is None or (name != "content" and not name.startswith("snapshots.")):
             raise errors.NotFound(f"backend {name}")
-        return upstream
+        return hop
 
-    async def snapshotter(self, name: str, call: Call) -> Upstream:
-        """The backend of a snapshotter, as clients name it; the error is containerd's. Unavailable where the
-        snapshots service has yet to say which it has.
+    async def snapshotter(self, name: str, call: Call) -> Hop:
+        """The hop of a snapshotter, as clients name it; the error is containerd's. Unavailable where the snapshots
+        service has yet to say which it has.
         """
         if not name:
             raise errors.InvalidArgument("snapshotter argument missing")
-        if (
-            name not in self.snapshotters
-            and not self._heard.is_set()
-            and (self["snapshots"].up or not self._known.is_set())
-        ):
-            await self["snapshots"].ready(call)
-            try:
-                async with asyncio.timeout(self._hold):
-                    await self._heard.wait()
-            except TimeoutError:
-                raise errors.Unavailable("service snapshots has not said yet which snapshotters it has") from None
+        if name not in self.snapshotters and not self._heard.is_set():
+            await self._announced(call)
         if name not in self.snapshotters:
             raise errors.InvalidArgument(f"snapshotter not loaded: {name}")
-        return self.upstreams[f"snapshots.{name}"]
+        return self.hops[f"snapshots.{name}"]
+
+    async def _announced(self, call: Call) -> None:
+        """Wait for the snapshots service to say which snapshotters it has, unless it is away and they are known."""
+        snapshots = self["snapshots"].to(call.optional_namespace)
+        if not snapshots.up and self._known.is_set():
+            return
+        await snapshots.ready(call)
+        try:
+            async with asyncio.timeout(self._hold):
+                await self._heard.wait()
+        except TimeoutError:
+            raise errors.Unavailable("service snapshots has not said yet which snapshotters it has") from None

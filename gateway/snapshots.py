@@ -4,17 +4,14 @@ Stat and List are metadata's alone and are relayed. Everything else resolves the
 (``NAMESPACE/NUMBER/KEY``) and calls the snapshotter; what creates does so under an intent. Removal takes only the
 record: the collector removes the raw snapshot, as containerd does.
 
-How a snapshot of one of our own snapshotters is mounted never changes, and a raw key means one snapshot for ever. So
-the mounts that it answered are kept, as long as its process lives: clients ask for them twice more in each ``ctr run``.
-Whether the namespace has the snapshot is asked each time.
+The mounts that one of our own snapshotters answered are kept (:mod:`gateway.mounts`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from google.protobuf.empty_pb2 import Empty
 
@@ -22,6 +19,7 @@ from api.containerd.services.snapshots.v1 import snapshots_pb2 as pb
 from api.containerd.services.snapshots.v1 import snapshots_stubs
 from api.splitd.records.v1 import records_pb2 as records_pb
 from gateway.config import Config
+from gateway.mounts import Mounts
 from gateway.records import Records, with_headers
 from gateway.routes import Routes
 from gateway.upstream import Upstream
@@ -34,8 +32,6 @@ _NUMBERS_SKIPPED = 10
 """New names of one snapshot that a backend may say it has. Only those of a database that was lost are there, and
 each of them had this very name under another number.
 """
-_MOUNTS = 256
-"""Snapshots of a snapshotter whose mounts are kept."""
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -43,6 +39,17 @@ T = TypeVar("T")
 
 class _NumberTakenError(errors.Unknown):
     """A backend has a raw key whose number is new."""
+
+
+class _Raw(NamedTuple):
+    """The raw snapshotter of one operation."""
+
+    upstream: Upstream
+    mounts: Mounts[Any]
+    """Those of it that are kept."""
+
+    def client(self) -> snapshots_stubs.Snapshots:
+        return self.upstream.channel.client(SERVICE)
 
 
 class SnapshotsServicer:
@@ -53,23 +60,17 @@ class SnapshotsServicer:
     def __init__(self, routes: Routes, records: Records, config: Config) -> None:
         self._routes = routes
         self._records = records
-        self._clients: dict[str, snapshots_stubs.Snapshots] = {}
         self._timeout = config.raw_timeout
-        self._mounts: dict[str, OrderedDict[str, Sequence[Any]]] = {}
-        """By backend and raw key; only of those that are ours."""
-        for upstream in routes.upstreams.values():
-            self._added(upstream)
-        routes.added.append(self._added)
+        self._mounts: dict[str, Mounts[Any]] = {}
+        """By the name of the snapshotter's hop."""
 
-    def _added(self, upstream: Upstream) -> None:
-        if upstream.name.startswith("snapshots.") and upstream.program:
-            self._mounts[upstream.name] = OrderedDict()
-            upstream.on_connect.append(self._mounts[upstream.name].clear)  # its options may be others now
-
-    def _client(self, upstream: Upstream) -> snapshots_stubs.Snapshots:
-        if upstream.name not in self._clients:
-            self._clients[upstream.name] = upstream.channel.client(SERVICE)
-        return self._clients[upstream.name]
+    async def _raw(self, snapshotter: str, key: str, call: Call) -> _Raw:
+        """Who has the snapshot ``key``, or is to have it."""
+        hop = await self._routes.snapshotter(snapshotter, call)
+        mounts = self._mounts.get(hop.name)
+        if mounts is None:
+            mounts = self._mounts[hop.name] = Mounts(hop)
+        return _Raw(hop.to(call.optional_namespace, key), mounts)
 
     async def Prepare(self, request: pb.PrepareSnapshotRequest, call: Call) -> pb.PrepareSnapshotResponse:
         return pb.PrepareSnapshotResponse(mounts=await self._create(request, call, view=False))
@@ -78,11 +79,8 @@ class SnapshotsServicer:
         return pb.ViewSnapshotResponse(mounts=await self._create(request, call, view=True))
 
     async def _create(self, request: Any, call: Call, *, view: bool) -> Sequence[Any]:
-        upstream = await self._routes.snapshotter(request.snapshotter, call)
-        return await shielded(self._create_shielded(request, call, upstream, view))
-
-    async def _create_shielded(self, request: Any, call: Call, upstream: Upstream, view: bool) -> Sequence[Any]:
-        return await self._numbered(lambda: self._create_once(request, call, upstream, view), upstream)
+        raw = await self._raw(request.snapshotter, request.key, call)
+        return await shielded(self._numbered(lambda: self._create_once(request, call, raw, view), raw.upstream))
 
     async def _numbered(self, attempt: Callable[[], Awaitable[T]], upstream: Upstream) -> T:
         """A raw key is new: one that the backend has all the same was given out by a database that was lost. Skip
@@ -100,7 +98,7 @@ class SnapshotsServicer:
             "it holds snapshots of many other metadata stores, or does not look at names"
         )
 
-    async def _create_once(self, request: Any, call: Call, upstream: Upstream, view: bool) -> Sequence[Any]:
+    async def _create_once(self, request: Any, call: Call, raw: _Raw, view: bool) -> Sequence[Any]:
         intent = await self._records.call(
             "BeginSnapshot",
             records_pb.BeginSnapshotRequest(
@@ -113,7 +111,7 @@ class SnapshotsServicer:
             ),
             call,
         )
-        client, headers = self._client(upstream), with_headers(call)
+        client, headers = raw.client(), with_headers(call)
 
         async def create() -> Sequence[Any]:
             names = {
@@ -151,12 +149,12 @@ class SnapshotsServicer:
             except errors.NotFound as error:
                 if not intent.raw_parent:
                     raise
-                raise _lost(upstream, request.parent, error) from None
+                raise _lost(raw.upstream, request.parent, error) from None
 
-        mounts = await self._records.outcome(intent, call, upstream, attempt, created)
+        mounts = await self._records.outcome(intent, call, raw.upstream, attempt, created)
         finish = records_pb.FinishRequest(intent=intent.id)
         if mounts is not None:
-            self._keep(upstream, intent.raw_key, mounts)
+            raw.mounts.put(raw.upstream, intent.raw_key, mounts)
         else:
             finish.adopted.append(await self._target(request.snapshotter, intent, call, client))
         await self._records.finish(finish, call)  # of what was adopted metadata says ALREADY_EXISTS
@@ -187,10 +185,10 @@ class SnapshotsServicer:
         raise errors.NotFound(f'target snapshot "{intent.target}" in backend')
 
     async def Commit(self, request: pb.CommitSnapshotRequest, call: Call) -> Empty:
-        upstream = await self._routes.snapshotter(request.snapshotter, call)
-        return await shielded(self._numbered(lambda: self._commit_once(request, call, upstream), upstream))
+        raw = await self._raw(request.snapshotter, request.key, call)
+        return await shielded(self._numbered(lambda: self._commit_once(request, call, raw), raw.upstream))
 
-    async def _commit_once(self, request: pb.CommitSnapshotRequest, call: Call, upstream: Upstream) -> Empty:
+    async def _commit_once(self, request: pb.CommitSnapshotRequest, call: Call, raw: _Raw) -> Empty:
         intent = await self._records.call(
             "BeginCommitSnapshot",
             records_pb.BeginCommitSnapshotRequest(
@@ -203,7 +201,7 @@ class SnapshotsServicer:
             ),
             call,
         )
-        client, headers = self._client(upstream), with_headers(call)
+        client, headers = raw.client(), with_headers(call)
 
         async def commit() -> bool:
             try:
@@ -231,31 +229,25 @@ class SnapshotsServicer:
                 return None
             return True
 
-        await self._records.outcome(intent, call, upstream, commit, committed)
+        await self._records.outcome(intent, call, raw.upstream, commit, committed)
         await self._records.finish(records_pb.FinishRequest(intent=intent.id), call)
         return Empty()
 
     async def Mounts(self, request: pb.MountsRequest, call: Call) -> pb.MountsResponse:
-        upstream, raw = await self._resolve(request, call)
-        if upstream.name in self._mounts and raw in self._mounts[upstream.name]:
-            return pb.MountsResponse(mounts=self._mounts[upstream.name][raw])
+        raw, key = await self._resolve(request, call)
+        kept = raw.mounts.get(raw.upstream, key)
+        if kept is not None:
+            return pb.MountsResponse(mounts=kept)
         answer: pb.MountsResponse = await self._ask(
-            upstream, "Mounts", pb.MountsRequest(snapshotter=request.snapshotter, key=raw), call, request.key
+            raw, "Mounts", pb.MountsRequest(snapshotter=request.snapshotter, key=key), call, request.key
         )
-        self._keep(upstream, raw, list(answer.mounts))
+        raw.mounts.put(raw.upstream, key, list(answer.mounts))
         return answer
 
-    def _keep(self, upstream: Upstream, raw_key: str, mounts: Sequence[Any]) -> None:
-        kept = self._mounts.get(upstream.name)
-        if kept is not None:
-            kept[raw_key] = mounts
-            while len(kept) > _MOUNTS:
-                kept.popitem(last=False)
-
     async def Usage(self, request: pb.UsageRequest, call: Call) -> pb.UsageResponse:
-        upstream, raw = await self._resolve(request, call)
+        raw, key = await self._resolve(request, call)
         answer: pb.UsageResponse = await self._ask(
-            upstream, "Usage", pb.UsageRequest(snapshotter=request.snapshotter, key=raw), call, request.key
+            raw, "Usage", pb.UsageRequest(snapshotter=request.snapshotter, key=key), call, request.key
         )
         return answer
 
@@ -268,7 +260,7 @@ class SnapshotsServicer:
         return Empty()
 
     async def Update(self, request: pb.UpdateSnapshotRequest, call: Call) -> pb.UpdateSnapshotResponse:
-        upstream = await self._routes.snapshotter(request.snapshotter, call)
+        raw = await self._raw(request.snapshotter, request.info.name, call)
         updated = await self._records.call("UpdateSnapshot", request, call)
         if updated.raw_labels or updated.raw_mask.paths:
             down = pb.UpdateSnapshotRequest(
@@ -276,31 +268,29 @@ class SnapshotsServicer:
                 update_mask=updated.raw_mask,
                 info=pb.Info(name=updated.raw_key, labels=updated.raw_labels),
             )
-            await self._ask(upstream, "Update", down, call, request.info.name)
+            await self._ask(raw, "Update", down, call, request.info.name)
         return pb.UpdateSnapshotResponse(info=updated.info)
 
     async def Cleanup(self, request: pb.CleanupRequest, call: Call) -> Empty:
-        upstream = await self._routes.snapshotter(request.snapshotter, call)
-        await self._ask(upstream, "Cleanup", request, call)
+        raw = await self._raw(request.snapshotter, "", call)
+        await self._ask(raw, "Cleanup", request, call)
         return Empty()
 
-    async def _resolve(self, request: Any, call: Call) -> tuple[Upstream, str]:
-        upstream = await self._routes.snapshotter(request.snapshotter, call)
+    async def _resolve(self, request: Any, call: Call) -> tuple[_Raw, str]:
+        raw = await self._raw(request.snapshotter, request.key, call)
         found = await self._records.call(
             "ResolveSnapshot", records_pb.ResolveSnapshotRequest(snapshotter=request.snapshotter, key=request.key), call
         )
-        return upstream, found.raw_key
+        return raw, found.raw_key
 
-    async def _ask(self, upstream: Upstream, method: str, request: Any, call: Call, name: str = "") -> Any:
+    async def _ask(self, raw: _Raw, method: str, request: Any, call: Call, name: str = "") -> Any:
         """A raw call that may be repeated; about the snapshot ``name``."""
         for attempt in (1, 2):
-            await upstream.ready(call)
+            await raw.upstream.ready(call)
             try:
-                return await getattr(self._client(upstream), method)(
-                    request, headers=with_headers(call), timeout=self._timeout
-                )
+                return await getattr(raw.client(), method)(request, headers=with_headers(call), timeout=self._timeout)
             except errors.NotFound as error:  # of what metadata has just resolved
-                raise _lost(upstream, name, error) from None
+                raise _lost(raw.upstream, name, error) from None
             except errors.Disconnected:
                 if attempt == 2:
                     raise

@@ -21,14 +21,14 @@ _PATIENCE = 5.0
 
 
 class Snapshotters:
-    """Asks the upstream ``snapshots`` whenever it comes, tells ``routes``, and keeps the answer below ``root``."""
+    """Asks the service ``snapshots`` whenever it comes, tells ``routes``, and keeps the answer below ``root``."""
 
     def __init__(self, routes: Routes, root: Path) -> None:
         self._routes = routes
         self._root = root
-        self._upstream = routes["snapshots"]
+        self._hop = routes["snapshots"]
         self._came = asyncio.Event()
-        self._upstream.on_connect.append(self._came.set)
+        self._hop.changed.append(self._came.set)
         self._known = announced.kept(root)
         if self._known:
             routes.know([each.name for each in self._known])
@@ -38,7 +38,7 @@ class Snapshotters:
         while True:
             await self._came.wait()
             self._came.clear()
-            if not self._upstream.up:
+            if not self._hop.to("").up:
                 continue
             try:
                 await self._ask()
@@ -53,7 +53,7 @@ class Snapshotters:
 
     async def now(self, call: Call) -> Sequence[About]:
         """What they say of themselves; what they said last, if their service is away."""
-        if self._upstream.is_ready():
+        if self._hop.to("").is_ready():
             try:
                 await self._ask()
             except errors.NodeError as error:
@@ -61,7 +61,7 @@ class Snapshotters:
         return self._known
 
     async def _ask(self) -> None:
-        found = await snapshotters(self._upstream.channel, _PATIENCE)
+        found = await snapshotters(self._hop.to("").channel, _PATIENCE)
         if found != self._known:
             try:
                 await asyncio.to_thread(announced.keep, self._root, found)

@@ -23,6 +23,7 @@ from services.images.streaming_server import StreamingServicer, Streams
 from services.images.transfer import Unpacking
 from services.images.transfer_server import TransferServicer
 from services.kit import process, rpc, settings
+from services.kit.hops import Hop
 from services.kit.publisher import Publisher
 from services.snapshots.diff.workers import Appliers
 
@@ -48,7 +49,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
             rpc.serving(
                 node.state / "images.sock",
                 [
-                    ImagesServicer(ImageRecords(metadata, hold=config.hold), publisher),
+                    ImagesServicer(ImageRecords(Hop("metadata", metadata), hold=config.hold), publisher),
                     RegistriesServicer(registry.memory),
                     StreamingServicer(streams),
                     TransferServicer(

@@ -8,6 +8,7 @@ from typing import Any
 from api.containerd.services.images.v1 import images_pb2 as images_pb
 from api.splitd.records.v1 import records_pb2, records_stubs
 from services.kit import errors
+from services.kit.hops import Hop
 from services.kit.rpc import UNARY_TIMEOUT, Call, Channel, method_path
 
 _RECORDS = records_stubs.RECORDS
@@ -18,21 +19,21 @@ class ImageRecords:
     """metadata's Records service as the caller of ``call``, for what it keeps of images.
 
     Messages are those of containerd's Images service and go through as they are. A call that is to be made while
-    metadata is away waits for it first, ``hold`` seconds at most, however often it is made.
+    metadata is away waits for it first, ``hold`` seconds at most, however often it is made. Each time ``hop`` is asked
+    for the way, with the name of the image, where there is one.
     """
 
-    def __init__(self, channel: Channel, *, hold: float) -> None:
-        self._channel = channel
+    def __init__(self, hop: Hop[Channel], *, hold: float) -> None:
+        self._hop = hop
         self._hold = hold
-        self._records = channel.client(_RECORDS)
 
-    async def read(self, method: str, request: Any, call: Call) -> Any:
+    async def read(self, method: str, request: Any, call: Call, name: str) -> Any:
         """A call that changes nothing: made once more if metadata went away meanwhile."""
         patience = time.monotonic() + self._hold
         try:
-            return await self._made(method, request, call, patience)
+            return await self._made(method, request, call, name, patience)
         except errors.Unavailable:
-            return await self._made(method, request, call, patience)
+            return await self._made(method, request, call, name, patience)
 
     async def list(self, request: images_pb.ListImagesRequest, call: Call) -> bytes:
         """The answer to ListImages as it came, not parsed: it may have tens of thousands of images."""
@@ -43,9 +44,9 @@ class ImageRecords:
             return await self._listed(request, call, patience)
 
     async def _listed(self, request: images_pb.ListImagesRequest, call: Call, patience: float) -> bytes:
-        await self._there(call, patience)
+        channel = await self._there(call, "", patience)
         left = call.remaining()
-        answer: bytes = await self._channel.unary(
+        answer: bytes = await channel.unary(
             _LIST,
             request.SerializeToString(),
             call.passed_on(),
@@ -53,21 +54,23 @@ class ImageRecords:
         )
         return answer
 
-    async def change(self, method: str, request: Any, call: Call) -> Any:
+    async def change(self, method: str, request: Any, call: Call, name: str) -> Any:
         """A call that is made once: if metadata goes away meanwhile, nobody knows whether it happened."""
-        return await self._made(method, request, call, time.monotonic() + self._hold)
+        return await self._made(method, request, call, name, time.monotonic() + self._hold)
 
     async def collect(self, call: Call) -> None:
         """Collect what nobody needs any more, and return when it is done, however long that takes."""
-        await self._there(call, time.monotonic() + self._hold)
-        await self._records.Collect(
+        channel = await self._there(call, "", time.monotonic() + self._hold)
+        await channel.client(_RECORDS).Collect(
             records_pb2.CollectRequest(known=True), headers=call.passed_on(), timeout=call.remaining()
         )
 
-    async def _made(self, method: str, request: Any, call: Call, patience: float) -> Any:
-        await self._there(call, patience)
-        return await getattr(self._records, method)(request, headers=call.passed_on())
+    async def _made(self, method: str, request: Any, call: Call, name: str, patience: float) -> Any:
+        channel = await self._there(call, name, patience)
+        return await getattr(channel.client(_RECORDS), method)(request, headers=call.passed_on())
 
-    async def _there(self, call: Call, patience: float) -> None:
+    async def _there(self, call: Call, name: str, patience: float) -> Channel:
         end = patience if call.deadline is None else min(patience, call.deadline)
-        await self._channel.reached(max(0.0, end - time.monotonic()))
+        channel = self._hop.to(call.optional_namespace, name)
+        await channel.reached(max(0.0, end - time.monotonic()))
+        return channel

@@ -33,7 +33,7 @@ class ImagesServicer:
 
     async def Get(self, request: pb.GetImageRequest, call: Call) -> pb.GetImageResponse:
         """One image by its name."""
-        response: pb.GetImageResponse = await self._records.read("GetImage", request, call)
+        response: pb.GetImageResponse = await self._records.read("GetImage", request, call, request.name)
         return response
 
     async def List(self, request: pb.ListImagesRequest, call: Call) -> Pieces:
@@ -46,7 +46,7 @@ class ImagesServicer:
         return await rpc.shielded(self._create(request, call))
 
     async def _create(self, request: pb.CreateImageRequest, call: Call) -> pb.CreateImageResponse:
-        response: pb.CreateImageResponse = await self._records.change("CreateImage", request, call)
+        response: pb.CreateImageResponse = await self._records.change("CreateImage", request, call, request.image.name)
         image = response.image
         self._publisher.publish(
             call.namespace, "/images/create", events.ImageCreate(name=image.name, labels=image.labels)
@@ -59,7 +59,7 @@ class ImagesServicer:
         return await rpc.shielded(self._update(request, call))
 
     async def _update(self, request: pb.UpdateImageRequest, call: Call) -> pb.UpdateImageResponse:
-        response: pb.UpdateImageResponse = await self._records.change("UpdateImage", request, call)
+        response: pb.UpdateImageResponse = await self._records.change("UpdateImage", request, call, request.image.name)
         image = response.image
         self._publisher.publish(
             call.namespace, "/images/update", events.ImageUpdate(name=image.name, labels=image.labels)
@@ -76,7 +76,7 @@ class ImagesServicer:
     async def _delete(self, request: pb.DeleteImageRequest, call: Call) -> None:
         # Not synchronously there: the event comes before the collection, and also if that fails.
         record = pb.DeleteImageRequest(name=request.name, target=request.target if request.HasField("target") else None)
-        await self._records.change("DeleteImage", record, call)
+        await self._records.change("DeleteImage", record, call, request.name)
         self._publisher.publish(call.namespace, "/images/delete", events.ImageDelete(name=request.name))
 
 

@@ -131,6 +131,7 @@ class Channel:
         self._pings: Pings = pings
         self._opened: Carrier | None = None
         self._gathering: Gathering | None = None
+        self._clients: dict[ServiceDescriptor, Client] = {}
 
     @property
     def carrier(self) -> Carrier:
@@ -155,9 +156,12 @@ class Channel:
     def client(self, service: ServiceDescriptor) -> Any: ...
     def client(self, service: ServiceDescriptor) -> Any:
         """Call a service's methods by their names: a :class:`Client`, of which the stubs beside the .proto file
-        tell what each method takes and answers.
+        tell what each method takes and answers. It is made once: to ask for it again costs a look.
         """
-        return Client(self, service)
+        client = self._clients.get(service)
+        if client is None:
+            client = self._clients[service] = Client(self, service)
+        return client
 
     def connected(self) -> bool:
         """Whether the peer is known to be there now; starts connecting if it is not."""

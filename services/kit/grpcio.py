@@ -22,7 +22,7 @@ from grpc._cython import cygrpc
 
 from services.kit import errors, loops, sockets
 from services.kit.call import ERROR_LIMIT, MESSAGE_LIMIT, STOPPING, UNARY, Call, Headers, Metadata
-from services.kit.relays import Relay, Route
+from services.kit.relays import Relay, relayed, shorter
 from services.kit.transport import Answering, Method, Methods, Pings, Server
 
 if TYPE_CHECKING:
@@ -203,23 +203,7 @@ class _Relayed:
         return bound
 
     async def _unary(self, request: bytes, call: Call) -> bytes:
-        route = self._relay.route(call)
-        if route.admit is not None and (answers := await route.admit(request, call)) is not None:
-            return bytes(answers[0])
-        left = call.remaining()
-        attempt = 0
-        while True:
-            channel = await route.upstream.ready(call)
-            try:
-                answer: bytes = await channel.unary(call.method, request, route.headers, _shorter(route.timeout, left))
-                return answer
-            except errors.Disconnected:
-                if attempt >= route.repeats:
-                    raise
-                attempt += 1
-                log.info("%s is asked again: service %s went away", call.method, route.upstream.name)
-                await asyncio.sleep(0.05)
-                left = call.remaining()
+        return await relayed(self._relay.route(call), request, call)
 
     async def _stream(self, requests: AsyncIterator[bytes], call: Call) -> AsyncIterator[bytes]:
         handler = self._relay.coordinated(call)
@@ -238,21 +222,22 @@ class _Relayed:
                 for piece in answers:
                     yield bytes(piece)
                 return
-        channel = await route.upstream.ready(call)
-        async with channel.stream(call.method, route.headers, _shorter(route.timeout, call.remaining())) as stream:
+        upstream = route.hop.to(call.optional_namespace)
+        channel = await upstream.ready(call)
+        async with channel.stream(call.method, route.headers, shorter(route.timeout, call.remaining())) as stream:
             sending = loops.aside(f"the requests of {call.method}", _pump(first, requests, stream))
             try:
-                while (message := await self._next(stream, route)) is not None:
+                while (message := await self._next(stream, upstream.name, route.stall)) is not None:
                     yield message
             finally:
                 sending.cancel()
 
-    async def _next(self, stream: Stream[bytes, bytes], route: Route) -> Any:
+    async def _next(self, stream: Stream[bytes, bytes], name: str, stall: float | None) -> Any:
         try:
-            async with asyncio.timeout(route.stall):
+            async with asyncio.timeout(stall):
                 return await stream.receive()
         except TimeoutError:
-            raise errors.Unavailable(f"service {route.upstream.name} has been silent for {route.stall:g}s") from None
+            raise errors.Unavailable(f"service {name} has been silent for {stall:g}s") from None
 
 
 async def _pump(first: bytes | None, requests: AsyncIterator[bytes], stream: Stream[bytes, bytes]) -> None:
@@ -265,10 +250,6 @@ async def _pump(first: bytes | None, requests: AsyncIterator[bytes], stream: Str
         await stream.done_sending()
     except errors.NodeError as error:
         log.debug("the upstream stopped reading: %s", error)
-
-
-def _shorter(a: float | None, b: float | None) -> float | None:
-    return b if a is None else a if b is None else min(a, b)
 
 
 # ---------------------------------------------------------------------------------------------- calling

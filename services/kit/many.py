@@ -20,6 +20,7 @@ from api.splitd.many.v1 import many_pb2 as pb
 from api.splitd.many.v1 import many_stubs
 from services.kit import errors, loops
 from services.kit.call import TOGETHER, UNARY, Call, Metadata, method_path
+from services.kit.relays import relayed
 from services.kit.transport import Answering, Carrier, Server
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ _BYTES = 1 << 20
 
 
 class ManyServicer:
-    """splitd.many.v1.Many for the servicers of ``server``, which is set before it serves."""
+    """splitd.many.v1.Many for the servicers and the relay of ``server``, which is set before it serves."""
 
     SERVICE = SERVICE
     server: Server
@@ -85,10 +86,7 @@ class ManyServicer:
         inner = Call(one.method, {**call.headers, **traced}, call.deadline)
         response = b""
         with Answering(self.server, inner, long=False) as answering:
-            method = self.server.methods.of_servicers(one.method, call.headers)
-            if method is None or method.arity != UNARY:
-                raise errors.Unimplemented(f"{one.method} among many")
-            response = method.whole(await method.handler(method.decode(one.request), inner))
+            response = await self._response(one, inner)
             inner.size = len(one.request) + len(response)
         failure = answering.failure
         if failure is None:
@@ -98,6 +96,16 @@ class ManyServicer:
             for name, value in (*inner.trailing, *failure.trailers)
         ]
         return pb.Answer(call=number, code=failure.code, message=str(failure), trailers=trailers)
+
+    async def _response(self, one: pb.Call, call: Call) -> bytes:
+        methods = self.server.methods
+        method = methods.of_servicers(one.method, call.headers)
+        if method is not None and method.arity == UNARY:
+            return method.whole(await method.handler(method.decode(one.request), call))
+        relay = methods.relay
+        if method is not None or relay is None or relay.arity(one.method) != UNARY:
+            raise errors.Unimplemented(f"{one.method} among many")
+        return await relayed(relay.route(call), one.request, call, together=True)
 
 
 def _failure(answer: pb.Answer) -> errors.NodeError:

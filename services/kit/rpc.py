@@ -60,7 +60,7 @@ from services.kit.call import (
 )
 from services.kit.channel import Channel, Client, Stream
 from services.kit.chosen import TRANSPORTS, choose, transport
-from services.kit.relays import Answers, Coordinated, Meaning, Question, Relay, Route, Upstream
+from services.kit.relays import Answers, Coordinated, Hop, Meaning, Question, Relay, Route, Upstream
 from services.kit.shielding import shielded, shielded_work_done
 from services.kit.transport import SERVING, Answering, Method, Methods, Pings, Server
 
@@ -87,6 +87,7 @@ __all__ = [
     "Client",
     "Coordinated",
     "Headers",
+    "Hop",
     "Meaning",
     "Metadata",
     "Method",

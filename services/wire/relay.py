@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError
 
 from services.kit import errors, logs, loops, observer
 from services.kit.call import CURRENT, NAMESPACE, STOPPING, UNARY, Arity, Call
-from services.kit.relays import Answers, Meaning, Relay, Route
+from services.kit.relays import Answers, Meaning, Relay, Route, Upstream
 from services.kit.transport import Method, Methods
 from services.wire import eager, headers, messages, outcomes
 from services.wire.answers import HEAD, OK, refusal
@@ -48,10 +48,11 @@ _OWN = frozenset({b"te", b"content-type", b"grpc-encoding", b"grpc-accept-encodi
 class Plan:
     """What becomes of the calls with one head: remembered with it, so that the next one costs nothing."""
 
-    __slots__ = ("block", "counted", "limited", "long", "question", "route", "single")
+    __slots__ = ("block", "counted", "limited", "long", "namespace", "question", "route", "single")
 
     def __init__(self, head: Head, route: Route, arity: Arity, *, long: bool) -> None:
         self.route = route
+        self.namespace = str(head.headers.get(NAMESPACE, ""))
         self.long = long
         self.single = not arity.client_stream
         """Whether it takes one request, which is to come within a time and a size."""
@@ -114,6 +115,7 @@ class Passage:
         "_stall",
         "_stream",
         "_task",
+        "_to",
         "_up",
         "_up_debt",
         "_up_link",
@@ -153,6 +155,8 @@ class Passage:
         self._observed = observer.began("relay", head.path, head.headers)
         self._size = 0
         self._asked: Unary | None = None
+        self._to: Upstream | None = None
+        """Who is to answer it, once that is asked; a call that is made again may have another."""
         self._up: _Upstream | None = None
         self._up_link: ClientLink | None = None
         self._up_stream: Stream | None = None
@@ -194,9 +198,8 @@ class Passage:
     def start(self, limit: float | None) -> None:
         """Go to the upstream, now or when it is there."""
         self._begun = True
-        route = self._plan.route
-        if self._admitted and route.upstream.is_ready():
-            link = _carrier(route).link
+        if self._admitted and self._chosen().is_ready():
+            link = self._carrier().link
             if link is not None and not link.full:
                 self._start(link, limit)
                 return
@@ -208,7 +211,10 @@ class Passage:
     def _ask(self) -> bool:
         """Ask what the route's question is, if this is a call like most; whether it was asked."""
         question = self._plan.route.question
-        if question is None or not self._ended or self._observed.inside or self.head.encoding or not question.ready():
+        if question is None or not self._ended or self._observed.inside or self.head.encoding:
+            return False
+        upstream = question.hop.to(self._plan.namespace)
+        if not question.ready(upstream):
             return False
         found = messages.whole(self._early, self._link.limits.message)
         if found is None:
@@ -217,7 +223,8 @@ class Passage:
             request, meaning, meanwhile = question.ask(found[0])
         except DecodeError:
             return False
-        self._asked = cast("WireCarrier", question.channel.carrier).ask(self._plan.question, request, question.timeout)
+        carrier = cast("WireCarrier", upstream.channel.carrier)
+        self._asked = carrier.ask(self._plan.question, request, question.timeout)
         if self._asked is None:
             return False
         self._asked.answer.add_done_callback(partial(self._told, meaning))
@@ -244,6 +251,18 @@ class Passage:
 
     # -- finding the upstream
 
+    def _chosen(self) -> Upstream:
+        """Ask the hop."""
+        self._to = self._plan.route.hop.to(self._plan.namespace)
+        return self._to
+
+    def _name(self) -> str:
+        return "" if self._to is None else self._to.name
+
+    def _carrier(self) -> WireCarrier:
+        assert self._to is not None
+        return cast("WireCarrier", self._to.channel.carrier)
+
     def _call(self) -> Call:
         return Call(self.head.path, self.head.headers, self.deadline)
 
@@ -261,8 +280,8 @@ class Passage:
                 self._admitted = True
             if delay:
                 await asyncio.sleep(delay)
-            await route.upstream.ready(call)
-            link = await _carrier(route).ready()
+            await self._chosen().ready(call)
+            link = await self._carrier().ready()
             if not self.over:
                 self._start(link, call.remaining())
         except errors.NodeError as error:
@@ -440,7 +459,7 @@ class Passage:
             self.lost(head.message)
             return
         if not self._answered:
-            failure = outcomes.of_response(head, self._plan.route.upstream.name)
+            failure = outcomes.of_response(head, self._name())
             if failure is not None and head.code is None:
                 self.fail(failure)
                 return
@@ -457,10 +476,10 @@ class Passage:
         allowed = 3 if unseen and route.repeats < 3 else route.repeats
         if not self._answered and self._kept is not None and self._attempt < allowed:
             self._attempt += 1
-            log.info("%s is asked again: service %s went away", self.head.path, route.upstream.name)
+            log.info("%s is asked again: service %s went away", self.head.path, self._name())
             self._again()
             return
-        self.fail(_carrier(route).disconnected(reason))
+        self.fail(self._carrier().disconnected(reason))
 
     # -- its end
 
@@ -476,7 +495,7 @@ class Passage:
             self._heard = False
             self._stall = self._link.loop.call_later(stall, self._silent)
         else:
-            self.fail(errors.Unavailable(f"service {self._plan.route.upstream.name} has been silent for {stall:g}s"))
+            self.fail(errors.Unavailable(f"service {self._name()} has been silent for {stall:g}s"))
 
     def stopped(self) -> None:
         """The process is told to stop: whoever relays to it asks its successor."""
@@ -569,7 +588,3 @@ class _Upstream:
     def on_lost(self, reason: str) -> None:
         if self._is_current():
             self._passage.lost(reason)
-
-
-def _carrier(route: Route) -> WireCarrier:
-    return cast("WireCarrier", route.upstream.channel.carrier)

@@ -104,7 +104,7 @@ async def gateway(place: Path, *, internal: bool = False, **settings: Any) -> As
     """A relay on ``place/g.sock`` before the sockets in ``place``, and a channel to it."""
     config = Config(**settings)
     routes = Routes(place, config, {})
-    watches = [asyncio.ensure_future(u.watch()) for u in routes.upstreams.values()]
+    watches = [asyncio.ensure_future(u.watch()) for u in routes.upstreams]
     try:
         async with (
             rpc.serving(place / "g.sock", [], relay=Relay(routes, config, internal=internal)),
@@ -162,7 +162,7 @@ async def test_a_service_that_just_starts_is_not_called_broken(place: Path) -> N
     time is over.
     """
     routes = Routes(place, Config(hold=5.0), {})
-    health, upstream = NodeHealth(routes), routes["images"]
+    health, upstream = NodeHealth(routes), routes["images"].to("")
     watch = asyncio.ensure_future(upstream.watch())
     try:
         asking = asyncio.ensure_future(health.state("images", rpc.Call("", {})))

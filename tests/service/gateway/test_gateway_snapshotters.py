@@ -50,7 +50,7 @@ async def gateway(
 
     snapshotters = Snapshotters(routes, place)
     routes.added.append(watched)
-    for upstream in routes.upstreams.values():
+    for upstream in routes.upstreams:
         watched(upstream)
     watches.append(asyncio.create_task(snapshotters.follow()))
     try:
@@ -88,7 +88,7 @@ async def test_a_snapshotter_that_is_down_is_down_and_not_unknown(place: Path) -
     async with service(place, OVERLAY), gateway(place) as (routes, _):
         await routes.snapshotter("overlayfs", CALL)
     async with gateway(place, hold=0.05) as (routes, snapshotters):
-        upstream = await routes.snapshotter("overlayfs", CALL)
+        upstream = (await routes.snapshotter("overlayfs", CALL)).to("")
         with pytest.raises(errors.Unavailable, match="^service snapshots.overlayfs is not reachable"):
             await upstream.ready(CALL)
         with pytest.raises(errors.InvalidArgument, match="not loaded: native"):
@@ -125,4 +125,7 @@ async def test_a_proxy_plugin_takes_the_place_of_ours(place: Path) -> None:
     async with service(place, OVERLAY, NATIVE), gateway(place, proxies) as (routes, _):
         await routes.snapshotter("overlayfs", CALL)
         assert routes.snapshotters == ("overlayfs", "native", "stargz")
-        assert [routes[f"snapshots.{name}"].address for name in ("native", "stargz")] == ["/run/n.sock", "/run/s.sock"]
+        assert [routes[f"snapshots.{name}"].to("").address for name in ("native", "stargz")] == [
+            "/run/n.sock",
+            "/run/s.sock",
+        ]

@@ -16,6 +16,7 @@ from api.containerd.runtime.task.v2 import shim_pb2, shim_stubs
 from api.containerd.services.content.v1 import content_pb2 as pb
 from api.containerd.services.content.v1 import content_stubs
 from services.kit import errors, observer, rpc, tracing, ttrpc
+from services.kit.hops import Hop
 from services.kit.relays import Route
 from tests.support import eventually_async
 
@@ -232,7 +233,7 @@ class Passing:
         return None
 
     def route(self, call: rpc.Call) -> Route:
-        return Route(self, {"x-own": "1"})
+        return Route(Hop("s", self), {"x-own": "1"})
 
 
 @pytest.mark.parametrize(("digest", "code"), [("x", 0), ("absent", 5)])

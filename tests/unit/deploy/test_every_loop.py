@@ -254,7 +254,7 @@ async def watching_a_service(place: Path) -> AsyncIterator[Works]:
 async def hearing_of_snapshotters(place: Path) -> AsyncIterator[Works]:
     (place / "gateway").mkdir()
     routes = Routes(place, GatewaySettings(), {})
-    upstream = routes["snapshots"]
+    upstream = routes["snapshots"].to("")
     announced: list[str] = []
 
     async def listed(request: object, **how: Any) -> snapshotters_pb2.ListResponse:

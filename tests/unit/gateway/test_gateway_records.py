@@ -10,6 +10,7 @@ import pytest
 
 from api.splitd.records.v1 import records_pb2 as pb
 from gateway import records
+from gateway.hop import Hop
 from services.kit import errors
 from services.kit.rpc import Call
 from tests.support import eventually_async
@@ -24,6 +25,7 @@ class Metadata:
         self.answers = list(answers)
         self.asked: list[str] = []
         self.published: list[str] = []
+        self.name, self.up = "metadata", False
         self.channel, self.on_connect = SimpleNamespace(client=lambda _: self), list[Any]()
 
     def _asked(self, name: str) -> Any:
@@ -43,7 +45,7 @@ class Metadata:
         self.published.append(topic)
 
     def records(self, **seconds: float) -> records.Records:
-        return records.Records(self, self, content="content", snapshotters=(), **seconds)  # type: ignore[arg-type]
+        return records.Records(Hop("metadata", self), self, content="content", snapshotters=(), **seconds)  # type: ignore[arg-type]
 
 
 FINISHED = pb.Finished(events=[pb.Event(namespace="n", topic="/snapshot/prepare")])
@@ -59,12 +61,14 @@ async def test_who_waits_hears_of_a_full_disk_and_metadata_is_told_without_him(
     told = metadata.records(pause=0.01, full=0.05)
     with pytest.raises(errors.ResourceExhausted, match="no space left on device"):
         await asyncio.wait_for(told.finish(pb.FinishRequest(intent="i"), Call("m", {})), 10)
-    await eventually_async(lambda: asyncio.sleep(0, told._open == {"i"}), "the intent is not among those that are open")
+    await eventually_async(
+        lambda: asyncio.sleep(0, set(told._open) == {"i"}), "the intent is not among those that are open"
+    )
     metadata.answers.append(FINISHED)
     await eventually_async(
         lambda: asyncio.sleep(0, metadata.published == ["/snapshot/prepare"]), "the intent does not end"
     )
-    assert told._open == set()
+    assert not told._open
     assert caplog.text.count("Finish of an intent is repeated") == 2
 
 

@@ -10,6 +10,7 @@ import pytest
 from api.containerd.services.content.v1 import content_pb2 as pb
 from api.splitd.records.v1 import records_pb2 as records_pb
 from gateway.content import ContentServicer, _Write
+from gateway.upstream import Upstream
 from services.kit import errors
 from services.kit.rpc import Call
 
@@ -53,7 +54,7 @@ async def committed(raw: Raw, *messages: pb.WriteContentRequest) -> None:
     """A Write of these messages, tried again as often as the raw store dies."""
 
     async def commit(
-        call: Call, ref: str, size: int, expected: str, labels: object, raw_commit: Any
+        call: Call, raw: object, ref: str, size: int, expected: str, labels: object, raw_commit: Any
     ) -> tuple[str, int]:
         while True:
             try:
@@ -61,11 +62,13 @@ async def committed(raw: Raw, *messages: pb.WriteContentRequest) -> None:
             except errors.Disconnected:
                 continue
 
-    async def received(stream: Raw) -> bytes | None:
+    async def received(raw: Raw, stream: Raw) -> bytes | None:
         return await stream.receive()
 
-    servicer = cast("ContentServicer", SimpleNamespace(_content=raw, commit=commit, received=received))
-    async with _Write(servicer, Call("/Write", {}), records_pb.Ingest(ref="r", raw_ref="raw"), messages[0]) as write:
+    servicer = cast("ContentServicer", SimpleNamespace(commit=commit, received=received))
+    async with _Write(
+        servicer, Call("/Write", {}), records_pb.Ingest(ref="r", raw_ref="raw"), messages[0], cast("Upstream", raw)
+    ) as write:
         for message in messages:
             answer = pb.WriteContentResponse.FromString(await write.answer(message))
     assert (answer.action, answer.digest, answer.offset) == (pb.COMMIT, DIGEST, 5)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from services.kit import errors, rpc
+from services.kit.hops import Hop
 from services.wire import headers as ours
 from services.wire.channel import ClientLink, WireCarrier
 from services.wire.deadlines import Deadlines
@@ -412,13 +413,13 @@ class Passing:
 
             def route(self, call: rpc.Call) -> rpc.Route:
                 return rpc.Route(
-                    upstream,
+                    Hop("upstream", upstream),
                     {"to": "upstream"},
                     repeats=repeats,
                     admit=None if answers is None else admit,
                     question=None
                     if meaning is None
-                    else rpc.Question(upstream.channel, "/ask", {"who": "n"}, 30.0, lambda: True, ask),
+                    else rpc.Question(Hop("asked", upstream), "/ask", {"who": "n"}, 30.0, lambda _: True, ask),
                 )
 
         self.name = "upstream"

@@ -1,0 +1,44 @@
+"""The mounts that a snapshotter answered, kept while its process lives: clients ask for them twice more in each ``ctr
+run``.
+
+How a snapshot of one of our own snapshotters is mounted never changes, and a raw key means one snapshot for ever. What
+another process would answer is another matter: all is forgotten when the snapshotter's hop has changed. Whether a
+namespace has the snapshot is asked each time, and is never remembered here.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+from gateway.hop import Hop
+from gateway.upstream import Upstream
+
+T = TypeVar("T")
+
+LIMIT = 256
+"""Snapshots of a snapshotter whose mounts are kept."""
+
+
+class Mounts(Generic[T]):
+    """By raw key, of the snapshotter behind ``hop``; those that were answered last."""
+
+    def __init__(self, hop: Hop, *, limit: int = LIMIT) -> None:
+        self._limit = limit
+        self._kept: OrderedDict[str, tuple[Upstream, Sequence[T]]] = OrderedDict()
+        hop.changed.append(self._kept.clear)
+
+    def get(self, upstream: Upstream, raw_key: str) -> Sequence[T] | None:
+        """What ``upstream`` answered, if that is here."""
+        who, mounts = self._kept.get(raw_key, (None, ()))
+        return mounts if who is upstream else None
+
+    def put(self, upstream: Upstream, raw_key: str, mounts: Sequence[T]) -> None:
+        """Keep what ``upstream`` answered, if it is one of ours: a foreign one may mount the same snapshot otherwise
+        tomorrow.
+        """
+        if upstream.program:
+            self._kept[raw_key] = upstream, mounts
+            while len(self._kept) > self._limit:
+                self._kept.popitem(last=False)

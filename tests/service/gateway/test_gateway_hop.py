@@ -1,0 +1,292 @@
+"""Whoever answers the gateway's calls is replaced while it runs: the next call goes to the new one, whichever way it
+leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from google.protobuf.empty_pb2 import Empty
+
+from api.containerd.services.content.v1 import content_pb2, content_stubs
+from api.containerd.services.images.v1 import images_pb2, images_stubs
+from api.containerd.services.snapshots.v1 import snapshots_pb2, snapshots_stubs
+from api.containerd.services.tasks.v1 import tasks_pb2, tasks_stubs
+from api.containerd.types.mount_pb2 import Mount
+from api.splitd.records.v1 import records_pb2, records_stubs
+from gateway.config import Config
+from gateway.content import ContentServicer
+from gateway.events import Exchange
+from gateway.records import Records
+from gateway.relay import Relay
+from gateway.routes import Routes
+from gateway.snapshots import SnapshotsServicer
+from services.kit import errors, rpc
+from services.kit.rpc import NAMESPACE, Call
+from tests.support import eventually_async
+
+pytestmark = pytest.mark.once
+
+HEADERS = {NAMESPACE: "n"}
+SMALL = b"a small blob"
+DIGEST = f"sha256:{hashlib.sha256(SMALL).hexdigest()}"
+LARGE = bytes(100_000)
+LARGE_DIGEST = f"sha256:{hashlib.sha256(LARGE).hexdigest()}"
+
+
+@pytest.fixture(autouse=True, params=["wire", "grpcio"])
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What carries all of it."""
+    monkeypatch.setenv("SPLITD_GRPC_TRANSPORT", request.param)
+
+
+@dataclass
+class Images:
+    """Its images have its own name."""
+
+    name: str
+    SERVICE = images_stubs.IMAGES
+
+    async def Get(self, request: images_pb2.GetImageRequest, call: Call) -> images_pb2.GetImageResponse:
+        return images_pb2.GetImageResponse(image=images_pb2.Image(name=self.name))
+
+
+@dataclass
+class Tasks:
+    """Its processes end with a status of its own, or not at all."""
+
+    status: int | None
+    waits: int = 0
+    SERVICE = tasks_stubs.TASKS
+
+    async def Wait(self, request: tasks_pb2.WaitRequest, call: Call) -> tasks_pb2.WaitResponse:
+        self.waits += 1
+        if self.status is None:
+            await asyncio.Event().wait()
+        return tasks_pb2.WaitResponse(exit_status=self.status)
+
+
+@dataclass
+class Content:
+    """Blobs by digest; counts the Reads that came here."""
+
+    blobs: dict[str, bytes]
+    reads: int = 0
+    SERVICE = content_stubs.CONTENT
+
+    async def Read(
+        self, request: content_pb2.ReadContentRequest, call: Call
+    ) -> AsyncIterator[content_pb2.ReadContentResponse]:
+        self.reads += 1
+        yield content_pb2.ReadContentResponse(data=self.blobs[request.digest])
+
+
+@dataclass
+class Snapshotter:
+    """Mounts of its own; a Prepare waits for ``go``."""
+
+    source: str
+    asked: int = 0
+    preparing: asyncio.Event = field(default_factory=asyncio.Event)
+    go: asyncio.Event = field(default_factory=asyncio.Event)
+    SERVICE = snapshots_stubs.SNAPSHOTS
+
+    async def Mounts(self, request: snapshots_pb2.MountsRequest, call: Call) -> snapshots_pb2.MountsResponse:
+        self.asked += 1
+        return snapshots_pb2.MountsResponse(mounts=[Mount(source=self.source)])
+
+    async def Prepare(
+        self, request: snapshots_pb2.PrepareSnapshotRequest, call: Call
+    ) -> snapshots_pb2.PrepareSnapshotResponse:
+        self.preparing.set()
+        await self.go.wait()
+        return snapshots_pb2.PrepareSnapshotResponse(mounts=[Mount(source=self.source)])
+
+
+@dataclass
+class Metadata:
+    """Says that each namespace has everything; notes which gateway announced itself, and what it was asked."""
+
+    incarnations: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+    SERVICE = records_stubs.RECORDS
+
+    async def Connect(self, request: records_pb2.ConnectRequest, call: Call) -> records_pb2.ConnectResponse:
+        self.incarnations.append(request.incarnation)
+        return records_pb2.ConnectResponse()
+
+    async def ResolveBlob(self, request: records_pb2.ResolveBlobRequest, call: Call) -> records_pb2.Blob:
+        self.asked.append("ResolveBlob")
+        size = len(SMALL) if request.digest == DIGEST else len(LARGE)
+        return records_pb2.Blob(digest=request.digest, size=size, backend="content")
+
+    async def ResolveSnapshot(self, request: records_pb2.ResolveSnapshotRequest, call: Call) -> records_pb2.Snapshot:
+        self.asked.append("ResolveSnapshot")
+        return records_pb2.Snapshot(raw_key=f"n/1/{request.key}", backend=f"snapshots.{request.snapshotter}")
+
+    async def BeginSnapshot(self, request: records_pb2.BeginSnapshotRequest, call: Call) -> records_pb2.Intent:
+        self.asked.append("BeginSnapshot")
+        return records_pb2.Intent(id=str(uuid.uuid4()), backend="snapshots.overlayfs", raw_key=f"n/2/{request.key}")
+
+    async def Finish(self, request: records_pb2.FinishRequest, call: Call) -> records_pb2.Finished:
+        self.asked.append("Finish")
+        return records_pb2.Finished()
+
+    async def Cancel(self, request: records_pb2.CancelRequest, call: Call) -> Empty:
+        self.asked.append("Cancel")
+        return Empty()
+
+
+@contextlib.asynccontextmanager
+async def gateway(place: Path) -> AsyncIterator[tuple[Routes, rpc.Channel]]:
+    """A gateway's calls on ``place/g.sock``, as its process has them, before the sockets in ``place``."""
+    config = Config()
+    routes = Routes(place, config, {})
+    routes.know(["overlayfs"], heard=True)
+    records = Records(routes["metadata"], Exchange(), content="content", snapshotters=routes.snapshotters)
+    content = ContentServicer(routes, records, config)
+    relay = Relay(routes, config, internal=True, coordinated=content.coordinated, joined=content.joined)
+    watches = [asyncio.ensure_future(upstream.watch()) for upstream in routes.upstreams]
+    routes.added.append(lambda upstream: watches.append(asyncio.ensure_future(upstream.watch())))
+    servicers: list[rpc.Servicer] = [content, SnapshotsServicer(routes, records, config)]
+    try:
+        async with (
+            rpc.serving(place / "g.sock", servicers, relay=relay, relayed=True),
+            rpc.Channel(place / "g.sock", "gateway") as channel,
+        ):
+            yield routes, channel
+    finally:
+        for watch in watches:
+            watch.cancel()
+        await asyncio.gather(*watches, return_exceptions=True)
+
+
+def replace(routes: Routes, place: Path, name: str, socket: str) -> None:
+    """Whoever listens on ``socket`` answers for ``name`` now."""
+    routes[name].replace(routes.upstream(name, place / socket, "another"))
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["alone", "among many"])
+async def test_a_call_that_is_relayed_goes_to_who_is_there_now(place: Path, many: bool) -> None:
+    """On the connection and with the headers of the calls before, of which the transport remembers what became."""
+    async with (
+        rpc.serving(place / "images.sock", [Images("one")], relayed=True),
+        rpc.serving(place / "other.sock", [Images("other")], relayed=True),
+        gateway(place) as (routes, channel),
+    ):
+        client = channel.client(images_stubs.IMAGES)
+
+        async def names() -> set[str]:
+            answers = await asyncio.gather(
+                *(client.Get(images_pb2.GetImageRequest(), headers=HEADERS, together=many) for _ in range(3))
+            )
+            return {answer.image.name for answer in answers}
+
+        assert await names() == {"one"}
+        replace(routes, place, "images", "other.sock")
+        assert await names() == {"other"}
+
+
+async def test_a_call_that_is_made_again_goes_to_who_is_there_now(place: Path) -> None:
+    """A Wait lasts; when the service that it went to ends, it is asked of the one in its place."""
+    old, new = Tasks(None), Tasks(7)
+    async with rpc.serving(place / "other.sock", [new]), gateway(place) as (routes, channel):
+        async with rpc.serving(place / "tasks.sock", [old], grace=0):
+            waiting = asyncio.ensure_future(
+                channel.client(tasks_stubs.TASKS).Wait(tasks_pb2.WaitRequest(), headers=HEADERS, timeout=30)
+            )
+            await eventually_async(lambda: asyncio.sleep(0, old.waits == 1), "the Wait does not come")
+            replace(routes, place, "tasks", "other.sock")
+            assert not waiting.done()
+        assert (await waiting).exit_status == 7
+    assert (old.waits, new.waits) == (1, 1)
+
+
+async def test_mounts_are_forgotten_and_small_blobs_are_not(place: Path) -> None:
+    """The gateway's own calls go to the new ones. How a snapshot is mounted is for the new snapshotter to say; what the
+    bytes of a digest are, nobody can say otherwise.
+    """
+    blobs = {DIGEST: SMALL, LARGE_DIGEST: LARGE}
+    contents = [Content(blobs), Content(blobs)]
+    snapshotters = [Snapshotter("one"), Snapshotter("other")]
+    async with (
+        rpc.serving(place / "metadata.sock", [Metadata()]),
+        rpc.serving(place / "content.sock", [contents[0]]),
+        rpc.serving(place / "content2.sock", [contents[1]]),
+        rpc.serving(place / "snapshots-overlayfs.sock", [snapshotters[0]]),
+        rpc.serving(place / "overlayfs2.sock", [snapshotters[1]]),
+        gateway(place) as (routes, channel),
+    ):
+
+        async def read(digest: str) -> bytes:
+            request = content_pb2.ReadContentRequest(digest=digest)
+            stream = channel.client(content_stubs.CONTENT).Read(request, headers=HEADERS)
+            return b"".join([response.data async for response in stream])
+
+        async def source() -> str:
+            request = snapshots_pb2.MountsRequest(snapshotter="overlayfs", key="k")
+            answer = await channel.client(snapshots_stubs.SNAPSHOTS).Mounts(request, headers=HEADERS)
+            return answer.mounts[0].source
+
+        for _ in range(2):
+            assert (await read(DIGEST), await read(LARGE_DIGEST), await source()) == (SMALL, LARGE, "one")
+        assert (contents[0].reads, snapshotters[0].asked) == (3, 1)
+        replace(routes, place, "content", "content2.sock")
+        replace(routes, place, "snapshots.overlayfs", "overlayfs2.sock")
+        for _ in range(2):
+            assert (await read(DIGEST), await read(LARGE_DIGEST), await source()) == (SMALL, LARGE, "other")
+        assert (contents[0].reads, snapshotters[0].asked) == (3, 1)
+        assert (contents[1].reads, snapshotters[1].asked) == (2, 1)
+
+
+async def test_an_intent_ends_where_it_began(place: Path) -> None:
+    """With the metadata that began it, and the snapshotter that it was begun for; the next one begins with those in
+    their place, to whom the gateway has announced itself.
+    """
+    stores, snapshotters = [Metadata(), Metadata()], [Snapshotter("one"), Snapshotter("other")]
+    async with (
+        rpc.serving(place / "metadata.sock", [stores[0]]),
+        rpc.serving(place / "metadata2.sock", [stores[1]]),
+        rpc.serving(place / "snapshots-overlayfs.sock", [snapshotters[0]]),
+        rpc.serving(place / "overlayfs2.sock", [snapshotters[1]]),
+        gateway(place) as (routes, channel),
+    ):
+        client = channel.client(snapshots_stubs.SNAPSHOTS)
+
+        async def prepared(key: str) -> str:
+            request = snapshots_pb2.PrepareSnapshotRequest(snapshotter="overlayfs", key=key)
+            return (await client.Prepare(request, headers=HEADERS, timeout=30)).mounts[0].source
+
+        first = asyncio.ensure_future(prepared("k"))
+        await asyncio.wait_for(snapshotters[0].preparing.wait(), 30)
+        replace(routes, place, "metadata", "metadata2.sock")
+        replace(routes, place, "snapshots.overlayfs", "overlayfs2.sock")
+        snapshotters[1].go.set()
+        assert await prepared("l") == "other"
+        snapshotters[0].go.set()
+        assert await first == "one"
+        assert [store.asked for store in stores] == [["BeginSnapshot", "Finish"]] * 2
+        assert stores[0].incarnations[:1] == stores[1].incarnations
+
+        async def mounted() -> str:
+            request = snapshots_pb2.MountsRequest(snapshotter="overlayfs", key="k")
+            return (await client.Mounts(request, headers=HEADERS)).mounts[0].source
+
+        assert await mounted() == "other"
+
+
+async def test_one_that_nobody_has_started_is_named(place: Path) -> None:
+    """Not the one before, which is there."""
+    async with rpc.serving(place / "images.sock", [Images("one")]), gateway(place) as (routes, channel):
+        client = channel.client(images_stubs.IMAGES)
+        await client.Get(images_pb2.GetImageRequest(), headers=HEADERS)
+        routes["images"].replace(routes.upstream("images-of-mine", place / "nobody.sock"))
+        with pytest.raises(errors.Unavailable, match="^service images-of-mine is not reachable"):
+            await client.Get(images_pb2.GetImageRequest(), headers=HEADERS, timeout=1)
