@@ -1,8 +1,8 @@
-"""What the TAB key completes of the splitd command: argcomplete asks the command itself, whose parser knows its verbs
-and options, and the node the names of its images.
+"""TAB completion of the splitd command.
 
-The shell's script (``splitd completion bash``) starts the command with variables of argcomplete's at each TAB. What
-cannot be found out quickly is not completed, without a word.
+At each TAB the shell's script (``splitd completion bash``) starts the command with environment variables of
+argcomplete. The command's parser completes verbs and options, and the node completes names of images. If an answer
+takes too long, or fails, nothing is completed and nothing is printed.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from services.kit import errors
 
 SHELLS = ("bash", "zsh", "fish")
 PATIENCE = 1.0
-"""Seconds for the node to say what it has; nobody waits longer for a TAB."""
+"""Seconds that the node has to answer; a user does not wait longer for a TAB."""
 
 
 def script(shell: str) -> str:
-    """What a shell reads to complete ``splitd``."""
+    """The script that a shell reads to complete ``splitd``."""
     return shellcode(["splitd"], shell=shell)
 
 
 def complete(top: argparse.ArgumentParser) -> None:
-    """Answer the shell and end."""
+    """Answer the shell, and exit."""
     _teach(top)
     autocomplete(top, always_complete_options="long")
 
 
 def _teach(parser: argparse.ArgumentParser) -> None:
-    """Give each argument what completes it, by the word that stands for it in the help."""
+    """Give each argument its completer, chosen by the argument's metavar."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for child in dict.fromkeys(action.choices.values()):
@@ -49,8 +49,6 @@ def _teach(parser: argparse.ArgumentParser) -> None:
 
 
 def _images(parsed_args: argparse.Namespace, **_: object) -> Collection[str]:
-    """The names of the node's images."""
-
     async def names() -> list[str]:
         async with (
             asyncio.timeout(PATIENCE),

@@ -1,8 +1,8 @@
 """The configuration file as a whole: every table of every process, printed, checked and resolved.
 
-Processes read only their own tables (services/kit/settings.py); this module knows all of them, out of the table of
-processes. Where a config.py has a function ``load(file)``, it reads keys of containerd's own tables too, and is asked
-instead. Where it has ``check(file)``, that looks at what one value alone does not show, such as other files.
+A process reads only its own tables (services/kit/settings.py). This module knows all tables, from the table of
+processes. If a config.py has a function ``load(file)``, that is called to load it, since it also reads keys of
+containerd's own tables. If it has ``check(file)``, that checks what a single value does not show, such as other files.
 """
 
 from __future__ import annotations
@@ -22,17 +22,15 @@ from deploy.processes import PROCESSES, Process
 from services.kit import errors, exporting, settings
 
 ENTRIES = {"proxy_plugins": "gateway.config:ProxyPlugin"}
-"""Tables of named entries, ``[proxy_plugins.NAME]``, each entry of the class."""
+"""Tables of named entries, such as ``[proxy_plugins.NAME]``, and the class of an entry."""
 
 QUIET = frozenset({"version"})
-"""containerd's keys without meaning here that are not worth a warning."""
+"""Keys of containerd's that have no meaning here, and need no warning."""
 
 
 @dataclass(slots=True)
 class Checked:
-    """What is to be said of a file: errors, which keep a node from starting, troubles, of which something will
-    fail, and warnings.
-    """
+    """The findings about a file. ``errors`` keep a node from starting, ``troubles`` will make something fail later."""
 
     errors: list[str] = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
@@ -65,7 +63,7 @@ def _class(where: str) -> type[Any]:
 
 
 class _Watched(dict[str, Any]):
-    """One of containerd's tables, which notes what is looked up in it: the rest means nothing here."""
+    """One of containerd's tables. It notes which keys are looked up; the other keys have no meaning here."""
 
     def __init__(self, values: dict[str, Any]) -> None:
         super().__init__(values)
@@ -77,9 +75,7 @@ class _Watched(dict[str, Any]):
 
 
 def check(path: Path | None) -> Checked:
-    """All that is wrong with a file, not only the first thing; and with the variables OTEL_..., which a node has
-    from the environment.
-    """
+    """Check a file, and the node's environment variables OTEL_.... All findings are returned, not only the first."""
     found = Checked(troubles=list(exporting.check()))
     try:
         file = settings.read(path)
@@ -133,7 +129,7 @@ def _try(found: Checked, cls: type[Any], file: settings.File, table: str) -> Non
 
 
 def _look(found: Checked, file: settings.File) -> None:
-    """What each process's own ``check`` says of a file that can be loaded."""
+    """Call the ``check`` of each process's settings, for a file that can be loaded."""
     lists = {"error": found.errors, "trouble": found.troubles, "warning": found.warnings}
     for module in dict.fromkeys(cls.__module__ for _, cls in tables()):
         for kind, words in getattr(importlib.import_module(module), "check", lambda _: ())(file):
@@ -145,17 +141,15 @@ def _words(error: errors.NodeError) -> str:
 
 
 def grace(process: Process, file: settings.File) -> float:
-    """Seconds that a process gives its calls to end when it is stopped; 0 where its settings do not say."""
+    """Seconds that a process gives its calls to end when it is stopped; 0 if its settings do not say."""
     return max(
         (float(getattr(load(_class(where), file, table), "grace", 0.0)) for table, where in process.config), default=0.0
     )
 
 
 def text(file: settings.File, *, comments: bool, files: Mapping[str, settings.File] | None = None, **top: Path) -> str:
-    """The configuration that ``file`` amounts to, as TOML; ``files`` are other ones for single tables, and ``top``
-    overrides keys of the top level.
-
-    With ``comments`` each key is explained.
+    """The effective configuration of ``file``, as TOML. ``files`` are other files for single tables. ``top`` overrides
+    keys of the top level. With ``comments`` each key is explained.
     """
     parts = []
     for table, cls in tables():
@@ -172,7 +166,7 @@ def text(file: settings.File, *, comments: bool, files: Mapping[str, settings.Fi
 
 
 def _table(table: str, value: Any, *, comments: bool) -> str:
-    """One table, and its nested ones after it."""
+    """One table, followed by its nested tables."""
     lines = [_comment(inspect.getdoc(type(value)) or "")] if comments else []
     if table:
         lines.append(f"[{table}]\n")
@@ -191,7 +185,7 @@ def _table(table: str, value: Any, *, comments: bool) -> str:
 
 
 def literal(value: Any, hint: Any = None) -> str:
-    """A value in TOML."""
+    """A value as TOML."""
     if hint == settings.Seconds and isinstance(value, (int, float)):
         return f'"{settings.format_duration(value)}"'
     if isinstance(value, bool):
@@ -216,17 +210,17 @@ def _key(name: str) -> str:
 
 
 def _comment(docs: str) -> str:
-    """Prose as TOML comment lines, its reStructuredText quotes taken off."""
+    """Prose as TOML comment lines, without quotes of reStructuredText."""
     return "".join(f"# {line}".rstrip() + "\n" for line in docs.replace("``", "").strip().splitlines())
 
 
 def _docs(cls: type[Any]) -> dict[str, str]:
-    """The docstring below each field of a dataclass, inherited ones too."""
+    """The docstring below each field of a dataclass, including inherited fields."""
     found: dict[str, str] = {f.name: "" for f in dataclasses.fields(cls)}
     for each in reversed(cls.__mro__[:-1]):
         try:
             (node,) = ast.parse(textwrap.dedent(inspect.getsource(each))).body
-        except OSError:  # made by make_dataclass, of others that were written
+        except OSError:  # made by make_dataclass, from classes that are in the source
             continue
         assert isinstance(node, ast.ClassDef)
         for statement, after in zip(node.body, [*node.body[1:], None], strict=True):

@@ -1,4 +1,4 @@
-"""Stopping every container of a node, through its own API, as a client would."""
+"""Stops every container of a node, through the node's own API, as a client would."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from services.kit import errors, rpc
 TASKS = tasks_stubs.TASKS
 NAMESPACES = namespaces_stubs.NAMESPACES
 KILLED_SECONDS = 15.0
-"""How long a task may take to end after SIGKILL."""
+"""Seconds that a task may take to end after SIGKILL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +30,14 @@ class _Task:
 
 
 async def stop_all(address: Path, grace: float, bundles: Path) -> int:
-    """SIGTERM to every task of every namespace, SIGKILL to what is left after ``grace`` seconds, then delete them; how
-    many there were.
+    """Stop and delete every task of every namespace, and return how many there were. Each task gets SIGTERM, and
+    SIGKILL after ``grace`` seconds.
 
-    Namespaces are those that metadata knows and those that have ``bundles``: a task runs on where the records of its
-    container are lost, or cannot be read.
+    The namespaces are those that metadata knows and those that have ``bundles``, since a task keeps running when the
+    records of its container are lost or cannot be read.
 
-    Until none is left: the restart monitor may start one again meanwhile. FailedPrecondition names those that would not
-    end, and why; they keep no others running.
+    The restart monitor may start a container again meanwhile, so this repeats until none is left. FailedPrecondition
+    names the tasks that did not end, and why. They do not keep other tasks running.
     """
     async with rpc.Channel(address, "gateway") as channel:
         tasks, namespaces = channel.client(TASKS), channel.client(NAMESPACES)
@@ -69,7 +69,7 @@ async def _list(tasks: tasks_stubs.Tasks, namespaces: namespaces_stubs.Namespace
             namespace.name for namespace in (await namespaces.List(namespaces_pb2.ListNamespacesRequest())).namespaces
         }
     except errors.NodeError as error:
-        complain(f"only namespaces that have tasks are looked at: {error}")
+        complain(f"only namespaces that have tasks are searched: {error}")
     found = []
     for name in sorted(names):
         listed = await tasks.List(tasks_pb2.ListTasksRequest(), headers={rpc.NAMESPACE: name})
@@ -78,7 +78,7 @@ async def _list(tasks: tasks_stubs.Tasks, namespaces: namespaces_stubs.Namespace
 
 
 async def _trouble(tasks: tasks_stubs.Tasks, task: _Task, grace: float) -> str:
-    """Why a task could not be stopped, or an empty string."""
+    """Stop a task. The result is the reason if that failed, or an empty string."""
     try:
         await _stop(tasks, task, grace)
     except errors.NodeError as error:
@@ -103,7 +103,7 @@ async def _stop(tasks: tasks_stubs.Tasks, task: _Task, grace: float) -> None:
 
 
 async def _state(tasks: tasks_stubs.Tasks, task: _Task) -> int | None:
-    """The task's state; None if it is gone."""
+    """The task's state; None if the task is gone."""
     try:
         response = await tasks.Get(tasks_pb2.GetRequest(container_id=task.container), headers=task.headers)
     except errors.NotFound:

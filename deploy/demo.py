@@ -1,8 +1,9 @@
-"""``make demo``: the main job of a node, shown without the internet.
+"""``make demo`` shows the main job of a node, without the internet.
 
-Builds a small image from Debian's busybox-static, serves it from Debian's docker-registry on loopback, pulls it with
-Debian's ctr through the node, runs a container with runc, and prints each step with what it did and how long it took. A
-node that is up is used and left up; otherwise one is started in a temporary directory, and taken away again.
+It builds a small image from Debian's busybox-static, serves it from Debian's docker-registry on loopback, pulls it with
+Debian's ctr through the node, and runs a container with runc. For each step it prints the command, its output and its
+time. If a node is up, the demo uses it and leaves it up. Otherwise the demo starts one in a temporary directory, and
+removes it afterwards.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def _node(arguments: argparse.Namespace) -> Iterator[Path]:
-    """The containerd socket of a node that is up, this machine's or one of the demo's own."""
+    """The containerd socket of a node: of one that is up, or of one that the demo starts."""
     here = place.find(arguments)
     if supervision.is_up(here):
         print(f"using the node that is up at {here.state}")
@@ -68,12 +69,12 @@ def _node(arguments: argparse.Namespace) -> Iterator[Path]:
 
 
 def show(socket: Path, registry: Registry) -> None:
-    """The steps."""
+    """Run and print the steps."""
     ctr = ["ctr", "-a", str(socket), "-n", NAMESPACE]
     image = busybox_image(cmd=("sh", "-c", SCRIPT))
     reference = registry.push(image, "hello:1")
     size = sum(len(blob) for blob in image.blobs.values())
-    print(f"\nan image of {size / (1 << 20):.1f} MiB is at {reference}\n")
+    print(f"\nthe image {reference} has {size / (1 << 20):.1f} MiB\n")
     try:
         _run(
             (
@@ -105,7 +106,7 @@ def _run(title: str, command: Sequence[str], *, tail: int = 0, expected: int = 0
     begun = time.monotonic()
     done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
     seconds = time.monotonic() - begun
-    # progress bars
+    # leaves out progress bars
     lines = [line for line in done.stdout.replace("\r", "\n").splitlines() if line.strip() and "\x1b" not in line]
     for line in lines[-tail:] if tail else lines:
         print(f"   {line}")

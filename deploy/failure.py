@@ -1,6 +1,4 @@
-"""What an operator is told when something is wrong: the one exception that a verb ends with, and what to say of a
-mistyped word.
-"""
+"""Errors as an operator sees them: the exception that ends a verb, and the message for a mistyped word."""
 
 from __future__ import annotations
 
@@ -9,7 +7,9 @@ from collections.abc import Sequence
 
 
 class Failure(Exception):
-    """``message`` is one line that says what is wrong and what to do; ``more`` are other lines of the kind."""
+    """A verb failed. ``message`` is one line that says what is wrong and what to do, ``more`` are further such lines.
+    ``code`` is the exit code.
+    """
 
     def __init__(self, message: str, code: int = 1, more: Sequence[str] = ()) -> None:
         super().__init__(message)
@@ -18,14 +18,14 @@ class Failure(Exception):
 
 
 LIKENESS = 0.7
-"""From here on two words are taken for one and its mistyping: below it is `ps` and `push`, above it `donw` and
-`down`.
+"""Two words at least this similar are taken for a word and its mistyping. `donw` and `down` are above it, `ps` and
+`push` below.
 """
 
 
 def mistyped(word: str, known: list[str], what: str, meant: str = "") -> str:
-    """What to say of a word that is none of those known; ``meant`` is what it stands for, where that is known, with
-    why behind a colon.
+    """The message for a word that is not one of ``known``. ``meant`` is the known word that it stands for, if there is
+    one; behind a colon it may have a reason.
     """
     near, _, why = (
         meant.partition(": ")

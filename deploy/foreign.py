@@ -1,7 +1,7 @@
-"""What belongs to another containerd: a node takes none of its directories and none of its sockets.
+"""Refuses to start a node that would take directories or sockets of another containerd.
 
-A configuration brought along from containerd names containerd's own root, state and address. A node started with it
-would put its folders among containerd's, take containerd's socket and show its tasks; so it is not started.
+A configuration that was brought along from containerd names containerd's own root, state and address. A node started
+with it would put its folders among containerd's, take containerd's socket and show its tasks. So it is not started.
 """
 
 from __future__ import annotations
@@ -17,24 +17,25 @@ from deploy.place import Place
 from deploy.processes import PROCESSES
 
 METADATA = "io.containerd.metadata.v1.bolt"
-"""In the root of every containerd since 1.0: its database."""
+"""The database in the root of every containerd since 1.0."""
 
 BUNDLES = "io.containerd.runtime.v2.task"
-"""Bundles, below a directory for each namespace: a node has them under the same name."""
+"""Bundles, below a directory for each namespace. A node of splitd has them under the same name."""
 
 ENDING_SECONDS = 5.0
-"""How long a gateway of the node itself may take to end after its supervisord: until then its socket answers."""
+"""Seconds that a gateway of this node may take to end after its supervisord. Until then its socket answers."""
 
 TAKEN = ("containerd.sock", "containerd.sock.ttrpc", *(name for process in PROCESSES for name in process.sockets))
-"""The sockets in STATE that a node makes, in the place of what is there; and one for each snapshotter."""
+"""The sockets in STATE that a node makes, replacing those that exist. Besides these there is one for each snapshotter.
+"""
 
 
 def refuse(here: Place, chosen: dict[str, str], *, ending: float = ENDING_SECONDS) -> None:
-    """A Failure of one line where ``here`` is another containerd's; nothing is written before.
+    """Raise a Failure of one line if ``here`` belongs to another containerd. Nothing is written before.
 
-    ``chosen`` tells for "root" and "state" where the operator chose them, such as ``--root`` or ``root in
-    /etc/containerd/config.toml``. A socket that answers while no supervisord of the node runs is waited for, ``ending``
-    seconds.
+    ``chosen`` says where the operator chose "root" and "state", such as ``--root`` or ``root in
+    /etc/containerd/config.toml``. If a socket answers though no supervisord of this node runs, this waits ``ending``
+    seconds for it to go away.
     """
     found: dict[str, str] = {}
     if (here.root / METADATA).exists():
@@ -57,7 +58,7 @@ def refuse(here: Place, chosen: dict[str, str], *, ending: float = ENDING_SECOND
 
 
 def _kept(state: Path) -> Path | None:
-    """Something that a containerd keeps in ``state`` where no node was ever started; None if there is nothing."""
+    """A file or directory of containerd's in ``state``, if no node was ever started there; None if there is none."""
     if (state / "node.json").exists():
         return None
     others = (path for path in state.glob("io.containerd.*") if path.name != BUNDLES)
@@ -65,7 +66,7 @@ def _kept(state: Path) -> Path | None:
 
 
 def _server(state: Path) -> str:
-    """A socket that the node would take though somebody serves it, and who; "" if there is none."""
+    """A message about a socket that the node would take although another process serves it; "" if there is none."""
     names = (*TAKEN, *sorted(path.name for path in state.glob("snapshots-*.sock")))
     return next(
         (f"{state / name} is served by {who}, not by this node" for name in names if (who := _answering(state / name))),
@@ -74,17 +75,17 @@ def _server(state: Path) -> str:
 
 
 def _answering(path: Path) -> str:
-    """Who listens on a unix socket, as "NAME (pid PID)"; "" if nobody does."""
+    """The process that listens on a unix socket, as "NAME (pid PID)"; "" if none does."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
         try:
             probe.connect(str(path))
         except BlockingIOError:
-            return "somebody who accepts no connections"
+            return "a process that accepts no connections"
         except OSError:
             return ""
         pid, _, _ = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
     try:
         return f"{Path(f'/proc/{pid}/comm').read_text().strip()} (pid {pid})"
     except OSError:
-        return "a process of another machine or container"  # it shares the directory, and not our process ids
+        return "a process of another machine or container"  # it shares the directory with us, but not the process ids

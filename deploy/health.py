@@ -1,5 +1,5 @@
-"""The health of a node: supervisord's word for each process, the process's own answer, and the gateway's view of
-it. And that of the registries it asks.
+"""The health of a node: supervisord's state of each process, the process's own answer, and the gateway's view of it.
+Also the state of the registries that the node asks.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from services.kit import errors, health, rpc
 
 REGISTRIES = registries_stubs.REGISTRIES
 SNAPSHOTS = "snapshots"
-"""The process whose upstreams are more than its own: its snapshotters, which it announces."""
+"""The process that has more upstreams than the table says: its snapshotters, which it announces."""
 PATIENCE = 3.0
-"""Seconds for an answer; a process that takes longer is not healthy."""
+"""Seconds for an answer. A process that takes longer is not healthy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """One process: what supervisord says, what memory it has, and what is wrong with it ("" if nothing)."""
+    """One process: its state in supervisord, its memory, and its trouble ("" if none)."""
 
     status: Status
     memory: int
-    """Bytes of PSS: its own pages and its share of those it shares; 0 if it does not run."""
+    """PSS in bytes: its own pages, and its share of the pages that it shares. 0 if it does not run."""
     trouble: str
     runs: tuple[str, str] | None = None
     """The version and the revision of the code that it runs; None if it does not tell, as before 0.2."""
     lasting: bool = False
-    """Whether what is wrong with it, as it says itself, does not pass while one waits."""
+    """Whether waiting does not help, by the process's own words."""
 
     @property
     def healthy(self) -> bool:
@@ -45,16 +45,16 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class Proxied:
-    """Somebody else's service, of [proxy_plugins], as the gateway sees it."""
+    """Another project's service of [proxy_plugins], as the gateway sees it."""
 
     name: str
     kind: str
     """snapshot, content or diff."""
     address: str
     in_place: bool
-    """It stands in the place of one of ours: without it the node does not work."""
+    """Whether it replaces one of our services, so that the node does not work without it."""
     trouble: str
-    """What is wrong with it, "" if nothing, or where the gateway does not tell."""
+    """"" if there is none, or if the gateway does not tell."""
 
     @property
     def healthy(self) -> bool:
@@ -62,7 +62,7 @@ class Proxied:
 
 
 def proxied(place: Place) -> list[Proxied]:
-    """Each of them, all asked at the same time."""
+    """All proxy plugins. They are asked at the same time."""
     return asyncio.run(_proxied(place))
 
 
@@ -86,7 +86,7 @@ async def _proxied(place: Place) -> list[Proxied]:
 
 
 def away(place: Place) -> list[Proxied]:
-    """Those in the place of one of ours that do not answer, once they had a moment to."""
+    """The plugins that replace one of our services and do not answer. They get a moment to."""
     end = time.monotonic() + PATIENCE
     while (found := [each for each in proxied(place) if each.in_place and not each.healthy]) and time.monotonic() < end:
         time.sleep(0.1)
@@ -94,12 +94,12 @@ def away(place: Place) -> list[Proxied]:
 
 
 def _upstream(name: str, plugin: ProxyPlugin) -> str:
-    """What the gateway calls it."""
+    """The gateway's name for it."""
     return f"snapshots.{name}" if plugin.type == "snapshot" else plugin.type
 
 
 def of_node(place: Place) -> list[Health]:
-    """Every process of a node that is up, asked at the same time."""
+    """Every process of a node that is up. They are asked at the same time."""
     return asyncio.run(_of_node(place, Supervisor(place).processes()))
 
 
@@ -144,13 +144,14 @@ async def _runs(place: Place, process: Process) -> tuple[str, str] | None:
         try:
             found = await version_of(channel, PATIENCE)
         except errors.NodeError:
-            return None  # an older one does not serve it; one that does not answer has its trouble said
+            # an old process does not serve Version; one that does not answer has its trouble reported elsewhere
+            return None
     return found.version, found.revision
 
 
 def _and_silence(trouble: str, status: Status) -> str:
-    """What is wrong, and what the watchdog has to say of it: a process that answers is not silent, however late its
-    last beat is.
+    """``trouble``, with the watchdog's word about silence. A process without trouble answers, so it is not silent,
+    however old its last beat is.
     """
     return (
         f"{trouble} (its loop has been silent for {status.watched.silent:.0f} s)"
@@ -165,21 +166,21 @@ def _state_trouble(status: Status) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Trouble:
-    """What is wrong, "" if nothing."""
+    """What is wrong with a process; empty ``words`` mean nothing is."""
 
     words: str = ""
     lasting: bool = False
 
 
 async def _trouble(place: Place, process: Process, gateway: rpc.Channel, upstreams: Iterable[str]) -> _Trouble:
-    """What is wrong with a process that runs: its own health first, then what the gateway says of its ``upstreams``."""
+    """The trouble of a running process: by its own health first, then by what the gateway says of its ``upstreams``."""
     for name in process.sockets:
         async with rpc.Channel(place.state / name, process.name) as channel:
             if (trouble := await _check(channel, "", f"{name} ")).words:
                 return trouble
     for upstream in upstreams:
         if (trouble := await _check(gateway, upstream, f"the gateway says: {upstream} ")).words:
-            # A gateway that is away is its own trouble, not that of each process.
+            # If the gateway is away, that is the gateway's trouble, not that of each process.
             return _Trouble() if trouble.words.endswith(ABSENT) and process.name != "gateway" else trouble
     return _Trouble()
 
@@ -191,7 +192,7 @@ async def _check(channel: rpc.Channel, service: str, prefix: str) -> _Trouble:
     try:
         serves, why = await health.check(channel, service, PATIENCE)
     except errors.NotFound:
-        return _Trouble()  # replaced by another's, or not configured: not this process's to answer for
+        return _Trouble()  # replaced by a plugin, or not configured: not this process's fault
     except (errors.Unavailable, errors.DeadlineExceeded):
         return _Trouble(prefix + ABSENT)
     except errors.NodeError as error:
@@ -201,8 +202,8 @@ async def _check(channel: rpc.Channel, service: str, prefix: str) -> _Trouble:
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """A registry or mirror as the images service remembers it; times are seconds since the epoch, ``throughput`` is
-    bytes a second (0: not measured).
+    """A registry or mirror, as the images service remembers it. Times are in seconds since the epoch. ``throughput`` is
+    in bytes a second (0: not measured).
     """
 
     host: str
@@ -214,15 +215,17 @@ class Registry:
     last_error: str
     throughput: float
     rests_until: float
-    """Until then others are asked before it; 0 if it is good."""
+    """Until then other hosts are asked before it; 0 if it is good."""
     ranges_refused: str = ""
-    """What it answered to a request for a part of a blob; "" if it is not known to refuse those."""
+    """Its answer to a request for a part of a blob; "" if it is not known to refuse such requests."""
     ranges_refused_until: float = 0.0
     """Until then it is asked for whole blobs only."""
 
 
 def registries(place: Place) -> list[Registry] | None:
-    """What the images service remembers; None if it does not answer, which its own health explains."""
+    """The registries that the images service remembers; None if the service does not answer, which its own health
+    explains.
+    """
     return asyncio.run(_registries(place))
 
 
@@ -249,12 +252,12 @@ async def _registries(place: Place) -> list[Registry] | None:
 
 
 _DEATHS = 3
-"""So often a service that cannot start ends, and is started again, while it is waited for; its log says why."""
+"""How often a service that cannot start may end, and be started again, while we wait for it. Its log says why."""
 
 
 def wait(place: Place, seconds: float, only: set[str] | None = None) -> list[Health]:
-    """Ask until all processes (or ``only`` these) are healthy, or those that are not will not be, by their own
-    words or as they cannot start, or the time is over; the last answers.
+    """Ask until all processes (or ``only`` these) are healthy, or ``seconds`` have passed. It ends earlier if each of
+    the others says itself that waiting does not help, or cannot start. The result is the last answers.
     """
     end = time.monotonic() + seconds
     ended: dict[str, int] = {}

@@ -1,8 +1,8 @@
-"""What a node does not remove since records of it may have been lost: unknown blobs and snapshots (metadata's
-collector), and directories of unknown snapshots (snapshotters).
+"""What a node does not remove because records may have been lost: unknown blobs and snapshots, which metadata's
+collector holds back, and directories of unknown snapshots, which snapshotters hold back.
 
-The latter is a file below the root, which the snapshotter writes and an operator removes; its service looks at it
-whenever it would remove something.
+A snapshotter notes the latter in a file below the root. It writes the file, reads it whenever it would remove
+something, and an operator's release removes it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PATIENCE = 3.0
 
 @dataclass(frozen=True, slots=True)
 class HeldBack:
-    """One of them."""
+    """A store that holds things back."""
 
     what: str
     """"metadata", or a snapshotter's upstream, such as "snapshots.overlayfs"."""
@@ -33,7 +33,7 @@ class HeldBack:
 
 
 def found(place: Place) -> list[HeldBack]:
-    """All that is held back. Errors where metadata does not answer."""
+    """Everything that is held back. Raises errors.NodeError if metadata does not answer."""
     return asyncio.run(_found(place))
 
 
@@ -44,7 +44,7 @@ async def _found(place: Place) -> list[HeldBack]:
 
 
 def known(place: Place) -> list[HeldBack]:
-    """The same without metadata's part where that does not answer, which its own health explains."""
+    """Like :func:`found`, but without metadata's part if metadata does not answer, which its own health explains."""
     try:
         return found(place)
     except errors.NodeError:
@@ -52,7 +52,7 @@ def known(place: Place) -> list[HeldBack]:
 
 
 def of_snapshotters(place: Place) -> list[HeldBack]:
-    """What their files say, whether they run or not."""
+    """What the snapshotters' files say, whether the snapshotters run or not."""
     return [HeldBack(_of(path), path.read_text().strip(), path.stat().st_mtime) for path in _files(place)]
 
 
@@ -69,11 +69,11 @@ class Released:
 
 
 def release(place: Place) -> list[Released]:
-    """Let the collection take all that is held back, and begin it. Remove the records of snapshots that their
-    snapshotter has lost, since nobody could unpack an image again beside them.
+    """Release everything, so that it is collected now. This also removes the records of snapshots that their
+    snapshotter lost, since with them nobody could unpack the image again.
 
-    A snapshotter that fails stays held back and stops no other. Errors where metadata does not answer; nothing was
-    released then.
+    If a snapshotter fails, its part stays held back, and the others are released. Raises errors.NodeError if metadata
+    does not answer; then nothing was released.
     """
     return asyncio.run(_release(place))
 
@@ -103,14 +103,14 @@ async def _release_snapshotter(place: Place, path: Path) -> int:
             lost += await _without_lost(
                 RemoteSnapshotter(gateway, snapshotter=name, headers={rpc.NAMESPACE: namespace})
             )
-    path.unlink()  # last, so that the same command goes on where this failed
+    path.unlink()  # last: if a step before fails, the same command repeats it
     async with rpc.Channel(place.state / f"snapshots-{name}.sock", f"snapshots.{name}") as channel:
         await RemoteSnapshotter(channel).cleanup()
     return lost
 
 
 async def _without_lost(snapshots: RemoteSnapshotter) -> int:
-    """Remove the records of snapshots that the snapshotter does not have, the upper ones first."""
+    """Remove the records of snapshots that the snapshotter does not have, children first, and count them."""
     lost = [info.name async for info in snapshots.list() if await _is_lost(snapshots, info)]
     count = 0
     while lost:
@@ -121,7 +121,7 @@ async def _without_lost(snapshots: RemoteSnapshotter) -> int:
                 count += 1
             except errors.NotFound:
                 continue
-            except errors.FailedPrecondition:  # one upon it is to go before
+            except errors.FailedPrecondition:  # it has a child, which must be removed first
                 left.append(name)
         if len(left) == len(lost):
             break
@@ -130,7 +130,7 @@ async def _without_lost(snapshots: RemoteSnapshotter) -> int:
 
 
 async def _is_lost(snapshots: RemoteSnapshotter, info: Info) -> bool:
-    """Metadata answers for what it has recorded; the snapshotter for what is asked here."""
+    """Metadata answers a stat from its records. The call made here is answered by the snapshotter."""
     try:
         await (snapshots.usage(info.name) if info.kind is Kind.COMMITTED else snapshots.mounts(info.name))
     except errors.NotFound:

@@ -1,5 +1,5 @@
-"""The log files of a node as they are read: the last lines of one, or of several in the order of time, and what is
-appended, over rotations.
+"""Reads the log files of a node: the last lines of one log, or of several in the order of time, and new lines as they
+are appended, over rotations.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import BinaryIO
 
 CHUNK = 64 << 10
 LONGEST = 1 << 20
-"""Bytes of a line that are waited for before they are shown as a line."""
+"""A line that is longer than this many bytes is shown before its end has come."""
 
 _MOMENT = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)[.,](\d{3})")
-"""How a line of a service begins, and with a space and a comma one of supervisord."""
+"""The time at the begin of a service's line. supervisord's lines have a space and a comma in it."""
 
 
 def last(path: Path, lines: int, end: int | None = None) -> list[str]:
-    """The last lines of the log, or of its first ``end`` bytes, from the rotated file before it too if it is short;
-    none of a log that is not there.
+    """The last lines of a log, or of its first ``end`` bytes. If the file is short, lines of the rotated file before it
+    are added. A log that does not exist has no lines.
     """
     found: list[str] = []
     for each, until in ((path, end), (path.with_name(path.name + ".1"), None)):
@@ -42,8 +42,8 @@ def _tail(path: Path, lines: int, end: int | None) -> list[str]:
 
 
 def in_order(logs: Iterable[tuple[str, list[str]]]) -> Iterator[tuple[str, str]]:
-    """The lines of several logs, each with the name of its log, in the order of time. A line that names no time,
-    such as one of a traceback, stays behind the one before it.
+    """The lines of several logs in the order of time, each with the name of its log. A line without a time, such as one
+    of a traceback, stays behind the line before it.
     """
     dated: list[tuple[str, str, str]] = []
     for name, lines in logs:
@@ -56,8 +56,8 @@ def in_order(logs: Iterable[tuple[str, list[str]]]) -> Iterator[tuple[str, str]]
 
 
 class Follower:
-    """What is appended to a log from now on. The file may be rotated, and need not be there yet; ``position`` is
-    where it ended.
+    """Reads what is appended to a log from now on. The file may be rotated, and need not exist yet. ``position`` is its
+    size at the start.
     """
 
     def __init__(self, path: Path) -> None:
@@ -70,10 +70,10 @@ class Follower:
             self.position = self._file.seek(0, os.SEEK_END)
 
     def lines(self) -> Iterator[str]:
-        """Whole lines that have been appended since the last call."""
+        """The whole lines that have been appended since the last call."""
         while self._file is not None or self._opened():
             assert self._file is not None
-            replaced = self._replaced()  # asked first: what was written before the rotation is read still
+            replaced = self._replaced()  # asked first, so that what was written before the rotation is still read
             while data := self._file.read(CHUNK):
                 *whole, self._rest = (self._rest + data).split(b"\n")
                 if len(self._rest) > LONGEST:

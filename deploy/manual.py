@@ -1,5 +1,5 @@
-"""The man page of the splitd command, splitd(8), made of its parser and of the docstrings that stand here, so that
-it says what the command does.
+"""The man page of the splitd command, splitd(8). It is made of the command's parser and of the texts below, so that it
+says what the command does.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from services.kit import version
 
 EXIT_STATUS = {
     "0": "done; for status: all services are healthy",
-    "1": "failed: one line on standard error says what, and why",
-    "2": "mistyped: the line says what would have been right",
+    "1": "failed: one line on standard error says what failed, and why",
+    "2": "mistyped: the line says what would be right",
     "3": "no node is up",
     "130": "interrupted by Ctrl-C (143 by SIGTERM, 129 by SIGHUP)",
 }
 ENVIRONMENT = {
-    "SPLITD_ROOT, SPLITD_STATE, SPLITD_CONFIG": "stand for --root, --state and --config where those are not given",
-    "CONTAINERD_NAMESPACE": "the namespace where -n does not say it",
-    "SPLITD_LOG": "for up: the level from which the node logs, such as DEBUG",
-    "SPLITD_DEBUG": "1 shows the traceback of a defect of this command",
+    "SPLITD_ROOT, SPLITD_STATE, SPLITD_CONFIG": "stand for --root, --state and --config if those are not given",
+    "CONTAINERD_NAMESPACE": "containerd's namespace, if -n does not choose one",
+    "SPLITD_LOG": "for up: the lowest level that the node logs, such as DEBUG",
+    "SPLITD_DEBUG": "1 shows the traceback if this command has a bug",
     "OTEL_EXPORTER_OTLP_ENDPOINT": (
-        "for up: where a collector of OpenTelemetry's traces listens; its other variables mean what they mean elsewhere"
+        "for up: the endpoint of an OpenTelemetry collector for traces; OpenTelemetry's other variables work too"
     ),
 }
 FILES = {
     str(place.ETC): "the configuration, if it exists; splitd config default prints every setting with its explanation",
     "/etc/default/splitd": "the environment of the node under systemd",
     "/var/lib/splitd": "ROOT: what survives a reboot, and the logs",
-    "/run/splitd": "STATE: sockets, and what belongs to this boot; containerd.sock in it is what clients talk to",
+    "/run/splitd": "STATE: sockets and other files of the current boot; clients connect to its containerd.sock",
 }
 
 
@@ -73,7 +73,7 @@ def _common() -> list[argparse.Action]:
 
 
 def _verbs(parser: argparse.ArgumentParser) -> Iterator[str]:
-    """A part of the page for each verb, and for each of its actions."""
+    """A section of the page for each verb, and for each of its actions."""
     everywhere = {action.dest for action in _common()}
     for child in _children(parser):
         own = [action for action in child._actions if action.dest not in everywhere]
@@ -84,7 +84,7 @@ def _verbs(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 
 def _children(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
-    """The parsers of its verbs, each once, whatever other words there are for it."""
+    """The parsers of its verbs, each once, although a verb may have aliases."""
     found: list[argparse.ArgumentParser] = []
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -132,6 +132,6 @@ def _sentence(text: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Words that man shows as they are."""
+    """Escape text so that man shows it unchanged."""
     shown = " ".join(text.split()).replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq").replace("%%", "%")
     return f"\\&{shown}" if shown.startswith(".") else shown

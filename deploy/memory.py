@@ -1,8 +1,8 @@
-"""What each node of this machine was last started with, kept where it survives a reboot: a small file for each state
-directory, since STATE itself is memory on most machines.
+"""Remembers how each node of this machine was last started, over a reboot: a small file for each state directory,
+outside of STATE, which is in memory on most machines.
 
-So ``splitd up --state DIR`` starts the same node again, and ``splitd logs --state DIR`` finds its logs, without being
-told root and configuration.
+So ``splitd up --state DIR`` starts the same node again, and ``splitd logs --state DIR`` finds its logs, without root
+and configuration being named.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 from deploy.failure import Failure
 
 NODES = Path("/var/lib/splitd.nodes")
-"""Beside the default root, not in it: it speaks of nodes with other roots too. The environment's SPLITD_NODES is
-stronger; tests have a directory of their own.
+"""Beside the default root, not in it, since it also has nodes with other roots. SPLITD_NODES in the environment
+overrides it; tests have a directory of their own.
 """
 
 
@@ -30,9 +30,9 @@ class Remembered:
     config: Path | None
     """The configuration file that was read; None for all defaults."""
     root_given: bool
-    """Whether --root or SPLITD_ROOT said which; else the configuration, or nobody."""
+    """Whether --root or SPLITD_ROOT named the root. Otherwise it came from the configuration or the defaults."""
     config_given: bool
-    """Whether --config or SPLITD_CONFIG said which; else it is /etc/splitd/config.toml where that exists."""
+    """Whether --config or SPLITD_CONFIG named the file. Otherwise it is /etc/splitd/config.toml, if that exists."""
 
 
 def of(state: Path) -> Remembered | None:
@@ -52,14 +52,14 @@ def of(state: Path) -> Remembered | None:
         return None
     except (ValueError, KeyError, TypeError):
         raise Failure(
-            f"{path}, which says how the node at {state} was started, cannot be understood: remove it, and say --root "
-            "and --config"
+            f"{path} cannot be understood; it says how the node at {state} was started: remove it, and give --root and "
+            "--config"
         ) from None
 
 
 def keep(state: Path, node: Remembered) -> None:
-    """Remember; it is on the disk when this returns. Nothing is written where that is remembered already, so that a
-    full disk stops no start after a reboot. OSError.
+    """Remember ``node``; it is on the disk when this returns. If the same is remembered already, nothing is written, so
+    that a full disk does not prevent a start after a reboot. Raises OSError.
     """
     with contextlib.suppress(Failure):
         if of(state) == node:
@@ -91,13 +91,13 @@ def keep(state: Path, node: Remembered) -> None:
 
 
 def forget(state: Path) -> None:
-    """A node that was for a moment only."""
+    """Forget a node that existed for a moment only."""
     _path(state).unlink(missing_ok=True)
 
 
 def state_of(config: Path) -> Path | None:
-    """The state directory of the one node that was last started with this file, where the file itself can no longer
-    say it; None if there is none, or several.
+    """The state directory of the one node that was last started with this file, for when the file itself can no longer
+    be read. None if there is none, or several.
     """
     found = []
     for path in sorted(_nodes().glob("*.json")):
@@ -106,7 +106,7 @@ def state_of(config: Path) -> Path | None:
             if values["config"] == str(config):
                 found.append(Path(values["state"]))
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # whoever asks for that node by its state is told
+            continue  # a command that names this node's state reports it
     return found[0] if len(found) == 1 else None
 
 
@@ -115,6 +115,6 @@ def _nodes() -> Path:
 
 
 def _path(state: Path) -> Path:
-    """Readable, and one for each state."""
+    """A readable name, unique for each state directory."""
     name = "-".join(state.parts[1:])[-100:]
     return _nodes() / f"{name}.{hashlib.sha256(os.fsencode(state)).hexdigest()[:12]}.json"

@@ -1,9 +1,9 @@
 """Where a node lives: its root, its state directory, its configuration, and the paths that follow from them.
 
-Each of the first two comes from the flag, else the environment (SPLITD_ROOT, SPLITD_STATE), else the configuration
-file, else the default. What a running node was started with is kept in STATE/node.json, and, for the time after a
-reboot, by :mod:`deploy.memory`: so ``splitd logs --state DIR`` finds the logs, and ``splitd up --state DIR`` starts the
-same node, without being told root and configuration again.
+Root and state directory come from the flag, else from the environment (SPLITD_ROOT, SPLITD_STATE), else from the
+configuration file, else from the defaults. STATE/node.json has what a running node was started with;
+:mod:`deploy.memory` has the same for the time after a reboot. So ``splitd logs --state DIR`` finds the logs, and
+``splitd up --state DIR`` starts the same node, without root and configuration being named again.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ from deploy.processes import SOCKETS
 from services.kit import errors, heartbeat, settings
 
 ETC = Path("/etc/splitd/config.toml")
-"""Read where it exists, unless --config or SPLITD_CONFIG names another file."""
+"""Read if it exists, unless --config or SPLITD_CONFIG names another file."""
 
 TOP = Path(__file__).resolve().parent.parent
-"""The directory that holds the packages api, services, gateway and deploy: the working directory of every process."""
+"""The directory that holds the packages api, services, gateway and deploy. It is the working directory of every
+process.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ class Place:
 
     @property
     def socket(self) -> Path:
-        """The containerd API."""
+        """The socket of the containerd API."""
         return self.state / "containerd.sock"
 
     @property
@@ -48,7 +50,7 @@ class Place:
 
     @property
     def watchdog_socket(self) -> Path:
-        """Where processes send their signs of life."""
+        """The socket to which processes send their beats."""
         return self.state / heartbeat.SOCKET
 
     @property
@@ -57,31 +59,31 @@ class Place:
 
     @property
     def lock(self) -> Path:
-        """Locked by supervisord for as long as it lives, and by ``splitd up`` until then."""
+        """Locked by supervisord while it lives, and by ``splitd up`` until supervisord is started."""
         return self.state / "supervisord.lock"
 
     @property
     def bundles(self) -> Path:
-        """A directory for each namespace that has tasks, as containerd has it; the tasks service's."""
+        """The tasks service's bundles: a directory for each namespace that has tasks, as in containerd."""
         return self.state / "io.containerd.runtime.v2.task"
 
     @property
     def logs(self) -> Path:
-        """Below the root, since STATE is memory on most machines and gone after a reboot."""
+        """Below the root, since STATE is in memory on most machines and gone after a reboot."""
         return self.root / "log"
 
     def log(self, process: str) -> Path:
         return self.logs / f"{process}.log"
 
     def remember(self) -> None:
-        """Write what the node is started with, for later commands that are told only the state."""
+        """Write what the node is started with, for later commands that name only the state directory."""
         values = {"root": str(self.root), "config": str(self.config) if self.config else None}
         temporary = self.state / "node.json.new"
         temporary.write_text(json.dumps(values) + "\n")
         temporary.replace(self.state / "node.json")
 
     def hint(self, command: str) -> str:
-        """A command line of splitd for this node, to be shown."""
+        """A command line of splitd for this node, for messages."""
         words = [*program(), *command.split()]
         if self.state != settings.STATE:
             words += ["--state", str(self.state)]
@@ -89,7 +91,7 @@ class Place:
 
 
 def program() -> list[str]:
-    """How this command is called here, to be shown in hints."""
+    """How splitd is called on this machine, for hints in messages."""
     if shutil.which("splitd"):
         return ["splitd"]
     beside = Path(sys.executable).with_name("splitd")
@@ -103,29 +105,30 @@ def program() -> list[str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that say which node is meant; every verb has them."""
+    """Add the arguments that choose the node; every verb has them."""
     parser.add_argument(
         "--root",
         metavar="DIR",
         help=(
-            "what survives a reboot (default: $SPLITD_ROOT, that of this state the last time, the configuration, "
-            "/var/lib/splitd)"
+            "where everything is that survives a reboot (default: $SPLITD_ROOT, the last root of this state directory, "
+            "the "
+            "configuration, /var/lib/splitd)"
         ),
     )
     parser.add_argument(
         "--state",
         metavar="DIR",
-        help="sockets and what belongs to this boot (default: $SPLITD_STATE, the configuration, /run/splitd)",
+        help="where sockets and other files of this boot are (default: $SPLITD_STATE, the configuration, /run/splitd)",
     )
     parser.add_argument(
         "--config",
         metavar="FILE",
-        help=f"the TOML file (default: $SPLITD_CONFIG, that of this state the last time, {ETC} if it exists)",
+        help=f"the TOML file (default: $SPLITD_CONFIG, the last file of this state directory, {ETC} if it exists)",
     )
 
 
 def config_file(arguments: argparse.Namespace) -> Path | None:
-    """The configuration file to use where none is remembered, absolute; None for all defaults."""
+    """The configuration file to use if none is remembered, absolute; None for all defaults."""
     if (given := given_config(arguments)) is not None:
         return given
     return ETC if ETC.exists() else None
@@ -138,13 +141,13 @@ def given_config(arguments: argparse.Namespace) -> Path | None:
 
 
 def given_root(arguments: argparse.Namespace) -> Path | None:
-    """The root that the operator names beside the configuration, absolute."""
+    """The root that the operator names outside of the configuration, absolute."""
     given = arguments.root or os.environ.get("SPLITD_ROOT")
     return _absolute(given) if given else None
 
 
 def chosen(arguments: argparse.Namespace, here: Place) -> dict[str, str]:
-    """For root and state of ``here``, where the operator says which, to be named when it cannot be that one."""
+    """Where the operator chose root and state of ``here``, for messages that refuse them."""
     written = settings.read(here.config).tables
     found = {}
     for what in ("root", "state"):
@@ -158,8 +161,8 @@ def chosen(arguments: argparse.Namespace, here: Place) -> dict[str, str]:
 
 
 def find(arguments: argparse.Namespace) -> Place:
-    """The node that the arguments and the environment mean: as it runs, or was last started. Its configuration is
-    not read where it need not be, and may be wrong.
+    """The node that the arguments and the environment mean, as it runs or was last started. Its configuration is read
+    only if that is needed, and may be wrong.
     """
     config = config_file(arguments)
     state = _state(arguments, config)
@@ -170,8 +173,8 @@ def find(arguments: argparse.Namespace) -> Place:
 
 
 def to_start(arguments: argparse.Namespace) -> tuple[Place, memory.Remembered]:
-    """The node that ``splitd up`` is to start, and what is to be remembered of it: what the operator does not name
-    is as it was the last time.
+    """The node that ``splitd up`` is to start, and what to remember of it. What the operator does not name is as it was
+    the last time.
     """
     config, root = given_config(arguments), given_root(arguments)
     given = config is not None
@@ -189,7 +192,9 @@ def to_start(arguments: argparse.Namespace) -> tuple[Place, memory.Remembered]:
 
 
 def _state(arguments: argparse.Namespace, config: Path | None, *, broken_ok: bool = True) -> Path:
-    """The state directory; where the file that says it is wrong, as it was when a node was started with that file."""
+    """The state directory. If the file that names it is wrong, it is the one of the node that was started with that
+    file.
+    """
     if given := arguments.state or os.environ.get("SPLITD_STATE"):
         return _absolute(given)
     try:
@@ -203,14 +208,14 @@ def _state(arguments: argparse.Namespace, config: Path | None, *, broken_ok: boo
             and given_config(arguments) is None
             and recall(settings.STATE) is not None
         ):
-            known = settings.STATE  # started before the file was there
+            known = settings.STATE  # started before the file existed
         if known is None:
             raise
         return known
 
 
 def recall(state: Path) -> Place | None:
-    """The node that was last started at ``state``, before a reboot too; None if none was."""
+    """The node that was last started at ``state``, even before a reboot; None if none was."""
     try:
         values = json.loads((state / "node.json").read_text())
         return Place(Path(values["root"]), state, Path(values["config"]) if values["config"] else None)
@@ -222,8 +227,8 @@ def recall(state: Path) -> Place | None:
 
 
 def last_started(state: Path) -> memory.Remembered | None:
-    """How the node at ``state`` was last started; None if none was. One before 0.2 wrote it into STATE only, and
-    not what of it was named.
+    """How the node at ``state`` was last started; None if none was. A release before 0.2 wrote this into STATE only,
+    without what the operator had named.
     """
     if (known := memory.of(state)) is not None or (last := recall(state)) is None:
         return known
@@ -235,7 +240,7 @@ def last_started(state: Path) -> memory.Remembered | None:
 
 
 def load_node(config: Path | None) -> settings.Node:
-    """The top level of the configuration; a Failure that names the file, the table and the key if it is wrong."""
+    """The top level of the configuration. If it is wrong, a Failure names the file, the table and the key."""
     try:
         node = settings.load(settings.Node, settings.read(config), "")
     except errors.NodeError as error:

@@ -1,4 +1,4 @@
-"""What a node consists of: one table, from which supervisord's configuration, the status and the checks are made.
+"""The processes of a node: one table, from which supervisord's configuration, the status and the checks are made.
 
 A new service is a row here, a row in the gateway's routes, and a folder.
 """
@@ -15,11 +15,11 @@ class Process:
     name: str
     module: str
     sockets: tuple[str, ...]
-    """Names below STATE at which it must answer health."""
+    """Sockets below STATE on which it must answer health checks."""
     upstreams: tuple[str, ...]
-    """Names under which the gateway's health speaks of it."""
+    """Its names in the gateway's health service."""
     config: tuple[tuple[str, str], ...]
-    """Tables of the configuration file that it reads, each with its dataclass as ``module:class``."""
+    """The tables of the configuration file that it reads, each with its dataclass as ``module:class``."""
 
 
 PROCESSES = (
@@ -50,7 +50,7 @@ PROCESSES = (
         (("gateway", "gateway.config:Config"),),
     ),
 )
-"""In the order in which they are started. They are stopped the other way round: nobody loses what it calls."""
+"""In the order in which they are started. They are stopped in reverse order, so that no process loses what it calls."""
 
 NAMES = tuple(process.name for process in PROCESSES)
 
@@ -60,16 +60,16 @@ SOCKETS = (
     "snapshots-123456789.sock",
     *(s for p in PROCESSES for s in p.sockets),
 )
-"""Every socket name in STATE (supervisord makes its own under a name with its pid; a snapshotter's name is no
-longer than that), to know beforehand whether the longest fits.
+"""Every socket name in STATE, to check in advance whether the longest path fits. supervisord makes its own socket under
+a name with its pid; a snapshotter's name is at most as long as the one here.
 """
 
 STOP_SECONDS = 20
-"""From SIGTERM to SIGKILL: above the 5 s for calls to end (``grace``) and the kit's 3 s for shielded work, with
-room for a slow disk. A longer grace adds to it.
+"""Seconds from SIGTERM to SIGKILL. This is more than the 5 s that calls have to end (``grace``) and the kit's 3 s for
+shielded work, with room for a slow disk. A longer grace adds to it.
 """
 
 
 def named(name: str) -> Process:
-    """The process called ``name``, which is known to be one."""
+    """The process called ``name``, which must exist."""
     return next(process for process in PROCESSES if process.name == name)

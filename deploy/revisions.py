@@ -1,4 +1,6 @@
-"""Which code a node runs and which is installed: after an upgrade these differ until each service was started again."""
+"""Compares the code that a node runs with the installed code. After an upgrade they differ until each service is
+restarted.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,8 @@ from services.kit import version
 
 
 def differences(here: Place, found: list[Health], supervisord: str) -> list[str]:
-    """A line for each code that runs and is not what is installed, with the command that changes it.
-    ``supervisord`` is the digest of what of ours it runs, "" if it does not tell.
+    """A line for each running version that is not the installed one, with the command that changes it. ``supervisord``
+    is the digest of our code in supervisord, "" if it does not tell.
     """
     installed = version.installed()
     services: dict[str, list[str]] = {}
@@ -19,13 +21,13 @@ def differences(here: Place, found: list[Health], supervisord: str) -> list[str]
     lines = [
         f"{', '.join(names)} run{'s' if len(names) == 1 else ''} {old}, installed is "
         f"{_named(version.VERSION, installed)}: "
-        f"{here.hint('restart --all')} goes over to it, one service after the other, while containers run"
+        f"{here.hint('restart --all')} changes to it, one service after the other, while containers run"
         for old, names in services.items()
     ]
     if supervisord != version.supervisors():
         lines.append(
             f"supervisord runs what was installed when the node was started: {here.hint('down')}, then "
-            f"{here.hint('up')}, goes over to what is installed, while containers run"
+            f"{here.hint('up')}, changes to what is installed now, while containers run"
         )
     return lines
 

@@ -1,5 +1,5 @@
-"""What a node that is up runs with: the configuration file as each process read it when it was started, in
-STATE/config. The file itself may have changed since, or be new.
+"""The configuration that a running node uses: the file as each process read it at its start, in STATE/config. The file
+itself may have changed since, or be new.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from gateway.config import ProxyPlugin
 from services.kit import errors, settings
 
 SUPERVISORD = "supervisord"
-"""Of supervisord itself: what only ``splitd up`` reads, such as [watchdog]."""
+"""The name for supervisord itself: tables that only ``splitd up`` reads, such as [watchdog]."""
 
 
 def text(here: Place) -> str:
-    """The configuration that the node's processes run with, as TOML."""
+    """The configuration that the node's processes use, as TOML."""
     files = {table: _read(here, process.name) for process in PROCESSES for table, _ in process.config}
     files |= {"watchdog": _read(here, SUPERVISORD)}
     return configuration.text(_read(here, "gateway"), comments=False, files=files, root=here.root, state=here.state)
 
 
 def differences(here: Place) -> list[str]:
-    """A line for each reason why the configuration that is there now is not, or not all, what runs."""
+    """A line for each difference between the configuration file and what runs."""
     found = of_the_node(here)
     if here.config is None or not here.config.is_file():
         return found
@@ -40,7 +40,7 @@ def differences(here: Place) -> list[str]:
 
 
 def of_the_node(here: Place) -> list[str]:
-    """Those that only ``splitd down``, then ``splitd up``, does away with."""
+    """The differences that only ``splitd down``, then ``splitd up``, removes."""
     if here.config is None:
         return (
             [f"{ETC} is newer than the node, which runs with defaults: it is read after splitd down, then splitd up"]
@@ -62,7 +62,7 @@ def of_the_node(here: Place) -> list[str]:
 
 
 def _given_to_supervisord(file: settings.File) -> object:
-    """What supervisord is given."""
+    """The settings that supervisord is given."""
     tables = file.tables
     return [tables.get(name) for name in ("root", "state", "oom_score", "cgroup", "watchdog")] + [
         configuration.grace(process, file) for process in PROCESSES
@@ -70,12 +70,12 @@ def _given_to_supervisord(file: settings.File) -> object:
 
 
 def keep(here: Place) -> None:
-    """Keep what supervisord is started with."""
+    """Store the configuration that supervisord is started with."""
     settings.keep(settings.read(here.config), here.state, SUPERVISORD)
 
 
 def proxies(here: Place) -> dict[str, ProxyPlugin]:
-    """Other people's services that the gateway was started with, by name."""
+    """The proxy plugins that the gateway was started with, by name."""
     file = _read(here, "gateway")
     return {
         name: settings.load(ProxyPlugin, file, f"proxy_plugins.{name}") for name in file.tables.get("proxy_plugins", {})
@@ -88,7 +88,7 @@ def snapshotters(here: Place) -> tuple[str, ...]:
 
 
 def stop_seconds(here: Place, process: Process) -> int:
-    """How long supervisord waits for a process to end before it kills it, as it was told at its start."""
+    """Seconds that supervisord waits for a process to end before it kills it, as it was told at its start."""
     conf = configparser.RawConfigParser(strict=False)
     conf.read(here.supervisord_conf)
     return conf.getint(f"program:{process.name}", "stopwaitsecs", fallback=STOP_SECONDS)
@@ -99,6 +99,6 @@ def _path(here: Place, name: str) -> Path:
 
 
 def _read(here: Place, name: str) -> settings.File:
-    """The file of a process; of one that never started, the defaults."""
+    """The file of a process; the defaults if the process never started."""
     path = _path(here, name)
     return settings.read(path if path.exists() else None)

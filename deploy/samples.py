@@ -1,6 +1,6 @@
-"""Small container images made from nothing, and a registry on loopback to pull them from; for the demo and for tests.
+"""Makes small container images, and serves them from a registry on loopback; for the demo and for tests.
 
-An image here is a dictionary of blobs and the descriptor of its root. Layers are made by :func:`tar_of` from a list of
+An image here is a dictionary of blobs and the descriptor of its root. :func:`tar_of` makes layers from a list of
 entries, so that a test says what is in a layer in a few lines::
 
     with Registry(directory) as registry:
@@ -37,7 +37,7 @@ APPLETS = tuple(
 
 
 class MissingProgramError(Exception):
-    """A program of Debian's is not installed; the message says which package has it."""
+    """A program of Debian is not installed; the message says which package has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +68,8 @@ class Image:
 
 
 def tar_of(entries: Iterable[tuple[str, Mapping[str, Any]]]) -> bytes:
-    """A tar of (name, what): ``data``, ``type`` (of tarfile), ``mode``, ``uid``, ``gid``, ``link``, ``dev``,
-    ``xattrs``, ``mtime``, all optional.
+    """A tar of (name, attributes) pairs. The attributes are ``data``, ``type`` (of tarfile), ``mode``, ``uid``,
+    ``gid``, ``link``, ``dev``, ``xattrs``, ``mtime``, all optional.
     """
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
@@ -91,7 +91,7 @@ def tar_of(entries: Iterable[tuple[str, Mapping[str, Any]]]) -> bytes:
 def image(
     layers: Sequence[bytes], *, cmd: Sequence[str] = ("sh",), env: Sequence[str] = (), architecture: str = ""
 ) -> Image:
-    """An image of uncompressed ``layers``, gzipped, for this machine's architecture unless another is named."""
+    """An image of uncompressed ``layers``, which are gzipped. The default architecture is this machine's."""
     architecture = architecture or platforms.default().architecture
     blobs: dict[str, bytes] = {}
 
@@ -159,7 +159,7 @@ def busybox_image(*more: bytes, cmd: Sequence[str] = ("sh",), env: Sequence[str]
 
 
 class Registry:
-    """Debian's docker-registry on a free loopback port, its files below ``directory``; a context manager."""
+    """Debian's docker-registry on a free loopback port, with its files below ``directory``. A context manager."""
 
     def __init__(self, directory: Path) -> None:
         if shutil.which("docker-registry") is None:
@@ -224,7 +224,7 @@ class Registry:
             return 0, {}, b""
 
     def push(self, what: Image, name: str) -> str:
-        """Store an image or an index as ``name:tag``; the answer is the reference to pull."""
+        """Store an image or an index as ``name:tag``. The result is the reference to pull."""
         repository, tag = name.rsplit(":", 1)
         self._push_manifest(what, repository, what.digest, what.media_type, tag)
         return f"{self.host}/{name}"

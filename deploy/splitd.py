@@ -1,7 +1,7 @@
 """The operator's command: ``splitd VERB ...``.
 
-One file for each verb in deploy/verbs. Whatever goes wrong is one line on standard error and an exit code that is not
-zero: 1 failed, 2 mistyped, 3 no node is up, 130 interrupted. SPLITD_DEBUG=1 shows the traceback of a defect.
+Each verb is a file in deploy/verbs. An error is one line on standard error and an exit code: 1 failed, 2 mistyped, 3 no
+node is up, 130 interrupted. SPLITD_DEBUG=1 shows the traceback of a bug.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from services.kit import errors, version
 
 
 class Verb(Protocol):
-    """What a file in deploy/verbs has."""
+    """The interface of a file in deploy/verbs."""
 
     HELP: str
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add what this verb takes, beside --root, --state and --config."""
+        """Add the arguments of this verb. --root, --state and --config are added elsewhere."""
 
     def run(self, arguments: argparse.Namespace) -> int:
-        """Do it; the exit code."""
+        """Do it, and return the exit code."""
 
 
 ELSEWHERE = {
@@ -43,16 +43,16 @@ ELSEWHERE = {
     **dict.fromkeys(("ps", "top"), "status: Containers are shown by a client, such as ctr tasks ls"),
     **dict.fromkeys(("run", "exec", "kill"), "ctr run: Containers are started by a client, such as ctr"),
 }
-"""Words that people bring from other programs, and what they are here."""
+"""Words of other programs, with splitd's own words for them."""
 
 
 def loaded(name: str) -> Verb:
-    """A verb, imported only now: nobody waits for what the others need."""
+    """Import a verb. It is imported only now, so that a command does not wait for the imports of other verbs."""
     return cast(Verb, importlib.import_module(f"deploy.verbs.{name}"))
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but a mistake is one line that says what would have been right."""
+    """An argparse parser whose errors are one line that says what would be right."""
 
     def error(self, message: str) -> NoReturn:
         say(f"{self.prog}: {message} ({self.prog} --help)", file=sys.stderr)
@@ -81,7 +81,7 @@ def parser(names: Sequence[str] = VERBS) -> Parser:
 
 
 def run(words: list[str]) -> int:
-    """Do what the command line says; the exit code."""
+    """Run a command line, and return its exit code."""
     verb = next((w for w in words if not w.startswith("-")), None)
     if verb is None and not {"-h", "--help", "--version"} & set(words):
         parser().print_help()
@@ -106,7 +106,7 @@ def main() -> NoReturn:
     """The entry point of ``splitd`` and of ``python -m deploy``."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `splitd logs X | head` ends quietly
     try:
-        if "_ARGCOMPLETE" in os.environ:  # a shell asks what TAB completes
+        if "_ARGCOMPLETE" in os.environ:  # a shell asks for TAB completion
             from deploy import completion
 
             completion.complete(parser())
@@ -131,7 +131,7 @@ def _described(error: Exception) -> str:
         return f"{error.filename}: a file is where a directory must be: choose another directory"
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
-    if isinstance(error, OSError) and errors.is_full(error):  # a write names no file
+    if isinstance(error, OSError) and errors.is_full(error):  # the error of a write names no file
         return f"{errors.words(error)}: the filesystem of the node's root or of its state is full (df shows which)"
     if isinstance(error, ModuleNotFoundError):
         return f"Python module {error.name} is not installed: `make up` makes an environment that has it, in .venv"

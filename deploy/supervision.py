@@ -1,7 +1,6 @@
-"""supervisord: its configuration made from the template, its start, and its answers.
+"""supervisord: makes its configuration from the template, starts it, and asks it.
 
-supervisord keeps the node's processes running and does nothing else; what it knows is asked over XML-RPC on
-STATE/supervisor.sock.
+supervisord keeps the node's processes running and does nothing else. It is asked over XML-RPC on STATE/supervisor.sock.
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ from services.kit import cgroups, config, settings, supervisor
 
 TEMPLATE = Path(__file__).with_name("supervisord.conf")
 OPEN_FILES = 16384
-"""Files that a process may open, if the machine allows so many. supervisord closes each number in the child it
-forks, so more costs time at each start.
+"""Files that a process may open, if the machine allows so many. supervisord closes each number in the child that it
+forks, so a larger value makes each start slower.
 """
 
 RUNNING = "RUNNING"
@@ -41,7 +40,9 @@ _INSIDE = b"deploy.inside"
 """The module that supervisord is started as."""
 
 LOOKED_SECONDS = 0.2
-"""How long others may have the node's lock who only look whether it is up, as ``splitd status`` does."""
+"""Seconds to wait while a process that only looks whether the node is up, as ``splitd status`` does, has the node's
+lock.
+"""
 
 PASSED_ON = frozenset(
     {
@@ -60,16 +61,15 @@ PASSED_ON = frozenset(
     }
 )
 PASSED_ON_PREFIXES = ("OTEL_", "SPLITD_", "GRPC_", "SSL_CERT_", "LC_")
-"""What the environment of `splitd up` gives to the node; what else an operator's shell has is not the node's
-business.
+"""The environment variables that `splitd up` passes to the node. Other variables of an operator's shell are not passed.
 """
 
 SYSTEM_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
-"""Added to PATH where it lacks them: runc is in /usr/sbin, which a user's PATH has not."""
+"""Added to PATH if missing: runc is in /usr/sbin, which a user's PATH does not have."""
 
 
 def environment(caller: Mapping[str, str]) -> dict[str, str]:
-    """The node's environment, out of the caller's."""
+    """The node's environment, made of the caller's."""
     chosen = {
         k: v for k, v in caller.items() if k in PASSED_ON or (k.startswith(PASSED_ON_PREFIXES) and k != cgroups.BACK)
     }
@@ -124,7 +124,7 @@ def render(place: Place) -> str:
 
 
 def stop_seconds(process: Process, file: settings.File) -> int:
-    """How long supervisord waits for a process to end before it kills it."""
+    """Seconds that supervisord waits for a process to end before it kills it."""
     return STOP_SECONDS + max(0, math.ceil(configuration.grace(process, file)) - 5)
 
 
@@ -148,22 +148,22 @@ class Status:
     restarts: int
     """How often it ended by itself and was started again since supervisord started."""
     trouble: str
-    """Why it could not be started, if so."""
+    """The reason if it could not be started, else ""."""
     watched: Watched
 
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """What the watchdog knows of a process and of those of its name before it."""
+    """What the watchdog knows of a process, and of earlier ones of the same name."""
 
     silent: float = 0.0
-    """Seconds without a sign of life, if they are more than usual; else 0.0."""
+    """Seconds without a beat, if that is longer than usual; else 0.0."""
     killed: int = 0
     """How many hung and were killed since supervisord started."""
     why: str = ""
-    """Why the last of them was."""
+    """The reason of the last kill."""
     at: float = 0.0
-    """When, in seconds since the epoch."""
+    """The time of the last kill, in seconds since the epoch."""
 
 
 class Supervisor:
@@ -208,8 +208,8 @@ class Supervisor:
         return found
 
     def _seen(self) -> dict[str, tuple[int, Watched]]:
-        """What our code inside supervisord has seen of each process: how often it ended by itself, and what the
-        watchdog knows.
+        """What our code inside supervisord knows of each process: how often it ended by itself, and the watchdog's
+        knowledge.
         """
         try:
             infos = self._call("watchdog.getStatus")
@@ -221,8 +221,8 @@ class Supervisor:
         }
 
     def code(self) -> str:
-        """The digest of what of ours it runs (``version.supervisors``); "" of one that was started by a splitd
-        which did not note it.
+        """The digest of our code that it runs (``version.supervisors``); "" if it was started by a splitd that did not
+        note it.
         """
         try:
             return str(self._call("watchdog.getCode"))
@@ -230,16 +230,16 @@ class Supervisor:
             return ""
 
     def start(self, process: Process) -> None:
-        """Start one that is stopped."""
+        """Start a process that is stopped."""
         self._call("startProcess", process.name, True)
 
     def stop(self, process: Process) -> None:
-        """SIGTERM, SIGKILL after STOP_SECONDS; it stays stopped."""
+        """Stop a process: SIGTERM, then SIGKILL after STOP_SECONDS. It stays stopped."""
         with contextlib.suppress(NotRunning):
             self._call("stopProcess", process.name, True, timeout=running.stop_seconds(self._place, process) + 10.0)
 
     def shutdown(self) -> None:
-        """Stop everything and then supervisord itself; returns at once."""
+        """Stop all processes and then supervisord itself. Returns at once."""
         self._call("shutdown")
 
     def _call(self, method: str, *arguments: Any, timeout: float = 10.0) -> Any:
@@ -258,8 +258,9 @@ class Supervisor:
         except (FileNotFoundError, ConnectionRefusedError):
             if pid := pid_of(self._place):
                 raise Unreachable(
-                    f"supervisord (pid {pid}) runs, and nobody listens at {self._place.supervisor_socket}, which it "
-                    "makes again within a second if it was removed: "
+                    f"supervisord (pid {pid}) runs, but nothing listens at {self._place.supervisor_socket}; if the "
+                    "socket was "
+                    "removed, supervisord makes it again within a second: "
                     f"see {self._place.hint('logs supervisord')}; {self._place.hint('down')} ends it all the same"
                 ) from None
             raise not_up(self._place) from None
@@ -268,12 +269,12 @@ class Supervisor:
 
 
 _AGAIN = 3.0
-"""Seconds in which a supervisord has made a socket again that was removed (``deploy/inside/sockets.py``)."""
+"""Seconds within which supervisord makes a removed socket again (``deploy/inside/sockets.py``)."""
 
 
 def reached(place: Place) -> Supervisor:
-    """The supervisord of a node, which answers; one whose socket was just removed is waited for. Failures as of any
-    call.
+    """The supervisord of a node, once it answers. If its socket was just removed, this waits for the new one. Raises
+    the Failures of any call.
     """
     end = time.monotonic() + _AGAIN
     supervisor = Supervisor(place)
@@ -292,19 +293,19 @@ class NotUp(Failure):
 
 
 class Unreachable(Failure):
-    """There is one, and its socket is not there."""
+    """There is a supervisord, but not its socket."""
 
 
 class Unknown(Failure):
-    """supervisord was asked for what it has not."""
+    """supervisord does not know the method."""
 
 
 class NotRunning(Failure):
-    """supervisord was asked to stop what is stopped."""
+    """supervisord was asked to stop a process that is stopped."""
 
 
 def not_up(place: Place) -> NotUp:
-    """What every verb says of a node that is not up."""
+    """The error of every verb for a node that is not up."""
     return NotUp(f"no node is up at {place.state} (start it: {place.hint('up')})", 3)
 
 
@@ -312,7 +313,9 @@ def not_up(place: Place) -> NotUp:
 
 
 def is_up(place: Place) -> bool:
-    """Whether a supervisord holds the node's lock, or runs all the same: somebody may have removed the file."""
+    """Whether the node's supervisord runs: it holds the node's lock, or its process exists although the lock file was
+    removed.
+    """
     try:
         with open(place.lock, "rb") as file:
             if not _try_lock(file.fileno(), fcntl.LOCK_SH):
@@ -327,12 +330,12 @@ def is_up(place: Place) -> bool:
 def pid_of(place: Place) -> int:
     """The pid of the node's supervisord, found among the machine's processes by its command line; 0 if there is none.
 
-    One in a container may have the same paths, and mean other files.
+    A supervisord in a container may have the same paths but other files. It does not count.
     """
     wanted = os.fsencode(place.supervisord_conf)
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            with contextlib.suppress(OSError):  # it has ended meanwhile
+            with contextlib.suppress(OSError):  # the process has ended meanwhile
                 words = (entry / "cmdline").read_bytes().split(b"\0")
                 if wanted in words and _INSIDE in words and _means(entry, place.supervisord_conf):
                     return int(entry.name)
@@ -340,15 +343,15 @@ def pid_of(place: Place) -> int:
 
 
 def _means(process: Path, path: Path) -> bool:
-    """Whether a process (its directory in /proc) means the same file by ``path``, or lacks it as we do."""
+    """Whether ``path`` is the same file for a process (its directory in /proc) as for us, or missing for both."""
     try:
         return _file(Path(f"{process}/root{path}")) == _file(path)
     except PermissionError:
-        return True  # who may not look at it is told elsewhere that the node is not his
+        return True  # a user who may not look at it is told elsewhere that the node is not his
 
 
 def _file(path: Path) -> tuple[int, int] | None:
-    """Which file it is; None if there is none."""
+    """Device and inode of a file; None if there is none."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -366,10 +369,10 @@ def _try_lock(fd: int, kind: int) -> bool:
 
 @contextlib.contextmanager
 def claimed(place: Place, looked: float = LOOKED_SECONDS) -> Iterator[int | None]:
-    """The node's lock, as a file descriptor that supervisord inherits; None if a supervisord has it already, or one
-    that was removed.
+    """The node's lock, as a file descriptor that supervisord inherits. None if a supervisord has it already, or runs
+    although the file was removed.
 
-    Whoever only looks may have it for ``looked`` seconds.
+    For ``looked`` seconds this waits for processes that have the lock only to look.
     """
     place.state.mkdir(parents=True, exist_ok=True, mode=0o711)
     fd = os.open(place.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -380,7 +383,9 @@ def claimed(place: Place, looked: float = LOOKED_SECONDS) -> Iterator[int | None
 
 
 USED_BY = "used-by"
-"""In a root, the state directory of the node that used it last. Not "state": that may be the state directory itself."""
+"""A file in a root: the state directory of the node that used the root last. It is not called "state", since that may
+be the state directory itself.
+"""
 
 
 def owner(root: Path) -> Path | None:
@@ -394,7 +399,7 @@ def owner(root: Path) -> Path | None:
 def claim_root(place: Place, *, moved: bool = False) -> None:
     """Refuse a root that a node with another state directory is using: its services would wait for each other's locks.
 
-    A copy of such a root says that it is in use too. With ``moved`` it is this node's from now on.
+    A copy of such a root has the same file. With ``moved`` the root belongs to this node from now on.
     """
     other = owner(place.root) or place.state
     if other != place.state and (other / place.lock.name).exists():
@@ -402,7 +407,7 @@ def claim_root(place: Place, *, moved: bool = False) -> None:
         try:
             if not _try_lock(fd, fcntl.LOCK_EX):
                 theirs = recall(other)
-                # one that is gone was renamed below its node
+                # if their root is gone, it was renamed below its node
                 if theirs is None or not theirs.root.exists() or same(theirs.root, place.root):
                     raise Failure(
                         f"the root {place.root} is in use by the node at {other}: choose another root, or splitd down "
@@ -415,14 +420,14 @@ def claim_root(place: Place, *, moved: bool = False) -> None:
                     )
         finally:
             os.close(fd)
-    if owner(place.root) != place.state:  # a full disk would leave nothing in it
+    if owner(place.root) != place.state:  # a full disk would leave nothing in the file
         (place.root / USED_BY).write_text(f"{place.state}\n")
 
 
 def prepare(place: Place) -> list[str]:
-    """Write what supervisord reads; the answer is its command line."""
+    """Write the files that supervisord reads, and return its command line."""
     place.logs.mkdir(parents=True, exist_ok=True, mode=0o700)
-    # images may hold programs with set-user-id bits, and secrets: nobody but root goes in (CVE-2024-25621)
+    # images may hold programs with set-user-id bits, and secrets: only root may enter (CVE-2024-25621)
     place.root.chmod(0o700)
     claim_root(place)
     place.supervisord_conf.write_text(render(place))
@@ -465,7 +470,7 @@ def start(place: Place, lock: int, seconds: float) -> None:
 
 
 def become(place: Place, lock: int) -> None:
-    """Become supervisord: for systemd, or a terminal. Does not return."""
+    """Replace this process by supervisord, for systemd or a terminal. Does not return."""
     os.set_inheritable(lock, True)
     command = prepare(place)
     os.chdir(TOP)
@@ -474,7 +479,7 @@ def become(place: Place, lock: int) -> None:
 
 
 def answers(place: Place) -> bool:
-    """Whether supervisord answers yet."""
+    """Whether supervisord answers."""
     try:
         Supervisor(place).pid()
     except Failure:
@@ -483,7 +488,7 @@ def answers(place: Place) -> bool:
 
 
 def wait(condition: Callable[[], object], seconds: float, pause: float = 0.05) -> bool:
-    """Ask ``condition`` until it is true, for at most ``seconds``."""
+    """Poll ``condition`` for at most ``seconds``. The result is whether it became true."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:

@@ -1,5 +1,5 @@
-"""What ``splitd pull``, ``push`` and ``images`` have in common: the node's API as a client of a namespace, and a
-transfer that is shown and can be interrupted.
+"""What ``splitd pull``, ``push`` and ``images`` share: the node's API as a client of a namespace, and a transfer that
+is shown and can be interrupted.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from services.oci.platforms import Platform
 T = TypeVar("T")
 
 PATIENCE = 10.0
-"""Seconds for the gateway of a node that is up to be there again."""
+"""Seconds to wait for the gateway of a node that is up."""
 
 # ---------------------------------------------------------------------------------------------- arguments
 
@@ -50,11 +50,13 @@ def add_namespace(parser: argparse.ArgumentParser) -> None:
 
 
 def actions(parser: argparse.ArgumentParser) -> Callable[..., argparse.ArgumentParser]:
-    """What makes the actions of a verb: called with a name, a help and aliases, it answers the action's parser."""
+    """A function that makes the actions of a verb. It takes a name, a help text and aliases, and returns the action's
+    parser.
+    """
     made = parser.add_subparsers(dest="action", metavar="ACTION")
 
     def action(name: str, help_: str, *aliases: str) -> argparse.ArgumentParser:
-        # What the parser above has is not set again to its default by an action that does not name it.
+        # An argument that the parser above has too must not be reset to its default here.
         one = made.add_parser(
             name, aliases=aliases, help=help_, description=help_, allow_abbrev=False, argument_default=argparse.SUPPRESS
         )
@@ -66,8 +68,10 @@ def actions(parser: argparse.ArgumentParser) -> Callable[..., argparse.ArgumentP
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="a line of JSON for each change, the last with the outcome")
-    parser.add_argument("-q", "--quiet", action="store_true", default=False, help="print nothing but errors")
+    parser.add_argument(
+        "--json", action="store_true", help=("print a line of JSON for each change; the last has the outcome")
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", default=False, help="print only errors")
 
 
 def add_platforms(parser: argparse.ArgumentParser, default: str) -> None:
@@ -76,7 +80,7 @@ def add_platforms(parser: argparse.ArgumentParser, default: str) -> None:
         action="append",
         default=[],
         metavar="OS/ARCH",
-        help=f"for this platform; may be repeated (default: {default})",
+        help=f"choose a platform; may be repeated (default: {default})",
     )
 
 
@@ -85,32 +89,32 @@ def add_unpacking(parser: argparse.ArgumentParser) -> None:
         "--no-unpack",
         action="store_true",
         default=False,
-        help="keep the layers as they are; a container needs them unpacked",
+        help="do not unpack the layers; a container needs them unpacked",
     )
-    parser.add_argument("--snapshotter", default="", metavar="NAME", help="unpack with this one (default: the node's)")
+    parser.add_argument(
+        "--snapshotter", default="", metavar="NAME", help=("the snapshotter that unpacks (default: the node's)")
+    )
 
 
 def add_registry(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--user",
-        metavar="NAME[:PASSWORD]",
-        help="who the registry is told we are; the password is asked for if it is not given",
+        "--user", metavar="NAME[:PASSWORD]", help="the user for the registry; without a password, splitd asks for it"
     )
     parser.add_argument("--plain-http", action="store_true", help="the registry speaks http, not https")
     parser.add_argument(
-        "--hosts-dir", metavar="DIR", help="where HOST/hosts.toml files are (default: as the node is configured)"
+        "--hosts-dir", metavar="DIR", help="the directory of HOST/hosts.toml files (default: as the node is configured)"
     )
 
 
 def output(arguments: argparse.Namespace, title: str, *, to_stderr: bool = False) -> outputs.Output:
-    """Where a transfer is shown."""
+    """The output on which a transfer is shown."""
     if arguments.json and arguments.quiet:
         raise Failure("--json and --quiet contradict each other: choose one", 2)
     return outputs.chosen(sys.stderr if to_stderr else sys.stdout, title, as_json=arguments.json, quiet=arguments.quiet)
 
 
 def chosen_platforms(arguments: argparse.Namespace) -> tuple[Platform, ...]:
-    """Those of --platform; a Failure that names what is none."""
+    """The platforms of --platform. A Failure names one that is invalid."""
     try:
         return tuple(platforms.parse(text) for text in arguments.platform)
     except ValueError as error:
@@ -118,7 +122,7 @@ def chosen_platforms(arguments: argparse.Namespace) -> tuple[Platform, ...]:
 
 
 def wanted_platforms(arguments: argparse.Namespace) -> tuple[Platform, ...]:
-    """Of --platform and --all-platforms: none is all; this machine's where nothing is said."""
+    """The platforms of --platform and --all-platforms: none means all. This machine's platform if neither is given."""
     listed = chosen_platforms(arguments)
     if listed and arguments.all_platforms:
         raise Failure("--platform and --all-platforms contradict each other: choose one", 2)
@@ -126,8 +130,8 @@ def wanted_platforms(arguments: argparse.Namespace) -> tuple[Platform, ...]:
 
 
 def unpackings(arguments: argparse.Namespace, wanted: Sequence[Platform]) -> tuple[Unpacking, ...]:
-    """What is to be unpacked of the platforms wanted (none: all): those for this machine's system, since a node
-    refuses to be asked for others only.
+    """What to unpack for the wanted platforms (none: all). Only platforms of this machine's operating system are
+    included, since a node refuses a request for others only.
     """
     if arguments.no_unpack:
         if arguments.snapshotter:
@@ -138,7 +142,7 @@ def unpackings(arguments: argparse.Namespace, wanted: Sequence[Platform]) -> tup
 
 
 def registry(arguments: argparse.Namespace, reference: str) -> Registry:
-    """The registry's end of a transfer. Asks for a password if only the user is known."""
+    """The registry as an end of a transfer. Asks for a password if only the user is known."""
     hosts = ""
     if arguments.hosts_dir is not None:
         hosts = os.path.abspath(arguments.hosts_dir)
@@ -158,7 +162,7 @@ def registry(arguments: argparse.Namespace, reference: str) -> Registry:
 
 
 def _asked(question: str) -> str:
-    """What is typed, which the terminal does not show."""
+    """Read a line from the terminal, which does not show it."""
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
     except OSError:
@@ -184,22 +188,22 @@ class Client:
 
     @contextlib.asynccontextmanager
     async def resumable(self, reference: str) -> AsyncIterator[Transfers]:
-        """Transfers by which ``reference`` is pulled; what they leave behind if the block fails is kept for a day."""
+        """Transfers that pull ``reference``. If the block fails, what they fetched is kept for a day."""
         async with kept(self._channel, self._headers, reference) as headers:
             yield Transfers(self._channel, headers)
 
 
 @contextlib.asynccontextmanager
 async def connected(here: Place, namespace: str | None) -> AsyncIterator[Client]:
-    """The node at ``here`` in a namespace, for as long as the block lasts; NotUp if there is none."""
+    """The node at ``here`` in a namespace, while the block lasts; NotUp if there is none."""
     async with channel(here) as found:
         yield Client(found, namespace or os.environ.get("CONTAINERD_NAMESPACE") or "default")
 
 
 @contextlib.asynccontextmanager
 async def channel(here: Place, patience: float = PATIENCE) -> AsyncIterator[rpc.Channel]:
-    """The API of the node at ``here``, for as long as the block lasts; NotUp if there is none, Failure if it has not
-    answered after ``patience`` seconds.
+    """The API of the node at ``here``, while the block lasts. NotUp if there is none; Failure if it has not answered
+    after ``patience`` seconds.
     """
     async with rpc.Channel(here.socket, "gateway") as channel:
         if not _listening(here):
@@ -213,8 +217,8 @@ async def channel(here: Place, patience: float = PATIENCE) -> AsyncIterator[rpc.
 
 
 def _listening(here: Place) -> bool:
-    """Whether somebody listens at the node's socket; it does not wait for one whose queue is full, as of a process
-    that was stopped.
+    """Whether a process listens at the node's socket. If its queue is full, as of a stopped process, this does not
+    wait.
     """
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
@@ -230,14 +234,16 @@ def _listening(here: Place) -> bool:
 
 
 _AWAY = re.compile(r"\bservice [\w.-]+ (is not reachable|has been silent|went away)")
-"""What is said of a process of the node, as of one that is restarted, and of no registry."""
+"""Matches errors about a process of the node that is away, for example during a restart. No error about a registry
+matches.
+"""
 _SUFFIX = re.compile(r": unavailable(?=\)|$)")
-"""Of the error's class, which each process adds to it."""
+"""The name of the error's class, which each process appends."""
 
 
 def run(work: Coroutine[Any, Any, T], resumed: str = "") -> T:
-    """Do ``work``, which Ctrl-C (or SIGTERM, or SIGHUP) cancels: a Failure that says so, and ``resumed``: what is
-    kept of it. So it is where a service of the node went away meanwhile.
+    """Run ``work``. If Ctrl-C, SIGTERM or SIGHUP cancels it, a Failure says so, and adds ``resumed``: what is kept of
+    the work. The same holds if a service of the node goes away meanwhile.
     """
 
     async def guarded() -> T:
@@ -264,8 +270,7 @@ def run(work: Coroutine[Any, Any, T], resumed: str = "") -> T:
     return asyncio.run(guarded())
 
 
-# ---------------------------------------------------------------------------------------------- a transfer that is
-# shown
+# ---------------------------------------------------------------------------------------------- showing a transfer
 
 
 async def shown(
@@ -274,8 +279,8 @@ async def shown(
     subject: Mapping[str, Any],
     work: Callable[[Callable[[Progress], None]], Awaitable[Mapping[str, Any]]],
 ) -> Mapping[str, Any]:
-    """Do ``work``, which is given where events go, and show it on ``output``; what it answers, completed by
-    ``subject`` and the figures, is the outcome.
+    """Run ``work`` and show it on ``output``. ``work`` is given a function to report events to. The result is its
+    answer, completed by ``subject`` and the figures.
     """
 
     def report(event: Progress) -> None:
@@ -310,7 +315,7 @@ async def shown(
 
 
 def with_digest(reference: str, outcome: Mapping[str, Any]) -> str:
-    """``reference`` with the digest that it has or that it turned out to have."""
+    """``reference`` with its own digest, or else with the digest of the outcome."""
     return reference if "@" in reference else f"{reference}@{outcome['digest']}"
 
 

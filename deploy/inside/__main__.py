@@ -1,8 +1,8 @@
-"""supervisord as a node runs it: ``python -m deploy.inside`` in the place of ``python -m supervisor.supervisord``, with
-our log files.
+"""supervisord as a node runs it: ``python -m deploy.inside`` instead of ``python -m supervisor.supervisord``, with our
+log files.
 
-SIGUSR1 has it write its stack to its standard error, as the processes that it runs do into their logs; supervisord
-alone would end, and the whole node with it.
+SIGUSR1 makes it write its stack to its standard error, as the processes that it runs write theirs into their logs.
+supervisord alone would end, and the whole node with it.
 """
 
 from __future__ import annotations

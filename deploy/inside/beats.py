@@ -1,5 +1,5 @@
-"""The watchdog's ears, eyes and hands inside supervisord: the socket that processes send their beats to, supervisord's
-own table of processes, /proc.
+"""The watchdog's contact with the world, inside supervisord: the socket to which processes send their beats,
+supervisord's own table of processes, and /proc.
 
 Over XML-RPC ``watchdog.getStatus`` tells what it knows.
 """
@@ -34,28 +34,28 @@ class Proc:
     """The kernel's view of processes."""
 
     def state(self, pid: int) -> str:
-        """From /proc/PID/stat, behind the name, which may hold anything."""
+        """The state from /proc/PID/stat, which is behind the name; the name may hold anything."""
         try:
             return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0].decode()
         except (OSError, IndexError):
             return ""
 
     def waits_in(self, pid: int) -> str:
-        """From /proc/PID/wchan, which is "0" of one that runs."""
+        """From /proc/PID/wchan, which is "0" if the process runs."""
         try:
             return Path(f"/proc/{pid}/wchan").read_text().strip("0\n")
         except OSError:
             return ""
 
     def signal(self, pid: int, number: int) -> None:
-        """A child that has died and was not waited for takes signals too, and does nothing."""
+        """Send a signal. A child that has died and was not waited for takes signals too, and does nothing."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
 
 
 class Beats:
-    """What supervisord's loop watches: the socket at ``path``. The loop asks :meth:`readable` at each turn, which
-    is when the watchdog looks.
+    """The socket at ``path``, as supervisord's loop watches it. The loop asks :meth:`readable` at each turn; that is
+    when the watchdog looks.
     """
 
     def __init__(self, supervisord: Any, path: str, limits: Limits) -> None:
@@ -70,10 +70,10 @@ class Beats:
         self.socket.bind(path)
         os.chmod(path, 0o600)
 
-    # what supervisord's loop calls
+    # called by supervisord's loop
 
     def readable(self) -> bool:
-        """Yes. An exception here would end supervisord, and with it the node."""
+        """Always true. An exception here would end supervisord, and with it the node."""
         try:
             self._watchdog.look(time.monotonic(), time.time(), self._children())
             self._failed = False
@@ -85,7 +85,7 @@ class Beats:
         return False
 
     def handle_read_event(self) -> None:
-        """Hear all that was sent."""
+        """Read all beats that were sent."""
         for _ in range(_AT_ONCE):
             try:
                 word, ancillary, _, _ = self.socket.recvmsg(64, socket.CMSG_SPACE(_CREDENTIALS.size))
@@ -96,15 +96,15 @@ class Beats:
                     self._watchdog.heard(_CREDENTIALS.unpack(data)[0], serving=word != STOPPING)
 
     def handle_error(self) -> None:
-        """Called in an except block, when :meth:`handle_read_event` failed: tried again at the next beat."""
+        """Called in an except block, when :meth:`handle_read_event` failed. The next beat tries again."""
         self._fail(sys.exc_info()[1])
 
     def ended(self, event: Any) -> None:
-        """Of supervisord's events: a process has ended by itself, and is started again."""
+        """Listens to supervisord's events: a process has ended by itself, and is started again."""
         name = event.process.config.name
         self._ended[name] = self._ended.get(name, 0) + 1
 
-    # what the watchdog does
+    # the watchdog's actions
 
     def _children(self) -> Iterator[Child]:
         for group in self._supervisord.process_groups.values():
@@ -119,7 +119,7 @@ class Beats:
         )
 
     def _say(self, name: str, words: str) -> None:
-        """Into supervisord's log and into the process's own, where its stacks will be."""
+        """Log into supervisord's log and into the process's own, where its stacks will be."""
         self._supervisord.options.logger.warn(f"watchdog: {name}: {words}")  # noqa: G010 (supervisord's own)
         process = self._process(name)
         for dispatcher in process.dispatchers.values() if process is not None else ():
@@ -132,8 +132,8 @@ class Beats:
             self._supervisord.options.logger.critical(f"watchdog: {error!r}")
 
     def status(self) -> list[dict[str, Any]]:
-        """Of each process: how often it ended by itself, how long it has been silent (0.0 if no longer than it
-        may), how many of its name were killed, and of the last why and when.
+        """For each process: how often it ended by itself, how long it has been silent (0.0 if no longer than allowed),
+        how many of its name were killed, and why and when the last one was.
         """
         found = []
         for name in sorted({name for group in self._supervisord.process_groups.values() for name in group.processes}):
@@ -152,7 +152,7 @@ class Beats:
 
 
 class Interface:
-    """What is asked over XML-RPC."""
+    """The methods of the XML-RPC interface."""
 
     def __init__(self, beats: Beats) -> None:
         self._beats = beats
@@ -167,8 +167,8 @@ class Interface:
 
 
 def make(supervisord: Any, *, socket: str, silence: str, start: str, beat: str) -> Interface:
-    """Called by supervisord once its options are read, before it starts anything; the last three are seconds,
-    ``inf`` where nobody is watched.
+    """Called by supervisord once its options are read, before it starts anything. The last three are seconds; ``inf``
+    turns the watchdog off.
     """
     beats = Beats(supervisord, socket, Limits(float(silence), float(start), float(beat)))
     supervisord.options.get_socket_map()[beats.socket.fileno()] = beats

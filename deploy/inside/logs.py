@@ -1,9 +1,9 @@
 """supervisord's log files, its own and those of its processes, on a disk that may be full or broken.
 
-supervisord's own handlers take that badly: an error while a log is rotated ends supervisord, or closes the pipe of the
-process whose log it is; a log that cannot be opened keeps its process from being started again; each line that cannot
-be written puts a traceback on standard error. Here a line that cannot be written is lost. What was lost is told in the
-log, as soon as it can be written again, and once in a while on standard error.
+supervisord's own handlers cannot deal with such a disk. An error while a log is rotated ends supervisord, or closes the
+pipe of the process whose log it is. A log that cannot be opened keeps its process from being started again. Each line
+that cannot be written puts a traceback on standard error. Here, a line that cannot be written is lost. The log says how
+much was lost as soon as it can be written again, and standard error says it once in a while.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ TOLD = 60.0
 
 @dataclass(slots=True)
 class Loss:
-    """What is known of a file that cannot be written; times are on the monotonic clock."""
+    """What is known of a file that cannot be written. Times are of the monotonic clock."""
 
     count: int = 0
-    """Bytes that it lacks."""
+    """Bytes that are missing in the file."""
     why: str = ""
     again: float = float("-inf")
-    """When it is tried again."""
+    """When to try again."""
     told: float = float("-inf")
-    """When standard error was told."""
+    """When standard error was told last."""
 
 
 _losses: dict[str, Loss] = {}
-"""By file name: a process that is started again gets a new handler for the same file."""
+"""By file name, since a process that is started again gets a new handler for the same file."""
 
 
 class LogFile(loggers.Handler):  # type: ignore[misc]  # supervisor has no types
-    """What supervisord's ``FileHandler`` and ``RotatingFileHandler`` are, without their exceptions. ``maxBytes`` 0:
-    it is not rotated.
+    """Replaces supervisord's ``FileHandler`` and ``RotatingFileHandler``, without their exceptions. With ``maxBytes`` 0
+    the file is not rotated.
     """
 
     def __init__(self, filename: str, mode: str = "ab", maxBytes: int = 0, backupCount: int = 0) -> None:  # noqa: N803 (supervisord's names)
@@ -53,15 +53,15 @@ class LogFile(loggers.Handler):  # type: ignore[misc]  # supervisor has no types
         self.mode = mode
         self._most = maxBytes
         self._backups = backupCount
-        # not a number: nobody closes the log of a process that has ended, but the garbage collector
+        # a file object, not a number: when a process has ended, only the garbage collector closes its log
         self._file: FileIO | None = None
         self._loss = _losses.setdefault(filename, Loss())
         self._written(b"")
 
-    # what supervisord calls
+    # called by supervisord
 
     def emit(self, record: Any) -> None:
-        """Write a record, which is the bytes of a process or a message of supervisord's."""
+        """Write a record: the bytes of a process, or a message of supervisord's."""
         message = (
             record.msg
             if isinstance(record.msg, bytes) and self.fmt == "%(message)s"
@@ -71,7 +71,7 @@ class LogFile(loggers.Handler):  # type: ignore[misc]  # supervisor has no types
             self._loss.count += len(message)
 
     def flush(self) -> None:
-        """Nothing is kept back."""
+        """Nothing is buffered."""
 
     def close(self) -> None:
         if self._file is not None:
@@ -80,7 +80,7 @@ class LogFile(loggers.Handler):  # type: ignore[misc]  # supervisor has no types
                 file.close()
 
     def reopen(self) -> None:
-        """Of the file that has this name now: SIGUSR2, after somebody has moved the old one."""
+        """Open the file that has this name now. SIGUSR2 asks for it, after the old one was moved."""
         self.close()
         self._loss.again = float("-inf")
         self._written(b"")
@@ -93,7 +93,7 @@ class LogFile(loggers.Handler):  # type: ignore[misc]  # supervisor has no types
     # the file
 
     def _written(self, message: bytes) -> bool:
-        """Whether the message is in the file."""
+        """Write a message; the result is whether it is in the file."""
         now = time.monotonic()
         if now < self._loss.again:
             return False
@@ -122,13 +122,13 @@ class LogFile(loggers.Handler):  # type: ignore[misc]  # supervisor has no types
         return True
 
     def _opened(self, length: int) -> FileIO:
-        """The file, with room for so many bytes: rotated, where it is too large. One that cannot be rotated may
+        """The file, with room for so many bytes: it is rotated if it is too large. A file that cannot be rotated may
         have twice the size.
         """
         if self._file is None:
             self._file = FileIO(self.baseFilename, "a")
         found = os.fstat(self._file.fileno())
-        if not found.st_nlink:  # somebody has deleted it
+        if not found.st_nlink:  # the file was deleted
             self.close()
             return self._opened(length)
         if self._most and found.st_size and found.st_size + length > self._most:
@@ -158,18 +158,18 @@ def _write(file: FileIO, data: bytes) -> None:
 
 
 def complain(words: str) -> None:
-    """Say something on standard error, if that can be written."""
+    """Print to standard error, if that can be written."""
     with contextlib.suppress(OSError, ValueError):
         print(f"splitd: {words}", file=sys.stderr, flush=True)
 
 
 def _unwritten(_: Any) -> None:
-    """In the place of ``Handler.handleError``, which prints a traceback where perhaps nothing can be printed: a
+    """Replaces ``Handler.handleError``, which prints a traceback although perhaps nothing can be printed, as on a
     terminal that is gone.
     """
 
 
 def install() -> None:
-    """From now on every log file of this supervisord is a :class:`LogFile`."""
+    """Make every log file of this supervisord a :class:`LogFile` from now on."""
     loggers.FileHandler = loggers.RotatingFileHandler = LogFile
     loggers.Handler.handleError = _unwritten

@@ -1,8 +1,8 @@
 """Tells systemd when the node can be called: sd_notify(3), from supervisord, which is the unit's main process.
 
-It is ready when the gateway of this supervisord listens on containerd.sock: what else has not begun by then is waited
-for by its callers. One that ends is STOPPING. Without NOTIFY_SOCKET, as on a terminal, nobody is told. What supervisord
-starts must not have that variable: runc would take the socket for its container's.
+The node is READY when the gateway of this supervisord listens on containerd.sock; calls wait for services that have not
+begun by then. When the node ends it is STOPPING. Without NOTIFY_SOCKET, as on a terminal, nothing is sent. The
+processes that supervisord starts must not have that variable: runc would take the socket for its container's.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ GATEWAY = "gateway"
 
 
 class Ready:
-    """What supervisord's loop asks at each turn, which is when this looks."""
+    """Looks at each turn of supervisord's loop, which asks :meth:`readable` then."""
 
     def __init__(self, supervisord: Any, address: str, notify: str) -> None:
         self._supervisord = supervisord
@@ -31,7 +31,7 @@ class Ready:
         self._told = False
 
     def readable(self) -> bool:
-        """No: nothing comes here."""
+        """Always false: nothing comes here."""
         if not self._told and self._listens():
             self._told = self._tell("READY=1")
         return False
@@ -40,11 +40,11 @@ class Ready:
         return False
 
     def stopping(self, _event: Any) -> None:
-        """Of supervisord's events."""
+        """Listens to supervisord's events."""
         self._tell("STOPPING=1")
 
     def _listens(self) -> bool:
-        """Whether it is our gateway that does: one whose supervisord was killed may just be ending."""
+        """Whether the listener is our gateway: a gateway whose supervisord was killed may just be ending."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as client:
             try:
                 client.connect(self._address)
@@ -58,7 +58,9 @@ class Ready:
         )
 
     def _tell(self, word: str) -> bool:
-        """False, and a line in supervisord's log, if it could not be told; it is tried again."""
+        """Send a word to systemd. If that fails, log a line in supervisord's log and return False, so that it is tried
+        again.
+        """
         try:
             self.socket.sendto(word.encode(), self._notify)
         except OSError as error:

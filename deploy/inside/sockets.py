@@ -1,5 +1,5 @@
-"""supervisord's own sockets in STATE, made again if somebody removed them (services/kit/sockets.py is the same for
-the services): no ``splitd`` command would reach it any more.
+"""Makes supervisord's own sockets in STATE again if they were removed. Otherwise no ``splitd`` command would reach it
+any more. (services/kit/sockets.py does the same for the services.)
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ LOOK = 1.0
 
 
 class Kept:
-    """What supervisord's loop asks at each turn, which is when this looks."""
+    """Looks at each turn of supervisord's loop, which asks :meth:`readable` then."""
 
     def __init__(self, supervisord: Any) -> None:
         self._supervisord = supervisord
         self._looked = 0.0
         self._said = ""
         self.reader, self._writer = os.pipe2(os.O_CLOEXEC)
-        """Of which nothing is ever read: the loop asks only what has a file."""
+        """A pipe from which nothing is ever read; the loop asks only objects that have a file."""
 
     def readable(self) -> bool:
-        """No: nothing comes here. An exception would end supervisord."""
+        """Always false: nothing comes here. An exception would end supervisord."""
         if time.monotonic() >= self._looked + LOOK:
             self._looked = time.monotonic()
             for listening, path in self._listening():
@@ -42,8 +42,8 @@ class Kept:
         return False
 
     def _listening(self) -> list[tuple[socket.socket, Path]]:
-        """The XML-RPC servers', which supervisord binds under another name and links to this one, and the
-        watchdog's.
+        """The sockets of the XML-RPC servers and of the watchdog. supervisord binds the former under another name and
+        links that to this one.
         """
         servers = [
             (server.socket, Path(config["file"]))
@@ -68,8 +68,10 @@ class Kept:
 
 
 def again(listening: socket.socket, path: Path) -> None:
-    """A new socket at ``path``, under the number of the one that listens there. Poll finds a file by its number."""
-    mask = os.umask(0o077 if listening.type == socket.SOCK_STREAM else 0o177)  # as they were made
+    """Make a new socket at ``path``, under the file descriptor of the one that listens there, since poll finds a file
+    by its number.
+    """
+    mask = os.umask(0o077 if listening.type == socket.SOCK_STREAM else 0o177)  # the mode that they were made with
     try:
         with socket.socket(socket.AF_UNIX, listening.type | socket.SOCK_NONBLOCK) as new:
             new.setsockopt(

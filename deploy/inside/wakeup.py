@@ -1,12 +1,11 @@
-"""Wakes supervisord when one of its processes ends, so that it is started again at once.
+"""Wakes supervisord when one of its processes ends, so that the process is started again at once.
 
-supervisord waits in poll(2) for up to a second. Since Python 3.5 (PEP 475) a signal does not end that wait, so SIGCHLD
-is noticed only when it is over, and what follows from it one round later: a killed service came back up to two seconds
+supervisord waits in poll(2) for up to a second. Since Python 3.5 (PEP 475) a signal does not end that wait. So SIGCHLD
+was noticed only when the wait was over, and acted on one round later: a killed service came back up to two seconds
 late, and a node took that long for each service that it stopped. Here the signal writes to a pipe
 (``signal.set_wakeup_fd``) that supervisord's loop reads.
 
-supervisord loads this by its one means for code of ours inside it, the ``[rpcinterface:...]`` section; no RPC comes
-with it.
+supervisord loads this by its one means for foreign code, the ``[rpcinterface:...]`` section. It has no RPC methods.
 """
 
 from __future__ import annotations
@@ -16,16 +15,16 @@ import signal
 from typing import Any
 
 ROUNDS = 3
-"""Rounds of supervisord's loop from the end of a process to what it does about it: reap, change state, act."""
+"""Rounds of supervisord's loop from the end of a process to its reaction: reap, change state, act."""
 
 
 class Wakeup:
-    """The reading end of the pipe, as supervisord's loop wants a thing to watch."""
+    """The reading end of the pipe, in the form that supervisord's loop watches."""
 
     def __init__(self) -> None:
         self.reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        os.write(writer, b"\0")  # and at once in the beginning, to start everything without the first wait
+        os.write(writer, b"\0")  # wake up once at the beginning, to start everything without the first wait
         self._rounds = 0
 
     def readable(self) -> bool:
@@ -42,12 +41,12 @@ class Wakeup:
             self._rounds = 0
 
     def handle_error(self) -> None:
-        """Called inside an except block: nothing here can fail but a closed pipe, which supervisord should hear of."""
+        """Called inside an except block. Only a closed pipe can fail here, and supervisord should hear of it."""
         raise  # noqa: PLE0704
 
 
 class NoInterface:
-    """What an RPC interface may be at the least."""
+    """An RPC interface without methods."""
 
 
 def make(supervisord: Any, **_: str) -> NoInterface:

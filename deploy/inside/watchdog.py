@@ -1,17 +1,17 @@
-"""Which process hangs, and what is done about it. No clock, no process and no socket is known here:
-:mod:`deploy.inside.beats` brings them.
+"""Decides which process hangs, and what to do about it. This module knows no clock, process or socket;
+:mod:`deploy.inside.beats` provides them.
 
-A process gives signs of life while its loop turns. Of the time since the last one only that counts in which
+A process gives signs of life while its loop turns. Of the time since the last one, only that counts in which
 
-- the watchdog itself ran on time: after a suspend, a pause of the virtual machine or a stop of supervisord nobody is
-  behind but the watchdog;
-- the process was not stopped (state T, or t under a debugger): whoever stopped it begins the time anew;
-- supervisord was not stopping it: that has its own end (``stopwaitsecs``).
+- the watchdog itself ran on time: after a suspend, a pause of the virtual machine or a stop of supervisord, only the
+  watchdog is late;
+- the process was not stopped (state T, or t under a debugger): its time starts anew when it continues;
+- supervisord was not stopping it: that has a limit of its own (``stopwaitsecs``).
 
-When too much of it is over, the process is asked for its stacks (SIGUSR1), and killed (SIGKILL) :data:`WRITING` seconds
-later, unless it shows life; supervisord starts it again. One that waits in the kernel (state D) cannot be killed: it is
-reported, and looked at again. The process is a child of the one that looks, which has not waited for it yet, so its pid
-cannot be another's.
+When too much time has passed, the process is asked for its stacks (SIGUSR1). :data:`WRITING` seconds later it is killed
+(SIGKILL), unless it shows life, and supervisord starts it again. A process that waits in the kernel (state D) cannot be
+killed: it is reported, and looked at again. The process is a child of this one, which has not waited for it yet. So its
+pid cannot belong to another process.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 ON_TIME = 2.0
-"""Seconds from one look to the next that still count; supervisord's loop turns every second at the least."""
+"""Seconds from one look to the next that still count. supervisord's loop turns at least every second."""
 WRITING = 2.0
 """Seconds that a process gets to write its stacks before it is killed."""
 
 _BEYOND = ("D", "Z", "X")
-"""States in which a signal changes nothing. Z is a main thread that has died while another thread cannot:
-supervisord hears of the death when that one is over.
+"""States in which a signal changes nothing. Z is a main thread that has died while another thread cannot; supervisord
+hears of the death when that one is over.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Seconds: those of the settings ([watchdog]), and how often a process shows life."""
+    """Seconds: those of the settings ([watchdog]), and the time between two beats."""
 
     silence: float
     start: float
@@ -42,7 +42,7 @@ class Limits:
 
 
 class Kernel(Protocol):
-    """What the watchdog asks of and does to processes."""
+    """The watchdog's access to processes."""
 
     def state(self, pid: int) -> str:
         """The state of its main thread as in /proc/PID/stat: R, S, D, T, t, Z; "" if there is no such process."""
@@ -53,7 +53,7 @@ class Kernel(Protocol):
         ...
 
     def signal(self, pid: int, number: int) -> None:
-        """Send a signal; no error if it is gone."""
+        """Send a signal; no error if the process is gone."""
         ...
 
 
@@ -68,21 +68,19 @@ class Child:
 
 @dataclass(slots=True)
 class Watched:
-    """What is known of one process; ``quiet`` counts the seconds since its last sign of life."""
+    """What is known of one process. ``quiet`` counts the seconds since its last sign of life."""
 
     pid: int
     serving: bool = False
     quiet: float = 0.0
     asked: float | None = None
-    """``quiet`` when it was asked for its stacks."""
+    """The value of ``quiet`` when the process was asked for its stacks."""
     reported: bool = False
 
 
 @dataclass(slots=True)
 class Kills:
-    """What was done to the processes of one name: how many were killed, and of the last why, and when (seconds
-    since the epoch).
-    """
+    """How many processes of one name were killed, and why and when the last one was (seconds since the epoch)."""
 
     count: int = 0
     why: str = ""
@@ -91,8 +89,8 @@ class Kills:
 
 @dataclass(slots=True)
 class Watchdog:
-    """Told of each sign of life, and asked to :meth:`look` once a second. ``say`` gets what it does, for the logs:
-    the name of the process, and a sentence.
+    """Is told of each sign of life, and must be asked to :meth:`look` once a second. ``say`` gets its actions, for the
+    logs: the name of the process, and a sentence.
     """
 
     limits: Limits
@@ -103,7 +101,7 @@ class Watchdog:
     _looked: float | None = None
 
     def heard(self, pid: int, *, serving: bool) -> None:
-        """A sign of life. ``serving`` is false of a process that was told to stop."""
+        """A sign of life has come. ``serving`` is false if the process was told to stop."""
         for name, one in self.watched.items():
             if one.pid == pid:
                 if one.asked is not None or one.reported:
@@ -111,8 +109,8 @@ class Watchdog:
                 one.serving, one.quiet, one.asked, one.reported = serving, 0.0, None, False
 
     def look(self, now: float, wall: float, children: Iterable[Child]) -> None:
-        """Judge all processes that there are, at ``now`` on a monotonic clock, which is ``wall`` in seconds since
-        the epoch.
+        """Judge all existing processes. ``now`` is the time on a monotonic clock, ``wall`` in seconds since the
+        epoch.
         """
         passed = 0.0 if self._looked is None else now - self._looked
         self._looked = now
@@ -129,12 +127,14 @@ class Watchdog:
                 self._judge(name, one, passed, wall)
 
     def late(self, name: str) -> float:
-        """How long a process has been silent, if that is longer than it should be; else 0.0."""
+        """Seconds for which a process has been silent, if that is longer than usual; else 0.0."""
         one = self.watched.get(name)
         return one.quiet if one is not None and one.quiet > self._allowed(one) / 3 else 0.0
 
     def _allowed(self, one: Watched) -> float:
-        """It may have hung since right after its last beat, or since right before the next."""
+        """Seconds of silence that are allowed. The process may have hung right after its last beat, or right before the
+        next.
+        """
         return self.limits.silence + self.limits.beat if one.serving else self.limits.start
 
     def _judge(self, name: str, one: Watched, passed: float, wall: float) -> None:

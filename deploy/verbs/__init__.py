@@ -17,4 +17,4 @@ VERBS = (
     "help",
     "completion",
 )
-"""In the order in which the help has them."""
+"""In the order of the help."""

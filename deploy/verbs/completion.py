@@ -1,6 +1,4 @@
-"""``splitd completion SHELL``: what a shell reads so that TAB completes verbs, options, services and the names of
-images.
-"""
+"""``splitd completion SHELL`` prints the script for TAB completion of verbs, options, services and names of images."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ from deploy import completion
 from deploy.failure import Failure, mistyped
 
 HELP = (
-    'print what a shell reads to complete this command, as in: eval "$(splitd completion bash)"; make install '
+    'print the script for TAB completion in a shell, for example: eval "$(splitd completion bash)"; make install '
     "installs it"
 )
 

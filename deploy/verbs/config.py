@@ -1,5 +1,5 @@
-"""``splitd config default|check|dump``: the configuration file explained, checked, and as it takes effect: what
-runs, of a node that is up.
+"""``splitd config default|check|dump``: explains the configuration file, checks it, and prints the effective one, which
+for a node that is up is what it runs with.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from deploy import configuration, place, running, supervision
 from deploy.failure import Failure, mistyped
 from services.kit import settings
 
-HELP = "print the default configuration with its comments, check a file, or print what runs"
+HELP = "print the default configuration with its comments, check a file, or print the effective configuration"
 ACTIONS = ("default", "check", "dump")
 
 
@@ -23,8 +23,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         metavar="ACTION",
         help=(
-            "default: every table, commented; check: errors and warnings; dump: what a node that is up runs with, "
-            "else what takes effect"
+            "default: print every setting with its explanation; check: print errors and warnings; dump: print the "
+            "configuration that the node runs with, or would run with if it is not up"
         ),
     )
     parser.add_argument("file", nargs="?", help=argparse.SUPPRESS)
@@ -72,13 +72,13 @@ def _check(path: Path | None) -> int:
     say(
         f"no configuration file: all defaults ({place.ETC} does not exist; --config names another)"
         if path is None
-        else f"{path} is good"
+        else f"{path} is valid"
     )
     return 0
 
 
 def refuse_errors(path: Path | None) -> None:
-    """A Failure with all of a configuration that keeps a node from starting; whatever else is wrong goes to
+    """Raise a Failure with all errors of a configuration that keep a node from starting. Warnings and troubles go to
     standard error.
     """
     found = configuration.check(path)

@@ -1,5 +1,5 @@
-"""``splitd down``: stop the node. Containers go on running, under their shims, and the next ``splitd up`` finds
-them again.
+"""``splitd down``: stops the node. Containers keep running, under their shims, and the next ``splitd up`` finds them
+again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from deploy.place import Place
 from deploy.processes import NAMES, PROCESSES, named
 from deploy.verbs import up
 
-HELP = "stop the node; containers go on running unless --containers is given"
+HELP = "stop the node; containers keep running unless --containers is given"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "service",
         nargs="*",
         metavar="SERVICE",
-        help=f"stop only these; they stay down until splitd up ({', '.join(NAMES)})",
+        help=f"stop only these services; they stay down until splitd up ({', '.join(NAMES)})",
     )
     parser.add_argument(
         "--containers", action="store_true", help="stop the containers of all namespaces first, and delete their tasks"
@@ -35,7 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=10.0,
         metavar="SECONDS",
-        help="with --containers: from SIGTERM to SIGKILL (default 10)",
+        help="with --containers: the time from SIGTERM to SIGKILL (default 10)",
     )
 
 
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         say(f"stopped {stopped} container{'' if stopped == 1 else 's'}")
     end()
     _wait_for_end(here, pid)
-    say(f"the node at {here.state} is down{'' if arguments.containers else '; containers go on running'}")
+    say(f"the node at {here.state} is down{'' if arguments.containers else '; containers keep running'}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""``splitd gc``: whether things are held back that no record knows, and the operator's word that it need not."""
+"""``splitd gc``: says what is held back because no record knows it, and releases it on the operator's word."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from deploy.place import Place
 from services.kit import errors
 
 HELP = (
-    "say whether things are held back that no record knows, as after a backup of a database was put back or its log "
-    "was damaged; --release: remove them"
+    "say what is held back because no record knows it, for example after a backup of a database was put back or its "
+    "log was damaged; --release removes it"
 )
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--release", action="store_true", help="what no record knows may go: it is collected now")
+    parser.add_argument("--release", action="store_true", help="remove what no record knows; it is collected now")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(here: Place, *, release: bool) -> None:
     found = held.found(here)
     if not found:
-        say("nothing is held back: what nobody needs is collected")
+        say("nothing is held back: garbage is collected")
         return
     for each in found:
         say(

@@ -1,4 +1,4 @@
-"""``splitd help [VERB [ACTION]]``: what ``--help`` says of it; ``splitd help --man``: all of it, as a man page."""
+"""``splitd help [VERB [ACTION]]`` prints what ``--help`` prints; ``splitd help --man`` prints the man page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import argparse
 from client import shown
 from deploy import manual, splitd
 
-HELP = "say what splitd, or a verb and its action, does and takes"
+HELP = "explain splitd, or a verb and its action, and list the options"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,7 +15,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--man",
         action="store_true",
-        help="all verbs, as a man page: splitd help --man | man -l - (make install installs it)",
+        help="print all verbs as a man page: splitd help --man | man -l - (make install installs it)",
     )
 
 

@@ -1,4 +1,4 @@
-"""``splitd images ...``: the images of the node: list them, look into one, remove, tag, export and import them."""
+"""``splitd images ...``: lists the images of the node, inspects, removes, tags, exports and imports them."""
 
 from __future__ import annotations
 
@@ -25,27 +25,28 @@ HELP = "list the node's images, inspect, remove, tag, export and import them"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     transferring.add_namespace(parser)
-    parser.add_argument("--json", action="store_true", help="for programs: of list, export and import")
+    parser.add_argument("--json", action="store_true", help="print JSON, for list, export and import")
     action = transferring.actions(parser)
 
     list_ = action(
         "list",
-        "name, digest, platforms, size and age of each, and whether it is unpacked (what is done without an action)",
+        "print name, digest, platforms, size and age of each image, and whether it is unpacked (the default action)",
         "ls",
     )
-    list_.add_argument("--json", action="store_true", help="for programs")
+    list_.add_argument("--json", action="store_true", help="print JSON")
     inspect = action(
         "inspect",
         (
-            "one image as JSON: its record, and for each platform its layers, what of them is there, and who has them "
-            "unpacked"
+            "print one image as JSON: its record, and for each platform its layers, which of them the node has, and "
+            "which "
+            "snapshotters have them unpacked"
         ),
     )
     inspect.add_argument("reference", metavar="REF")
-    remove = action("remove", "remove images; what only they kept is collected", "rm")
+    remove = action("remove", "remove images; what only they used is collected", "rm")
     remove.add_argument("references", nargs="+", metavar="REF")
-    remove.add_argument("--sync", action="store_true", default=False, help="return when it is collected")
-    tag = action("tag", "give an image another name; one that has it loses it")
+    remove.add_argument("--sync", action="store_true", default=False, help="return when everything is collected")
+    tag = action("tag", "give an image another name; an image that has this name loses it")
     tag.add_argument("source", metavar="SRC")
     tag.add_argument("destination", metavar="DST")
     export = action("export", "write images to an OCI archive, which docker load reads too")
@@ -53,21 +54,24 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     export.add_argument("references", nargs="+", metavar="REF")
     transferring.add_platforms(export, "this machine's")
     export.add_argument(
-        "--all-platforms", action="store_true", default=False, help="for every platform, all of which must be there"
+        "--all-platforms",
+        action="store_true",
+        default=False,
+        help=("choose all platforms; the node must have all of them"),
     )
-    import_ = action(
-        "import", "read the images of an archive, OCI's or of docker save, compressed or not, and unpack them"
-    )
+    import_ = action("import", "import the images of an OCI or docker save archive, compressed or not, and unpack them")
     import_.add_argument("file", metavar="FILE", help="- is standard input")
     import_.add_argument(
         "--base-name",
         default="",
         metavar="NAME",
-        help="take only images of this name: a mere tag becomes NAME:TAG, what has no name NAME@DIGEST",
+        help=(
+            "import only images of this name; an image with only a tag becomes NAME:TAG, one without a name NAME@DIGEST"
+        ),
     )
     transferring.add_platforms(import_, "this machine's")
     import_.add_argument(
-        "--all-platforms", action="store_true", default=False, help="for every platform that the archive has"
+        "--all-platforms", action="store_true", default=False, help="choose all platforms of the archive"
     )
     transferring.add_unpacking(import_)
     for each in (export, import_):
@@ -130,8 +134,8 @@ def inspect(arguments: argparse.Namespace) -> int:
 
 
 def summary(image: Described) -> dict[str, Any]:
-    """An image as ``list --json`` has it: ``size`` in bytes, of what is there; ``created`` is when its record was
-    made, in RFC 3339; ``unpacked`` names snapshotters.
+    """An image as ``list --json`` has it. ``size`` is in bytes, of the blobs that the node has. ``created`` is the time
+    when its record was made, in RFC 3339. ``unpacked`` names snapshotters.
     """
     return {
         "name": image.image.name,
@@ -145,7 +149,7 @@ def summary(image: Described) -> dict[str, Any]:
 
 
 def detail(image: Described) -> dict[str, Any]:
-    """An image as ``inspect`` has it: the summary, and all that is known."""
+    """An image as ``inspect`` has it: the summary and all other details."""
     target = image.image.target
     return {
         **summary(image),
@@ -181,7 +185,7 @@ def timestamp(nanoseconds: int) -> str:
 
 
 def age(nanoseconds: int) -> str:
-    """``5 minutes ago``, in the largest unit of which there are two; ``now`` before that."""
+    """``5 minutes ago``, in the largest unit of which there are at least two; ``now`` for less than two seconds."""
     seconds = nanoseconds // 10**9
     for name, length in (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1)):
         if (count := seconds // length) >= 2:
@@ -236,7 +240,9 @@ def export(arguments: argparse.Namespace) -> int:
     if binary and arguments.json:
         raise Failure("the archive goes to standard output: there is no room for --json", 2)
     if binary and sys.stdout.isatty():
-        raise Failure("an archive is nothing for a terminal: name a file, or send standard output to a program", 2)
+        raise Failure(
+            ("an archive cannot be written to a terminal: name a file, or send standard output to a program"), 2
+        )
     name = "standard output" if binary else arguments.file
     output = transferring.output(arguments, f"exporting to {name}", to_stderr=binary)
     here = place.find(arguments)
@@ -277,7 +283,9 @@ def import_images(arguments: argparse.Namespace) -> int:
     async def imported() -> Mapping[str, Any]:
         with files.opened(arguments.file) as fd:
             if os.isatty(fd):
-                raise Failure("an archive is not typed: name a file, or send one to standard input", 2)
+                raise Failure(
+                    ("an archive cannot be read from a terminal: name a file, or send one to standard input"), 2
+                )
             async with transferring.connected(here, arguments.namespace) as client:
                 tally, total = Tally(time.monotonic()), files.size(fd)
 
@@ -312,7 +320,7 @@ def import_images(arguments: argparse.Namespace) -> int:
 
 
 def left_out(image: tuple[str, str]) -> str:
-    """What to say of an image of an archive that is for other platforms: its name, and theirs."""
+    """The message about an image of an archive that is for other platforms, which it names."""
     name, platforms = image
     return f"{name}: {LEFT_OUT}{platforms}; --all-platforms takes it"
 

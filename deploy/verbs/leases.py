@@ -1,5 +1,5 @@
-"""``splitd leases ...``: what holds things of the node that no image holds, such as the parts of pulls that were
-interrupted; and its end.
+"""``splitd leases ...``: lists leases, which hold things that no image holds, such as the parts of interrupted pulls,
+and removes them.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from deploy.verbs.images import age, timestamp
 from services.content.store import Status
 from services.kit import errors
 
-HELP = "list what holds things that no image holds, such as the parts of interrupted pulls, and give it up"
+HELP = "list leases, which hold things that no image holds, such as the parts of interrupted pulls, and remove them"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     transferring.add_namespace(parser)
-    parser.add_argument("--json", action="store_true", help="for programs: of list")
+    parser.add_argument("--json", action="store_true", help="print JSON, for list")
     action = transferring.actions(parser)
 
     list_ = action(
         "list",
-        "each lease: how old it is, when it expires, what it holds, and for which pull; and blobs that have been "
-        "begun, which are kept for a day "
-        "(what is done without an action)",
+        "print for each lease its age, when it expires, what it holds, and for which pull; and the unfinished blobs, "
+        "which "
+        "are kept for a day (the default action)",
         "ls",
     )
-    list_.add_argument("--json", action="store_true", help="for programs")
+    list_.add_argument("--json", action="store_true", help="print JSON")
     remove = action("remove", "delete leases; what only they held is collected", "rm")
     remove.add_argument("leases", nargs="*", default=(), metavar="LEASE")
     remove.add_argument(
@@ -43,12 +43,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         default=False,
         help=(
-            "those of pulls by splitd that were interrupted, and blobs that were begun and that nobody writes; such "
-            "a "
+            "delete the leases of interrupted pulls by splitd, and unfinished blobs that are not being written; such a "
             "pull then begins anew"
         ),
     )
-    remove.add_argument("--sync", action="store_true", default=False, help="return when it is collected")
+    remove.add_argument("--sync", action="store_true", default=False, help="return when everything is collected")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -113,8 +112,8 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def begun(ingest: Status) -> dict[str, Any]:
-    """A blob that has been begun, as ``--json`` has it: ``bytes`` that have arrived of ``total``, which is null
-    where it is not known.
+    """An unfinished blob as ``--json`` has it. ``bytes`` have arrived of ``total``, which is null if it is not
+    known.
     """
     return {
         "ref": ingest.ref,
@@ -126,8 +125,8 @@ def begun(ingest: Status) -> dict[str, Any]:
 
 
 def summary(lease: Held, sizes: Mapping[str, int]) -> dict[str, Any]:
-    """A lease as ``--json`` has it: ``bytes`` are those of its blobs; ``expires`` and ``pull`` are null where it
-    has none.
+    """A lease as ``--json`` has it. ``bytes`` are those of its blobs. ``expires`` and ``pull`` are null if it has
+    none.
     """
     return {
         "lease": lease.lease,
@@ -155,7 +154,7 @@ def held(lease: Held, sizes: Mapping[str, int]) -> str:
 
 
 def bytes_of(lease: Held, sizes: Mapping[str, int]) -> int:
-    """Of the blobs that it holds, whoever else holds them."""
+    """The size of the blobs that a lease holds, even if others hold them too."""
     return sum(sizes.get(name, 0) for kind, name in lease.resources if kind == "content")
 
 
@@ -164,7 +163,7 @@ def _remove(arguments: argparse.Namespace) -> int:
     if not names and not arguments.interrupted:
         raise Failure("say which leases, or --interrupted (splitd leases lists them)", 2)
     if names and arguments.interrupted:
-        raise Failure("--interrupted is all that were interrupted: name no leases with it", 2)
+        raise Failure("--interrupted removes all that were interrupted: name no leases with it", 2)
     here = place.find(arguments)
 
     async def removed() -> list[str]:
@@ -181,7 +180,7 @@ def _remove(arguments: argparse.Namespace) -> int:
                 for ingest in await client.leases.ingests():
                     if await client.leases.abort(ingest):
                         say(f"removed ingest {ingest.ref} ({bars.size(ingest.offset)})")
-        return missing if names else []  # one that has ended meanwhile is what was wanted
+        return missing if names else []  # a lease that has ended meanwhile is gone, as wanted
 
     if missing := transferring.run(removed()):
         raise Failure(missing[0], more=missing[1:])

@@ -1,5 +1,5 @@
-"""``splitd logs SERVICE``: what a service logged; supervisord's own log is "supervisord". Without a service, of
-each, and with -f of all in one, as it comes.
+"""``splitd logs SERVICE``: prints what a service logged; "supervisord" is supervisord's own log. Without a service it
+prints the logs of all services, and with -f follows all of them together.
 """
 
 from __future__ import annotations
@@ -14,16 +14,21 @@ from deploy.failure import Failure, mistyped
 from deploy.place import Place
 from deploy.processes import NAMES
 
-HELP = "the last lines that a service logged; without a service, of each, and with -f of all in one"
+HELP = "print the last lines that a service logged; without a service, those of each; with -f, follow the logs"
 LOGS = (*NAMES, "supervisord")
 PAUSE = 0.2
-"""Seconds between two looks at what was appended."""
+"""Seconds between two looks for new lines."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("service", nargs="?", metavar="SERVICE", help=", ".join(LOGS))
     parser.add_argument("-n", "--lines", type=int, default=100, metavar="N", help="how many lines (default 100)")
-    parser.add_argument("-f", "--follow", action="store_true", help="go on with what is logged from now on")
+    parser.add_argument(
+        "-f",
+        "--follow",
+        action="store_true",
+        help=("continue with new lines as they are logged; without a service, those of all services together"),
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -48,8 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _follow(here: Place, names: Sequence[str], lines: int) -> None:
-    """Print the last lines, and what is appended until interrupted; of several logs in the order of time, each line
-    with its service before it.
+    """Print the last lines, and then what is appended, until interrupted. Lines of several logs come in the order of
+    time, each with its service before it.
     """
     width = max(map(len, names))
     followers = [(name, logfiles.Follower(here.log(name))) for name in names]

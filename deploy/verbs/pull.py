@@ -1,4 +1,4 @@
-"""``splitd pull REF``: an image from its registry into the node, by the node itself, with its progress."""
+"""``splitd pull REF``: the node pulls an image from its registry; the command shows the progress."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from services.images.transfer import ImageStore, Progress
 from services.oci import platforms
 from services.oci.platforms import Platform
 
-HELP = "fetch an image from its registry and unpack it; an interrupted pull goes on where it ended"
+HELP = "fetch an image from its registry and unpack it; an interrupted pull continues where it ended"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,12 +26,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="such as busybox, docker.io/library/busybox:latest or 10.0.0.1:5000/team/box@sha256:...",
     )
     transferring.add_platforms(parser, "this machine's")
-    parser.add_argument("--all-platforms", action="store_true", help="for every platform that it has")
+    parser.add_argument("--all-platforms", action="store_true", help="choose all platforms of the image")
     parser.add_argument(
         "--verify",
         action="store_true",
         help=(
-            "look at all bytes of what is there already, and fetch again what is damaged; missing files and wrong "
+            "check all bytes of blobs that the node has already, and fetch damaged ones again; missing files and wrong "
             "sizes are always found"
         ),
     )
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
 
             return await transferring.shown(output, tally, {"reference": reference}, work)
 
-    outcome = transferring.run(pull(), "what has arrived is kept for a day, and the same command goes on with it")
+    outcome = transferring.run(pull(), "what has arrived is kept for a day, and the same command continues with it")
     output.said(
         f"pulled {transferring.with_digest(reference, outcome)}: {transferring.figures(outcome)}, "
         f"{transferring.layers(outcome)}"
@@ -76,19 +76,19 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def result(image: Described, wanted: Sequence[Platform], tally: Tally) -> dict[str, Any]:
-    """What the node has now: how many layers, and how many of them it had before; and for what other platforms, if it
-    is one manifest, which a node stores whatever it is for, as containerd does. A Failure if there is nothing for the
-    platforms wanted.
+    """The outcome of a pull: the number of layers, and how many of them the node had before. A single manifest is
+    stored whatever its platform is, as containerd does, so other platforms are included. A Failure if the image has
+    nothing for the wanted platforms.
     """
     matcher = platforms.wanted(wanted)
     variants = [variant for variant in image.variants if not image.offered or matcher.matches(variant.platform)]
     if image.offered and not variants:
         raise Failure(
-            f"{image.image.name} has nothing for {_named(wanted)}: it is for "
+            f"{image.image.name} has nothing for {_named(wanted)}: its platforms are "
             f"{', '.join(dict.fromkeys(map(str, image.offered)))}"
         )
     layers = {layer.digest for variant in variants for layer in variant.layers}
-    layers |= {part.digest for part in tally.rows}  # of what is no image
+    layers |= {part.digest for part in tally.rows}  # of something that is no image
     fetched = {part.digest for part in tally.rows if not part.existed}
     others = [str(variant.platform) for variant in variants if not matcher.matches(variant.platform)]
     return {

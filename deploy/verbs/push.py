@@ -1,4 +1,4 @@
-"""``splitd push REF``: an image of the node into a registry, by the node itself, with its progress."""
+"""``splitd push REF``: the node pushes an image to a registry; the command shows the progress."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "reference",
         metavar="REF",
-        help="where to, such as registry.internal:5000/team/box:1; a digest behind it must be the image's",
+        help="the destination, such as registry.internal:5000/team/box:1; if it has a digest, it must be the image's",
     )
-    parser.add_argument("--source", metavar="NAME", help="the image of the node to send (default: the one called REF)")
+    parser.add_argument("--source", metavar="NAME", help="the node's image to send (default: the one called REF)")
     transferring.add_platforms(parser, "all; the registry may refuse an index without the others")
     transferring.add_registry(parser)
     transferring.add_output(parser)
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     async def push() -> Mapping[str, Any]:
         async with transferring.connected(here, arguments.namespace) as client:
-            tagged = reference.partition("@")[0]  # whether the digest is that image's, the node says
+            tagged = reference.partition("@")[0]  # the node checks that the digest is that image's
             source = await client.images.find(
                 arguments.source or arguments.reference, *([] if arguments.source else [tagged])
             )

@@ -1,6 +1,7 @@
-"""``splitd restart SERVICE``: stop a service, start it again, wait until it is healthy. Containers do not notice.
+"""``splitd restart SERVICE``: stops a service, starts it again, and waits until it is healthy. Containers do not
+notice.
 
-With ``--all`` all of them, one after the other, which is how a node goes over to another release.
+``--all`` does this for all services, one after the other. This is how a node changes to another release.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--all",
         action="store_true",
-        help="all that run, one after the other: what a node goes over to another release by",
+        help="restart all services that run, one after the other; this changes a node to another release",
     )
     parser.add_argument(
         "--timeout",
         type=float,
         default=30.0,
         metavar="SECONDS",
-        help="how long to wait for each one's health (default 30)",
+        help="how long to wait until each is healthy (default 30)",
     )
 
 
@@ -58,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _running(supervisor: supervision.Supervisor) -> list[str]:
-    """In the order of their starts. What was stopped on purpose stays so."""
+    """The services that run, in the order of their starts. A service that was stopped on purpose stays stopped."""
     found = supervisor.processes()
     for name, status in found.items():
         if status.state == "STOPPED":
@@ -67,8 +68,8 @@ def _running(supervisor: supervision.Supervisor) -> list[str]:
 
 
 def _refuse_another_configuration(here: Place, given: Path | None) -> None:
-    """A service is started again with the file that its node was started with, if that is good; what of it is not
-    read is said.
+    """Refuse another configuration than the node was started with, and one that is wrong, since a restarted service
+    reads the node's file. Settings that a restart does not apply are reported.
     """
     if given is not None and given != here.config:
         raise Failure(

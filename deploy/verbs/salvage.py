@@ -1,4 +1,4 @@
-"""``splitd salvage``: put a new database, of what can be read, in the place of one whose pages are damaged."""
+"""``splitd salvage``: replaces a database that has damaged pages by a new one, of what can be read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from services.metadata import schema
 from services.snapshots import tree
 
 HELP = (
-    "put a new database, of what can be read, in the place of one whose pages are damaged; the node must be down "
+    "replace a database that has damaged pages by a new one, of what can be read; the node must be down "
     "(see docs/damaged-database.md)"
 )
 
@@ -25,12 +25,14 @@ METADATA = "metadata"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("database", metavar="DATABASE", help="whose: metadata, or a snapshotter's, such as overlayfs")
+    parser.add_argument(
+        "database", metavar="DATABASE", help=("metadata, or the name of a snapshotter, such as overlayfs")
+    )
 
 
 def _databases(root: Path) -> dict[str, tuple[Path, str, Callable[[Sequence[Any]], bool]]]:
-    """For each database that is there, its file, the file beside it by which its service knows that records may be
-    lost, and what is a record.
+    """For each existing database: its file; the file beside it that tells its service that records may be lost; and a
+    function that tells whether a row is a valid record.
     """
     found = {
         METADATA: (root / "metadata/metadata.db", "metadata.db.damaged", schema.readable),
@@ -45,7 +47,7 @@ def _databases(root: Path) -> dict[str, tuple[Path, str, Callable[[Sequence[Any]
 def run(arguments: argparse.Namespace) -> int:
     here = place.find(arguments)
     if supervision.is_up(here):
-        raise Failure(f"the node at {here.state} is up: {here.hint('down')} first; containers go on running")
+        raise Failure(f"the node at {here.state} is up: {here.hint('down')} first; containers keep running")
     databases = _databases(here.root)
     if arguments.database not in databases:
         raise Failure(f"{here.root} has no database of {arguments.database}: {', '.join(databases) or 'it has none'}")
@@ -63,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise Failure(
             f"{str(error).removesuffix(f': {error.suffix}')}; nothing was changed: see docs/damaged-database.md"
         ) from None
-    if not (path.parent / note).exists():  # before anything believes it to be whole
+    if not (path.parent / note).exists():  # before any process believes the database to be whole
         (path.parent / note).write_text(f"{path} was made of what could be read of a damaged one\n")
     for suffix in ("", "-wal"):
         if Path(f"{path}{suffix}").exists():
@@ -72,8 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
     new.rename(path)
     for table, saved in found.items():
         lost = [f"{saved.gaps} {'place' if saved.gaps == 1 else 'places'} could not be read"] if saved.gaps else []
-        lost += [f"{saved.damaged} left out, which are not what was written"] if saved.damaged else []
-        lost += [f"{saved.orphans} left out, whose parents could not be read"] if saved.orphans else []
+        lost += [f"{saved.damaged} left out, since they are not what was written"] if saved.damaged else []
+        lost += [f"{saved.orphans} left out, since their parents could not be read"] if saved.orphans else []
         say(f"{table}: {saved.rows - saved.orphans} saved{'; ' if lost else ''}{', '.join(lost)}")
     say(f"the damaged database is kept as {aside}; next: {here.hint('up')}")
     return 0

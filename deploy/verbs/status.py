@@ -1,5 +1,5 @@
-"""``splitd status``: each process with its state, whether the node is healthy, and which registries are in trouble,
-for people and (``--json``) for programs.
+"""``splitd status``: each process with its state, whether the node is healthy, and which registries have trouble. For
+people, and with ``--json`` for programs.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from deploy.verbs import up
 from services.kit import version
 
 HELP = (
-    "state, pid, uptime, memory, health and restarts of each service and proxy plugin, and what registries do not "
-    "answer; "
-    "exit code 0 only if all services, and the plugins in the place of one, are healthy, 3 if no node is up"
+    "print state, pid, uptime, memory, health and restarts of each service and proxy plugin, and registries with "
+    "trouble; exit code 0: all services, and plugins that replace one, are healthy; 1: some are not; 3: no node is up"
 )
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -58,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _healthy(found: list[health.Health], others: list[health.Proxied]) -> bool:
-    """Whether the node works: somebody else's snapshotter beside ours is that one's own matter."""
+    """Whether the node works. Another project's snapshotter beside ours does not count."""
     return all(h.healthy for h in found) and all(p.healthy for p in others if p.in_place)
 
 
@@ -70,15 +69,20 @@ def describe(
     registries: list[health.Registry] | None,
     held: list[heldback.HeldBack],
 ) -> dict[str, object]:
-    """The status as JSON has it; ``up`` false and no services where no node is up. ``version`` and ``revision`` are
-    what is installed, those of a service what it runs, null where it does not tell. ``memory`` is PSS in bytes,
-    ``uptime`` in seconds. ``watchdog`` is what that knows of the service: seconds of ``silent``, how many ``killed``,
-    and of the last ``why`` and when (``at``, seconds since the epoch).
+    """The status as JSON. If no node is up, ``up`` is false and there are no services.
 
-    ``database`` is metadata's, in bytes. ``held_back`` is of whom (``what``), why and since when (seconds since the
-    epoch) what records do not know is not removed. ``proxy_plugins`` are other people's services; one that is
-    ``in_place`` of ours must be healthy for the node to be. ``registries`` are those that the node has asked since the
-    images service started, good ones too; null where that is not healthy.
+    - ``version`` and ``revision`` are those of the installed splitd. In a service they are those that it runs, or null
+      if it does not tell.
+    - ``memory`` is PSS in bytes, ``uptime`` is in seconds.
+    - ``watchdog`` has the seconds for which the service is ``silent``, how many were ``killed``, and of the last kill
+      ``why`` and when (``at``, seconds since the epoch).
+    - ``database`` is the size of metadata's, in bytes.
+    - ``held_back`` says which store (``what``) holds back what its records do not know, why, and since when (seconds
+      since the epoch).
+    - ``proxy_plugins`` are services of other projects. One that is ``in_place`` of ours must be healthy for the node to
+      be healthy.
+    - ``registries`` are those that the node has asked since the images service started, good ones too; null if that
+      service is not healthy.
     """
     return {
         "version": version.VERSION,
@@ -113,7 +117,7 @@ def describe(
 
 
 def died(here: Place, found: list[health.Health]) -> list[str]:
-    """A line for each service that ended by itself and is not well: its log's last word."""
+    """A line for each service that ended by itself and is not healthy, with the last warning or error of its log."""
     return [
         f"{h.status.name} ended by itself {_times(h.status.restarts)};{line.removeprefix(' ')}"
         for h in found
@@ -134,7 +138,7 @@ def killed(found: list[health.Health]) -> list[str]:
 
 
 def kept(here: Place, held: list[heldback.HeldBack]) -> list[str]:
-    """A line for each who holds things back, which cost room until an operator says something."""
+    """A line for each store that holds things back; these take room until an operator releases them."""
     return [
         (
             f"what {each.what} does not know is held back since {_clock(each.since)}: {each.reason}; see "
@@ -149,7 +153,7 @@ def _times(count: int) -> str:
 
 
 def troubled(registries: list[health.Registry], now: float) -> list[str]:
-    """A line for each registry or mirror that is not good, or that gives no parts. They do not make a node
+    """A line for each registry or mirror that is not good, or that serves no parts of blobs. They do not make a node
     unhealthy: it asks others, or will try again.
     """
     return [
@@ -204,7 +208,7 @@ def print_table(here: Place, found: list[health.Health], others: list[health.Pro
 
 
 def database(here: Place) -> dict[str, int]:
-    """Bytes on the disk of metadata's database and of its log; nothing of a file that is not there."""
+    """Bytes on the disk of metadata's database and of its log. A file that does not exist is left out."""
     found = {}
     for name, file in (("size", "metadata.db"), ("log", "metadata.db-wal")):
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""``splitd up``: start the node, or what of it is stopped, and wait until it is healthy."""
+"""``splitd up``: starts the node, or its stopped services, and waits until it is healthy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from deploy.processes import NAMES, named
 from deploy.verbs import config
 from services.kit import errors
 
-HELP = "start the node, or what of it is stopped, and wait until it is healthy"
+HELP = "start the node, or its stopped services, and wait until it is healthy"
 
 NEEDED = {"setpriv": "util-linux", "runc": "runc", "containerd-shim-runc-v2": "containerd"}
 """Programs that a node starts, and the Debian packages that have them."""
@@ -27,15 +27,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "service",
         nargs="*",
         metavar="SERVICE",
-        help=f"start only these again, on a node that is up ({', '.join(NAMES)})",
+        help=f"start only these services, on a node that is up ({', '.join(NAMES)})",
     )
     parser.add_argument(
         "--foreground", action="store_true", help="stay in the foreground, for systemd: become supervisord"
     )
     parser.add_argument(
-        "--moved",
-        action="store_true",
-        help="the node's root has moved, or this root is a copy of another's: start with it all the same",
+        "--moved", action="store_true", help="accept a root that was moved, or is a copy of another node's root"
     )
     parser.add_argument(
         "--timeout", type=float, default=60.0, metavar="SECONDS", help="how long to wait for health (default 60)"
@@ -49,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         here, remembered = place.to_start(arguments)
     except Failure:
-        # which says all that is wrong with the file, not the first thing
+        # this raises all errors of the file, not only the first
         config.refuse_errors(place.config_file(arguments))
         raise
     config.refuse_errors(here.config)
@@ -74,18 +72,18 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _remember(here: Place, remembered: memory.Remembered) -> None:
-    """What the next ``splitd up`` need not be told. A node is no less up where that cannot be written, on a full
-    disk for example.
+    """Remember what the next ``splitd up`` need not be told. If this cannot be written, for example on a full disk, the
+    node is up all the same.
     """
     try:
         memory.keep(here.state, remembered)
     except OSError as error:
-        complain(f"warning: after a reboot this node has to be told its root and configuration: {errors.words(error)}")
+        complain(f"warning: after a reboot, splitd up needs --root and --config of this node: {errors.words(error)}")
 
 
 def _refuse_another_root(here: Place, *, moved: bool) -> None:
-    """Below another root there are other images and containers: nobody is to find those of a node gone because a
-    word was forgotten.
+    """Refuse a root that differs from the last one. It has other images and containers, and an operator who forgot an
+    option must not find the node's own gone.
     """
     last = place.last_started(here.state)
     if last is not None and not moved and not place.same(last.root, here.root):
@@ -96,15 +94,15 @@ def _refuse_another_root(here: Place, *, moved: bool) -> None:
         )
     if last is not None and not moved and _is_empty(here.root):
         raise Failure(
-            f"the node at {here.state} was last started with root {here.root}, and nothing is there: mount it if it is "
-            "a disk's, or say where it went (--root DIR --moved); "
-            "--moved alone begins with an empty one"
+            f"the node at {here.state} was last started with root {here.root}, and nothing is there: mount its disk, "
+            "or "
+            "name the directory that it was moved to (--root DIR --moved); --moved alone begins with an empty root"
         )
 
 
 def _refuse_containers_of_another_root(here: Place) -> None:
-    """Containers that run have their files below the root that they were started with: below another they would be
-    shown as its own, and write where nobody looks.
+    """Refuse another root while containers run. Their files are below the root that they were started with: with
+    another root they would be shown as that node's containers, and write where nobody looks.
     """
     last = place.last_started(here.state)
     if last is None or place.same(last.root, here.root) or not last.root.exists():
@@ -123,7 +121,7 @@ def _refuse_containers_of_another_root(here: Place) -> None:
 
 
 def _is_empty(root: Path) -> bool:
-    """Whether it is not there, or a directory without anything in it, such as a mount point."""
+    """Whether it does not exist, or is a directory without anything in it, such as a mount point."""
     return not root.exists() or (root.is_dir() and not any(root.iterdir()))
 
 
@@ -169,7 +167,7 @@ def _report(here: Place, seconds: float, said: str) -> int:
         away = health.away(here)
         complain(
             *(
-                f"{each.name}, which is in the place of our {each.kind} service, is away: {each.address} {each.trouble}"
+                f"{each.name}, which replaces our {each.kind} service, is away: {each.address} {each.trouble}"
                 for each in away
             )
         )
@@ -182,7 +180,7 @@ def _report(here: Place, seconds: float, said: str) -> int:
 
 
 def last_words(here: Place, service: str) -> list[str]:
-    """The last warning or error that a service logged, to be put below what is wrong with it."""
+    """The last warning or error that a service logged, to print below its trouble."""
     try:
         lines = here.log(service).read_text(errors="replace").splitlines()[-200:]
     except OSError:
@@ -192,7 +190,7 @@ def last_words(here: Place, service: str) -> list[str]:
 
 
 def check_machine() -> None:
-    """One Failure with all that is missing on this machine, and the line that installs it."""
+    """Raise one Failure that names all programs missing on this machine, and the command that installs them."""
     path = supervision.environment(os.environ)["PATH"]
     missing = {name: package for name, package in NEEDED.items() if shutil.which(name, path=path) is None}
     if missing:

@@ -1,4 +1,4 @@
-"""``splitd version``: which splitd this is, and which one the node is."""
+"""``splitd version``: prints the version of this command, and that of the node."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from deploy import place, supervision, transferring
 from deploy.place import Place
 from services.kit import version
 
-HELP = "which splitd this command is, and which one the node that is up; containerd's version stands before the plus"
+HELP = "print the version of this command, and of the node if it is up; containerd's version is before the plus sign"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="for programs; node is null where none is up")
+    parser.add_argument("--json", action="store_true", help="print JSON; node is null if none is up")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -156,7 +156,7 @@ async def test_a_malformed_hosts_toml_stops_pulls_and_is_named(node: Node, setti
         assert f"warning: {where}" in node.splitd("up", ok=True).stderr
     finally:
         (directory / "hosts.toml").unlink()
-    assert node.splitd("config", "check").stdout == f"{node.config} is good\n"
+    assert node.splitd("config", "check").stdout == f"{node.config} is valid\n"
 
 
 async def test_status_tells_of_a_dead_mirror(node: Node, settings: Path, fake: FakeRegistry) -> None:

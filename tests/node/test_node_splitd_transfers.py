@@ -30,7 +30,7 @@ from tests.terminal import Terminal, terminal
 pytestmark = [pytest.mark.node, pytest.mark.root]
 
 T = TypeVar("T")
-RESUMED = "splitd: cancelled; what has arrived is kept for a day, and the same command goes on with it"
+RESUMED = "splitd: cancelled; what has arrived is kept for a day, and the same command continues with it"
 
 
 @pytest.fixture
@@ -397,7 +397,10 @@ async def test_an_image_without_the_platform_is_a_failure_that_names_those_it_ha
     )
     done = await run(node, "pull", "--plain-http", reference, "--platform", "linux/riscv64", ok=None)
     assert done.returncode == 1
-    assert done.stderr == f"splitd: {reference} has nothing for linux/riscv64: it is for linux/mips64, linux/s390x\n"
+    assert (
+        done.stderr
+        == f"splitd: {reference} has nothing for linux/riscv64: its platforms are linux/mips64, linux/s390x\n"
+    )
     await run(node, "pull", "--plain-http", reference, "--platform", "linux/s390x", "--no-unpack")
     (found,) = [
         each for each in json.loads((await run(node, "images", "list", "--json")).stdout) if each["name"] == reference

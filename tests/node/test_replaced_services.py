@@ -110,7 +110,7 @@ def test_status_has_a_row_for_each_proxy_plugin_and_blames_none_of_ours(place: P
             assert not found["healthy"]
             assert f"{elsewhere}/s/content.sock does not answer the gateway" in node.splitd("status", ok=False).stdout
             assert (
-                f"theirs, which is in the place of our content service, is away: {elsewhere}/s/content.sock"
+                f"theirs, which replaces our content service, is away: {elsewhere}/s/content.sock"
                 in node.splitd("up", ok=False).stderr
             )
         finally:

@@ -63,7 +63,7 @@ def test_any_socket_that_a_node_would_take_counts(name: str, here: Place) -> Non
         ):
             foreign.refuse(here, CHOSEN, ending=0.1)
         theirs.listen(0)  # of those that have come, it takes none
-        with pytest.raises(Failure, match="is served by somebody who accepts no connections"):
+        with pytest.raises(Failure, match="is served by a process that accepts no connections"):
             foreign.refuse(here, CHOSEN, ending=0.1)
         with supervision.claimed(here):
             foreign.refuse(here, CHOSEN, ending=0.1)

@@ -41,7 +41,7 @@ def test_each_state_has_a_memory_of_its_own(place: Path) -> None:
     assert memory.of(other) is None
     (file,) = (place / "nodes").iterdir()
     file.write_text("{")
-    with pytest.raises(Failure, match=f"{file}, which says how the node at /a/b-c was started, cannot be understood"):
+    with pytest.raises(Failure, match=f"{file} cannot be understood; it says how the node at /a/b-c was started"):
         memory.of(one)
     memory.forget(one)
     assert memory.of(one) is None
@@ -100,7 +100,7 @@ def test_what_is_remembered_is_not_written_again(
     assert capsys.readouterr().err == ""
     up._remember(here, replace(kept, root_given=False))
     assert (
-        "warning: after a reboot this node has to be told its root and configuration: no space left on device"
+        "warning: after a reboot, splitd up needs --root and --config of this node: no space left on device"
         in capsys.readouterr().err
     )
     assert memory.of(here.state) == kept
