@@ -1,1 +1,1 @@
-"""Blobs and ingests on disk: the ``content`` process, a raw content store without namespaces."""
+"""The ``content`` process: blobs and ingests on disk, a raw content store without namespaces."""

@@ -1,4 +1,4 @@
-"""Reading of one blob, piece by piece. It blocks: ``local`` calls it in threads."""
+"""Reads one blob in pieces. It blocks: ``local`` calls it in threads."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from services.oci.digests import Digest
 
 
 class BlobReader:
-    """An open blob, read from front to back; closed by itself at the end. It reads on if the blob is deleted
-    meanwhile.
-    """
+    """An open blob, read from front to back, and closed at the end. It can still be read if it is deleted meanwhile."""
 
     def __init__(self, path: str, digest: Digest, offset: int, size: int, most: int) -> None:
-        """NotFound; OutOfRange, in containerd's words, for an ``offset`` past the end. ``size`` 0 or too large is
-        to the end.
+        """NotFound; OutOfRange, in containerd's words, for an ``offset`` past the end. A ``size`` of 0, or one that
+        reaches past the end, means to the end.
         """
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -37,8 +35,8 @@ class BlobReader:
         return piece or b""
 
     def next(self, most: int) -> bytes:
-        """The next piece, of at most ``most`` bytes; empty at the end. After the last one, or a failure, the blob
-        is closed.
+        """The next piece, of at most ``most`` bytes; empty at the end. The blob is closed after the last piece and
+        after a failure.
         """
         try:
             piece = os.pread(self._fd, min(self.left, most), self._at) if self.left else b""
@@ -58,7 +56,7 @@ class BlobReader:
         return self._fd < 0
 
     def close(self) -> None:
-        """May be called again. The last close of a deleted blob frees its bytes, which takes a while."""
+        """May be called again. Closing a deleted blob frees its bytes, which takes a while."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)

@@ -1,8 +1,8 @@
-"""The caller's content, through the gateway, as open files: a blob to read, a blob to make by filling one. For services
-that handle whole blobs.
+"""The caller's content, through the gateway, as open files: a blob to read, or an ingest to fill. For services that
+handle whole blobs.
 
-Bytes go by file (LocalFiles) wherever the content service offers it; a foreign one that does not is read and written by
-its streams, and what the reader or writer has as its file is then a pipe. It cannot tell.
+Bytes go by file (LocalFiles) if the content service offers it. A foreign service that does not is read and written
+through its streams; the reader or writer then has a pipe instead of a file, and need not know.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from services.kit import errors, loops, pipes, rpc
 
 _PIECE = 1 << 20
 _PATIENCE = 5.0
-"""Seconds to wait for the gateway where it is not there; it comes back."""
+"""Seconds to wait for a gateway that is away; it comes back."""
 Headers = Mapping[str, str | bytes]
 
 
@@ -38,8 +38,8 @@ class Blobs:
 
     @contextlib.asynccontextmanager
     async def reading(self, digest: str, headers: Headers) -> AsyncIterator[int]:
-        """A file descriptor with the blob's bytes, as long as the block lasts; NotFound unless the caller's
-        namespace has it.
+        """A file descriptor with the blob's bytes, open during the block. NotFound unless the caller's namespace has
+        the blob.
         """
         await self._gateway.reached(_PATIENCE)
         try:
@@ -68,11 +68,11 @@ class Blobs:
                     writer.write(response.data)
                     await writer.drain()
             except (BrokenPipeError, ConnectionResetError):
-                return  # the worker has seen enough, and says why
+                return  # the worker has read enough, and says why
             finally:
                 writer.close()
 
-        async with _beside(pump()):
+        async with _running_beside(pump()):
             try:
                 yield read_end
             finally:
@@ -80,8 +80,8 @@ class Blobs:
 
     @contextlib.asynccontextmanager
     async def writing(self, ref: str, headers: Headers) -> AsyncIterator[Ingest]:
-        """An empty ingest to fill; it is open, and this process's, as long as the block lasts. Unavailable where
-        another writes it.
+        """An empty ingest to fill, open and locked by this process during the block. Unavailable if another writer has
+        it.
         """
         await self._gateway.reached(_PATIENCE)
         try:
@@ -96,12 +96,12 @@ class Blobs:
             await ingest.close()
 
     async def abort(self, ref: str, headers: Headers) -> None:
-        """Give up an ingest."""
+        """Remove an ingest, if it exists."""
         with contextlib.suppress(errors.NotFound):
             await self._content.Abort(pb.AbortRequest(ref=ref), headers=headers)
 
     async def info(self, digest: str, headers: Headers) -> pb.Info:
-        """A blob's size and labels."""
+        """The size and labels of a blob."""
         info: pb.Info = (await self._content.Info(pb.InfoRequest(digest=digest), headers=headers)).info
         return info
 
@@ -112,9 +112,9 @@ class Blobs:
         await self._content.Update(request, headers=headers)
 
 
-def locked(path: str, ref: str) -> int:
-    """The file of the ingest ``ref``, opened and locked; Unavailable where another has it. The lock belongs to what
-    was opened here: a worker inherits it, and it ends with the worker.
+def open_locked(path: str, ref: str) -> int:
+    """Open and lock the file of the ingest ``ref``; Unavailable if another writer has it. The lock belongs to the open
+    file description: a worker inherits it, and it ends with the worker.
     """
     taken = errors.Unavailable(f"ref {ref} locked by another writer")
     try:
@@ -127,30 +127,30 @@ def locked(path: str, ref: str) -> int:
             return fd
     except (BlockingIOError, FileNotFoundError):
         pass
-    os.close(fd)  # where it is another file by now, a commit came between: what is locked here is a blob
+    os.close(fd)  # if it is another file by now, a commit came between: the locked file is a blob
     raise taken
 
 
 class Ingest:
-    """An ingest to fill: through ``fd``, which a worker inherits, or a thread uses, and this process then closes
-    (``started``) before the commit.
+    """An ingest to fill through ``fd``, which a worker inherits or a thread uses. This process closes it
+    (``handed_over``) before the commit.
     """
 
     fd: int
 
-    def started(self) -> None:
-        """The worker has its own ``fd`` now."""
+    def handed_over(self) -> None:
+        """The worker has inherited ``fd``: close it here."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
     async def commit(self, digest: str, size: int, labels: Mapping[str, str]) -> None:
-        """Turn it into a blob; AlreadyExists if there is one."""
+        """Make it a blob; AlreadyExists if the blob exists."""
         raise NotImplementedError
 
     async def close(self) -> None:
-        """Let go of it; what was not committed stays an ingest."""
-        self.started()
+        """Close it. An ingest that was not committed stays."""
+        self.handed_over()
 
 
 class _FileIngest(Ingest):
@@ -158,7 +158,7 @@ class _FileIngest(Ingest):
         self._files = files
         self._ref = ref
         self._headers = headers
-        self.fd = locked(path, ref)
+        self.fd = open_locked(path, ref)
         os.ftruncate(self.fd, 0)
 
     async def commit(self, digest: str, size: int, labels: Mapping[str, str]) -> None:
@@ -170,7 +170,7 @@ class _FileIngest(Ingest):
 
 
 class _StreamedIngest(Ingest):
-    """The worker fills a pipe, and what comes out of it goes into a Write stream."""
+    """An ingest whose worker fills a pipe; a Write stream carries what comes out of it."""
 
     def __init__(self, content: content_stubs.Content, ref: str, headers: Headers) -> None:
         self._ref = ref
@@ -209,8 +209,8 @@ class _StreamedIngest(Ingest):
 
 
 @contextlib.asynccontextmanager
-async def _beside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    """``work`` runs while the block does; its failure is the block's, and the reason for one of the block's own."""
+async def _running_beside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Run ``work`` during the block. If ``work`` fails, the block fails with the same error."""
     task = loops.task("work beside a block", work)
     try:
         try:
@@ -223,7 +223,7 @@ async def _beside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
             raise
         await task
     finally:
-        del task  # its failure's traceback holds this frame
+        del task  # its exception's traceback refers to this frame
 
 
 def channel(gateway_socket: Path) -> rpc.Channel:

@@ -14,7 +14,7 @@ class Config:
     threads: int = 32
     """Reads, writes and commits that may wait for the disk at the same time."""
     grace: Seconds = 5.0
-    """How long calls may go on after the service was told to stop."""
+    """Time for which calls may go on after the service was told to stop."""
 
     def __post_init__(self) -> None:
         if self.threads < 1:

@@ -1,4 +1,4 @@
-"""Content's values as protobuf messages and back."""
+"""Conversion between content's values and protobuf messages."""
 
 from __future__ import annotations
 
@@ -44,9 +44,7 @@ def status_from_pb(message: pb.Status) -> Status:
 
 
 def expected_from_pb(text: str) -> Digest | None:
-    """The digest that a writer expects, None where it expects none; InvalidArgument in the words of containerd's
-    store.
-    """
+    """The digest that a writer expects, None if it expects none. InvalidArgument in the words of containerd's store."""
     try:
         return Digest.parse(text) if text else None
     except ValueError as error:
@@ -54,7 +52,7 @@ def expected_from_pb(text: str) -> Digest | None:
 
 
 def digest_from_pb(text: str) -> Digest:
-    """A digest that a store answered; Internal if it is none."""
+    """The digest in a store's answer; Internal if it is malformed."""
     try:
         return Digest.parse(text)
     except ValueError as error:
@@ -62,8 +60,8 @@ def digest_from_pb(text: str) -> Digest:
 
 
 def read_response_head(offset: int, size: int) -> bytes:
-    """What stands before the data in a serialized ReadContentResponse with ``size`` bytes of them: field 1, the
-    offset, and of field 2 tag and length.
+    """The bytes before the data in an encoded ReadContentResponse with ``size`` bytes of data: field 1, the offset,
+    then tag and length of field 2.
     """
     return pb.ReadContentResponse(offset=offset).SerializeToString() + b"\x12" + _varint(size)
 

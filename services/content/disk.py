@@ -1,21 +1,22 @@
-"""The content store's files, and every system call on them. All of it blocks: ``local`` calls it in threads.
+"""The content store's files, and all system calls on them. All of it blocks: ``local`` calls it in threads.
 
 ::
 
     ROOT/content/
-        blobs/ALGORITHM/HEX             a blob; its modification time is that of its commit
+        blobs/ALGORITHM/HEX             a blob; its modification time is the time of its commit
         ingest/SHA256-OF-REF/           an ingest:
-            ref  total                    as the client gave them (total only where it is known)
+            ref  total                    as the client gave them (total only if it is known)
             startedat  updatedat          RFC 3339
-            data                          the bytes so far, up to the first hole; who writes them holds its flock
-        labels/ALGORITHM/HEX            labels of a blob that was ever given any, as JSON; modified when they were
-        scratch/                        what is not yet, or not any more, one of these; emptied at each start
-        store-id                        whose store this is (``stamp``)
+            data                          the bytes so far, up to the first hole; its writer holds its flock
+        labels/ALGORITHM/HEX            the labels, as JSON, of a blob that ever had any; its modification time is the
+                                        time of the last change
+        scratch/                        files that are not yet, or no longer, one of these; emptied at each start
+        store-id                        the metadata store that the directory belongs to (``stamp``)
 
-blobs and ingest are laid out as containerd lays out its own store, so that either can take over the other's. Durable
-are blobs, labels and the store id, each once the call that made it returns: data fsynced, renamed, directory fsynced.
-Ingests are not fsynced before that: after a power cut one has fewer bytes or wrong ones, is hashed again when it is
-resumed, and fails its commit at worst.
+``blobs`` and ``ingest`` are laid out as in containerd's own store, so that either program can take over the other's
+directory. Blobs, labels and the store id are durable once the call that made them returns: data fsynced, renamed,
+directory fsynced. Ingests are not fsynced before their commit: after a power cut, an ingest may have fewer bytes or
+wrong ones. It is hashed again when it is resumed, and at worst its commit fails.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d
 
 
 def parse_time(text: str) -> int:
-    """Nanoseconds since the epoch of an RFC 3339 time; ValueError if it is none."""
+    """Nanoseconds since the epoch of an RFC 3339 time; ValueError if it is malformed."""
     parts = _TIME.fullmatch(text)
     if not parts:
         raise ValueError(f"{text!r} is not an RFC 3339 time")
@@ -58,14 +59,14 @@ def parse_time(text: str) -> int:
 
 
 def format_time(nanoseconds: int) -> str:
-    """As Go writes it: UTC, no more digits than needed."""
+    """The time as Go writes it: UTC, no more digits than needed."""
     seconds, rest = divmod(nanoseconds, 10**9)
     text = datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S")
     return text + (f".{rest:09d}".rstrip("0") if rest else "") + "Z"
 
 
 def sync_directory(directory: str) -> None:
-    """Make what was renamed into ``directory`` survive a power cut."""
+    """Make files that were renamed into ``directory`` survive a power cut."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -74,14 +75,14 @@ def sync_directory(directory: str) -> None:
 
 
 class DirectorySync:
-    """As :func:`sync_directory`, from several threads: those that come while one is under way share the next, since
-    an fsync covers all that was renamed before it began.
+    """As :func:`sync_directory`, for several threads. An fsync covers everything that was renamed before it began, so
+    the threads that call while one is running share the next.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._begun = self._done = 0
-        """Which fsync was the last to begin, and to end well."""
+        """Numbers of the last fsync that began, and of the last that succeeded."""
         self._running = False
 
     def __call__(self, directory: str) -> None:
@@ -107,7 +108,7 @@ class DirectorySync:
 
 
 def make_directory(directory: str) -> None:
-    """Make ``directory`` below an existing one, durably; it may be there."""
+    """Make ``directory``, if it does not exist, below an existing one, durably."""
     with contextlib.suppress(FileExistsError):
         os.mkdir(directory, 0o755)
         sync_directory(os.path.dirname(directory))
@@ -124,14 +125,14 @@ def write_durably(path: str, data: bytes, temporary: str) -> None:
 
 
 def disk_error(error: OSError, what: str) -> errors.NodeError | OSError:
-    """A disk that is full, read-only or broken, as an answer that says what could not be done; any other failure as
-    it is: it is a defect.
+    """The error to answer if the disk is full, read-only or broken: it says what could not be done. Any other OSError
+    is a defect and is returned unchanged.
     """
     return errors.of_machine(error, what) or error
 
 
 class Disk:
-    """A content store's directory. The caller owns it (``kit.process.owned``)."""
+    """The directory of a content store. The caller holds its lock (``kit.process.owned``)."""
 
     def __init__(self, root: Path) -> None:
         self.root = str(root)
@@ -139,13 +140,13 @@ class Disk:
         self._publishing = threading.Lock()
         self._labelling = threading.Lock()
         self._syncs: defaultdict[str, DirectorySync] = defaultdict(DirectorySync)
-        """By algorithm: of the directories of its blobs."""
+        """By algorithm: the fsyncs of the directory of its blobs."""
         os.makedirs(self.root, exist_ok=True)
         for name in ("blobs", "ingest", "labels", "scratch"):
             make_directory(os.path.join(self.root, name))
 
     def _scratch(self) -> str:
-        """A path that nothing else has."""
+        """A path that does not exist."""
         return os.path.join(self.root, "scratch", f"{os.getpid()}.{next(self._scratches)}")
 
     # ---------------------------------------------------------------- blobs
@@ -157,7 +158,7 @@ class Disk:
         return os.path.exists(self.blob_path(digest))
 
     def info(self, digest: Digest) -> Info:
-        """A blob; NotFound."""
+        """Describe a blob; NotFound."""
         try:
             status = os.stat(self.blob_path(digest))
         except FileNotFoundError:
@@ -166,7 +167,7 @@ class Disk:
         return Info(digest, status.st_size, status.st_mtime_ns, max(status.st_mtime_ns, updated_at), labels)
 
     def digests(self) -> list[Digest]:
-        """The blobs there are, in the order of their digests."""
+        """The digests of all blobs, in order."""
         found = []
         for algorithm in sorted(os.listdir(os.path.join(self.root, "blobs"))):
             if algorithm not in ALGORITHMS:
@@ -187,21 +188,21 @@ class Disk:
         self.forget_labels(digest)
 
     def deletions(self) -> Deletions:
-        """For many deletions, one after the other."""
+        """A context for many deletions, one after the other."""
         return Deletions(self)
 
     def update(self, digest: Digest, change: Callable[[Mapping[str, str]], Mapping[str, str]]) -> Info:
-        """Give a blob the labels that ``change`` makes of those it has; NotFound."""
+        """Replace a blob's labels by ``change`` of its labels; NotFound."""
         with self._labelling:
             labels = change(self.info(digest).labels)
             self._replace_labels(digest, labels)
             return self.info(digest)
 
     def publish(self, data: str, digest: Digest, labels: Mapping[str, str] | None) -> bool:
-        """Make the file ``data``, whose bytes are durable, the blob ``digest``; False if that was there already.
+        """Make the file ``data``, whose bytes are durable, the blob ``digest``. Returns False if the blob existed.
         Durable either way.
 
-        A blob that is there and has other bytes than its digest says is replaced.
+        An existing blob whose bytes do not match its digest is replaced.
         """
         target = self.blob_path(digest)
         make_directory(os.path.dirname(target))
@@ -211,7 +212,7 @@ class Disk:
             if new:
                 with self._labelling:
                     if not damaged:
-                        # None too: what an earlier blob of this digest left
+                        # None too: an earlier blob of this digest may have left labels
                         self._replace_labels(digest, labels or None)
                 fault("content.before-rename")
                 os.rename(data, target)
@@ -220,7 +221,7 @@ class Disk:
         return new
 
     def _is_damaged(self, path: str, digest: Digest) -> bool:
-        """Whether a blob that is there is not what its name says. Who commits one that is there is rare: most are
+        """Whether an existing blob does not match its digest. A commit of an existing blob is rare: most clients are
         told before they write.
         """
         try:
@@ -241,7 +242,7 @@ class Disk:
         return os.path.join(self.root, "labels", digest.algorithm, digest.hex)
 
     def _labels(self, digest: Digest) -> tuple[dict[str, str], int]:
-        """The labels and when they were changed, 0 if never."""
+        """The labels and the time of their last change, 0 if there was none."""
         try:
             with open(self.labels_path(digest), "rb") as file:
                 return dict(json.load(file)), os.fstat(file.fileno()).st_mtime_ns
@@ -249,7 +250,7 @@ class Disk:
             return {}, 0
 
     def forget_labels(self, digest: Digest) -> None:
-        """A blob that has labels, it may be, has none any more."""
+        """Remove a blob's labels, if it has any."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.labels_path(digest))
 
@@ -267,25 +268,25 @@ class Disk:
         return os.path.join(self.root, "ingest", hashlib.sha256(ref.encode()).hexdigest())
 
     def status(self, ref: str) -> Status:
-        """An ingest; NotFound."""
+        """Describe an ingest; NotFound."""
         try:
             return _read_status(self.ingest_directory(ref))
         except (FileNotFoundError, ValueError):
             raise errors.NotFound(f"reference {ref}") from None
 
     def statuses(self) -> Iterator[Status]:
-        """All ingests; those that end or begin meanwhile may be missing."""
+        """All ingests; those that begin or end meanwhile may be missing."""
         top = os.path.join(self.root, "ingest")
         for name in os.listdir(top):
             with contextlib.suppress(FileNotFoundError, ValueError):
                 yield _read_status(os.path.join(top, name))
 
     def remove_ingest(self, ref: str) -> bool:
-        """Remove an ingest with all that it has; False if there was none."""
+        """Remove an ingest with all its files; False if there was none."""
         return self._remove(self.ingest_directory(ref))
 
     def _remove(self, directory: str) -> bool:
-        """Out of sight at once by a rename, then gone: whoever makes the directory anew is not in the way."""
+        """Rename a directory away, then remove it: it can be made anew at once."""
         away = self._scratch()
         try:
             os.rename(directory, away)
@@ -295,8 +296,8 @@ class Disk:
         return True
 
     def recover(self) -> None:
-        """Remove what a crash left half made or half removed; before anybody is served."""
-        # emptied, not made anew: a full disk has no block for a directory
+        """Remove what a crash left half made or half removed. Called before anything is served."""
+        # emptied, not recreated: a full disk has no block for a directory
         for left in os.scandir(os.path.join(self.root, "scratch")):
             if left.is_dir(follow_symlinks=False):
                 shutil.rmtree(left.path)
@@ -319,14 +320,14 @@ class Disk:
 
 
 class Deletions:
-    """Deletes blobs as :meth:`Disk.delete` does, for less: each directory is looked up once, and labels are looked
-    for where there are any at all. A context manager.
+    """Deletes blobs as :meth:`Disk.delete` does, at less cost: each directory is looked up once, and labels are looked
+    for only if there are any. A context manager.
     """
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
         self._directories: dict[str, tuple[int, bool]] = {}
-        """By algorithm: of the blobs, and whether some have labels."""
+        """By algorithm: the descriptor of the directory of its blobs, and whether any blob has labels."""
 
     def __enter__(self) -> Deletions:
         return self
@@ -336,7 +337,7 @@ class Deletions:
             os.close(directory)
 
     def delete(self, digest: Digest) -> None:
-        """NotFound."""
+        """Remove a blob; NotFound."""
         try:
             directory, labelled = self._directories.get(digest.algorithm) or self._opened(digest)
             os.unlink(digest.hex, dir_fd=directory)
@@ -356,7 +357,7 @@ class Deletions:
 
 
 def _read_status(directory: str) -> Status:
-    """FileNotFoundError if it is no ingest, ValueError if it is a broken one, or one that is just being begun."""
+    """FileNotFoundError if there is no ingest, ValueError if it is broken or is just being begun."""
     with open(os.path.join(directory, "data"), "rb", buffering=0) as file:
         data, offset = os.fstat(file.fileno()), without_holes(file.fileno())
     ref = _read(directory, "ref")
@@ -386,11 +387,11 @@ def _write(directory: str, name: str, text: str) -> None:
 
 
 class Ingest:
-    """An ingest whose file is open and locked. Used by one thread at a time; :meth:`close` in the end.
+    """An ingest whose file is open and locked. One thread uses it at a time, and calls :meth:`close` at the end.
 
-    ``hashed`` is False where nobody asked for the digest of what was there already (a file that somebody else fills).
-    ``promised``: the opening said what the bytes would be, so that bytes which are not that are of no use to anybody;
-    without a promise only the commit was wrong, and they are kept, as containerd does.
+    ``hashed`` is False if nobody needs the digest of the bytes that are already there, because another process fills
+    the file. ``promised`` means that the opening named a total or a digest: bytes that do not match are then useless,
+    and are removed. Without a promise only the commit was wrong, and the bytes are kept, as in containerd.
     """
 
     def __init__(
@@ -405,8 +406,8 @@ class Ingest:
         promised: bool = True,
         stop: threading.Event | None = None,
     ) -> None:
-        """Begin or resume; NotFound unless ``create``, Unavailable while another process holds the file. ``stop``
-        ends a long resumption, with Cancelled.
+        """Begin or resume. NotFound unless ``create``; Unavailable while another process has the file locked. ``stop``
+        ends a long resumption with Cancelled.
         """
         self._disk = disk
         self.ref = ref
@@ -422,7 +423,7 @@ class Ingest:
             elif total and not status.total:
                 _write(self._directory, "total", str(total))
             self.offset = status.offset
-            # beyond a gap, of a process that filled the file in several places and died
+            # bytes beyond a gap: the process that filled the file in several places has died
             if create and os.fstat(self._fd).st_size > status.offset:
                 os.ftruncate(self._fd, status.offset)
             self.total = status.total or total
@@ -437,7 +438,7 @@ class Ingest:
             raise
 
     def _open(self, *, create: bool) -> int:
-        """The data file, locked; again if the ingest was removed meanwhile."""
+        """Open and lock the data file; begin again if the ingest is removed meanwhile."""
         while True:
             if create:
                 with contextlib.suppress(FileExistsError):
@@ -465,8 +466,8 @@ class Ingest:
             return False
 
     def _resumable(self, total: int) -> Status | None:
-        """What is there, if it can be gone on with: containerd begins anew where it cannot be read or has another
-        total.
+        """The status of the existing ingest, or None if it cannot be resumed. Like containerd, begin anew if it cannot
+        be read or has another total.
         """
         if not self._found:
             return None
@@ -504,24 +505,24 @@ class Ingest:
 
     @property
     def path(self) -> str:
-        """Of the data file."""
+        """The path of the data file."""
         return self._data
 
     @property
     def closed(self) -> bool:
-        """Whether it was committed or closed."""
+        """Whether the ingest was committed or closed."""
         return self._fd < 0
 
     @property
     def digest(self) -> str:
-        """Of the bytes so far."""
+        """The digest of the bytes so far."""
         return f"{self._hash.name}:{self._hash.hexdigest()}"
 
     def status(self) -> Status:
         return Status(self.ref, self.offset, self.total, self.started_at, self.updated_at)
 
     def write(self, data: bytes) -> None:
-        """Append and hash; on a failure the ingest is as it was before."""
+        """Append and hash. After a failure the ingest is as it was before."""
         rest = memoryview(data)
         try:
             at = self.offset
@@ -537,7 +538,7 @@ class Ingest:
         self.updated_at = time.time_ns()
 
     def truncate(self) -> None:
-        """Back to no bytes."""
+        """Go back to offset 0."""
         os.ftruncate(self._fd, 0)
         self.offset = 0
         self._hash = hashlib.new(self._hash.name)
@@ -546,8 +547,8 @@ class Ingest:
     def commit(
         self, size: int, expected: Digest | None, labels: Mapping[str, str] | None, *, computed: bool = False
     ) -> tuple[Digest, int]:
-        """Check and publish, and close in any case: see ``store.Writer.commit``. With ``computed`` the digest is
-        believed where the size fits.
+        """Check, publish, and close in any case: see ``store.Writer.commit``. If ``computed``, the digest is believed
+        if ``size`` matches.
         """
         try:
             actual = os.fstat(self._fd).st_size
@@ -585,8 +586,8 @@ class Ingest:
             self._close_file()
 
     def _failed(self) -> None:
-        """The bytes are not what the commit says: a promise broken resets the ingest, else it stays to be gone on
-        with.
+        """The bytes are not what the commit says. After a promise the ingest is removed; otherwise it stays to be
+        resumed.
         """
         if self._promised:
             self._disk.remove_ingest(self.ref)
@@ -594,7 +595,9 @@ class Ingest:
             _write(self._directory, "updatedat", format_time(self.updated_at))
 
     def _digest(self, algorithm: str) -> Digest:
-        """Of the whole file: known already, unless another algorithm is asked for or somebody else filled it."""
+        """The digest of the whole file. It is computed again only for another algorithm, or if another process filled
+        the file.
+        """
         digester = self._hash
         if not self._is_hashed or algorithm != digester.name:
             self._hash = digester = hashlib.new(algorithm)
@@ -603,7 +606,7 @@ class Ingest:
         return Digest(algorithm, digester.hexdigest())
 
     def close(self) -> None:
-        """Leave it to be resumed. May be called again, and after a commit."""
+        """Leave the ingest to be resumed. May be called again, and after a commit."""
         if self._fd >= 0:
             if self.updated_at != self._updated_before and self._is_linked(self._fd):
                 with contextlib.suppress(FileNotFoundError):  # removed just now

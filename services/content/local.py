@@ -1,8 +1,8 @@
 """The content store on disk: ``disk`` behind a thread pool, and the lock on each ref.
 
-A write hashes and appends in one hop to a thread, a read fetches the next piece while the last one is being sent. What
-a thread has begun it finishes, whatever becomes of the call that asked for it; a ref is unlocked when the thread that
-works on it is done.
+A write hashes and appends in one hop to a thread. A read fetches the next piece while the last one is being sent. Work
+that a thread has begun is finished, whatever becomes of the call that asked for it. A ref is unlocked when the thread
+that works on it is done.
 """
 
 from __future__ import annotations
@@ -28,15 +28,17 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _BATCH = 100
-"""Blobs that a List describes in one hop."""
-_PIECES = 32 << 20
-"""Bytes of pieces for all readers together: up to 32 get whole ones at once, many begin with small ones ..."""
-_BRIEF = 4
-"""Threads in which files by path are begun and ingests given up: of a pull that begins a hundred at once each takes a
-part of a millisecond, for which the threads wait for each other, and the loop for them all.
+"""Blobs that a List describes in one hop to a thread."""
+_READERS_BYTES = 32 << 20
+"""Bytes of pieces for all readers together. Up to 32 readers get whole pieces at once; more readers begin with smaller
+ones ...
 """
-_STEADY = 8
-"""... which are doubled after so many: more than wait for a reader that never reads."""
+_BRIEF_THREADS = 4
+"""Threads that begin ingests filled by path, and that give ingests up. A pull may begin a hundred at once. Each takes a
+part of a millisecond; in more threads they would wait for each other, and the loop for all of them.
+"""
+_PIECES_UNTIL_DOUBLED = 8
+"""... which double after this many pieces: more than are waiting for a reader that never reads."""
 
 
 class LocalStore:
@@ -46,7 +48,7 @@ class LocalStore:
         self._disk = Disk(root)
         self._disk.recover()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="content")
-        self._brief = ThreadPoolExecutor(_BRIEF, thread_name_prefix="content-brief")
+        self._brief = ThreadPoolExecutor(_BRIEF_THREADS, thread_name_prefix="content-brief")
         self._lane = Lane()
         self._readers = 0
         self._locked: dict[str, int] = {}
@@ -67,7 +69,7 @@ class LocalStore:
     def _submit_to(
         self, pool: ThreadPoolExecutor, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> asyncio.Future[T]:
-        context = contextvars.copy_context()  # the span that the work is part of
+        context = contextvars.copy_context()  # the work belongs to the caller's span
 
         def run() -> T:
             try:
@@ -80,14 +82,12 @@ class LocalStore:
     async def _acquire(
         self, release: Callable[[T], object], work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """The result of ``work``, which holds something: whoever asked and is cancelled does not get it any more,
-        so it is released.
-        """
+        """The result of ``work``, which holds a resource. If the caller is cancelled, ``release`` is called with it."""
         future = self._submit(work, *args, **kwargs)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
-            self._ending.start("the release of what nobody takes", self._release(release, future))
+            self._ending.start("the release of an unclaimed result", self._release(release, future))
             raise
 
     async def _release(self, release: Callable[[T], object], future: asyncio.Future[T]) -> None:
@@ -128,9 +128,10 @@ class LocalStore:
         await self._submit(self._disk.delete, digest)
 
     async def remove_all(self, things: Sequence[tuple[str, str]]) -> Sequence[Exception | None]:
-        """Blobs and ingests (by their kinds and names) in one hop: what became of each. One call after the other, also
-        where a caller has given up meanwhile: it may ask again, and then have made anew what the first is still about
-        to remove.
+        """Remove blobs and ingests (pairs of kind and name) in one hop to a thread. Returns the error of each, or None.
+
+        Calls run one after the other, also if a caller has given up meanwhile: it may ask again, and may then have
+        recreated something that its first call is still about to remove.
         """
 
         def remove(kind: str, name: str) -> None:
@@ -154,7 +155,7 @@ class LocalStore:
                 remove(kind, name)
             except OSError as error:
                 return disk_error(error, "content store")
-            except Exception as error:  # the others' turn comes all the same, and whoever asked is told
+            except Exception as error:  # the others are removed all the same, and the caller is told
                 return error
             return None
 
@@ -172,10 +173,10 @@ class LocalStore:
             pieces = [blob.first()]
             while pieces[0]:
                 count += 1
-                if not count % _STEADY:
+                if not count % _PIECES_UNTIL_DOUBLED:
                     most = min(2 * most, CHUNK)
                 ahead = self._submit(blob.next, most) if blob.left else None
-                yield pieces.pop()  # while the reader has it, it is the reader's only
+                yield pieces.pop()  # while the reader has the piece, nothing else refers to it
                 pieces.append(await asyncio.shield(ahead) if ahead else b"")
         finally:
             self._readers -= 1
@@ -184,10 +185,10 @@ class LocalStore:
 
     @property
     def _piece(self) -> int:
-        """How long a new reader's pieces are: one that stops keeps some of them, and a thousand may. They grow as
-        it reads on.
+        """Bytes in a new reader's pieces. A reader that stops keeps some of them, and there may be a thousand readers.
+        The pieces grow as the reader reads on.
         """
-        return max(min(CHUNK, _PIECES // max(self._readers, 1)), CHUNK // 16)
+        return max(min(CHUNK, _READERS_BYTES // max(self._readers, 1)), CHUNK // 16)
 
     async def _give_up(self, blob: BlobReader, ahead: asyncio.Future[bytes] | None) -> None:
         """Close a blob that was not read to its end, once no thread reads it."""
@@ -213,7 +214,7 @@ class LocalStore:
         return LocalWriter(self, await self._open(ref, total, expected))
 
     async def _open(self, ref: str, total: int, expected: Digest | None) -> Ingest:
-        """An ingest and the lock on its ref; :meth:`let_go` gives up both."""
+        """Open an ingest and lock its ref; :meth:`release` ends both."""
         stop = threading.Event()
 
         def opened() -> Ingest:
@@ -233,7 +234,7 @@ class LocalStore:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
             stop.set()
-            self._ending.start(f"the unlocking of {ref}", self._let_go_of(ref, future))
+            self._ending.start(f"the unlocking of {ref}", self._release_opened(ref, future))
             raise
         except BaseException:
             self._locked.pop(ref)
@@ -243,21 +244,21 @@ class LocalStore:
         if expected and self._disk.has(expected):
             raise errors.AlreadyExists(f"content {expected}")
 
-    async def alone(self, ref: str, work: Callable[[], T], *, brief: bool = False) -> T:
-        """What ``work`` answers, run in a thread, one of the few that do ``brief`` work or of the many, while the
-        ref is locked; it goes on, and keeps the lock, if the caller is cancelled.
+    async def run_locked(self, ref: str, work: Callable[[], T], *, brief: bool = False) -> T:
+        """The result of ``work``, which runs in a thread while the ref is locked. ``brief`` work runs in one of the few
+        threads for it. If the caller is cancelled, the work goes on and keeps the lock.
         """
 
         def done(future: asyncio.Future[T]) -> None:
             self._locked.pop(ref)
-            future.cancelled() or future.exception()  # seen
+            future.cancelled() or future.exception()  # the exception counts as retrieved
 
         self._lock(ref)
         future = self._submit_to(self._brief if brief else self._pool, work)
         future.add_done_callback(done)
         return await asyncio.shield(future)
 
-    async def _let_go_of(self, ref: str, opening: asyncio.Future[Ingest]) -> None:
+    async def _release_opened(self, ref: str, opening: asyncio.Future[Ingest]) -> None:
         try:
             await asyncio.wait([opening])
             if not opening.cancelled() and opening.exception() is None:
@@ -265,8 +266,8 @@ class LocalStore:
         finally:
             self._locked.pop(ref)
 
-    async def let_go(self, ingest: Ingest, busy: asyncio.Future[Any] | None = None) -> None:
-        """Close ``ingest`` once ``busy`` is done and unlock its ref, even if whoever waits for that is cancelled."""
+    async def release(self, ingest: Ingest, busy: asyncio.Future[Any] | None = None) -> None:
+        """Close ``ingest`` once ``busy`` is done, and unlock its ref, even if the caller is cancelled."""
 
         async def end() -> None:
             try:
@@ -336,7 +337,7 @@ class LocalWriter:
     async def close(self) -> None:
         if not self._closed:
             self._closed = True
-            await self._store.let_go(self._ingest, self._busy)
+            await self._store.release(self._ingest, self._busy)
 
 
 class LocalFiles:
@@ -358,7 +359,7 @@ class LocalFiles:
             ingest.close()
             return Begun(ingest.path, ingest.offset)
 
-        return await store.alone(ref, begun, brief=True)
+        return await store.run_locked(ref, begun, brief=True)
 
     async def commit(
         self,
@@ -377,7 +378,7 @@ class LocalFiles:
             )
 
         with tracing.span("content.commit", ref=ref, computed=computed) as span:
-            done = await store.alone(ref, committed)
+            done = await store.run_locked(ref, committed)
             span.set(size=done[1])
             return done
 

@@ -1,6 +1,6 @@
-"""The content store in another process: ours, or any that speaks containerd's Content.
+"""The content store in another process: ours, or any that serves containerd's Content.
 
-``headers`` go with each call: through the gateway they say in whose namespace and under which lease
+``headers`` are sent with each call. Calls through the gateway need them: they name the namespace and the lease
 (``containerd-namespace``, ``containerd-lease``).
 """
 
@@ -77,7 +77,7 @@ class RemoteStore:
 
 
 class RemoteWriter:
-    """A ``Writer`` that is one open Write call. The store unlocks the ref when the call ends, however that comes."""
+    """A ``Writer`` that is one open Write call. The store unlocks the ref when the call ends, for whatever reason."""
 
     def __init__(self, stream: Stream[pb.WriteContentRequest, pb.WriteContentResponse], ref: str, total: int) -> None:
         self._stream: Stream[pb.WriteContentRequest, pb.WriteContentResponse] | None = stream
@@ -87,7 +87,7 @@ class RemoteWriter:
         self.digest = ""
 
     async def open(self, expected: str) -> None:
-        """The first message. Of the expected digest only the opening tells."""
+        """Send the first message. Only this message has the expected digest."""
         answer = await self._exchange(
             pb.WriteContentRequest(action=pb.STAT, ref=self._ref, total=self._total, expected=expected)
         )
@@ -120,7 +120,7 @@ class RemoteWriter:
             self.offset = answer.offset
 
     async def truncate(self) -> None:
-        """Only the next write or commit, at offset 0, makes the store do it."""
+        """The store truncates with the next write or commit, at offset 0."""
         self.offset = 0
 
     async def commit(
@@ -139,7 +139,8 @@ class RemoteWriter:
     async def close(self) -> None:
         if self._stream is not None:
             stream, self._stream = self._stream, None
-            with contextlib.suppress(errors.NodeError):  # it has ended already, with an error that somebody was told
+            # the call has already ended, with an error that the caller was told
+            with contextlib.suppress(errors.NodeError):
                 await stream.done_sending()
                 while await stream.receive() is not None:  # containerd repeats its last answer
                     continue
@@ -147,8 +148,8 @@ class RemoteWriter:
 
 
 class RemoteFiles:
-    """The ``Files`` of a store in another process of this node. Unimplemented where it is not splitd's: read and
-    write by the Store then.
+    """The ``Files`` of a store in another process of this node. Unimplemented if the store is not splitd's; the Store's
+    streams then serve instead.
     """
 
     def __init__(self, channel: Channel, headers: Mapping[str, str | bytes] = {}) -> None:

@@ -18,11 +18,11 @@ from services.kit.slices import Lane
 from services.oci.digests import Digest
 
 _PAGE = 100
-"""Blobs in one message of a List, as containerd sends them."""
+"""Blobs in one message of a List, as in containerd."""
 
 
 def _digest(text: str, message: str) -> Digest:
-    """The digest that a request names; InvalidArgument with ``message``, in which {} is why it names none."""
+    """The digest in a request. If it is malformed, InvalidArgument with ``message``, in which {} is the reason."""
     try:
         return Digest.parse(text)
     except ValueError as error:
@@ -34,7 +34,7 @@ def _quoted(text: str) -> str:
 
 
 class ContentServicer:
-    """The raw content service. Namespaces and leases in the headers are not looked at."""
+    """The raw content service. It ignores namespaces and leases in the headers."""
 
     SERVICE = content_stubs.CONTENT
 
@@ -67,11 +67,11 @@ class ContentServicer:
 
     async def Read(self, request: pb.ReadContentRequest, call: Call) -> AsyncIterator[Pieces]:
         digest = _digest(request.digest, f"{_quoted(request.digest)[1:-1]}: {{}}")
-        sent = 0  # containerd counts from the first byte sent, not from the blob's
+        sent = 0  # containerd counts from the first byte sent, not from the start of the blob
         async for piece in self._store.read(digest, request.offset, request.size):
             answer = [Pieces((convert.read_response_head(sent, len(piece)), piece))]
             sent += len(piece)
-            del piece  # a client that stops reading keeps the message waiting, and should keep no more
+            del piece  # if a client stops reading, its message waits; nothing else must keep the piece
             yield answer.pop()
 
     async def Status(self, request: pb.StatusRequest, call: Call) -> pb.StatusResponse:
@@ -94,7 +94,7 @@ class ContentServicer:
     async def Write(
         self, requests: AsyncIterator[pb.WriteContentRequest], call: Call
     ) -> AsyncIterator[pb.WriteContentResponse]:
-        """Each message is answered before the next is looked at; a commit ends the call."""
+        """Each message is answered before the next is looked at. A commit ends the call."""
         opening = await anext(requests, None)
         if opening is None:
             return
@@ -123,7 +123,7 @@ class ContentServicer:
 
 
 class _Write:
-    """One open Write: what its messages said so far of the blob's size and digest."""
+    """An open Write, with what its messages have said of the blob's size and digest so far."""
 
     def __init__(self, store: Store, writer: Writer, opening: pb.WriteContentRequest) -> None:
         self._store = store
@@ -131,7 +131,7 @@ class _Write:
         self._ref = opening.ref
         self._total = 0
         self._expected = ""
-        self._absent = opening.expected  # the store has just looked for it
+        self._absent = opening.expected  # the store has just looked for this digest
 
     async def answer(self, request: pb.WriteContentRequest) -> pb.WriteContentResponse:
         writer = self._writer
@@ -142,7 +142,7 @@ class _Write:
         if request.action == pb.STAT:
             return await self._stat()
         await self._seek(request.offset)
-        data = request.data  # a copy is made each time one asks
+        data = request.data  # protobuf copies the bytes at each access
         if data:
             await writer.write(data)
         if request.action == pb.COMMIT:
@@ -152,7 +152,7 @@ class _Write:
         )
 
     async def _refuse_existing(self) -> None:
-        """A blob that came to exist since the opening: the client need not go on."""
+        """AlreadyExists if the blob exists by now: the client need not go on."""
         if self._expected == self._absent:
             self._absent = ""
             return

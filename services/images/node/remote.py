@@ -17,7 +17,7 @@ from api.containerd.services.diff.v1 import diff_pb2, diff_stubs
 from api.containerd.services.images.v1 import images_pb2, images_stubs
 from api.containerd.services.introspection.v1 import introspection_pb2, introspection_stubs
 from services.content import blobs_remote
-from services.content.blobs_remote import Blobs, locked
+from services.content.blobs_remote import Blobs, open_locked
 from services.content.remote import RemoteFiles, RemoteStore, RemoteWriter
 from services.content.store import Info
 from services.images import transfer_convert as convert
@@ -176,7 +176,9 @@ class RemoteNode:
 
             # it takes a moment until an ended stream has unlocked it
             return StreamIngest(await opened(), digest, size, lambda: self._when_unlocked(ref, opened))
-        return FileIngest(locked(begun.path, ref), digest, size, commit) if begun.path else SharedIngest(size, commit)
+        return (
+            FileIngest(open_locked(begun.path, ref), digest, size, commit) if begun.path else SharedIngest(size, commit)
+        )
 
     async def _when_unlocked(self, ref: str, begin: Callable[[], Awaitable[T]]) -> T:
         """What ``begin`` gives; while another process writes the ref it is waited for, as long as that gets on."""
@@ -312,7 +314,7 @@ class _Filling:
         self.committed = False
 
     def filled(self) -> None:
-        self._ingest.started()
+        self._ingest.handed_over()
 
     async def commit(self, digest: str, size: int, labels: Mapping[str, str] = {}) -> None:
         with contextlib.suppress(errors.AlreadyExists):

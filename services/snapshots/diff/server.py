@@ -94,7 +94,7 @@ class DiffServicer:
                         *left,
                         *to_arguments(read_only(mounts_from_pb(request.right))),
                         file=ingest.fd,
-                        started=ingest.started,
+                        started=ingest.handed_over,
                     )
                     fault("diff.before-commit")
                     if compression != "plain":
