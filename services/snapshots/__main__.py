@@ -1,5 +1,5 @@
-"""The snapshots process: the snapshotters below ROOT/snapshots, each on STATE/snapshots-NAME.sock, Diff on
-STATE/diff.sock, and which snapshotters there are on STATE/snapshots.sock.
+"""The snapshots process: the snapshotters below ROOT/snapshots, each on STATE/snapshots-NAME.sock; Diff on
+STATE/diff.sock; and the list of snapshotters on STATE/snapshots.sock.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What is served in the place of a snapshotter that cannot start, such as one whose database is not to be read: a
-refusal that says why.
+"""Serves in place of a snapshotter that cannot start, for example because its database cannot be read: it refuses all
+calls with the reason.
 
-The others of the process serve. Nothing of this one is removed: whoever would (the collector) asks whose it is first,
-and is refused that too.
+The other snapshotters of the process serve as usual. Nothing of the broken one is removed: the collector first asks to
+whom it belongs, and that is refused too.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ log = logging.getLogger(__name__)
 
 
 class BrokenSnapshotter:
-    """A ``Snapshotter`` that does nothing: every method of one raises DataLoss with :attr:`words`."""
+    """A ``Snapshotter`` that does nothing: each of its methods raises DataLoss with :attr:`words`."""
 
     def __init__(self, name: str, why: errors.DataLoss | OSError) -> None:
-        """``why`` is what its start raised."""
+        """``why`` is the error that its start raised."""
         self.name = name
         words = str(why) if isinstance(why, errors.DataLoss) else f"{errors.words_of_path(why)}: {damage.WHAT_TO_DO}"
         self.words = f"snapshotter {name} is out of use: {words.removesuffix(f': {errors.DataLoss.suffix}')}"
         """Why it cannot be used, and what to do."""
 
     def told_by(self, *servers: Server) -> None:
-        """The health of ``servers`` says so."""
+        """Let the health of ``servers`` say so."""
         for server in servers:
             server.ail(self.words)
 
@@ -74,18 +74,18 @@ class BrokenSnapshotter:
     def _refuse(self) -> NoReturn:
         raise errors.DataLoss(self.words)
 
-    # last, since its name hides the type's
+    # last, since its name hides the type ``list``
 
     async def list(self, sources: Iterable[str] = ()) -> AsyncIterator[Info]:
         self._refuse()
-        yield  # an iterator, as the others' is
+        yield  # makes this a generator, as in the others
 
 
 async def begun(
     name: str, kind: Callable[[Path], LocalSnapshotter], root: Path, stack: contextlib.AsyncExitStack
 ) -> LocalSnapshotter | BrokenSnapshotter:
-    """The snapshotter in ``root``, which ``stack`` closes; where what it has on the disk is not to be read, what
-    refuses in its place. Errors that may pass are raised: the process is started again.
+    """The snapshotter in ``root``, which ``stack`` closes. If its data on disk cannot be read, a BrokenSnapshotter.
+    Errors that may pass are raised, so that the process is started again.
     """
     try:
         return await stack.enter_async_context(kind(root))

@@ -1,4 +1,4 @@
-"""The snapshotter btrfs: a snapshot is a subvolume, and begins as the file system's own snapshot of its parent, which
+"""The snapshotter btrfs: each snapshot is a subvolume, made as the file system's own snapshot of its parent, which
 costs next to nothing.
 
 ::
@@ -6,10 +6,10 @@ costs next to nothing.
     snapshots/ID/      a subvolume with all files of the snapshot; a committed one is read-only (a view with a parent
                        has none: its parent's is mounted)
 
-ROOT/snapshots/btrfs must be on Btrfs. As containerd's, it answers mounts of that file system's device by the id of a
-subvolume. Subvolumes are made, measured and removed by ioctls (linux/btrfs.h, linux/btrfs_tree.h), some of which the
-kernel allows to root only. Usage is what differs from the parent, file by file, as containerd counts it; groups of
-quotas are not needed.
+ROOT/snapshots/btrfs must be on Btrfs. Like containerd's, this snapshotter answers mounts of the file system's device,
+selected by subvolume id. Subvolumes are made, measured and removed by ioctls (linux/btrfs.h, linux/btrfs_tree.h), some
+of which the kernel allows to root only. Usage is the difference from the parent, file by file, as containerd counts it.
+Quota groups are not needed.
 """
 
 from __future__ import annotations
@@ -37,29 +37,31 @@ _SUBVOL_CREATE_V2, _SNAP_CREATE_V2, _SNAP_DESTROY = 0x50009418, 0x50009417, 0x50
 _SUBVOL_GETFLAGS, _SUBVOL_SETFLAGS, _GET_SUBVOL_INFO, _TREE_SEARCH_V2 = 0x80089419, 0x4008941A, 0x81F8943C, 0xC0709411
 _READ_ONLY = 2
 _MODE = 0o755
-"""Of a snapshot's root directory, where it has no parent's."""
+"""Mode of a snapshot's root directory, if it has no parent to take it from."""
 
 _ARGS = struct.Struct("=q 4088s")
 """struct btrfs_ioctl_vol_args: a file, a name."""
 _ARGS_V2 = struct.Struct("=q 16x 32x 4040s")
 """struct btrfs_ioctl_vol_args_v2: the same."""
 _INFO = struct.Struct("=Q 256x 32x 16x 16s 16x 8x Q 144x")
-"""struct btrfs_ioctl_get_subvol_info_args: its id, the UUID of what it is a snapshot of, and the transaction in
-which it was made.
+"""struct btrfs_ioctl_get_subvol_info_args: the id, the UUID of the subvolume that this is a snapshot of, and the
+transaction that made it.
 """
 _SEARCH = struct.Struct("=7Q 4I 32x Q")
-"""struct btrfs_ioctl_search_args_v2: the tree, the range of objects, offsets and transactions, that of types, how
-many, and the size of the buffer that follows.
+"""struct btrfs_ioctl_search_args_v2: the tree; the ranges of objects, offsets, transactions and types; the number of
+items; and the size of the buffer that follows.
 """
 _FOUND = struct.Struct("=QQQ II")
-"""struct btrfs_ioctl_search_header: the transaction, object and offset, the type, and the bytes that follow."""
+"""struct btrfs_ioctl_search_header: the transaction, object and offset, the type, and the number of bytes that
+follow.
+"""
 _INODE = struct.Struct("< 8x Q 8x Q 8x 16s 56x 12x 12s 12s 12x")
-"""struct btrfs_inode_item: the transaction that touched it last, its bytes on the disk, its links, owners and mode,
-and when it (ctime) and its contents (mtime) were changed.
+"""struct btrfs_inode_item: the last transaction that touched it, its bytes on the disk, its links, owners and mode, and
+the times of its last change (ctime) and of that of its contents (mtime).
 """
 _INODE_ITEM, _FIRST_INODE, _ALL = 1, 256, 2**64 - 1
 _BUFFER, _SMALL = 1 << 16, 1 << 9
-"""Bytes for what is found: more than any item has; and more than an inode's has."""
+"""Bytes of the buffer for search results: larger than any item; larger than an inode's item."""
 
 
 class BtrfsSnapshotter(DirectorySnapshotter):
@@ -94,7 +96,7 @@ class BtrfsSnapshotter(DirectorySnapshotter):
 
     async def measure(self, row: Row) -> Usage:
         try:
-            await self.synced()  # what is on its way to the disk is not in the trees yet
+            await self.synced()  # data on its way to the disk is not in the trees yet
             return await asyncio.to_thread(
                 _usage, self.path(row.id), None if row.parent is None else self.path(row.parent)
             )
@@ -137,8 +139,8 @@ class BtrfsSnapshotter(DirectorySnapshotter):
 class _Subvolume(NamedTuple):
     id: int
     made: int
-    """The transaction in which it was made a snapshot of another, 0 if it is none: what was touched later is not as
-    it was there.
+    """The transaction that made it a snapshot of another subvolume, 0 if it is none. Inodes touched in later
+    transactions may differ from the parent's.
     """
 
 
@@ -152,13 +154,13 @@ def _opened(directory: str, above: int | None = None) -> Iterator[int]:
 
 
 def _snapshot(source: str, target: str) -> None:
-    """A writable snapshot, on the disk when this returns: the kernel commits it."""
+    """Make a writable snapshot. It is on the disk when this returns: the kernel commits it."""
     with _opened(source) as fd, _opened(os.path.dirname(target)) as above:
         fcntl.ioctl(above, _SNAP_CREATE_V2, bytearray(_ARGS_V2.pack(fd, os.fsencode(os.path.basename(target)))))
 
 
 def _freeze(fd: int, *, read_only: bool = True) -> None:
-    """Make an open subvolume read-only for everybody, also where it is mounted already; or writable again."""
+    """Make an open subvolume read-only for everybody, also through existing mounts; or writable again."""
     (flags,) = struct.unpack("=Q", fcntl.ioctl(fd, _SUBVOL_GETFLAGS, bytes(8)))
     wanted = flags | _READ_ONLY if read_only else flags & ~_READ_ONLY
     if flags != wanted:
@@ -174,8 +176,8 @@ def _info(path: str) -> _Subvolume:
 
 
 def _destroyed(directory: str, name: str) -> bool:
-    """Whether the subvolume ``name`` is gone, with those that somebody made in it; its blocks are freed in the
-    background. False if it is none, or the kernel keeps it, which the log explains.
+    """Remove the subvolume ``name``, with subvolumes that were made inside it; the kernel frees its blocks in the
+    background. Returns False if it is no subvolume, or if the kernel refuses, which is logged.
     """
     try:
         with _opened(directory) as above:
@@ -183,15 +185,15 @@ def _destroyed(directory: str, name: str) -> bool:
     except FileNotFoundError:
         return True
     except OSError as error:
-        if error.errno != errno.EINVAL:  # that is no subvolume, but a directory
+        if error.errno != errno.EINVAL:  # EINVAL: not a subvolume, but a directory
             log.warning("failed to remove subvolume %s/%s: %s", directory, name, errors.words(error))
         return False
     return True
 
 
 def _destroy(above: int, name: str) -> None:
-    """Remove the subvolume ``name`` of an open directory. By open directories, so that nobody who still writes
-    there can lead it elsewhere by a link.
+    """Remove the subvolume ``name`` of an open directory. It works on open directories, so that a process that still
+    writes there cannot lead it elsewhere by a link.
     """
     arguments = bytearray(_ARGS.pack(0, os.fsencode(name)))
     try:
@@ -213,8 +215,8 @@ def _destroy(above: int, name: str) -> None:
 
 
 def _usage(path: str, parent: str | None) -> Usage:
-    """The bytes and number of the inodes that are not as in the parent. Of the trees only that is read which was
-    written since the snapshot was made.
+    """The bytes and number of inodes that differ from the parent. Only those parts of the trees are read that were
+    written after the snapshot was made.
     """
     own = _info(path)
     below = _info(parent).id if parent is not None and own.made else 0
@@ -232,18 +234,18 @@ def _usage(path: str, parent: str | None) -> Usage:
 
 
 def _state(number: int, item: memoryview) -> tuple[bytes, ...]:
-    """What changes with an inode, but not when it is only read; of a subvolume's root, whose ctime a rename
-    changes, the owners and the contents.
+    """The values that change when an inode changes, but not when it is only read. For a subvolume's root, whose ctime a
+    rename changes, these are the owners and the mtime.
     """
     _, _, owners, changed, written = _INODE.unpack_from(item)
     return (owners, written) if number == _FIRST_INODE else (changed,)
 
 
 def _inodes(fd: int, tree: int, since: int, *, only: int | None = None) -> Iterator[tuple[int, memoryview]]:
-    """The numbers and items of a tree's inodes, or of ``only`` one, in blocks that were written after the transaction
-    ``since``; each is looked at before the next is asked for.
+    """The numbers and items of a tree's inodes, or of inode ``only``, in blocks written after the transaction
+    ``since``. The caller looks at each item before it asks for the next.
 
-    The range that is searched is one of whole keys (object, type, offset), so other items of an inode are in it too.
+    A search covers a range of whole keys (object, type, offset), so other items of an inode are among the results.
     """
     first, last = ((_FIRST_INODE, 0, 0), _ALL - _FIRST_INODE) if only is None else ((only, _INODE_ITEM, 0), only)
     buffer = bytearray(_SEARCH.size + (_BUFFER if only is None else _SMALL))

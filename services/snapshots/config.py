@@ -1,4 +1,6 @@
-"""Settings of the snapshots service: table [snapshots], with a table for each snapshotter that has some of its own."""
+"""Settings of the snapshots service: table [snapshots], with a table for each snapshotter that has settings of its
+own.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,13 @@ class Common:
     """The snapshots service: filesystems made of layers, and their diffs."""
 
     sync_commit: bool = True
-    """A snapshot is committed when its files are on the disk, so that an image that was pulled survives a power cut.
-    false: a pull waits for no file, as containerd's; after a power cut files of layers may be empty, and nothing
-    notices.
+    """A commit waits until the snapshot's files are on the disk, so that a pulled image survives a power cut. false: a
+    pull waits for no file, as in containerd; after a power cut files of layers may be empty, and nothing notices.
     """
     sync_remove: bool = False
-    """A removal returns when the files are gone, not when the snapshot is."""
+    """A removal returns when the files are gone, not already when the snapshot is."""
     grace: Seconds = 5.0
-    """How long calls may go on after the service was told to stop."""
+    """Time for which calls may go on after the service was told to stop."""
 
 
 Config: type[Common] = dataclasses.make_dataclass(

@@ -1,4 +1,4 @@
-"""Snapshots' values as protobuf messages and back."""
+"""Conversion between snapshots' values and protobuf messages."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""Snapshots that are directories each, or what looks like them, of one filesystem.
+"""Snapshots that are one directory each, or look like one, on one filesystem.
 
 ::
 
-    ROOT/snapshots/NAME/snapshots/ID/         all that the snapshot of this id consists of; a snapshotter's own matter
-    ROOT/snapshots/NAME/snapshots/new-ID/     one that is being made
+    ROOT/snapshots/NAME/snapshots/ID/         all data of the snapshot with this id, laid out by the snapshotter
+    ROOT/snapshots/NAME/snapshots/new-ID/     a snapshot that is being made
 
-A directory is made under its temporary name, and renamed last: so one fsync of ``snapshots`` makes all of it durable on
-filesystems with a journal.
+A directory is made under its temporary name and renamed at the end. So one fsync of ``snapshots`` makes all of it
+durable on filesystems with a journal.
 """
 
 from __future__ import annotations
@@ -24,9 +24,7 @@ from services.snapshots.tree import Row, Rows
 
 
 class DirectorySnapshotter(LocalSnapshotter):
-    """Directories below ``root/snapshots``: found by listing it, kept by a rename, measured by a walk, discarded by
-    ``rm``.
-    """
+    """Directories below ``root/snapshots``: listed there, kept by a rename, measured by a walk, discarded by ``rm``."""
 
     def __init__(
         self, root: Path, settings: Any = None, *, sync_commit: bool = True, sync_remove: bool = False
@@ -45,7 +43,7 @@ class DirectorySnapshotter(LocalSnapshotter):
 
     @abstractmethod
     def changes(self, number: int) -> str:
-        """The directory that holds what a snapshot has changed."""
+        """The directory with the changes of a snapshot."""
 
     def names(self) -> Sequence[str]:
         return os.listdir(self.directory)

@@ -1,7 +1,7 @@
-"""What snapshotters do to directories: measure them, copy them, remove them.
+"""Operations of snapshotters on directories: measure, copy, remove.
 
-Small trees are walked in a thread; for large ones, and for copies, a program does the work (``du``, ``cp``, ``rm``), so
-that it takes no time from the calls being answered. Programs are started in the loop's thread and die with it.
+Small trees are walked in a thread. For large trees, and for copies, a program does the work (``du``, ``cp``, ``rm``),
+so that calls are still answered meanwhile. Programs are started in the loop's thread and die with it.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ log = logging.getLogger(__name__)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 SMALL = 4096
-"""Files in a tree that is measured by walking it here: about 10 ms of a core."""
+"""Files up to which a tree is measured by walking it here: about 10 ms of a core."""
 
 FEW = 256
-"""Files in a tree that is removed here: about 2 ms of a core, less than it takes to start a program."""
+"""Files up to which a tree is removed here: about 2 ms of a core, less than it takes to start a program."""
 
 
 def disk_error(error: OSError, what: str) -> errors.NodeError:
@@ -43,7 +43,7 @@ def sync_directory(directory: str) -> None:
 
 
 def sync_filesystem(fd: int) -> None:
-    """Make everything on the filesystem of an open file survive a power cut: for many files, less work than an
+    """Make everything on the filesystem of an open file survive a power cut. For many files this is less work than an
     fsync of each. It blocks.
     """
     if _libc.syncfs(fd):
@@ -52,10 +52,10 @@ def sync_filesystem(fd: int) -> None:
 
 
 async def usage(directory: str, small: int = SMALL) -> Usage:
-    """The blocks and inodes that ``directory`` takes, itself included; a hard-linked file counts once. What vanishes
-    meanwhile may count or not.
+    """The blocks and inodes that ``directory`` takes, itself included. A hard-linked file counts once. Files that
+    vanish meanwhile may count or not.
 
-    Unknown if it cannot be read. More than ``small`` files are counted by du.
+    Unknown if it cannot be read. A tree of more than ``small`` files is counted by du.
     """
     try:
         walked = await asyncio.to_thread(walk_usage, directory, small)
@@ -68,7 +68,7 @@ async def usage(directory: str, small: int = SMALL) -> Usage:
 
 
 def walk_usage(directory: str, limit: int) -> Usage | None:
-    """:func:`usage` of a tree of at most ``limit`` files, None of a larger one. It blocks."""
+    """:func:`usage` of a tree of at most ``limit`` files, None for a larger one. It blocks."""
     status = os.lstat(directory)
     blocks, inodes = status.st_blocks, 1
     linked: set[tuple[int, int]] = set()
@@ -98,17 +98,17 @@ def walk_usage(directory: str, limit: int) -> Usage | None:
 async def _du(option: str, directory: str) -> int:
     code, out, err = await _run("du", "--summarize", option, "--", directory)
     number = out.split(b"\t")[0]
-    if not number.isdigit():  # a file that vanished is a failure too, but the sum is there
+    if not number.isdigit():  # also fails if a file vanished, but the sum is there
         raise errors.Unknown(f"failed to measure {directory}: du ended with {code}: {_text(err)}")
     return int(number)
 
 
 async def copy(source: str, target: str) -> None:
-    """Make the directory ``target`` all that ``source`` is: contents, modes, owners, times, xattrs, ACLs, hard links,
+    """Make the directory ``target`` equal to ``source``: contents, modes, owners, times, xattrs, ACLs, hard links,
     devices, holes.
 
-    Blocks are shared where the filesystem can (reflink). Unknown if it fails; what is then in ``target`` is the
-    caller's to remove.
+    Blocks are shared if the filesystem can (reflink). Unknown if it fails; the caller then removes what is in
+    ``target``.
     """
     code, _, err = await _run(
         "cp", "--archive", "--reflink=auto", "--sparse=auto", "--no-target-directory", "--", f"{source}/.", target
@@ -125,7 +125,7 @@ def make_directory(path: str, mode: int) -> None:
 
 
 async def remove(directories: Iterable[str]) -> list[str]:
-    """Remove trees; those that could not be removed, which the log explains."""
+    """Remove trees. Returns those that could not be removed; the reasons are logged."""
     large = await asyncio.to_thread(lambda: [path for path in directories if not remove_small(path)])
     for at in range(0, len(large), 200):
         some = large[at : at + 200]
@@ -136,25 +136,25 @@ async def remove(directories: Iterable[str]) -> list[str]:
 
 
 def remove_small(path: str, limit: int = FEW) -> bool:
-    """Remove a snapshot's directory, such as a container leaves that wrote little or nothing. It blocks.
+    """Remove a small snapshot's directory, such as that of a container which wrote little or nothing. It blocks.
 
-    False if more than ``limit`` files are in it, or something that is not simply removed; then some of it may be gone.
+    False if it has more than ``limit`` files, or something that cannot simply be removed; some of it may then be gone.
     """
     try:
         return _remove_below(os.path.dirname(path), os.path.basename(path), os.lstat(path).st_dev, limit) >= 0
     except FileNotFoundError:
-        # it is gone, or something in it, which somebody else removes: who of us is the last is not known here
+        # the directory, or something in it, was removed by another caller; which one was last is not known here
         return not os.path.lexists(path)
     except OSError:
         return False
 
 
 def _remove_below(parent: str | int, name: str, device: int, left: int) -> int:
-    """Remove the directory ``name`` of ``parent``, a path or an open one, and all in it; how many more files may be
-    removed, below 0 if it has too many.
+    """Remove the directory ``name`` of ``parent``, a path or an open directory, with everything in it. Returns how many
+    more files may be removed, below 0 if there are too many.
 
-    By open directories, so that nobody who still writes there can lead it elsewhere by a link; and not into what is
-    mounted there.
+    It works on open directories, so that a process that still writes there cannot lead it elsewhere by a link. It does
+    not enter mounts.
     """
     above = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if isinstance(parent, str) else parent
     try:
@@ -182,8 +182,8 @@ def _remove_below(parent: str | int, name: str, device: int, left: int) -> int:
 
 
 async def _run(*command: str) -> tuple[int, bytes, bytes]:
-    """A program's exit code and what it said; killed if the caller is cancelled, or dies, or it stands still, which
-    is Internal.
+    """A program's exit code and output. The program is killed if the caller is cancelled or dies; and if it makes no
+    progress, which is Internal.
     """
     try:
         process = await asyncio.create_subprocess_exec(

@@ -1,8 +1,10 @@
-"""The files of committed snapshots survive a power cut: one syncfs of their filesystem for all commits that wait.
+"""Makes the files of committed snapshots survive a power cut: one syncfs of their filesystem serves all commits that
+wait.
 
-A syncfs takes what was written before it began. So whoever comes while one is under way waits for the next, with all
-others that came meanwhile. It has little left to do where writing to the disk was begun before, as the workers that
-unpack layers do (``diff/writeback.py``); and it waits for what others wrote to the same filesystem.
+A syncfs covers what was written before it began. So a commit that comes while one is running waits for the next one,
+together with all other commits that came meanwhile. The workers that unpack layers start the writing to the disk early
+(``diff/writeback.py``), so that little is left for the syncfs. It also waits for what other programs have written to
+the same filesystem.
 """
 
 from __future__ import annotations
@@ -18,21 +20,22 @@ Synced = Callable[[], Awaitable[None]]
 
 
 class FilesystemSync:
-    """Makes durable what is on the filesystem of ``directory``; ``lossy`` is called whenever some of it could not
-    be, before anybody who waits hears of it. Used in one event loop.
+    """Makes the filesystem of ``directory`` durable. ``lossy`` is called whenever some of it could not be written,
+    before any waiting caller gets the error. Used in one event loop.
     """
 
     def __init__(self, directory: str, lossy: Callable[[], None]) -> None:
         self._lossy = lossy
-        # kept open: an error since the last syncfs on this file is told to the next, whoever else asks
+        # Kept open: an error since the last syncfs on this file is reported to the next one, even if another program
+        # got it.
         self._fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._next: asyncio.Future[OSError | None] | None = None
-        """Those that wait for a syncfs that has not begun."""
+        """The callers that wait for a syncfs that has not begun."""
         self._running: asyncio.Task[None] | None = None
 
     def begun(self) -> Synced:
-        """Begin. What is answered waits until all that was written there before is on the disk. OSError if some of
-        it could not be written, which is told once.
+        """Start a sync. The result is an awaitable function that returns when everything written before is on the disk.
+        It raises OSError if some of it could not be written; the kernel reports that once.
         """
         if self._next is None:
             self._next = asyncio.get_running_loop().create_future()
@@ -58,7 +61,7 @@ class FilesystemSync:
                     waiting.set_result(error)
                 finally:
                     if not waiting.done():
-                        waiting.cancel()  # else those that wait would do so for ever
+                        waiting.cancel()  # otherwise the waiting callers would wait for ever
         finally:
             self._running = None
 
@@ -70,7 +73,7 @@ class FilesystemSync:
         return None
 
     async def aclose(self) -> None:
-        """Wait for the one under way."""
+        """Wait for a running sync."""
         if self._running is not None:
             await asyncio.wait((self._running,))
         os.close(self._fd)

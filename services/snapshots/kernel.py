@@ -1,7 +1,7 @@
-"""What this machine's kernel and the filesystem below a snapshotter can do, found out by asking them.
+"""Finds out what this machine's kernel, and the filesystem below a snapshotter, can do.
 
-The answers become mount options and capabilities, by containerd's own rules, and the reason given where overlayfs
-cannot be used.
+The answers become mount options and capabilities, by containerd's own rules, and the reason why overlayfs cannot be
+used, if it cannot.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ def in_user_namespace(uid_map: Path = Path("/proc/self/uid_map")) -> bool:
 
 
 def supports_index() -> bool:
-    """Whether overlayfs knows the option ``index``; so once the module is loaded."""
+    """Whether overlayfs knows the option ``index``. It does not show before the module is loaded."""
     return os.path.exists("/sys/module/overlay/parameters/index")
 
 
 def supports_idmapped_overlay() -> bool:
-    """Whether layers of an overlay may be ID-mapped mounts. Kernels that had it backported before 5.19 are not
+    """Whether layers of an overlay may be ID-mapped mounts. Older kernels than 5.19 with a backport are not
     recognized.
     """
     return version() >= (5, 19)
 
 
 def supports_d_type(directory: Path) -> bool:
-    """Whether directory entries tell what they are, which overlayfs needs to show whiteouts as what they mean."""
+    """Whether directory entries have a type (d_type): overlayfs needs it to show whiteouts as deletions."""
     with tempfile.TemporaryDirectory(prefix=_TRIAL, dir=directory) as place:
         Path(place, "entry").touch()
         handle = _libc.opendir(os.fsencode(place))
@@ -71,15 +71,15 @@ def supports_d_type(directory: Path) -> bool:
 
 
 class Disk(NamedTuple):
-    """What is mounted somewhere: the kind of the file system, and its source, such as a device."""
+    """A mounted file system: its type, and its source, such as a device."""
 
     type: str
     source: str
 
 
 def disk_of(directory: Path, mountinfo: Path = Path("/proc/self/mountinfo")) -> Disk:
-    """What ``directory``, which exists, is on: of the mounts at or above it the deepest, and of those there the
-    last.
+    """The file system that ``directory``, which exists, is on: of the mounts at or above it the deepest, and of several
+    there the last.
     """
     place = os.path.realpath(directory)
     found, depth = Disk("", ""), -1
@@ -94,7 +94,7 @@ def disk_of(directory: Path, mountinfo: Path = Path("/proc/self/mountinfo")) -> 
 
 
 def _unescaped(word: bytes) -> str:
-    """A word of mountinfo, whose blanks, line ends and backslashes are octal."""
+    """A word of mountinfo, decoded: blanks, line ends and backslashes are octal there."""
     return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), word))
 
 
@@ -107,8 +107,8 @@ def on_tmpfs(directory: Path) -> bool:
 
 
 async def needs_userxattr(directory: Path) -> bool:
-    """Whether an overlay must be mounted with ``userxattr``: in a user namespace, from Linux 5.11 on, and not on
-    tmpfs, which refuses it.
+    """Whether an overlay must be mounted with ``userxattr``: in a user namespace, from Linux 5.11 on, but not on tmpfs,
+    which refuses it.
     """
     if not in_user_namespace() or on_tmpfs(directory):
         return False
@@ -116,7 +116,7 @@ async def needs_userxattr(directory: Path) -> bool:
 
 
 async def overlay_trouble(directory: Path) -> str:
-    """Why overlayfs cannot be used below ``directory``, which exists; an empty string if it can."""
+    """Why overlayfs cannot be used below ``directory``, which exists; "" if it can."""
     try:
         for stale in directory.glob(f"{_TRIAL}*"):
             shutil.rmtree(stale, ignore_errors=True)
@@ -127,13 +127,13 @@ async def overlay_trouble(directory: Path) -> str:
             )
         return await _trial_mount(directory)
     except OSError as error:
-        # A full disk says nothing about overlayfs, and whoever makes a snapshot there is told of it.
+        # A full disk says nothing about overlayfs; whoever makes a snapshot there gets that error.
         return "" if errors.is_full(error) else errors.words_of_path(error)
 
 
 async def _trial_mount(directory: Path, *options: str) -> str:
-    """Mount an overlay with two lower layers, in a mount namespace that ends with the program that made it; why it
-    failed.
+    """Mount an overlay with two lower layers, in a mount namespace that ends with the program that made it. Returns why
+    it failed, or "".
     """
     with tempfile.TemporaryDirectory(prefix=_TRIAL, dir=directory) as place:
         at = {part: f"{place}/{part}" for part in ("lower1", "lower2", "upper", "work", "merged")}

@@ -1,21 +1,21 @@
-"""What the snapshotters of this service share: the tree's rules, and *things* that come before their records and go
-after them.
+"""The base of all snapshotters of this service: the tree's rules, and *things* that exist before and after their
+records.
 
 ::
 
     ROOT/snapshots/NAME/          served by one process, which holds its lock
         metadata.db               the records (``tree``)
-        store-id                  whose store this is (``kit.stamp``)
+        store-id                  the metadata store that this snapshotter belongs to (``kit.stamp``)
         held                      why things without a record stay, until an operator removes this file
 
-A thing is what a snapshot consists of: a directory (``directories.py``), a subvolume, an image of a disk. It is called
-by the snapshot's id, and ``new-ID`` while it is made. A snapshot's thing is made, gets its lasting name, and the
-snapshot is recorded. A removal takes the record; the thing then is one without a record, and goes in the background.
-Ids are never used twice, so whatever has no record can be removed at any time, by whoever finds it: unless records were
-lost. What containers wrote is nowhere else, so then all that is without a record stays.
+A *thing* is the data of one snapshot: a directory (``directories.py``), a subvolume, a disk image. Its name is the
+snapshot's id, or ``new-ID`` while it is made. To make a snapshot, its thing is made, gets its final name, and the
+snapshot is recorded. To remove a snapshot, its record is removed; its thing, now without a record, is removed in the
+background. Ids are never used twice, so a thing without a record can be removed at any time by anybody, unless records
+were lost. In that case all things without a record stay, since they may hold the only copy of what containers wrote.
 
-A new snapshotter is a subclass that says how its things are made, kept, measured, frozen, mounted and discarded (the
-methods below *what a snapshotter decides*); the rules, the records and what a crash leaves are cared for here.
+A new snapshotter is a subclass. It says how its things are made, kept, measured, frozen, mounted and discarded (the
+methods below *what a snapshotter decides*). The rules, the records, and what a crash leaves are handled here.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ log = logging.getLogger(__name__)
 
 HELD = "held"
 LONGEST_NAME = 9
-"""Characters of a snapshotter's name: a part of its socket's, of which ``splitd up`` must know that it fits below
-any STATE that it takes.
+"""The longest name of a snapshotter, in characters. The name is part of its socket's name, which ``splitd up`` must
+know to fit below every STATE that it accepts.
 """
 T = TypeVar("T")
 
 
 @contextlib.contextmanager
 def failing_to(words: str) -> Iterator[None]:
-    """Errors from inside as containerd wraps them: ``words: ...``, of the same class."""
+    """Prefix the errors of the block with ``words: ``, as containerd does; their class stays."""
     try:
         yield
     except errors.NodeError as error:
@@ -63,28 +63,28 @@ def failing_to(words: str) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoSettings:
-    """Of a snapshotter that has none of its own."""
+    """The settings of a snapshotter that has none of its own."""
 
 
 class LocalSnapshotter(ABC):
     """A ``Snapshotter`` in ``root``, which its owner has locked (``kit.process.owned``). Use as ``async with``."""
 
     NAME: ClassVar[str]
-    """What clients call it: lower case letters and digits, :data:`LONGEST_NAME` at most."""
+    """The name that clients use: lower case letters and digits, at most :data:`LONGEST_NAME`."""
     PLATFORMS: ClassVar[tuple[str, ...]] = ()
-    """What its files are for, as ``os/architecture[/variant]``; none: this machine."""
+    """The platforms that its files are for, each as ``os/architecture[/variant]``; none means this machine's."""
     FILESYSTEM: ClassVar[str] = ""
-    """The only file system that its root may be on, as the kernel calls it; "": any."""
+    """The only file system that its root may be on, by the kernel's name; "": any."""
     Settings: ClassVar[type[Any]] = NoSettings
     """The dataclass of its settings, table [snapshots.NAME]."""
 
     def __init__(
         self, root: Path, settings: Any = None, *, sync_commit: bool = True, sync_remove: bool = False
     ) -> None:
-        """``settings`` are of the class ``Settings``; None: all defaults. ``sync_commit``: a snapshot is committed when
-        its files are durable. ``sync_remove``: a removal returns when they are gone.
+        """``settings`` are of the class ``Settings``; None: all defaults. If ``sync_commit``, a snapshot counts as
+        committed only once its files are durable. If ``sync_remove``, a removal returns only once the files are gone.
 
-        DataLoss if its records are damaged so that it cannot begin with them, OSError as it comes.
+        DataLoss if its records are too damaged to begin with; any OSError is passed on.
         """
         self.root = root
         self.disk = kernel.disk_of(root)
@@ -93,9 +93,9 @@ class LocalSnapshotter(ABC):
         self._sync_commit = sync_commit
         self._sync_remove = sync_remove
         self._unnoted = ""
-        """Why things are held back, where that could not be noted."""
+        """Why things are held back, if that could not be written to the file ``held``."""
         self.soundness = Soundness(root / "metadata.db", self._hold)
-        # noted before there is one, which tells nothing of that
+        # written before a new database exists, after which this could not be noticed
         if _is_empty(root / "metadata.db") and any(map(_id_in, self.names())):
             self._hold(f"{root}/metadata.db is new, though there are snapshots")
         self._tree = Tree(root / "metadata.db", self.soundness.damaged)
@@ -112,16 +112,18 @@ class LocalSnapshotter(ABC):
             raise
         self._sync = FilesystemSync(str(root), self._doubt)
         self._doubtful = 0
-        """The highest id there was when files could not be written to the disk: whose they were is not known."""
+        """The highest id at a time when the kernel could not write some files to the disk: any snapshot up to this id
+        may have lost files.
+        """
         self._staged: set[str] = set()
-        """Names of what is being made before its record is asked for."""
+        """Names of things that are being made, before their records are written."""
         self._believed = False
-        """All pages of the database are what they were, as far as is known."""
+        """All pages of the database are sound, as far as is known."""
         self._copied: Counter[int] = Counter()
-        """Ids of parents of those: they have children that no record knows yet."""
+        """Ids of the parents of staged copies: they have children that no record knows yet."""
         self._committing: dict[str, asyncio.Future[None]] = {}
-        """By their names, snapshots that are being committed; done when their records are on their way, in the
-        order of which they are written.
+        """The snapshots that are being committed, by name; done once the record is queued. Records are written in queue
+        order.
         """
         self._lane = Lane()
         self._trash: set[str] = set()
@@ -129,11 +131,11 @@ class LocalSnapshotter(ABC):
         self._sweeping: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        """Look at the machine, finish what a crash interrupted, and begin to remove what it left behind."""
+        """Look at the machine, finish what a crash interrupted, and begin to remove what it left."""
         await self.start()
         if trouble := self._elsewhere():
             log.info("snapshotter %s does not work here: %s", self.NAME, trouble)
-        with contextlib.suppress(errors.NodeError):  # damaged records: whoever reads them next is told
+        with contextlib.suppress(errors.NodeError):  # damaged records: the next reader gets the error
             await self._frozen(
                 [row.id for row in map(self._tree.row, self._tree.view(Rows.all)) if row.info.kind is Kind.COMMITTED]
             )
@@ -152,11 +154,11 @@ class LocalSnapshotter(ABC):
         await self._sync.aclose()
 
     def told_by(self, *servers: Server) -> None:
-        """From here on the health of ``servers`` says when its records are damaged."""
+        """Let the health of ``servers`` say from now on when its records are damaged."""
         self.soundness.told_by(*servers)
 
     async def about(self) -> About:
-        """What it says of itself."""
+        """The snapshotter's announcement of itself."""
         return About(
             self.NAME, self.PLATFORMS, {"root": str(self.root)}, tuple(self.capabilities()), await self.trouble()
         )
@@ -167,11 +169,11 @@ class LocalSnapshotter(ABC):
 
     # ---------------------------------------------------------------- what a snapshotter decides
 
-    async def start(self) -> None:  # noqa: B027 - not every one has anything to find out
+    async def start(self) -> None:  # not every snapshotter has anything to find out
         """Find out what the machine can do."""
 
     async def trouble(self) -> str:
-        """Why it cannot work on this machine as it is now; an empty string where it can."""
+        """Why the snapshotter cannot work on this machine at present; "" if it can."""
         return self._elsewhere()
 
     def _elsewhere(self) -> str:
@@ -183,65 +185,69 @@ class LocalSnapshotter(ABC):
         )
 
     def capabilities(self) -> Sequence[str]:
-        """What clients may ask of it (:data:`store.REBASE`, :data:`store.REMAP_IDS`, ...), once it was started."""
+        """The capabilities that clients may rely on (:data:`store.REBASE`, :data:`store.REMAP_IDS`, ...), once
+        started.
+        """
         return ()
 
     @abstractmethod
     def names(self) -> Sequence[str]:
-        """All things that there are, with a record or without: ``ID`` and ``new-ID``. It blocks; other names are
-        nobody's, and are removed.
+        """The names of all things, with a record or without: ``ID`` and ``new-ID``. It blocks. Other names belong to
+        nothing, and are removed.
         """
 
     def copies(self, kind: Kind, parent: str) -> bool:
-        """Whether a snapshot begins as a copy of its parent, made by :meth:`stage`."""
+        """Whether a snapshot begins as a copy of its parent, which :meth:`stage` makes."""
         return False
 
     async def stage(self, name: str, base: int) -> None:
-        """Make the thing ``name`` a copy of that of the snapshot ``base``, durably. NodeError if it cannot be; what
-        there is of it then is discarded.
+        """Make the thing ``name`` a durable copy of the thing of snapshot ``base``. NodeError if that fails; the
+        remains are then discarded.
         """
         raise NotImplementedError
 
     @abstractmethod
     def make(self, name: str, kind: Kind, ancestors: Sequence[int], labels: Mapping[str, str]) -> bool:
-        """Make the thing ``name`` of a snapshot that is no copy; False if it needs none. OSError as it comes; what
-        there is of it then is discarded. It blocks, in the tree's thread.
+        """Make the thing ``name`` of a snapshot that is no copy; False if it needs none. OSErrors are passed on; the
+        remains are then discarded. It blocks, in the tree's thread.
         """
 
     @abstractmethod
     def keep(self, name: str, number: int, rows: Rows) -> None:
-        """The thing ``name`` is that of the snapshot ``number`` from now on, and durable when ``rows`` are.
-        NodeError if it cannot be. It blocks, in the tree's thread.
+        """Make the thing ``name`` that of snapshot ``number``, durable once ``rows`` are. NodeError if that fails. It
+        blocks, in the tree's thread.
         """
 
     @abstractmethod
     async def measure(self, row: Row) -> Usage:
-        """What an active snapshot has changed takes now. A commit asks before it writes the record, so what takes
-        long there may be done here: the snapshot stays as it is if the commit fails.
+        """What the changes of an active snapshot take now. A commit calls this before it writes the record, so a
+        snapshotter may do its slow work here; if the commit fails, the snapshot stays as it is.
         """
 
-    async def freeze(self, numbers: Sequence[int]) -> None:  # noqa: B027 - not every one can
-        """Let nothing change committed snapshots any more. Called when their records are written, before the commit is
-        answered; and at the next start for all that are committed, since a crash may have come in between: where it was
-        done, it costs next to nothing. OSError as it comes: the log tells, and the next start tries again.
+    async def freeze(self, numbers: Sequence[int]) -> None:  # not every snapshotter can
+        """Make committed snapshots unchangeable. Called once their records are written, before the commit is answered.
+        Called again at the next start for all committed snapshots, since a crash may have come in between; it should
+        then cost next to nothing. An OSError is logged, and the next start tries again.
         """
 
     @abstractmethod
     async def discard(self, names: Sequence[str]) -> Sequence[str]:
-        """Remove things without a record, some of which may be gone already. Those that could not be removed, which
-        the log explains.
+        """Remove things without a record; some may be gone already. Returns the names of those that could not be
+        removed; the reasons are logged.
         """
 
     @abstractmethod
     def mounts_of(self, row: Row, ancestors: Sequence[int]) -> list[Mount]:
-        """How to mount an active snapshot or a view. It blocks for no longer than a system call takes."""
+        """The mounts of an active snapshot or a view. It blocks no longer than a system call."""
 
     @abstractmethod
     def words(self, doing: str, key: str) -> str:
-        """What containerd's snapshotter says before the reason when ``doing`` (mount, commit, remove) fails."""
+        """The words that containerd's snapshotter puts before the reason when ``doing`` (mount, commit, remove)
+        fails.
+        """
 
     def shown(self, row: Row) -> Info:
-        """A snapshot as clients see it."""
+        """The description of a snapshot that clients see."""
         return row.info
 
     # ---------------------------------------------------------------- reading
@@ -306,10 +312,10 @@ class LocalSnapshotter(ABC):
 
     @contextlib.asynccontextmanager
     async def _staging(self, name: str, key: str, parent: str) -> AsyncIterator[None]:
-        """Within, the thing ``name`` is a copy of the parent's, which cannot be removed meanwhile.
+        """During the block the thing ``name`` is a copy of the parent's, and the parent cannot be removed.
 
-        Whoever leaves may be cancelled while its record is being written: since all such work is done in order, the
-        parent is then taken by the record before anything asked for later looks for children.
+        The caller may be cancelled while its record is being written. Records are written in order, so the record
+        claims the parent before any later request looks for its children.
         """
 
         def reserve(rows: Rows) -> int:
@@ -379,7 +385,7 @@ class LocalSnapshotter(ABC):
         measured = self._get(key)
         usage = Usage()
         if measured.info.kind is Kind.ACTIVE:
-            synced = self._sync.begun() if self._sync_commit else None  # while they are measured
+            synced = self._sync.begun() if self._sync_commit else None  # the sync runs while the files are measured
             with tracing.span("snapshots.measure", key=key):
                 usage = await self.measure(measured)
             if synced is not None:
@@ -413,9 +419,9 @@ class LocalSnapshotter(ABC):
             log.error("snapshotter %s: committed snapshots can still be written to: %s", self.NAME, errors.words(error))
 
     async def _made_durable(self, row: Row, synced: Synced) -> None:
-        """Returns when the files of an active snapshot are on the disk, by a sync that was begun after they were
-        written. Unknown or ResourceExhausted if some file could not be written since it was begun: it may be one of
-        this snapshot's.
+        """Return when the files of an active snapshot are on the disk; ``synced`` is a sync that began after they were
+        written. Unknown or ResourceExhausted if any file could not be written since the snapshot was begun: it may be
+        one of this snapshot's.
         """
         try:
             await synced()
@@ -427,14 +433,14 @@ class LocalSnapshotter(ABC):
             )
 
     def _doubt(self) -> None:
-        """Somebody's files were not written, and the kernel says so once: whoever had begun by now may have lost
+        """The kernel could not write some files, and reports that once: every snapshot that exists by now may have lost
         some.
         """
         self._doubtful = next(self._ids)
 
     async def synced(self) -> None:
-        """Returns when all that was written to the snapshots' filesystem is on the disk; OSError if some could not
-        be.
+        """Return when everything that was written to the snapshots' filesystem is on the disk; OSError if some of it
+        could not be.
         """
         await self._sync.begun()()
 
@@ -456,7 +462,7 @@ class LocalSnapshotter(ABC):
         return self.shown(await self._write(record))
 
     async def _write(self, work: Callable[[Rows], T]) -> T:
-        """As :meth:`Tree.write`; where the disk failed, what was made for it goes."""
+        """As :meth:`Tree.write`. If the disk fails, what was made for the work is removed."""
         try:
             with tracing.span("snapshots.record"):
                 return await self._tree.write(work)
@@ -472,8 +478,8 @@ class LocalSnapshotter(ABC):
         await self._gone([number])
 
     async def remove_all(self, things: Sequence[tuple[str, str]]) -> Sequence[BaseException | None]:
-        """Snapshots (by their kind, which is the only one here, and keys), in this order and in one transaction:
-        what became of each.
+        """Remove snapshots (pairs of kind, which is always the same here, and key), in this order and in one
+        transaction. Returns the error of each, or None.
         """
 
         def record(rows: Rows) -> list[int | errors.NodeError]:
@@ -491,7 +497,7 @@ class LocalSnapshotter(ABC):
         return [None if isinstance(each, int) else each for each in done]
 
     def _unrecord(self, rows: Rows, key: str) -> int:
-        """Remove the record of a snapshot; its number. If it raises, nothing has changed."""
+        """Remove the record of a snapshot and return its id. If this raises, nothing has changed."""
         row = rows.get(key)
         if row is None:
             raise errors.NotFound(f"snapshot {key}")
@@ -501,7 +507,7 @@ class LocalSnapshotter(ABC):
         return row.id
 
     async def _gone(self, numbers: Sequence[int]) -> None:
-        """Remove the things of what has no record any more."""
+        """Remove the things of snapshots whose records are gone."""
         fault("snapshots.before-discard")
         names = [str(number) for number in numbers]
         if self._sync_remove:
@@ -510,7 +516,7 @@ class LocalSnapshotter(ABC):
             self._discard(names)
 
     def _hold(self, lost: str) -> None:
-        """The first reason stays."""
+        """Hold back things without a record. The first reason stays."""
         if self._held():
             return
         log.error("%s; what is in %s without a record stays; %s", lost, self.root, damage.WHAT_TO_DO)
@@ -522,7 +528,7 @@ class LocalSnapshotter(ABC):
             self._unnoted = lost
 
     def _held(self) -> str:
-        """Why directories without a record stay; "" where they go."""
+        """Why things without a record stay; "" if they go."""
         try:
             return (self.root / HELD).read_text(errors="replace").strip() or "records were lost"
         except FileNotFoundError:
@@ -541,17 +547,19 @@ class LocalSnapshotter(ABC):
             log.warning("%s: %d directories without a record could not be removed", self.root, len(left))
 
     def _unrecorded(self, rows: Rows) -> list[str]:
-        """What there is without a record. In the tree's thread nothing is half recorded but what is staged."""
+        """The names of all things without a record. In the tree's thread only staged things are incompletely
+        recorded.
+        """
         recorded = {str(number) for number in rows.ids()} | self._staged
         return [name for name in self.names() if name not in recorded]
 
     def _sweep(self) -> None:
-        """Begin to remove all that has no record."""
+        """Begin to remove all things without a record."""
         self._sweeping = loops.aside("the sweep", self._swept())
 
     async def _sound(self) -> bool:
-        """Whether the database can be believed: all its pages are looked at before what it does not know is
-        removed; what is met with later is told by whoever reads it.
+        """Whether the database can be trusted: all its pages are checked before anything that it does not know is
+        removed. Damage that is met later is reported by the reader.
         """
         if not self._believed:
             self._believed = await self.soundness.checked()
@@ -582,7 +590,7 @@ class LocalSnapshotter(ABC):
         wanted = await filters.parsed(sources, self._lane)
         for number, columns in enumerate(self._tree.view(Rows.all)):
             if number % 100 == 99:
-                await asyncio.sleep(0)  # other calls have their turn
+                await asyncio.sleep(0)  # let other calls run
             row = self._tree.row(columns)
             if wanted.match(row.info.field):
                 yield self.shown(row)
@@ -596,7 +604,7 @@ def _existing(rows: Rows, key: str) -> Row:
 
 
 def _base(rows: Rows, key: str, parent: str) -> Row | None:
-    """The parent of a snapshot to be made under ``key``, which is free."""
+    """The parent of a snapshot that is to be made under ``key``, which must be free."""
     base = rows.get(parent) if parent else None
     if parent and base is None:
         raise errors.NotFound(f'missing parent "{parent}" bucket')
@@ -608,7 +616,7 @@ def _base(rows: Rows, key: str, parent: str) -> Row | None:
 
 
 def _rebased(rows: Rows, row: Row, parent: str) -> int | None:
-    """The id of the parent that a commit gives a snapshot: its own, or ``parent`` where it has none."""
+    """The id of the parent that a commit gives a snapshot: its own, or ``parent`` if it has none."""
     if not parent or parent == row.info.parent:
         return row.parent
     if row.info.parent:
@@ -622,7 +630,7 @@ def _rebased(rows: Rows, row: Row, parent: str) -> int | None:
 
 
 def _is_empty(path: Path) -> bool:
-    """Whether there is no such file, or nothing in it."""
+    """Whether the file does not exist, or is empty."""
     try:
         return not path.stat().st_size
     except FileNotFoundError:

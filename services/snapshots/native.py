@@ -1,11 +1,11 @@
-"""The snapshotter native: each snapshot is a whole tree, begun as a copy of its parent's. It works on every filesystem,
-and costs what it copies.
+"""The snapshotter native: each snapshot is a whole tree, made as a copy of its parent's. It works on every filesystem,
+at the cost of the copies.
 
 ::
 
     snapshots/ID/      all files of the snapshot (a view with a parent has none: its parent's are mounted)
 
-Where the filesystem shares blocks between copies (XFS, Btrfs), a copy costs its inodes only.
+If the filesystem shares blocks between copies (XFS, Btrfs), a copy costs only its inodes.
 """
 
 from __future__ import annotations

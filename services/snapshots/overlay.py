@@ -1,9 +1,9 @@
-"""The snapshotter overlayfs: a snapshot is what it changed, and the kernel lays the layers over each other.
+"""The snapshotter overlayfs: a snapshot holds its changes, and the kernel stacks the layers.
 
 ::
 
-    snapshots/ID/fs      what the snapshot changed: an overlay's upper directory, or a lower one of what is above it
-    snapshots/ID/work    the kernel's, beside the upper directory (not in a view)
+    snapshots/ID/fs      the snapshot's changes: an overlay's upper directory, or a lower directory of its descendants
+    snapshots/ID/work    the kernel's work directory, beside the upper directory (not in a view)
 
 A snapshot without a parent, or a view of a single layer, is mounted as a bind: an overlay needs a layer below.
 """
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 _NO_ID = 2**32 - 1
 _AGAIN = 10.0
-"""Seconds: a module that is loaded by hand is found before somebody wonders."""
+"""Seconds after which overlayfs is tried again on a kernel that could not mount it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,11 +38,11 @@ class Overlayfs:
     """The snapshotter overlayfs; the keys are containerd's."""
 
     mount_options: tuple[str, ...] = ()
-    """Options added to each overlay, not to binds; ``index`` and ``userxattr`` are added where the kernel wants
-    them, unless they are here.
+    """Options added to each overlay, not to binds. ``index`` and ``userxattr`` are added if the kernel needs them and
+    they are not set here.
     """
     upperdir_label: bool = False
-    """Show each snapshot's directory as its label containerd.io/snapshot/overlay.upperdir."""
+    """Show each snapshot's directory in its label containerd.io/snapshot/overlay.upperdir."""
 
 
 class OverlaySnapshotter(DirectorySnapshotter):

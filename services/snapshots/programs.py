@@ -1,5 +1,5 @@
-"""Waiting for programs that work on trees of files: as long as they get on (``diff/standstill.py``), and not for
-ever for one that is killed.
+"""Waits for programs that work on trees of files, for as long as they make progress (``diff/standstill.py``); and for a
+killed program, but not for ever.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ T = TypeVar("T")
 
 
 async def watched(what: str, process: Process, work: Coroutine[Any, Any, T], limit: float = standstill.LIMIT) -> T:
-    """What ``work`` returns, which waits for the ``process``; Internal once that has stood still for ``limit``
-    seconds. Whoever is told so kills it.
+    """The result of ``work``, which waits for ``process``. Internal once the process has made no progress for ``limit``
+    seconds; the caller then kills it.
     """
     working = loops.task(f"the wait for {what}", work)
     try:
@@ -31,12 +31,12 @@ async def watched(what: str, process: Process, work: Coroutine[Any, Any, T], lim
 
 
 def stood_still(what: str, limit: float) -> errors.NodeError:
-    """The error of a program that was killed for it."""
+    """The error for a program that was killed because it made no progress."""
     return errors.Internal(
         f"{what} stood still for {limit:g} s and was killed: a file system that it reads or writes does not answer"
     )
 
 
 async def gone(process: Process) -> None:
-    """Wait for the end of a killed process; not for one that does not end (state D)."""
+    """Wait for the end of a killed process, but not for one that does not end (state D)."""
     await asyncio.wait((loops.task("the wait for a killed program", process.wait()),), timeout=standstill.DYING)

@@ -1,4 +1,4 @@
-"""A Snapshotter in another process, and which a snapshots service has."""
+"""A Snapshotter in another process, and the list of a snapshots service's snapshotters."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from services.snapshots import convert
 from services.snapshots.store import About, Info, Usage
 
 LONG = 600.0
-"""Seconds that a call may take which copies, measures or removes a tree."""
+"""Timeout in seconds of calls that copy, measure or remove a tree."""
 
 
 class RemoteSnapshotter:
-    """A ``Snapshotter`` behind ``channel``: a raw one, or, with a namespace among the ``headers``, the one called
-    ``snapshotter`` of a node.
+    """A ``Snapshotter`` behind ``channel``: a raw one; or, if ``headers`` have a namespace, the one that a node calls
+    ``snapshotter``.
     """
 
     def __init__(self, channel: Channel, *, snapshotter: str = "", headers: Mapping[str, str | bytes] = {}) -> None:
@@ -83,8 +83,8 @@ class RemoteSnapshotter:
 
 
 async def snapshotters(channel: Channel, timeout: float) -> tuple[About, ...]:
-    """Those of the snapshots service behind ``channel``, within ``timeout`` seconds; Unimplemented by one of a
-    release that does not tell.
+    """The snapshotters of the service behind ``channel``; the answer must come within ``timeout`` seconds.
+    Unimplemented by an older release that does not announce them.
     """
     response = await channel.client(snapshotters_stubs.SNAPSHOTTERS).List(Empty(), timeout=timeout)
     return tuple(convert.about_from_pb(each) for each in response.snapshotters)

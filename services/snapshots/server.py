@@ -1,4 +1,4 @@
-"""A Snapshotter served as containerd.services.snapshots.v1.Snapshots; and which there are, as
+"""A Snapshotter as containerd.services.snapshots.v1.Snapshots, and the list of snapshotters as
 splitd.snapshotters.v1.Snapshotters.
 """
 
@@ -22,7 +22,7 @@ _BLOCK = 100
 
 
 class SnapshotsServicer:
-    """One snapshotter; the name in the requests is not looked at."""
+    """One snapshotter. It ignores the name in requests."""
 
     SERVICE = snapshots_stubs.SNAPSHOTS
 
@@ -76,10 +76,10 @@ class SnapshotsServicer:
 
 
 class Described(Protocol):
-    """What says of itself what it is."""
+    """Something that announces itself."""
 
     async def about(self) -> About:
-        """As it is now."""
+        """Its announcement, as of now."""
         ...
 
 

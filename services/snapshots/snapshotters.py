@@ -1,5 +1,5 @@
-"""The snapshotters that the snapshots service has. A new one is a file beside this one, a line here, and a test of
-three lines (tests/service/snapshots/test_snapshotters.py).
+"""The snapshotters of the snapshots service. A new one takes a file beside this one, a line here, and a test of three
+lines (tests/service/snapshots/test_snapshotters.py).
 """
 
 from __future__ import annotations

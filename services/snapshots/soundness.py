@@ -1,5 +1,5 @@
-"""A snapshotter's database that may not be whole is said to be so: in the log, by the health of the process, and to
-whoever would remove what it does not know (``hold``).
+"""Reports a snapshotter's database that may be damaged: in the log, in the health of the process, and to the code that
+would remove what the database does not know (``hold``).
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ log = logging.getLogger(__name__)
 
 
 class Server(Protocol):
-    """Whose health says how it is, as ``kit.rpc``'s."""
+    """A server whose health can say what is wrong, as ``kit.rpc``'s."""
 
     def ail(self, trouble: str = "") -> None:
-        """It is not well, and this is why."""
+        """Report in the health what is wrong."""
 
 
 class Soundness:
-    """Of the database in ``path``, which its owner has opened. ``hold`` is told, once, why what it does not know is
-    not to be removed any more.
+    """The soundness of the database in ``path``, which its owner has opened. ``hold`` is called once with the reason
+    why things that the database does not know must stay.
     """
 
     def __init__(self, path: Path, hold: Callable[[str], None]) -> None:
@@ -36,14 +36,14 @@ class Soundness:
         self._checking: asyncio.Task[None] | None = None
 
     def told_by(self, *servers: Server) -> None:
-        """From here on the health of ``servers`` says what is found, and what was found before."""
+        """Let the health of ``servers`` report damage, also damage that was found before."""
         self._servers = servers
         if self._found:
             self._tell(self._found)
 
     async def checked(self) -> bool:
-        """Check all pages, in a thread; whether they are what they were, as far as is known. A check that is broken
-        off says nothing.
+        """Check all pages, in a thread. Returns whether they are sound, as far as is known. A check that is cancelled
+        says nothing about that.
         """
         if self._checking is None or self._checking.done():
             self._checking = loops.aside("the check of all pages", self._check())
@@ -56,14 +56,14 @@ class Soundness:
             self.damaged(f"{found}; {damage.WHAT_TO_DO}")
 
     async def aclose(self) -> None:
-        """Look no further. A check that runs is left alone: its thread ends with the process."""
+        """Stop, without waiting for a running check: its thread ends with the process."""
         if self._checking is not None:
             self._checking.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._checking
 
     def damaged(self, why: str) -> None:
-        """Somebody has met with damage."""
+        """Damage was met: report it."""
         if self._found:
             return
         self._found = why

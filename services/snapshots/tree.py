@@ -1,11 +1,11 @@
-"""The records of a snapshotter: which snapshots there are, in one SQLite file, durable when ``write`` returns.
+"""The records of a snapshotter: all its snapshots, in one SQLite file, durable when ``write`` returns.
 
-All changes run in one thread of their own, in the order in which they were asked for, and commits are grouped
-(``kit/sqlite.py``): what was asked for while the disk was busy is one *batch*. Work may also touch the disk beside the
-database, such as making a snapshot's directory; it says with :meth:`Rows.sync_first` which directories must be on disk
-before its rows are, and each of those is fsynced once in a batch.
+All changes run in one thread of their own, in the order of their requests, and commits are grouped (``kit/sqlite.py``):
+the requests that arrive while the disk is busy form one *batch*. Work may also touch the disk beside the database, for
+example to make a snapshot's directory. It calls :meth:`Rows.sync_first` for directories that must be on disk before its
+rows are; each of these is fsynced once for a batch.
 
-    metadata.db        table "snapshots", a row for each; -wal and -shm beside it are SQLite's own
+    metadata.db        table "snapshots", one row for each; -wal and -shm beside it are SQLite's own
 """
 
 from __future__ import annotations
@@ -74,13 +74,13 @@ class Rows:
         self.to_sync: set[str] = set()
 
     def get(self, key: str) -> Row | None:
-        """The snapshot of this key or name."""
+        """The snapshot with this key or name."""
         row = self._execute(_SELECT + "WHERE s.key = ?", (key,)).fetchone()
         return None if row is None else _row(*row)
 
     def all(self) -> list[tuple[Any, ...]]:
-        """Every snapshot, ordered by key, each to be made a Row by :meth:`Tree.row`: that takes longer than
-        reading, and need not be done at once.
+        """The columns of every snapshot, ordered by key. :meth:`Tree.row` makes a Row of each; that takes longer than
+        reading, and can be done in steps.
         """
         return self._execute(_SELECT + "ORDER BY s.key").fetchall()
 
@@ -89,7 +89,7 @@ class Rows:
         return {row[0] for row in self._execute("SELECT id FROM snapshots")}
 
     def ancestors(self, row: Row) -> list[int]:
-        """The ids of a snapshot's parents, its immediate one first."""
+        """The ids of a snapshot's ancestors, its parent first."""
         if row.parent is None:
             return []
         return [
@@ -107,7 +107,7 @@ class Rows:
         return self._execute("SELECT 1 FROM snapshots WHERE parent = ? LIMIT 1", (row.id,)).fetchone() is not None
 
     def insert(self, row: Row) -> None:
-        """Add a snapshot under an id that was never used; its key is known to be free."""
+        """Add a snapshot. Its id was never used, and its key is free."""
         info = row.info
         self._execute(
             (
@@ -119,7 +119,7 @@ class Rows:
         )
 
     def replace(self, row: Row) -> None:
-        """Change a snapshot, which stays what its id is."""
+        """Change the record of the snapshot with this id."""
         info, usage = row.info, row.usage
         self._execute(
             (
@@ -142,7 +142,7 @@ class Rows:
         )
 
     def delete(self, row: Row) -> None:
-        """Remove a snapshot; its id is not used again."""
+        """Remove a snapshot; its id is never used again."""
         self._execute("DELETE FROM snapshots WHERE id = ?", (row.id,))
 
     def sync_first(self, directory: str) -> None:
@@ -151,7 +151,7 @@ class Rows:
 
 
 def readable(columns: Sequence[Any]) -> bool:
-    """Whether a row of the table is a record: of what is read of damaged pages not all is."""
+    """Whether a row of the table can be decoded: rows that come from damaged pages may not."""
     number, key, parent, kind, created_at, updated_at, labels, size, inodes = columns
     try:
         _row(number, key, parent, "", kind, created_at, updated_at, labels, size, inodes)
@@ -191,16 +191,16 @@ _Work: TypeAlias = "Work[Rows]"
 
 
 class Tree:
-    """The records in ``path``, made if it is not there. Used in one event loop, by one process
+    """The records in ``path``, created if they do not exist. Used in one event loop, by one process
     (``kit.process.owned``).
     """
 
     def __init__(self, path: Path, damaged: Callable[[str], None] = log.error) -> None:
-        """DataLoss if it is damaged, FailedPrecondition if it cannot be used. ``damaged`` is told, in the loop's
-        thread, of pages and records that are not what they were; what was asked for is refused with the same words.
+        """DataLoss if the file is damaged, FailedPrecondition if it cannot be used. ``damaged`` is called, in the
+        loop's thread, with a message about damaged pages and records; the request gets the same words.
         """
         self.file = File(path, "snapshot records", _LAYOUT, damaged)
-        """What they are kept in, and what was lost of it."""
+        """The database file, which also says what was lost of it."""
         self._writer, self._reader = self.file.writer, self.file.reader
         self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -208,7 +208,7 @@ class Tree:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def last_id(self) -> int:
-        """The highest id that a snapshot ever had; DataLoss if the page that tells it is damaged."""
+        """The highest id that a snapshot ever had; DataLoss if the page with it is damaged."""
         try:
             row = self._reader.execute("SELECT seq FROM sqlite_sequence WHERE name = 'snapshots'").fetchone()
         except sqlite3.DatabaseError as error:
@@ -216,7 +216,7 @@ class Tree:
         return 0 if row is None else int(row[0])
 
     def view(self, work: Callable[[Rows], T]) -> T:
-        """The answer of ``work`` on the records as they are now; it is short and changes nothing."""
+        """The result of ``work`` on the current records; the work is short and changes nothing."""
         self._reader.execute("BEGIN")
         try:
             return work(Rows(self._reader))
@@ -229,7 +229,7 @@ class Tree:
             self._reader.execute("ROLLBACK")
 
     def row(self, columns: tuple[Any, ...]) -> Row:
-        """A Row of what :meth:`Rows.all` answered."""
+        """A Row from the columns that :meth:`Rows.all` returns."""
         try:
             return _row(*columns)
         except errors.DataLoss as error:
@@ -237,10 +237,10 @@ class Tree:
             raise
 
     async def write(self, work: Callable[[Rows], T]) -> T:
-        """The answer of ``work``, run in the tree's thread, once what it changed is durable.
+        """The result of ``work``, which runs in the tree's thread, once its changes are durable.
 
-        If it raises, it has changed nothing. A caller that is cancelled does not stop it. Unavailable or
-        ResourceExhausted if the disk fails.
+        If it raises, it has changed nothing. It runs even if the caller is cancelled. Unavailable or ResourceExhausted
+        if the disk fails.
         """
         if self._closed:
             raise errors.Unavailable("snapshot records: closed")
@@ -253,12 +253,12 @@ class Tree:
         return await future
 
     def give_up(self) -> None:
-        """Close what nobody has used."""
+        """Close a tree that was never used."""
         self._closed = True
         self.file.close()
 
     async def close(self) -> None:
-        """Finish what was asked for. May be called again."""
+        """Finish all requests. May be called again."""
         if self._closed:
             return
         self._closed = True
@@ -292,7 +292,7 @@ class Tree:
                 return
 
     def _failure(self, error: Exception) -> errors.NodeError:
-        """Undo a batch that could not be committed, and what to tell those who asked for it."""
+        """Undo a batch that could not be committed. Returns the error for its callers."""
         log.error("the snapshot records %s cannot be written: %s", self.file.path, error)
         undo(self._writer)
         if isinstance(error, sqlite3.Error) and isinstance(refusal := self.file.refusal(error), errors.DataLoss):
