@@ -169,7 +169,7 @@ class LocalSnapshotter(ABC):
 
     # ---------------------------------------------------------------- what a snapshotter decides
 
-    async def start(self) -> None:  # not every snapshotter has anything to find out
+    async def start(self) -> None:  # noqa: B027 - not every snapshotter has anything to find out
         """Find out what the machine can do."""
 
     async def trouble(self) -> str:
@@ -224,7 +224,7 @@ class LocalSnapshotter(ABC):
         snapshotter may do its slow work here; if the commit fails, the snapshot stays as it is.
         """
 
-    async def freeze(self, numbers: Sequence[int]) -> None:  # not every snapshotter can
+    async def freeze(self, numbers: Sequence[int]) -> None:  # noqa: B027 - not every snapshotter can
         """Make committed snapshots unchangeable. Called once their records are written, before the commit is answered.
         Called again at the next start for all committed snapshots, since a crash may have come in between; it should
         then cost next to nothing. An OSError is logged, and the next start tries again.

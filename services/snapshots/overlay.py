@@ -86,11 +86,11 @@ class OverlaySnapshotter(DirectorySnapshotter):
         return self._trouble
 
     def capabilities(self) -> Sequence[str]:
-        """As containerd's: layers may be unpacked side by side where whiteouts can be made by mknod, and ids are mapped
-        by mounts or not at all.
+        """The capabilities of containerd's overlayfs: layers may be unpacked side by side if mknod can make whiteouts,
+        and ids are mapped by mounts only.
 
-        Where overlays are mounted with userxattr, whoever unpacks a layer without its parent would not see that, and
-        would mark opaque directories for other overlays.
+        Not if overlays are mounted with userxattr: a client that unpacks a layer without its parent would not see this
+        option, and would mark opaque directories for other overlays.
         """
         rebases = self._marks and "userxattr" not in self._options
         return (*((REMAP_IDS,) if self._remaps else ()), ONLY_REMAP_IDS, *((REBASE,) if rebases else ()))
@@ -114,7 +114,7 @@ class OverlaySnapshotter(DirectorySnapshotter):
         return f"{self.path(number)}/fs"
 
     def mounts_of(self, row: Row, ancestors: Sequence[int]) -> list[Mount]:
-        """In containerd 2's order of options; 1.6 has index=off first."""
+        """With options in containerd 2's order; 1.6 has index=off first."""
         info = row.info
         mapping = [
             f"{option}={info.labels[label]}"
@@ -148,9 +148,10 @@ class OverlaySnapshotter(DirectorySnapshotter):
 
 
 async def mount_options(root: Path, configured: Sequence[str] = ()) -> tuple[str, ...]:
-    """The options of each overlay below ``root`` after its directories: what is configured, and what this kernel needs.
+    """The options of each overlay below ``root`` that follow its directories: the configured ones, and those that this
+    kernel needs.
 
-    The kernel takes the last of several, so what is configured is not said again.
+    The kernel takes the last of several, so configured options are not repeated.
     """
     options = list(configured)
     names = {option.split("=", 1)[0] for option in options}
@@ -162,7 +163,7 @@ async def mount_options(root: Path, configured: Sequence[str] = ()) -> tuple[str
 
 
 def mapped_root(labels: Mapping[str, str]) -> tuple[int, int] | None:
-    """Who is root of the user namespace that a snapshot's labels describe, as (uid, gid) of this machine; None
+    """The owner of root in the user namespace that a snapshot's labels describe, as (uid, gid) of this machine; None
     without such labels.
     """
     if UID_MAPPING not in labels and GID_MAPPING not in labels:
