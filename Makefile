@@ -1,4 +1,4 @@
-# All that one must know: `make` shows it.
+# `make` alone lists the targets.
 #   make up                              a node at /var/lib/splitd and /run/splitd
 #   make up ROOT=/x/root STATE=/x/state  a node of its own, its socket at STATE/containerd.sock
 
@@ -15,27 +15,35 @@ WHERE = $(if $(ROOT),--root "$(ROOT)") $(if $(STATE),--state "$(STATE)") $(if $(
 PEERS := $(VENV)/peers
 PYTEST := $(BIN)/python -m pytest
 STRANGERS := tests/fuzz tests/hostile tests/peers/test_crane.py
-# What proves the second transport: the kit, the gateway and one service behind it, and a node whose calls cross every process.
+# The tests of the second transport: the kit, the gateway and one service behind it, and a node whose calls cross every process.
 GRPCIO := tests/service/kit tests/service/gateway tests/service/events tests/service/content tests/service/snapshots/test_snapshotters.py \
 	$(addprefix tests/node/test_node_,api.py snapshots.py writes.py pulls.py transfers.py killed_processes.py)
 
 .PHONY: help
-help: ## show this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {
+	  line = sprintf("  make %-16s", $$1)
+	  count = split($$2, words, " ")
+	  for (i = 1; i <= count; i++) {
+	    if (length(line " " words[i]) > 100) { print line; line = sprintf("%23s", "") }
+	    line = line " " words[i]
+	  }
+	  print line
+	}' $(MAKEFILE_LIST)
 	echo "  ROOT=DIR STATE=DIR CONFIG=FILE choose the node for up, down, status and demo"
 
 ##-- the node
 
 .PHONY: up
-up: run-machine $(BIN)/splitd $(VENV)/splitd.8 ## start a node: installs what is missing, makes .venv, starts it, waits until it is healthy
+up: run-machine $(BIN)/splitd $(VENV)/splitd.8 ## start a node: install what is missing, make .venv, start the node, wait until it is healthy
 	@$(BIN)/splitd up $(WHERE)
 
 .PHONY: down
-down: $(BIN)/splitd ## stop the node; containers go on running
+down: $(BIN)/splitd ## stop the node; containers keep running
 	@$(BIN)/splitd down $(WHERE)
 
 .PHONY: status
-status: $(BIN)/splitd ## how the node's services are
+status: $(BIN)/splitd ## show the state of the node's services
 	@$(BIN)/splitd status $(WHERE)
 
 .PHONY: demo
@@ -44,21 +52,21 @@ demo: demo-machine $(BIN)/splitd ## build an image, serve it on loopback, pull i
 
 PREFIX ?= /usr/local
 .PHONY: install uninstall
-install: $(BIN)/splitd $(VENV)/splitd.8 ## put the command splitd, its man page and what TAB completes into PREFIX=/usr/local; it stays in this directory
+install: $(BIN)/splitd $(VENV)/splitd.8 ## put the command splitd, its man page and TAB completion into PREFIX=/usr/local, as links into this directory
 	@mkdir -p $(PREFIX)/bin $(PREFIX)/share/man/man8 $(PREFIX)/share/bash-completion/completions $(PREFIX)/share/zsh/site-functions $(PREFIX)/share/fish/vendor_completions.d
 	ln -sf "$(CURDIR)/$(BIN)/splitd" $(PREFIX)/bin/splitd
 	ln -sf "$(CURDIR)/$(VENV)/splitd.8" $(PREFIX)/share/man/man8/splitd.8
 	$(BIN)/splitd completion bash >$(PREFIX)/share/bash-completion/completions/splitd
 	$(BIN)/splitd completion zsh >$(PREFIX)/share/zsh/site-functions/_splitd
 	$(BIN)/splitd completion fish >$(PREFIX)/share/fish/vendor_completions.d/splitd.fish
-uninstall: ## remove what install and install-systemd made; the node must be down, and nothing of a node's is touched
+uninstall: ## remove what install and install-systemd made; the node must be down; its files stay
 	@if systemctl is-active -q splitd 2>/dev/null; then echo "splitd.service runs: systemctl disable --now splitd first" >&2; exit 1; fi
 	@if [ -x $(BIN)/splitd ]; then code=0; $(BIN)/splitd status >/dev/null 2>&1 || code=$$?; [ $$code = 3 ] || { echo "a node is up: $(BIN)/splitd down first" >&2; exit 1; }; fi
 	rm -f $(PREFIX)/bin/splitd $(PREFIX)/share/man/man8/splitd.8 $(PREFIX)/share/bash-completion/completions/splitd $(PREFIX)/share/zsh/site-functions/_splitd
 	rm -f $(PREFIX)/share/fish/vendor_completions.d/splitd.fish /etc/systemd/system/splitd.service
 	if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 
-# The man page is made of the command's parser, whenever that changes.
+# The man page is made of the command's parser, again whenever that changes.
 $(VENV)/splitd.8: $(wildcard deploy/*.py deploy/verbs/*.py) | $(BIN)/splitd
 	@$(BIN)/splitd help --man >$@
 
@@ -70,62 +78,62 @@ install-systemd: run-machine install ## let systemd start the node at boot (spli
 	echo "installed; now: systemctl enable --now splitd"
 
 .PHONY: deb
-deb: run-machine ## a Debian package in dist/: splitd below /opt/splitd, the command, its man page, the unit (for systemd) and /etc/default/splitd
+deb: run-machine ## build a Debian package in dist/: splitd below /opt/splitd, the command, its man page, the systemd unit and /etc/default/splitd
 	@deploy/deb
 
 ##-- development
 
 .PHONY: test
-test: $(VENV)/dev test-machine peers ## every test: unit, service, node, crash, strangers; needs root
+test: $(VENV)/dev test-machine peers ## run all tests: unit, service, node, crash, strangers; needs root
 	@$(PYTEST) tests/unit tests/service tests/node tests/crash $(STRANGERS) $(ARGS)
 
 .PHONY: test-unit test-service test-node test-crash test-strangers test-grpcio
-test-unit: $(VENV)/dev ## tests without processes; seconds
+test-unit: $(VENV)/dev ## run the tests without processes; takes seconds
 	@$(PYTEST) tests/unit $(ARGS)
-test-service: $(VENV)/dev test-machine peers ## each service as a process of its own
+test-service: $(VENV)/dev test-machine peers ## test each service as a process of its own
 	@$(PYTEST) tests/service $(ARGS)
-test-node: $(VENV)/dev test-machine ## a whole node under supervisord, driven by ctr; needs root
+test-node: $(VENV)/dev test-machine ## test a whole node under supervisord, driven by ctr; needs root
 	@$(PYTEST) tests/node $(ARGS)
-test-crash: $(VENV)/dev test-machine ## kill -9 at bad moments; needs root
+test-crash: $(VENV)/dev test-machine ## test kill -9 at bad moments; needs root
 	@$(PYTEST) tests/crash $(ARGS)
-test-strangers: $(VENV)/dev test-machine peers ## frames that are nearly right, hostile clients, and go-containerregistry's crane; needs root
+test-strangers: $(VENV)/dev test-machine peers ## test with malformed frames, hostile clients, and go-containerregistry's crane; needs root
 	@$(PYTEST) $(STRANGERS) $(ARGS)
-test-grpcio: $(VENV)/dev test-machine ## what proves grpcio as the transport (SPLITD_GRPC_TRANSPORT=grpcio make test: all of it); needs root
+test-grpcio: $(VENV)/dev test-machine ## test grpcio as the transport (SPLITD_GRPC_TRANSPORT=grpcio make test runs all tests on it); needs root
 	@SPLITD_GRPC_TRANSPORT=grpcio $(PYTEST) -m "not once" $(GRPCIO) $(ARGS)
 
 .PHONY: peers-check
-peers-check: $(VENV)/dev test-machine peers $(PEERS)/more $(PEERS)/nerdctl ## other people's programs as they are, clients and registries, on a node and on containerd (SPLITD_TEST_CONTAINERD2=DIR: where containerd 2 and its ctr are; without, nerdctl is not tried); needs root, builds for minutes (Go 1.26)
+peers-check: $(VENV)/dev test-machine peers $(PEERS)/more $(PEERS)/nerdctl ## run other people's clients and registries, unmodified, on a node and on containerd (SPLITD_TEST_CONTAINERD2=DIR: where containerd 2 and its ctr are; without it nerdctl is not run); needs root, builds for minutes (Go 1.26)
 	@$(PYTEST) tests/peers $(ARGS)
 
 .PHONY: fuzz
 fuzz: SECONDS ?= 600
-fuzz: $(VENV)/dev ## what is nearly right against our gRPC and JSON, and the collector among clients, for SECONDS=600, from SEED (a new one each time)
+fuzz: $(VENV)/dev ## fuzz our gRPC and JSON, and the collector among clients, for SECONDS=600, from SEED (default: a new one each time)
 	@FUZZ_SECONDS=$(SECONDS) FUZZ_SEED=$${SEED:-$$RANDOM$$RANDOM} $(PYTEST) tests/fuzz --timeout $$(($(SECONDS) + 300)) $(ARGS)
 
 .PHONY: hostile
 hostile: SECONDS ?= 300
-hostile: $(VENV)/dev test-machine ## hostile clients, registries and images against a node, beside honest ones that are timed, for SECONDS=300, from SEED (a new one each time); needs root
+hostile: $(VENV)/dev test-machine ## run hostile clients, registries and images against a node, and time honest ones beside them, for SECONDS=300, from SEED (default: a new one each time); needs root
 	@HOSTILE_SECONDS=$(SECONDS) HOSTILE_SEED=$${SEED:-$$RANDOM$$RANDOM} $(PYTEST) tests/hostile -s --timeout $$(($(SECONDS) + 300)) $(ARGS)
 
 .PHONY: layer-chains
 layer-chains: CHAINS ?= 500
-layer-chains: $(VENV)/dev test-machine ## random chains of layers, CHAINS=500: the same tree by Transfer, by Diff.Apply and by containerd; needs root
+layer-chains: $(VENV)/dev test-machine ## unpack CHAINS=500 random chains of layers by Transfer, Diff.Apply and containerd, and compare the trees; needs root
 	@LAYER_CHAINS=$(CHAINS) $(PYTEST) tests/node/test_node_layer_chains.py --timeout 1800 $(ARGS)
 
 .PHONY: upgrade
 upgrade: RELEASE ?= $(shell git describe --tags --abbrev=0 2>/dev/null)
-upgrade: $(VENV)/dev test-machine ## a node goes from RELEASE (a commit; the newest tag) to this one and back, ten containers running and a pull under way; needs root
+upgrade: $(VENV)/dev test-machine ## upgrade a node from RELEASE (a commit; default: the newest tag) to this one and back, with ten containers running and a pull under way; needs root
 	@[ -n "$(RELEASE)" ] || { echo "no release to come from: this clone has no tags; make upgrade RELEASE=COMMIT" >&2; exit 1; }
 	git rev-parse -q --verify "$(RELEASE)^{commit}" >/dev/null || { echo "no such release: $(RELEASE)" >&2; exit 1; }
 	UPGRADE_FROM=$(RELEASE) $(PYTEST) tests/node/test_node_upgrade.py -s $(ARGS)
 
 .PHONY: powercut
 powercut: CUTS ?= 50
-powercut: $(VENV)/dev test-machine ## power cuts in the middle of pulls, commits and writes, CUTS=50, from SEED (a new one each time): nothing that was answered is lost; needs root, loop devices and XFS
+powercut: $(VENV)/dev test-machine ## cut the power CUTS=50 times during pulls, commits and writes, from SEED (default: a new one each time), and check that nothing answered is lost; needs root, loop devices and XFS
 	@POWERCUTS=$(CUTS) POWERCUT_SEED=$${SEED:-$$RANDOM$$RANDOM} $(PYTEST) tests/crash/test_crash_power.py -s --timeout $$(($(CUTS) * 60)) $(ARGS)
 
 .PHONY: check
-check: $(VENV)/dev test-machine ## ruff, mypy, generated modules fresh, our API equal to containerd's, import rules
+check: $(VENV)/dev test-machine ## check with ruff and mypy, and check that generated modules are fresh, that our API equals containerd's, and the import rules
 	@$(BIN)/ruff format --check --quiet . || { echo "not formatted: $(BIN)/ruff format ." >&2; exit 1; }
 	$(BIN)/ruff check .
 	$(BIN)/mypy services gateway deploy client bench tests
@@ -135,18 +143,18 @@ check: $(VENV)/dev test-machine ## ruff, mypy, generated modules fresh, our API 
 	$(PYTEST) $(addprefix tests/unit/deploy/test_,imports.py circles.py loops.py)
 
 .PHONY: bench
-bench: $(VENV)/dev bench-machine peers ## side by side with Debian's containerd; needs root, takes an hour; ARGS=--pulls: only pulls, ARGS='--against CHECKOUT': with an older build, ARGS=--help: more
+bench: $(VENV)/dev bench-machine peers ## measure beside Debian's containerd (ARGS=--pulls: only pulls; ARGS='--against CHECKOUT': beside an older build; ARGS=--help: more); needs root, takes an hour
 	@$(BIN)/python -m bench $(ARGS)
 
 .PHONY: peers
-peers: $(PEERS)/built ## build the Go programs that the interop tests and the benchmark talk with
+peers: $(PEERS)/built ## build the Go programs that the interop tests and the benchmark use
 
 .PHONY: protos
 protos: $(VENV)/dev ## generate the protobuf modules beside their .proto files
 	@$(BIN)/python scripts/protos
 
 .PHONY: lock
-lock: ## pin the newest versions of what pyproject.toml names, in requirements.lock and requirements-dev.lock
+lock: ## pin the newest versions of the dependencies in pyproject.toml, in requirements.lock and requirements-dev.lock
 	@tools=$$(mktemp -d)
 	trap 'rm -rf "$$tools"' EXIT
 	$(PYTHON) -m venv "$$tools" && "$$tools/bin/pip" install -q pip-tools
@@ -155,8 +163,8 @@ lock: ## pin the newest versions of what pyproject.toml names, in requirements.l
 	compile --extra dev -c requirements.lock -o requirements-dev.lock
 
 .PHONY: clean
-clean: ## remove what was made here; no node, and nothing of a node's, is touched
-	@# An argument of any process, alone: grep's own has more around it. Of /proc itself, since not every machine has pgrep.
+clean: ## remove what was built here; nodes and their files stay
+	@# Looks for a process with exactly this argument; grep's own argument has more around it. Reads /proc, since not every machine has pgrep.
 	used=$$(grep -zlsxF --regexp="$(CURDIR)/$(BIN)/python" /proc/[0-9]*/cmdline || true)
 	if [ -n "$$used" ]; then
 	  echo "a node (or another process: $$(echo $$used | sed 's|/proc/\([0-9]*\)/cmdline|\1|g')) runs from $(VENV): make down first" >&2; exit 1
@@ -164,13 +172,13 @@ clean: ## remove what was made here; no node, and nothing of a node's, is touche
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-##-- what the others need
+##-- prerequisites of the other targets
 
 .PHONY: run-machine demo-machine test-machine bench-machine
 run-machine demo-machine test-machine bench-machine:
 	@deploy/machine $(@:-machine=)
 
-# The environment follows the lock: brought up to date when it differs from the one that was installed.
+# The environment follows the lock file: it is updated when that differs from the one that was installed.
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11: make up PYTHON=/usr/bin/python3.11" >&2; exit 1; }
 	echo "making $(VENV)"
@@ -192,7 +200,7 @@ $(VENV)/dev: $(BIN)/splitd requirements-dev.lock
 	  cp requirements-dev.lock $@
 	fi
 
-# Programs in Go, of the versions and with the hashes that stand in tests/interop/peers: built once, and again when those change.
+# Go programs, with the versions and hashes of tests/interop/peers: built once, and again when those change.
 $(PEERS)/built: $(wildcard tests/interop/peers/* tests/interop/peers/chat/* tests/interop/peers/gojson/* tests/peers/crane/* bench/caller/*) | $(VENV)/dev test-machine
 	@echo "building grpc-go's interop client and server, h2spec, crane and bench/caller in $(PEERS)"
 	mkdir -p $(PEERS)
@@ -204,7 +212,7 @@ $(PEERS)/built: $(wildcard tests/interop/peers/* tests/interop/peers/chat/* test
 	GOBIN="$(CURDIR)/$(PEERS)" go install $$(sed -n 's/.*_ "\(.*\)"/\1/p' peers.go)
 	touch "$(CURDIR)/$@"
 
-# Those that only peers-check talks with.
+# Go programs that only peers-check uses.
 $(PEERS)/more: $(wildcard tests/peers/distribution/* tests/peers/nethttp/*) | $(VENV)/dev test-machine
 	@echo "building the registry of distribution and tests/peers/nethttp in $(PEERS)"
 	mkdir -p $(PEERS)
