@@ -22,6 +22,7 @@ from services.kit import memory
 from services.kit.any import pack
 from services.kit.slices import Steps
 from services.kit.timestamps import time_from_pb, time_to_pb
+from services.metadata.schema import CONTAINERS_CACHED
 from services.metadata.store import (
     LABELS_PER_STEP,
     Blob,
@@ -81,7 +82,7 @@ class Cached(Generic[V, M]):
 # -- containers
 
 
-def _container_to_pb(container: Container) -> containers_pb2.Container:
+def container_to_pb(container: Container) -> containers_pb2.Container:
     return containers_pb2.Container(
         id=container.id,
         labels=container.labels,
@@ -99,7 +100,12 @@ def _container_to_pb(container: Container) -> containers_pb2.Container:
     )
 
 
-container_to_pb = Cached(_container_to_pb, 64, 256 << 10, containers_pb2.Container.ByteSize)
+def _container_answer(container: Container) -> bytes:
+    return containers_pb2.GetContainerResponse(container=container_to_pb(container)).SerializeToString()
+
+
+container_answer = Cached(_container_answer, CONTAINERS_CACHED, 32 << 10, len)
+"""The serialized answer to Get; it is that to a List of this container alone, too, as :data:`image_answer` is."""
 
 
 def container_from_pb(message: containers_pb2.Container) -> Container:

@@ -265,9 +265,12 @@ class Answer:
 
 NAMESPACES = _json("namespace", Namespace)
 IMAGES = _json("image", Image, "name", cached=1024)
-# a client that runs a container reads its record four times
+CONTAINERS_CACHED = 512
+"""A client that runs a container reads its record four times, and others list all of them. Of a list that is longer
+than the cache, nothing is in the cache when the list is asked for again.
+"""
 CONTAINERS: Table[Container] = Table(
-    "container", _encode_container, _with_cache(64, _decode_container), _decode_container
+    "container", _encode_container, _with_cache(CONTAINERS_CACHED, _decode_container), _decode_container
 )
 LEASES = _json("lease", Lease, "id")
 RESOURCES = _keys_only("resource")

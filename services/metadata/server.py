@@ -108,23 +108,21 @@ class ContainersServicer:
     def __init__(self, containers: Containers) -> None:
         self._containers = containers
 
-    async def Get(self, request: containers_pb.GetContainerRequest, call: Call) -> containers_pb.GetContainerResponse:
-        return containers_pb.GetContainerResponse(
-            container=convert.container_to_pb(self._containers.get(call.namespace, request.id))
-        )
+    async def Get(self, request: containers_pb.GetContainerRequest, call: Call) -> Pieces:
+        return Pieces((convert.container_answer(self._containers.get(call.namespace, request.id)),))
 
     async def List(self, request: containers_pb.ListContainersRequest, call: Call) -> Pieces:
-        return await one_message(
-            self._containers.select(call.namespace, request.filters, convert.container_to_pb),
-            lambda some: containers_pb.ListContainersResponse(containers=some),
+        return Pieces(
+            [
+                b"".join(some)
+                async for some in self._containers.select(call.namespace, request.filters, convert.container_answer)
+            ]
         )
 
-    async def ListStream(
-        self, request: containers_pb.ListContainersRequest, call: Call
-    ) -> AsyncIterator[containers_pb.ListContainerMessage]:
-        async for some in self._containers.select(call.namespace, request.filters, convert.container_to_pb):
-            for container in some:
-                yield containers_pb.ListContainerMessage(container=container)
+    async def ListStream(self, request: containers_pb.ListContainersRequest, call: Call) -> AsyncIterator[Pieces]:
+        async for some in self._containers.select(call.namespace, request.filters, convert.container_answer):
+            for answer in some:
+                yield Pieces((answer,))
 
     async def Create(
         self, request: containers_pb.CreateContainerRequest, call: Call

@@ -51,17 +51,19 @@ class LocalClient:
         def copied(message: Message) -> Message:
             return type(message).FromString(message.SerializeToString())
 
-        async def unary(request: Message, *, headers: Any = {}, timeout: float | None = None) -> Message:
-            answer = await handler(copied(request), Call(method_path(method), headers))
+        def received(answer: Message | Pieces) -> Message:
             return (
                 message_factory.GetMessageClass(method.output_type).FromString(b"".join(answer))
                 if isinstance(answer, Pieces)
                 else copied(answer)
             )
 
+        async def unary(request: Message, *, headers: Any = {}, timeout: float | None = None) -> Message:
+            return received(await handler(copied(request), Call(method_path(method), headers)))
+
         async def stream(request: Message, *, headers: Any = {}, timeout: float | None = None) -> Any:
-            async for message in handler(copied(request), Call(method_path(method), headers)):
-                yield copied(message)
+            async for answer in handler(copied(request), Call(method_path(method), headers)):
+                yield received(answer)
 
         return stream if method.server_streaming else unary
 

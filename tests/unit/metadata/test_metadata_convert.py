@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from api.containerd.services.containers.v1 import containers_pb2
 from api.containerd.services.images.v1 import images_pb2
 from api.containerd.services.leases.v1.leases_pb2 import Lease
 from services.metadata import convert
@@ -36,8 +37,19 @@ def test_the_answer_of_one_image_is_a_part_of_a_list() -> None:
 def test_a_container_with_a_large_spec_is_not_remembered() -> None:
     """A client may have megabytes in its specs."""
     small, large = (Container(id="c", spec=Opaque("spec", b"x" * size)) for size in (1000, 300 << 10))
-    assert convert.container_to_pb(small) is convert.container_to_pb(small)
-    assert convert.container_to_pb(large) is not convert.container_to_pb(large)
+    assert convert.container_answer(small) is convert.container_answer(small)
+    assert convert.container_answer(large) == convert.container_answer(large)
+    assert convert.container_answer(large) is not convert.container_answer(large)
+
+
+def test_the_answer_of_one_container_is_a_part_of_a_list() -> None:
+    """So what is remembered of a container serves Get, List and ListStream."""
+    found = [Container(id=name, spec=Opaque("spec", b"{}"), labels={"a": "b"}) for name in ("first", "second")]
+    answers = [convert.container_answer(container) for container in found]
+    assert containers_pb2.GetContainerResponse.FromString(answers[0]).container == convert.container_to_pb(found[0])
+    assert containers_pb2.ListContainerMessage.FromString(answers[1]).container == convert.container_to_pb(found[1])
+    listed = containers_pb2.ListContainersResponse.FromString(b"".join(answers))
+    assert list(listed.containers) == [convert.container_to_pb(container) for container in found]
 
 
 def test_the_oldest_are_forgotten() -> None:

@@ -22,6 +22,16 @@ def test_what_is_remembered_is_bounded() -> None:
         assert (one is other) is kept
 
 
+def test_a_list_of_hundreds_of_containers_is_decoded_once() -> None:
+    """Whoever lists them again and again, as dashboards do, does not have all of them decoded each time."""
+    rows = [
+        (("default", f"container-{number}"), schema.CONTAINERS.encode(Container(id=f"container-{number}")))
+        for number in range(400)
+    ]
+    first, second = ([schema.CONTAINERS.decode(key, value) for key, value in rows] for _ in range(2))
+    assert all(one is other for one, other in zip(first, second, strict=True))
+
+
 ODD = {'"labels":{': '"labels":{}', "\\": '\\"', "ä\u2028": "\U0001f600", "\0": "}", ",": ":", "empty": ""}
 
 
