@@ -1,3 +1,3 @@
-"""A client of containerd's API for people: transfers with their progress, and what images there are. What ``splitd
-pull``, ``push`` and ``images`` are made of.
+"""A client of containerd's API for people: lists images, and makes transfers with progress. ``splitd pull``, ``push``
+and ``images`` are made of it.
 """

@@ -1,4 +1,4 @@
-"""A transfer as lines of text: a bar for each part that moves, and one for all of them."""
+"""A transfer as lines of text: a bar for each part that moves, and one for the whole."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from client.shown import escaped
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _LABEL, _STAGE, _COUNT, _RATE = 12, 11, 17, 12
 _FIXED = _LABEL + _STAGE + _COUNT + _RATE + 4 * 2
-"""Columns of all but the bar, with the two blanks between any two."""
+"""Columns of everything but the bar, with the two blanks between columns."""
 _SHORTEST, _LONGEST = 10, 42
-"""Columns of a bar with its brackets; where there is no room for the shortest there is none."""
+"""Columns of a bar with its brackets. If there is no room for the shortest, no bar is shown."""
 
 
 def size(amount: float) -> str:
-    """Bytes in the unit that people read: ``512 B``, ``3.4 MiB``."""
+    """Bytes with a unit for people: ``512 B``, ``3.4 MiB``."""
     number, unit = scaled(amount)
     return f"{number} {unit}"
 
 
 def scaled(amount: float, like: float | None = None) -> tuple[str, str]:
-    """Bytes as a number and a unit, which is that of ``like`` where it is given."""
+    """Bytes as a number and a unit. The unit is that of ``like``, if given."""
     unit, measure = 0, amount if like is None else like
     while measure >= 1023.95 and unit < len(_UNITS) - 1:
         measure /= 1024
@@ -30,7 +30,7 @@ def scaled(amount: float, like: float | None = None) -> tuple[str, str]:
 
 
 def duration(seconds: float) -> str:
-    """``4.2 s``, or ``3m20s`` where it took longer."""
+    """``4.2 s``, or ``3m20s`` for a minute or longer."""
     minutes, rest = divmod(round(seconds), 60)
     if seconds < 59.95:
         return f"{seconds:.1f} s"
@@ -39,9 +39,9 @@ def duration(seconds: float) -> str:
 
 
 def lines(tally: Tally, title: str, now: float, columns: int, rows: int) -> list[str]:
-    """The transfer as it stands, in fewer than ``rows`` lines of fewer than ``columns`` characters.
+    """The current state of a transfer, in fewer than ``rows`` lines of fewer than ``columns`` characters.
 
-    Where there is no room for all parts those are left out that are over, then those that wait.
+    If there is no room for all parts, finished ones are left out first, then waiting ones.
     """
     found = [f"{escaped(title)}  {duration(now - tally.started)}"]
     host, seconds = tally.silent
@@ -58,7 +58,7 @@ def lines(tally: Tally, title: str, now: float, columns: int, rows: int) -> list
 
 
 def final(tally: Tally, columns: int) -> list[str]:
-    """Every part as it stands, without rates."""
+    """The final state of every part, without rates."""
     return [_part(part, tally.started, columns)[: columns - 1].rstrip() for part in tally.rows]
 
 
@@ -84,7 +84,7 @@ def _total(tally: Tally, now: float, columns: int) -> str:
 
 
 def _row(label: str, stage: str, done: int | None, total: int, rate: float, columns: int) -> str:
-    """``done`` is None where there is no bar to show; a ``total`` of 0 is not known."""
+    """A line of the display. If ``done`` is None there is no bar. A ``total`` of 0 is not known."""
     room = columns - 1 - _FIXED
     width = min(room, _LONGEST) if room >= _SHORTEST else 0
     cells = [label[:_LABEL].ljust(_LABEL), stage.ljust(_STAGE)]

@@ -1,8 +1,8 @@
-"""Archives as files: read and written in pieces, so that a pipe whose other end does nothing holds up nobody who wants
-to end.
+"""Archives as files, read and written in pieces. A pipe whose other end does nothing cannot keep the caller from
+ending.
 
-What can be polled (a pipe, a socket) is waited for by the event loop and used only when that does not block; what
-cannot (a file on disk) is used in a thread, where it ends soon.
+For a file that can be polled (a pipe, a socket), the event loop waits until it is ready. Other files (on disk) are used
+in a thread, which ends soon.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ PIECE = 1 << 18
 """Bytes that are read at once."""
 
 Moved = Callable[[int], None]
-"""Told how many bytes have been read or written in all."""
+"""A callback that is told how many bytes have been read or written in all."""
 
 
 @contextlib.contextmanager
 def opened(name: str) -> Iterator[int]:
-    """A descriptor to read the file from; - is standard input. OSError names the file."""
+    """A file descriptor to read the file from; - is standard input. OSError names the file."""
     if name == "-":
         yield sys.stdin.fileno()
         return
@@ -44,8 +44,8 @@ def opened(name: str) -> Iterator[int]:
 
 @contextlib.contextmanager
 def replaced(name: str) -> Iterator[int]:
-    """A descriptor to write the file to, which has its name, and is on disk, only once the block succeeds; - is
-    standard output. What is no regular file is written as it is.
+    """A file descriptor to write the file to; - is standard output. The file gets its name, and is on the disk, only
+    when the block succeeds. Anything but a regular file is written in place.
     """
     if name == "-":
         yield sys.stdout.fileno()
@@ -74,13 +74,13 @@ def replaced(name: str) -> Iterator[int]:
 
 
 def size(fd: int) -> int:
-    """Bytes of a file on disk; 0 for what has no size."""
+    """Bytes of a file on disk; 0 for files without a size."""
     state = os.fstat(fd)
     return state.st_size if stat.S_ISREG(state.st_mode) else 0
 
 
 async def pieces(fd: int, name: str, moved: Moved) -> AsyncIterator[bytes]:
-    """What is in a file, from here to its end; OSError with its ``name``."""
+    """The bytes of a file, from its current position to its end. OSError has its ``name``."""
     loop, count, polled = asyncio.get_running_loop(), 0, _is_polled(fd)
     while True:
         with _naming(name):
@@ -97,7 +97,7 @@ async def pieces(fd: int, name: str, moved: Moved) -> AsyncIterator[bytes]:
 
 
 class Sink:
-    """A file that takes what arrives: a ``Sink`` of a transfer; OSError with its ``name``."""
+    """A file that receives an archive: a ``Sink`` of a transfer. OSError has its ``name``."""
 
     def __init__(self, fd: int, name: str, moved: Moved) -> None:
         self._fd = fd
@@ -112,7 +112,8 @@ class Sink:
             with _naming(self._name):
                 if self._polled:
                     await _ready(self._fd, loop.add_writer, loop.remove_writer)
-                    written = os.write(self._fd, view[: select.PIPE_BUF])  # so many a pipe that is ready takes at once
+                    # a pipe that is ready takes this many bytes at once
+                    written = os.write(self._fd, view[: select.PIPE_BUF])
                 else:
                     written = await to_thread(os.write, self._fd, view)
             view = view[written:]
@@ -120,7 +121,7 @@ class Sink:
         self._moved(self._count)
 
     async def close(self) -> None:
-        """Whoever opened the file closes it."""
+        """Nothing to do: the caller that opened the file closes it."""
 
 
 @contextlib.contextmanager

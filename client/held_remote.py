@@ -1,4 +1,4 @@
-"""What metadata's collector holds back, asked of metadata itself (an operator's matter: nobody else is told)."""
+"""Asks metadata what its collector holds back. This is for operators; other clients are not told."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ _RECORDS = records_stubs.RECORDS
 
 
 class RemoteHeld:
-    """Over a channel to metadata's own socket."""
+    """The held-back state over a channel to metadata's own socket."""
 
     def __init__(self, metadata: Channel) -> None:
         self._records = metadata.client(_RECORDS)
 
     async def held(self, seconds: float = UNARY_TIMEOUT) -> tuple[str, float]:
-        """Why and since when (seconds since the epoch) what the database does not know is held back; "" if nothing
-        is. ``seconds`` for the answer.
+        """Why, and since when (seconds since the epoch), metadata holds back what its database does not know; "" if it
+        holds nothing back. ``seconds`` limits the wait for the answer.
         """
         found = await self._records.GetHeld(Empty(), timeout=seconds)
         return found.reason, found.since / 1e9
 
     async def release(self) -> None:
-        """It may go."""
+        """Release what is held back, so that it is collected."""
         await self._records.Release(Empty())
 
 
 class Namespaces:
-    """Over a channel to the node's API."""
+    """The namespaces of a node, over a channel to its API."""
 
     def __init__(self, gateway: Channel) -> None:
         self._namespaces = gateway.client(namespaces_stubs.NAMESPACES)
 
     async def names(self) -> list[str]:
-        """All that are known."""
+        """All known namespaces."""
         return [each.name for each in (await self._namespaces.List(namespaces_pb2.ListNamespacesRequest())).namespaces]

@@ -1,8 +1,7 @@
-"""The images of a node, for a client: their records, and what is there of each, for which platforms, and unpacked by
-which snapshotters.
+"""The images of a node, for a client: their records, which blobs of each exist, for which platforms, and which
+snapshotters have them unpacked.
 
-What is there is told by the content of the namespace, which is listed once for all images, and by their documents.
-Nothing is asked of registries.
+The content of the namespace is listed once for all images, and their documents are read. Registries are not asked.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ from services.snapshots.remote import RemoteSnapshotter
 IMAGES = images_stubs.IMAGES
 
 _SNAPSHOT = "containerd.io/gc.ref.snapshot."
-"""Label of a config's blob: the snapshotter's name behind it, the topmost chain id as its value."""
+"""The label of a config's blob; the snapshotter's name is appended. Its value is the topmost chain id."""
 _AT_ONCE = 16
-"""Images that are looked into at once."""
+"""Images that are examined at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """What an image is for one platform: a manifest that is there."""
+    """An image for one platform: a manifest that the node has."""
 
     digest: str
     platform: Platform
@@ -43,35 +42,35 @@ class Variant:
     layers: tuple[Descriptor, ...]
     """Lowest first."""
     absent: frozenset[str]
-    """Digests of the layers, and of the config, whose blobs are not there."""
+    """Digests of layers, and of the config, whose blobs the node does not have."""
     unpacked: tuple[str, ...]
     """Names of the snapshotters that have all layers."""
 
     @property
     def usable(self) -> bool:
-        """Whether a container can be made of it: its blobs are there, or its snapshots."""
+        """Whether a container can be made of it: the node has the config, and either all layers or their snapshots."""
         return self.config.digest not in self.absent and (bool(self.unpacked) or not self.absent)
 
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """An image. Times are nanoseconds since the epoch, of its record."""
+    """An image. Times are those of its record, in nanoseconds since the epoch."""
 
     image: Image
     created_at: int
     updated_at: int
     size: int = 0
-    """Bytes of those of its blobs that are there."""
+    """Bytes of its blobs that the node has."""
     variants: tuple[Variant, ...] = ()
     offered: tuple[Platform, ...] = ()
-    """The platforms that its index names, there or not; empty where it is no index."""
+    """The platforms that its index names, whether the node has them or not; empty if it is no index."""
     trouble: str = ""
-    """Why it could not be looked into, such as a document that is malformed."""
+    """Why the image could not be examined, for example because a document is malformed."""
 
 
 @dataclass(slots=True)
 class _Found:
-    """What a walk has met."""
+    """The findings of a walk."""
 
     blobs: dict[str, int] = field(default_factory=dict)
     variants: list[Variant] = field(default_factory=list)
@@ -88,8 +87,8 @@ class Images:
         self._content = RemoteStore(channel, headers)
 
     async def find(self, name: str, *others: str) -> str:
-        """The name under which there is an image: ``name`` itself, whatever it looks like, the full form of it, or one
-        of ``others``. NotFound names the full form; InvalidArgument where there is none.
+        """The name of an existing image: ``name`` unchanged, or its full form, or one of ``others``. If none exists,
+        NotFound names the full form; InvalidArgument if there is no full form.
         """
         if name and await self._is_there(name):
             return name
@@ -107,19 +106,19 @@ class Images:
         return True
 
     async def delete(self, name: str, *, sync: bool) -> None:
-        """Delete a record; with ``sync`` return when what only it kept is collected, however long that takes.
-        NotFound.
+        """Delete a record. With ``sync``, return when everything that only it used is collected, however long that
+        takes. Raises NotFound.
         """
         await self._images.Delete(
             images_pb2.DeleteImageRequest(name=name, sync=sync), headers=self._headers, timeout=None if sync else -1.0
         )
 
     async def names(self) -> list[str]:
-        """The names of all, in their order."""
+        """The names of all images, sorted."""
         return sorted(record.name for record in await self._listed())
 
     async def describe(self, *names: str) -> list[Described]:
-        """These images in their order, or all in the order of their names. NotFound."""
+        """These images in the given order, or all images sorted by name. Raises NotFound."""
         records = {record.name: record for record in await self._listed()}
         if missing := [name for name in names if name not in records]:
             raise errors.NotFound(f"image {missing[0]}")
@@ -153,8 +152,8 @@ class Images:
         )
 
     async def _walk(self, root: Descriptor, blobs: Mapping[str, Info], found: _Found) -> None:
-        """All below ``root``, as its documents name it. Whoever may write to the node made them: so it does not
-        recurse, and meets no more than a transfer would.
+        """Walk all documents below ``root``. Any client of the node may have written them, so this does not recurse,
+        and accepts no more descriptors than a transfer would.
         """
         left, met = [root], 1
         while left:
@@ -194,7 +193,8 @@ class Images:
     async def _is_snapshot(self, snapshotter: str, key: str) -> bool:
         try:
             await RemoteSnapshotter(self._channel, snapshotter=snapshotter, headers=self._headers).stat(key)
-        except (errors.NotFound, errors.InvalidArgument):  # InvalidArgument: the node has no such snapshotter any more
+        # InvalidArgument: the node does not have this snapshotter any more
+        except (errors.NotFound, errors.InvalidArgument):
             return False
         return True
 
@@ -204,19 +204,19 @@ class Images:
         return b"".join([piece async for piece in self._content.read(Digest.parse(str(info.digest)))])
 
     async def ingests(self) -> dict[str, int]:
-        """Bytes of what earlier transfers have begun to fetch, by ref."""
+        """The blobs that earlier transfers have begun to fetch: their bytes so far, by ref."""
         return {status.ref: status.offset for status in await self._content.list_statuses()}
 
 
 def full_name(name: str) -> str:
-    """The full form of a name (``docker.io/library/busybox:latest`` of ``busybox``), of a tag and a digest with the
-    digest alone; InvalidArgument names what is none.
+    """The full form of a name: ``docker.io/library/busybox:latest`` for ``busybox``. If it has a tag and a digest, the
+    digest stays. InvalidArgument names what is no reference.
     """
     return _of_name(references.normalized, name)
 
 
 def complete_name(name: str) -> str:
-    """As :func:`full_name`, with both the tag and the digest."""
+    """Like :func:`full_name`, but with both the tag and the digest."""
     return _of_name(references.complete, name)
 
 
@@ -228,12 +228,12 @@ def _of_name(form: Callable[[str], str], name: str) -> str:
 
 
 def platforms_of(variants: Iterable[Variant]) -> list[str]:
-    """The platforms of what is usable, in their order."""
+    """The platforms of the usable variants, in order."""
     return list(
         dict.fromkeys(str(variant.platform) for variant in variants if variant.usable and _is_real(variant.platform))
     )
 
 
 def _is_real(platform: Platform) -> bool:
-    """Attestations are listed under the platform unknown/unknown."""
+    """False for attestations, which are listed under the platform unknown/unknown."""
     return platform.os not in ("", "unknown")

@@ -1,9 +1,10 @@
-"""What is held in a namespace that no image holds: leases, and blobs that have been begun. And our own leases, which
-keep the parts of a pull that did not end well, so that the next one goes on with them.
+"""Leases and unfinished blobs: what a namespace holds that no image holds. And the client's own leases, which keep the
+parts of a failed pull, so that the next one continues from them.
 
-A node holds the parts of a transfer by a lease of its own, which ends with the transfer: layers that had arrived whole
-are then collected. So a pull has a lease of the client's, labelled with what is pulled. It goes when the pull succeeds,
-with those that earlier pulls of the same left behind; else it stays, and expires in a day.
+A node holds the parts of a transfer by a lease of its own, which ends with the transfer; layers that had arrived whole
+are then collected. So the client makes a lease for each pull, labelled with the reference that is pulled. If the pull
+succeeds, this lease is deleted, with those that earlier pulls of the same reference left behind. Otherwise it stays,
+and expires in a day.
 """
 
 from __future__ import annotations
@@ -38,22 +39,22 @@ class Held:
     created_at: int
     """Nanoseconds since the epoch."""
     expires: str
-    """As its maker wrote it, RFC 3339; "" where it lasts until it is deleted."""
+    """In RFC 3339, as its maker wrote it; "" if it lasts until it is deleted."""
     pull: str
-    """The reference whose pull it keeps the parts of; "" where it is no lease of ours."""
+    """The reference whose pull it keeps the parts of; "" if it is no lease of ours."""
     running: bool
-    """Whether that pull goes on."""
+    """Whether that pull is still under way."""
     resources: tuple[tuple[str, str], ...]
     """Type (``content``, ``snapshots/NAME``, ``ingests``, ``images``) and id of each thing that it holds."""
 
     @property
     def interrupted(self) -> bool:
-        """Whether it keeps the parts of a pull that does not go on."""
+        """Whether it keeps the parts of a pull that is not under way any more."""
         return bool(self.pull) and not self.running
 
 
 class Leases:
-    """The leases and ingests of one namespace of the node behind ``channel``; ``headers`` name it."""
+    """The leases and ingests of one namespace of the node behind ``channel``; ``headers`` name the namespace."""
 
     def __init__(self, channel: Channel, headers: Mapping[str, str | bytes]) -> None:
         self._leases = channel.client(LEASES)
@@ -61,7 +62,7 @@ class Leases:
         self._headers = dict(headers)
 
     async def list(self) -> list[Held]:
-        """All, the oldest first, but for those that end meanwhile."""
+        """All leases, the oldest first. Leases that end meanwhile are left out."""
         found = []
         for lease in sorted(
             (await self._leases.List(leases_pb2.ListRequest(), headers=self._headers)).leases,
@@ -84,8 +85,8 @@ class Leases:
         return found
 
     async def delete(self, lease: str, *, sync: bool) -> None:
-        """Delete a lease; with ``sync`` return when what only it held is collected, however long that takes.
-        NotFound.
+        """Delete a lease. With ``sync``, return when everything that only it held is collected, however long that
+        takes. Raises NotFound.
         """
         await self._leases.Delete(
             leases_pb2.DeleteRequest(id=lease, sync=sync), headers=self._headers, timeout=None if sync else -1.0
@@ -96,14 +97,14 @@ class Leases:
         return {str(info.digest): info.size async for info in self._content.list()}
 
     async def ingests(self) -> Sequence[Status]:
-        """Blobs that have been begun, by pulls that go on or by others."""
+        """Unfinished blobs, whether a pull or another client writes them."""
         return sorted(await self._content.list_statuses(), key=lambda status: status.ref)
 
     async def abort(self, ingest: Status) -> bool:
-        """Drop what has been begun, unless somebody writes it at this moment or it is gone; whether it was dropped."""
+        """Drop an unfinished blob. The result is False if another client writes it at this moment, or it is gone."""
         try:
             writer = await self._content.writer(ingest.ref, ingest.total)
-        except (errors.Unavailable, errors.AlreadyExists):  # its lock is another's; its blob is there by now
+        except (errors.Unavailable, errors.AlreadyExists):  # another client has its lock; or the blob exists by now
             return False
         try:
             await self._content.abort(ingest.ref)
@@ -118,8 +119,8 @@ class Leases:
 async def kept(
     channel: Channel, headers: Mapping[str, str | bytes], reference: str
 ) -> AsyncIterator[Mapping[str, str | bytes]]:
-    """The headers with which to pull ``reference``: what the block has the node make is collected only after a day,
-    unless an image refers to it, or the block succeeds.
+    """The headers to pull ``reference`` with. What the node makes for the block is collected after a day, unless an
+    image refers to it. If the block succeeds, the lease ends at once.
     """
     leases = channel.client(LEASES)
     before = await leases.List(
@@ -132,10 +133,10 @@ async def kept(
     try:
         yield {**headers, LEASE: own}
     except BaseException:
-        # that of the block is the one to be told; and the lease ends by itself
+        # the block's error is the one to report; and the lease expires by itself
         with contextlib.suppress(errors.NodeError):
             holds = await leases.ListResources(leases_pb2.ListResourcesRequest(id=own), headers=headers)
-            if all(resource.type == "ingests" for resource in holds.resources):  # which live a day by themselves
+            if all(resource.type == "ingests" for resource in holds.resources):  # which expire in a day by themselves
                 await _delete(leases, own, headers)
         raise
     await _delete(leases, own, headers)
@@ -150,5 +151,5 @@ async def _delete(leases: leases_stubs.Leases, name: str, headers: Mapping[str, 
 
 
 def _runs(pid: str) -> bool:
-    """Whether it is a process of this machine: a pull that goes on at the same time."""
+    """Whether it is a process of this machine, so that a pull is under way at the same time."""
     return os.path.exists(f"/proc/{pid or '-'}")

@@ -1,17 +1,21 @@
-"""How a transfer shows itself while it goes on: by bars on a terminal, by lines of JSON to a program, or not at all.
+"""How a transfer is shown while it runs: as bars on a terminal, as lines of JSON for a program, or not at all.
 
-A line of JSON is one object, ended by a newline. As long as the transfer goes on each tells of a part that changed::
+A line of JSON is one object, ended by a newline. While the transfer runs, each line describes a part that has changed::
 
     {"name": "layer-sha256:...", "digest": "sha256:...", "stage": "downloading", "bytes": 1048576, "total": 4194304,
         "rate": 524288.0}
 
-``bytes`` are those of the stage and never fewer than before within it; ``total`` is 0 where it is not known; ``rate``
-is in bytes a second. The stages are waiting, downloading (or uploading; sending or receiving for an archive),
-downloaded, extracting, done; or exists, for what was there already: here, in the registry, or in another repository of
-it. A line without a name says which host has been ``silent`` for how many ``seconds``, while the transfer waits for it.
-The last line has the ``outcome``: done, failed (with the ``error``), or cancelled. That of a pull has as
-``otherPlatforms`` what a manifest is for that is for none of those wanted. That of an import lists the ``images`` that
-it stored, and as ``notImported`` those for other ``platforms``.
+- ``bytes`` counts within the stage, and never decreases within it.
+- ``total`` is 0 if it is not known.
+- ``rate`` is in bytes a second.
+- ``stage`` is waiting, downloading (or uploading; for an archive sending or receiving), downloaded, extracting or done;
+  or exists, if the blob was there already: in the node, in the registry, or in another of its repositories.
+
+A line without a name says that the transfer waits for a host that has been ``silent`` for so many ``seconds``.
+
+The last line has the ``outcome``: done, failed (with the ``error``), or cancelled. If a pull brought a manifest for
+none of the wanted platforms, ``otherPlatforms`` lists its platforms. For an import, ``images`` lists the stored images,
+and ``notImported`` lists those for other ``platforms``.
 """
 
 from __future__ import annotations
@@ -32,35 +36,35 @@ from services.kit import loops
 
 FRAME_SECONDS = 0.1
 SILENT_SECONDS = 10
-"""From one line about a host that is silent to the next."""
+"""Seconds from one line about a silent host to the next."""
 
 
 class Output(Protocol):
-    """Where a transfer is shown."""
+    """The interface to show a transfer."""
 
     def running(self, tally: Tally) -> contextlib.AbstractAsyncContextManager[None]:
-        """Show it while the block lasts, and leave how it stood at the end."""
+        """Show the transfer while the block lasts, and leave its final state."""
         ...
 
     def changed(self, part: Part) -> None:
-        """A part of it has changed."""
+        """A part has changed."""
         ...
 
     def silent(self, host: str, seconds: int) -> None:
-        """It waits for ``host``, from which nothing has come for so long."""
+        """The transfer waits for ``host``, which has sent nothing for so many seconds."""
         ...
 
     def ended(self, outcome: Mapping[str, Any]) -> None:
-        """How it ended, for programs."""
+        """The outcome, for programs."""
         ...
 
     def said(self, line: str) -> None:
-        """What it came to, for people."""
+        """The result, for people."""
         ...
 
 
 class Lines:
-    """Only what it came to, and on standard error whom it waits for; with ``quiet`` not even that."""
+    """Prints only the result, and on standard error which host is waited for. With ``quiet`` it prints neither."""
 
     def __init__(self, file: TextIO, *, quiet: bool = False) -> None:
         self._file = file
@@ -79,7 +83,7 @@ class Lines:
             complain(f"{host} has been silent for {seconds} s, and is waited for")
 
     def _is_news(self, host: str, seconds: int) -> bool:
-        """Whether another line about it is due."""
+        """Whether another line about the silent host is due."""
         said, at = self._silent
         if said == host and at <= seconds < at + SILENT_SECONDS:
             return False
@@ -95,7 +99,7 @@ class Lines:
 
 
 class Json(Lines):
-    """A line for each change."""
+    """Prints a line of JSON for each change."""
 
     def __init__(self, file: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(file, quiet=True)
@@ -125,7 +129,7 @@ class Json(Lines):
 
 
 class Bars(Lines):
-    """Bars on a terminal, ten times a second, below ``title``."""
+    """Draws bars on a terminal, ten times a second, below ``title``."""
 
     def __init__(self, file: TextIO, title: str, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(file)
@@ -147,14 +151,14 @@ class Bars(Lines):
             self._screen.finish(bars.final(tally, self._size()[0]))
 
     def silent(self, host: str, seconds: int) -> None:
-        pass  # the tally knows
+        pass  # the tally knows it
 
     def _draw(self, tally: Tally) -> None:
         columns, rows = self._size()
         self._screen.draw(bars.lines(tally, self._title, self._clock(), columns, rows), columns, rows)
 
     def _size(self) -> tuple[int, int]:
-        """Columns and rows now; those of a VT100 where the terminal does not know."""
+        """The terminal's columns and rows; those of a VT100 if it does not know."""
         found = os.get_terminal_size(self._file.fileno())
         return found.columns or 80, found.lines or 24
 
@@ -164,7 +168,7 @@ class Bars(Lines):
 
 
 def chosen(file: TextIO, title: str, *, as_json: bool, quiet: bool) -> Output:
-    """What fits where ``file`` leads, and what was asked for."""
+    """The output that fits ``file`` and the options."""
     if as_json:
         return Json(file)
     if quiet or not file.isatty() or os.environ.get("TERM", "dumb") == "dumb":

@@ -1,9 +1,8 @@
-"""What is known of a transfer while it goes on, from the events that the node tells
-(``services/images/distribution/progress.py``).
+"""The state of a running transfer, from the events that the node sends (``services/images/distribution/progress.py``).
 
 A transfer has *parts*: blobs, each known by its ref (``layer-sha256:...``), or the one archive that is imported or
-exported. A part goes through its *stages* in their order and never back, whatever order events come in, and its bytes
-never become fewer within a stage.
+exported. A part goes through its *stages* in order and never back, whatever order events come in. Its bytes never
+decrease within a stage.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from dataclasses import dataclass, field
 from services.images.transfer import LEFT_OUT, SILENT, Progress
 
 RATE_SECONDS = 3.0
-"""A rate is that of the last so many seconds."""
+"""Seconds over which a rate is measured."""
 
 _DOCUMENTS = ("manifest-", "index-", "config-")
 
 
 class Stage(enum.StrEnum):
-    """Where a part is."""
+    """The stage of a part."""
 
     WAITING = "waiting"
     DOWNLOADING = "downloading"
@@ -36,7 +35,7 @@ class Stage(enum.StrEnum):
 
 
 MOVING = frozenset({Stage.DOWNLOADING, Stage.UPLOADING, Stage.SENDING, Stage.RECEIVING})
-"""Stages in which bytes move between the node and others."""
+"""Stages in which bytes move between the node and another host or a client."""
 
 _RANKS = {
     Stage.WAITING: 0,
@@ -62,17 +61,17 @@ _EVENTS = {
 
 @dataclass(slots=True)
 class Rate:
-    """Bytes a second, of the last :data:`RATE_SECONDS`."""
+    """Bytes a second, over the last :data:`RATE_SECONDS`."""
 
     _samples: deque[tuple[float, int]] = field(default_factory=deque)
 
     def add(self, now: float, moved: int) -> None:
-        """By ``now`` (seconds) so many bytes have moved in all."""
+        """Record that so many bytes have moved in all by ``now`` (seconds)."""
         self._samples.append((now, moved))
         self._forget(now)
 
     def at(self, now: float) -> float:
-        """The rate; 0 where nothing is known, or nothing has moved for so long."""
+        """The rate at ``now``; 0 if nothing is known, or nothing has moved for :data:`RATE_SECONDS`."""
         self._forget(now)
         if not self._samples:
             return 0.0
@@ -93,19 +92,19 @@ class Part:
     """Empty for an archive."""
     stage: Stage = Stage.WAITING
     bytes: int = 0
-    """Of this stage: fetched or sent in all so far, by whomever, or extracted."""
+    """Of this stage: all bytes fetched or sent so far, also those of earlier transfers, or bytes extracted."""
     total: int = 0
-    """0 where it is not known."""
+    """0 if it is not known."""
     moved: int = 0
     """Bytes that this transfer itself has moved."""
     begun: int = 0
-    """Bytes that were there when it began."""
+    """Bytes that existed when the transfer began."""
     existed: bool = False
     rate: Rate = field(default_factory=Rate)
 
     @property
     def is_document(self) -> bool:
-        """A manifest, an index or a config: small, and nobody waits for them."""
+        """Whether it is a manifest, an index or a config. These are small, so no user waits for them."""
         return self.name.startswith(_DOCUMENTS)
 
     @property
@@ -118,15 +117,15 @@ class Part:
         return self.digest.partition(":")[2] or self.name.rpartition("/")[2]
 
     def rate_at(self, now: float) -> float:
-        """Bytes a second; 0 unless they move."""
+        """Bytes a second; 0 unless bytes are moving."""
         return self.rate.at(now) if self.stage in MOVING else 0.0
 
 
 class Tally:
-    """The parts of one transfer, since ``now`` (seconds of any clock that goes on).
+    """The parts of one transfer, which began at ``now`` (seconds of any monotonic clock).
 
-    ``complete`` is the stage of a part that is there; ``begun`` has the bytes of parts that an earlier attempt left, by
-    name.
+    ``complete`` is the stage of a part that has arrived. ``begun`` has, by name, the bytes that an earlier attempt
+    left.
     """
 
     def __init__(self, now: float, complete: Stage = Stage.DONE, begun: Mapping[str, int] = {}) -> None:
@@ -135,18 +134,18 @@ class Tally:
         self.saved: dict[str, str] = {}
         """Digests of the images that the node has stored, by name."""
         self.left_out: dict[str, str] = {}
-        """The platforms of images of an archive that the node has not stored, by name."""
+        """The platforms of an archive's images that the node has not stored, by name."""
         self.root = ""
-        """The digest of what is transferred, once it is known."""
+        """The digest of the image that is transferred, once it is known."""
         self.rate = Rate()
         self.silent = ("", 0)
-        """The host that is waited for though nothing comes from it, and for how many seconds; "" if there is none."""
+        """The silent host that the transfer waits for, and the seconds of its silence; "" if there is none."""
         self.begun = begun
         self._complete = complete
 
     @property
     def rows(self) -> list[Part]:
-        """The parts that people see."""
+        """The parts that are shown to people."""
         return [part for part in self.parts.values() if not part.is_document]
 
     @property
@@ -156,13 +155,13 @@ class Tally:
 
     @property
     def total(self) -> int:
-        """Bytes that the transfer is to move, as far as it is known; 0 if nobody knows of one of its parts."""
+        """Bytes that the transfer will move, as far as known; 0 if the size of a part is not known."""
         if any(part.stage in MOVING and not part.total for part in self.parts.values()):
             return 0
         return sum(max(part.total - part.begun, part.moved) for part in self.parts.values() if not part.existed)
 
     def take(self, event: Progress, now: float) -> Part | None:
-        """An event; the part that it changed, if it changed one."""
+        """Apply an event. The result is the part that it changed, if any."""
         if event.descriptor is not None and event.event in ("saved", "fetching image content", "pushing content"):
             self.root = event.descriptor.digest
             if event.event == "saved":
@@ -196,8 +195,8 @@ class Tally:
         return part if changed or before != (part.stage, part.bytes, part.total) else None
 
     def finish(self, now: float) -> list[Part]:
-        """The transfer succeeded, so every part is there; those that this changes. The node may have had no time to
-        tell of all of them.
+        """The transfer succeeded, so every part is done, although the node may not have told of all of them. The result
+        is the parts that this changes.
         """
         changed = [part for part in self.parts.values() if not part.is_over]
         for part in changed:

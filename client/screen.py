@@ -1,9 +1,9 @@
 """Lines at the bottom of a terminal that are redrawn in place.
 
-The cursor rests below them, at the start of a line. A frame is one write that changes only the lines which differ, with
-the cursor hidden while it moves; between frames the terminal is as any command leaves it, so that there is nothing to
-restore whatever ends this process. The escape sequences are those that every terminal since the VT100 has, but for the
-hiding.
+The cursor rests below them, at the start of a line. A frame is one write that changes only the lines that differ, with
+the cursor hidden while it moves. Between frames the terminal is as any command leaves it, so there is nothing to
+restore however this process ends. Except for hiding the cursor, the escape sequences are those of every terminal since
+the VT100.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ _HIDE, _SHOW, _CLEAR_LINE_END, _CLEAR_BELOW = "\x1b[?25l", "\x1b[?25h", "\x1b[K"
 
 
 class Screen:
-    """``write`` takes text for the terminal. Lines are fewer than its rows, each shorter than its columns: the
-    caller sees to it.
+    """Draws with ``write``, which takes text for the terminal. The caller must pass fewer lines than the terminal has
+    rows, each shorter than its columns.
     """
 
     def __init__(self, write: Callable[[str], None]) -> None:
@@ -24,8 +24,8 @@ class Screen:
         self._size = (0, 0)
 
     def draw(self, lines: Sequence[str], columns: int, rows: int) -> None:
-        """Show these lines in place of those before. In a terminal whose size has changed all are drawn anew: it
-        may have wrapped or lost some of them.
+        """Show these lines instead of the last ones. If the size of the terminal has changed, all lines are drawn anew,
+        since it may have wrapped or lost some.
         """
         resized = self._size not in ((0, 0), (columns, rows))
         self._size = (columns, rows)
@@ -41,7 +41,7 @@ class Screen:
         self._lines = []
 
     def _redraw(self, lines: Sequence[str], up: int) -> None:
-        # What a user types is echoed where the cursor rests: it goes too.
+        # The terminal echoes what a user types where the cursor rests; this clears that too.
         self._write(_HIDE + _up(up) + "\r" + _CLEAR_BELOW + "".join(f"{line}\r\n" for line in lines) + _SHOW)
 
     def _update(self, lines: Sequence[str]) -> None:

@@ -1,9 +1,9 @@
-r"""What people are shown: everything that this project's commands print goes through here, but for JSON.
+r"""Everything that this project's commands print to people goes through here, except JSON.
 
 Names, labels, digests and messages come from images, registries and other clients of the node. One with an escape
-sequence would set a terminal's title, clear it, or type into it; one with a new line would be a line of ours; one with
-a bidirectional override would read as another name. So each such character is shown as its escape (``\x1b``,
-``\u202e``), and what is a line here is one line there. Backslashes stay: what is shown is for eyes, ``--json`` is for
+sequence would set a terminal's title, clear it, or type into it. One with a new line would look like a line of ours.
+One with a bidirectional override would read as another name. So each such character is shown as its escape (``\x1b``,
+``\u202e``), and one line stays one line. Backslashes are not escaped: this output is for eyes, ``--json`` is for
 programs.
 """
 
@@ -20,13 +20,13 @@ separators of lines and paragraphs.
 """
 
 LONGEST = 512
-"""Characters of a cell that are shown: a name that a registry can have, with tag and digest, has fewer."""
+"""Characters of a cell that are shown. A name that a registry can have, with tag and digest, is shorter."""
 WIDEST = 128
-"""Characters of a column; of a longer cell the rest stands where the next one begins, and its row goes on behind it."""
+"""Characters of a column. A longer cell reaches into the next columns, and the rest of its row moves to the right."""
 
 
 def escaped(text: str) -> str:
-    """``text`` as one line that does nothing to a terminal."""
+    """``text`` as one line that has no effect on a terminal."""
     return text if text.isprintable() else "".join(map(_character, text))
 
 
@@ -40,19 +40,19 @@ def _character(char: str) -> str:
 
 
 def say(*lines: str, file: TextIO | None = None) -> None:
-    """Print lines, to standard output if not to ``file``."""
+    """Print lines, to standard output unless ``file`` is given."""
     for line in lines:
         print(escaped(line), file=file, flush=True)
 
 
 def complain(*lines: str) -> None:
-    """Say what is wrong, on standard error."""
+    """Print errors and warnings on standard error."""
     say(*(f"splitd: {line}" for line in lines), file=sys.stderr)
 
 
 def table(rows: Sequence[Sequence[str]]) -> None:
-    """Print rows of as many cells each, in columns. One long cell makes its row longer, and not the others: a
-    stranger's name may have megabytes.
+    """Print rows with the same number of cells, in columns. A long cell makes only its own row longer, since a name
+    from outside may have megabytes.
     """
     shown = [[escaped(cell if len(cell) <= LONGEST else f"{cell[:LONGEST]}...") for cell in row] for row in rows]
     widths = [min(max(map(len, column)), WIDEST) for column in zip(*shown, strict=True)]
@@ -61,13 +61,13 @@ def table(rows: Sequence[Sequence[str]]) -> None:
 
 
 def page(text: str) -> None:
-    """Print text of many lines, such as a log. New lines and tabs stay, and there is none at its end that it has
-    not itself.
-    """
+    """Print text of many lines, such as a log. New lines and tabs stay. No new line is added at the end."""
     sys.stdout.write("\n".join("\t".join(map(escaped, line.split("\t"))) for line in text.split("\n")))
     sys.stdout.flush()
 
 
 def document(text: str) -> None:
-    """A text of our own that another program reads (a shell, man): as it is. Nothing from outside may be in it."""
+    """Print a text of our own that another program reads (a shell, man), unchanged. Nothing from outside may be in
+    it.
+    """
     print(text, end="" if text.endswith("\n") else "\n")

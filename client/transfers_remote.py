@@ -1,5 +1,5 @@
-"""Transfers made by a node, for a client: the ends of ``services/images/transfer.py`` with their streams, which
-this side opens, and the events that the node tells meanwhile.
+"""Transfers made by a node, for a client: the ends of ``services/images/transfer.py`` with their streams, which the
+client opens, and the progress events that the node sends.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from services.kit.rpc import ONLY_WANTED, VERIFY, Channel, Stream
 from services.oci.platforms_convert import platform_to_pb
 
 _Messages = Stream[any_pb2.Any, any_pb2.Any]
-"""What Streaming carries: of what kind each message is, its own bytes say."""
+"""The messages of Streaming. The bytes of each message say which type it is."""
 End = ImageStore | Registry | ImportStream | ExportStream
 
 STREAMING = streaming_stubs.STREAMING
@@ -48,13 +48,13 @@ _BLOCK = 1 << 16
 _WINDOW = 1 << 20
 """Bytes that the node may send ahead."""
 _LAST_WORDS = 5.0
-"""Seconds without a message for which a stream may stay open once its transfer is over."""
+"""Seconds without a message for which a stream may stay open after its transfer."""
 
 _ids = itertools.count()
 
 
 class Transfers:
-    """Transfers by the node behind ``channel``; ``headers`` say in whose namespace."""
+    """Transfers by the node behind ``channel``; ``headers`` name the namespace."""
 
     def __init__(self, channel: Channel, headers: Mapping[str, str | bytes]) -> None:
         self._headers = dict(headers)
@@ -62,8 +62,8 @@ class Transfers:
         self._transfer = channel.client(TRANSFER)
 
     async def transfer(self, source: End, destination: End, report: Report = unheard) -> None:
-        """Make one; its failure is the node's, or that of whoever gives an archive's bytes, takes them, or knows
-        credentials. Cancelling this cancels it in the node.
+        """Make one transfer. It fails with the node's error, or with that of the object that provides an archive's
+        bytes, takes them, or knows credentials. Cancelling this cancels the transfer in the node.
         """
         async with contextlib.AsyncExitStack() as held:
             open_ = _Open(self._streaming, self._headers, held)
@@ -85,11 +85,11 @@ class Transfers:
 
 @dataclass(slots=True)
 class _Talk:
-    """What this side does on a stream while the transfer goes on."""
+    """The client's work on a stream during the transfer."""
 
     work: Any
     vital: bool = False
-    """The transfer is not complete without its end: it is waited for as long as ``alive`` changes."""
+    """Whether the transfer is complete only when this stream ends. It is waited for while ``alive`` changes."""
     alive: list[int] = field(default_factory=lambda: [0])
 
 
@@ -103,7 +103,7 @@ class _Open:
         self._talks: list[_Talk] = []
 
     async def stream(self, purpose: str) -> tuple[_Messages, str]:
-        """A new one and its id."""
+        """Open a stream; the result includes its id."""
         name = f"{purpose}-{os.getpid()}-{os.urandom(4).hex()}-{next(_ids)}"
         stream = await self._held.enter_async_context(self._streaming.Stream(headers=self._headers))
         await stream.send(kit_any.pack(streaming_pb2.StreamInit(id=name)))
@@ -112,7 +112,7 @@ class _Open:
         return stream, name
 
     async def end(self, end: End) -> Message:
-        """An end as the node reads it."""
+        """An end of the transfer as a message for the node."""
         match end:
             case ImageStore():
                 return convert.store_to_pb(end)
@@ -144,10 +144,10 @@ class _Open:
                 )
 
     async def run(self, transfer: Any, *more: _Talk) -> None:
-        """The call, and what is said on the streams meanwhile.
+        """Run the call, and the work on its streams.
 
-        What the node says to a stream that it closes it says again, and better, as the transfer's own failure: so a
-        stream's counts only if the transfer succeeds.
+        If the node closes a stream with an error, it reports the same, better worded, as the transfer's own failure. So
+        the error of a stream counts only if the transfer succeeds.
         """
         call = loops.task("a transfer", transfer)
         talking = {loops.task("a stream of a transfer", talk.work): talk for talk in (*self._talks, *more)}
@@ -167,19 +167,19 @@ class _Open:
             await asyncio.wait((call, *talking))
             for task in (call, *talking):
                 if not task.cancelled():
-                    task.exception()  # seen: the first was the reason
+                    task.exception()  # marked as seen: the first exception was the reason
 
 
 async def _ended(task: asyncio.Future[Any], talk: _Talk) -> None:
-    """Let a talk end by itself, since a stream may have more to say than its transfer; one that is not vital is not
-    waited for beyond a moment.
+    """Let the work on a stream end by itself, since a stream may have more messages than its transfer. If it is not
+    vital, it is waited for only for a moment.
     """
     while not task.done():
         before = talk.alive[0]
         await asyncio.wait((task,), timeout=_LAST_WORDS)
         if not task.done() and talk.alive[0] == before:
             if talk.vital:
-                raise errors.DeadlineExceeded("the end of the archive does not come")
+                raise errors.DeadlineExceeded("the end of the archive does not arrive")
             return
     if talk.vital:
         task.result()
@@ -223,7 +223,7 @@ async def _receive(stream: _Messages, sink: Sink, alive: list[int]) -> None:
     window = 0
     while True:
         if window <= _WINDOW // 2:
-            with contextlib.suppress(errors.NodeError):  # it has ended: receive tells how
+            with contextlib.suppress(errors.NodeError):  # if the stream has ended, receive tells how
                 await stream.send(kit_any.pack(WindowUpdate(update=_WINDOW - window)))
                 window = _WINDOW
         value = await stream.receive()

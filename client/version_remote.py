@@ -1,4 +1,4 @@
-"""Which version a node says it is."""
+"""Asks a node for its version."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SERVICE = version_stubs.VERSION
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """``2.4.0+splitd.0.2.0``, and the commit that it was made from, "" where that is not known."""
+    """``2.4.0+splitd.0.2.0``, and the commit that it was made from, "" if that is not known."""
 
     version: str
     revision: str
@@ -24,6 +24,6 @@ class Version:
 
 
 async def version_of(channel: Channel, seconds: float | None = None) -> Version:
-    """What the node, or the process of one, behind ``channel`` answers, within ``seconds``."""
+    """The version of the node, or of the process, behind ``channel``; it must answer within ``seconds``."""
     found = await channel.client(SERVICE).Version(empty_pb2.Empty(), timeout=seconds)
     return Version(found.version, found.revision)

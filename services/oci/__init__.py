@@ -1,3 +1,3 @@
-"""OCI's words, which all services share: each has a file, and beside it its way to containerd's messages and back
-(``_convert``). Imports the kit only.
+"""The words of OCI that all services share. Each has a file, and beside it its conversion to containerd's messages and
+back (``_convert``). Imports the kit only.
 """

@@ -1,4 +1,4 @@
-"""Descriptors: how OCI's documents, and containerd's messages, name a blob."""
+"""Descriptors: the way in which OCI's documents, and containerd's messages, name a blob."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from services.oci.digests import Digest, digest_of
 from services.oci.media_types import IN_TOTO, is_index, is_known_config, is_layer, is_manifest, is_root
 
 if TYPE_CHECKING:
-    from services.oci.platforms import Platform  # which few need who have descriptors
+    from services.oci.platforms import Platform  # needed by few users of descriptors
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,23 +20,23 @@ class Descriptor:
 
     media_type: str
     digest: str
-    """As the document has it; :meth:`checked` for one that is well formed."""
+    """As in the document; :meth:`checked` returns one that is well formed."""
     size: int
-    """Zero from a registry that does not say."""
+    """Zero if a registry does not tell it."""
     annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
     platform: Platform | None = None
     urls: tuple[str, ...] = ()
-    """Other places of a layer that its owner does not let everybody serve."""
+    """Other places of a layer that not everybody may serve."""
     data: bytes = b""
-    """The blob itself, where its document brings it along."""
+    """The blob itself, if its document embeds it."""
     artifact_type: str = ""
 
     def annotated(self, annotations: Mapping[str, str]) -> Descriptor:
-        """The same with these annotations too."""
+        """The same descriptor with these annotations added."""
         return replace(self, annotations={**self.annotations, **annotations}) if annotations else self
 
     def checked(self) -> Digest:
-        """The digest; InvalidArgument if it is none."""
+        """The digest; InvalidArgument if it is not well formed."""
         try:
             return Digest.parse(self.digest)
         except ValueError as error:
@@ -44,12 +44,12 @@ class Descriptor:
 
     @property
     def is_root(self) -> bool:
-        """Whether this is a manifest or an index, which a name can resolve to."""
+        """Whether this is a manifest or an index. A name can resolve to these."""
         return is_root(self.media_type)
 
     @property
     def brought(self) -> bytes | None:
-        """The blob, if its document brings it along."""
+        """The blob, if its document embeds it."""
         return self.data if self.data and len(self.data) == self.size and digest_of(self.data) == self.digest else None
 
     @property

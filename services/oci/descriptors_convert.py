@@ -7,7 +7,7 @@ from services.oci.descriptors import Descriptor
 
 
 def descriptor_to_pb(descriptor: Descriptor) -> descriptor_pb2.Descriptor:
-    """Of what containerd's has no field for, nothing goes."""
+    """Fields that containerd's message does not have are dropped."""
     return descriptor_pb2.Descriptor(
         media_type=descriptor.media_type,
         digest=descriptor.digest,

@@ -12,7 +12,7 @@ ALGORITHMS: Mapping[str, int] = {"sha256": 64, "sha384": 96, "sha512": 128}
 """Digest algorithms that containerd accepts, and the number of hex digits of each."""
 
 CANONICAL = "sha256"
-"""The algorithm where nobody asked for another."""
+"""The default algorithm."""
 
 _SHAPE = re.compile(r"[a-z0-9]+(?:[+._-][a-z0-9]+)*:[a-zA-Z0-9=_-]+")
 _HEX = re.compile(r"[a-f0-9]+")
@@ -20,14 +20,14 @@ _HEX = re.compile(r"[a-f0-9]+")
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """A checked ``sha256:hex`` name (or sha384, sha512); holding one means it is well formed."""
+    """A checked ``sha256:hex`` name (or sha384, sha512). Every instance is well formed."""
 
     algorithm: str
     hex: str
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The digest that ``text`` names; ValueError says in containerd's words why it names none."""
+        """The digest that ``text`` names. If it names none, ValueError says why, in containerd's words."""
         if why := digest_problem(text):
             raise ValueError(why)
         algorithm, _, encoded = text.partition(":")
@@ -56,8 +56,8 @@ def digest_of(data: bytes) -> str:
 
 
 def chain_ids(diff_ids: Iterable[str]) -> list[str]:
-    """The name of each layer together with those below it: the digest of the chain id below, a space, and the diff
-    id.
+    """The chain id of each layer, which names it together with the layers below: the digest of the chain id below, a
+    space, and the diff id. The first chain id is the first diff id.
     """
     chain: list[str] = []
     for diff_id in diff_ids:

@@ -1,6 +1,6 @@
-"""Media types of what images are made of: OCI's, and Docker's of schema 2, which mean the same.
+"""Media types of the parts of images: OCI's, and those of Docker's schema 2, which mean the same.
 
-Docker's schema 1 is refused, as containerd does since 2.0: it cannot be verified by its digest.
+Docker's schema 1 is refused, as by containerd since 2.0, since it cannot be verified by its digest.
 """
 
 from __future__ import annotations
@@ -46,29 +46,31 @@ def is_manifest(media_type: str) -> bool:
 
 
 def is_root(media_type: str) -> bool:
-    """A manifest or an index: what a name can resolve to, and what lives under ``manifests/`` in a registry."""
+    """Whether it is a manifest or an index. A name can resolve to these, and a registry has them below
+    ``manifests/``.
+    """
     return media_type in _MANIFESTS or media_type in _INDEXES
 
 
 def is_config(media_type: str) -> bool:
-    """An image's config, no checkpoint's."""
+    """Whether it is the config of an image, not of a checkpoint."""
     return media_type in _CONFIGS
 
 
 def is_layer(media_type: str) -> bool:
-    """Suffixes of Docker's types, such as ``+encrypted``, do not count."""
+    """Whether it is a layer. Suffixes of Docker's types, such as ``+encrypted``, are ignored."""
     return media_type.startswith("application/vnd.oci.image.layer.") or media_type.partition("+")[
         0
     ] in DOCKER_LAYERS | {_EROFS_LAYER}
 
 
 def is_non_distributable(media_type: str) -> bool:
-    """A layer that its owner does not let others serve."""
+    """Whether it is a layer that others may not serve."""
     return media_type.startswith(
         ("application/vnd.oci.image.layer.nondistributable.", "application/vnd.docker.image.rootfs.foreign.")
     )
 
 
 def is_known_config(media_type: str) -> bool:
-    """An image's config or a checkpoint's."""
+    """Whether it is the config of an image or of a checkpoint."""
     return media_type in _CONFIGS or media_type in _CHECKPOINT_CONFIGS

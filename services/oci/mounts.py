@@ -1,5 +1,5 @@
-"""Mounts as values: what a snapshotter answers, a shim is told, and a worker performs. Small and quick to import,
-since each worker does.
+"""Mounts as values: a snapshotter answers them, a shim gets them, and a worker performs them. This module is small and
+quick to import, since each worker imports it.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from collections import namedtuple
 
 
 class Mount(namedtuple("Mount", ("type source options target"), defaults=((), ""))):  # noqa: PYI024 typing's would bring re into each worker
-    """An argument list for mount(2): containerd.types.Mount."""
+    """Arguments for mount(2): containerd.types.Mount."""
 
     __slots__ = ()
     type: str

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 
 class Opaque(NamedTuple):
-    """A google.protobuf.Any that nobody here has to decode."""
+    """A google.protobuf.Any that is not decoded here."""
 
     type_url: str
-    """The name of the message's type, behind a prefix and a slash from some senders."""
+    """The name of the message's type. Some senders put a prefix and a slash before it."""
     value: bytes

@@ -13,5 +13,5 @@ def opaque_to_pb(value: Opaque | None) -> Any | None:
 
 
 def opaque_from_pb(value: Any, *, present: bool = True) -> Opaque | None:
-    """An absent Any is None."""
+    """An absent Any becomes None."""
     return Opaque(value.type_url, value.value) if present else None

@@ -1,8 +1,8 @@
-"""Platforms of images: which fits which, and which comes first, as containerd matches them.
+"""Platforms of images: which platform fits which, and which is preferred, as containerd matches them.
 
-A platform names an operating system, an architecture and perhaps a variant (``linux/arm/v7``). The same one has several
-spellings; :meth:`Platform.normalized` picks one. A :class:`Matcher` says which platforms are wanted and which of two is
-wanted more.
+A platform names an operating system, an architecture and perhaps a variant (``linux/arm/v7``). The same platform has
+several spellings; :meth:`Platform.normalized` picks one. A :class:`Matcher` says which platforms are wanted, and which
+of two is preferred.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MACHINES = {
     "i686": ("386", ""),
     "loongarch64": ("loong64", ""),
 }
-"""The kernel's names of machines that OCI calls otherwise."""
+"""The kernel's names of machines that OCI names differently."""
 
 _SPELLINGS = {
     "i386": ("386", ""),
@@ -34,7 +34,7 @@ _SPELLINGS = {
     "armhf": ("arm", "v7"),
     "armel": ("arm", "v6"),
 }
-"""Other spellings of an architecture, and the variant that they say; None where they say none."""
+"""Other spellings of an architecture, and the variant that they imply; None if they imply none."""
 
 _VARIANTS = {
     ("amd64", "v1"): "",
@@ -63,7 +63,7 @@ class Platform:
     os_features: tuple[str, ...] = ()
 
     def normalized(self) -> Platform:
-        """The spelling that is compared. Without an operating system it is this machine's."""
+        """The spelling that is compared. A missing operating system becomes linux."""
         system = self.os.lower() or "linux"
         architecture, variant = self.architecture.lower(), self.variant.lower()
         if architecture in _SPELLINGS:
@@ -95,10 +95,10 @@ _SPECIFIER = re.compile(
 
 
 def parse(text: str) -> Platform:
-    """The platform of ``OS``, ``ARCHITECTURE``, ``OS/ARCHITECTURE`` or ``OS/ARCHITECTURE/VARIANT``, this machine's
-    where one is missing.
+    """Parse ``OS``, ``ARCHITECTURE``, ``OS/ARCHITECTURE`` or ``OS/ARCHITECTURE/VARIANT``. A missing part is this
+    machine's.
 
-    Behind an OS its version and features may stand in parentheses (``linux(+erofs)/amd64``). ValueError for anything
+    An OS may be followed by its version and features in parentheses (``linux(+erofs)/amd64``). ValueError for anything
     else.
     """
     found = _SPECIFIER.fullmatch(text)
@@ -116,19 +116,19 @@ def parse(text: str) -> Platform:
 
 
 class Matcher(Protocol):
-    """What is wanted."""
+    """The platforms that are wanted."""
 
     def matches(self, platform: Platform) -> bool:
-        """Whether it is wanted at all."""
+        """Whether ``platform`` is wanted at all."""
         ...
 
     def before(self, one: Platform, other: Platform) -> bool:
-        """Whether ``one`` is wanted more than ``other``."""
+        """Whether ``one`` is preferred to ``other``."""
         ...
 
 
 class Everything:
-    """Any platform, none before another."""
+    """Wants any platform, with no preference."""
 
     def matches(self, platform: Platform) -> bool:
         return True
@@ -138,7 +138,7 @@ class Everything:
 
 
 class Ordered:
-    """Any of ``wanted``, the first of them first."""
+    """Wants any of ``wanted``, and prefers the earlier ones."""
 
     def __init__(self, *wanted: Platform) -> None:
         self._wanted = [p.normalized() for p in wanted]
@@ -159,7 +159,7 @@ class Ordered:
 
 
 class OnlySystem:
-    """Whatever runs on the operating system of ``wanted``, its own architecture first."""
+    """Wants every platform with the operating system of ``wanted``, and prefers its architecture."""
 
     def __init__(self, wanted: Platform) -> None:
         self._wanted = wanted.normalized()
@@ -174,24 +174,26 @@ class OnlySystem:
 
 
 def wanted(platforms: Iterable[Platform]) -> Matcher:
-    """Those in their order; all of them if there are none."""
+    """A matcher for these platforms, in order of preference; for all platforms if there are none."""
     listed = tuple(platforms)
     return Ordered(*listed) if listed else Everything()
 
 
 _NAMED = 8
 _NAME = 60
-"""Platforms that a message names, and the characters of each: they come from strangers' documents."""
+"""Platforms that a message names, and characters of each: they come from documents of others."""
 
 
 def named(platforms: Iterable[Platform]) -> str:
-    """``linux/arm64, linux/s390x``: each once, for a message; of many the first ones and how many more there are."""
+    """``linux/arm64, linux/s390x``: each once, for a message. Of many platforms, the first ones and the number of the
+    others.
+    """
     names = list(dict.fromkeys(text if len(text := str(each)) <= _NAME else f"{text[:_NAME]}..." for each in platforms))
     return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
 def in_order(things: Iterable[T], platform: Callable[[T], Platform | None], matcher: Matcher) -> list[T]:
-    """``things``, those first that are wanted most, those without a platform last; equals stay as they were."""
+    """``things`` sorted by preference, those without a platform last. Equals keep their order."""
 
     def compare(one: T, other: T) -> int:
         first, second = platform(one), platform(other)

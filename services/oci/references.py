@@ -1,13 +1,12 @@
 """References: the names of images, ``HOST/REPOSITORY[:TAG][@DIGEST]``.
 
-A :class:`Reference` is given in full, as ``ctr`` and the transfer service want it: nothing is added to ``busybox``,
-since guessing the host is how one gets somebody else's image. The *host* names a namespace; which machines serve it
-(``docker.io`` is at registry-1.docker.io, a mirror may be asked first) is for the registry client's configuration. With
-both a tag and a digest the digest decides.
+A :class:`Reference` is given in full, as ``ctr`` and the transfer service want it. Nothing is added to ``busybox``,
+since guessing the host may bring somebody else's image. The *host* names a namespace. The registry client's
+configuration says which machines serve it (``docker.io`` is at registry-1.docker.io; a mirror may be asked first). If a
+reference has both a tag and a digest, the digest decides.
 
 People write references short, as Docker does ("busybox"), and images are stored under the full form
-("docker.io/library/busybox:latest"): :func:`normalized`, :func:`complete` and :func:`familiar` are the ways between
-them.
+("docker.io/library/busybox:latest"). :func:`normalized`, :func:`complete` and :func:`familiar` convert between them.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _EXAMPLE = "give it in full, such as docker.io/library/busybox:latest"
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A parsed reference; ``str()`` gives it back."""
+    """A parsed reference; ``str()`` returns its text."""
 
     host: str
     repository: str
@@ -37,7 +36,7 @@ class Reference:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The reference that ``text`` is; InvalidArgument says what is wrong with it."""
+        """Parse a reference. InvalidArgument says what is wrong with it."""
 
         def refuse(why: str) -> errors.InvalidArgument:
             return errors.InvalidArgument(f'reference "{text}": {why}')
@@ -66,13 +65,15 @@ class Reference:
 
     @property
     def target(self) -> str:
-        """What to ask the registry for: the digest if there is one, else the tag; InvalidArgument without either."""
+        """The object to ask the registry for: the digest if there is one, else the tag. InvalidArgument without
+        either.
+        """
         if self.digest is None and not self.tag:
             raise errors.InvalidArgument(f'reference "{self}": neither a tag nor a digest: object required')
         return str(self.digest or self.tag)
 
     def at(self, digest: Digest) -> Self:
-        """The same, pinned to ``digest``."""
+        """The same reference, pinned to ``digest``."""
         return replace(self, digest=digest)
 
     def __str__(self) -> str:
@@ -98,8 +99,8 @@ _HUB = "docker.io"
 
 
 def _parsed(reference: str) -> tuple[str, str, str, str]:
-    """Domain, path, tag and digest of a reference in Docker's short or full form; InvalidArgument says why it is
-    none.
+    """Domain, path, tag and digest of a reference in Docker's short or full form. InvalidArgument says what is wrong
+    with it.
     """
     if re.fullmatch("[a-f0-9]{64}", reference):
         raise errors.InvalidArgument.verbatim(
@@ -124,13 +125,13 @@ def _parsed(reference: str) -> tuple[str, str, str, str]:
 
 
 def normalized(reference: str) -> str:
-    """The full form, with a digest or a tag: of both the digest stays, and without any the tag is "latest"."""
+    """The full form with a digest or a tag. If it has both, the digest stays; without either, the tag is "latest"."""
     domain, path, tag, digest = _parsed(reference)
     return f"{domain}/{path}@{digest}" if digest else f"{domain}/{path}:{tag or 'latest'}"
 
 
 def complete(reference: str) -> str:
-    """The full form, with all that it has: a tag, a digest or both; without either the tag is "latest"."""
+    """The full form with everything that it has: a tag, a digest or both. Without either, the tag is "latest"."""
     domain, path, tag, digest = _parsed(reference)
     if not tag and not digest:
         tag = "latest"
