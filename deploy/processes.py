@@ -47,7 +47,7 @@ PROCESSES = (
         "gateway",
         ("containerd.sock", "internal.sock"),
         ("gateway",),
-        (("gateway", "gateway.config:Config"),),
+        (("gateway", "gateway.config:Config"), ("health", "gateway.config:Health")),
     ),
 )
 """In the order in which they are started. They are stopped in reverse order, so that no process loses what it calls."""

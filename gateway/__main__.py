@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 
-from gateway.config import ProxyPlugin, load
+from gateway.config import Health, ProxyPlugin, load
 from gateway.content import ContentServicer
 from gateway.events import EventsServicer, Exchange, TtrpcEventsServicer
 from gateway.health import NodeHealth
@@ -68,6 +68,11 @@ async def serve(file: settings.File, node: settings.Node) -> None:
                 ttrpc.serving(node.state / "containerd.sock.ttrpc", [TtrpcEventsServicer(exchange)])
             )
             await stack.enter_async_context(rpc.serving(node.state / "containerd.sock", servicers, relay=relay[False]))
+            if address := settings.load(Health, file, "health").address:
+                from gateway.probes import Probes
+
+                probes = Probes(routes, snapshotters.names)
+                await stack.enter_async_context(loops.running("health over HTTP", lambda: probes.serve(address)))
             await process.until_signal()
 
 

@@ -40,6 +40,27 @@ class Config:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """The node's health over HTTP, for monitors and load balancers that speak no gRPC. GET /health answers 200 if the
+    node works and 503 if not, /health/SERVICE for one service; as JSON with what is wrong.
+    """
+
+    address: str = ""
+    """Where it is served, such as "127.0.0.1:1340", or the absolute path of a unix socket (root's only). There is no
+    password: whoever reaches the address may ask. Empty: nowhere.
+    """
+
+    def __post_init__(self) -> None:
+        if self.address:
+            from services.kit.http_server import parse_address
+
+            try:
+                parse_address(self.address)
+            except ValueError as error:
+                raise ValueError(f"address: {error}") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyPlugin:
     """A service of somebody else's, in the place of ours or beside it: one entry of [proxy_plugins]."""
 

@@ -33,6 +33,10 @@ class Snapshotters:
         if self._known:
             routes.know([each.name for each in self._known])
 
+    def names(self) -> tuple[str, ...]:
+        """Of those that it announced last."""
+        return tuple(each.name for each in self._known)
+
     async def follow(self) -> None:
         """Ask each time the service comes; for :func:`services.kit.loops.lasting`."""
         while True:

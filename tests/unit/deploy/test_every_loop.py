@@ -25,6 +25,7 @@ from api.splitd.snapshotters.v1 import snapshotters_pb2
 from client.output import Bars
 from client.progress import Tally
 from gateway.config import Config as GatewaySettings
+from gateway.probes import Probes
 from gateway.routes import Routes
 from gateway.snapshotters import Snapshotters
 from gateway.supervision import Supervision
@@ -247,6 +248,25 @@ async def watching_a_service(place: Path) -> AsyncIterator[Works]:
         assert seen == [True]
 
     async with loops.running("the watch of service metadata", upstream.watch):
+        yield works
+
+
+@loop("health over HTTP")
+async def probing(place: Path) -> AsyncIterator[Works]:
+    path = place / "health.sock"
+    probes = Probes(Routes(place, GatewaySettings(), {}), tuple)
+
+    async def works() -> None:
+        async def asked() -> bool:
+            reader, writer = await asyncio.open_unix_connection(path)
+            writer.write(b"GET /health/gateway HTTP/1.0\r\n\r\n")
+            answer = await reader.read()
+            writer.close()
+            return answer.startswith(b"HTTP/1.1 200 ")
+
+        await eventually_async(asked, "it is not served")
+
+    async with loops.running("health over HTTP", lambda: probes.serve(str(path))):
         yield works
 
 

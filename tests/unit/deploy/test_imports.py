@@ -256,6 +256,9 @@ AT_THE_START = {
     ("services/kit/channel.py", "_gathered"),
     ("services/kit/exporting.py", "_collector"),
     ("services/images/config.py", "check"),  # of `splitd config check`
+    # Only where [health] has an address.
+    ("gateway/__main__.py", "serve"),
+    ("gateway/config.py", "__post_init__"),
     # In workers, whose code is kept (services/kit/kept.py).
     ("services/snapshots/diff/compare.py", "main"),
     ("services/snapshots/diff/mounted.py", "_target"),

@@ -1,0 +1,418 @@
+"""A small HTTP/1.1 server on asyncio streams, for pages that a process has for monitors and people. GET and HEAD only.
+It is imported only where an address is configured.
+
+Everything that a client sends or holds has a bound (:class:`Limits`). A request is read as strictly as RFC 9112 asks.
+The answer to one that is not understood ends the connection, so that nothing behind it is taken for a request:
+
+===  ==================================================================================================
+400  a request line, a header or a target that is malformed; no Host; a body
+405  another method than GET and HEAD
+408  a request that does not arrive in time
+414  a request line that is too long
+431  headers that are too long, or too many
+503  every connection is busy, or the page was not made in time
+505  another major version than HTTP/1
+===  ==================================================================================================
+
+Connections are kept for the next request, and requests on one connection are answered one after the other, pipelined
+ones too. At the bound of connections the one goes that has waited longest for a request: a client that opens many and
+sends nothing keeps nobody out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import re
+import socket
+import stat
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from http import HTTPStatus
+from pathlib import Path
+from urllib.parse import unquote_to_bytes
+
+from services.kit import loops, sockets
+from services.kit.identifiers import quoted
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds of a server and its connections; sizes in bytes, times in seconds."""
+
+    line: int = 8 << 10
+    """Of a request line, which RFC 9112 (3) wants to be 8,000 at least, and of a header line."""
+    head: int = 16 << 10
+    """Of all header lines of a request."""
+    fields: int = 100
+    """Header lines of a request."""
+    arrival: float = 10.0
+    """From a request's first byte, or a connection's beginning, until the request is there."""
+    idle: float = 75.0
+    """From an answer until the next request's first byte: monitors ask each minute, or more often."""
+    making: float = 30.0
+    """For a page to be made."""
+    departure: float = 10.0
+    """For the client to take 64 KiB of an answer."""
+    connections: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request whose head has been checked. ``method`` is GET or HEAD, ``path`` is decoded and begins with a slash,
+    ``query`` is as it came. Names of headers are in lower case; several of one name are joined by commas.
+    """
+
+    method: str
+    path: str
+    query: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """An answer; to HEAD it is sent without its body."""
+
+    status: int = 200
+    body: bytes = b""
+    type: str = "text/plain; charset=utf-8"
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+"""Makes the answer to a request. What it raises is logged, and answered 500."""
+
+
+def failure(status: int, words: str = "", **headers: str) -> Response:
+    """An answer that says what is wrong, in plain text."""
+    phrase = HTTPStatus(status).phrase
+    return Response(status=status, body=f"{status} {phrase}{f': {words}' if words else ''}\n".encode(), headers=headers)
+
+
+def parse_address(text: str) -> Path | tuple[str, int]:
+    """Where to listen: the absolute path of a unix socket, or ``HOST:PORT`` (``[::1]:80`` for IPv6; without a host, on
+    all addresses of the machine). ValueError.
+    """
+    if text.startswith("/"):
+        if len(os.fsencode(text)) > 107:
+            raise ValueError(f"{text!r} is longer than the 107 bytes of a socket's path")
+        return Path(text)
+    host, colon, port = text.rpartition(":")
+    if not colon or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
+        raise ValueError(f"{text!r} is neither HOST:PORT nor the absolute path of a unix socket")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError(f"{text!r}: an IPv6 address stands in brackets, such as [::1]:80")
+    return host, int(port)
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    address: str, handler: Handler, limits: Limits = Limits(), *, grace: float = 1.0
+) -> AsyncIterator[Server]:
+    """Serve at ``address`` (:func:`parse_address`) until the block ends; answers that are under way then have ``grace``
+    seconds. OSError if nobody can listen there.
+
+    A unix socket is its owner's only (mode 0600). One that a dead process left is replaced; one at which somebody
+    listens, and what is no socket, is left alone.
+    """
+    server = Server(handler, limits)
+    where = parse_address(address)
+    if isinstance(where, Path):
+        listener = await asyncio.start_unix_server(server.connected, sock=await _unix(where), limit=limits.line)
+        server.address, ours = str(where), sockets.identity(where)
+    else:
+        # reuse_address is the default; without it, a node that starts again would wait for a minute
+        listener = await asyncio.start_server(server.connected, where[0] or None, where[1], limit=limits.line)
+        host, port = listener.sockets[0].getsockname()[:2]
+        server.address, ours = f"[{host}]:{port}" if ":" in host else f"{host}:{port}", None
+    try:
+        yield server
+    finally:
+        listener.close()
+        if isinstance(where, Path) and ours is not None and sockets.identity(where) == ours:
+            where.unlink(missing_ok=True)
+        await server.close(grace)
+
+
+async def _unix(path: Path) -> socket.socket:
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise OSError(errno.EEXIST, f"cannot listen at {path}: something else than a socket is there")
+        try:
+            _, writer = await asyncio.wait_for(asyncio.open_unix_connection(path), 1.0)
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+        except TimeoutError:
+            raise OSError(errno.EADDRINUSE, f"cannot listen at {path}: somebody does, and accepts nothing") from None
+        else:
+            writer.close()
+            raise OSError(errno.EADDRINUSE, f"cannot listen at {path}: somebody does")
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    mask = os.umask(0o177)
+    try:
+        listening.bind(str(path))
+    except OSError as error:
+        listening.close()
+        raise OSError(error.errno, f"cannot listen at {path}: {error.strerror}") from None
+    finally:
+        os.umask(mask)
+    return listening
+
+
+class Server:
+    """A running server. ``address`` is where it listens, as :func:`parse_address` takes it."""
+
+    def __init__(self, handler: Handler, limits: Limits) -> None:
+        self.handler = handler
+        self.limits = limits
+        self.address = ""
+        self.closing = False
+        self.waiting: dict[_Connection, None] = {}
+        """Connections that can go at any time, those first that have waited longest."""
+        self._open: set[_Connection] = set()
+        self._tasks = loops.Tasks()
+
+    def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """A client has connected."""
+        connection = _Connection(self, reader, writer)
+        if len(self._open) >= self.limits.connections:
+            if (longest := next(iter(self.waiting), None)) is None:
+                self._tasks.start("an HTTP connection too many", connection.refuse())
+                return
+            self.waiting.pop(longest)
+            self._open.discard(longest)
+            longest.abort()
+        self._open.add(connection)
+        self._tasks.start("an HTTP connection", connection.run()).add_done_callback(
+            lambda _: self._open.discard(connection)
+        )
+
+    async def close(self, grace: float) -> None:
+        """End all connections: those that wait at once, the others after ``grace`` seconds at the latest."""
+        self.closing = True
+        for connection in list(self.waiting):
+            connection.abort()
+        await self._tasks.wait(grace)
+        await self._tasks.cancel()
+
+
+class _Refused(Exception):
+    """A request that is not answered by a page."""
+
+    def __init__(self, status: int, words: str, **headers: str) -> None:
+        super().__init__(words)
+        self.response = failure(status, words, **headers)
+
+
+class _Connection:
+    """One client's connection."""
+
+    def __init__(self, server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._server = server
+        self._limits = server.limits
+        self._reader = reader
+        self._writer = writer
+        self._patience = self._limits.arrival
+        writer.transport.set_write_buffer_limits(high=0)  # so that drain() waits for the client
+
+    def abort(self) -> None:
+        """Close it at once."""
+        self._writer.transport.abort()
+
+    async def run(self) -> None:
+        """Answer requests until one side has enough."""
+        try:
+            while await self._answer_one():
+                self._patience = self._limits.idle
+        except OSError:
+            pass  # the client has gone, or does not read
+        finally:
+            self.abort()
+
+    async def refuse(self) -> None:
+        """Say that there are too many connections."""
+        try:
+            await self._send(_BUSY, ends=True)
+        except OSError:
+            pass  # it has gone
+        finally:
+            self.abort()
+
+    async def _answer_one(self) -> bool:
+        """Whether another request may follow."""
+        self._server.waiting[self] = None
+        try:
+            arrived = await self._request()
+            if arrived is None:
+                return False
+        except _Refused as refused:
+            await self._send(refused.response, ends=True)
+            await self._part()
+            return False
+        finally:
+            self._server.waiting.pop(self, None)
+        request, keeps = arrived
+        response = await self._made(request)
+        ends = not keeps or self._server.closing
+        await self._send(response, ends=ends, body=request.method != "HEAD")
+        if ends:
+            await self._part()
+        return not ends
+
+    async def _made(self, request: Request) -> Response:
+        try:
+            async with asyncio.timeout(self._limits.making):
+                return await self._server.handler(request)
+        except TimeoutError:
+            log.error("%s: not made within %g s", quoted(request.path[:200]), self._limits.making)
+            return _BUSY
+        except Exception:
+            log.exception("%s cannot be answered", quoted(request.path[:200]))
+            return failure(500)
+
+    # ---------------------------------------------------------------- reading
+
+    async def _request(self) -> tuple[Request, bool] | None:
+        """The next request, and whether the connection is kept after it; None if the client has gone, or is silent."""
+        try:
+            async with asyncio.timeout(self._patience):
+                first = await self._reader.read(1)
+        except TimeoutError:
+            return None  # which of us has to end it is nobody's fault: no 408
+        if not first:
+            return None
+        try:
+            async with asyncio.timeout(self._limits.arrival):
+                return await self._head(first)
+        except TimeoutError:
+            raise _Refused(408, f"the request did not arrive within {self._limits.arrival:g} s") from None
+        except asyncio.IncompleteReadError:
+            return None
+
+    async def _head(self, first: bytes) -> tuple[Request, bool]:
+        words = f"the request line has more than {self._limits.line} bytes"
+        line = await self._line(first, 414, words)
+        if not line:  # RFC 9112, 2.2: one empty line before a request is nothing
+            line = await self._line(b"", 414, words)
+        match = _REQUEST.fullmatch(line)
+        if match is None:
+            raise _Refused(400, "the request line is malformed")
+        method, target, major, minor = match.groups()
+        if major != b"1":
+            raise _Refused(505, "HTTP/1.1 is spoken here")
+        headers = await self._fields()
+        self._check(method.decode(), headers, hosted=minor != b"0")
+        path, query = _target(target)
+        said = {word.strip().lower() for word in headers.get("connection", "").split(",")}
+        keeps = "close" not in said and (minor != b"0" or "keep-alive" in said)
+        return Request(method.decode(), path, query, headers), keeps
+
+    async def _fields(self) -> dict[str, str]:
+        limits, headers, size, count = self._limits, dict[str, str](), 0, 0
+        words = f"more than {limits.head} bytes of headers, or one of more than {limits.line}"
+        while line := await self._line(b"", 431, words):
+            size, count = size + len(line), count + 1
+            if size > limits.head:
+                raise _Refused(431, words)
+            if count > limits.fields:
+                raise _Refused(431, f"more than {limits.fields} headers")
+            name, colon, value = line.partition(b":")
+            value = value.strip(b" \t")
+            # a line that goes on with the one before it (RFC 9112, 5.2) has no name either
+            if not colon or not _TOKEN.fullmatch(name) or _CONTROL.search(value):
+                raise _Refused(400, "a header is malformed")
+            key, text = name.decode().lower(), value.decode("latin-1")
+            headers[key] = f"{headers[key]}, {text}" if key in headers else text
+        return headers
+
+    def _check(self, method: str, headers: Mapping[str, str], *, hosted: bool) -> None:
+        if hosted and ("host" not in headers or "," in headers["host"]):
+            raise _Refused(400, "there must be one Host header")
+        if method not in ("GET", "HEAD"):
+            raise _Refused(405, "only GET and HEAD", Allow="GET, HEAD")
+        if "transfer-encoding" in headers or headers.get("content-length", "0").strip("0"):
+            raise _Refused(400, "a request with a body")
+
+    async def _line(self, first: bytes, status: int, words: str) -> bytes:
+        """A line without its end, which may be LF alone (RFC 9112, 2.2); ``first`` is what is known of it."""
+        try:
+            line = first if first == b"\n" else first + await self._reader.readuntil(b"\n")
+        except asyncio.LimitOverrunError:
+            raise _Refused(status, words) from None
+        return line.removesuffix(b"\n").removesuffix(b"\r")
+
+    # ---------------------------------------------------------------- writing
+
+    async def _send(self, response: Response, *, ends: bool, body: bool = True) -> None:
+        headers = {
+            "Date": formatdate(usegmt=True),
+            "Content-Type": response.type,
+            "Content-Length": str(len(response.body)),
+            "Cache-Control": "no-store",
+            "X-Content-Type-Options": "nosniff",
+            **response.headers,
+            **({"Connection": "close"} if ends else {}),
+        }
+        fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        head = f"HTTP/1.1 {response.status} {HTTPStatus(response.status).phrase}\r\n{fields}\r\n".encode("latin-1")
+        whole = memoryview(head + response.body if body else head)
+        for start in range(0, len(whole), _PIECE):
+            if self._writer.is_closing():
+                raise ConnectionResetError
+            self._writer.write(whole[start : start + _PIECE])
+            async with asyncio.timeout(self._limits.departure):
+                await self._writer.drain()
+
+    async def _part(self) -> None:
+        """End a connection on which more may come: what is not read would have the kernel reset it, and the client
+        lose the answer (RFC 9112, 9.6).
+        """
+        if self._server.closing:
+            return
+        self._server.waiting[self] = None
+        try:
+            self._writer.write_eof()
+            async with asyncio.timeout(_PARTING):
+                for _ in range(_UNREAD // _PIECE):
+                    if not await self._reader.read(_PIECE):
+                        break
+        finally:
+            self._server.waiting.pop(self, None)
+
+
+_PIECE = 64 << 10
+_PARTING = 1.0
+"""Seconds for which what comes after a refused request is read, and dropped ..."""
+_UNREAD = 1 << 20
+"""... and how many bytes of it."""
+
+_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_REQUEST = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])")
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+
+_BUSY = failure(503, **{"Retry-After": "1"})
+
+
+def _target(target: bytes) -> tuple[str, str]:
+    """Path and query of a request's target, which may be a whole URL (RFC 9112, 3.2.2)."""
+    if not target.startswith(b"/"):
+        scheme, found, rest = target.partition(b"://")
+        if not found or scheme.lower() not in (b"http", b"https"):
+            raise _Refused(400, "the target is neither a path nor a URL")
+        target = b"/" + rest.partition(b"/")[2]
+    path, _, query = target.partition(b"?")
+    try:
+        text = unquote_to_bytes(path).decode()
+    except UnicodeDecodeError:
+        raise _Refused(400, "the path is no UTF-8") from None
+    if "\0" in text:
+        raise _Refused(400, "the path has a NUL")
+    return text, query.decode("latin-1")
