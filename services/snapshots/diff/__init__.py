@@ -1,1 +1,1 @@
-"""containerd's Diff service: Apply unpacks a layer onto mounts, Diff makes a layer of the difference of two."""
+"""containerd's Diff service: Apply unpacks a layer onto mounts, Diff makes a layer of the difference between two."""

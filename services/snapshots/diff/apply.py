@@ -1,34 +1,36 @@
-"""The program that unpacks layers: it waits, and forks workers.
+"""The program that unpacks layers: it waits for requests, and forks workers.
 
     python -S -c 'from services.snapshots.diff.apply import main; main()' PARENT DIRECTORY LIMIT
 
-PARENT is the pid that it must not outlive, DIRECTORY an empty directory for its workers to mount on, LIMIT the seconds
-after which a worker that stands still is killed (``standstill.py``). Standard input is a socket of packets, each a
-request or an answer; ``workers.py`` has the other end, and its words for them:
+PARENT is the pid of the process that it must not outlive. DIRECTORY is an empty directory on which its workers mount.
+LIMIT is the number of seconds without progress after which a worker is killed (``standstill.py``). Standard input is a
+socket of packets; ``workers.py`` has the other end. Requests are:
 
-    apply ID detect|plain sync|nosync alone|whole SIZE MOUNT...   with files: where to answer, the blob, and, if the
-    blob still grows, its news kill ID
-    began                                                         the first that it says, once all its code is there
-    ended ID STATUS                                               the answer to the first, once the worker is gone
-    (STATUS is waitpid's) or has done its work (0)
-    still ID                                                      the same, of a worker that was killed because it stood
-    still
+    apply ID detect|plain sync|nosync alone|whole SIZE MOUNT...
+                      with files: where to write the answer; the blob; and, if the blob is still growing, its news
+    kill ID
+
+Answers are:
+
+    began             sent first, once all code is loaded
+    ended ID STATUS   a worker has ended, with waitpid's STATUS, or has done its work (0)
+    still ID          a worker was killed because it made no progress
 
 A *worker* inflates a layer, digests it, and makes the tree, with its target as its root directory. If it has to mount
-that, it does so in a mount namespace of its own, so that all workers share DIRECTORY. ``alone``: the target is bound,
-and will be the upper directory of an overlay whose layers below come later. What a worker answers, on the file for
-that, is ``ok DIGEST SIZE CPU WAITED`` (of the uncompressed layer; microseconds of a processor, and without a byte to go
-on with), or ``error TEXT``; alone, the directories that the layer uses and does not name follow, each after a zero
-byte, for ``inherit.py``.
+the target, it does so in a mount namespace of its own, so that all workers can share DIRECTORY. ``alone`` means that
+the target is bound, and will be the upper directory of an overlay whose lower layers come later. The worker's answer,
+in the file for it, is ``ok DIGEST SIZE CPU WAITED`` or ``error TEXT``. Digest and size are those of the uncompressed
+layer; CPU is its processor time, and WAITED the time in which it had no byte to go on with, both in microseconds. If
+``alone``, the directories follow that the layer uses but does not name, each after a zero byte, for ``inherit.py``.
 
-A blob that *grows* has SIZE bytes in the end. Its news are numbers of eight bytes, each telling how many are there by
-now; their end before SIZE means that no more will come.
+A blob that *grows* will have SIZE bytes at the end. Its news are numbers of eight bytes, each the number of bytes that
+are there by now. If they end before SIZE, no more bytes will come.
 
-A worker is a process of its own (design, rule 8) because chroot, namespaces and umask are a process's, because several
-run side by side, and because one that crashes fails one layer. It is forked, since a program takes 25 ms of a core to
-start, as long as a small layer takes to unpack; this program has one thread and no gRPC, so that it may fork. A fork
-and an end take 5 ms: so a worker that has unpacked a layer alone, and has nothing to get rid of but its root directory,
-goes back to the node's and waits for another.
+A worker is a process of its own (design, rule 8): chroot, namespaces and umask belong to a process, several workers run
+side by side, and a crash fails only one layer. It is forked because starting a program takes 25 ms of a core, as long
+as unpacking a small layer; this program has one thread and no gRPC, so it may fork. A fork and its end take 5 ms. So a
+worker that has unpacked a layer alone, and has to undo nothing but its chroot, returns to the node's root directory and
+waits for the next layer.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ if TYPE_CHECKING:
     from services.snapshots.diff.inherit import Unnamed
 
 _LAYERS = 100
-"""Unpacked by one worker: whatever they leave in its memory goes then."""
+"""Layers that one worker unpacks; its memory is freed when it ends."""
 
 PACKET = 1 << 17
 """Bytes of a request at most: more than the kernel takes as options of a mount."""
@@ -65,24 +67,24 @@ PACKET = 1 << 17
 def main() -> None:
     """Run as a program."""
     mounts.die_with_parent(int(sys.argv[1]))
-    faulthandler.register(signal.SIGUSR1)  # the stack goes into the log of the service, and the worker goes on
+    faulthandler.register(signal.SIGUSR1)  # the stack goes into the service's log, and the worker goes on
     sys.setrecursionlimit(20_000)  # a name may have two thousand components
     os.umask(0)
     inflate.prepare()
     gc.freeze()
-    # a worker makes no cycles worth looking for, and looking would copy the pages that it shares with this process
+    # Workers make few cycles, and a collection would copy the memory pages that they share with this process.
     gc.disable()
     requests = socket.socket(fileno=0)
     try:
         requests.send(b"began\0")
     except BrokenPipeError:
-        return  # nobody wants it any more
+        return  # the service has gone
     Waiting(requests, sys.argv[2], float(sys.argv[3])).wait()
 
 
 class Worker:
-    """A worker as the waiting process sees it. ``line`` leads to it; ``job`` is the id of what it does, "" if it
-    waits; ``handed`` are the words and files of that until it has taken them.
+    """A worker, as the waiting process sees it. ``line`` is the socket to it. ``job`` is the id of its current request,
+    "" if it is idle. ``handed`` has the words and files of a request until the worker has taken them.
     """
 
     __slots__ = ("handed", "job", "killed", "line", "pid", "still")
@@ -93,26 +95,26 @@ class Worker:
         self.job = job
         self.handed: tuple[Sequence[str], Sequence[int]] | None = None
         self.still: standstill.Still | None = None
-        """While it works."""
+        """While the worker is busy."""
         self.killed: float | None = None
-        """When it was killed because it stood still, on the monotonic clock."""
+        """When it was killed because it made no progress, on the monotonic clock."""
 
     def kill(self) -> None:
-        """With the keeper of its mounts, if it has one (``fuse.py``): the program that serves them may be what it
-        waits for, and the kernel does not let go of who does.
+        """Kill it with the keeper of its mounts, if it has one (``fuse.py``): the worker may be waiting for a program
+        that serves them, and the kernel does not end a process that waits like that.
         """
         self.let_go()
         os.killpg(self.pid, signal.SIGKILL)
 
     def let_go(self) -> None:
-        """Of what it was handed."""
+        """Close the files of the request that it has not taken yet."""
         if self.handed is not None:
             _close(self.handed[1])
             self.handed = None
 
 
 class Waiting:
-    """The process that waits, and its workers."""
+    """The waiting process, and its workers."""
 
     def __init__(self, requests: socket.socket, directory: str, limit: float) -> None:
         self._requests = requests
@@ -124,10 +126,10 @@ class Waiting:
         self._workers: dict[int, Worker] = {}
         """By the file descriptor that becomes readable when the worker ends."""
         self._lines: dict[int, Worker] = {}
-        """By the file descriptor that becomes readable when the worker has taken its work, or done it."""
+        """By the file descriptor that becomes readable when the worker has taken its request, or done it."""
 
     def wait(self) -> None:
-        """Serve until the other end is closed; then whoever still works is killed."""
+        """Serve until the other end is closed; then kill the busy workers."""
         every = standstill.look_every(self._limit)
         while True:
             ready = self._poll.poll(every * 1000 if any(worker.job for worker in self._workers.values()) else None)
@@ -135,7 +137,7 @@ class Waiting:
                 self._look()
             if not ready:
                 continue
-            fd, _ = ready[0]  # one at a time: it may close a file that the others are about
+            fd, _ = ready[0]  # one at a time: handling it may close the files of the others
             if fd in self._lines:
                 self._said(self._lines[fd])
             elif fd in self._workers:
@@ -147,13 +149,13 @@ class Waiting:
                 worker.kill()
 
     def _look(self) -> None:
-        """Kill who stands still."""
+        """Kill workers that make no progress."""
         now = self._looked = time.monotonic()
         for worker in self._workers.values():
             if not worker.job:
                 worker.still = None
             elif worker.killed is not None:
-                if now > worker.killed + standstill.DYING:  # it is not to be ended; whoever waits for it is
+                if now > worker.killed + standstill.DYING:  # it cannot be killed; its caller is answered
                     self._tell(worker, None)
                     worker.job = ""
             else:
@@ -165,7 +167,7 @@ class Waiting:
     def _request(self) -> bool:
         try:
             data, files, _, _ = socket.recv_fds(self._requests, PACKET, 3)
-        except ConnectionResetError:  # the other end was closed with an answer unread
+        except ConnectionResetError:  # the other end was closed before it read all answers
             return False
         if not data:
             return False
@@ -183,7 +185,7 @@ class Waiting:
         return True
 
     def _reached(self, idle: Worker, data: bytes, files: Sequence[int]) -> bool:
-        """Give an idle worker more to do; False if it has died."""
+        """Send an idle worker a request; False if it has died."""
         try:
             socket.send_fds(idle.line, [data], files)
         except (BrokenPipeError, ConnectionResetError):
@@ -191,11 +193,12 @@ class Waiting:
         return True
 
     def _fork(self, job: str, rest: Sequence[str], files: Sequence[int]) -> None:
-        """A worker for it, which takes the files over."""
+        """Fork a worker for a request. The files are closed here."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         waiting = os.getpid()
         pid = os.fork()
-        os.setpgid(pid, pid)  # here and there: a group of its own before anybody kills it, and before it has a child
+        # in both processes: it must have a group of its own before it is killed, and before it has a child
+        os.setpgid(pid, pid)
         if not pid:
             mounts.die_with_parent(waiting)
             self._requests.close()
@@ -215,14 +218,14 @@ class Waiting:
     def _said(self, worker: Worker) -> None:
         try:
             word = worker.line.recv(16)
-        except ConnectionResetError:  # with a request unread
+        except ConnectionResetError:  # a request was not read
             word = b""
         if word == b"taken":
             worker.let_go()
         elif word:
             self._tell(worker, 0)
             worker.job = ""
-        else:  # it ends; its status will tell how
+        else:  # it is ending; its status will tell how
             self._poll.unregister(worker.line)
             del self._lines[worker.line.fileno()]
 
@@ -234,19 +237,19 @@ class Waiting:
             self._said(worker)
         worker.line.close()
         _, status = os.waitpid(worker.pid, 0)
-        if worker.handed is not None:  # killed while it waited
+        if worker.handed is not None:  # killed before it took the request
             self._fork(worker.job, *worker.handed)
         elif worker.job:
             self._tell(worker, status if worker.killed is None else None)
 
     def _tell(self, worker: Worker, status: int | None) -> None:
-        """Its work is over; no ``status``: it stood still."""
+        """Report the end of a request; without ``status``, the worker made no progress."""
         try:
             self._requests.send(
                 (f"still\0{worker.job}" if status is None else f"ended\0{worker.job}\0{status}").encode()
             )
         except (BrokenPipeError, ConnectionResetError):
-            return  # nobody is interested; the next look at the socket finds its end
+            return  # the service has gone; the next read of the socket finds its end
 
 
 def work(arguments: Sequence[str], files: Sequence[int], line: socket.socket, directory: str) -> None:
@@ -264,12 +267,12 @@ def work(arguments: Sequence[str], files: Sequence[int], line: socket.socket, di
             break
         line.send(b"taken")
         _, _, *arguments = data.decode("utf-8", "surrogateescape").split("\0")
-    os._exit(0)  # a thread that still inflates is not waited for
+    os._exit(0)  # without waiting for a thread that still inflates
 
 
 def _worked(arguments: Sequence[str], files: Sequence[int], directory: str) -> bool:
-    """Do what a request wants, and answer it; True if the process can do more. An exception that nobody expects
-    ends it.
+    """Carry out a request and answer it. True if the process can take another. An unexpected exception ends the
+    process.
     """
     again = False
     try:
@@ -317,8 +320,8 @@ def _apply(arguments: Sequence[str], files: Sequence[int], directory: str) -> by
 def unpack(
     target: Sequence[Mount], directory: str, source: int | stream.Growing, *, detect: bool, sync: bool, alone: bool
 ) -> tuple[stream.Digested, Iterable[Unnamed]]:
-    """Apply the layer in ``source`` to ``target``: its digest and size, and the directories that it does not name.
-    The process's root is another afterwards.
+    """Apply the layer in ``source`` to ``target``. Returns its digest and size, and the directories that it does not
+    name. Afterwards the process has another root directory.
     """
     faults = os.open(asked, os.O_PATH | os.O_DIRECTORY) if (asked := os.environ.get("SPLITD_FAULTS")) else None
     chunks = stream.Digested(source, detect=detect)
@@ -339,8 +342,8 @@ def unpack(
 
 
 def _enter(target: Sequence[Mount], directory: str, *, alone: bool) -> tuple[Extractor, Mounted | None]:
-    """Make the target the root directory. An overlay is written to directly, in its upper directory; anything else
-    is mounted.
+    """Make the target the root directory. A layer for an overlay is written directly into its upper directory; any
+    other target is mounted.
     """
     if alone:
         (upper,) = target
@@ -358,7 +361,7 @@ def _enter(target: Sequence[Mount], directory: str, *, alone: bool) -> tuple[Ext
             overlay="user.overlay." if "userxattr" in target[0].options else "trusted.overlay.", lowers=lowers
         ), None
     mounts.own_namespace()
-    # No mounts at all: containerd unpacks into a directory that nobody sees, and so does this.
+    # Without mounts: like containerd, unpack into a directory that nobody sees.
     mounted = Mounted(target or [Mount("tmpfs", "none")], directory)
     os.chroot(directory)
     os.chdir("/")
@@ -372,7 +375,7 @@ def _change_root(directory: str) -> None:
 
 
 def _fault(point: str, directory: int) -> None:
-    """As kit.faults, whose directory cannot be found by name from here."""
+    """As kit.faults, whose directory has no path below this root."""
     try:
         os.unlink(point, dir_fd=directory)
     except FileNotFoundError:

@@ -1,16 +1,17 @@
-"""The worker program that makes a layer: walks two trees and writes what has changed as a tar stream, compressed and
+"""The worker program that makes a layer: it walks two trees and writes their difference as a tar stream, compressed and
 digested.
 
-    python -S -c 'from services.snapshots.diff.compare import main; main()' PARENT plain|gzip|zstd BOUND LEFT RIGHT
-    COUNT MOUNT... <> INGEST
+    python -S -c 'from services.snapshots.diff.compare import main; main()'
+        PARENT plain|gzip|zstd BOUND LEFT RIGHT COUNT MOUNT... <> INGEST
 
-BOUND is a time in nanoseconds that no entry is to exceed, or ``-``. LEFT and RIGHT are empty directories beside each
-other to mount on; of the mounts' arguments COUNT are the left's. The layer goes to standard input, which is open for
-writing. The last line it prints is ``ok DIGEST SIZE DIFF_ID``, or ``error TEXT``.
+PARENT is the pid of the process that it must not outlive. BOUND is the latest time of an entry in nanoseconds, or
+``-``. LEFT and RIGHT are empty directories beside each other on which it mounts; the first COUNT arguments of the
+mounts are the left's. The layer goes to standard input, which is open for writing. The last line of its output is ``ok
+DIGEST SIZE DIFF_ID``, or ``error TEXT``.
 
-What counts as a change, in which order changes are written and how is containerd's (its walking differ), byte for byte
-before compression: the same two trees give the same diff id there and here. The trees are below this process's root
-directory, so that a container that rearranges its files meanwhile leads it nowhere else.
+The definition of a change, the order of changes and their encoding are those of containerd's walking differ, byte for
+byte before compression: the same two trees give the same diff id. The trees are below this process's root directory, so
+that a container that moves its files meanwhile cannot lead it elsewhere.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ class CompareError(Exception):
 def main() -> None:
     """Run as a program."""
     parent, compression, bound, left, right, count = sys.argv[1:7]
-    os.setpgid(0, 0)  # whoever kills it kills the keeper of its mounts too
+    os.setpgid(0, 0)  # a kill of this group also kills the keeper of its mounts
     mounts.die_with_parent(int(parent))
-    faulthandler.register(signal.SIGUSR1)  # the stack goes into the log of the service, and the worker goes on
+    faulthandler.register(signal.SIGUSR1)  # the stack goes into the service's log, and the worker goes on
     sys.setrecursionlimit(20_000)
     if traced := any(name.startswith("OTEL_EXPORTER_OTLP_") for name in os.environ):
         from services.kit import exporting, tracing
@@ -73,7 +74,7 @@ def main() -> None:
 
 
 def make(arguments: list[str], count: int, left: str, right: str, compression: str, bound: str) -> str:
-    """The whole work; what to answer."""
+    """Make the layer. Returns the answer."""
     compressor = _compressor(compression)
     layer = Layer(
         b"/" + os.fsencode(os.path.basename(left)),
@@ -93,7 +94,7 @@ def make(arguments: list[str], count: int, left: str, right: str, compression: s
         plain.update(chunk)
         size += _put(compressor.compress(chunk), packed.update)
     size += _put(compressor.flush(), packed.update)
-    del mounted  # the programs that serve them may end
+    del mounted  # lets the programs that serve them end
     return f"ok sha256:{packed.hexdigest()} {size} sha256:{plain.hexdigest()}"
 
 
@@ -114,7 +115,7 @@ class _Plain:
 
 
 def _compressor(name: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
-    """An object with compress and flush; imported while the libraries can still be found."""
+    """An object with compress and flush. The libraries are imported here, before the root directory changes."""
     if name == "gzip":
         from isal import isal_zlib
 
@@ -141,8 +142,8 @@ def _gathered(pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 
 class Layer:
-    """The tar stream of the changes from the tree ``left`` to the tree ``right``. ``bound``: no entry's time is
-    later (nanoseconds).
+    """The tar stream of the changes from the tree ``left`` to the tree ``right``. ``bound`` is the latest time of an
+    entry, in nanoseconds.
     """
 
     def __init__(self, left: bytes, right: bytes, bound: int | None = None) -> None:
@@ -152,14 +153,14 @@ class Layer:
         self._written: set[bytes] = set()
         """Directories that have an entry."""
         self._first: dict[int, bytes] = {}
-        """Inode of a file with several links -> the name under which the layer has its bytes."""
+        """From the inode of a file with several links to the name under which the layer has its data."""
         self._unchanged: dict[int, list[bytes]] = {}
-        """Inode -> links of it that have not changed, so far; if another link of it has, they must become links to
+        """From an inode to its unchanged links so far. If another link of it has changed, they must become links to
         that.
         """
 
     def stream(self) -> Iterator[bytes]:
-        """All of it."""
+        """The whole stream."""
         yield from self._compare(b"")
         yield tarwrite.TRAILER
 
@@ -196,8 +197,8 @@ class Layer:
             yield from self._added(path, os.lstat(self._right + path))
 
     def _same(self, path: bytes, before: os.stat_result, after: os.stat_result) -> bool:
-        """Whether a name stands for the same thing in both; bytes are compared only where times are whole seconds
-        and so may be cut off.
+        """Whether a path is the same in both trees. Contents are compared only if the times are whole seconds, and so
+        may be truncated.
         """
         if (before.st_dev, before.st_ino) == (after.st_dev, after.st_ino):
             return True
@@ -230,7 +231,7 @@ class Layer:
         yield tarwrite.header(whiteout, tar.REG)
 
     def _unchanged_link(self, path: bytes, info: os.stat_result) -> Iterator[bytes]:
-        """Not written, unless its file was already, or is later, under another name."""
+        """Write an unchanged link only if another name of its file is written, before or later."""
         if info.st_ino in self._first:
             yield from self._changed(path, info)
         else:
@@ -286,7 +287,9 @@ class Layer:
             yield entry(other, tar.LINK, 0, name)
 
     def _parents(self, name: bytes) -> Iterator[bytes]:
-        """Each directory above an entry has one before it, so that unpacking leaves it as it is here."""
+        """Write an entry for each parent directory that has none yet, so that unpacking leaves the directory as it is
+        here.
+        """
         parent = name.rstrip(b"/").rpartition(b"/")[0]
         if parent and parent not in self._written:
             self._written.add(parent)
@@ -315,7 +318,7 @@ def _capability(path: bytes) -> bytes:
     try:
         return os.getxattr(path, _CAPABILITY, follow_symlinks=False)
     except OSError:
-        return b""  # none, or a filesystem without
+        return b""  # no capability, or a filesystem without xattrs
 
 
 def _open(path: bytes) -> int:

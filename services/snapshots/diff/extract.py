@@ -1,18 +1,18 @@
-"""Unpacking a layer's entries onto a tree, by containerd's rules.
+"""Unpacks a layer's entries onto a tree, by containerd's rules.
 
-The tree is this process's root directory (chroot), so that nothing outside can be reached whatever a layer holds;
-within it, names and links are resolved by :mod:`~services.snapshots.diff.paths`, in containerd's way. A *whiteout* is
-an entry ``.wh.NAME``: the layer deletes NAME of the layers below. ``.wh..wh..opq`` is an *opaque* marker: the layer
-deletes all that the layers below have in its directory. What becomes of them is the target's:
+The tree is this process's root directory (chroot), so nothing outside can be reached, whatever a layer contains. Within
+it, :mod:`~services.snapshots.diff.paths` resolves names and links in containerd's way. A *whiteout* is an entry
+``.wh.NAME``: the layer deletes NAME of the layers below. ``.wh..wh..opq`` is an *opaque* marker: the layer deletes
+everything that the layers below have in its directory. Their effect depends on the target:
 
-- on a plain tree (*naive*), what they name is removed; an opaque marker spares what this layer has unpacked, wherever
-  in the layer it stands;
-- on an overlay's upper directory they become overlay's own: a character device 0:0, and the xattr
-  ``trusted.overlay.opaque`` of the directory (``user.overlay.opaque`` where the overlay is mounted with userxattr). A
-  parent directory that the layer does not name is then created with the attributes it has in the layers below.
+- On a plain tree (*naive*), the named files are removed. An opaque marker spares what this layer has unpacked, wherever
+  the marker stands in the layer.
+- On an overlay's upper directory they become overlay's own: a character device 0:0, and the xattr
+  ``trusted.overlay.opaque`` of the directory (``user.overlay.opaque`` if the overlay is mounted with userxattr). A
+  parent directory that the layer does not name is created with its attributes in the layers below.
 
-Where containerd loses a file of the layer itself, this does not: an opaque marker spares entries in directories that
-the layer does not name, too.
+In one case containerd loses a file of the layer itself, and this code does not: an opaque marker also spares entries in
+directories that the layer does not name.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 _PATH_MAX = 4095
 """Bytes of a path that the kernel takes."""
 _PARENTS = 4096
-"""Directories remembered, so that the next entry's need not be looked for."""
+"""Directories that are remembered, so that the next entry's need not be looked up."""
 _LATEST = (1 << 63) - 1
-"""Nanoseconds since 1970; a time before or after is replaced by 1970, as by containerd."""
+"""Nanoseconds since 1970. Times out of this range, or before 1970, are replaced by 1970, as in containerd."""
 
 
 class EntryError(Exception):
@@ -50,14 +50,14 @@ class EntryError(Exception):
 class Extractor:
     """Extracts entries onto the tree at the process's root directory.
 
-    ``overlay`` is the prefix of overlay's xattrs (``trusted.overlay.`` or ``user.overlay.``) if that tree is an upper
-    directory, and None if whiteouts are to be carried out; ``lowers`` are the lower directories as file descriptors,
-    topmost first. Where they are not known yet, :func:`.inherit.inherit` is for later.
+    ``overlay`` is the prefix of overlay's xattrs (``trusted.overlay.`` or ``user.overlay.``) if the tree is an upper
+    directory, and None if whiteouts are to be carried out. ``lowers`` are file descriptors of the lower directories,
+    topmost first. If they are not known yet, :func:`.inherit.inherit` is called later.
     """
 
     def __init__(self, *, overlay: str | None = None, lowers: Sequence[int] = ()) -> None:
         self._unnamed: dict[bytes, Unnamed] = {}
-        """By their paths, in the order in which they were made."""
+        """By path, in the order in which they were made."""
         self._overlay = overlay
         self._lowers = lowers
         self._here = Resolver()
@@ -70,37 +70,37 @@ class Extractor:
             and not os.listdir("/")
             and DEFAULT_ACL not in xattrs("/")
         )
-        """What is made belongs to root and has the mode it is made with, until a directory says otherwise: by the
-        set-group-id bit, or a default ACL. Most upper directories begin empty.
+        """New files belong to root and have exactly the mode that they are made with. A set-group-id bit or a default
+        ACL of a directory ends that. Most upper directories begin empty.
         """
         self._parents: dict[bytes, bytes] = {}
-        """Directory as an entry names it -> where it really is, without a trailing slash; it exists. Emptied
-        whenever a directory or link is removed, or it is full.
+        """From a directory as an entry names it to its resolved path, without a trailing slash; the directory exists.
+        Emptied whenever a directory or link is removed, and when it is full.
         """
         self._straight: set[bytes] = set()
-        """Directories, by absolute paths, that are there and have no link on the way. Without it a name of two
-        thousand components costs as many system calls, each with all those before it.
+        """Absolute paths of existing directories without a link in them. Without this, a name of two thousand
+        components would take as many system calls, each on a path with all components before it.
         """
         self._directories: dict[bytes, tuple[int, int]] = {}
-        """Times by name, in the order in which they were last given."""
+        """Times by name, in the order in which they were last set."""
         self._unpacked: set[int] = set()
-        """Paths, by their hashes: a layer may have millions, of 4 KiB each."""
+        """Hashes of paths: a layer may have millions of paths, of up to 4 KiB each."""
         self._holding: set[bytes] = {b""}
-        """Directories with something unpacked somewhere below them."""
+        """Directories with unpacked entries somewhere below them."""
         self._cleared: set[bytes] = set()
-        """Directories that have nothing of the layers below any more, so that each is looked through once, whatever
-        is marked opaque, and how often.
+        """Directories that have nothing of the layers below any more. So each is looked through once, however many
+        opaque markers there are.
         """
 
     @property
     def unnamed(self) -> list[Unnamed]:
-        """Directories that entries are in and that the layer did not name when it made them: they have what they
-        have from the layers below, if those have them.
+        """The directories that were made for entries in them, and that the layer did not name at that time. They take
+        their attributes from the layers below, if those have them.
         """
         return list(self._unnamed.values())
 
     def extract(self, reader: tar.Reader) -> None:
-        """Unpack all of a stream's entries; EntryError or TarError leaves the tree as it is then."""
+        """Unpack all entries of a stream. EntryError or TarError leaves the tree as it is then."""
         last: bytes | None = None
         try:
             while (entry := reader.next()) is not None:
@@ -114,7 +114,7 @@ class Extractor:
         self._finish()
 
     def _finish(self) -> None:
-        """Directories get their times last: what is made in them changes those."""
+        """Set the times of directories last, since making files in them changes these."""
         for path, times in self._directories.items():
             try:
                 where = self._resolved(path)
@@ -215,13 +215,15 @@ class Extractor:
             self._plain = False
         if entry.records:
             _set_xattrs(entry, path)
-        # A hard link may be one to a symbolic link, whose mode is none.
+        # a hard link to a symbolic link, which has no mode
         if kind != tar.SYMLINK and (kind != tar.LINK or not stat.S_ISLNK(os.lstat(path).st_mode)):
             os.chmod(path, mode)
         os.utime(path, ns=_times(entry), follow_symlinks=False)
 
     def _link_target(self, linkname: bytes) -> bytes:
-        """The last component is not followed: a link to a symbolic link is that link."""
+        """The path of a hard link's target. The last component is not followed: a link to a symbolic link is that
+        link.
+        """
         directory, slash, base = linkname.rpartition(b"/")
         return clean(self._resolved(directory + slash) + b"/" + base)
 
@@ -248,7 +250,7 @@ class Extractor:
     # ------------------------------------------------------------------------ directories
 
     def _enter(self, directory: bytes) -> bytes:
-        """Where an entry's directory is, made if it is not there."""
+        """The resolved path of an entry's directory, which is created if it does not exist."""
         path = self._resolved(directory)
         if path == b"/":
             path = b""
@@ -260,11 +262,11 @@ class Extractor:
         return path
 
     def _resolved(self, directory: bytes) -> bytes:
-        """Where a directory is: a name with a link in it is followed, any other is what it says."""
+        """The resolved path of a directory. A name without links is returned unchanged."""
         path = clean(directory)
         if path != b"/" + directory.strip(b"/"):
             return self._here.resolve(directory)
-        if len(path) > _PATH_MAX:  # before each of its beginnings is written out
+        if len(path) > _PATH_MAX:  # before all of its prefixes are made
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), path)
         new = []
         known = path
@@ -307,7 +309,7 @@ class Extractor:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             if inherited(fd, path, self._lowers):
-                self._plain = False  # it may hand down more than it shows
+                self._plain = False  # it may hand down more than its mode shows
         finally:
             os.close(fd)
 
@@ -319,7 +321,7 @@ class Extractor:
     # ------------------------------------------------------------------------ removing
 
     def _clear(self, path: bytes, *, keep_directory: bool = False) -> bool:
-        """Make room for an entry; True if a directory stays, where another is to be."""
+        """Remove what is in an entry's place; True if a directory stays, since the entry is one too."""
         try:
             mode = os.lstat(path).st_mode
         except FileNotFoundError:
@@ -355,7 +357,7 @@ class Extractor:
         self._straight.discard(path)
 
     def _make_opaque(self, directory: bytes) -> None:
-        """An opaque marker on a plain tree."""
+        """Carry out an opaque marker on a plain tree."""
         above = directory
         while above not in self._cleared:
             if not above:
@@ -364,7 +366,7 @@ class Extractor:
             above = above[: above.rfind(b"/")]
 
     def _remove_lower(self, directory: bytes) -> None:
-        """Remove what this layer has not unpacked."""
+        """Remove everything that this layer has not unpacked."""
         self._cleared.add(directory)
         with os.scandir(directory or b"/") as found:
             children = [(directory + b"/" + e.name, e.is_dir(follow_symlinks=False)) for e in found]
@@ -386,7 +388,7 @@ def _write(fd: int, data: bytes | memoryview) -> None:
 
 
 def _write_sparse(fd: int, entry: tar.Entry, reader: tar.Reader) -> None:
-    """Holes stay holes."""
+    """Write only the data; holes stay holes."""
     assert entry.sparse is not None
     pieces = reader.data()
     piece: bytes | memoryview = b""
@@ -401,25 +403,25 @@ def _write_sparse(fd: int, entry: tar.Entry, reader: tar.Reader) -> None:
 
 
 def _times(entry: tar.Entry) -> tuple[int, int]:
-    """Access and modification; a layer's reader has at least the later of the two as the former."""
+    """Access and modification time. Like in containerd's reader, the access time is at least the modification time."""
     modified = entry.modified
     accessed = modified if entry.accessed is None or entry.accessed < modified else entry.accessed
     return (accessed if 0 <= accessed <= _LATEST else 0), (modified if 0 <= modified <= _LATEST else 0)
 
 
 def _id(number: int) -> int:
-    """A user or group as the system call sees it: 32 bits of it, all of them set meaning none."""
+    """A user or group id as the system call takes it: 32 bits; all bits set mean none."""
     number &= 0xFFFFFFFF
     return -1 if number == 0xFFFFFFFF else number
 
 
 def _device(major: int, minor: int) -> int:
-    """Linux's encoding in 32 bits; what does not fit is cut off, as the kernel does."""
+    """Linux's 32-bit encoding. Bits that do not fit are cut off, as by the kernel."""
     return (major & 0xFFF) << 8 | minor & 0xFF | (minor & 0xFFF00) << 12
 
 
 def _set_xattrs(entry: tar.Entry, target: int | bytes) -> None:
-    """All but ``trusted.*``, which would be orders to overlayfs; what the filesystem does not have is left out."""
+    """Set all xattrs but ``trusted.*``, which would control overlayfs. Those that the filesystem lacks are left out."""
     for key, value in entry.xattrs():
         if key.startswith(b"trusted."):
             continue
@@ -443,8 +445,8 @@ def _set_xattrs(entry: tar.Entry, target: int | bytes) -> None:
 
 
 def _quoted(name: bytes) -> str:
-    """On one line, whatever is in it. No codec is used that would have to be imported: the library is out of reach
-    in a chroot.
+    """A name in quotes, on one line. It needs no codec that would have to be imported: in a chroot the library is out
+    of reach.
     """
     text = name.decode("utf-8", "backslashreplace").replace('"', '\\"').replace("\n", "\\n")
     return '"' + "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text) + '"'

@@ -1,10 +1,10 @@
-"""Mounts of types ``fuse.NAME`` and ``fuse3.NAME``: the programs ``mount.fuse`` and ``mount.fuse3`` make them, as for
+"""Mounts of types ``fuse.NAME`` and ``fuse3.NAME``. The programs ``mount.fuse`` and ``mount.fuse3`` make them, as for
 containerd (core/mount/mount_linux.go), by starting NAME, which serves the files.
 
-NAME goes into the background, in a session of its own, and it keeps the mount namespace that the worker mounts in: so
-nothing would end either if the worker is killed. That is why all such programs run below a *keeper*, a process that the
-worker starts as the first of a PID namespace. It ends when the worker does, however that does; the kernel then kills
-whatever else is in that namespace.
+NAME goes into the background, in a session of its own, and keeps the worker's mount namespace alive. So neither would
+end if the worker were killed. Therefore all such programs run below a *keeper*: a process that the worker starts as the
+first of a PID namespace. The keeper ends when the worker does, for whatever reason; the kernel then kills all other
+processes in that namespace.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from services.oci.mounts import Mount
 from services.snapshots.diff import mounts
 
 HELPERS = {"fuse.": "mount.fuse", "fuse3.": "mount.fuse3"}
-"""Programs by the first part of a mount's type; what follows is the file system's own."""
+"""The helper programs, by the first part of a mount's type; the rest is the file system's own type."""
 
 _PACKET = 1 << 17
 """Bytes of a helper's arguments, at most."""
 _OUTPUT = 1 << 12
-"""Bytes kept of what a helper says."""
+"""Bytes of a helper's output that are kept."""
 _MOUNTING = 60.0
 """Seconds that a helper may take."""
 _ENDING = 20.0
@@ -33,7 +33,7 @@ _ENDING = 20.0
 
 
 class Keeper:
-    """The keeper, as the worker sees it. To be made before the worker has threads, or another root directory."""
+    """The keeper, as the worker sees it. Make it before the worker has threads or another root directory."""
 
     def __init__(self) -> None:
         self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -48,7 +48,7 @@ class Keeper:
         self._line.settimeout(_MOUNTING)
 
     def mount(self, mount: Mount, target: str) -> None:
-        """Have the helper mount it. MountError with what it says."""
+        """Let the helper make the mount. MountError with the helper's output."""
         kind = next(kind for kind in HELPERS if mount.type.startswith(kind))
         command = [
             HELPERS[kind],
@@ -72,8 +72,8 @@ class Keeper:
             raise mounts.MountError(f'{what} failed: "{words}": exit status {status.decode()}')
 
     def end(self) -> None:
-        """Once nothing is mounted any more: return when the programs have ended, which is when all that was written
-        is where it belongs.
+        """Wait, once nothing is mounted any more, until the programs have ended: only then has all data reached its
+        destination.
         """
         self._line.settimeout(_ENDING)
         with contextlib.suppress(TimeoutError):
@@ -84,8 +84,8 @@ class Keeper:
 
 
 def _keep(line: socket.socket) -> None:
-    """Be the keeper; returns when the worker has ended, or wants no more and no other program is left."""
-    for fd in map(int, os.listdir("/proc/self/fd")):  # the worker's answers are over when it has ended
+    """Be the keeper. Returns when the worker has ended, or has asked for the end and no other program is left."""
+    for fd in map(int, os.listdir("/proc/self/fd")):  # the worker's answers must not be kept open when it has ended
         if fd not in (2, line.fileno()):
             with contextlib.suppress(OSError):
                 os.close(fd)
@@ -112,7 +112,7 @@ def _keep(line: socket.socket) -> None:
                     poll.register(output, select.POLLIN)
             elif fd == woken:
                 os.read(woken, 1 << 10)
-            elif data := os.read(fd, _OUTPUT):  # to the end: who went into the background may still say something
+            elif data := os.read(fd, _OUTPUT):  # up to the end: a program in the background may still write something
                 said = (said + data)[:_OUTPUT]
             else:
                 poll.unregister(fd)
@@ -130,7 +130,7 @@ def _keep(line: socket.socket) -> None:
 
 
 def _run(command: list[bytes]) -> tuple[int, int]:
-    """Start a helper: its pid, and where to read what it says."""
+    """Start a helper. Returns its pid, and the pipe with its output."""
     reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     os.set_blocking(writing, True)
     pid = os.fork()
@@ -152,9 +152,7 @@ def _run(command: list[bytes]) -> tuple[int, int]:
 
 
 def _ended() -> tuple[dict[int, int], bool]:
-    """The exit codes of children that have ended, and whether any are left; those whose parents have ended are this
-    process's.
-    """
+    """The exit codes of children that have ended, and whether any are left. Orphans become this process's children."""
     ended: dict[int, int] = {}
     while True:
         try:

@@ -1,13 +1,12 @@
-"""What a directory has that a layer uses and does not name: what it has in the layers below.
+"""The attributes of directories that a layer uses but does not name: they take them from the layers below.
 
-That is its owner, mode, times and extended attributes (but ``trusted.*``, which are overlayfs's own), from the topmost
-layer that has the directory. Where no layer has it, it is 0755, and belongs to root, or to the group of the directory
-above if that has the set-group-id bit: so mkdir makes it, and so containerd leaves it (pkg/archive/tar.go, mkparent).
+These are owner, mode, times and extended attributes (except ``trusted.*``, which are overlayfs's), of the topmost layer
+that has the directory. If no layer has it, the directory is 0755 and belongs to root, or to the group of its parent if
+that has the set-group-id bit: mkdir does so, and containerd leaves it (pkg/archive/tar.go, mkparent).
 
-A layer that is unpacked *alone*, before those below it are known, makes such directories as root's, and notes them
-(:class:`Unnamed`); :func:`inherit` makes them what they would have become. What it cannot make up for are default ACLs,
-which go down to all that is made in a directory: then it says so, and the layer must be unpacked once more, on those
-below it.
+A layer that is unpacked *alone*, before the layers below it are known, makes such directories as root's and notes them
+(:class:`Unnamed`). Later, :func:`inherit` gives them their attributes. It cannot do this for default ACLs, which affect
+everything that is made in a directory: it then says so, and the layer must be unpacked again, on the layers below it.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class LinkError(OSError):
-    """There is a symbolic link on the way to a directory."""
+    """There is a symbolic link in the path of a directory."""
 
 
 class HandsDownError(Exception):
-    """A directory of the layers below has an ACL that what was made in it should have got when it was made."""
+    """A directory of the layers below has an ACL that files made in it should have inherited."""
 
 
 class Unnamed(namedtuple("Unnamed", ("path inside named"), defaults=(False, False))):  # noqa: PYI024 typing's would bring re into each worker
@@ -41,16 +40,18 @@ class Unnamed(namedtuple("Unnamed", ("path inside named"), defaults=(False, Fals
 
     __slots__ = ()
     path: bytes
-    """Absolute, the layer being the root."""
+    """Absolute; the layer is the root."""
     inside: bool
-    """When it was made, the directory above was one that the layer had not named: that hands its group down, if the
-    layers below say so.
+    """The parent, when this directory was made, was also one that the layer had not named: the parent may hand down its
+    group, if the layers below say so.
     """
     named: bool
-    """An entry named it later. It has what that says; extended attributes of the layers below remain."""
+    """An entry named the directory later. It has that entry's attributes; extended attributes of the layers below are
+    added.
+    """
 
     def encoded(self) -> bytes:
-        """As :meth:`parse` reads it; it holds no zero byte."""
+        """The bytes that :meth:`parse` reads; they contain no zero byte."""
         return b"%d%s" % (self.inside + 2 * self.named, self.path)
 
     @classmethod
@@ -61,12 +62,12 @@ class Unnamed(namedtuple("Unnamed", ("path inside named"), defaults=(False, Fals
 
 
 def inherit(upper: str, below: Sequence[str], unnamed: Iterable[Unnamed], *, links: bool = True) -> None:
-    """Do it for the ``unnamed`` directories of the layer in the directory ``upper``, in the order in which they were
-    made, once those of all layers ``below``, topmost first, are complete.
+    """Give the ``unnamed`` directories of the layer in the directory ``upper`` their attributes, in the order in which
+    they were made. The layers ``below``, topmost first, must be complete.
 
-    OSError, with the path in the layer, for what is no directory, or is below what is none in one of those layers, as
-    containerd has it. Not with ``links``: LinkError where one must be followed, which may take long. HandsDownError
-    where it cannot be done afterwards.
+    OSError, with the path in the layer, if a path is no directory, or is below something that is none, in one of those
+    layers, as in containerd. Without ``links``, LinkError if a link must be followed, which may take long.
+    HandsDownError if it is too late.
     """
     handed: dict[bytes, int] = {}
     """The group that a directory of ``unnamed`` hands down."""
@@ -76,7 +77,7 @@ def inherit(upper: str, below: Sequence[str], unnamed: Iterable[Unnamed], *, lin
             path = each.path
             with contextlib.ExitStack() as inner, _naming(path):
                 fd = _open(inner, upper, _DIRECTORY)
-                # no link on the way is followed: there is none, unless somebody put it there meanwhile
+                # without following links: there are none, unless somebody made one meanwhile
                 for name in path.split(b"/")[1:]:
                     fd = _open(inner, name, _DIRECTORY, fd)
                 handed.pop(path, None)
@@ -93,8 +94,8 @@ def inherit(upper: str, below: Sequence[str], unnamed: Iterable[Unnamed], *, lin
 
 @contextlib.contextmanager
 def _naming(path: bytes) -> Iterator[None]:
-    """Errors of system calls name ``path``, not what they were given: that is a part of it, or a directory of the
-    node's.
+    """Errors of system calls name ``path``, not their argument: that is a part of the path, or a directory of the
+    node.
     """
     try:
         yield
@@ -110,8 +111,8 @@ def _open(opened: contextlib.ExitStack, path: str | bytes, flags: int, directory
 
 
 def inherited(directory: int, path: bytes, lowers: Iterable[int]) -> bool:
-    """Do it for an open ``directory`` that was just made, which is ``path`` of its layer; False if no layer below
-    has it, or the topmost that has something there has no directory.
+    """Give the open, just made ``directory`` the attributes of ``path`` in the layers below. False if no layer has it,
+    or the topmost that has ``path`` has something else there.
     """
     source = _found(path, lowers, links=True)
     if source is None:
@@ -124,8 +125,8 @@ def inherited(directory: int, path: bytes, lowers: Iterable[int]) -> bool:
 
 
 def _found(path: bytes, lowers: Iterable[int], *, links: bool) -> int | None:
-    """The directory ``path`` of the topmost layer that has something there, opened; None if that is no directory,
-    or there is none.
+    """The directory ``path`` of the topmost layer that has anything there, opened. None if that is no directory, or
+    there is none.
     """
     for lower in lowers:
         try:
@@ -141,8 +142,8 @@ def _found(path: bytes, lowers: Iterable[int], *, links: bool) -> int | None:
 
 
 def _straight(lower: int, path: bytes) -> int | None:
-    """The directory ``path`` of a layer, opened; None if that is something else, LinkError if there is a link on
-    the way.
+    """The directory ``path`` of a layer, opened. None if it is something else, LinkError if there is a link in the
+    path.
     """
     at = lower
     names = path.split(b"/")[1:]
@@ -183,7 +184,7 @@ def _copy(source: int, directory: int) -> None:
 
 
 def _copy_late(source: int, directory: int, *, named: bool) -> None:
-    """As :func:`_copy`, with things in the directory already."""
+    """As :func:`_copy`, for a directory that already has files in it."""
     keys = xattrs(source)
     if DEFAULT_ACL in keys or (named and _ACL in keys):
         raise HandsDownError
@@ -195,7 +196,7 @@ def _copy_late(source: int, directory: int, *, named: bool) -> None:
 
 
 def xattrs(file: int | str) -> list[str]:
-    """The names of a file's extended attributes, but for overlayfs's own."""
+    """The names of a file's extended attributes, except overlayfs's."""
     try:
         return [key for key in os.listxattr(file) if not key.startswith("trusted.")]
     except OSError as error:

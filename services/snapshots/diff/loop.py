@@ -1,5 +1,5 @@
-"""Mounts with the option ``loop``: their source is a file, which a loop device makes a disk of, as containerd's
-blockfile and erofs snapshotters answer them.
+"""Mounts with the option ``loop``: a loop device makes a disk of their source, a file. containerd's blockfile and erofs
+snapshotters answer such mounts.
 
 The device is *autocleared*: the kernel detaches it when its last user is gone, so that no worker leaves one behind,
 however it ends.
@@ -19,15 +19,15 @@ _CONTROL = "/dev/loop-control"
 _GET_FREE, _CONFIGURE = 0x4C82, 0x4C0A
 _READ_ONLY, _AUTOCLEAR, _DIRECT_IO = 1, 4, 16
 _CONFIG = struct.Struct("=II 5Q 4I 64s 160x 64x")
-"""struct loop_config of linux/loop.h: the file, the block size, loop_info64, and what is reserved."""
+"""struct loop_config of linux/loop.h: the file, the block size, loop_info64, and reserved bytes."""
 _TRIES = 100
-"""The device that is free may be another's a moment later."""
+"""Attempts: a free device may be taken by another process a moment later."""
 
 
 @contextlib.contextmanager
 def attached(file: str, *, read_only: bool, direct: bool = False) -> Iterator[str]:
-    """The path of a loop device of ``file``, which is there as long as this or a mount of it. OSError, its
-    ``filename`` the one that failed.
+    """The path of a loop device of ``file``, which exists as long as the block or a mount of it. An OSError's
+    ``filename`` says which file failed.
     """
     device = _attach(file, (_READ_ONLY if read_only else 0) | _AUTOCLEAR | (_DIRECT_IO if direct else 0))
     try:

@@ -1,5 +1,5 @@
-"""Layer media types: which may be unpacked and how, which can be made; and the label that says what is in a
-compressed one.
+"""Layer media types: which can be unpacked and how, and which can be made. Also the label with the diff id of a
+compressed layer.
 """
 
 from __future__ import annotations
@@ -8,20 +8,20 @@ from services.kit import errors
 from services.oci.media_types import DOCKER_LAYERS, LAYER, LAYER_GZIP, LAYER_NON_DISTRIBUTABLE, LAYER_ZSTD
 
 UNCOMPRESSED = "containerd.io/uncompressed"
-"""Label of a layer's blob: its diff id, the digest of what it is without compression."""
+"""Label of a layer's blob: its diff id, which is the digest of its uncompressed data."""
 
 _OCI = frozenset((LAYER, LAYER_NON_DISTRIBUTABLE))
 
 MADE = {LAYER: "plain", LAYER_GZIP: "gzip", LAYER_ZSTD: "zstd"}
-"""What Diff makes, and how its worker calls that."""
+"""The media types that Diff makes, and their names for the worker."""
 
 
 def may_be_compressed(media_type: str) -> bool:
-    """Whether a layer of this type is to be inflated, if its bytes look compressed; Unknown for what is no layer, in
-    containerd's words.
+    """Whether a layer of this type is inflated if its bytes look compressed. Unknown, in containerd's words, for a type
+    that is no layer.
 
-    OCI's types say it by their last suffix, in alphabetical order as containerd takes them; Docker's plain type is not
-    believed. A Docker type with a suffix is taken as it is.
+    The suffixes of OCI's types decide; of several, containerd takes the last in alphabetical order. Docker's plain type
+    is not trusted, so its bytes decide. A Docker type with a suffix is not inflated.
     """
     base, *suffixes = media_type.split("+")
     if base in _OCI:
@@ -34,7 +34,7 @@ def may_be_compressed(media_type: str) -> bool:
 
 
 def compression_of(media_type: str) -> str:
-    """How to compress a layer of the type asked for; Unimplemented for others than OCI's, as in containerd."""
+    """The compression for a requested media type. Unimplemented for types other than OCI's, as in containerd."""
     if media_type not in MADE:
         raise errors.Unimplemented(f"unsupported diff media type: {media_type}")
     return MADE[media_type]

@@ -1,5 +1,5 @@
-"""Mounts that a worker makes, by containerd's rules for their options; those of types ``fuse.NAME`` by ``fuse.py``,
-which is imported only then.
+"""The mounts that a worker makes, with containerd's rules for options. ``fuse.py`` makes mounts of types ``fuse.NAME``;
+it is imported only for these.
 """
 
 from __future__ import annotations
@@ -60,19 +60,21 @@ _FLAGS: dict[str, tuple[bool, int]] = {
     "suid": (False, NOSUID),
     "sync": (True, SYNCHRONOUS),
 }
-"""fstab's options that are flags of mount(2): whether they set or clear, and what."""
+"""The options of fstab that are flags of mount(2): whether each sets or clears, and which flag."""
 
 _ROOM = 512
-"""Bytes less than that at which lower directories are given relative to what they have in common, as by containerd."""
+"""Lower directories are given relative to their common path if the options come closer than this many bytes to the
+limit, as in containerd.
+"""
 
 
 class Mounted:
-    """Mounts on ``directory``, made one after the other, each on its target below it. Those that a program serves
-    are there as long as this is.
+    """Mounts on ``directory``, made in order, each on its target below it. Those that a program serves last as long as
+    this object.
     """
 
     def __init__(self, mounts: Iterable[Mount], directory: str) -> None:
-        self._root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)  # of this namespace
+        self._root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)  # the root directory in this namespace
         self._directory = directory
         self._keeper: Keeper | None = None
         for m in mounts:
@@ -97,14 +99,14 @@ class Mounted:
 
     @property
     def served(self) -> bool:
-        """Whether a program serves any of it: then :meth:`end` is needed, for all that was written to be where it
-        belongs.
+        """Whether a program serves any of the mounts: then :meth:`end` is needed for all data to reach its
+        destination.
         """
         return self._keeper is not None
 
     def end(self) -> None:
-        """Unmount all, and wait for the programs that served it. Whoever calls it has nothing open in there; the
-        root directory is the one that it was before.
+        """Unmount all, and wait for the programs that served them. The caller must have nothing open there. The root
+        directory is then again that of the constructor's caller.
         """
         os.fchdir(self._root)
         os.chroot(".")
@@ -154,7 +156,7 @@ def _mount_one(m: Mount, target: str) -> None:
             os.chdir(cwd)
         mount(m.source, target, m.type, flags, ",".join(data))
         if flags & (BIND | RDONLY) == BIND | RDONLY:
-            mount("", target, "", flags | REMOUNT, "")  # a bind mount gets its flags only when it is remounted
+            mount("", target, "", flags | REMOUNT, "")  # a bind mount takes flags only by a remount
     finally:
         if cwd:
             os.fchdir(back)
@@ -162,13 +164,13 @@ def _mount_one(m: Mount, target: str) -> None:
 
 
 def _compact(options: list[str]) -> tuple[str, list[str]]:
-    """Many lower directories as paths relative to what they have in common, which is to be the working directory of
-    the mount.
+    """Make many lower directories relative to their common path, which is returned first: the mount must run with it as
+    its working directory.
     """
     at = next((i for i, o in enumerate(options) if o.startswith("lowerdir=")), -1)
     lowers = options[at][9:].split(":") if at >= 0 else []
     common = os.path.commonpath(lowers) if len(lowers) > 1 and all(lower.startswith("/") for lower in lowers) else ""
-    # as they are spelled
+    # as text, not resolved
     if common in ("", "/") or any(
         len(lower) <= len(common) + 1 or not lower.startswith(f"{common}/") for lower in lowers
     ):

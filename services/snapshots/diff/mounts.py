@@ -1,8 +1,8 @@
-"""The system calls that workers need: a mount namespace of their own, mount, syncfs; and mounts as arguments.
+"""System calls of the workers: an own mount namespace, mount, syncfs. Also mounts as program arguments.
 :mod:`~services.snapshots.diff.mounted` makes the mounts.
 
-A worker mounts in its own namespace, so nothing it mounts outlives it, however it ends. Small and quick to import,
-since each worker does.
+A worker mounts in its own namespace, so that no mount of its outlives it, however it ends. The module is small and
+quick to import, since each worker imports it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _SYNC_FILE_RANGE_WRITE = 2
 _NEWNS, _NEWPID, _FS = 0x00020000, 0x20000000, 0x00000200
 
 OPTIONS_LIMIT = 4095
-"""Bytes of options that mount(2) takes: a page with its end. It cuts off the rest without a word, and an overlay
-may then be mounted read-only, with a part of its layers.
+"""Bytes of options that mount(2) takes: a page with its terminator. The kernel silently cuts off the rest; an overlay
+may then be mounted read-only, with some of its layers.
 """
 
 
@@ -46,7 +46,7 @@ def to_arguments(mounts: Iterable[Mount]) -> list[str]:
 
 
 def from_arguments(arguments: Sequence[str]) -> list[Mount]:
-    """The mounts in what :func:`to_arguments` made."""
+    """The mounts that :func:`to_arguments` encoded."""
     found: list[Mount] = []
     at = 0
     while at < len(arguments):
@@ -57,7 +57,7 @@ def from_arguments(arguments: Sequence[str]) -> list[Mount]:
 
 
 def read_only(mounts: Iterable[Mount]) -> list[Mount]:
-    """The same trees without the means to change them; an overlay's upper directory becomes its topmost lower one."""
+    """The same trees, mounted read-only. An overlay's upper directory becomes its topmost lower one."""
     found = []
     for m in mounts:
         if m.type != "overlay":
@@ -72,35 +72,35 @@ def read_only(mounts: Iterable[Mount]) -> list[Mount]:
 
 
 def own_root() -> None:
-    """Let this thread have a root directory of its own, so that a chroot is not one for the others: spans are
-    exported by names of the node, not of a layer.
+    """Give this thread a root directory of its own, so that a chroot does not affect other threads: these export spans
+    by paths of the node, not of a layer.
     """
     _check(_libc.unshare(_FS), "unshare")
 
 
 def own_namespace() -> None:
-    """As :func:`own_root`, and leave the mount namespace of whoever started this process. Unmounts out there still
-    come in, so that no one's volume is kept busy.
+    """As :func:`own_root`, and enter a new mount namespace. Unmounts outside are still received, so that no volume is
+    kept busy.
     """
     _check(_libc.unshare(_NEWNS), "unshare")
     mount("", "/", "", REC | SLAVE, "")
 
 
 def fork_first() -> int:
-    """fork(), the child being the first process of a PID namespace: when it ends the kernel kills all that are in
-    that. Not with threads.
+    """fork(); the child becomes the first process of a PID namespace. When it ends, the kernel kills all processes in
+    that namespace. Not for processes with threads.
     """
     own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     _check(_libc.unshare(_NEWPID), "unshare")
     pid = os.fork()
     if pid:
-        _check(_libc.setns(own, _NEWPID), "setns")  # or there could be no more threads
+        _check(_libc.setns(own, _NEWPID), "setns")  # otherwise this process could start no more threads
     os.close(own)
     return pid
 
 
 def mount(source: str, target: str, fstype: str, flags: int, data: str) -> None:
-    """The system call; of more options than the kernel takes it is not made."""
+    """The system call. MountError if the options are longer than the kernel takes."""
     options = os.fsencode(data)
     if len(options) > OPTIONS_LIMIT:
         raise MountError(
@@ -118,7 +118,7 @@ def mount(source: str, target: str, fstype: str, flags: int, data: str) -> None:
 
 
 def unmount_all(directory: str) -> None:
-    """Unmount what is on a directory, one upon the other."""
+    """Unmount everything that is mounted on a directory."""
     while not _libc.umount2(os.fsencode(directory), _DETACH):
         continue
     if (number := ctypes.get_errno()) != errno.EINVAL:
@@ -126,26 +126,26 @@ def unmount_all(directory: str) -> None:
 
 
 def syncfs(fd: int) -> None:
-    """All that is written to the filesystem that ``fd`` is on reaches its disk."""
+    """Write all data of the filesystem of ``fd`` to its disk."""
     _check(_libc.syncfs(fd), "syncfs")
 
 
 def begin_writing(fd: int) -> None:
-    """Have what was written to an open file begin its way to the disk, so that a syncfs waits for less. A failure
-    is that syncfs's to tell.
+    """Start writing an open file's data to the disk, so that a later syncfs waits for less. That syncfs reports
+    failures.
     """
     _libc.sync_file_range(fd, 0, 0, _SYNC_FILE_RANGE_WRITE)
 
 
 def die_with_parent(parent: int) -> None:
-    """End this process by SIGKILL when the process ``parent`` that started it ends, even if it has already."""
+    """Let SIGKILL end this process when the process ``parent``, which started it, ends, or has ended already."""
     _libc.prctl(1, 9, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
 
 
 def words(number: int) -> str:
-    """An errno as Go, and so containerd, words it."""
+    """An errno in the words of Go, and so of containerd."""
     text = os.strerror(number)
     return text[:1].lower() + text[1:]
 

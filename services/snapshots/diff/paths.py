@@ -1,8 +1,8 @@
 """Paths in a layer, resolved below a root as containerd resolves them.
 
-Not quite as the kernel does in a chroot: a link's target is joined with the directory the link is in and cleaned as
-text, before what it names is looked at. So ``a -> missing/../b`` leads to ``b``, and what does not exist yet is taken
-for what its name says. Paths are absolute bytes, ``/`` being the root.
+This differs from the kernel's way in a chroot. A link's target is joined with the directory of the link and cleaned as
+text before it is looked up. So ``a -> missing/../b`` leads to ``b``, and a path that does not exist yet is taken
+literally. Paths are absolute bytes; ``/`` is the root.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import os
 import stat
 
 _LINKS = 255
-"""More symbolic links on the way are a loop."""
+"""Symbolic links in one path; more count as a loop."""
 
 
 class TooManyLinksError(OSError):
-    """A path that leads in circles."""
+    """A path with too many symbolic links: a loop."""
 
 
 def clean(path: bytes) -> bytes:
-    """``path`` as an absolute one without empty, ``.`` and ``..`` components; the root is its own parent."""
+    """``path`` made absolute, without empty, ``.`` and ``..`` components; the root is its own parent."""
     parts: list[bytes] = []
     for part in path.split(b"/"):
         if part == b"..":
@@ -32,8 +32,8 @@ def clean(path: bytes) -> bytes:
 
 
 def cleaned(path: bytes) -> bytes:
-    """``path`` without empty, ``.`` and inner ``..`` components, as Go's filepath.Clean: one that is relative stays
-    so, with its leading ``..``.
+    """``path`` without empty, ``.`` and inner ``..`` components, as by Go's filepath.Clean. A relative path stays
+    relative and keeps its leading ``..``.
     """
     if path.startswith(b"/"):
         return clean(path)
@@ -51,8 +51,8 @@ def cleaned(path: bytes) -> bytes:
 class Resolver:
     """Resolves symbolic links below a directory, given as a file descriptor, or below the process's root.
 
-    A relative path is not the same as an absolute one here: where its first component is a link, that link's target is
-    not yet cleaned when it is followed.
+    Relative paths are resolved differently here: if their first component is a link, its target is followed before it
+    is cleaned.
     """
 
     __slots__ = ("_fd", "_walked")
@@ -62,7 +62,7 @@ class Resolver:
         self._walked = 0
 
     def lstat(self, path: bytes) -> os.stat_result:
-        """Describe what an absolute path below the root names, a link as such."""
+        """The status of an absolute path below the root; a link is not followed."""
         if self._fd is None:
             return os.lstat(path)
         return os.stat(path[1:] or b".", dir_fd=self._fd, follow_symlinks=False)
@@ -74,7 +74,7 @@ class Resolver:
         return os.open(path[1:] or b".", flags | os.O_NOFOLLOW, dir_fd=self._fd)
 
     def resolve(self, path: bytes) -> bytes:
-        """Where ``path`` leads, every symbolic link in it followed, the last component's too."""
+        """``path`` with every symbolic link followed, the last component's too."""
         if not path:
             return b"/"
         self._walked = 0
@@ -85,9 +85,9 @@ class Resolver:
                 return path
 
     def _walk(self, path: bytes) -> bytes:
-        """One step for each component: the links in it replaced by where they point, which may be links again."""
+        """One pass over the components: each link is replaced by its target, which may contain links again."""
         first, *names = path.split(b"/")
-        new = self._follow(first)[0] if first else b"/"  # not clean, if it is a relative path's link
+        new = self._follow(first)[0] if first else b"/"  # not clean if it is the link of a relative path
         for name in names:
             if name:
                 found, link = self._follow(new + b"/" + name)

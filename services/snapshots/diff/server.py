@@ -1,15 +1,14 @@
-"""containerd.services.diff.v1.Diff: layers unpacked onto mounts, layers made of the difference between mounts.
+"""containerd.services.diff.v1.Diff: unpacks layers onto mounts, and makes layers of the difference between mounts.
 
-The words. A *layer* is a tar stream of changes, its *diff id* the digest of that stream uncompressed; the blob that
-carries it may be compressed and has a digest of its own. *Apply* unpacks the blob that a descriptor names onto mounts
-(those of a snapshot being made) and answers the layer's descriptor, whose digest is the diff id: the client compares it
-with the image's config. *Diff* makes a layer of what differs between two lists of mounts, ``left`` the older, and
-commits it as a blob of the caller's.
+Words. A *layer* is a tar stream of changes. Its *diff id* is the digest of the uncompressed stream. The blob with the
+layer may be compressed and has a digest of its own. *Apply* unpacks the blob that a descriptor names onto mounts (those
+of a snapshot that is being made). It answers the layer's descriptor, whose digest is the diff id; the client compares
+it with the image's config. *Diff* makes a layer of the difference between two lists of mounts, of which ``left`` is the
+older, and commits it as a blob of the caller's.
 
-Both are apart from the snapshotters on purpose: they see mounts and blobs only, as any client could, so they work on
-every snapshotter's mounts. Blobs are the caller's namespace's, reached through the gateway. The work is done by
-programs (``apply``, ``compare``), one run for each call, because it needs root directories, namespaces and cores of its
-own.
+Both are separate from the snapshotters on purpose. They see only mounts and blobs, as any client could, so they work on
+the mounts of every snapshotter. Blobs belong to the caller's namespace and are reached through the gateway. Programs do
+the work (``apply``, ``compare``), because it needs root directories, namespaces and cores of its own.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ from services.snapshots.diff.mounts import read_only, to_arguments
 
 
 class DiffServicer:
-    """Diff over the gateway at ``gateway_socket``. ``scratch`` is a directory of its own, where workers mount (in
-    their namespaces); it is made if need be.
+    """Diff over the gateway at ``gateway_socket``. ``scratch`` is a directory, created if needed, on which workers
+    mount (in their namespaces).
     """
 
     SERVICE = diff_stubs.DIFF
@@ -119,7 +118,7 @@ def _unique_ref() -> str:
 
 @contextlib.contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """Errors within, with what failed before their text, as containerd words it."""
+    """Prefix the errors of the block with ``what`` failed, as containerd does."""
     try:
         yield
     except errors.NodeError as error:

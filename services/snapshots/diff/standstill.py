@@ -1,9 +1,9 @@
-"""Whether a worker stands still: a disk, a file system on the network, or a program that serves its mount may never
-answer it, and nobody who waits for the worker would hear of that.
+"""Finds workers that make no progress: a disk, a network file system, or a program that serves a mount may never
+answer, and the worker's caller would wait for ever.
 
-A layer may take whatever time it needs, so only progress counts: while a worker does anything at all, one of its
-threads runs now and then. Where a thread waits for others who have a limit of their own (whoever fetches a blob that
-still arrives) it wakes up once in a while (``stream.py``), so that this does not look like standing still.
+A layer may take any time it needs, so only progress counts: while a worker does anything at all, one of its threads
+runs now and then. A thread that waits for others who have a limit of their own (the download of a blob that is still
+arriving) wakes up once in a while (``stream.py``), so that it does not look stuck.
 """
 
 from __future__ import annotations
@@ -12,23 +12,21 @@ import os
 import time
 
 LIMIT = 600.0
-"""Seconds. One system call may take minutes on a disk that works: syncfs does, of all that a large memory holds
-back.
-"""
+"""Seconds. One system call may take minutes on a disk that works: syncfs does, if a large memory holds data back."""
 LOOK = 10.0
-"""Seconds from one look to the next, or a quarter of the limit, if that is less."""
+"""Seconds between two looks, or a quarter of the limit, if that is less."""
 DYING = 10.0
-"""Seconds after which nobody waits any more for the end of a worker that was killed: one in state D does not end."""
+"""Seconds after which the end of a killed worker is no longer waited for: a process in state D does not end."""
 
 
 def look_every(limit: float) -> float:
-    """Seconds from one look to the next."""
+    """Seconds between two looks."""
     return min(LOOK, limit / 4)
 
 
 class Still:
-    """How long a process has stood still, as far as somebody has looked; time in which nobody did counts as one
-    look.
+    """How long a process has made no progress, as far as it was looked at. A pause between looks counts as at most two
+    intervals.
     """
 
     def __init__(self, limit: float) -> None:
@@ -38,8 +36,8 @@ class Still:
         self._seconds = 0.0
 
     def seconds(self, pid: int) -> float:
-        """Look again: how many seconds it is by now. One that was stopped (SIGSTOP, a debugger) does not stand
-        still.
+        """Look again, and return the seconds without progress so far. A process that was stopped (SIGSTOP, a debugger)
+        is not stuck.
         """
         now = time.monotonic()
         passed, self._looked = now - self._looked, now
@@ -52,8 +50,8 @@ class Still:
 
 
 def _signs(pid: int) -> bytes | None:
-    """What is another whenever one of its threads has run: their time on a processor, and how often they left one.
-    None for a process that was stopped or is gone.
+    """Counters that change whenever one of the process's threads has run: processor time and context switches. None for
+    a process that was stopped or is gone.
     """
     try:
         found = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()

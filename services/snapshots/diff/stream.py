@@ -1,8 +1,8 @@
-"""From a blob's bytes to a layer's: what is compressed is inflated, and all is hashed on the way. The blob may still be
+"""Turns a blob into the bytes of a layer: compressed data is inflated, and everything is hashed. The blob may still be
 growing.
 
-Inflating (``kit/inflate.py``) and hashing run in a thread of their own beside the unpacking: both leave the GIL to
-others while they work on a chunk. A small blob is not worth a thread.
+Inflating (``kit/inflate.py``) and hashing run in a thread beside the unpacking; both release the GIL while they work on
+a chunk. A small blob is not worth a thread.
 """
 
 from __future__ import annotations
@@ -20,24 +20,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 QUEUE = 8
-"""Chunks inflated ahead: with their size it bounds a worker's memory."""
+"""Chunks that are inflated ahead: together with their size this bounds a worker's memory."""
 SMALL = 1 << 20
-"""Blobs up to this size are inflated as they are unpacked."""
+"""Bytes up to which a blob is inflated in the thread that unpacks it."""
 AWAKE = 0.5
-"""Seconds after which a thread that waits for bytes looks whether they are there, for nothing but to be seen alive
-(``standstill.py``).
-"""
+"""Seconds after which a thread that waits for bytes wakes up, only to show that it is alive (``standstill.py``)."""
 
 
 class Growing:
-    """The bytes of the file ``fd``, which will be ``size``, as they come: each number of eight bytes (little
-    endian) on ``news`` tells how many are there. CompressionError if no more will come.
+    """The bytes of the file ``fd``, as they arrive; in the end there are ``size``. Each number of eight bytes (little
+    endian) on ``news`` says how many are there. CompressionError if no more will come.
     """
 
     def __init__(self, fd: int, news: int, size: int) -> None:
         self.size = size
         self.waited = 0
-        """Nanoseconds, so far, in which there was nothing to read."""
+        """Nanoseconds so far in which there was nothing to read."""
         self._fd = fd
         self._news = news
 
@@ -60,12 +58,12 @@ class Growing:
 
 
 class Digested:
-    """The uncompressed chunks of a blob, once: of all that a file descriptor has, or of one that grows. When all were
-    taken, ``digest`` and ``size`` describe them.
+    """The uncompressed chunks of a blob, once. The blob is everything in a file descriptor, or one that grows. After
+    the last chunk, ``digest`` and ``size`` describe it.
 
-    ``detect`` says whether the blob may be compressed: a layer's media type without compression promises that it is
-    not. Which compression it is, its first bytes tell, as they tell containerd. Whatever must be imported for it is
-    imported here, before the caller leaves the root directory that holds it.
+    ``detect`` says whether the blob may be compressed: a media type without compression promises that the layer is not.
+    The first bytes show which compression it is, as for containerd. Everything that must be imported is imported here,
+    before the caller leaves the root directory with the libraries.
     """
 
     def __init__(self, blob: int | Growing, *, detect: bool) -> None:
@@ -81,7 +79,7 @@ class Digested:
 
     @property
     def digest(self) -> str:
-        """The diff id, if all chunks were taken."""
+        """The diff id, once all chunks were taken."""
         return f"sha256:{self._hash.hexdigest()}"
 
     def __iter__(self) -> Iterator[bytes]:
@@ -103,9 +101,7 @@ def _is_small(blob: int | Growing) -> bool:
 
 
 def beside(source: Iterator[bytes]) -> Iterator[bytes]:
-    """The same chunks, made in a thread up to :data:`QUEUE` ahead of whoever takes them. The thread starts with the
-    first.
-    """
+    """The same chunks, made in a thread, at most :data:`QUEUE` ahead. The thread starts with the first chunk taken."""
     import queue
     import threading
 
@@ -131,7 +127,7 @@ def beside(source: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _read(fd: int) -> Iterator[bytes]:
-    """From the beginning of a file, wherever its offset is: whoever opened it may have a second look."""
+    """Read a file from its beginning, wherever its offset is, so that its opener can read it again."""
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         while data := _next(fd, CHUNK):
             yield data
@@ -143,7 +139,7 @@ def _read(fd: int) -> Iterator[bytes]:
 
 
 def _next(fd: int, count: int) -> bytes:
-    """As os.read, of a pipe."""
+    """As os.read, for a pipe."""
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     while not poll.poll(AWAKE * 1000):

@@ -1,7 +1,7 @@
-"""Writing a layer's tar stream, byte for byte as containerd does, so that a tree gives the same diff id on either.
+"""Writes a layer's tar stream, byte for byte as containerd does, so that a tree has the same diff id with either.
 
-Headers are ustar; a PAX header comes before one whose name, link, numbers or xattrs do not fit into that. Names of
-users and groups are never written: those of this machine mean nothing elsewhere.
+Headers are ustar. A PAX header precedes an entry whose name, link, numbers or xattrs do not fit into a ustar header.
+Names of users and groups are never written: those of this machine mean nothing elsewhere.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def header(
     minor: int = 0,
     records: dict[bytes, bytes] | None = None,
 ) -> bytes:
-    """An entry's header blocks. ``modified`` in seconds; a directory's name ends in a slash; ``records`` are PAX
-    records to write in any case.
+    """The header blocks of an entry. ``modified`` is in seconds. A directory's name ends with a slash. ``records`` are
+    PAX records that are written in any case.
     """
     pax = dict(records or {})
     only_pax = bool(pax)
@@ -60,7 +60,7 @@ def header(
 
 
 def padding(size: int) -> bytes:
-    """What fills a file's last block."""
+    """The bytes that fill a file's last block."""
     return bytes(-size % BLOCK)
 
 
@@ -101,7 +101,7 @@ def _block(
 
 def _text(value: bytes, width: int) -> bytes:
     if len(value) > width and value[width - 1 : width] == b"/":
-        # A reader that sees only this much must not take a file for a directory.
+        # A reader that sees only this part must not take a file for a directory.
         value = value[: width - 1].rstrip(b"/")
     return value[:width].ljust(width, b"\0")
 
@@ -120,7 +120,7 @@ def _record(key: bytes, value: bytes) -> bytes:
 
 
 def _split(name: bytes) -> bytes | None:
-    """The prefix of a long name that ustar can hold, or None."""
+    """The prefix with which ustar can hold a long name, or None."""
     if not name.isascii():
         return None
     length = len(name)
@@ -141,5 +141,5 @@ def _join(directory: bytes, base: bytes) -> bytes:
 
 
 def _ascii(value: bytes) -> bytes:
-    """Without what is not ASCII."""
+    """``value`` without the bytes that are not ASCII."""
     return value if value.isascii() else bytes(byte for byte in value if byte < 0x80)

@@ -1,4 +1,4 @@
-"""Starting the worker programs of this service, and ending them with the call that they work for."""
+"""Starts the worker programs of this service, and ends them with the calls that they work for."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from services.snapshots.diff.inherit import Unnamed
 from services.snapshots.diff.mounts import to_arguments
 
 _REST = 10.0
-"""Seconds without work after which the program that unpacks ends: it takes 10 MB, and 40 ms to start."""
+"""Seconds without work after which the apply program ends: it takes 10 MB, and 40 ms to start."""
 
 _ENDING = 2.0
-"""Seconds for one that takes no more requests to end, so that its end can be told."""
+"""Seconds to wait for the end of a program that takes no more requests, so that the error can say how it ended."""
 
 _FILES = (
     "services/__init__.py",
@@ -34,15 +34,17 @@ _FILES = (
     "services/oci/mounts.py",
     *(f"services/kit/{name}.py" for name in ("__init__", "inflate", "tar")),
 )
-"""What our programs import of ours, and no more: each file costs half a millisecond at the start of a service."""
+"""The modules of ours that the programs import, and no more: each file costs half a millisecond at the start of a
+service.
+"""
 
 _TRACED = ("services/kit/*.py", "services/wire/*.py")
-"""The same where they export spans."""
+"""The modules that they import in addition if they export spans."""
 
 
 class Applied(NamedTuple):
-    """A layer that was unpacked: its diff id, its uncompressed size in bytes, and, if it was alone, the directories
-    that it uses and does not name, for ``inherit.py``.
+    """An unpacked layer: its diff id, its uncompressed size in bytes, and, if it was unpacked alone, the directories
+    that it uses but does not name, for ``inherit.py``.
     """
 
     diff_id: str
@@ -52,8 +54,8 @@ class Applied(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """Of a blob that is still arriving: where its news come from (``apply.py``), which the worker takes over, and
-    what its size will be.
+    """A blob that is still arriving: the file descriptor with its news (``apply.py``), which the worker takes over, and
+    its final size.
     """
 
     news: int
@@ -61,9 +63,8 @@ class Growth:
 
 
 class Appliers:
-    """Workers that unpack layers; one for a process. ``scratch`` is an empty directory of its own, where workers
-    mount in their namespaces. ``limit``: of seconds for which one may stand still. ``rest``: seconds without work after
-    which the program ends.
+    """The workers that unpack layers; one object for each process. ``scratch`` is an empty directory on which workers
+    mount, each in its own namespace. ``limit``: seconds without progress after which a worker is killed.
     """
 
     def __init__(self, scratch: str, limit: float = standstill.LIMIT, rest: float = _REST) -> None:
@@ -78,7 +79,7 @@ class Appliers:
         self._idle: asyncio.TimerHandle | None = None
 
     def expect(self) -> None:
-        """Work will come in a moment: start the program meanwhile. If it cannot be started, that work will say why."""
+        """Start the program, since work will come in a moment. If it cannot be started, that work gets the error."""
 
         async def start() -> None:
             with contextlib.suppress(OSError):
@@ -101,11 +102,13 @@ class Appliers:
     ) -> Applied:
         """Unpack the layer in the file ``blob`` onto ``mounts``.
 
-        ``detect``: it may be compressed; ``sync``: return when its files are durable; ``alone``: the one mount binds
-        what will be the upper directory of an overlay. What the worker refuses is Unknown, with its text, as containerd
-        classifies such errors (but for what is not implemented); a worker that ends without an answer is Internal, and
-        so is one that was killed because it stood still (``standstill.py``). If the caller is cancelled the worker is
-        killed, and this returns when it is gone.
+        ``detect``: it may be compressed. ``sync``: return when its files are durable. ``alone``: the only mount binds
+        the future upper directory of an overlay.
+
+        An error that the worker reports is Unknown, with its text, as containerd classifies such errors, or
+        Unimplemented. A worker that ends without an answer, or is killed because it makes no progress
+        (``standstill.py``), is Internal. If the caller is cancelled, the worker is killed, and this returns when it is
+        gone.
         """
         words = [
             "detect" if detect else "plain",
@@ -122,7 +125,7 @@ class Appliers:
         return Applied(diff_id, int(size), tuple(map(Unnamed.parse, unnamed)))
 
     async def _worked(self, words: Sequence[str], mounts: Sequence[Mount], files: Sequence[int]) -> bytes:
-        """What a worker answers after ``ok``."""
+        """The worker's answer after ``ok``."""
         program = await self._running()
         request = ["apply", str(next(self._ids)), *words, *to_arguments(mounts)]
         try:
@@ -149,7 +152,7 @@ class Appliers:
             return self._program
 
     def _rest(self) -> None:
-        """End the program if nobody wants it for a while."""
+        """End the program if it is not needed for a while."""
         if self._program is not None and not self._program.busy and self._idle is None:
             self._idle = asyncio.get_running_loop().call_later(self._rest_seconds, self._end)
 
@@ -160,7 +163,7 @@ class Appliers:
             self._program = None
 
     async def aclose(self) -> None:
-        """End the program, and with it whatever it still does."""
+        """End the program, and all its workers."""
         if self._expecting is not None:
             await asyncio.wait((self._expecting,))
         if self._idle is not None:
@@ -171,11 +174,11 @@ class Appliers:
 
 
 class _Program:
-    """``apply.py``, running."""
+    """A running ``apply.py``."""
 
     def __init__(self, process: asyncio.subprocess.Process, connection: socket.socket, limit: float) -> None:
         self.over = False
-        """It takes no more work."""
+        """The program takes no more work."""
         self._began = False
         self._limit = limit
         self._process = process
@@ -197,16 +200,18 @@ class _Program:
 
     @property
     def busy(self) -> bool:
-        """Whether it has workers."""
+        """Whether the program has workers."""
         return bool(self._jobs)
 
     async def worked(self, request: Sequence[str], files: Sequence[int]) -> tuple[int, bytes]:
-        """One worker's work: its wait status, and its answer. Cancelled, the worker is killed first."""
+        """Run one worker. Returns its wait status and its answer. If the caller is cancelled, the worker is killed
+        first.
+        """
         job = request[1]
         self._jobs[job] = ended = self._loop.create_future()
         answers, answering = os.pipe2(os.O_CLOEXEC)
         answer = loops.task("the answer of an apply worker", _all_of(answers))
-        # no worker, or one that cannot be ended and keeps the pipe open
+        # there is no worker, or one that cannot be killed and keeps the pipe open
         ended.add_done_callback(lambda _: ended.cancelled() or ended.exception() is None or answer.cancel())
         try:
             try:
@@ -224,7 +229,7 @@ class _Program:
             try:
                 status, said = await asyncio.shield(ended), await asyncio.shield(answer)
             except asyncio.CancelledError:
-                with contextlib.suppress(OSError):  # there is no program any more, and so no worker
+                with contextlib.suppress(OSError):  # the program has gone, and its workers with it
                     await self._send(f"kill\0{job}", [])
                 raise
         finally:
@@ -237,7 +242,7 @@ class _Program:
         return status, said
 
     async def _send(self, words: str, files: Sequence[int]) -> None:
-        """A packet to the program, which takes it soon. It is sent, or it is not: never half of it."""
+        """Send a packet to the program, which takes it soon. A packet is sent completely or not at all."""
         data = words.encode("utf-8", "surrogateescape")
         while True:
             try:
@@ -251,7 +256,7 @@ class _Program:
             data = self._connection.recv(1 << 12)
         except BlockingIOError:
             return
-        except ConnectionResetError:  # with a request unread
+        except ConnectionResetError:  # a request was not read
             data = b""
         if data:
             what, job, *status = data.decode().split("\0")
@@ -265,7 +270,7 @@ class _Program:
         self.end()
 
     async def _why(self, error: OSError | None = None) -> str:
-        """What became of a program that takes no request, or that ended before it took one."""
+        """Why a program takes no request, or ended before it took one."""
         if error is not None and not isinstance(error, BrokenPipeError | ConnectionResetError):
             return str(error.strerror)
         with contextlib.suppress(TimeoutError):
@@ -274,7 +279,7 @@ class _Program:
         return f"its program {_how(self._process.returncode)}"
 
     def end(self) -> None:
-        """Have it end, if it has not; its workers die with it."""
+        """End the program, if it has not ended; its workers die with it."""
         if self.over:
             return
         self.over = True
@@ -292,8 +297,8 @@ class _Program:
 async def run(
     program: str, *arguments: str, file: int, started: Callable[[], None], limit: float = standstill.LIMIT
 ) -> list[str]:
-    """Run ``services.snapshots.diff.PROGRAM`` with ``file`` as its standard input; the words of its answer after
-    ``ok``. Its errors are as those of :meth:`Appliers.apply`; so is ``limit``.
+    """Run ``services.snapshots.diff.PROGRAM`` with ``file`` as its standard input. Returns the words of its answer
+    after ``ok``. Errors and ``limit`` are those of :meth:`Appliers.apply`.
     """
     process = await _start(program, *arguments, stdin=file, stdout=asyncio.subprocess.PIPE)
     try:
@@ -302,7 +307,8 @@ async def run(
         output = await programs.watched(f"the {program} worker", process, process.stdout.read(), limit)
         code = await process.wait()
     except BaseException:
-        for kill in (os.killpg, os.kill) if process.returncode is None else ():  # it has no group until it has begun
+        # it is no group leader before it has begun
+        for kill in (os.killpg, os.kill) if process.returncode is None else ():
             with contextlib.suppress(ProcessLookupError):
                 kill(process.pid, signal.SIGKILL)
         await programs.gone(process)
@@ -315,14 +321,14 @@ async def run(
 
 
 def _code() -> int:
-    """The archive of what our programs import of ours."""
+    """The archive with the modules that the programs import."""
     return kept.archive(
         (*_FILES, *(_TRACED if any(name.startswith("OTEL_EXPORTER_OTLP_") for name in os.environ) else ()))
     )
 
 
 async def _start(program: str, *arguments: str, stdin: int, stdout: int | None = None) -> asyncio.subprocess.Process:
-    """``-S`` and the short module path keep a start below 30 ms."""
+    """Start a program. ``-S`` and the short module path keep a start below 30 ms."""
     code = _code()
     environment = {**os.environ, **tracing.environment(), "PYTHONPATH": kept.search_path(code, sys.path)}
     return await asyncio.create_subprocess_exec(
@@ -354,13 +360,13 @@ def _how(code: int | None) -> str:
 
 
 async def _all_of(pipe: int) -> bytes:
-    """What is written into a pipe, until its other end is closed; the pipe is closed then."""
+    """All data written into a pipe, until its other end is closed; the pipe is then closed."""
     async with pipes.reading(pipe) as reader:
         return await reader.read()
 
 
 async def _settled(*futures: asyncio.Future[Any]) -> None:
-    """Wait for them, whatever comes; a cancellation is not lost."""
+    """Wait for all ``futures``, also when cancelled; the cancellation is raised afterwards."""
     cancelled: asyncio.CancelledError | None = None
     while not all(future.done() for future in futures):
         try:
