@@ -10,7 +10,7 @@ from functools import partial
 from services.kit import process, rpc, settings
 from services.kit.removals import RemovalsServicer
 from services.kit.stamp import StampServicer
-from services.snapshots.broken import BrokenSnapshotter, begun
+from services.snapshots.broken import BrokenSnapshotter, started
 from services.snapshots.config import Config
 from services.snapshots.diff.server import DiffServicer
 from services.snapshots.server import SnapshotsServicer, SnapshottersServicer
@@ -26,7 +26,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
         for name in (*(each.NAME for each in SNAPSHOTTERS), "diff"):
             stack.enter_context(process.owned(top / name))
         snapshotters = [
-            await begun(
+            await started(
                 each.NAME,
                 partial(
                     each,
@@ -56,7 +56,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
             rpc.serving(node.state / "snapshots.sock", [SnapshottersServicer(snapshotters)], grace=config.grace)
         )
         for snapshotter, server in zip(snapshotters, servers, strict=True):
-            snapshotter.told_by(server, whole)
+            snapshotter.report_to(server, whole)
         diff = DiffServicer(node.state / "internal.sock", top / "diff")
         stack.push_async_callback(diff.close)
         await stack.enter_async_context(rpc.serving(node.state / "diff.sock", [diff], grace=config.grace, relayed=True))

@@ -32,7 +32,7 @@ class BrokenSnapshotter:
         self.words = f"snapshotter {name} is out of use: {words.removesuffix(f': {errors.DataLoss.suffix}')}"
         """Why it cannot be used, and what to do."""
 
-    def told_by(self, *servers: Server) -> None:
+    def report_to(self, *servers: Server) -> None:
         """Let the health of ``servers`` say so."""
         for server in servers:
             server.ail(self.words)
@@ -81,7 +81,7 @@ class BrokenSnapshotter:
         yield  # makes this a generator, as in the others
 
 
-async def begun(
+async def started(
     name: str, kind: Callable[[Path], LocalSnapshotter], root: Path, stack: contextlib.AsyncExitStack
 ) -> LocalSnapshotter | BrokenSnapshotter:
     """The snapshotter in ``root``, which ``stack`` closes. If its data on disk cannot be read, a BrokenSnapshotter.

@@ -124,7 +124,7 @@ class BtrfsSnapshotter(DirectorySnapshotter):
             raise disk.disk_error(error, "failed to get subvolume id") from None
         return [Mount("btrfs", self.disk.source, (f"subvolid={subvolume}", *(() if active else ("ro",))))]
 
-    def words(self, doing: str, key: str) -> str:
+    def error_words(self, doing: str, key: str) -> str:
         return {
             "mount": "failed to get active snapshot",
             "commit": "failed to commit",

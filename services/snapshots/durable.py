@@ -33,7 +33,7 @@ class FilesystemSync:
         """The callers that wait for a syncfs that has not begun."""
         self._running: asyncio.Task[None] | None = None
 
-    def begun(self) -> Synced:
+    def start(self) -> Synced:
         """Start a sync. The result is an awaitable function that returns when everything written before is on the disk.
         It raises OSError if some of it could not be written; the kernel reports that once.
         """

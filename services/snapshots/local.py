@@ -53,7 +53,7 @@ T = TypeVar("T")
 
 
 @contextlib.contextmanager
-def failing_to(words: str) -> Iterator[None]:
+def prefixed(words: str) -> Iterator[None]:
     """Prefix the errors of the block with ``words: ``, as containerd does; their class stays."""
     try:
         yield
@@ -92,7 +92,7 @@ class LocalSnapshotter(ABC):
         self.settings = self.Settings() if settings is None else settings
         self._sync_commit = sync_commit
         self._sync_remove = sync_remove
-        self._unnoted = ""
+        self._held_in_memory = ""
         """Why things are held back, if that could not be written to the file ``held``."""
         self.soundness = Soundness(root / "metadata.db", self._hold)
         # written before a new database exists, after which this could not be noticed
@@ -101,7 +101,7 @@ class LocalSnapshotter(ABC):
         self._tree = Tree(root / "metadata.db", self.soundness.damaged)
         if self._tree.file.lost:
             self._hold(self._tree.file.lost)
-            if not self._unnoted:
+            if not self._held_in_memory:
                 self._tree.file.noted()
         try:
             for made in (root, root.parent):
@@ -110,16 +110,16 @@ class LocalSnapshotter(ABC):
         except BaseException:
             self._tree.give_up()
             raise
-        self._sync = FilesystemSync(str(root), self._doubt)
-        self._doubtful = 0
+        self._sync = FilesystemSync(str(root), self._writes_failed)
+        self._suspect_below = 0
         """The highest id at a time when the kernel could not write some files to the disk: any snapshot up to this id
         may have lost files.
         """
         self._staged: set[str] = set()
         """Names of things that are being made, before their records are written."""
-        self._believed = False
+        self._pages_sound = False
         """All pages of the database are sound, as far as is known."""
-        self._copied: Counter[int] = Counter()
+        self._copying_from: Counter[int] = Counter()
         """Ids of the parents of staged copies: they have children that no record knows yet."""
         self._committing: dict[str, asyncio.Future[None]] = {}
         """The snapshots that are being committed, by name; done once the record is queued. Records are written in queue
@@ -133,10 +133,10 @@ class LocalSnapshotter(ABC):
     async def __aenter__(self) -> Self:
         """Look at the machine, finish what a crash interrupted, and begin to remove what it left."""
         await self.start()
-        if trouble := self._elsewhere():
+        if trouble := self._filesystem_trouble():
             log.info("snapshotter %s does not work here: %s", self.NAME, trouble)
         with contextlib.suppress(errors.NodeError):  # damaged records: the next reader gets the error
-            await self._frozen(
+            await self._freeze_or_log(
                 [row.id for row in map(self._tree.row, self._tree.view(Rows.all)) if row.info.kind is Kind.COMMITTED]
             )
         self._sweep()
@@ -153,9 +153,9 @@ class LocalSnapshotter(ABC):
                 await self._emptying
         await self._sync.aclose()
 
-    def told_by(self, *servers: Server) -> None:
+    def report_to(self, *servers: Server) -> None:
         """Let the health of ``servers`` say from now on when its records are damaged."""
-        self.soundness.told_by(*servers)
+        self.soundness.report_to(*servers)
 
     async def about(self) -> About:
         """The snapshotter's announcement of itself."""
@@ -174,9 +174,9 @@ class LocalSnapshotter(ABC):
 
     async def trouble(self) -> str:
         """Why the snapshotter cannot work on this machine at present; "" if it can."""
-        return self._elsewhere()
+        return self._filesystem_trouble()
 
-    def _elsewhere(self) -> str:
+    def _filesystem_trouble(self) -> str:
         if self.FILESYSTEM in ("", self.disk.type):
             return ""
         return (
@@ -241,19 +241,19 @@ class LocalSnapshotter(ABC):
         """The mounts of an active snapshot or a view. It blocks no longer than a system call."""
 
     @abstractmethod
-    def words(self, doing: str, key: str) -> str:
+    def error_words(self, doing: str, key: str) -> str:
         """The words that containerd's snapshotter puts before the reason when ``doing`` (mount, commit, remove)
         fails.
         """
 
-    def shown(self, row: Row) -> Info:
+    def visible(self, row: Row) -> Info:
         """The description of a snapshot that clients see."""
         return row.info
 
     # ---------------------------------------------------------------- reading
 
     async def stat(self, key: str) -> Info:
-        return self.shown(self._get(key))
+        return self.visible(self._get(key))
 
     async def usage(self, key: str) -> Usage:
         row = self._get(key)
@@ -268,7 +268,7 @@ class LocalSnapshotter(ABC):
                 raise errors.FailedPrecondition(f"requested snapshot {key} not active or view")
             return row, rows.ancestors(row)
 
-        with failing_to(self.words("mount", key)):
+        with prefixed(self.error_words("mount", key)):
             return self.mounts_of(*self._tree.view(read))
 
     def _get(self, key: str) -> Row:
@@ -301,7 +301,7 @@ class LocalSnapshotter(ABC):
             rows.insert(row)
             return row, ancestors
 
-        with failing_to("failed to create snapshot"):
+        with prefixed("failed to create snapshot"):
             staged = self.copies(kind, parent)
             try:
                 async with self._staging(name, key, parent) if staged else contextlib.nullcontext():
@@ -322,12 +322,12 @@ class LocalSnapshotter(ABC):
             base = _base(rows, key, parent)
             assert base is not None
             self._staged.add(name)
-            self._copied[base.id] += 1
+            self._copying_from[base.id] += 1
             return base.id
 
         def release(_: object = None) -> None:
             if reserved.exception() is None:
-                self._copied -= Counter([reserved.result()])
+                self._copying_from -= Counter([reserved.result()])
                 self._staged.discard(name)
 
         reserved = loops.task("the reservation of a copy", self._tree.write(reserve))
@@ -385,11 +385,11 @@ class LocalSnapshotter(ABC):
         measured = self._get(key)
         usage = Usage()
         if measured.info.kind is Kind.ACTIVE:
-            synced = self._sync.begun() if self._sync_commit else None  # the sync runs while the files are measured
+            synced = self._sync.start() if self._sync_commit else None  # the sync runs while the files are measured
             with tracing.span("snapshots.measure", key=key):
                 usage = await self.measure(measured)
             if synced is not None:
-                with tracing.span("snapshots.sync", key=key), failing_to(self.words("commit", key)):
+                with tracing.span("snapshots.sync", key=key), prefixed(self.error_words("commit", key)):
                     await self._made_durable(measured, synced)
 
         def record(rows: Rows) -> None:
@@ -407,12 +407,12 @@ class LocalSnapshotter(ABC):
 
         if below is not None:
             await asyncio.shield(below)
-        with failing_to(self.words("commit", key)):
+        with prefixed(self.error_words("commit", key)):
             written.set_result(None)
             await self._write(record)
-        await self._frozen([measured.id])
+        await self._freeze_or_log([measured.id])
 
-    async def _frozen(self, numbers: Sequence[int]) -> None:
+    async def _freeze_or_log(self, numbers: Sequence[int]) -> None:
         try:
             await self.freeze(numbers)
         except OSError as error:
@@ -427,22 +427,22 @@ class LocalSnapshotter(ABC):
             await synced()
         except OSError as error:
             raise disk.disk_error(error, "its files are not on the disk") from None
-        if row.id < self._doubtful:
+        if row.id < self._suspect_below:
             raise errors.Unknown(
                 "its files may not be on the disk, which refused some since it was begun: make it anew"
             )
 
-    def _doubt(self) -> None:
+    def _writes_failed(self) -> None:
         """The kernel could not write some files, and reports that once: every snapshot that exists by now may have lost
         some.
         """
-        self._doubtful = next(self._ids)
+        self._suspect_below = next(self._ids)
 
     async def synced(self) -> None:
         """Return when everything that was written to the snapshots' filesystem is on the disk; OSError if some of it
         could not be.
         """
-        await self._sync.begun()()
+        await self._sync.start()()
 
     async def update(self, key: str, labels: Mapping[str, str], paths: Sequence[str] = ()) -> Info:
         def record(rows: Rows) -> Row:
@@ -459,7 +459,7 @@ class LocalSnapshotter(ABC):
             rows.replace(row := row._replace(info=changed))
             return row
 
-        return self.shown(await self._write(record))
+        return self.visible(await self._write(record))
 
     async def _write(self, work: Callable[[Rows], T]) -> T:
         """As :meth:`Tree.write`. If the disk fails, what was made for the work is removed."""
@@ -473,9 +473,9 @@ class LocalSnapshotter(ABC):
     # ---------------------------------------------------------------- removing
 
     async def remove(self, key: str) -> None:
-        with failing_to(self.words("remove", key)):
+        with prefixed(self.error_words("remove", key)):
             number = await self._write(lambda rows: self._unrecord(rows, key))
-        await self._gone([number])
+        await self._discard_removed([number])
 
     async def remove_all(self, things: Sequence[tuple[str, str]]) -> Sequence[BaseException | None]:
         """Remove snapshots (pairs of kind, which is always the same here, and key), in this order and in one
@@ -486,14 +486,14 @@ class LocalSnapshotter(ABC):
             found: list[int | errors.NodeError] = []
             for _, key in things:
                 try:
-                    with failing_to(self.words("remove", key)):
+                    with prefixed(self.error_words("remove", key)):
                         found.append(self._unrecord(rows, key))
                 except errors.NodeError as error:
                     found.append(error)
             return found
 
         done = await self._write(record)
-        await self._gone([number for number in done if isinstance(number, int)])
+        await self._discard_removed([number for number in done if isinstance(number, int)])
         return [None if isinstance(each, int) else each for each in done]
 
     def _unrecord(self, rows: Rows, key: str) -> int:
@@ -501,12 +501,12 @@ class LocalSnapshotter(ABC):
         row = rows.get(key)
         if row is None:
             raise errors.NotFound(f"snapshot {key}")
-        if self._copied[row.id] or rows.has_children(row):
+        if self._copying_from[row.id] or rows.has_children(row):
             raise errors.FailedPrecondition("cannot remove snapshot with child")
         rows.delete(row)
         return row.id
 
-    async def _gone(self, numbers: Sequence[int]) -> None:
+    async def _discard_removed(self, numbers: Sequence[int]) -> None:
         """Remove the things of snapshots whose records are gone."""
         fault("snapshots.before-discard")
         names = [str(number) for number in numbers]
@@ -525,14 +525,14 @@ class LocalSnapshotter(ABC):
             disk.sync_directory(str(self.root))
         except OSError as error:
             log.error("%s: %s", self.root / HELD, error)
-            self._unnoted = lost
+            self._held_in_memory = lost
 
     def _held(self) -> str:
         """Why things without a record stay; "" if they go."""
         try:
             return (self.root / HELD).read_text(errors="replace").strip() or "records were lost"
         except FileNotFoundError:
-            return self._unnoted
+            return self._held_in_memory
         except OSError as error:
             return str(error)
 
@@ -561,9 +561,9 @@ class LocalSnapshotter(ABC):
         """Whether the database can be trusted: all its pages are checked before anything that it does not know is
         removed. Damage that is met later is reported by the reader.
         """
-        if not self._believed:
-            self._believed = await self.soundness.checked()
-        return self._believed and not self._held()
+        if not self._pages_sound:
+            self._pages_sound = await self.soundness.checked()
+        return self._pages_sound and not self._held()
 
     async def _swept(self) -> None:
         if self._held() or not await self._sound():
@@ -593,7 +593,7 @@ class LocalSnapshotter(ABC):
                 await asyncio.sleep(0)  # let other calls run
             row = self._tree.row(columns)
             if wanted.match(row.info.field):
-                yield self.shown(row)
+                yield self.visible(row)
 
 
 def _existing(rows: Rows, key: str) -> Row:

@@ -51,7 +51,7 @@ class NativeSnapshotter(DirectorySnapshotter):
         source = self.path(row.id if active or not ancestors else ancestors[0])
         return [Mount("bind", source, ("rbind", "rw" if active else "ro"))]
 
-    def words(self, doing: str, key: str) -> str:
+    def error_words(self, doing: str, key: str) -> str:
         return {
             "mount": "failed to get snapshot mount",
             "commit": "failed to commit snapshot",

@@ -130,10 +130,10 @@ class OverlaySnapshotter(DirectorySnapshotter):
         lower = "lowerdir=" + ":".join(map(self.changes, ancestors))
         return [Mount("overlay", "overlay", (*mapping, *writable, lower, *self._options))]
 
-    def words(self, doing: str, key: str) -> str:
+    def error_words(self, doing: str, key: str) -> str:
         return "failed to get active mount" if doing == "mount" else f"failed to {doing} snapshot {key}"
 
-    def shown(self, row: Row) -> Info:
+    def visible(self, row: Row) -> Info:
         if not self.settings.upperdir_label:
             return row.info
         info = row.info

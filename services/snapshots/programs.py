@@ -21,8 +21,8 @@ async def watched(what: str, process: Process, work: Coroutine[Any, Any, T], lim
     """
     working = loops.task(f"the wait for {what}", work)
     try:
-        still = standstill.Still(limit)
-        while not (await asyncio.wait((working,), timeout=standstill.look_every(limit)))[0]:
+        still = standstill.Watch(limit)
+        while not (await asyncio.wait((working,), timeout=standstill.look_interval(limit)))[0]:
             if still.seconds(process.pid) >= limit:
                 raise stood_still(what, limit)
         return working.result()
@@ -39,4 +39,4 @@ def stood_still(what: str, limit: float) -> errors.NodeError:
 
 async def gone(process: Process) -> None:
     """Wait for the end of a killed process, but not for one that does not end (state D)."""
-    await asyncio.wait((loops.task("the wait for a killed program", process.wait()),), timeout=standstill.DYING)
+    await asyncio.wait((loops.task("the wait for a killed program", process.wait()),), timeout=standstill.KILL_WAIT)

@@ -35,7 +35,7 @@ class Soundness:
         self._found = ""
         self._checking: asyncio.Task[None] | None = None
 
-    def told_by(self, *servers: Server) -> None:
+    def report_to(self, *servers: Server) -> None:
         """Let the health of ``servers`` report damage, also damage that was found before."""
         self._servers = servers
         if self._found:

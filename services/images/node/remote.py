@@ -34,7 +34,7 @@ from services.oci.digests import Digest
 from services.oci.mounts import Mount
 from services.oci.mounts_convert import mounts_to_pb
 from services.snapshots.diff import media
-from services.snapshots.diff.inherit import HandsDownError, LinkError, Unnamed, inherit
+from services.snapshots.diff.inherit import DefaultAclError, LinkError, Unnamed, inherit
 from services.snapshots.diff.media import UNCOMPRESSED
 from services.snapshots.diff.workers import Appliers, Growth
 from services.snapshots.remote import RemoteSnapshotter
@@ -287,7 +287,7 @@ class RemoteNode:
                 inherit(upper, below, unnamed, links=False)
             except LinkError:
                 await threads.to_thread(inherit, upper, below, unnamed)
-        except HandsDownError:
+        except DefaultAclError:
             raise LateError from None
         except OSError as error:
             where = os.fsencode(error.filename or "").lstrip(b"/").decode("utf-8", "backslashreplace")

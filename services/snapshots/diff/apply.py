@@ -79,7 +79,7 @@ def main() -> None:
         requests.send(b"began\0")
     except BrokenPipeError:
         return  # the service has gone
-    Waiting(requests, sys.argv[2], float(sys.argv[3])).wait()
+    Dispatcher(requests, sys.argv[2], float(sys.argv[3])).wait()
 
 
 class Worker:
@@ -94,7 +94,7 @@ class Worker:
         self.line = line
         self.job = job
         self.handed: tuple[Sequence[str], Sequence[int]] | None = None
-        self.still: standstill.Still | None = None
+        self.still: standstill.Watch | None = None
         """While the worker is busy."""
         self.killed: float | None = None
         """When it was killed because it made no progress, on the monotonic clock."""
@@ -103,17 +103,17 @@ class Worker:
         """Kill it with the keeper of its mounts, if it has one (``fuse.py``): the worker may be waiting for a program
         that serves them, and the kernel does not end a process that waits like that.
         """
-        self.let_go()
+        self.close_handed()
         os.killpg(self.pid, signal.SIGKILL)
 
-    def let_go(self) -> None:
+    def close_handed(self) -> None:
         """Close the files of the request that it has not taken yet."""
         if self.handed is not None:
             _close(self.handed[1])
             self.handed = None
 
 
-class Waiting:
+class Dispatcher:
     """The waiting process, and its workers."""
 
     def __init__(self, requests: socket.socket, directory: str, limit: float) -> None:
@@ -130,16 +130,16 @@ class Waiting:
 
     def wait(self) -> None:
         """Serve until the other end is closed; then kill the busy workers."""
-        every = standstill.look_every(self._limit)
+        every = standstill.look_interval(self._limit)
         while True:
             ready = self._poll.poll(every * 1000 if any(worker.job for worker in self._workers.values()) else None)
             if time.monotonic() >= self._looked + every:
-                self._look()
+                self._kill_stuck()
             if not ready:
                 continue
             fd, _ = ready[0]  # one at a time: handling it may close the files of the others
             if fd in self._lines:
-                self._said(self._lines[fd])
+                self._answered(self._lines[fd])
             elif fd in self._workers:
                 self._ended(fd)
             elif not self._request():
@@ -148,18 +148,18 @@ class Waiting:
             if worker.job:
                 worker.kill()
 
-    def _look(self) -> None:
+    def _kill_stuck(self) -> None:
         """Kill workers that make no progress."""
         now = self._looked = time.monotonic()
         for worker in self._workers.values():
             if not worker.job:
                 worker.still = None
             elif worker.killed is not None:
-                if now > worker.killed + standstill.DYING:  # it cannot be killed; its caller is answered
-                    self._tell(worker, None)
+                if now > worker.killed + standstill.KILL_WAIT:  # it cannot be killed; its caller is answered
+                    self._report(worker, None)
                     worker.job = ""
             else:
-                worker.still = worker.still or standstill.Still(self._limit)
+                worker.still = worker.still or standstill.Watch(self._limit)
                 if worker.still.seconds(worker.pid) >= self._limit:
                     worker.killed = now
                     worker.kill()
@@ -178,13 +178,13 @@ class Waiting:
                     worker.kill()
             return True
         idle = next((worker for worker in self._workers.values() if not worker.job and worker.killed is None), None)
-        if idle is not None and self._reached(idle, data, files):
+        if idle is not None and self._send_to(idle, data, files):
             idle.job, idle.handed, idle.still = job, (rest, files), None
         else:
             self._fork(job, rest, files)
         return True
 
-    def _reached(self, idle: Worker, data: bytes, files: Sequence[int]) -> bool:
+    def _send_to(self, idle: Worker, data: bytes, files: Sequence[int]) -> bool:
         """Send an idle worker a request; False if it has died."""
         try:
             socket.send_fds(idle.line, [data], files)
@@ -206,7 +206,7 @@ class Waiting:
             for fd, worker in self._workers.items():
                 os.close(fd)
                 worker.line.close()
-                worker.let_go()
+                worker.close_handed()
             work(rest, files, theirs, self._directory)
         theirs.close()
         _close(files)
@@ -215,15 +215,15 @@ class Waiting:
         self._poll.register(fd, select.POLLIN)
         self._poll.register(ours, select.POLLIN)
 
-    def _said(self, worker: Worker) -> None:
+    def _answered(self, worker: Worker) -> None:
         try:
             word = worker.line.recv(16)
         except ConnectionResetError:  # a request was not read
             word = b""
         if word == b"taken":
-            worker.let_go()
+            worker.close_handed()
         elif word:
-            self._tell(worker, 0)
+            self._report(worker, 0)
             worker.job = ""
         else:  # it is ending; its status will tell how
             self._poll.unregister(worker.line)
@@ -234,15 +234,15 @@ class Waiting:
         self._poll.unregister(fd)
         os.close(fd)
         while worker.line.fileno() in self._lines:
-            self._said(worker)
+            self._answered(worker)
         worker.line.close()
         _, status = os.waitpid(worker.pid, 0)
         if worker.handed is not None:  # killed before it took the request
             self._fork(worker.job, *worker.handed)
         elif worker.job:
-            self._tell(worker, status if worker.killed is None else None)
+            self._report(worker, status if worker.killed is None else None)
 
-    def _tell(self, worker: Worker, status: int | None) -> None:
+    def _report(self, worker: Worker, status: int | None) -> None:
         """Report the end of a request; without ``status``, the worker made no progress."""
         try:
             self._requests.send(
@@ -256,7 +256,7 @@ def work(arguments: Sequence[str], files: Sequence[int], line: socket.socket, di
     """Be a worker; does not return."""
     root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     for left in reversed(range(_LAYERS)):
-        if not _worked(arguments, files, directory) or not left:
+        if not _carry_out(arguments, files, directory) or not left:
             break
         _close(files)
         os.fchdir(root)
@@ -270,14 +270,14 @@ def work(arguments: Sequence[str], files: Sequence[int], line: socket.socket, di
     os._exit(0)  # without waiting for a thread that still inflates
 
 
-def _worked(arguments: Sequence[str], files: Sequence[int], directory: str) -> bool:
+def _carry_out(arguments: Sequence[str], files: Sequence[int], directory: str) -> bool:
     """Carry out a request and answer it. True if the process can take another. An unexpected exception ends the
     process.
     """
-    again = False
+    reusable = False
     try:
         answer = _apply(arguments, files[1:], directory)
-        again = arguments[2] == "alone"
+        reusable = arguments[2] == "alone"
     except (EntryError, MountError, tar.TarError, inflate.CompressionError) as error:
         answer = _error(str(error))
     except OSError as error:
@@ -287,7 +287,7 @@ def _worked(arguments: Sequence[str], files: Sequence[int], directory: str) -> b
         sys.excepthook(*sys.exc_info())
         os._exit(1)
     os.write(files[0], answer)
-    return again
+    return reusable
 
 
 def _close(files: Sequence[int]) -> None:
@@ -360,7 +360,7 @@ def _enter(target: Sequence[Mount], directory: str, *, alone: bool) -> tuple[Ext
         return Extractor(
             overlay="user.overlay." if "userxattr" in target[0].options else "trusted.overlay.", lowers=lowers
         ), None
-    mounts.own_namespace()
+    mounts.unshare_mounts()
     # Without mounts: like containerd, unpack into a directory that nobody sees.
     mounted = Mounted(target or [Mount("tmpfs", "none")], directory)
     os.chroot(directory)
@@ -369,7 +369,7 @@ def _enter(target: Sequence[Mount], directory: str, *, alone: bool) -> tuple[Ext
 
 
 def _change_root(directory: str) -> None:
-    mounts.own_root()
+    mounts.unshare_root()
     os.chroot(directory)
     os.chdir("/")
 

@@ -27,7 +27,7 @@ from services.kit import tar
 from services.kit.inflate import CHUNK
 from services.snapshots.diff import mounts, tarwrite
 from services.snapshots.diff.mounted import Mounted
-from services.snapshots.diff.stream import beside
+from services.snapshots.diff.stream import ahead
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,8 +81,8 @@ def make(arguments: list[str], count: int, left: str, right: str, compression: s
         b"/" + os.fsencode(os.path.basename(right)),
         None if bound == "-" else int(bound),
     )
-    chunks = beside(_gathered(layer.stream()))
-    mounts.own_namespace()
+    chunks = ahead(_rechunked(layer.stream()))
+    mounts.unshare_mounts()
     mounted = (
         Mounted(mounts.from_arguments(arguments[:count]), left),
         Mounted(mounts.from_arguments(arguments[count:]), right),
@@ -127,7 +127,7 @@ def _compressor(name: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
     return _Plain()
 
 
-def _gathered(pieces: Iterator[bytes]) -> Iterator[bytes]:
+def _rechunked(pieces: Iterator[bytes]) -> Iterator[bytes]:
     """The same bytes in larger chunks."""
     held: list[bytes] = []
     size = 0

@@ -24,8 +24,8 @@ import stat
 from services.kit import tar
 from services.kit.inflate import CompressionError
 from services.snapshots.diff.inherit import DEFAULT_ACL, Unnamed, inherited, xattrs
-from services.snapshots.diff.mounts import begin_writing, words
-from services.snapshots.diff.paths import Resolver, clean, cleaned
+from services.snapshots.diff.mounts import start_writeback, words
+from services.snapshots.diff.paths import Resolver, clean, go_clean
 from services.snapshots.diff.writeback import EACH, Writeback
 
 TYPE_CHECKING = False
@@ -123,7 +123,7 @@ class Extractor:
                 raise EntryError(f"{_quoted(path)}: failed to set times: {_words_of(error)}") from None
 
     def _entry(self, entry: tar.Entry, reader: tar.Reader) -> None:
-        name = cleaned(entry.name)
+        name = go_clean(entry.name)
         cut = name.rfind(b"/")
         base = name[cut + 1 :]
         if base in (b"", b".", b".."):
@@ -177,7 +177,7 @@ class Extractor:
                     _write(fd, piece)
                     done += len(piece)
                     if done - begun >= EACH:
-                        begin_writing(fd)
+                        start_writeback(fd)
                         begun = done
             if not self._plain or entry.uid or entry.gid:
                 os.fchown(fd, _id(entry.uid), _id(entry.gid))

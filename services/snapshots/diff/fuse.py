@@ -37,7 +37,7 @@ class Keeper:
 
     def __init__(self) -> None:
         self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._pid = mounts.fork_first()
+        self._pid = mounts.fork_pid_namespace()
         if not self._pid:
             try:
                 _keep(theirs)

@@ -31,7 +31,7 @@ class LinkError(OSError):
     """There is a symbolic link in the path of a directory."""
 
 
-class HandsDownError(Exception):
+class DefaultAclError(Exception):
     """A directory of the layers below has an ACL that files made in it should have inherited."""
 
 
@@ -67,7 +67,7 @@ def inherit(upper: str, below: Sequence[str], unnamed: Iterable[Unnamed], *, lin
 
     OSError, with the path in the layer, if a path is no directory, or is below something that is none, in one of those
     layers, as in containerd. Without ``links``, LinkError if a link must be followed, which may take long.
-    HandsDownError if it is too late.
+    DefaultAclError if it is too late.
     """
     handed: dict[bytes, int] = {}
     """The group that a directory of ``unnamed`` hands down."""
@@ -187,7 +187,7 @@ def _copy_late(source: int, directory: int, *, named: bool) -> None:
     """As :func:`_copy`, for a directory that already has files in it."""
     keys = xattrs(source)
     if DEFAULT_ACL in keys or (named and _ACL in keys):
-        raise HandsDownError
+        raise DefaultAclError
     if not named:
         _copy(source, directory)
         return

@@ -71,22 +71,22 @@ def read_only(mounts: Iterable[Mount]) -> list[Mount]:
     return found
 
 
-def own_root() -> None:
+def unshare_root() -> None:
     """Give this thread a root directory of its own, so that a chroot does not affect other threads: these export spans
     by paths of the node, not of a layer.
     """
     _check(_libc.unshare(_FS), "unshare")
 
 
-def own_namespace() -> None:
-    """As :func:`own_root`, and enter a new mount namespace. Unmounts outside are still received, so that no volume is
-    kept busy.
+def unshare_mounts() -> None:
+    """As :func:`unshare_root`, and enter a new mount namespace. Unmounts outside are still received, so that no volume
+    is kept busy.
     """
     _check(_libc.unshare(_NEWNS), "unshare")
     mount("", "/", "", REC | SLAVE, "")
 
 
-def fork_first() -> int:
+def fork_pid_namespace() -> int:
     """fork(); the child becomes the first process of a PID namespace. When it ends, the kernel kills all processes in
     that namespace. Not for processes with threads.
     """
@@ -130,7 +130,7 @@ def syncfs(fd: int) -> None:
     _check(_libc.syncfs(fd), "syncfs")
 
 
-def begin_writing(fd: int) -> None:
+def start_writeback(fd: int) -> None:
     """Start writing an open file's data to the disk, so that a later syncfs waits for less. That syncfs reports
     failures.
     """

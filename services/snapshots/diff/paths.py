@@ -31,7 +31,7 @@ def clean(path: bytes) -> bytes:
     return b"/" + b"/".join(parts)
 
 
-def cleaned(path: bytes) -> bytes:
+def go_clean(path: bytes) -> bytes:
     """``path`` without empty, ``.`` and inner ``..`` components, as by Go's filepath.Clean. A relative path stays
     relative and keeps its leading ``..``.
     """

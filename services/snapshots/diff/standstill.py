@@ -15,22 +15,22 @@ LIMIT = 600.0
 """Seconds. One system call may take minutes on a disk that works: syncfs does, if a large memory holds data back."""
 LOOK = 10.0
 """Seconds between two looks, or a quarter of the limit, if that is less."""
-DYING = 10.0
+KILL_WAIT = 10.0
 """Seconds after which the end of a killed worker is no longer waited for: a process in state D does not end."""
 
 
-def look_every(limit: float) -> float:
+def look_interval(limit: float) -> float:
     """Seconds between two looks."""
     return min(LOOK, limit / 4)
 
 
-class Still:
+class Watch:
     """How long a process has made no progress, as far as it was looked at. A pause between looks counts as at most two
     intervals.
     """
 
     def __init__(self, limit: float) -> None:
-        self._every = look_every(limit)
+        self._every = look_interval(limit)
         self._signs: bytes | None = None
         self._looked = time.monotonic()
         self._seconds = 0.0

@@ -75,7 +75,7 @@ class Digested:
             source = inflated(source)
         self._plain = self._digesting(source)
         if not small:
-            self._plain = beside(self._plain)
+            self._plain = ahead(self._plain)
 
     @property
     def digest(self) -> str:
@@ -100,7 +100,7 @@ def _is_small(blob: int | Growing) -> bool:
     return stat.S_ISREG(info.st_mode) and info.st_size <= SMALL
 
 
-def beside(source: Iterator[bytes]) -> Iterator[bytes]:
+def ahead(source: Iterator[bytes]) -> Iterator[bytes]:
     """The same chunks, made in a thread, at most :data:`QUEUE` ahead. The thread starts with the first chunk taken."""
     import queue
     import threading

@@ -84,7 +84,7 @@ class Appliers:
         async def start() -> None:
             with contextlib.suppress(OSError):
                 await self._running()
-            self._rest()
+            self._end_when_idle()
 
         if self._program is None and self._expecting is None:
             self._expecting = loops.aside("the start of the apply program", start())
@@ -117,21 +117,21 @@ class Appliers:
             str(growth.size if growth else 0),
         ]
         with tracing.span("diff.unpack") as span:
-            answer, *unnamed = (await self._worked(words, mounts, [blob, *([growth.news] if growth else [])])).split(
-                b"\0"
-            )
+            answer, *unnamed = (
+                await self._run_worker(words, mounts, [blob, *([growth.news] if growth else [])])
+            ).split(b"\0")
             diff_id, size, busy, waited = answer.decode().split(" ")
             span.set(diff_id=diff_id, size=int(size), cpu_ms=int(busy) / 1000, waited_ms=int(waited) / 1000)
         return Applied(diff_id, int(size), tuple(map(Unnamed.parse, unnamed)))
 
-    async def _worked(self, words: Sequence[str], mounts: Sequence[Mount], files: Sequence[int]) -> bytes:
+    async def _run_worker(self, words: Sequence[str], mounts: Sequence[Mount], files: Sequence[int]) -> bytes:
         """The worker's answer after ``ok``."""
         program = await self._running()
         request = ["apply", str(next(self._ids)), *words, *to_arguments(mounts)]
         try:
-            status, answer = await program.worked(request, files)
+            status, answer = await program.run_worker(request, files)
         finally:
-            self._rest()
+            self._end_when_idle()
         verdict, _, rest = answer.partition(b" ")
         if verdict == b"ok" and status == 0:
             return rest
@@ -151,7 +151,7 @@ class Appliers:
                 self._program = await _Program.started(self._scratch, self._limit)
             return self._program
 
-    def _rest(self) -> None:
+    def _end_when_idle(self) -> None:
         """End the program if it is not needed for a while."""
         if self._program is not None and not self._program.busy and self._idle is None:
             self._idle = asyncio.get_running_loop().call_later(self._rest_seconds, self._end)
@@ -203,7 +203,7 @@ class _Program:
         """Whether the program has workers."""
         return bool(self._jobs)
 
-    async def worked(self, request: Sequence[str], files: Sequence[int]) -> tuple[int, bytes]:
+    async def run_worker(self, request: Sequence[str], files: Sequence[int]) -> tuple[int, bytes]:
         """Run one worker. Returns its wait status and its answer. If the caller is cancelled, the worker is killed
         first.
         """
@@ -219,7 +219,7 @@ class _Program:
             except OSError as error:
                 if not ended.done():
                     ended.set_exception(
-                        errors.Internal(f"the apply worker cannot be started: {await self._why(error)}")
+                        errors.Internal(f"the apply worker cannot be started: {await self._end_reason(error)}")
                     )
             except BaseException:
                 ended.cancel()
@@ -234,11 +234,11 @@ class _Program:
                 raise
         finally:
             try:
-                await _settled(ended, answer)
+                await _wait_all(ended, answer)
             finally:
                 del self._jobs[job]
         if not self._began:
-            raise errors.Internal(f"the apply worker cannot be started: {await self._why()}")
+            raise errors.Internal(f"the apply worker cannot be started: {await self._end_reason()}")
         return status, said
 
     async def _send(self, words: str, files: Sequence[int]) -> None:
@@ -269,14 +269,14 @@ class _Program:
             return
         self.end()
 
-    async def _why(self, error: OSError | None = None) -> str:
+    async def _end_reason(self, error: OSError | None = None) -> str:
         """Why a program takes no request, or ended before it took one."""
         if error is not None and not isinstance(error, BrokenPipeError | ConnectionResetError):
             return str(error.strerror)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_ENDING):
                 await self._process.wait()
-        return f"its program {_how(self._process.returncode)}"
+        return f"its program {_exit_text(self._process.returncode)}"
 
     def end(self) -> None:
         """End the program, if it has not ended; its workers die with it."""
@@ -350,10 +350,10 @@ def _refused(program: str, verdict: str, text: str, code: int) -> errors.NodeErr
     if verdict == "error":
         kind = errors.Unimplemented if text.endswith(errors.Unimplemented.suffix) else errors.Unknown
         return kind(text)
-    return errors.Internal(f"the {program} worker {_how(code)}")
+    return errors.Internal(f"the {program} worker {_exit_text(code)}")
 
 
-def _how(code: int | None) -> str:
+def _exit_text(code: int | None) -> str:
     if code is None:
         return "does not answer"
     return f"ended with {f'signal {-code}' if code < 0 else f'exit code {code}'}, see the service's log"
@@ -365,7 +365,7 @@ async def _all_of(pipe: int) -> bytes:
         return await reader.read()
 
 
-async def _settled(*futures: asyncio.Future[Any]) -> None:
+async def _wait_all(*futures: asyncio.Future[Any]) -> None:
     """Wait for all ``futures``, also when cancelled; the cancellation is raised afterwards."""
     cancelled: asyncio.CancelledError | None = None
     while not all(future.done() for future in futures):

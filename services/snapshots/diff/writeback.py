@@ -12,7 +12,7 @@ from __future__ import annotations
 import _thread  # the module threading cannot be imported any more once the root directory is another
 import os
 
-from services.snapshots.diff.mounts import MountError, begin_writing, syncfs
+from services.snapshots.diff.mounts import MountError, start_writeback, syncfs
 
 LARGE = 1 << 20
 """Bytes from which the writing of a file is started on its own."""
@@ -34,7 +34,7 @@ class Writeback:
     def written(self, fd: int, size: int) -> None:
         """Note that a file, still open, was written."""
         if size >= LARGE:
-            begin_writing(fd)
+            start_writeback(fd)
             return
         self._files += 1
         self._bytes += size

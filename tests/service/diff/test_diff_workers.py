@@ -24,7 +24,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from services.kit import errors, kept, tracing
 from services.oci.mounts import Mount
-from services.snapshots.diff.inherit import HandsDownError, LinkError, Unnamed, inherit
+from services.snapshots.diff.inherit import DefaultAclError, LinkError, Unnamed, inherit
 from services.snapshots.diff.paths import Resolver
 from services.snapshots.diff.workers import Applied, Appliers, Growth
 from tests.suites.diff_layers import BASE
@@ -472,7 +472,7 @@ def test_a_default_acl_comes_too_late(place: Path) -> None:
     for name in ("root/a", "lower/a"):
         (place / name).mkdir(parents=True)
     os.setxattr(place / "lower/a", "system.posix_acl_default", DEFAULT_ACL)
-    with pytest.raises(HandsDownError):
+    with pytest.raises(DefaultAclError):
         inherit(f"{place}/root", [f"{place}/lower"], [Unnamed(b"/a")])
 
 

@@ -20,7 +20,7 @@ from services.oci.mounts import Mount
 from services.snapshots.diff import media, stream
 from services.snapshots.diff.mounted import _compact, _target, read_only_option
 from services.snapshots.diff.mounts import OPTIONS_LIMIT, MountError, from_arguments, mount, read_only, to_arguments
-from services.snapshots.diff.paths import Resolver, clean, cleaned
+from services.snapshots.diff.paths import Resolver, clean, go_clean
 from tests.support import TOP
 
 
@@ -40,7 +40,7 @@ from tests.support import TOP
     ],
 )
 def test_paths_are_cleaned_as_by_go(path: bytes, relative: bytes, absolute: bytes) -> None:
-    assert cleaned(path) == relative
+    assert go_clean(path) == relative
     assert clean(path) == absolute
 
 

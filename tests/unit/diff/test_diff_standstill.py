@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 
 from services.snapshots.diff import standstill
-from services.snapshots.diff.standstill import Still
+from services.snapshots.diff.standstill import Watch
 from tests.support import TOP, eventually
 
 
@@ -31,7 +31,7 @@ def running(code: str) -> Iterator[subprocess.Popen[bytes]]:
 def test_who_waits_in_one_system_call_stands_still() -> None:
     """The seconds add up from one look to the next; they do not count while it is stopped."""
     with running("os.read(0, 1)") as program:
-        still = Still(60)
+        still = Watch(60)
         eventually(lambda: still.seconds(program.pid) > 0.3, "it is not noticed")
         program.send_signal(signal.SIGSTOP)
         eventually(lambda: still.seconds(program.pid) == 0.0, "a stopped process counts")
@@ -50,7 +50,7 @@ def test_a_worker_that_waits_for_its_blob_shows_life() -> None:
 
 def test_a_process_that_is_gone_does_not_stand_still() -> None:
     with running("0") as program:
-        still = Still(60)
+        still = Watch(60)
         program.wait(20)
         assert still.seconds(program.pid) == still.seconds(program.pid) == 0.0
 
@@ -58,7 +58,7 @@ def test_a_process_that_is_gone_does_not_stand_still() -> None:
 def test_time_in_which_nobody_looked_counts_as_one_look() -> None:
     """A machine that was suspended finds nobody dead."""
     with running("os.read(0, 1)") as program:
-        still = Still(0.004)
+        still = Watch(0.004)
         eventually(lambda: still.seconds(program.pid) > 0, "it is not noticed")
         before = still.seconds(program.pid)
         still._looked -= 3600

@@ -21,7 +21,7 @@ class Disk:
         self.begun: list[int] = []
         self.sweeps = 0
         self.swept = 0
-        monkeypatch.setattr(writeback, "begin_writing", self.begun.append)
+        monkeypatch.setattr(writeback, "start_writeback", self.begun.append)
         monkeypatch.setattr(writeback, "syncfs", self._swept)
 
     def _swept(self, fd: int) -> None:

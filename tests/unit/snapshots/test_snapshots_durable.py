@@ -40,19 +40,19 @@ async def test_all_that_wait_share_the_next(place: Path, monkeypatch: pytest.Mon
     slow = SlowDisk()
     monkeypatch.setattr(disk, "sync_filesystem", slow)
     sync = FilesystemSync(str(place), lambda: None)
-    first = asyncio.ensure_future(sync.begun()())
+    first = asyncio.ensure_future(sync.start()())
 
     async def begun() -> bool:
         return slow.begun == 1
 
     await eventually_async(begun)
-    others = [asyncio.ensure_future(sync.begun()()) for _ in range(9)]
+    others = [asyncio.ensure_future(sync.start()()) for _ in range(9)]
     await asyncio.sleep(0)
     others.pop().cancel()
     slow.go.set()
     await asyncio.gather(first, *others)
     assert slow.begun == 2
-    await sync.begun()()
+    await sync.start()()
     assert slow.begun == 3
     await sync.aclose()
 
@@ -63,9 +63,9 @@ async def test_an_error_is_told_to_those_that_wait_for_it(place: Path, monkeypat
     monkeypatch.setattr(disk, "sync_filesystem", slow)
     slow.go.set()
     sync = FilesystemSync(str(place), lambda: None)
-    ends = await asyncio.gather(sync.begun()(), sync.begun()(), return_exceptions=True)
+    ends = await asyncio.gather(sync.start()(), sync.start()(), return_exceptions=True)
     assert [type(end) for end in ends] == [OSError, OSError]
-    await sync.begun()()
+    await sync.start()()
     await sync.aclose()
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from services.kit import errors
 from services.snapshots import disk
-from services.snapshots.broken import begun
+from services.snapshots.broken import started
 from services.snapshots.native import NativeSnapshotter
 from services.snapshots.overlay import OverlaySnapshotter
 from services.snapshots.store import Info, Kind, Usage
@@ -162,7 +162,7 @@ async def test_damaged_pages(place: Path) -> None:
 
     async with OverlaySnapshotter(place / "o") as snapshotter:
         await eventually_async(lambda: asyncio.sleep(0, held.exists()), "nothing is held back")
-        snapshotter.soundness.told_by(Server())
+        snapshotter.soundness.report_to(Server())
         assert [f"{database} is damaged" in trouble and "docs/damaged-database.md" in trouble for trouble in said] == [
             True
         ]
@@ -189,7 +189,7 @@ async def test_a_damaged_record(place: Path, column: str, how: str) -> None:
             said.append(trouble)
 
     async with OverlaySnapshotter(place / "o") as snapshotter:
-        snapshotter.soundness.told_by(Server())
+        snapshotter.soundness.report_to(Server())
         await snapshotter.prepare("other")
         await snapshotter.prepare("k")
         # Not by the tree's own connection: what is looked for at the start may have a transaction open there, and roll
@@ -220,14 +220,14 @@ async def test_a_disk_that_gives_nothing_back(place: Path) -> None:
         raise OSError(code, os.strerror(code), str(place))
 
     async with contextlib.AsyncExitStack() as stack:
-        broken = await begun("overlayfs", lambda _: failing(errno.EIO), place, stack)
+        broken = await started("overlayfs", lambda _: failing(errno.EIO), place, stack)
         with pytest.raises(
             errors.DataLoss,
             match=f"snapshotter overlayfs is out of use: {place}: input/output error: see docs/damaged-database.md",
         ):
             await broken.stat("k")
         with pytest.raises(OSError, match="No space left"):
-            await begun("overlayfs", lambda _: failing(errno.ENOSPC), place, stack)
+            await started("overlayfs", lambda _: failing(errno.ENOSPC), place, stack)
 
 
 async def test_what_a_start_has_opened_is_closed_where_it_fails(place: Path) -> None:
