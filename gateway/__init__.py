@@ -1,7 +1,8 @@
-"""The gateway: containerd's unified API on one socket, in front of the services that are it.
+"""The gateway: containerd's API on one socket, in front of the services that make it up.
 
-It names, routes, bounds and coordinates; it stores nothing but its uuid. Read in this order: ``routes`` (who serves
-what), ``hop`` (the one way out), ``upstream`` (one service behind it, which may be down), ``relay`` (what needs no
-coordination), ``content`` and ``snapshots`` (what does: a raw service and its records joined), ``smallblobs``,
+It names, routes, bounds and coordinates; it stores only its UUID and which snapshotters there are. Read in this order:
+``routes`` (which service serves what), ``hop`` (the one way out), ``upstream`` (one service behind the gateway, which
+may be down), ``relay`` (the calls that need no coordination), ``store`` (how a raw service and its records are joined),
+``intents`` and ``remote``, ``content``, ``writes`` and ``snapshots`` (the calls that need it), ``smallblobs``,
 ``openblobs``, ``mounts``, ``localfiles``, ``events``, ``introspection``, ``__main__``.
 """

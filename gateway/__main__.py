@@ -10,14 +10,16 @@ from gateway.config import Health, ProxyPlugin, load
 from gateway.content import ContentServicer
 from gateway.events import EventsServicer, Exchange, TtrpcEventsServicer
 from gateway.health import NodeHealth
+from gateway.intents import Intents
 from gateway.introspection import IntrospectionServicer
 from gateway.localfiles import LocalFilesServicer
-from gateway.records import Records
 from gateway.relay import Relay
+from gateway.remote import RemoteRecords
 from gateway.routes import Routes
 from gateway.snapshots import SnapshotsServicer
 from gateway.snapshotters import Snapshotters
 from gateway.upstream import Upstream
+from gateway.writes import Commit
 from services.kit import loops, process, rpc, settings, ttrpc
 from services.kit.health import HealthServicer
 
@@ -31,15 +33,17 @@ async def serve(file: settings.File, node: settings.Node) -> None:
     routes = Routes(node.state, config, proxies)
     exchange = Exchange(subscribers_bytes=config.subscribers_bytes)
     snapshotters = Snapshotters(routes, node.root)
-    records = Records(
+    records = RemoteRecords(
         routes["metadata"], exchange, content="content", snapshotters=routes.snapshotters, known=routes.known
     )
     routes.changed.append(lambda: records.snapshotters(routes.snapshotters))
-    content = ContentServicer(routes, records, config)
+    intents = Intents(records)
+    commit = Commit(records, intents)
+    content = ContentServicer(routes["content"], records, commit, config)
     health = NodeHealth(routes)
     servicers: list[rpc.Servicer] = [
         content,
-        SnapshotsServicer(routes, records, config),
+        SnapshotsServicer(routes, records, intents, config),
         EventsServicer(exchange),
         IntrospectionServicer(node, health, snapshotters.now, proxies),
         HealthServicer(health),
@@ -60,7 +64,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
             for upstream in routes.upstreams:
                 watched(upstream)
             await stack.enter_async_context(loops.running("the snapshotters' announcements", snapshotters.follow))
-            internal: list[rpc.Servicer] = [*servicers, LocalFilesServicer(routes, records, content.commit)]
+            internal: list[rpc.Servicer] = [*servicers, LocalFilesServicer(routes["content"], records, commit)]
             await stack.enter_async_context(
                 rpc.serving(node.state / "internal.sock", internal, relay=relay[True], relayed=True)
             )

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 from api.splitd.localfiles.v1 import localfiles_pb2 as pb
 from api.splitd.localfiles.v1 import localfiles_stubs
-from api.splitd.records.v1 import records_pb2 as records_pb
-from gateway.content import Commit
-from gateway.records import Records, with_headers
-from gateway.routes import Routes
+from gateway.hop import Hop
+from gateway.store import Intent, Records
+from gateway.upstream import raw_headers
+from gateway.writes import Commit
 from services.kit.rpc import Call, shielded
 
 SERVICE = localfiles_stubs.LOCAL_FILES
@@ -20,30 +20,24 @@ class LocalFilesServicer:
 
     SERVICE = SERVICE
 
-    def __init__(self, routes: Routes, records: Records, commit: Commit) -> None:
-        self._content = routes["content"]
+    def __init__(self, content: Hop, records: Records, commit: Commit) -> None:
+        self._content = content
         self._records = records
         self._commit = commit
 
     async def Locate(self, request: pb.LocateRequest, call: Call) -> pb.LocateResponse:
-        await self._records.call("ResolveBlob", records_pb.ResolveBlobRequest(digest=request.digest), call)
+        await self._records.blob(call, request.digest)
         channel = await self._content.to(call.optional_namespace, request.digest).ready(call)
-        answer: pb.LocateResponse = await channel.client(SERVICE).Locate(request, headers=with_headers(call))
+        answer: pb.LocateResponse = await channel.client(SERVICE).Locate(request, headers=raw_headers(call))
         return answer
 
     async def Begin(self, request: pb.BeginRequest, call: Call) -> pb.BeginResponse:
-        ingest = await self._records.call(
-            "OpenIngest",
-            records_pb.OpenIngestRequest(
-                incarnation=self._records.incarnation, ref=request.ref, total=request.total, expected=request.expected
-            ),
-            call,
-        )
+        ingest = await self._records.open_ingest(call, ref=request.ref, total=request.total, expected=request.expected)
         if ingest.shared:
             return pb.BeginResponse()
         channel = await self._content.to(call.optional_namespace, request.ref).ready(call)
         answer: pb.BeginResponse = await channel.client(SERVICE).Begin(
-            pb.BeginRequest(ref=ingest.raw_ref, total=request.total), headers=with_headers(call)
+            pb.BeginRequest(ref=ingest.raw_ref, total=request.total), headers=raw_headers(call)
         )
         return answer
 
@@ -53,17 +47,17 @@ class LocalFilesServicer:
     async def _commit_shielded(self, request: pb.CommitRequest, call: Call) -> pb.CommitResponse:
         raw = self._content.to(call.optional_namespace, request.ref)
 
-        async def commit(intent: records_pb.Intent) -> tuple[str, int]:
+        async def commit(intent: Intent) -> tuple[str, int]:
             done = await raw.channel.client(SERVICE).Commit(
                 pb.CommitRequest(
                     ref=intent.raw_ref, size=request.size, digest=request.digest, computed=request.computed
                 ),
-                headers=with_headers(call),
+                headers=raw_headers(call),
                 timeout=None,
             )
             return done.digest, done.size
 
         digest, size = await self._commit(
-            call, raw, request.ref, request.size, request.digest, dict(request.labels), commit
+            call, raw, commit, ref=request.ref, size=request.size, expected=request.digest, labels=dict(request.labels)
         )
         return pb.CommitResponse(digest=digest, size=size)

@@ -11,20 +11,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from google.protobuf.empty_pb2 import Empty
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from api.containerd.services.snapshots.v1 import snapshots_pb2 as pb
 from api.containerd.services.snapshots.v1 import snapshots_stubs
-from api.splitd.records.v1 import records_pb2 as records_pb
+from api.containerd.types.mount_pb2 import Mount
 from gateway.config import Config
+from gateway.convert import info_from_pb, info_to_pb
+from gateway.intents import Intents
 from gateway.mounts import Mounts
-from gateway.records import Records, with_headers
 from gateway.routes import Routes
-from gateway.upstream import Upstream
+from gateway.store import Intent, Outcome, Records
+from gateway.upstream import Upstream, raw_headers
 from services.kit import errors
-from services.kit.rpc import Call, shielded
+from services.kit.rpc import Call, Headers, shielded
+from services.snapshots.store import Info, Kind
 
 SERVICE = snapshots_stubs.SNAPSHOTS
 _REF = "containerd.io/snapshot.ref"
@@ -35,6 +40,7 @@ each of them had this very name under another number.
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+_Creation = pb.PrepareSnapshotRequest | pb.ViewSnapshotRequest
 
 
 class _NumberTakenError(errors.Unknown):
@@ -45,7 +51,7 @@ class _Raw(NamedTuple):
     """The raw snapshotter of one operation."""
 
     upstream: Upstream
-    mounts: Mounts[Any]
+    mounts: Mounts[Mount]
     """Those of it that are kept."""
 
     def client(self) -> snapshots_stubs.Snapshots:
@@ -57,11 +63,12 @@ class SnapshotsServicer:
 
     SERVICE = SERVICE
 
-    def __init__(self, routes: Routes, records: Records, config: Config) -> None:
+    def __init__(self, routes: Routes, records: Records, intents: Intents, config: Config) -> None:
         self._routes = routes
         self._records = records
+        self._intents = intents
         self._timeout = config.raw_timeout
-        self._mounts: dict[str, Mounts[Any]] = {}
+        self._mounts: dict[str, Mounts[Mount]] = {}
         """By the name of the snapshotter's hop."""
 
     async def _raw(self, snapshotter: str, key: str, call: Call) -> _Raw:
@@ -73,165 +80,61 @@ class SnapshotsServicer:
         return _Raw(hop.to(call.optional_namespace, key), mounts)
 
     async def Prepare(self, request: pb.PrepareSnapshotRequest, call: Call) -> pb.PrepareSnapshotResponse:
-        return pb.PrepareSnapshotResponse(mounts=await self._create(request, call, view=False))
+        return pb.PrepareSnapshotResponse(mounts=await self._create(request, call))
 
     async def View(self, request: pb.ViewSnapshotRequest, call: Call) -> pb.ViewSnapshotResponse:
-        return pb.ViewSnapshotResponse(mounts=await self._create(request, call, view=True))
+        return pb.ViewSnapshotResponse(mounts=await self._create(request, call))
 
-    async def _create(self, request: Any, call: Call, *, view: bool) -> Sequence[Any]:
+    async def _create(self, request: _Creation, call: Call) -> Sequence[Mount]:
         raw = await self._raw(request.snapshotter, request.key, call)
-        return await shielded(self._numbered(lambda: self._create_once(request, call, raw, view), raw.upstream))
+        return await shielded(self._numbered(lambda: self._created(request, call, raw), raw))
 
-    async def _numbered(self, attempt: Callable[[], Awaitable[T]], upstream: Upstream) -> T:
+    async def _created(self, request: _Creation, call: Call, raw: _Raw) -> Sequence[Mount]:
+        intent = await self._records.begin_snapshot(
+            call,
+            snapshotter=request.snapshotter,
+            key=request.key,
+            parent=request.parent,
+            view=isinstance(request, pb.ViewSnapshotRequest),
+            labels=dict(request.labels),
+        )
+        creating = _RawCreation(request, intent, raw, raw_headers(call), self._timeout)
+        mounts = (await self._intents.carry_out(intent, creating, raw.upstream, call)).mounts
+        raw.mounts.put(raw.upstream, intent.raw_key, mounts)
+        return mounts
+
+    async def Commit(self, request: pb.CommitSnapshotRequest, call: Call) -> Empty:
+        raw = await self._raw(request.snapshotter, request.key, call)
+        return await shielded(self._numbered(lambda: self._committed(request, call, raw), raw))
+
+    async def _committed(self, request: pb.CommitSnapshotRequest, call: Call, raw: _Raw) -> Empty:
+        intent = await self._records.begin_commit_snapshot(
+            call,
+            snapshotter=request.snapshotter,
+            name=request.name,
+            key=request.key,
+            parent=request.parent,
+            labels=dict(request.labels),
+        )
+        committing = _RawCommit(request, intent, raw, raw_headers(call), self._timeout)
+        await self._intents.carry_out(intent, committing, raw.upstream, call)
+        return Empty()
+
+    async def _numbered(self, attempt: Callable[[], Awaitable[T]], raw: _Raw) -> T:
         """A raw key is new: one that the backend has all the same was given out by a database that was lost. Skip
         its number, a few times.
         """
-        said = ""
+        said, name = "", raw.upstream.name
         for _ in range(_NUMBERS_SKIPPED):
             try:
                 return await attempt()
             except _NumberTakenError as taken:
-                log.warning("%s: a number that this metadata store never gave out is taken: %s", upstream.name, taken)
+                log.warning("%s: a number that this metadata store never gave out is taken: %s", name, taken)
                 said = str(taken)
         raise errors.FailedPrecondition(
-            f"{upstream.name} says of {_NUMBERS_SKIPPED} new names, one after the other, that it has them ({said}): "
+            f"{name} says of {_NUMBERS_SKIPPED} new names, one after the other, that it has them ({said}): "
             "it holds snapshots of many other metadata stores, or does not look at names"
         )
-
-    async def _create_once(self, request: Any, call: Call, raw: _Raw, view: bool) -> Sequence[Any]:
-        intent = await self._records.call(
-            "BeginSnapshot",
-            records_pb.BeginSnapshotRequest(
-                incarnation=self._records.incarnation,
-                snapshotter=request.snapshotter,
-                key=request.key,
-                parent=request.parent,
-                view=view,
-                labels=request.labels,
-            ),
-            call,
-        )
-        client, headers = raw.client(), with_headers(call)
-
-        async def create() -> Sequence[Any]:
-            names = {
-                "snapshotter": request.snapshotter,
-                "key": intent.raw_key,
-                "parent": intent.raw_parent,
-                "labels": intent.raw_labels,
-            }
-            if view:
-                return list(
-                    (await client.View(pb.ViewSnapshotRequest(**names), headers=headers, timeout=self._timeout)).mounts
-                )
-            return list(
-                (
-                    await client.Prepare(pb.PrepareSnapshotRequest(**names), headers=headers, timeout=self._timeout)
-                ).mounts
-            )
-
-        async def created() -> Sequence[Any] | None:
-            try:
-                found = await client.Mounts(
-                    pb.MountsRequest(snapshotter=request.snapshotter, key=intent.raw_key), headers=headers
-                )
-            except errors.NotFound:
-                return None
-            return list(found.mounts)
-
-        async def attempt() -> Sequence[Any] | None:
-            try:
-                return await create()
-            except errors.AlreadyExists as error:
-                if intent.target:
-                    return None  # the backend has it already, as remote snapshotters do
-                raise _NumberTakenError(str(error)) from None
-            except errors.NotFound as error:
-                if not intent.raw_parent:
-                    raise
-                raise _lost(raw.upstream, request.parent, error) from None
-
-        mounts = await self._records.outcome(intent, call, raw.upstream, attempt, created)
-        finish = records_pb.FinishRequest(intent=intent.id)
-        if mounts is not None:
-            raw.mounts.put(raw.upstream, intent.raw_key, mounts)
-        else:
-            finish.adopted.append(await self._target(request.snapshotter, intent, call, client))
-        await self._records.finish(finish, call)  # of what was adopted metadata says ALREADY_EXISTS
-        return mounts or ()
-
-    async def _target(
-        self, snapshotter: str, intent: records_pb.Intent, call: Call, client: snapshots_stubs.Snapshots
-    ) -> pb.Info:
-        """The committed snapshot that the backend made for the intent's target; the intent is cancelled if there is
-        none.
-        """
-        wanted = pb.ListSnapshotsRequest(
-            snapshotter=snapshotter, filters=[f'labels."{_REF}"=={intent.target},parent=="{intent.raw_parent}"']
-        )
-        try:
-            async for response in client.List(wanted, headers=with_headers(call)):
-                for info in response.info:  # a snapshotter need not respect filters
-                    if (
-                        info.kind == pb.COMMITTED
-                        and info.labels.get(_REF) == intent.target
-                        and info.parent == intent.raw_parent
-                    ):
-                        return info
-        except errors.NodeError:
-            await self._records.cancel(intent.id, call)
-            raise
-        await self._records.cancel(intent.id, call)
-        raise errors.NotFound(f'target snapshot "{intent.target}" in backend')
-
-    async def Commit(self, request: pb.CommitSnapshotRequest, call: Call) -> Empty:
-        raw = await self._raw(request.snapshotter, request.key, call)
-        return await shielded(self._numbered(lambda: self._commit_once(request, call, raw), raw.upstream))
-
-    async def _commit_once(self, request: pb.CommitSnapshotRequest, call: Call, raw: _Raw) -> Empty:
-        intent = await self._records.call(
-            "BeginCommitSnapshot",
-            records_pb.BeginCommitSnapshotRequest(
-                incarnation=self._records.incarnation,
-                snapshotter=request.snapshotter,
-                name=request.name,
-                key=request.key,
-                labels=request.labels,
-                parent=request.parent,
-            ),
-            call,
-        )
-        client, headers = raw.client(), with_headers(call)
-
-        async def commit() -> bool:
-            try:
-                await client.Commit(
-                    pb.CommitSnapshotRequest(
-                        snapshotter=request.snapshotter,
-                        name=intent.raw_name,
-                        key=intent.raw_key,
-                        labels=intent.raw_labels,
-                        parent=intent.raw_parent,
-                    ),
-                    headers=headers,
-                    timeout=self._timeout,
-                )
-            except errors.AlreadyExists as error:  # of a name that has a new number: not what a client means by it
-                raise _NumberTakenError(str(error)) from None
-            return True
-
-        async def committed() -> bool | None:
-            try:
-                await client.Stat(
-                    pb.StatSnapshotRequest(snapshotter=request.snapshotter, key=intent.raw_name), headers=headers
-                )
-            except errors.NotFound:
-                return None
-            return True
-
-        await self._records.outcome(intent, call, raw.upstream, commit, committed)
-        await self._records.finish(records_pb.FinishRequest(intent=intent.id), call)
-        return Empty()
 
     async def Mounts(self, request: pb.MountsRequest, call: Call) -> pb.MountsResponse:
         raw, key = await self._resolve(request, call)
@@ -253,23 +156,22 @@ class SnapshotsServicer:
 
     async def Remove(self, request: pb.RemoveSnapshotRequest, call: Call) -> Empty:
         await self._routes.snapshotter(request.snapshotter, call)
-        finished = await self._records.call(
-            "RemoveSnapshot", records_pb.ResolveSnapshotRequest(snapshotter=request.snapshotter, key=request.key), call
-        )
-        self._records.publish(finished)
+        await self._records.remove_snapshot(call, request.snapshotter, request.key)
         return Empty()
 
     async def Update(self, request: pb.UpdateSnapshotRequest, call: Call) -> pb.UpdateSnapshotResponse:
         raw = await self._raw(request.snapshotter, request.info.name, call)
-        updated = await self._records.call("UpdateSnapshot", request, call)
-        if updated.raw_labels or updated.raw_mask.paths:
+        updated = await self._records.update_snapshot(
+            call, request.snapshotter, request.info.name, dict(request.info.labels), tuple(request.update_mask.paths)
+        )
+        if updated.raw_labels or updated.raw_paths:
             down = pb.UpdateSnapshotRequest(
                 snapshotter=request.snapshotter,
-                update_mask=updated.raw_mask,
+                update_mask=FieldMask(paths=updated.raw_paths),
                 info=pb.Info(name=updated.raw_key, labels=updated.raw_labels),
             )
             await self._ask(raw, "Update", down, call, request.info.name)
-        return pb.UpdateSnapshotResponse(info=updated.info)
+        return pb.UpdateSnapshotResponse(info=info_to_pb(updated.info))
 
     async def Cleanup(self, request: pb.CleanupRequest, call: Call) -> Empty:
         raw = await self._raw(request.snapshotter, "", call)
@@ -278,23 +180,105 @@ class SnapshotsServicer:
 
     async def _resolve(self, request: Any, call: Call) -> tuple[_Raw, str]:
         raw = await self._raw(request.snapshotter, request.key, call)
-        found = await self._records.call(
-            "ResolveSnapshot", records_pb.ResolveSnapshotRequest(snapshotter=request.snapshotter, key=request.key), call
-        )
-        return raw, found.raw_key
+        return raw, await self._records.raw_key(call, request.snapshotter, request.key)
 
     async def _ask(self, raw: _Raw, method: str, request: Any, call: Call, name: str = "") -> Any:
         """A raw call that may be repeated; about the snapshot ``name``."""
         for attempt in (1, 2):
             await raw.upstream.ready(call)
             try:
-                return await getattr(raw.client(), method)(request, headers=with_headers(call), timeout=self._timeout)
+                return await getattr(raw.client(), method)(request, headers=raw_headers(call), timeout=self._timeout)
             except errors.NotFound as error:  # of what metadata has just resolved
                 raise _lost(raw.upstream, name, error) from None
             except errors.Disconnected:
                 if attempt == 2:
                     raise
         raise AssertionError
+
+
+@dataclass(frozen=True, slots=True)
+class _RawCreation:
+    """The raw Prepare or View of an intent."""
+
+    request: _Creation
+    intent: Intent
+    raw: _Raw
+    headers: Headers
+    timeout: float
+
+    async def make(self) -> Outcome:
+        client, intent = self.raw.client(), self.intent
+        wanted = type(self.request)(
+            snapshotter=self.request.snapshotter, key=intent.raw_key, parent=intent.raw_parent, labels=intent.raw_labels
+        )
+        try:
+            if isinstance(wanted, pb.ViewSnapshotRequest):
+                viewed = await client.View(wanted, headers=self.headers, timeout=self.timeout)
+                return Outcome(mounts=list(viewed.mounts))
+            prepared = await client.Prepare(wanted, headers=self.headers, timeout=self.timeout)
+            return Outcome(mounts=list(prepared.mounts))
+        except errors.AlreadyExists as error:
+            if not intent.target:
+                raise _NumberTakenError(str(error)) from None
+        except errors.NotFound as error:
+            if not intent.raw_parent:
+                raise
+            raise _lost(self.raw.upstream, self.request.parent, error) from None
+        return Outcome(adopted=[await self._target()])  # the backend has it already, as remote snapshotters do
+
+    async def happened(self) -> Outcome | None:
+        asked = pb.MountsRequest(snapshotter=self.request.snapshotter, key=self.intent.raw_key)
+        try:
+            return Outcome(mounts=list((await self.raw.client().Mounts(asked, headers=self.headers)).mounts))
+        except errors.NotFound:
+            return None
+
+    async def _target(self) -> Info:
+        """The committed snapshot that the backend has in the place of the intent's target; NotFound if it has none."""
+        target, parent = self.intent.target, self.intent.raw_parent
+        wanted = pb.ListSnapshotsRequest(
+            snapshotter=self.request.snapshotter, filters=[f'labels."{_REF}"=={target},parent=="{parent}"']
+        )
+        async for response in self.raw.client().List(wanted, headers=self.headers):
+            for message in response.info:  # a snapshotter need not respect filters
+                info = info_from_pb(message)
+                if info.kind is Kind.COMMITTED and info.labels.get(_REF) == target and info.parent == parent:
+                    return info
+        raise errors.NotFound(f'target snapshot "{target}" in backend')
+
+
+@dataclass(frozen=True, slots=True)
+class _RawCommit:
+    """The raw Commit of an intent."""
+
+    request: pb.CommitSnapshotRequest
+    intent: Intent
+    raw: _Raw
+    headers: Headers
+    timeout: float
+
+    async def make(self) -> Outcome:
+        intent = self.intent
+        wanted = pb.CommitSnapshotRequest(
+            snapshotter=self.request.snapshotter,
+            name=intent.raw_name,
+            key=intent.raw_key,
+            labels=intent.raw_labels,
+            parent=intent.raw_parent,
+        )
+        try:
+            await self.raw.client().Commit(wanted, headers=self.headers, timeout=self.timeout)
+        except errors.AlreadyExists as error:  # of a name that has a new number: not what a client means by it
+            raise _NumberTakenError(str(error)) from None
+        return Outcome()
+
+    async def happened(self) -> Outcome | None:
+        asked = pb.StatSnapshotRequest(snapshotter=self.request.snapshotter, key=self.intent.raw_name)
+        try:
+            await self.raw.client().Stat(asked, headers=self.headers)
+        except errors.NotFound:
+            return None
+        return Outcome()
 
 
 def _lost(upstream: Upstream, name: str, error: errors.NotFound) -> errors.NodeError:

@@ -16,9 +16,16 @@ from pathlib import Path
 
 from gateway.supervision import Supervision
 from services.kit import errors
-from services.kit.rpc import Call, Channel
+from services.kit.rpc import LEASE, Call, Channel
 
 log = logging.getLogger(__name__)
+
+
+def raw_headers(call: Call) -> dict[str, str | bytes]:
+    """The headers for a raw service: the client's, but never the lease."""
+    headers = call.passed_on()
+    headers.pop(LEASE, None)
+    return headers
 
 
 class Upstream:

@@ -24,10 +24,12 @@ from api.splitd.records.v1 import records_pb2, records_stubs
 from gateway.config import Config
 from gateway.content import ContentServicer
 from gateway.events import Exchange
-from gateway.records import Records
+from gateway.intents import Intents
 from gateway.relay import Relay
+from gateway.remote import RemoteRecords
 from gateway.routes import Routes
 from gateway.snapshots import SnapshotsServicer
+from gateway.writes import Commit
 from services.kit import errors, rpc
 from services.kit.rpc import NAMESPACE, Call
 from tests.support import eventually_async
@@ -150,12 +152,13 @@ async def gateway(place: Path) -> AsyncIterator[tuple[Routes, rpc.Channel]]:
     config = Config()
     routes = Routes(place, config, {})
     routes.know(["overlayfs"], heard=True)
-    records = Records(routes["metadata"], Exchange(), content="content", snapshotters=routes.snapshotters)
-    content = ContentServicer(routes, records, config)
+    records = RemoteRecords(routes["metadata"], Exchange(), content="content", snapshotters=routes.snapshotters)
+    intents = Intents(records)
+    content = ContentServicer(routes["content"], records, Commit(records, intents), config)
     relay = Relay(routes, config, internal=True, coordinated=content.coordinated, joined=content.joined)
     watches = [asyncio.ensure_future(upstream.watch()) for upstream in routes.upstreams]
     routes.added.append(lambda upstream: watches.append(asyncio.ensure_future(upstream.watch())))
-    servicers: list[rpc.Servicer] = [content, SnapshotsServicer(routes, records, config)]
+    servicers: list[rpc.Servicer] = [content, SnapshotsServicer(routes, records, intents, config)]
     try:
         async with (
             rpc.serving(place / "g.sock", servicers, relay=relay, relayed=True),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from api.containerd.services.content.v1 import content_pb2 as pb
-from gateway.content import is_plain_write
+from gateway.writes import is_plain_write
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
 from api.containerd.services.content.v1 import content_pb2 as pb
-from api.splitd.records.v1 import records_pb2 as records_pb
-from gateway.content import ContentServicer, _Write
+from gateway.store import Ingest, Intent
 from gateway.upstream import Upstream
+from gateway.writes import Commit, RawCommit, _Write
 from services.kit import errors
 from services.kit.rpc import Call
 
@@ -53,21 +52,16 @@ class Raw:
 async def committed(raw: Raw, *messages: pb.WriteContentRequest) -> None:
     """A Write of these messages, tried again as often as the raw store dies."""
 
-    async def commit(
-        call: Call, raw: object, ref: str, size: int, expected: str, labels: object, raw_commit: Any
-    ) -> tuple[str, int]:
+    async def commit(call: Call, raw: object, raw_commit: RawCommit, **how: object) -> tuple[str, int]:
         while True:
             try:
-                return cast("tuple[str, int]", await raw_commit(records_pb.Intent(raw_ref="raw")))
+                return await raw_commit(Intent(id="i", raw_ref="raw"))
             except errors.Disconnected:
                 continue
 
-    async def received(raw: Raw, stream: Raw) -> bytes | None:
-        return await stream.receive()
-
-    servicer = cast("ContentServicer", SimpleNamespace(commit=commit, received=received))
+    ingest = Ingest(ref="r", raw_ref="raw")
     async with _Write(
-        servicer, Call("/Write", {}), records_pb.Ingest(ref="r", raw_ref="raw"), messages[0], cast("Upstream", raw)
+        cast("Commit", commit), cast("Upstream", raw), Call("/Write", {}), ingest, messages[0], 60.0
     ) as write:
         for message in messages:
             answer = pb.WriteContentResponse.FromString(await write.answer(message))

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from api.splitd.records.v1 import records_pb2 as pb
-from gateway import records
 from gateway.hop import Hop
+from gateway.remote import RemoteRecords
+from gateway.store import Intent, Outcome
 from services.kit import errors
 from services.kit.rpc import Call
 from tests.support import eventually_async
@@ -44,8 +45,8 @@ class Metadata:
     def publish(self, namespace: str, topic: str, event: Any) -> None:
         self.published.append(topic)
 
-    def records(self, **seconds: float) -> records.Records:
-        return records.Records(Hop("metadata", self), self, content="content", snapshotters=(), **seconds)  # type: ignore[arg-type]
+    def records(self, **seconds: float) -> RemoteRecords:
+        return RemoteRecords(Hop("metadata", self), self, content="content", snapshotters=(), **seconds)  # type: ignore[arg-type]
 
 
 FINISHED = pb.Finished(events=[pb.Event(namespace="n", topic="/snapshot/prepare")])
@@ -60,7 +61,7 @@ async def test_who_waits_hears_of_a_full_disk_and_metadata_is_told_without_him(
     metadata = Metadata(FULL)
     told = metadata.records(pause=0.01, full=0.05)
     with pytest.raises(errors.ResourceExhausted, match="no space left on device"):
-        await asyncio.wait_for(told.finish(pb.FinishRequest(intent="i"), Call("m", {})), 10)
+        await asyncio.wait_for(told.finish(Call("m", {}), Intent(id="i"), Outcome()), 10)
     await eventually_async(
         lambda: asyncio.sleep(0, set(told._open) == {"i"}), "the intent is not among those that are open"
     )
@@ -75,6 +76,6 @@ async def test_who_waits_hears_of_a_full_disk_and_metadata_is_told_without_him(
 async def test_a_metadata_that_is_away_is_waited_for() -> None:
     """Its restart, and a moment without room, are nobody's failure."""
     metadata = Metadata(errors.Unavailable("metadata"), FULL, FINISHED)
-    await metadata.records().finish(pb.FinishRequest(intent="i"), Call("m", {}))
+    await metadata.records().finish(Call("m", {}), Intent(id="i"), Outcome())
     assert metadata.asked == ["Finish"] * 3
     assert metadata.published == ["/snapshot/prepare"]

@@ -1,0 +1,158 @@
+"""The life of an intent: what an operation comes to, whatever happens to its raw call."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import cast
+
+import pytest
+
+from gateway.intents import Intents
+from gateway.store import Fate, Intent, Outcome, Records
+from gateway.upstream import Upstream
+from services.kit import errors
+from services.kit.rpc import Call
+from tests.support import eventually_async
+
+DONE, LATER = Outcome(digest="sha256:1", size=1), Outcome(digest="sha256:1", size=2)
+DIED, SILENT = errors.Disconnected("service s went away"), errors.DeadlineExceeded("s")
+LOCKED, REFUSED, AWAY = errors.Unavailable("ref locked"), errors.InvalidArgument("no"), errors.Unavailable("away")
+
+Answer = Outcome | None | errors.NodeError
+
+
+def answered(answers: list[Answer]) -> Outcome | None:
+    answer = answers.pop(0)
+    if isinstance(answer, errors.NodeError):
+        raise answer
+    return answer
+
+
+class Backend:
+    """A backend that is there, unless ``up`` says otherwise, and the raw call to it: what making it answers, time for
+    time, and asking what became of it.
+    """
+
+    name = "s"
+
+    def __init__(self, made: list[Answer], asked: list[Answer]) -> None:
+        self.made = made
+        self.asked = asked
+        self.up = True
+
+    async def ready(self) -> None:
+        if not self.up:
+            raise AWAY
+
+    async def make(self) -> Outcome:
+        outcome = answered(self.made)
+        assert outcome is not None
+        return outcome
+
+    async def happened(self) -> Outcome | None:
+        return answered(self.asked)
+
+
+class Told:
+    """What metadata is told; it takes that with the error ``taken``, if there is one."""
+
+    def __init__(self, taken: errors.NodeError | None = None) -> None:
+        self.ends: list[tuple[str, Outcome | None]] = []
+        self._taken = taken
+
+    async def finish(self, call: Call, intent: Intent, outcome: Outcome) -> None:
+        self.ends.append((intent.id, outcome))
+        if self._taken:
+            raise self._taken
+
+    async def cancel(self, call: Call, intent: Intent) -> None:
+        self.ends.append((intent.id, None))
+
+
+async def carried_out(backend: Backend, told: Told) -> Outcome:
+    intents = Intents(cast("Records", told), pause=0.01)
+    return await intents.carry_out(Intent(id="i"), backend, cast("Upstream", backend), Call("m", {}))
+
+
+@pytest.mark.parametrize(
+    ("made", "asked", "outcome"),
+    [([DONE], [], DONE), ([DIED], [LATER], LATER), ([SILENT], [LATER], LATER), ([DIED, DONE], [None], DONE)],
+    ids=["at once", "died after it", "silent after it", "died before it"],
+)
+async def test_what_happened_becomes_records(made: list[Answer], asked: list[Answer], outcome: Outcome) -> None:
+    """Whether the raw service said so itself, or was asked afterwards; it is asked only where it did not say."""
+    backend, told = Backend(made, asked), Told()
+    assert await carried_out(backend, told) == outcome
+    assert told.ends == [("i", outcome)]
+    assert not made
+    assert not asked
+
+
+@pytest.mark.parametrize(
+    ("made", "asked", "error"),
+    [([REFUSED], [], REFUSED), ([LOCKED], [], LOCKED), ([DIED, REFUSED], [None], REFUSED)],
+    ids=["refused", "busy", "refused when made again"],
+)
+async def test_what_did_not_happen_is_cancelled(
+    made: list[Answer], asked: list[Answer], error: errors.NodeError
+) -> None:
+    """The raw service's word is the client's answer."""
+    backend, told = Backend(made, asked), Told()
+    with pytest.raises(type(error)) as caught:
+        await carried_out(backend, told)
+    assert caught.value is error
+    assert told.ends == [("i", None)]
+
+
+@pytest.mark.parametrize(("happened", "end"), [(LATER, LATER), (None, None)], ids=["it did", "it did not"])
+async def test_a_backend_that_stays_away_is_asked_without_the_caller(happened: Answer, end: Outcome | None) -> None:
+    """The caller hears that it is away; the intent ends by what is known later, with all that a record needs."""
+    backend, told = Backend([DIED], [happened]), Told()
+
+    async def died() -> Outcome:
+        backend.up = False
+        raise DIED
+
+    backend.make = died  # type: ignore[method-assign]
+    with pytest.raises(errors.Unavailable, match="^away"):
+        await carried_out(backend, told)
+    assert told.ends == []
+    backend.up = True
+    await eventually_async(lambda: asyncio.sleep(0, told.ends == [("i", end)]), "the intent does not end")
+
+
+async def test_an_end_that_metadata_does_not_take_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """metadata's own word ends it: nobody asks the raw service again, and again."""
+    backend, told = Backend([DIED, SILENT], [None, SILENT, LATER]), Told(errors.NotFound("open intent i"))
+    with pytest.raises(errors.DeadlineExceeded):
+        await carried_out(backend, told)
+    await eventually_async(
+        lambda: asyncio.sleep(0, "the end of an intent on s was not taken" in caplog.text), "nothing is said"
+    )
+    assert told.ends == [("i", LATER)]
+
+
+async def test_what_metadata_says_of_an_end_is_the_clients() -> None:
+    """Such as ALREADY_EXISTS, of a snapshot that the backend had already."""
+    backend, told = Backend([DONE], []), Told(errors.AlreadyExists("snapshot k"))
+    with pytest.raises(errors.AlreadyExists):
+        await carried_out(backend, told)
+    assert told.ends == [("i", DONE)]
+
+
+@pytest.mark.parametrize(
+    ("error", "there", "fate"),
+    [
+        (DIED, True, Fate.UNKNOWN),
+        (SILENT, True, Fate.UNKNOWN),
+        (errors.Cancelled("s"), True, Fate.UNKNOWN),
+        (AWAY, False, Fate.UNKNOWN),
+        (LOCKED, True, Fate.UNDONE),
+        (REFUSED, True, Fate.UNDONE),
+        (REFUSED, False, Fate.UNDONE),
+        (errors.Internal("s"), True, Fate.UNDONE),
+    ],
+)
+def test_fates(error: errors.NodeError, there: bool, fate: Fate) -> None:
+    """Only silence leaves it open; a word of the raw service's does not."""
+    assert Fate.after(error, there=there) is fate
