@@ -28,6 +28,8 @@ _JOIN = 32 << 10
 """Pieces that are together no longer than this are copied into one: cheaper than a vector of them."""
 _TURN = 16
 """Frames that are dealt with before the clock is looked at."""
+_MUCH = 64 << 10
+"""Bytes that come at once from a peer that has more: it shares a slice of each turn with its like."""
 _SLOW = 0.02
 """Seconds for which a peer that resets very many streams is not read, before the next of them."""
 _MOMENT = 0.02
@@ -118,8 +120,15 @@ class Link(asyncio.Protocol):
         self.flush()
 
     def data_received(self, data: bytes) -> None:
+        """What comes in one turn may be megabytes: a transport reads until the socket is empty."""
         self.heard = True
+        if len(data) < _MUCH:
+            self._take(data)
+            return
+        end = self._lane.end()
         self._take(data)
+        if time.perf_counter() >= end and not (self._held or self.lost):
+            self._hold()
 
     def _take(self, data: bytes) -> None:
         connection = self.connection

@@ -94,6 +94,8 @@ class Honest:
     async def run(self) -> None:
         """Until cancelled; the first call that fails ends it."""
         while True:
+            data = self._rng.randbytes(MIB)  # before the clock runs: it takes as long as a Write alone
+            digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
             for name, call in (
                 ("Version", lambda: self.version.Version(Empty(), headers=HEADERS, timeout=PATIENCE)),
                 (
@@ -102,7 +104,7 @@ class Honest:
                         images_pb2.GetImageRequest(name="honest"), headers=HEADERS, timeout=PATIENCE
                     ),
                 ),
-                ("Write 1 MiB", self.write),
+                ("Write 1 MiB", lambda data=data, digest=digest: self.write(data, digest)),
                 (
                     "Tasks.List",
                     lambda: self.tasks.List(tasks_pb2.ListTasksRequest(), headers=HEADERS, timeout=PATIENCE),
@@ -113,17 +115,15 @@ class Honest:
                 self.took[name].append(time.perf_counter() - begun)
             with contextlib.suppress(errors.NotFound):  # nothing holds it: the collector may have been faster
                 await self.content.Delete(
-                    content_pb2.DeleteContentRequest(digest=self.digest), headers=HEADERS, timeout=PATIENCE
+                    content_pb2.DeleteContentRequest(digest=digest), headers=HEADERS, timeout=PATIENCE
                 )
             await asyncio.sleep(0.005)
 
-    async def write(self) -> None:
-        data = self._rng.randbytes(MIB)
-        self.digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    async def write(self, data: bytes, digest: str) -> None:
         async with self.content.Write(headers=HEADERS, timeout=PATIENCE) as stream:
             await stream.send(
                 content_pb2.WriteContentRequest(
-                    action=content_pb2.WriteAction.COMMIT, ref=self.digest, data=data, total=MIB, expected=self.digest
+                    action=content_pb2.WriteAction.COMMIT, ref=digest, data=data, total=MIB, expected=digest
                 )
             )
             while await stream.receive() is not None:

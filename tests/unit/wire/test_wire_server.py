@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from services.kit import errors, rpc
+from services.kit import errors, rpc, slices
+from services.wire import server_call
 from services.wire.clients import Names
 from services.wire.frames import Code
 from services.wire.limits import Limits
@@ -385,6 +386,33 @@ async def test_a_client_that_never_reads_holds_up_its_own_handlers_only() -> Non
     deliver(link, headers(1) + data(1, grpc(b"hello"), end=True))
     assert [f.kind for f in transport.frames()] == [HEADERS, DATA, HEADERS]
     link.connection_lost(None)
+    await served.gone()
+
+
+async def test_who_sends_megabytes_takes_turns() -> None:
+    """A socket may have much more than was read: once a peer has had its slice of a turn, the others come first."""
+    served = Served()
+    served.link._lane = slices.Lane(0.0)
+    served.call(1, TALK, end=False)
+    served.link.data_received(data(1, b"\0" + (1 << 20).to_bytes(4, "big")))
+    assert served.transport.reading  # it was little
+    served.link.data_received(data(1, bytes(16_380)) * 4)
+    assert not served.transport.reading
+    await turns()
+    assert served.transport.reading
+    await served.gone()
+
+
+async def test_a_large_request_waits_for_a_turn_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It took its time to come, and takes more to decode, and then to be handled: others' calls come between."""
+    monkeypatch.setattr(server_call, "_LARGE", 100)
+    served = Served()
+    served.feed(headers(1), data(1, grpc(b"large" * 100), end=True), headers(3), data(3, grpc(b"small"), end=True))
+    await turns()
+    assert served.service.heard == [b"small", b"large" * 100]
+    served.call(5, TALK, b"large" * 100, b"more")
+    await turns(10)
+    assert served.service.heard[2:] == [b"large" * 100, b"more"]
     await served.gone()
 
 
