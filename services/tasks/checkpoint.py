@@ -11,13 +11,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from google.protobuf.message import DecodeError
-
-from api.containerd.types.runc.options import oci_pb2
 from services.kit import errors, tar
-from services.kit.any import unpack
 from services.oci.descriptors import Descriptor
-from services.oci.opaque import Opaque
 from services.oci.opaque_convert import opaque_to_pb
 from services.tasks.store import Container, Node
 
@@ -25,30 +20,6 @@ IMAGE = "application/vnd.containerd.container.criu.checkpoint.criu.tar"
 CONFIG = "application/vnd.containerd.container.checkpoint.config.v1+proto"
 
 _PIECE = 1 << 18
-
-
-def image_path(runtime: str, options: Opaque | None) -> str:
-    """Where the options of a Checkpoint call want the image; empty for the content store."""
-    value = opaque_to_pb(options)
-    if value is None:
-        return ""
-    try:
-        parsed = unpack(value, oci_pb2.CheckpointOptions)
-    except DecodeError as error:
-        raise errors.InvalidArgument(f"checkpoint options: {error}") from None
-    if parsed is None:
-        raise errors.Unknown(f"invalid task checkpoint option for {runtime}")
-    return parsed.image_path
-
-
-def restore_path(options: Opaque | None) -> str:
-    """Where the options of a Create call say that there is an image to restore; empty for none."""
-    value = opaque_to_pb(options)
-    try:
-        parsed = None if value is None else unpack(value, oci_pb2.Options)
-    except DecodeError as error:
-        raise errors.InvalidArgument(f"task options: {error}") from None
-    return "" if parsed is None else parsed.criu_image_path
 
 
 async def store(node: Node, namespace: str, lease: str, image: Path, container: Container) -> Sequence[Descriptor]:

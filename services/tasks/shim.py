@@ -25,16 +25,14 @@ from google.protobuf.message import DecodeError, Message
 
 from api.containerd.runtime.bootstrap.v1 import bootstrap_pb2
 from api.containerd.runtime.task.v3 import shim_pb2 as pb
-from api.containerd.types.runc.options import oci_pb2
 from services.kit import cgroups, errors, rpc, tracing, ttrpc
-from services.kit.any import type_name
 from services.kit.identifiers import quoted
 from services.kit.version import VERSION
 from services.oci.mounts import Mount
 from services.oci.mounts_convert import mounts_to_pb
 from services.oci.opaque import Opaque
 from services.oci.opaque_convert import opaque_from_pb, opaque_to_pb
-from services.tasks import checks, convert
+from services.tasks import convert
 from services.tasks.bundle import Address, Bundle, address_of
 from services.tasks.store import IO, Exit, Process, ProcessInfo
 
@@ -301,33 +299,6 @@ def _supported(address: Address) -> Address:
     if address.protocol not in ("ttrpc", "grpc"):
         raise errors.Unknown(f'unexpected protocol: "{address.protocol}"')
     return address
-
-
-def with_runc_root(options: Opaque | None, program: str, root: Path) -> Opaque | None:
-    """``options`` with runc's state directory set to ``root``, unless they name one or are another runtime's.
-
-    runc's own default is one directory for every containerd of the machine, where same-named containers of two nodes
-    would be one.
-    """
-    if options is None or not options.value:
-        if not checks.of_runc(program) or (options is not None and options.type_url and not _is_runc(options)):
-            return options
-        return Opaque(oci_pb2.Options.DESCRIPTOR.full_name, oci_pb2.Options(root=str(root)).SerializeToString())
-    if not _is_runc(options):
-        return options
-    try:
-        parsed = oci_pb2.Options.FromString(options.value)
-    except DecodeError as error:
-        raise errors.InvalidArgument(f"runtime options: {error}") from None
-    if parsed.root:
-        return options
-    parsed.root = str(root)
-    return Opaque(options.type_url, parsed.SerializeToString())
-
-
-def _is_runc(options: Opaque) -> bool:
-    value = opaque_to_pb(options)
-    return value is not None and type_name(value) == oci_pb2.Options.DESCRIPTOR.full_name
 
 
 # ---------------------------------------------------------------------------------------------- the service

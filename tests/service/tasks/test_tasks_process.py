@@ -421,6 +421,30 @@ async def test_a_hung_shim_does_not_hold_up_the_start(service: Service) -> None:
     await end(service.tasks, "fine")
 
 
+async def test_an_exit_that_a_slow_shim_could_not_tell(service: Service) -> None:
+    """It ended while the service was away, nobody heard of that, and its shim does not answer when the service is
+    back: its exit is told when the shim does.
+    """
+    pid = await start(service.tasks, service.node, "slow", "sleep", "100")
+    shim = shim_of(service.node, "slow")
+    await service.kill()
+    os.kill(pid, signal.SIGKILL)
+    await service.node.topic("slow", "/tasks/exit")
+    service.node.events.clear()  # as if the shim had given up
+    freeze(shim)
+    try:
+        await service.again()
+        await service.answering()
+        await listed_as(service.tasks, {"slow": Status.UNKNOWN})
+        assert service.node.exits("slow") == []
+    finally:
+        os.kill(shim, signal.SIGCONT)
+    event = await service.node.topic("slow", "/tasks/exit")
+    assert (event.pid, event.exit_status) == (pid, 137)
+    await end(service.tasks, "slow")
+    assert len(service.node.exits("slow")) == 1
+
+
 async def test_a_task_that_is_not_yet_looked_at_is_there_all_the_same(service: Service) -> None:
     """Shims that do not answer hold up the finding of others for longer than the start waits: meanwhile a running
     task is listed, found, and not made anew in its container's place.

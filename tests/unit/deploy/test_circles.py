@@ -25,9 +25,6 @@ TYPING_ONLY = {
 }
 """Imports under ``if TYPE_CHECKING`` that would close a circle if they were made: who imports what."""
 
-LONG = {"services/tasks/local.py": "a task is to become an object of its own, with the table of its life"}
-"""Files above that many lines, and what will be done about each."""
-
 Graph = Mapping[str, AbstractSet[str]]
 
 
@@ -135,7 +132,4 @@ def test_the_test_would_see_a_circle() -> None:
 def test_no_file_is_too_long() -> None:
     """What a file does is to be seen at once; generated ones (api/) are nobody's to read."""
     lengths = {path.relative_to(TOP).as_posix(): len(path.read_text().splitlines()) for path in files().values()}
-    assert {name: length for name, length in lengths.items() if length > LINES and name not in LONG} == {}
-    assert {name for name in LONG if lengths.get(name, 0) <= LINES} == set(), (
-        "no longer too long: strike them off the list"
-    )
+    assert {name: length for name, length in lengths.items() if length > LINES} == {}

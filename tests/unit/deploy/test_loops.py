@@ -23,12 +23,19 @@ MAKERS = {"ensure_future", "create_task", "Task", "TaskGroup", "Thread", "Timer"
 
 
 def bare(source: str) -> list[int]:
-    """Lines that make a task or a thread."""
+    """Lines that make a task or a thread. A name that is imported from our own code is another one's."""
     found: list[int] = []
     if not any(maker in source for maker in MAKERS):
         return found
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Call):
+    tree = ast.parse(source)
+    ours = {
+        alias.asname or alias.name
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("services.")
+        for alias in node.names
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and not (isinstance(node.func, ast.Name) and node.func.id in ours):
             name = (
                 node.func.attr
                 if isinstance(node.func, ast.Attribute)

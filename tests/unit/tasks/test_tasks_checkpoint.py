@@ -10,7 +10,6 @@ from typing import BinaryIO
 import pytest
 from google.protobuf.any_pb2 import Any
 
-from api.containerd.types.runc.options import oci_pb2
 from services.kit import errors
 from services.oci.descriptors import Descriptor
 from services.oci.opaque import Opaque
@@ -84,24 +83,3 @@ async def test_an_image_stays_in_its_directory(place: Path) -> None:
     assert not (place / "evil").exists()
     with pytest.raises(errors.Unknown, match=r'^unsupported checkpoint type "text/plain"$'):
         await checkpoint.load(content, "ns", Descriptor("text/plain", "junk", 1), image)  # type: ignore[arg-type]
-
-
-def test_paths_in_options() -> None:
-    """The image path of runc's CheckpointOptions and Options; other types mean none to create and an error to
-    checkpoint.
-    """
-    options = Opaque(
-        "containerd.runc.v1.CheckpointOptions", oci_pb2.CheckpointOptions(image_path="/i").SerializeToString()
-    )
-    assert checkpoint.image_path("r", options) == "/i"
-    assert checkpoint.image_path("r", None) == ""
-    with pytest.raises(errors.Unknown, match="^invalid task checkpoint option for r$"):
-        checkpoint.image_path("r", Opaque("other", b""))
-    assert (
-        checkpoint.restore_path(
-            Opaque("containerd.runc.v1.Options", oci_pb2.Options(criu_image_path="/r").SerializeToString())
-        )
-        == "/r"
-    )
-    assert checkpoint.restore_path(Opaque("other", b"")) == ""
-    assert checkpoint.restore_path(None) == ""

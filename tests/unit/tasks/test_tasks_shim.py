@@ -10,20 +10,11 @@ import pytest
 
 from api.containerd.runtime.bootstrap.v1 import bootstrap_pb2
 from api.containerd.runtime.task.v3 import shim_pb2
-from api.containerd.types.runc.options import oci_pb2
 from services.kit import errors, settings
 from services.oci.opaque import Opaque
 from services.tasks import config
 from services.tasks.bundle import Address, Bundle
-from services.tasks.shim import (
-    Connection,
-    Environment,
-    Program,
-    check_id_mapped_mounts,
-    parse_address,
-    socket_path,
-    with_runc_root,
-)
+from services.tasks.shim import Connection, Environment, Program, check_id_mapped_mounts, parse_address, socket_path
 
 RUNC = "containerd.runc.v1.Options"
 PROGRAM = "/usr/bin/containerd-shim-runc-v2"
@@ -87,30 +78,6 @@ async def test_whether_nobody_listens_is_told_from_whether_nobody_answers(place:
             await connection.close()
     assert causes[:2] == [FileNotFoundError, ConnectionRefusedError]
     assert causes[2] not in (FileNotFoundError, ConnectionRefusedError)
-
-
-def test_runc_root_is_filled_in_only_where_it_is_runcs_and_empty(place: Path) -> None:
-    """No options, empty options and options without a root get it; a root is kept, and so is every other field,
-    known or not; other runtimes are let be.
-    """
-    root = Path("/s/runc")
-    filled = Opaque(RUNC, oci_pb2.Options(root="/s/runc").SerializeToString())
-    assert with_runc_root(None, PROGRAM, root) == filled
-    assert with_runc_root(Opaque(RUNC, b""), PROGRAM, root) == filled
-    unknown = oci_pb2.Options(binary_name="crun").SerializeToString() + b"\x42\x03abc"  # field 8, which was criu_path
-    merged = with_runc_root(Opaque("type.googleapis.com/" + RUNC, unknown), PROGRAM, root)
-    assert merged is not None
-    assert merged.type_url == "type.googleapis.com/" + RUNC
-    assert b"\x42\x03abc" in merged.value
-    assert oci_pb2.Options.FromString(merged.value).binary_name == "crun"
-    assert oci_pb2.Options.FromString(merged.value).root == "/s/runc"
-    own = Opaque(RUNC, oci_pb2.Options(root="/mine").SerializeToString())
-    assert with_runc_root(own, PROGRAM, root) is own
-    kata = Opaque("runtimeoptions.v1.Options", b"\x0a\x01x")
-    assert with_runc_root(kata, PROGRAM, root) is kata
-    assert with_runc_root(None, "/usr/bin/containerd-shim-kata-v2", root) is None
-    with pytest.raises(errors.InvalidArgument):
-        with_runc_root(Opaque(RUNC, b"\xff"), PROGRAM, root)
 
 
 SHIM = """#!{python}

@@ -1,0 +1,98 @@
+"""What the service itself remembers of its tasks, below STATE/tasks; shims and operators' tools know nothing of it::
+
+sightings/NAMESPACE:ID      what must be known to end a task whatever becomes of its bundle (dead_shim.py)
+exits/NAMESPACE:ID          the exit of the task's init was seen: the next start of the service reports it no more
+checkpoints/NAMESPACE:ID/   the image that the task is restored from
+checkpoints/checkpoint-*/   an image on its way to the content store
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from services.tasks import dead_shim
+from services.tasks.bundle import Bundle
+from services.tasks.dead_shim import Sighting
+
+
+class Notes:
+    """The directories above, in ``directory``; a task is named by its bundle."""
+
+    def __init__(self, directory: Path) -> None:
+        self.checkpoints = directory / "checkpoints"
+        self._sightings, self._exits = directory / "sightings", directory / "exits"
+
+    def make(self) -> None:
+        """Make the directories, where they are not there."""
+        for directory in (self._exits, self._sightings, self.checkpoints):
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    # -- sightings
+
+    def sighting(self, bundle: Bundle) -> Sighting | None:
+        """What was written; None if there is nothing that can be understood."""
+        return dead_shim.read(self._sightings / _name(bundle))
+
+    def write_sighting(self, bundle: Bundle, seen: Sighting) -> None:
+        seen.write(self._sightings / _name(bundle))
+
+    def forget_sighting(self, bundle: Bundle) -> None:
+        (self._sightings / _name(bundle)).unlink(missing_ok=True)
+
+    def sighted(self) -> Iterator[tuple[str, str]]:
+        """Namespaces and names of the tasks of which there is a sighting, in order."""
+        for path in sorted(self._sightings.iterdir()):
+            namespace, _, name = path.name.partition(":")
+            if not path.name.startswith("."):
+                yield namespace, name
+
+    # -- exits
+
+    def exit_was_seen(self, bundle: Bundle) -> bool:
+        return (self._exits / _name(bundle)).exists()
+
+    def note_exit(self, bundle: Bundle) -> None:
+        """Where that fails, the next start reports the exit again, which is dropped."""
+        with contextlib.suppress(OSError):
+            os.close(os.open(self._exits / _name(bundle), os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+
+    # -- checkpoints
+
+    def checkpoint_of(self, bundle: Bundle) -> Path:
+        """An empty directory for what a task is restored from; it stays as long as the task."""
+        self.forget_checkpoint(bundle)
+        path = self.checkpoints / _name(bundle)
+        path.mkdir(mode=0o700)
+        return path
+
+    def forget_checkpoint(self, bundle: Bundle) -> None:
+        path = self.checkpoints / _name(bundle)
+        if path.exists():
+            shutil.rmtree(path, ignore_errors=True)
+
+    # -- all of them
+
+    def forget(self, bundle: Bundle) -> None:
+        """The bundle is no more: nor is what was noted beside its sighting."""
+        (self._exits / _name(bundle)).unlink(missing_ok=True)
+        self.forget_checkpoint(bundle)
+
+    def remove_orphans(self, bundles: Path, kept: Collection[tuple[str, str]]) -> None:
+        """Remove the exits and checkpoints of tasks that have no bundle below ``bundles``, nor are ``kept``."""
+
+        def is_orphan(path: Path) -> bool:
+            namespace, _, name = path.name.partition(":")
+            return (namespace, name) not in kept and not (bundles / namespace / name).exists()
+
+        for mark in filter(is_orphan, self._exits.iterdir()):
+            mark.unlink(missing_ok=True)
+        for image in filter(is_orphan, self.checkpoints.iterdir()):
+            shutil.rmtree(image, ignore_errors=True)
+
+
+def _name(bundle: Bundle) -> str:
+    return f"{bundle.namespace}:{bundle.id}"

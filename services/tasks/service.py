@@ -1,0 +1,92 @@
+"""What all tasks of one service have in common: its directories and settings, the node around it, the work beside."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from services.kit import errors, loops
+from services.tasks.bundle import Bundle
+from services.tasks.config import Config
+from services.tasks.dead_shim import Sighting
+from services.tasks.notes import Notes
+from services.tasks.shim import Connection, Environment, Program, Programs
+from services.tasks.store import Exit, Node
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+Key = tuple[str, str]
+"""A task: its namespace and its name."""
+
+ExitHook = Callable[[str, str, Exit], None]
+"""Is told of the exit of a task's init: namespace, name, how."""
+GoneHook = Callable[[str, str], None]
+"""Is told of a task that is no more: namespace, name."""
+
+
+class Service:
+    """Made once, with the service. Shims are connected to by ``connection``."""
+
+    def __init__(
+        self,
+        root: Path,
+        state: Path,
+        node: Node,
+        config: Config = Config(),
+        on_exit: ExitHook | None = None,
+        on_gone: GoneHook | None = None,
+        connection: type[Connection] = Connection,
+    ) -> None:
+        self.root, self.state = root, state
+        self.node, self.config = node, config
+        self.on_exit, self.on_gone = on_exit, on_gone
+        self.connection = connection
+        self.notes = Notes(state / "tasks")
+        self.runc_root = state / "runc"
+        """Where runc keeps the state of the containers whose options name no directory."""
+        self.environment = Environment(state / "containerd.sock", state / "containerd.sock.ttrpc", config.shim_env)
+        self.programs = Programs()
+        self.background = loops.Tasks()
+        """The work of :meth:`spawn`."""
+
+    def bundle(self, namespace: str, name: str) -> Bundle:
+        return Bundle.of(self.root, self.state, namespace, name)
+
+    def program(self, bundle: Bundle, path: str) -> Program:
+        """The shim's program at ``path``, to be run for a bundle."""
+        return Program(path, bundle, self.environment)
+
+    def program_of(self, bundle: Bundle, seen: Sighting | None = None) -> Program:
+        """The program that a bundle names, else its sighting; runc's where neither does."""
+        path = bundle.program() or (seen.program if seen else "") or self.programs.find("io.containerd.runc.v2")
+        return self.program(bundle, path)
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Work that nobody waits for. It ends with the service; its failure is logged."""
+        job = self.background.keep(loops.task("a task's follower", work))
+        job.add_done_callback(_log_failure)
+        return job
+
+
+@contextlib.contextmanager
+def prefixed(words: str) -> Iterator[None]:
+    """Errors from inside say first what was being done; their class stays."""
+    try:
+        yield
+    except errors.NodeError as error:
+        raise type(error).verbatim(f"{words}{error}", error.trailers) from error
+    except OSError as error:
+        raise errors.of_system(error, words.removesuffix(": ")) from error
+
+
+def _log_failure(job: asyncio.Task[Any]) -> None:
+    if not job.cancelled() and (error := job.exception()) is not None:
+        if isinstance(error, errors.NodeError):
+            log.debug("%s", error)
+        else:
+            log.error("a task's follower failed", exc_info=error)

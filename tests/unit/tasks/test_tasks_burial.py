@@ -1,0 +1,74 @@
+"""How that is cleaned up which a dead shim left, without any shim."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from pathlib import Path
+
+import pytest
+
+from services.kit import errors
+from services.tasks.burial import Burial
+from services.tasks.dead_shim import Sighting
+from services.tasks.names import Names
+from services.tasks.store import Exit, Status
+from services.tasks.task import Life
+from tests.unit.tasks.tasks_fakes import FakeNode, service, task
+
+
+async def deleted(_timeout: float) -> Exit:
+    return Exit(137, 1, 7)
+
+
+@pytest.mark.parametrize(
+    "failure", [RuntimeError("can't start new thread"), OSError(errno.EMFILE, "Too many open files")]
+)
+async def test_cleaning_up_is_tried_again_whatever_it_fails_for(place: Path, failure: Exception) -> None:
+    """A task that is neither forgotten nor tried again would be there for ever, and its name taken."""
+    failures = [failure]
+
+    def end(_seen: Sighting, _seconds: float) -> list[int]:
+        if failures:
+            raise failures.pop()
+        return []
+
+    gone: list[str] = []
+    around = service(place, on_gone=lambda *key: gone.append("/".join(key)))
+    dead = task(around, delete=deleted)
+    (dead.bundle.path / "init.pid").write_text("7")
+    names = Names()
+    burial = Burial(around, names, end=end)
+    burial.begin(dead)
+    assert names.tasks == {("ns", "c"): dead}
+    assert await dead.until(lambda: dead.life is Life.GONE, 10)
+    await asyncio.wait_for(around.background.wait(), 10)
+    assert isinstance(around.node, FakeNode)
+    assert around.node.told == ["exit", "delete"]
+    assert gone == ["ns/c"]
+    assert dead.cleaning.attempts == 1
+    assert not dead.bundle.path.exists()
+    assert names.tasks == {}
+    assert not names.is_taken(("ns", "c"))
+
+
+async def test_what_cannot_be_killed_stays(place: Path) -> None:
+    """It is UNKNOWN, its name is taken, nothing is told, and who deletes it hears why it cannot be; at last it goes."""
+    living = [4711]
+    around = service(place)
+    dead = task(around, delete=deleted)
+    names = Names()
+    burial = Burial(around, names, end=lambda _seen, _seconds: list(living))
+    burial.begin(dead)
+    await asyncio.wait_for(burial.begun(dead), 10)
+    assert (await burial.last_state(dead)).status is Status.UNKNOWN
+    with pytest.raises(errors.FailedPrecondition, match="^task c: its shim is dead, .* yet: 4711 cannot be killed"):
+        await burial.hurry(dead)
+    assert names.is_taken(("ns", "c"))
+    assert isinstance(around.node, FakeNode)
+    assert around.node.told == []
+    living.clear()
+    await burial.hurry(dead)
+    with pytest.raises(errors.NotFound, match="^task c not found$"):
+        await burial.last_state(dead)
+    await asyncio.wait_for(around.background.wait(), 10)

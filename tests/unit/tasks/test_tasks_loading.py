@@ -1,0 +1,41 @@
+"""What is found at a start, without any shim."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from services.tasks.bundle import TASKS
+from services.tasks.burial import Burial
+from services.tasks.dead_shim import Sighting
+from services.tasks.ending import Ending
+from services.tasks.loading import Loading
+from services.tasks.names import Names
+from tests.unit.tasks.tasks_fakes import ADDRESS, connections, service, task
+
+
+async def test_what_is_left_of_tasks_that_are_no_more_is_removed(place: Path) -> None:
+    """Work directories, exits and checkpoints; not those of a task whose bundle was removed by hand, and which is not
+    looked at yet when the others have been.
+    """
+    going_on = asyncio.Event()
+    around = service(place, connections(going_on.wait))  # type: ignore[arg-type]
+    names = Names()
+    burial = Burial(around, names)
+    (around.state / TASKS).mkdir(parents=True)
+    for name in ("gone", "runs"):
+        one = task(around, name)
+        around.notes.note_exit(one.bundle)
+        around.notes.checkpoint_of(one.bundle)
+        one.bundle.delete()
+        one.bundle.work.mkdir(parents=True)
+        if name == "runs":
+            around.notes.write_sighting(one.bundle, Sighting("/bin/shim", ADDRESS))
+    loading = Loading(around, names, burial, Ending(around, names, burial), seconds=0.01)
+    await loading.load()
+    try:
+        assert list(names.found) == [("ns", "runs")]
+        for base in (around.root / TASKS / "ns", around.notes.checkpoints, around.state / "tasks/exits"):
+            assert [path.name.removeprefix("ns:") for path in base.iterdir()] == ["runs"]
+    finally:
+        await around.background.cancel()

@@ -1,0 +1,22 @@
+"""What tasks of a service have in common."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from services.kit import errors
+from services.tasks.service import prefixed
+
+
+def test_what_the_system_said_is_told_in_gos_words() -> None:
+    """Behind what was being done, and with the path; an error of ours keeps its class."""
+    with pytest.raises(errors.Unknown) as caught, prefixed("failed to start shim: "):
+        os.stat("/Absent/program")
+    assert str(caught.value) == "failed to start shim: /Absent/program: no such file or directory"
+    with (
+        pytest.raises(errors.NotFound, match="^failed to delete task: task a: not found$"),
+        prefixed("failed to delete task: "),
+    ):
+        raise errors.NotFound("task a")

@@ -1,0 +1,226 @@
+"""A task's life, and the races in it, without any shim."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from services.kit import errors
+from services.tasks.service import Service
+from services.tasks.store import Exit
+from services.tasks.task import TRANSITIONS, Event, IllegalTransitionError, Life, Task
+from tests.unit.tasks.tasks_fakes import ADDRESS, FakeConnection, connections, service, task
+
+
+@pytest.fixture
+async def close() -> AsyncIterator[list[Task]]:
+    """Tasks to be closed at the end."""
+    made: list[Task] = []
+    yield made
+    for each in made:
+        await each._service.background.cancel()
+        await each.close()
+
+
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    """One to be taken for a shim."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as made:
+        try:
+            yield made
+        finally:
+            made.kill()
+
+
+async def quiet(around: Service) -> None:
+    """Until all work beside has ended."""
+    await asyncio.wait_for(around.background.wait(), 10)
+
+
+def test_every_state_is_reached_and_none_is_left_out() -> None:
+    """Each can be come to from NEW; GONE and LEFT are the ends."""
+    assert set(TRANSITIONS) == set(Life)
+    reached, waiting = {Life.NEW}, [Life.NEW]
+    while waiting:
+        new = set(TRANSITIONS[waiting.pop()].values()) - reached
+        reached |= new
+        waiting += new
+    assert reached == set(Life)
+    assert {life for life in Life if set(TRANSITIONS[life].values()) <= {life}} == {Life.GONE, Life.LEFT}
+    assert {event for row in TRANSITIONS.values() for event in row} == set(Event)
+
+
+@pytest.mark.parametrize("life", Life)
+@pytest.mark.parametrize("event", Event)
+async def test_what_the_table_does_not_have_is_a_defect(
+    place: Path, life: Life, event: Event, close: list[Task]
+) -> None:
+    """The state stays what it was."""
+    one = task(service(place))
+    close.append(one)
+    one.life = life
+    if event in TRANSITIONS[life]:
+        one._move(event)
+        assert one.life is TRANSITIONS[life][event]
+    else:
+        with pytest.raises(IllegalTransitionError, match=f"task ns/c: {event.name} in the state {life.name}"):
+            one._move(event)
+        assert one.life is life
+
+
+async def test_a_shim_is_followed_again_whatever_fails_at_first(
+    place: Path, caplog: pytest.LogCaptureFixture, close: list[Task]
+) -> None:
+    """Its connection was lost, and there are no descriptors for a moment: nobody else would hear of its death."""
+    failing = [OSError(errno.EMFILE, "too many open files"), ZeroDivisionError("unthought of")]
+    unsaid: list[Exception] = [OSError(errno.EMFILE, "too many open files")]
+
+    async def connecting() -> None:
+        if failing:
+            raise failing.pop()
+
+    def pid() -> int:
+        if unsaid:
+            raise unsaid.pop()
+        return os.getpid()
+
+    one = task(service(place, connections(connecting, pid)))
+    close.append(one)
+    dead: list[Task] = []
+    one.follow(dead.append)
+    assert one.life is Life.LOST
+    assert await one.until(lambda: one.life is Life.CONNECTED, 10)
+    await quiet(one._service)
+    assert one.has_pid
+    assert one.shim_pid == os.getpid()
+    assert not failing
+    assert dead == []
+    assert "connecting to the shim of" in caplog.text
+    assert "for its pid" in caplog.text
+
+
+async def test_a_shim_that_dies_while_it_is_connected_to_is_noticed(
+    place: Path, process: subprocess.Popen[bytes], close: list[Task]
+) -> None:
+    """A process that is dying takes connections: that one is not kept."""
+    made = connections(pid=lambda: process.pid)
+    one = task(service(place, made))
+    close.append(one)
+    dead: list[Task] = []
+    await one.connect(ADDRESS, 1.0)
+    one.follow(dead.append)
+    await quiet(one._service)
+    assert one.has_pid
+
+    async def connecting() -> None:
+        process.kill()
+        await asyncio.wait_for(one.died.wait(), 10)
+
+    made.connecting = staticmethod(connecting)
+    await made.opened[0].close()
+    await quiet(one._service)
+    assert dead == [one]
+    assert one.life is Life.LOST
+    assert [connection.is_closed for connection in made.opened] == [True, True]
+
+
+async def test_a_shim_that_dies_is_found_dead_once(
+    place: Path, process: subprocess.Popen[bytes], close: list[Task]
+) -> None:
+    """Its pidfd and its connection say so in the same moment."""
+    made = connections(pid=lambda: process.pid)
+    one = task(service(place, made))
+    close.append(one)
+    dead: list[Task] = []
+    await one.connect(ADDRESS, 1.0)
+    one.follow(dead.append)
+    await quiet(one._service)
+    one._has_died()
+    await made.opened[0].close()
+    await quiet(one._service)
+    assert dead == [one]
+    assert len(made.opened) == 1
+
+
+async def test_a_connection_to_a_task_that_is_deleted_meanwhile_is_closed(place: Path, close: list[Task]) -> None:
+    """The shim of a group lives on, and nobody else would close it."""
+    going_on = asyncio.Event()
+    made = connections()
+    one = task(service(place, made))
+    close.append(one)
+    await one.connect(ADDRESS, 1.0)
+    one.follow(lambda _: None)
+    await quiet(one._service)
+    made.connecting = staticmethod(going_on.wait)  # type: ignore[assignment]
+    await made.opened[0].close()
+    await asyncio.sleep(0)
+    assert one.life is Life.LOST
+    one.ends()
+    one.forgotten()
+    await one.close()
+    going_on.set()
+    await quiet(one._service)
+    assert [connection.is_closed for connection in made.opened] == [True, True]
+    assert one.connection is None
+    with pytest.raises(errors.NotFound, match="^task c not found$"):
+        await one.usable(0.0)
+
+
+async def test_a_pid_that_a_former_shim_told_is_not_taken(place: Path, close: list[Task]) -> None:
+    """The connection has ended before the answer is read."""
+    made = connections(pid=os.getpid)
+    one = task(service(place, made))
+    close.append(one)
+    await one.connect(ADDRESS, 1.0)
+    connection = one.connection
+    assert isinstance(connection, FakeConnection)
+    asking = asyncio.create_task(one._identify(connection))
+    await asyncio.sleep(0)
+    one.connection = None
+    await asking
+    assert not one.has_pid
+    await connection.close()
+
+
+async def test_an_exit_that_is_learnt_late_is_not_noted_for_the_next_of_this_name(
+    place: Path, close: list[Task]
+) -> None:
+    """Else the next task's exit would count as seen, and not be told after a start."""
+    exits: list[int] = []
+    around = service(place, on_exit=lambda _namespace, _name, how: exits.append(how.status))
+    made, one = around.connection, task(around)
+    assert issubclass(made, FakeConnection)
+    close.append(one)
+    await one.connect(ADDRESS, 1.0)
+    one.follow(lambda _: None)
+    waiting = one.watch(one.init)
+    await asyncio.sleep(0)
+    made.opened[0].exits.set_result(Exit(3, 1))
+    one.ends()
+    one.forgotten()  # before the waiter gets its turn
+    assert (await waiting).status == 3
+    assert exits == []
+    assert not around.notes.exit_was_seen(one.bundle)
+    one = task(service(place / "b", on_exit=lambda _namespace, _name, how: exits.append(how.status)))
+    close.append(one)
+    one.exited(one.init, Exit(4, 1))
+    assert exits == [4]
+    assert one._service.notes.exit_was_seen(one.bundle)
+
+
+async def test_those_who_wait_hear_of_the_end_of_the_service(place: Path, close: list[Task]) -> None:
+    """As of an outage, not as of the end of the task."""
+    one = task(service(place))
+    close.append(one)
+    await one.connect(ADDRESS, 1.0)
+    one.follow(lambda _: None)
+    one.leaves()
+    with pytest.raises(errors.Unavailable, match="the tasks service ends"):
+        await one.usable(None)
