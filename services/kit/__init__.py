@@ -1,4 +1,4 @@
-"""What every process needs and no more: errors, rpc, ttrpc, settings, tracing, process, filters, faults.
+"""What every process needs: errors, rpc, ttrpc, settings, tracing, process, filters, faults, and no more.
 
-Nothing outside this package imports grpc or opentelemetry; a test says so.
+Nothing outside this package imports grpc or opentelemetry; a test checks this.
 """

@@ -1,10 +1,10 @@
-"""How spans are gathered before they are sent: what the standard variables OTEL_BSP_* say, read here and not by the
-SDK.
+"""How spans are gathered before they are sent. The standard variables OTEL_BSP_* configure this. They are read here and
+not by the SDK, which raises on some values and names no variable.
 
-The SDK raises over some values, and names no variable. MAX_QUEUE_SIZE is how many spans wait at most (2048), what comes
-then is lost; MAX_EXPORT_BATCH_SIZE how many are sent at once at most (512, and never more than may wait);
-SCHEDULE_DELAY the milliseconds from one batch to the next (5000); EXPORT_TIMEOUT those for a batch (30000), with which
-the SDK does nothing: OTEL_EXPORTER_OTLP_TIMEOUT is what counts.
+- MAX_QUEUE_SIZE: spans that may wait (2048). Further spans are lost.
+- MAX_EXPORT_BATCH_SIZE: spans that are sent at once (512); never more than may wait.
+- SCHEDULE_DELAY: milliseconds from one batch to the next (5000).
+- EXPORT_TIMEOUT: milliseconds for a batch (30000). The SDK ignores it; OTEL_EXPORTER_OTLP_TIMEOUT counts.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ VARIABLES = {
     "OTEL_BSP_SCHEDULE_DELAY": (5000, _DAY),
     "OTEL_BSP_EXPORT_TIMEOUT": (30_000, _DAY),
 }
-"""Each with its default (OpenTelemetry's) and the most that it may say."""
+"""The default (OpenTelemetry's) and the largest value of each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batching:
-    """Values that the SDK takes."""
+    """Valid values for the SDK."""
 
     queue: int
     batch: int
@@ -37,8 +37,8 @@ class Batching:
 
 
 def read(environment: Mapping[str, str]) -> tuple[Batching, list[str]]:
-    """What the environment says, and a line for each variable that cannot be taken as it is, with what is done in
-    its place.
+    """Read the environment. The result includes a line for each variable whose value cannot be used, with the value
+    that is used instead.
     """
     wrong: list[str] = []
     values = {name: _value(name, environment.get(name, "").strip(), wrong) for name in VARIABLES}
@@ -57,5 +57,5 @@ def _value(name: str, text: str, wrong: list[str]) -> int:
         return default
     if text.isascii() and text.isdigit() and len(text) < 20 and 1 <= int(text) <= most:
         return int(text)
-    wrong.append(f"{name}={text[:100]} is not a whole number from 1 to {most}: {default} is taken")
+    wrong.append(f"{name}={text[:100]} is not a whole number from 1 to {most}: {default} is used")
     return default

@@ -1,4 +1,4 @@
-"""Token buckets: how much of something may happen at once, and for long."""
+"""Token buckets limit how much of something may happen at once, and in the long run."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import time
 
 
 class Bucket:
-    """A token bucket: ``burst`` tokens, ``rate`` more each second; what is given may fill it beyond the burst, up
-    to ``most``.
+    """A token bucket: ``burst`` tokens, and ``rate`` more each second. Tokens that are given may fill it beyond the
+    burst, up to ``most``.
     """
 
     __slots__ = ("_at", "_burst", "_most", "_rate", "_tokens")
@@ -20,7 +20,7 @@ class Bucket:
         self._at = time.monotonic()
 
     def take(self) -> bool:
-        """Take one; False if there is none."""
+        """Take one token; False if there is none."""
         now = time.monotonic()
         if self._tokens < self._burst:
             self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
@@ -31,9 +31,9 @@ class Bucket:
         return True
 
     def give(self, count: int) -> None:
-        """So many more."""
+        """Add so many tokens."""
         self._tokens = min(self._most, self._tokens + count)
 
     def pass_over(self, seconds: float) -> None:
-        """For so long nothing was to be taken, and nothing comes for it."""
+        """Do not count so many seconds: no tokens are added for them."""
         self._at += seconds

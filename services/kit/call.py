@@ -1,6 +1,4 @@
-"""What a call is: its method, its headers, whose it is, and how long it may take. Handlers see nothing else of what
-carries it.
-"""
+"""A call: its method, its headers, its namespace, and its deadline. Handlers see nothing else of the transport."""
 
 from __future__ import annotations
 
@@ -23,28 +21,30 @@ RAW = "splitd-raw"
 """Header of metadata's calls to a raw backend through the gateway; its value names the backend."""
 
 CLIENT = "splitd-client"
-"""Header of calls that a gateway relays: a number that tells its clients apart for a service that has but one
-connection for them. It means nothing beyond that connection.
+"""Header of calls that a gateway relays: a number that tells its clients apart, for a service that has one connection
+for all of them. The number has no meaning outside of that connection.
 """
 
 VERIFY = "splitd-verify"
-"""Header of a Transfer, with any value: a pull looks at all bytes of the blobs that are there
+"""Header of a Transfer, with any value: a pull checks all bytes of blobs that the node has already
 (``ImageStore.verify``).
 """
 ONLY_WANTED = "splitd-only-wanted"
-"""Header of a Transfer, with any value: of an archive only the images for the platforms wanted become records
-(``ImageStore.only_wanted``), which containerd's API cannot say.
+"""Header of a Transfer, with any value: of the images of an archive, only those for the wanted platforms become records
+(``ImageStore.only_wanted``). containerd's API cannot say this.
 """
 
 STOPPING = "splitd-stopping"
-"""Trailer of calls that a service ended because it was told to stop: a relay asks its successor again."""
+"""Trailer of calls that a service ended because it was told to stop. A relay repeats the call on the service's
+successor.
+"""
 
 MESSAGE_LIMIT = 16 << 20
 ERROR_LIMIT = 32 << 10
-"""Bytes of an error's message that are sent: clients of grpc-go refuse header lists that are much longer."""
+"""Bytes of an error's message that are sent. Clients of grpc-go refuse header lists that are much longer."""
 
 UNARY_TIMEOUT = 10.0
-"""Seconds that a unary call to another process may take where neither the caller nor its client says otherwise."""
+"""Seconds that a unary call to another process may take if neither the caller nor its client sets a limit."""
 
 LONG = frozenset({"Wait", "Subscribe", "Watch"})
 
@@ -58,7 +58,7 @@ class Arity(NamedTuple):
 
 UNARY = Arity(False, False)
 STREAMS = Arity(True, True)
-"""What a relay takes a method for that it does not know; the wire is the same for all four."""
+"""The arity that a relay assumes for an unknown method. The wire is the same for all four."""
 
 
 @dataclass(slots=True)
@@ -68,22 +68,22 @@ class Call:
     method: str
     """``/containerd.services.content.v1.Content/Info``"""
     headers: Headers
-    """By lower-case name; values of ``*-bin`` headers are bytes. Of a repeated one the first counts: Go's clients put a
-    nested context's namespace before the outer one's, and containerd takes the first.
+    """By lower-case name; values of ``*-bin`` headers are bytes. If a header is repeated, the first counts, as in
+    containerd: Go's clients put a nested context's namespace before the outer one's.
     """
     deadline: float | None = None
-    """On the clock of ``time.monotonic``, in seconds; None where the client set none."""
+    """On the clock of ``time.monotonic``, in seconds; None if the client set none."""
     leading: list[tuple[str, str | bytes]] = field(default_factory=list)
-    """Metadata to send before the first response; what is added later is not sent."""
+    """Metadata to send before the first response. Metadata that is added later is not sent."""
     trailing: list[tuple[str, str | bytes]] = field(default_factory=list)
     """Metadata to send with the status."""
     size: int = 0
-    """Bytes of its messages so far, both ways, where its transport sees them."""
+    """Bytes of its messages so far, in both directions, if its transport sees them."""
 
     @property
     def namespace(self) -> str:
-        """The caller's containerd namespace; FailedPrecondition without one, InvalidArgument for an impossible one,
-        in containerd's words.
+        """The caller's containerd namespace. FailedPrecondition if there is none, InvalidArgument if it is invalid, in
+        containerd's words.
         """
         value = self.optional_namespace
         if not value:
@@ -105,11 +105,11 @@ class Call:
         return str(self.headers.get(LEASE, ""))
 
     def remaining(self) -> float | None:
-        """Seconds until the deadline, not below zero; None where there is none."""
+        """Seconds until the deadline, not below zero; None if there is none."""
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
     def passed_on(self) -> dict[str, str | bytes]:
-        """The headers to send along with a call made on this caller's behalf: all but the transport's own."""
+        """The headers to send with a call on this caller's behalf: all except those of one hop."""
         return {k: v for k, v in self.headers.items() if k not in HOP_HEADERS}
 
 
@@ -127,21 +127,19 @@ HOP_HEADERS = frozenset(
         CLIENT,
     }
 )
-"""Headers of one hop, which the next one has of its own."""
+"""Headers of one hop. The next hop has its own."""
 
 CURRENT: contextvars.ContextVar[Call | None] = contextvars.ContextVar("splitd_call", default=None)
-"""What this task does, it does on behalf of this call."""
+"""The call on whose behalf the current task works."""
 
 TOGETHER: contextvars.ContextVar[bool] = contextvars.ContextVar("splitd_together", default=False)
-"""What this task calls, and what comes of it, goes together with what others call that do this in the same turn of
-the loop (``kit.many``).
+"""Whether calls of the current task, and the calls that follow from them, are sent together with those of other such
+tasks in the same turn of the loop (``kit.many``).
 """
 
 
 def caller() -> str:
-    """On whose behalf this task works, as far as there are several: the namespace of the current call, or an empty
-    string.
-    """
+    """The namespace of the current call, or an empty string. It tells callers apart."""
     call = CURRENT.get()
     return "" if call is None else call.optional_namespace
 
@@ -154,8 +152,8 @@ class Servicer(Protocol):
 
 
 class Pieces(tuple[bytes, ...]):
-    """A serialized message that a handler answers as it is, in pieces, where building it would only copy a megabyte
-    twice, or take a hundred milliseconds at once.
+    """A serialized message that a handler answers unchanged, in pieces, if building one message would only copy a
+    megabyte twice, or block for a hundred milliseconds.
     """
 
     __slots__ = ()

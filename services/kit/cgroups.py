@@ -1,12 +1,12 @@
-"""The control group that a node's processes are put into ([cgroup] path), and the way out of it for shims, which stay
-where they would be without.
+"""The control group of a node's processes ([cgroup] path), and the way out of it for shims, which stay in the group
+where the node was started.
 
-Cgroups as the kernel's documents tell them (admin-guide/cgroup-v1, cgroup-v2). As in containerd, the path is one below
-each hierarchy of v1, and made where it is missing; on a machine that has v2 alone it must exist, since whoever
-administers it says which controllers it has. A process is moved by writing into ``cgroup.procs``: 0 is the writer.
+This follows the kernel's documents (admin-guide/cgroup-v1, cgroup-v2). As in containerd, the path is below each
+hierarchy of v1, and made if it is missing. On a machine with v2 alone it must exist, since its administrator says which
+controllers it has. Writing into ``cgroup.procs`` moves a process; 0 is the writer itself.
 
-Whoever joins is told the files by which one goes back, a line each in :data:`BACK`, and its children are. As a program
-of our own: ``python -m services.kit.cgroups PATH COMMAND...``.
+A process that joins gets the files by which one goes back, a line each in :data:`BACK`, and so do its children. This
+module is also a program: ``python -m services.kit.cgroups PATH COMMAND...``.
 """
 
 from __future__ import annotations
@@ -19,33 +19,35 @@ from pathlib import Path
 from services.kit import errors
 
 BACK = "SPLITD_SHIM_CGROUPS"
-"""Environment variable: the ``cgroup.procs`` of where this node was started."""
+"""Environment variable: the ``cgroup.procs`` files of the groups in which this node was started."""
 
 _LEAVE = f"""IFS='
 '
 for procs in ${BACK}; do echo 0 > "$procs"; done 2>/dev/null
 unset {BACK} IFS
 exec "$@" """
-"""Of a place that is gone, or takes no processes any more, the kernel says so, and the shim stays with the
+"""If the group is gone, or takes no processes any more, the kernel refuses the write, and the shim stays with the
 services, as containerd's do.
 """
 
 
 def checked(path: str) -> str:
-    """``path`` if it can be one of a cgroup; ValueError."""
+    """``path`` if it is a valid path of a cgroup; else ValueError."""
     if path and (not path.startswith("/") or ".." in path.split("/") or "\n" in path):
         raise ValueError(f"path: {path!r} is not an absolute path, without ..")
     return path
 
 
 def leaving(environment: Mapping[str, str]) -> list[str]:
-    """What to put before a command so that it runs where the node was started; nothing where that is where we are."""
+    """The words to put before a command so that it runs where the node was started; empty if that is the current
+    group.
+    """
     return ["/bin/sh", "-c", _LEAVE, "sh"] if environment.get(BACK) else []
 
 
 def join(path: str, *, mounts: Path = Path("/proc/self/mountinfo"), own: Path = Path("/proc/self/cgroup")) -> list[str]:
-    """Put this process into the cgroup ``path`` of each hierarchy; the files by which one goes back.
-    FailedPrecondition if it cannot be.
+    """Put this process into the cgroup ``path`` of each hierarchy. The result is the files by which one goes back.
+    FailedPrecondition if that is not possible.
     """
     hierarchies = _hierarchies(mounts)
     back = []
@@ -71,8 +73,8 @@ def join(path: str, *, mounts: Path = Path("/proc/self/mountinfo"), own: Path = 
 
 
 def _hierarchies(mounts: Path) -> dict[str, tuple[Path, str]]:
-    """Where each hierarchy is mounted, and which of its cgroups is there, by its controllers as /proc/PID/cgroup
-    names them: v1's, or "" for v2 where that is all.
+    """By its controllers as /proc/PID/cgroup names them (for v1; "" for v2, if there is no v1): where each hierarchy is
+    mounted, and which of its cgroups is mounted there.
     """
     found: dict[str, tuple[Path, str]] = {}
     for line in mounts.read_text().splitlines():
@@ -92,7 +94,9 @@ def _hierarchies(mounts: Path) -> dict[str, tuple[Path, str]]:
 
 
 def _make(directory: Path, top: Path) -> None:
-    """A cgroup of v1, with those above it. Of cpusets nobody may enter one that has no processors and no memory."""
+    """Make a cgroup of v1, and those above it. A cpuset without processors and memory accepts no process, so it gets
+    those of its parent.
+    """
     if directory != top:
         _make(directory.parent, top)
     directory.mkdir(exist_ok=True)

@@ -1,5 +1,5 @@
-"""Calls to another process: a :class:`Channel` to it, a :class:`Client` for each of its services, a :class:`Stream`
-for each call that is one.
+"""Calls to another process: a :class:`Channel` to it, a :class:`Client` for each of its services, a :class:`Stream` for
+each streaming call.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from services.kit.many import Gathering
 
     class Service(ServiceDescriptor, Generic[T]):
-        """A service, whose clients are ``T``: so the stubs beside a .proto file say."""
+        """A service with clients of type ``T``, as the stubs beside a .proto file say."""
 
 
 class Stream(Generic[Sent, Got]):
-    """An open streaming call to another process, that sends and receives messages of these types. Use as ``async
-    with``; leaving it early cancels the call.
+    """An open streaming call to another process, which sends and receives messages of these types. Use it as ``async
+    with``; leaving the block early cancels the call.
     """
 
     __slots__ = ("_carried", "_decode", "_encode", "_ended", "_observed", "_size")
@@ -64,7 +64,7 @@ class Stream(Generic[Sent, Got]):
             self._observed.ended(error.code, str(error), self._size)
 
     async def send(self, message: Sent) -> None:
-        """Send one message; if the call has ended, raise what it ended with."""
+        """Send one message. If the call has ended, raise its error."""
         try:
             data = self._encode(message)
             self._size += len(data)
@@ -74,7 +74,7 @@ class Stream(Generic[Sent, Got]):
             raise
 
     async def done_sending(self) -> None:
-        """Half-close: no more messages from us."""
+        """Half-close: announce that we send no more messages."""
         try:
             await self._carried.done_sending()
         except errors.NodeError as error:
@@ -82,7 +82,7 @@ class Stream(Generic[Sent, Got]):
             raise
 
     async def receive(self) -> Got | None:
-        """The next message, or None at the end; raises the status if it is not OK."""
+        """The next message, or None at the end. Raises the status if it is not OK."""
         try:
             message = await self._carried.receive()
         except errors.NodeError as error:
@@ -98,11 +98,11 @@ class Stream(Generic[Sent, Got]):
         return None
 
     async def leading(self) -> Headers:
-        """The metadata that came before the first message; waits for it."""
+        """The metadata before the first message; waits for it."""
         return await self._carried.leading()
 
     def trailing(self) -> Headers:
-        """The metadata that came with the status; empty before it."""
+        """The metadata that came with the status; empty before that."""
         return self._carried.trailing()
 
     def __aiter__(self) -> AsyncIterator[Got]:
@@ -117,14 +117,14 @@ class Stream(Generic[Sent, Got]):
 
 
 class Channel:
-    """A connection to one process, which may be down and come back. Made once, closed with :meth:`close`."""
+    """A connection to one process, which may be down and come back. Make it once, and close it with :meth:`close`."""
 
     def __init__(self, address: Path | str, name: str = "", *, pings: Pings = "calls") -> None:
-        """``pings`` says when a hung peer is noticed, within 2 s: "always", or during "calls" only, for servers of
-        ours; "never" for others' servers.
+        """``pings`` says when a hung peer is noticed, within 2 s: "always", or only during "calls" (for our servers),
+        or "never" (for other servers).
 
-        grpc-go takes pings of every second for abuse and ends the connection (too_many_pings); there, a call's own
-        deadline must do.
+        grpc-go takes a ping each second for abuse, and ends the connection (too_many_pings). With such servers a call
+        needs a deadline of its own.
         """
         self.address = str(address)
         self.name = name or Path(self.address).stem
@@ -135,7 +135,7 @@ class Channel:
 
     @property
     def carrier(self) -> Carrier:
-        """The transport's side of it, made within the loop that uses it."""
+        """The transport's side of the channel. It is made within the loop that uses it."""
         if self._opened is None:
             self._opened = chosen.carrier()(self.address, self.name, self._pings)
         return self._opened
@@ -155,8 +155,8 @@ class Channel:
     @overload
     def client(self, service: ServiceDescriptor) -> Any: ...
     def client(self, service: ServiceDescriptor) -> Any:
-        """Call a service's methods by their names: a :class:`Client`, of which the stubs beside the .proto file
-        tell what each method takes and answers. It is made once: to ask for it again costs a look.
+        """A :class:`Client` that calls a service's methods by their names. The stubs beside the .proto file say what
+        each method takes and answers. The client is made once, so asking again is cheap.
         """
         client = self._clients.get(service)
         if client is None:
@@ -164,23 +164,24 @@ class Channel:
         return client
 
     def connected(self) -> bool:
-        """Whether the peer is known to be there now; starts connecting if it is not."""
+        """Whether the peer is known to be connected now. Starts to connect if it is not."""
         return self.carrier.connected()
 
     async def connections(self) -> AsyncIterator[bool]:
-        """Whether the peer is there: now, and again whenever that may have changed. Connects as long as it is
+        """Whether the peer is connected: now, and again whenever that may have changed. Connects while it is
         iterated.
         """
         state = self.connected()
         while True:
             yield state
-            state = await self.carrier.changed(state)  # from the state just told: one that came in between is no loss
+            # compares with the state just yielded, so that no change in between is lost
+            state = await self.carrier.changed(state)
 
     async def wait_connected(self, seconds: float) -> bool:
-        """Wait until the peer is there, for at most ``seconds``."""
+        """Wait until the peer is connected, for at most ``seconds``."""
         try:
             async with asyncio.timeout(seconds):
-                # hear first what the kernel has to tell of a connection that was lost while this loop did not run
+                # let the loop first notice a connection that was lost while it did not run
                 for _ in range(2):
                     await asyncio.sleep(0)
                 while not self.connected():
@@ -190,8 +191,8 @@ class Channel:
         return True
 
     async def reached(self, seconds: float) -> None:
-        """As :meth:`wait_connected`, but Disconnected, naming the peer, if it is not there in time: a call that was
-        made all the same would wait for it once more.
+        """Like :meth:`wait_connected`, but raise Disconnected, naming the peer, if it is not connected in time. A call
+        that is made all the same would wait for it once more.
         """
         if not self.connected() and not await self.wait_connected(seconds):
             raise errors.Disconnected(f"service {self.name} is not reachable (nobody answers on {self.address})")
@@ -207,8 +208,8 @@ class Channel:
         *,
         together: bool = False,
     ) -> Any:
-        """One unary call. ``timeout`` in seconds, None for no limit. ``together``: it may go with others of this
-        turn of the loop, see ``kit.many``.
+        """Make one unary call. ``timeout`` is in seconds, None for no limit. With ``together`` it may be sent with
+        others of this turn of the loop, see ``kit.many``.
         """
         with observer.Calling(path, headers) as call:
             sent = encode(request)
@@ -235,7 +236,7 @@ class Channel:
         encode: Callable[[Any], bytes] = same,
         decode: Callable[[bytes], Any] = same,
     ) -> Stream[Any, Any]:
-        """Open a streaming call of any arity: on the wire all four are the same."""
+        """Open a streaming call of any arity; on the wire all four are the same."""
         observed = observer.began("client", path, headers)
         return Stream(
             self.carrier.stream(path, (*headers.items(), *observed.headers()), timeout), observed, encode, decode
@@ -253,11 +254,13 @@ class _Bound:
 class Client:
     """The methods of one service in another process, by name.
 
-    A unary method is awaited: ``await client.Info(request)``. Any streaming one returns a :class:`Stream`; a server
-    stream has had its request sent: ``async for r in client.Read(request)``. Keyword arguments: ``headers`` to send
-    (default: none; pass ``call.passed_on()`` to act as the caller), ``timeout`` in seconds, and of unary ones
-    ``together`` (:meth:`Channel.unary`). A unary call without a timeout gets ``UNARY_TIMEOUT``, and in a handler no
-    more than its caller has left; ``timeout=None`` lifts the limit. Failures are raised as :mod:`services.kit.errors`.
+    A unary method is awaited: ``await client.Info(request)``. A streaming method returns a :class:`Stream`. A server
+    stream has sent its request already: ``async for r in client.Read(request)``.
+
+    Keyword arguments: ``headers`` to send (default: none; pass ``call.passed_on()`` to act as the caller), ``timeout``
+    in seconds, and for unary methods ``together`` (:meth:`Channel.unary`). A unary call without a timeout gets
+    ``UNARY_TIMEOUT``, and within a handler at most the time that its caller has left; ``timeout=None`` lifts the limit.
+    Failures are raised as :mod:`services.kit.errors`.
     """
 
     def __init__(self, channel: Channel, service: ServiceDescriptor) -> None:

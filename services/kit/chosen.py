@@ -1,5 +1,5 @@
-"""Which transport this process has: the wire, or grpcio where ``[grpc] transport`` or SPLITD_GRPC_TRANSPORT says
-so. The other one is not even imported.
+"""The transport of this process: the wire, or grpcio if ``[grpc] transport`` or SPLITD_GRPC_TRANSPORT says so. The
+other one is not imported.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ _chosen = "wire"
 
 
 def choose(name: str) -> None:
-    """The transport of this process from here on, unless the environment names another."""
+    """Set the transport of this process, unless the environment names another."""
     global _chosen
     _chosen = name
 
 
 def transport() -> str:
-    """The transport of this process; InvalidArgument for a name that is none."""
+    """The transport of this process. InvalidArgument for an unknown name."""
     name = os.environ.get("SPLITD_GRPC_TRANSPORT") or _chosen
     if name not in TRANSPORTS:
         raise errors.InvalidArgument(f"transport {name}: choose one of {', '.join(TRANSPORTS)}")
@@ -31,7 +31,9 @@ def transport() -> str:
 
 
 def carrier() -> Callable[[str, str, Pings], Carrier]:
-    """What makes its side of a channel, of an address, the peer's name, and when that is pinged."""
+    """A function that makes the transport's side of a channel, from an address, the peer's name, and when to ping
+    it.
+    """
     if transport() == "grpcio":
         from services.kit import grpcio
 
@@ -42,7 +44,7 @@ def carrier() -> Callable[[str, str, Pings], Carrier]:
 
 
 def server(address: Path | str, methods: Methods, health: dict[str, int], *, relayed: bool) -> Server:
-    """Its server at an address, before it listens; ``relayed`` as of ``kit.rpc.serving``."""
+    """The transport's server at an address, before it listens. ``relayed`` is as in ``kit.rpc.serving``."""
     if transport() == "grpcio":
         from services.kit import grpcio
 

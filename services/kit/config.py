@@ -1,5 +1,5 @@
-"""Settings of what every process has: table [grpc], of whose other keys, containerd's, only the address is looked
-at, and tables [cgroup] and [watchdog].
+"""Settings that every process has: tables [grpc], [cgroup] and [watchdog]. Of containerd's own keys in [grpc], only the
+address is checked.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ class Config:
     """How the node's processes speak gRPC, to clients and to each other."""
 
     transport: Literal["wire", "grpcio"] = "wire"
-    """Our own HTTP/2, or Google's library; the environment's SPLITD_GRPC_TRANSPORT is stronger. Both speak the same
-    protocol.
+    """Our own HTTP/2 ("wire"), or Google's library ("grpcio"). The environment's SPLITD_GRPC_TRANSPORT overrides this.
+    Both speak the same protocol.
     """
     limits: Limits = field(default_factory=Limits)
 
 
 def load(file: settings.File) -> Config:
-    """Our keys of [grpc]."""
+    """Load our keys of [grpc]."""
     table = file.tables.get("grpc", {})
     if not isinstance(table, dict):
         return settings.load(Config, file, "grpc")
@@ -33,12 +33,12 @@ def load(file: settings.File) -> Config:
 
 
 _SERVER = "io.containerd.server.v1.grpc"
-"""The plugin whose table is containerd's [grpc] from version 4 of its file on; it wins where both are there."""
+"""The plugin whose table has containerd's [grpc] from version 4 of its configuration file on. It wins if both exist."""
 
 
 def check(file: settings.File) -> Iterator[tuple[str, str]]:
-    """Warn of a SPLITD_LOG that is no level, and of an address of containerd's that is not the node's: its socket
-    is STATE/containerd.sock, whatever its owner has written.
+    """Warn of a SPLITD_LOG that is no level, and of an address of containerd's that differs from the node's: the node's
+    socket is STATE/containerd.sock in any case.
     """
     _, trouble = logs.level()
     if trouble:
@@ -63,13 +63,13 @@ def check(file: settings.File) -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cgroup:
-    """The control group of the node's processes, containerd's [cgroup]. Shims and containers are not in it: they
-    stay where the node was started, or, if that is gone, are with the processes.
+    """The control group of the node's processes, containerd's [cgroup]. Shims and containers are not in it: they stay
+    in the group where the node was started, or, if that is gone, with the processes.
     """
 
     path: str = ""
-    """Such as /splitd, from the top of each hierarchy; it is made with cgroup v1, and must exist with v2. Empty:
-    where the node is started. Read at splitd up.
+    """A path such as /splitd, from the top of each hierarchy. With cgroup v1 it is made; with v2 it must exist. Empty:
+    the group where the node is started. splitd up reads this.
     """
 
     def __post_init__(self) -> None:
@@ -78,13 +78,13 @@ class Cgroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watchdog:
-    """What is done about a process of the node that hangs: it writes its stacks into its log, is killed, and is
-    started again. supervisord does it.
+    """A process of the node that hangs writes its stacks into its log, is killed, and is started again. supervisord
+    does this.
     """
 
     silence: settings.Seconds = 30.0
-    """A process whose loop has not turned for this long hangs; "0s" watches nobody. Time in which the process is
-    stopped, or supervisord itself does not run on time, does not count.
+    """A process hangs if its loop has not turned for this long; "0s" turns the watchdog off. Time does not count in
+    which the process is stopped, or supervisord itself does not run on time.
     """
     start: settings.Seconds = 300.0
     """The same for a process that does not serve yet, or no longer: a start may have much to recover."""
@@ -100,5 +100,5 @@ class Watchdog:
 
     @property
     def beat(self) -> float:
-        """Seconds from one sign of life to the next; 0 where nobody is watched."""
+        """Seconds from one beat to the next; 0 if the watchdog is off."""
         return min(3.0, self.silence / 6)

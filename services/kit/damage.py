@@ -1,12 +1,13 @@
-"""Damage of the database: a log that ends too early, and pages that are not what they were.
+"""Damage of a database: a log that ends too early, and pages that have changed.
 
-SQLite reads its log up to the first frame whose checksum is wrong, and takes that for the end: so it must after a power
-cut, where what follows was never answered. A flipped byte in the middle is the same to it, and hundreds of transactions
-behind that are gone without a word. Here the log is looked at before and after SQLite has: a commit behind its end is
-said, and nothing that this database does not know is removed (``services/metadata/gc/guard.py``,
-``services/snapshots/local.py``). https://www.sqlite.org/walformat.html has the formats.
+SQLite reads its log up to the first frame whose checksum is wrong, and takes that for the end. After a power cut it
+must, since what follows was never answered. But a flipped byte in the middle looks the same to it, and hundreds of
+transactions behind that byte are lost without a word. So the log is checked here, before and after SQLite has read it.
+If there is a commit behind the end, it is reported, and nothing is removed that this database does not know
+(``services/metadata/gc/guard.py``, ``services/snapshots/local.py``). https://www.sqlite.org/walformat.html describes
+the formats.
 
-Damaged pages are found by whoever reads them, or by :func:`quick_check`, which reads all.
+Damaged pages are found by calls that read them, and by :func:`quick_check`, which reads all pages.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ _HEADER = struct.Struct(">IIIIIIII")
 _FRAME = struct.Struct(">IIIIII")
 """Page, pages of the database after a commit (else 0), the header's salts, two checksums."""
 _MAGIC = 0x377F0682
-"""Or one more: whose words the checksums are of."""
+"""Or one more: it says whether the words of the checksums are big-endian."""
 _UNREADABLE = (sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_CORRUPTFS)
 
 
 def committed(database: Path) -> int:
-    """The frame of the last commit in the log of a database that is not open, by what the frames say of themselves; -1
-    if the log's own header is damaged, 0 without a log.
+    """The frame of the last commit in the log of a database that is not open, as the frames themselves say. -1 if the
+    log's own header is damaged, 0 without a log.
 
-    OSError where the disk does not give it back: it is not mapped, since that would be SIGBUS.
+    OSError if the disk cannot read it. The file is not mapped, since that would be SIGBUS.
     """
     try:
         fd = os.open(f"{database}-wal", os.O_RDONLY | os.O_CLOEXEC)
@@ -78,27 +79,27 @@ def _checksum(data: bytes, *, big: bool) -> tuple[int, int]:
 
 
 def read(connection: sqlite3.Connection) -> int:
-    """The frames of the log that SQLite goes by.
+    """The number of frames of the log that SQLite uses.
 
-    SQLite is asked, though it writes them back to the database for that. The number is in -shm too, but whoever closes
-    a file loses all locks that his process has on it (POSIX): the next process that opens the database, to make a
-    backup, would take it for a dead one's, and cut off -shm below our feet. https://www.sqlite.org/howtocorrupt.html,
-    2.2.
+    SQLite is asked, although it writes the frames back to the database for that. The number is in -shm too, but a
+    process that closes a file loses all locks that it has on it (POSIX). The next process that opens the database, for
+    instance for a backup, would then take it for a dead process's, and cut off -shm while we use it.
+    https://www.sqlite.org/howtocorrupt.html, 2.2.
     """
     _, frames, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
     return int(frames)
 
 
 class Log:
-    """The log of a database that is about to be opened. One that has lost something is kept aside: SQLite writes over
-    what it does not go by, which somebody may want to look at.
+    """The log of a database that is about to be opened. If it has lost something, it is copied, since SQLite overwrites
+    the part that it ignores, and somebody may want to examine that.
 
-    Until its owner has :meth:`noted` the loss it is kept as DATABASE-wal.lost-TIME: a start that ends before that, at
-    whatever moment, leaves that to be found by the next. Then it is DATABASE-wal.damaged-TIME.
+    The copy is DATABASE-wal.lost-TIME until its owner has :meth:`noted` the loss. If the process ends before that, at
+    whatever moment, the next start finds the copy. Then it is DATABASE-wal.damaged-TIME.
     """
 
     def __init__(self, database: Path) -> None:
-        """DataLoss if the disk does not give it back."""
+        """Raises DataLoss if the disk cannot read the log."""
         self._database = database
         self._earlier = self._kept()
         try:
@@ -111,8 +112,8 @@ class Log:
             self._keep()
 
     def lost(self, connection: sqlite3.Connection) -> str:
-        """What it has lost, now that ``connection`` has read, and not written; "" if nothing. A damaged one is
-        begun anew.
+        """What the log has lost, once ``connection`` has read, and not written; "" if nothing. A damaged log is begun
+        anew.
         """
         what = self._found(connection)
         if what:
@@ -120,7 +121,8 @@ class Log:
                 self._keep()
             try:
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            except sqlite3.Error as error:  # a full disk: then it is written over, and said again at the next start
+            # a full disk: then the log is overwritten, and the next start reports it again
+            except sqlite3.Error as error:
                 log.warning("%s: its damaged log cannot be begun anew: %s", self._database, error)
         elif self._earlier:
             what = f"an earlier start found its log damaged: {self._earlier[-1].name}"
@@ -130,7 +132,7 @@ class Log:
         return f"{self._database} has lost its last transactions ({what})"
 
     def noted(self) -> None:
-        """The loss is written down where it lasts."""
+        """The owner has stored the loss durably."""
         try:
             for each in self._kept():
                 if each.stat().st_size:
@@ -160,8 +162,8 @@ class Log:
         return sorted(self._database.parent.glob(f"{self._database.name}-wal.lost-*"))
 
     def _keep(self) -> None:
-        """Once, however often a start is tried. Where there is no room for it an empty file says that there was
-        one: what is left of the database is the more urgent.
+        """Copy the log, once, however often a start is tried. If there is no room, an empty file notes it; what is left
+        of the database is more urgent.
         """
         wal = Path(f"{self._database}-wal")
         kept = Path(f"{wal}.lost-{time.strftime('%Y%m%dT%H%M%S')}")
@@ -182,7 +184,7 @@ class Log:
 
 
 def _synced(path: Path) -> None:
-    """A file, and its name, are on the disk."""
+    """Make a file, and its name, durable."""
     for each in (path, path.parent):
         fd = os.open(each, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -192,9 +194,7 @@ def _synced(path: Path) -> None:
 
 
 def is_damage(error: sqlite3.Error) -> bool:
-    """Whether an error says that pages, or what is written in them, are not what they were, or that the disk does
-    not give them back.
-    """
+    """Whether an error means that pages or records have changed, or that the disk cannot read them."""
     # Python's own words, without a code
     if isinstance(error, sqlite3.OperationalError) and str(error).startswith("Could not decode to UTF-8"):
         return True
@@ -203,20 +203,20 @@ def is_damage(error: sqlite3.Error) -> bool:
 
 
 def unusable(database: Path, error: sqlite3.Error) -> errors.NodeError:
-    """What is said of a database that cannot be opened: DataLoss if it is damaged, else FailedPrecondition."""
+    """The error for a database that cannot be opened: DataLoss if it is damaged, else FailedPrecondition."""
     if is_damage(error):
         return errors.DataLoss(f"{database} cannot be used: {error}: {WHAT_TO_DO}")
     return errors.FailedPrecondition(f"{database} cannot be used: {error}")
 
 
 def is_disk(error: OSError) -> bool:
-    """Whether a system call says that the disk, or its filesystem, does not give back what was written."""
+    """Whether a system call failed because the disk, or its filesystem, cannot read what was written."""
     return error.errno in (errno.EIO, errno.EUCLEAN)
 
 
 def quick_check(database: Path) -> str:
-    """What is wrong with the pages of a database; "" if nothing, or where that cannot be said. It blocks, for
-    seconds where it is large.
+    """What is wrong with the pages of a database; "" if nothing, or if that cannot be determined. It blocks, for
+    seconds if the database is large.
     """
     try:
         connection = sqlite3.connect(

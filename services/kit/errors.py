@@ -1,9 +1,9 @@
 """The errors of a node, and the one table that maps them to gRPC status codes.
 
-Domain code raises these; ``kit.rpc`` turns them into statuses on the way out and back into these on the
-way in. The classes and their codes are those of containerd's errdefs. A message names the thing it is about, in
-lower case and without a period, and ends the way containerd's does (``content sha256:...: not found``), since
-clients match on it: raise ``NotFound("content sha256:...")`` and the class adds its own suffix.
+Domain code raises these. ``kit.rpc`` turns them into statuses on the way out, and back into these on the way in. The
+classes and their codes are those of containerd's errdefs. A message names the thing that it is about, in lower case and
+without a period, and ends as containerd's does (``content sha256:...: not found``), since clients match on it. Raise
+``NotFound("content sha256:...")``, and the class adds its own suffix.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import ClassVar
 
 
 class NodeError(Exception):
-    """Something that a client is told. ``trailers`` is trailing metadata to pass on (grpc-status-details-bin)."""
+    """An error that is reported to a client. ``trailers`` is trailing metadata to pass on (grpc-status-details-bin)."""
 
     code: ClassVar[int] = 2
     suffix: ClassVar[str] = "unknown"
@@ -29,22 +29,22 @@ class NodeError(Exception):
 
     @classmethod
     def with_suffix(cls, message: str) -> str:
-        """``message`` ending in the class's own words, which it may have already."""
+        """``message`` with the class's own words at its end, unless it has them already."""
         if not message:
             return cls.suffix
         return message if message.endswith(cls.suffix) else f"{message}: {cls.suffix}"
 
     @classmethod
     def verbatim(cls, message: str, trailers: Sequence[tuple[str, str | bytes]] = ()) -> NodeError:
-        """The error of another process, its message unchanged."""
+        """The error of another process, with its message unchanged."""
         error = cls(trailers=trailers)
         error.args = (_text(message),)
         return error
 
 
 def _text(message: str) -> str:
-    """``message`` as UTF-8 can carry it: half of a surrogate pair, which stands for a byte of a name that is not
-    text, is written out. grpcio would let the call hang, and protobuf refuse it.
+    """``message`` as valid UTF-8. Half of a surrogate pair, which stands for a byte of a name that is not text, is
+    escaped. Otherwise grpcio would let the call hang, and protobuf would refuse the message.
     """
     return message if message.isascii() else message.encode("utf-8", "backslashreplace").decode()
 
@@ -63,7 +63,7 @@ class Unknown(NodeError):
 
     @classmethod
     def with_suffix(cls, message: str) -> str:
-        """Unknown errors carry the words of whoever failed, and nothing else."""
+        """Unknown errors have the words of the process that failed, and no suffix."""
         return message or cls.suffix
 
 
@@ -75,21 +75,21 @@ class InvalidArgument(NodeError):
 
 
 class DeadlineExceeded(NodeError):
-    """The time that the caller allowed is over; whether the operation happened is not known."""
+    """The time that the caller allowed is over. It is not known whether the operation happened."""
 
     code = 4
     suffix = "context deadline exceeded"
 
 
 class NotFound(NodeError):
-    """The thing named is not there, for this namespace at least."""
+    """The named thing does not exist, at least not in this namespace."""
 
     code = 5
     suffix = "not found"
 
 
 class AlreadyExists(NodeError):
-    """The thing to make is there already."""
+    """The thing to make exists already."""
 
     code = 6
     suffix = "already exists"
@@ -117,14 +117,14 @@ class FailedPrecondition(NodeError):
 
 
 class Aborted(NodeError):
-    """Somebody else's operation got in between."""
+    """Another operation interfered."""
 
     code = 10
     suffix = "aborted"
 
 
 class OutOfRange(NodeError):
-    """An offset beyond the end."""
+    """An offset is beyond the end."""
 
     code = 11
     suffix = "out of range"
@@ -138,14 +138,14 @@ class Unimplemented(NodeError):
 
 
 class Internal(NodeError):
-    """A defect, or a part of the node that stayed away; the log of the process named has more."""
+    """A bug, or a part of the node that stayed away. The log of the named process has more."""
 
     code = 13
     suffix = "internal error"
 
     @classmethod
     def with_suffix(cls, message: str) -> str:
-        """Internal errors say what happened, and nothing else."""
+        """Internal errors say what happened, without a suffix."""
         return message or cls.suffix
 
 
@@ -157,13 +157,13 @@ class Unavailable(NodeError):
 
 
 class Disconnected(Unavailable):
-    """The process asked went away, or is not there: what the call did, if anything, is not known. The wire says
+    """The called process went away, or is not there. It is not known whether the call did anything. On the wire this is
     UNAVAILABLE.
     """
 
 
 class DataLoss(NodeError):
-    """Stored bytes are not what they were."""
+    """Stored bytes have changed."""
 
     code = 15
     suffix = "data loss"
@@ -177,51 +177,51 @@ class Unauthenticated(NodeError):
 
 
 BY_CODE: dict[int, type[NodeError]] = {cls.code: cls for cls in NodeError.__subclasses__()}
-"""gRPC status code to class; every code but OK has exactly one."""
+"""gRPC status code to class. Every code except OK has exactly one class."""
 
 
 def words(error: OSError) -> str:
-    """What a system call said, as Go words it, without Python's number and quotes: ``no such file or directory``."""
+    """The message of a system call's error in Go's words, without Python's number and quotes: ``no such file or
+    directory``.
+    """
     said = error.strerror or str(error)
     return said[:1].lower() + said[1:]
 
 
 def words_of_path(error: OSError) -> str:
-    """The same behind the path that it is about, if it names one: ``/run/x: no such file or directory``."""
+    """The same after its path, if it names one: ``/run/x: no such file or directory``."""
     named = error.filename if isinstance(error.filename, str | bytes) else b""
     return f"{os.fsencode(named).decode('utf-8', 'backslashreplace')}: {words(error)}" if named else words(error)
 
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""What a system call says where the disk, somebody's share of it, or the largest file is reached."""
+"""Errors of a system call when the disk, a quota or the largest file size is exhausted."""
 _OF_THE_MACHINE = FULL | {errno.EROFS, errno.EIO, errno.EUCLEAN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
-"""What a system call may say wherever it is made: of the disk, memory and open files, not of what was asked."""
+"""Errors of a system call that are about the machine's disk, memory and open files, not about the request."""
 
 
 def of_system(error: OSError, what: str) -> NodeError:
-    """A failed system call as an answer: what could not be done, and why. A full disk, or quota, is
-    ResourceExhausted, all else Unknown, as in containerd.
+    """The error for a failed system call. ``what`` says what could not be done. A full disk, or quota, is
+    ResourceExhausted; everything else is Unknown, as in containerd.
     """
     why = f"{what}: {words_of_path(error)}"
     return ResourceExhausted(why) if is_full(error) else Unknown(why)
 
 
 def is_full(error: OSError) -> bool:
-    """Whether a system call failed since the disk, or somebody's share of it, is full."""
+    """Whether a system call failed since the disk, or a quota, is full."""
     return error.errno in FULL
 
 
 def of_machine(error: BaseException, what: str) -> NodeError | None:
-    """The same, of what the machine cannot do just now: a disk that is full, read-only or broken, memory or files
-    used up. None for any other exception, which is a defect.
+    """Like :func:`of_system`, for what the machine cannot do just now: a disk that is full, read-only or broken, or
+    memory or files used up. None for any other exception, which is a bug.
     """
     return of_system(error, what) if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE else None
 
 
 def defect(method: str) -> Internal:
-    """The answer where an exception that nobody expects ends a call: its words are the log's, where the caller of
-    this puts them.
-    """
+    """The answer to a call that an unexpected exception ended. The caller of this logs the exception."""
     error = Internal(f"{method}: internal error, see the service's log")
     error.told = True
     return error
@@ -233,5 +233,5 @@ def name(code: int) -> str:
 
 
 def from_status(code: int, message: str, trailers: Sequence[tuple[str, str | bytes]] = ()) -> NodeError:
-    """The error that a status stands for, its message unchanged."""
+    """The error for a status, with its message unchanged."""
     return BY_CODE.get(code, Unknown).verbatim(message, trailers)

@@ -1,7 +1,7 @@
-"""Traces with their way to a collector: :mod:`services.kit.tracing` makes spans and knows no exporter,
-:mod:`services.kit.otlp` is the one that it is handed.
+"""Connects tracing with its exporter: :mod:`services.kit.tracing` makes spans and knows no exporter;
+:mod:`services.kit.otlp` is the one that it is given here.
 
-OpenTelemetry's modules are imported only where the environment asks for traces.
+OpenTelemetry's modules are imported only if the environment asks for traces.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def begin(service: str) -> None:
 
 
 def check() -> Iterator[str]:
-    """What is wrong with the variables: nothing of it stops a process, but there will be no traces, or others than
+    """What is wrong with the variables. This stops no process, but there will be no traces, or other traces than
     wanted.
     """
     return tracing.check(_collector)

@@ -1,10 +1,15 @@
-"""Named points where a test may stop the process as a power cut, the OOM killer or a fault of ours would.
+"""Named points at which a test may stop the process, as a power cut, the OOM killer or a bug would.
 
-A test makes the file ``$SPLITD_FAULTS/POINT`` (the directory is given to the whole node by the environment); the first
-process to reach the point removes the file and does what it says, so that its successor gets past it. An empty file: it
-dies by SIGKILL. ``hang``: it never returns. ``hang-in-c``: nor does it ever let go of the GIL. ``sleep SECONDS``: it
-returns late. ``wait-in-kernel``: it is in state D until its child dies. Without the variable a point costs one
-comparison.
+A test makes the file ``$SPLITD_FAULTS/POINT``; the environment gives the directory to the whole node. The first process
+that reaches the point removes the file and does what the file says, so its successor gets past the point:
+
+- an empty file: it dies by SIGKILL;
+- ``hang``: it never returns;
+- ``hang-in-c``: it never returns, and never releases the GIL;
+- ``sleep SECONDS``: it returns late;
+- ``wait-in-kernel``: it is in state D until its child dies.
+
+Without the variable a point costs one comparison.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ _DIRECTORY = os.environ.get("SPLITD_FAULTS", "")
 
 
 def fault(point: str) -> None:
-    """Do here what a test asked for; ``point`` is like ``content.before-rename``."""
+    """Do what a test asked for at this point. ``point`` is a name like ``content.before-rename``."""
     if not _DIRECTORY:
         return
     path = os.path.join(_DIRECTORY, point)

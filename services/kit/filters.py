@@ -1,6 +1,6 @@
-"""containerd's filter language: what List calls take to select among containers, images, blobs, snapshots and events.
+"""containerd's filter language: List calls take filters to select containers, images, blobs, snapshots and events.
 
-A filter is a comma separated list of selectors, all of which must match; of several filters one must::
+A filter is a comma separated list of selectors, all of which must match. Of several filters one must match::
 
     name==foo                        the field has this value
     labels."a label.with/odd"!=x     it has another, or none
@@ -8,17 +8,17 @@ A filter is a comma separated list of selectors, all of which must match; of sev
     labels.team                      it is present
     name==foo,labels.team            both
 
-A field path is names separated by dots, each a word or a quoted string; a value is a quoted string or runs to the next
-comma or blank. Quotes are ``"`` with Go's escapes, after ``~=`` also ``/`` and ``|``. As in containerd, a regular
+A field path is names separated by dots, each a word or a quoted string. A value is a quoted string, or runs to the next
+comma or blank. Quotes are ``"`` with Go's escapes; after ``~=`` also ``/`` and ``|``. As in containerd, a regular
 expression that does not compile matches nothing and is no error (the log has the reason, once for each request), and an
 absent field counts as empty for ``!=`` and ``~=``.
 
-Filters are read and matched in loops that serve everybody. So a request's are bounded: :data:`CHARACTERS`,
-:data:`SELECTORS`, :data:`EXPRESSIONS`, and the work of a regular expression by :mod:`services.kit.regexp`; and a
-service reads them in slices (:func:`parsed`).
+Filters are read and matched in loops that serve all clients. So those of a request are bounded: :data:`CHARACTERS`,
+:data:`SELECTORS`, :data:`EXPRESSIONS`, and the work of a regular expression by :mod:`services.kit.regexp`. A service
+reads them in slices (:func:`parsed`).
 
-Which fields a thing has is the caller's to say, by an *adaptor*: a function from a field path to its value and whether
-it is present.
+The caller says which fields a thing has, by an *adaptor*: a function from a field path to its value and whether it is
+present.
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ log = logging.getLogger(__name__)
 Adaptor = Callable[[Sequence[str]], tuple[str, bool]]
 
 CHARACTERS = 32 << 10
-"""Of all filters of a request together. containerd has no such limit but that of a message."""
+"""Characters of all filters of a request together. containerd limits only the size of a message."""
 
 SELECTORS = 2048
 EXPRESSIONS = 64
-"""How many conditions, and how many of them with ``~=``, all filters of a request may have together."""
+"""Conditions, and conditions with ``~=``, that all filters of a request may have together."""
 
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """One condition on one field; ``operator`` is empty for presence."""
+    """One condition on one field. ``operator`` is empty for presence."""
 
     path: tuple[str, ...]
     operator: Literal["", "==", "!=", "~="] = ""
     value: str = ""
     expression: regexp.Expression | None = field(default=None, compare=False)
-    """``value`` compiled, after ``~=``; None matches nothing."""
+    """The compiled ``value``, after ``~=``; None matches nothing."""
 
     def match(self, adaptor: Adaptor) -> bool:
-        """Whether the thing behind ``adaptor`` fulfils it."""
+        """Whether the thing behind ``adaptor`` fulfils the condition."""
         value, present = adaptor(self.path)
         if self.operator == "":
             return present
@@ -76,15 +76,15 @@ class Selector:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """``alternatives`` of selectors that must all match; no alternatives match everything.
+    """``alternatives`` of selectors that must all match. No alternatives match everything.
 
-    Of the same conditions one is asked, and what are values of one field are looked up together: ``name==a``,
-    ``name==b`` and two thousand more take as long as one.
+    Equal conditions are evaluated once, and values of one field are looked up together: ``name==a``, ``name==b`` and
+    two thousand more take as long as one.
     """
 
     alternatives: tuple[tuple[Selector, ...], ...] = ()
     _values: Mapping[tuple[str, ...], set[str]] = field(init=False, compare=False, repr=False)
-    """By field, what it may be, of the alternatives that say no more than that."""
+    """By field, its accepted values, from alternatives with a single ``==`` condition."""
     _others: Collection[tuple[Selector, ...]] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -101,8 +101,8 @@ class Filter:
 
     @property
     def cost(self) -> int:
-        """What a match costs at worst for each character of a field, in steps of some nanoseconds: those of its
-        selectors and regular expressions.
+        """The worst cost of a match for each character of a field, in steps of some nanoseconds: the number of its
+        selectors and the sizes of their regular expressions.
         """
         return len(self._values) + sum(
             1 + (selector.expression.size if selector.expression else 0)
@@ -146,7 +146,7 @@ ALWAYS = Filter()
 
 
 def parse(sources: Iterable[str]) -> Filter:
-    """The filter that matches what any of ``sources`` matches; none of them, or an empty one among them, match
+    """The filter that matches what any of ``sources`` matches. No sources, or an empty one among them, match
     everything.
 
     InvalidArgument shows where a source is wrong, in containerd's words, or which limit they exceed.
@@ -160,7 +160,7 @@ def parse(sources: Iterable[str]) -> Filter:
 
 
 async def parsed(sources: Iterable[str], lane: Lane) -> Filter:
-    """:func:`parse` in a loop that serves others too: at their bounds, filters take 20 ms and more to read."""
+    """:func:`parse` for a loop that serves other clients too: at their bounds, filters take 20 ms and more to read."""
     reading, piece = _reading(sources), lane.slice()
     while True:
         try:
@@ -172,9 +172,9 @@ async def parsed(sources: Iterable[str], lane: Lane) -> Filter:
 
 
 def _reading(sources: Iterable[str]) -> Generator[None, None, Filter]:
-    """:func:`parse`, a small step at a time."""
+    """:func:`parse`, in small steps."""
     sources = sources if isinstance(sources, Sequence) else list(sources)
-    if len(sources) > SELECTORS:  # a request may have a million, of which no texts are made
+    if len(sources) > SELECTORS:  # a request may have a million; no texts are made of them
         raise errors.InvalidArgument(f"filters: {len(sources)} filters, at most {SELECTORS}")
     sources = list(sources)
     if sum(map(len, sources)) > CHARACTERS:
@@ -193,7 +193,9 @@ def _reading(sources: Iterable[str]) -> Generator[None, None, Filter]:
 
 
 def _compiling(parsed: tuple[tuple[Selector, ...], ...]) -> Generator[None, None, tuple[tuple[Selector, ...], ...]]:
-    """With the regular expressions compiled; one that is none stays without, and matches nothing."""
+    """The alternatives with their regular expressions compiled. An invalid expression stays None, and matches
+    nothing.
+    """
     patterns = [selector.value for alternative in parsed for selector in alternative if selector.operator == "~="]
     if len(patterns) > EXPRESSIONS:
         raise errors.InvalidArgument(f"filters: {len(patterns)} regular expressions, at most {EXPRESSIONS}")
@@ -219,7 +221,7 @@ def _compiling(parsed: tuple[tuple[Selector, ...], ...]) -> Generator[None, None
 
 
 def of_map(path: Sequence[str], values: Mapping[str, str]) -> tuple[str, bool]:
-    """The rest of a field path looked up as one name with dots: how ``labels.io.cri-containerd.kind`` finds its
+    """Look up the rest of a field path as one name with dots: this is how ``labels.io.cri-containerd.kind`` finds its
     label. For adaptors.
     """
     key = ".".join(path)
@@ -228,26 +230,26 @@ def of_map(path: Sequence[str], values: Mapping[str, str]) -> tuple[str, bool]:
 
 _END = ""
 _SHOWN = 2048
-"""Characters of a longer filter that an error shows around the place where it is wrong."""
+"""Characters of a long filter that an error shows around the wrong place."""
 _FIELD = re.compile(r"[A-Za-z0-9_]+")
 _NAMES = re.compile(r"(?:\.[A-Za-z0-9_]+)+")
 _SPACES = re.compile(r"[^\S\x1c-\x1f]+")
-"""As Go has it: Unicode's white space, which is Python's without the separators U+001C to U+001F."""
+"""Go's white space is Unicode's. Python's also has the separators U+001C to U+001F."""
 _VALUE = re.compile(r"[!-+\--~\w]+")
-"""The ASCII, letters and digits that a value may hold. A few others may be there too."""
+"""The ASCII characters, letters and digits that a value may have. A few others are allowed too."""
 _PLAIN = re.compile(r"([A-Za-z0-9_]++(?:\.[A-Za-z0-9_]++)*+)(?:([=!~]=)([A-Za-z0-9_][!-+\--~]*+))?+(?=,|\Z)")
-"""A selector without quotes, blanks and letters beyond ASCII: nearly every one."""
+"""A selector without quotes, blanks and letters beyond ASCII. Nearly every selector is one."""
 _OPERATOR = re.compile(r"[=!~]+")
 _ESCAPED = r"x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[0-7]{3}"
 _LITERAL = {quote: re.compile(rf"(?:[^{quote}\\\n\0\ufffd]|\\(?:[abfnrtv\\{quote}]|{_ESCAPED}))*+") for quote in '"/|'}
-"""By quote, what a literal may hold, as far as that is well-formed."""
+"""By quote: what a well-formed literal may contain."""
 _UNTIL = {quote: re.compile(rf"[^{quote}\n\0\ufffd]*") for quote in '"/|'}
-"""By quote, the rest of a literal of which something is wrong."""
+"""By quote: the rest of a malformed literal."""
 _HEX_DIGITS = {"x": 2, "u": 4, "U": 8}
 
 
 class _IllegalError(Exception):
-    """The scanner met what no token begins with; its text is the reason."""
+    """The scanner met a character that begins no token. The text of the exception is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,8 +260,8 @@ class _Token:
 
 
 class _Parser:
-    """A recursive descent over one source. The scanner's state is ``at`` (next character) and ``wants_value`` (an
-    operator came last).
+    """A recursive descent over one source. The scanner's state is ``at`` (the next character) and ``wants_value`` (the
+    last token was an operator).
     """
 
     def __init__(self, source: str) -> None:
@@ -268,11 +270,11 @@ class _Parser:
         self.wants_value = False
 
     def reading(self) -> Generator[None, None, tuple[Selector, ...]]:
-        """Read it, a small step at a time."""
+        """Parse the source, in small steps."""
         selectors = [self._plain() or (yield from self._selector())]
         while (char := self._peek()) != _END:
             if char != ",":
-                # containerd shows a character that no text may hold as the replacement character
+                # containerd shows an invalid character as the replacement character
                 raise self._error(self.at, f"unexpected input: {'�' if char == chr(0) else char}")
             self._scan()
             selectors.append(self._plain() or (yield from self._selector()))
@@ -282,7 +284,7 @@ class _Parser:
     # ---------------------------------------------------------------- grammar
 
     def _plain(self) -> Selector | None:
-        """A selector, in one step, if it is plain."""
+        """A plain selector, in one step; None if the selector is not plain."""
         found = _PLAIN.match(self.source, self.at)
         if found is None:
             return None
@@ -401,8 +403,8 @@ class _Parser:
             self.at = found.end()
 
     def _scan_quoted(self, quote: str) -> None:
-        """To the closing quote. An illegal escape is reported only there, unless the literal never ends: the first
-        reason found counts.
+        """Scan to the closing quote. An illegal escape is reported only there, unless the literal never ends. The first
+        reason counts.
         """
         why = ""
         try:
@@ -419,7 +421,9 @@ class _Parser:
             raise _IllegalError(why)
 
     def _scan_escape(self, quote: str) -> str:
-        """Past an escape, and what is wrong with it; whatever ends a malformed one is left to be read."""
+        """Scan an escape. The result is what is wrong with it. The character that ends a malformed escape is not
+        consumed.
+        """
         char = self._peek()
         if char and (char in "abfnrtv\\" or char == quote):
             self.at += 1
@@ -453,15 +457,15 @@ _SIMPLE = {"a": 7, "b": 8, "f": 12, "n": 10, "r": 13, "t": 9, "v": 11}
 
 
 def _unquoted(text: str) -> str:
-    r"""The string that the inside of a quoted literal stands for; ValueError if it is out of range (the scanner has
-    checked the syntax).
+    r"""The string that the inside of a quoted literal means. ValueError if it is out of range; the scanner has checked
+    the syntax.
 
-    ``\x`` and octal escapes are bytes, ``\u`` and ``\U`` characters. Bytes that are no UTF-8 become lone surrogates,
-    equal to nothing a message can hold.
+    ``\x`` and octal escapes are bytes, ``\u`` and ``\U`` characters. Bytes that are not UTF-8 become lone surrogates,
+    which are equal to nothing that a message can have.
     """
     if "\\" not in text:
         return text
-    parts = _ESCAPE.split(text.encode(errors="surrogatepass"))  # every second is an escape
+    parts = _ESCAPE.split(text.encode(errors="surrogatepass"))  # every second part is an escape
     meant = {escape: _meant(escape) for escape in dict.fromkeys(parts[1::2])}
     parts[1::2] = [meant[escape] for escape in parts[1::2]]
     return b"".join(parts).decode(errors="surrogateescape")
@@ -471,7 +475,7 @@ _ESCAPE = re.compile(rf"(\\(?:{_ESCAPED}|.))".encode(), re.DOTALL)
 
 
 def _meant(escape: bytes) -> bytes:
-    """The bytes that an escape stands for; ValueError if there are none."""
+    """The bytes that an escape means; ValueError if there are none."""
     letter, digits = escape[1:2].decode(), escape[2:]
     if letter in _SIMPLE:
         return bytes((_SIMPLE[letter],))

@@ -1,24 +1,24 @@
-"""JSON from outside, read by the rules of Go's encoding/json: registries, other clients and containerd itself write and
-read their documents by these.
+"""Reads JSON from outside by the rules of Go's encoding/json, by which registries, other clients and containerd itself
+write and read their documents.
 
 A *shape* says what a document should be, as a Go type does: ``Struct({"size": INTEGER, "annotations": MapOf(TEXT)})``.
-:func:`read` gives dicts, lists, texts and numbers of that shape, and nothing else:
+:func:`read` returns dicts, lists, texts and numbers of that shape, and nothing else:
 
-- Names of a struct's fields match exactly, or else without regard to case; keys of maps are what they are. Fields that
-  the shape does not have are skipped, whatever they are.
-- Of a field that is there twice the last one wins: structs and maps are merged, of lists the elements, one by one.
-- ``null`` is no value: lists, maps and what is :class:`Optional` become None, anything else stays as it was.
-- An integer is one of 64 bits, written as one: 1.0 and 1e3 are none. ``NaN`` is no JSON.
-- What is no UTF-8, and half of a surrogate pair, becomes U+FFFD. A byte order mark is refused.
-- Arrays and objects are nested 10,000 deep at most. Nearly all documents are flatter than ``SHALLOW``: json's C scanner
-  reads them, which recurses; the others are read here, without recursion.
+- Names of a struct's fields match exactly, or else without regard to case. Keys of maps are unchanged. Fields that the
+  shape does not have are skipped, whatever they are.
+- If a field occurs twice, the last one wins: structs and maps are merged, lists element by element.
+- ``null`` is no value: lists, maps and :class:`Optional` become None, anything else stays as it was.
+- An integer has 64 bits, and is written as one: 1.0 and 1e3 are not integers. ``NaN`` is not JSON.
+- Bytes that are not UTF-8, and half of a surrogate pair, become U+FFFD. A byte order mark is refused.
+- Arrays and objects may be nested 10,000 deep. Nearly all documents are flatter than ``SHALLOW``: json's C scanner
+  reads those, which recurses. The others are read here, without recursion.
 
-Beyond Go, a document has at most ``VALUES`` values: how many bytes it has its reader bounds, how long reading it takes
-depends on them.
+Unlike in Go, a document has at most ``VALUES`` values. Its reader bounds its bytes, but the time to read it depends on
+the number of its values.
 
-A field that is not there is not in the dict, or holds None: ``found.get("layers") or ()``. Where a number is out of
-range, a text is a list and the like, and where the document is no JSON, :class:`Malformed` says so in words that follow
-upon the name of the document: ``manifest sha256:...: layers[3].size: a string instead of an integer``.
+A missing field is not in the dict, or is None: ``found.get("layers") or ()``. If a number is out of range, a text is a
+list and the like, or the document is not JSON, :class:`Malformed` says so, in words that follow the name of the
+document: ``manifest sha256:...: layers[3].size: a string instead of an integer``.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ DEPTH = 10_000
 """Levels of arrays and objects, as in Go."""
 
 SHALLOW = 100
-"""So deep a document may be for a scanner that recurses."""
+"""The depth up to which a scanner that recurses reads a document."""
 
 VALUES = 250_000
-"""Values of a document, so that nobody waits long while it is read: an index of 10,000 manifests has half as many."""
+"""Values of a document, so that reading it takes no long time. An index of 10,000 manifests has half as many."""
 
 DEEP_VALUES = 50_000
 """Values of a document that is deeper than ``SHALLOW``: the other scanner needs a microsecond for each."""
 
 
 class Malformed(ValueError):
-    """Why a document cannot be read, and ``where`` in it."""
+    """A document cannot be read: ``why``, and ``where`` in it."""
 
     def __init__(self, why: str, where: str = "") -> None:
         super().__init__(f"{where}: {why}" if where else why)
@@ -61,17 +61,19 @@ class Malformed(ValueError):
         self.where = where
 
     def within(self, place: str) -> Malformed:
-        """The same, of a document in which this one is at ``place``: a name, or brackets."""
+        """The same error for an outer document, in which this one is at ``place``: a name, or brackets."""
         return Malformed(
             self.why, place + (self.where if not self.where or self.where.startswith("[") else f".{self.where}")
         )
 
 
 class Shape(Protocol):
-    """What a value should be."""
+    """The expected form of a value."""
 
     def take(self, old: Any, value: Any) -> Any:
-        """``value``, as it was scanned, in the place of ``old``, which is None if there was nothing. Malformed."""
+        """Convert the scanned ``value``. ``old`` is the value that it replaces, None if there was none. Raises
+        Malformed.
+        """
         ...
 
 
@@ -90,7 +92,7 @@ class _Text:
 
 @dataclass(frozen=True, slots=True)
 class Integer:
-    """An integer of so many values."""
+    """An integer from ``least`` to ``most``."""
 
     least: int
     most: int
@@ -155,12 +157,12 @@ BOOLEAN: Final = _Boolean()
 BASE64: Final = _Base64()
 """Bytes."""
 ANYTHING: Final = _Anything()
-"""Whatever it is, unread: maybe very deep, and with numbers of any size."""
+"""Any value, unchecked: it may be very deep, and have numbers of any size."""
 
 
 class _Slice(list[Any]):
-    """A list that was longer once: Go keeps the elements ``beyond`` its end, and a longer list that comes later is
-    laid over them.
+    """A list that was longer before. Go keeps the elements ``beyond`` its end, and a longer list that comes later is
+    merged with them.
     """
 
     beyond: list[Any]
@@ -245,7 +247,7 @@ class Struct:
 
 @dataclass(frozen=True, slots=True)
 class Optional:
-    """A value that may be null, which says that it is not there."""
+    """A value that may be null, which means that it is missing."""
 
     value: Shape
 
@@ -258,7 +260,7 @@ _NO_LINES = {ord("\r"): None, ord("\n"): None}
 
 
 def _fold(name: str) -> str:
-    """As Go folds names: by single letters only, among which are two beyond ASCII that are k and s."""
+    """Fold a name as Go does: by single letters only, among which are two beyond ASCII that fold to k and s."""
     return name.replace("\u017f", "s").lower()
 
 
@@ -276,21 +278,21 @@ def _quoted(key: str) -> str:
 
 
 def read(data: bytes, shape: Shape, *, mark: bool = False, first: bool = False, shallow: int = SHALLOW) -> Any:
-    """The document ``data``, of this shape. ``mark``: it may begin with a byte order mark. ``first``: more may
-    follow it, which is not read. ``shallow``: levels up to which json's scanner reads it. Malformed.
+    """Read the document ``data`` as this shape. With ``mark`` it may begin with a byte order mark. With ``first``, more
+    may follow, which is not read. ``shallow`` is the depth up to which json's scanner reads it. Raises Malformed.
     """
     if mark:
         data = data.removeprefix(b"\xef\xbb\xbf")
     if first:
-        data = data.partition(b"\0")[0]  # which is in no document
+        data = data.partition(b"\0")[0]  # no document has this byte
     return shape.take(None, _scanned(_decoded(data), shallow, first=first))
 
 
 def document(
     data: bytes, shape: Shape, what: str, kind: type[errors.NodeError] = errors.Unknown, *, first: bool = False
 ) -> Any:
-    """As :func:`read`; an error of ``kind`` that begins with ``what``, the name of the document and of who served
-    it.
+    """Like :func:`read`, but raise an error of ``kind`` that begins with ``what``: the name of the document and of the
+    host that served it.
     """
     try:
         return read(data, shape, first=first)
@@ -299,8 +301,8 @@ def document(
 
 
 async def apart(size: int, work: Callable[[], T]) -> T:
-    """What ``work`` makes of documents of so many bytes: at once, or, if they are large, in a thread, one after the
-    other: nobody else waits, and of only one there are objects in memory.
+    """The result of ``work``, which reads documents of ``size`` bytes in all. If they are large, it runs in a thread,
+    one such work at a time. So other calls need not wait, and only one work's objects are in memory.
     """
     if size < _LARGE:
         return work()
@@ -308,7 +310,7 @@ async def apart(size: int, work: Callable[[], T]) -> T:
 
 
 _LARGE = 1 << 14
-"""Bytes that may take some milliseconds to read, which they do where they are deep; nearly all documents have less."""
+"""Bytes that may take some milliseconds to read if the document is deep. Nearly all documents have fewer."""
 
 _POOL = ThreadPoolExecutor(1, "document")
 
@@ -316,7 +318,7 @@ _POOL = ThreadPoolExecutor(1, "document")
 def _decoded(data: bytes) -> str:
     try:
         text = data.decode()
-    except UnicodeDecodeError:  # each byte of what is cut short counts in Go, so errors="replace" will not do
+    except UnicodeDecodeError:  # in Go each byte of a cut character counts, so errors="replace" does not do
         text = _ESCAPED_BYTES.sub(lambda found: "\ufffd" * len(found[0]), data.decode(errors="surrogateescape"))
     if ("\\ud" in text or "\\uD" in text) and "\0" not in text:
         # so that no backslash is one that is escaped
@@ -344,7 +346,7 @@ def _scanned(text: str, shallow: int, *, first: bool) -> Any:
         depth = max(accumulate(map(_STEPS.__getitem__, brackets)), default=0)
         if depth > shallow and values > DEEP_VALUES:
             raise Malformed(f"{values} values, of which {DEEP_VALUES} are read where they are {depth} levels deep")
-        if depth > shallow:  # and where the text is no JSON, not deeper than it was before that
+        if depth > shallow:  # and if the text is not JSON, it is not deeper than this before the error
             return _Scanner(text).document(first=first)
     try:
         return _DECODER.raw_decode(text)[0] if first else _DECODER.decode(text)
@@ -359,7 +361,7 @@ _STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 
 class _Repeated(dict[str, Any]):
-    """An object with a name that is there more than once: in ``pairs`` they are all, in their order."""
+    """An object in which a name occurs more than once. ``pairs`` has all of them in order."""
 
     pairs: list[tuple[str, Any]]
 
@@ -382,7 +384,7 @@ def _constant(_: str) -> Any:
 
 
 class _Constant(Exception):
-    """A number that only Python takes for JSON."""
+    """A number that only Python accepts as JSON."""
 
 
 class _Strict(json.JSONDecoder):
@@ -414,13 +416,13 @@ def _invalid(text: str, at: int) -> Malformed:
 
 
 class _Scanner:
-    """A document read without recursion."""
+    """Reads a document without recursion."""
 
     def __init__(self, text: str) -> None:
         self._text = text
 
     def document(self, *, first: bool) -> Any:
-        """The value; one that nothing follows, unless it is only the ``first``."""
+        """The value of the document. Unless only the ``first`` value is wanted, nothing may follow it."""
         found, end = self._value(self._space(0))
         if not first and (end := self._space(end)) < len(self._text):
             raise _invalid(self._text, end)
@@ -429,7 +431,7 @@ class _Scanner:
     def _value(self, at: int) -> tuple[Any, int]:
         text, space = self._text, self._space
         open_: list[tuple[list[Any], bool]] = []
-        """The arrays (their elements) and objects (their pairs) that we are within, the innermost last."""
+        """The open arrays (their elements) and objects (their pairs), the innermost last."""
         while True:
             letter = text[at : at + 1]
             if letter in ("[", "{") and letter:
@@ -445,7 +447,7 @@ class _Scanner:
                 found, at = self._closed(open_), at + 1
             else:
                 found, at = self._scalar(at)
-            while open_:  # the value is there: into what is it put, and does that end here too?
+            while open_:  # the value is read: put it where it belongs, and see whether that ends here too
                 values, is_object = open_[-1]
                 if is_object:
                     values[-1] = (values[-1], found)
@@ -469,7 +471,7 @@ class _Scanner:
         return _object(values) if is_object else values
 
     def _name(self, at: int, pairs: list[Any]) -> int:
-        """Put a name into ``pairs``; the answer is where its value begins."""
+        """Put a name into ``pairs``; the result is the position of its value."""
         if self._text[at : at + 1] != '"':
             raise _invalid(self._text, at)
         name, at = self._scalar(at)

@@ -1,8 +1,8 @@
-"""Calls carried by grpcio: the second transport, the oracle of the wire's tests, and the way back if someone finds a
-fault in it.
+"""Calls carried by grpcio: the second transport, the oracle for the wire's tests, and the fallback if the wire has a
+bug.
 
-Nothing but ``kit.chosen`` imports this, and nothing else imports grpc: it takes 26 MB and 160 ms of every process that
-does.
+Only ``kit.chosen`` imports this module, and nothing else imports grpc: it costs each process that does 26 MB and 160
+ms.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _COMMON = [
 _SERVER = [
     *_COMMON,
     ("grpc.so_reuseport", 0),
-    # Our own clients ping often, to notice a stopped peer; do not call that abuse.
+    # Our own clients ping often, to notice a stopped peer; do not take that for abuse.
     ("grpc.http2.min_ping_interval_without_data_ms", 100),
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -65,8 +65,8 @@ _STATUS = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class GrpcioServer(Server):
-    """Servers of grpc.aio over our methods: one, and one more each time that the socket was removed, since one that
-    has started listens nowhere else.
+    """Servers of grpc.aio for our methods: one, and one more each time that the socket was removed, since a server that
+    has started cannot listen at another place.
     """
 
     async def start(self, look: float = sockets.LOOK) -> None:
@@ -77,7 +77,7 @@ class GrpcioServer(Server):
             self._watching = sockets.watching(self.address, self._listen, look)
 
     async def _listen(self) -> None:
-        """Who is connected stays so."""
+        """Listen with a new server. Connected clients stay connected."""
         server = grpc.aio.server(options=_SERVER)
         server.add_generic_rpc_handlers((_Handlers(self, self.methods),))
         if isinstance(self.address, str):
@@ -96,7 +96,7 @@ class GrpcioServer(Server):
 
 def _bind(server: grpc.aio.Server, path: Path) -> None:
     path.unlink(missing_ok=True)
-    mask = os.umask(0o177)  # the socket is the key to the node: its owner's only, from its first instant
+    mask = os.umask(0o177)  # the socket gives access to the node: it is its owner's only, from its first instant
     try:
         if not server.add_insecure_port(f"unix:{path}"):
             raise OSError(f"cannot listen on {path}")
@@ -182,14 +182,14 @@ async def _send_metadata(call: Call, context: Any) -> None:
 
 
 async def _abort(call: Call, context: Any, answering: Answering) -> None:
-    """Outside of the span: grpcio aborts by an exception of its own."""
+    """Outside of the span, since grpcio aborts by an exception of its own."""
     error = answering.failure
     if error is not None:
         await context.abort(_STATUS[error.code], str(error)[:ERROR_LIMIT], (*call.trailing, *error.trailers))
 
 
 class _Relayed:
-    """What passes through: message by message, as bytes, since grpcio shows no frames."""
+    """Passes calls through, message by message, as bytes, since grpcio shows no frames."""
 
     def __init__(self, methods: Methods, relay: Relay) -> None:
         self._methods = methods
@@ -241,7 +241,9 @@ class _Relayed:
 
 
 async def _pump(first: bytes | None, requests: AsyncIterator[bytes], stream: Stream[bytes, bytes]) -> None:
-    """Send what the client sends, then its half-close. What ends the call ends this; the receiving side tells why."""
+    """Send what the client sends, then its half-close. The end of the call ends this; the receiving side reports the
+    error.
+    """
     try:
         if first is not None:
             await stream.send(first)
@@ -302,8 +304,8 @@ class GrpcioCarrier:
         return method
 
     async def error(self, status: Any, details: str | None, trailing: Any) -> errors.NodeError:
-        """A failed call as one of our errors; UNAVAILABLE of the transport's making names the process, and comes
-        when the channel has seen the loss, too.
+        """A failed call as one of our errors. UNAVAILABLE from the transport names the process, and is raised only when
+        the channel has noticed the loss, too.
         """
         code: int = status.value[0]
         details = details or ""
@@ -318,8 +320,8 @@ class GrpcioCarrier:
         return errors.from_status(code, details, trailers)
 
     async def _loss_seen(self) -> None:
-        """Wait until the channel is no longer READY: a call that is repeated while it still says so meets the same
-        broken connection.
+        """Wait until the channel is no longer READY: a call that is repeated before that uses the same broken
+        connection.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LOSS_SEEN):
@@ -327,7 +329,7 @@ class GrpcioCarrier:
 
 
 _LOSS_SEEN = 0.2
-"""Seconds that a channel may take to see what one of its calls has seen; not all of them lose the connection."""
+"""Seconds that a channel may take to notice what one of its calls has met. Not every such call loses the connection."""
 
 _TRANSPORT = (
     "failed to connect",
@@ -349,17 +351,15 @@ _TRANSPORT = (
 )
 
 _SEND_FAILED = "Internal error from Core"
-"""What grpc.aio puts, with INTERNAL, in the place of the status of a call that ends just while a message is being
-sent.
-"""
+"""grpc.aio's message, with INTERNAL, in place of the status of a call that ends just while a message is being sent."""
 
 _STATUS_FOLLOWS = 1.0
-"""Seconds in which the status of such a call comes after all, if it did not come before."""
+"""Seconds in which the status of such a call may still come."""
 
 
 def _made_by_transport(details: str) -> bool:
-    # A peer's own message, which may tell of its trouble with a third process in the same words, ends in the suffix:
-    # that peer is there.
+    # A peer's own message may report its trouble with a third process in the same words. It ends in the suffix, and
+    # that peer is connected.
     return not details.endswith(f": {errors.Unavailable.suffix}") and any(word in details for word in _TRANSPORT)
 
 
@@ -371,7 +371,9 @@ class _Stream:
         self._carrier = carrier
         self._trailing: Headers = {}
         self._status: tuple[Any, str, Any] | None = None
-        """What the call ended with: kept when it comes, for grpc.aio forgets it where sending fails just then."""
+        """The status of the ended call. It is kept when it comes, since grpc.aio forgets it if sending fails just
+        then.
+        """
         call.add_done_callback(self._ended)
 
     def _ended(self, call: Any) -> None:
@@ -390,7 +392,7 @@ class _Stream:
     async def done_sending(self) -> None:
         try:
             await self._call.done_writing()
-        # the second where the call ends just now, as when the peer is killed
+        # the second one if the call ends just now, as when the peer is killed
         except (asyncio.InvalidStateError, cygrpc.InternalError, grpc.RpcError):
             await self._raise_status()
 

@@ -1,7 +1,7 @@
 """grpc.health.v1.Health over a table of names and states.
 
-"" is the process as a whole; every service that it serves has an entry under its full name. Why one does not serve, and
-will not by itself, is told beside the answer, in a trailing header.
+"" is the process as a whole. Every service that it serves has an entry under its full name. If a service does not
+serve, and waiting does not help, a trailing header of the answer tells why.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ NOT_SERVING = pb.HealthCheckResponse.NOT_SERVING
 
 _TROUBLE = "splitd-trouble-bin"
 _LONGEST = 2000
-"""Bytes of it that are told."""
+"""Bytes of the reason that are sent."""
 
 
 class HealthServicer:
-    """Answers from ``table`` (name to ServingStatus), which its owner changes as things change."""
+    """Answers from ``table`` (name to ServingStatus), which its owner updates."""
 
     SERVICE = health_stubs.HEALTH
 
     def __init__(self, table: Mapping[str, int], *, poll: float = 0.5, trouble: Callable[[], str] = str) -> None:
-        """``trouble`` says why the process ails; "" if it does not, or for a moment only."""
+        """``trouble`` returns the reason if waiting does not help; else ""."""
         self._table = table
         self._trouble = trouble
         self._poll = poll
 
     async def Check(self, request: pb.HealthCheckRequest, call: Call) -> pb.HealthCheckResponse:
-        """The state of one service, or NOT_FOUND for a name that is not served here."""
+        """The state of one service. NOT_FOUND for a name that is not served here."""
         status = self._table.get(request.service)
         if status is None:
             raise errors.NotFound(f"service {request.service}")
@@ -45,7 +45,7 @@ class HealthServicer:
         return pb.HealthCheckResponse(status=cast(pb.HealthCheckResponse.ServingStatus, status))
 
     async def Watch(self, request: pb.HealthCheckRequest, call: Call) -> AsyncIterator[pb.HealthCheckResponse]:
-        """The state now and at each change; SERVICE_UNKNOWN for a name that is not served, as the protocol wants."""
+        """The state now and at each change. SERVICE_UNKNOWN for a name that is not served, as the protocol requires."""
         last = None
         while True:
             status = self._table.get(request.service, pb.HealthCheckResponse.SERVICE_UNKNOWN)
@@ -56,11 +56,11 @@ class HealthServicer:
 
 
 async def check(channel: Channel, service: str, seconds: float) -> tuple[bool, str]:
-    """Whether a service in another process serves, and, if not, why it will not by itself ("" where that is not
-    told). Errors as of any call.
+    """Whether a service in another process serves, and, if not, the reason if waiting does not help ("" otherwise).
+    Raises the errors of any call.
     """
     path = f"/{HealthServicer.SERVICE.full_name}/Check"
-    # a stream's trailing headers can be had
+    # a stream gives access to the trailing headers
     async with channel.stream(
         path, {}, seconds, pb.HealthCheckRequest.SerializeToString, pb.HealthCheckResponse.FromString
     ) as asked:

@@ -1,8 +1,8 @@
-"""A process tells its supervisor that its loop turns: a datagram every few seconds, sent by the loop itself.
+"""A process tells its supervisor that its loop turns: the loop itself sends a datagram every few seconds.
 
-Who listens is the watchdog inside supervisord (deploy/inside; docs/adr/0007 says why it is there). The words are those
-of systemd's sd_notify. The kernel adds the sender's pid, so nobody speaks for another. Without a supervisor, as in
-tests, nobody hears it.
+The receiver is the watchdog inside supervisord (deploy/inside; docs/adr/0007 says why it is there). The words are those
+of systemd's sd_notify. The kernel adds the sender's pid, so no process can speak for another. Without a supervisor, as
+in tests, no process receives them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from services.kit.faults import fault
 
-if TYPE_CHECKING:  # supervisord reads the words below, and needs nothing of these
+if TYPE_CHECKING:  # supervisord reads the words below, and needs none of these
     import asyncio
     from pathlib import Path
 
@@ -26,7 +26,7 @@ SOCKET = "watchdog.sock"
 
 
 class Heartbeat:
-    """The beats of the process ``name``, sent to the socket at ``path`` while it serves."""
+    """The beats of the process ``name``, sent to the socket at ``path`` while the process serves."""
 
     def __init__(self, name: str, path: Path, limits: Watchdog) -> None:
         self._name = name
@@ -36,7 +36,7 @@ class Heartbeat:
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The process serves now: from here on its silence counts. A no-op where nobody is watched."""
+        """The process serves now: from here on its silence counts. Does nothing if the watchdog is off."""
         if self._pause and self._timer is None:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
             self._say(READY)
@@ -48,7 +48,7 @@ class Heartbeat:
         fault(f"{self._name}.loop")
 
     def end(self) -> None:
-        """The process was told to stop: its loop may rest now, for as long as a start may take."""
+        """The process was told to stop: from now on its loop may stand still for as long as at a start."""
         if self._timer is not None and self._socket is not None:
             self._timer.cancel()
             self._timer = None
@@ -57,6 +57,6 @@ class Heartbeat:
 
     def _say(self, word: bytes) -> None:
         assert self._socket is not None
-        # Nobody may be there, or not read now (a stopped supervisord); one beat of many is no loss.
+        # The receiver may be missing or stopped; one lost beat of many does not matter.
         with contextlib.suppress(OSError):
             self._socket.sendto(word, self._path)

@@ -1,9 +1,9 @@
-"""Where calls go, asked for each of them: so whoever answers them can be replaced while this process runs.
+"""Where calls go. It is asked for each call, so the service that answers can be replaced while this process runs.
 
-A *hop* is one leg of a call's way: from this process to one kind of service. Whoever makes a call, or relays one, keeps
-the hop and never what the hop answered: a hop has one target today, and may have several later (another for some
-namespaces, a shadow that hears the same). What takes several calls to one target (an open stream, a raw call under an
-intent and the question what became of it) asks once, at its beginning.
+A *hop* is one leg of a call's way: from this process to one kind of service. Code that makes or relays calls keeps the
+hop, and never the hop's answer: a hop has one target today, and may have several later (another for some namespaces, a
+shadow that gets the same calls). Work that makes several calls to one target (an open stream; a raw call under an
+intent, and the question what became of it) asks once, at its beginning.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ class Hop(Generic[T]):
     def __init__(self, name: str, target: T) -> None:
         self.name = name
         self.changed: list[Callable[[], None]] = []
-        """Told when answers may differ from those before: whoever keeps answers forgets them."""
+        """Called when answers may differ from earlier ones, so that their caches are cleared."""
         self._target = target
 
     def to(self, namespace: str, key: str = "") -> T:
         """The target of a call in ``namespace`` about ``key``: a snapshot's key, a digest, a ref, an image's name.
 
-        Each is empty where the call has none, and ``key`` also where the request passes unread.
+        Each is empty if the call has none. ``key`` is also empty if the request passes unread.
         """
         return self._target
 
     def replace(self, target: T) -> T:
-        """Send calls to ``target`` from now on, and tell those who keep answers; returns the target before, where
-        the calls under way come to their end.
+        """Send calls to ``target`` from now on, and call ``changed``. Returns the former target, on which the calls
+        under way finish.
         """
         before, self._target = self._target, target
         self.tell()
         return before
 
     def tell(self) -> None:
-        """Tell those who keep answers to forget them."""
+        """Call all of ``changed``."""
         for told in self.changed:
             told()

@@ -17,12 +17,12 @@ _match = re.compile(PATTERN, re.ASCII).fullmatch
 
 
 def quoted(text: str) -> str:
-    """``text`` in double quotes, escaped where it needs to be, as in containerd's messages (Go's %q)."""
+    """``text`` in double quotes, escaped as in containerd's messages (Go's %q)."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def validate(identifier: str) -> None:
-    """Raise InvalidArgument unless ``identifier`` is one."""
+    """Raise InvalidArgument unless ``identifier`` is valid."""
     if not identifier:
         raise errors.InvalidArgument("identifier must not be empty")
     if len(identifier.encode()) > MAX_LENGTH:

@@ -1,8 +1,8 @@
-"""Compressed streams: which compression, told by the first bytes as containerd tells it, and what is inside. A stream
-that stops before its format ends is an error.
+"""Compressed streams: finds the compression by the first bytes, as containerd does, and inflates. A stream that stops
+before its format ends is an error.
 
-``isal`` inflates gzip at 1.5 to 2 times zlib's speed; zstandard is imported for zstd only. No module that takes long to
-import is used: a layer's worker starts for each layer.
+``isal`` inflates gzip at 1.5 to 2 times zlib's speed. zstandard is imported for zstd only. No module is used that takes
+long to import, since a layer's worker starts for each layer.
 """
 
 from __future__ import annotations
@@ -12,17 +12,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HEAD = 10
-"""So many first bytes tell."""
+"""First bytes that are needed to recognize a compression."""
 CHUNK = 1 << 18
-"""Bytes of what is read, and a quarter of what is inflated at once: it bounds the memory of whoever takes one chunk
-after the other.
+"""Bytes that are read at once, and a quarter of those that are inflated at once. It bounds the memory of a caller that
+takes one chunk after the other.
 """
 ZSTD_PIECE = 1 << 9
-"""Bytes inflated at once: all that they hold comes out at once, and four of them may hold 128 KiB."""
+"""Compressed bytes that are inflated at once. All that they contain comes out at once, and four of them may contain 128
+KiB.
+"""
 
 WINDOW = 1 << 29
-"""Bytes of a zstd frame's window, which is the memory that it takes, however small it is: more than anybody uses,
-for a process that inflates one layer and ends.
+"""Bytes of a zstd frame's window, which is the memory that it takes, however small the frame is. This is more than
+anybody uses, for a process that inflates one layer and ends.
 """
 
 
@@ -31,7 +33,7 @@ class CompressionError(Exception):
 
 
 def prepare() -> None:
-    """Import what may be needed: for a process that forks those who inflate."""
+    """Import what may be needed, in a process that forks workers."""
     import queue
     import threading
 
@@ -42,7 +44,9 @@ def prepare() -> None:
 
 
 def compression_of(head: bytes) -> str | None:
-    """By the first :data:`HEAD` bytes: gzip, zstd (a skippable frame counts), or None for what is not compressed."""
+    """The compression by the first :data:`HEAD` bytes: gzip, zstd (a skippable frame counts), or None if it is not
+    compressed.
+    """
     if head.startswith(b"\x1f\x8b\x08"):
         return "gzip"
     if head.startswith(b"\x28\xb5\x2f\xfd") or (
@@ -53,10 +57,10 @@ def compression_of(head: bytes) -> str | None:
 
 
 def inflated(source: Iterator[bytes], window: int = WINDOW) -> Iterator[bytes]:
-    """What is in a stream of chunks, inflated if it is compressed; CompressionError. The first chunks are read, and
-    what must be imported is imported, before this returns.
+    """The content of a stream of chunks, inflated if it is compressed. Raises CompressionError. Before this returns,
+    the first chunks are read, and the needed modules are imported.
 
-    ``window``: bytes of a zstd frame's, at most.
+    ``window`` bounds the window of a zstd frame, in bytes.
     """
     head = b""
     for chunk in source:
@@ -78,8 +82,8 @@ def _chained(head: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _gunzip(data: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    """Any number of members, one after the other. What follows the last and is none is ignored, as by pigz, which
-    containerd runs where it is there.
+    """Inflate any number of members, one after the other. Bytes after the last member that are none are ignored, as by
+    pigz, which containerd runs if it is installed.
     """
     from isal import isal_zlib
 
@@ -109,7 +113,7 @@ def _gunzip(data: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _unzstd(data: bytes, rest: Iterator[bytes], window: int) -> Iterator[bytes]:
-    """Any number of frames."""
+    """Inflate any number of frames."""
     import zstandard
 
     decompressor = zstandard.ZstdDecompressor(max_window_size=window)

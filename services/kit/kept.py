@@ -1,8 +1,8 @@
-"""The code of worker programs as their service was started with, in memory: an upgrade that replaces the files below a
-service that runs gives it no workers that speak otherwise.
+"""Keeps the code of worker programs in memory, as it was when their service started. So an upgrade of the files below a
+running service gives it no workers that speak another protocol.
 
-Python imports from a zip archive as from a directory; this one has no name, and is found as a file of the process that
-runs from it.
+Python imports from a zip archive as from a directory. This archive has no name; a worker finds it as one of its own
+file descriptors.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ import services
 _TOP = Path(services.__path__[0]).parent
 
 _HEADER = importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + bytes(8)
-"""Of a .pyc file that is compared with no source (PEP 552): there is none beside it."""
+"""The header of a .pyc file that is not compared with a source (PEP 552): there is none beside it."""
 
 
 @functools.cache
 def archive(files: tuple[str, ...]) -> int:
-    """The file descriptor of the archive of ``files`` (patterns, below the directory that has ``services``), which
-    whoever starts a worker gives it.
+    """The file descriptor of an archive of ``files`` (patterns, below the directory that has ``services``). A service
+    gives it to the workers that it starts.
 
-    It is made at the first call, which a service makes before it serves.
+    The archive is made at the first call, which a service makes before it serves.
     """
     fd = os.memfd_create("splitd-workers", os.MFD_CLOEXEC)
     with open(fd, "wb", closefd=False) as file, zipfile.ZipFile(file, "w") as archived:
@@ -41,5 +41,5 @@ def archive(files: tuple[str, ...]) -> int:
 
 
 def search_path(fd: int, otherwise: list[str]) -> str:
-    """PYTHONPATH of a worker: ours from the archive, all else from where this process has it."""
+    """PYTHONPATH of a worker: our code from the archive, everything else from where this process has it."""
     return os.pathsep.join([f"/proc/self/fd/{fd}", *(each for each in otherwise if each)])

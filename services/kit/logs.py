@@ -1,7 +1,7 @@
-"""What a process says on standard error, which its supervisor writes to its log file: how much, and a line for each
+"""What a process logs on standard error, which its supervisor writes to its log file: the level, and a line for each
 call that fails.
 
-SPLITD_LOG is the level of what is ours. Libraries stay at INFO: at DEBUG one of them alone writes a thousand lines for
+SPLITD_LOG is the level of our own code. Libraries stay at INFO: at DEBUG one of them alone writes a thousand lines for
 each of ours.
 """
 
@@ -31,7 +31,7 @@ def level() -> tuple[str, str]:
 
 
 def configure() -> None:
-    """Begin to log, at the level that SPLITD_LOG names; a name that is none is told and stops nobody."""
+    """Begin to log, at the level that SPLITD_LOG names. An invalid name is reported and stops no process."""
     name, trouble = level()
     wanted = logging.getLevelNamesMapping()[name]
     logging.basicConfig(
@@ -47,8 +47,8 @@ def configure() -> None:
 
 
 def shown(text: str, most: int = 2000) -> str:
-    """Text of a client's or a stranger's as part of one line: what is not printable escaped, no more than ``most``
-    characters of it.
+    """Text from a client or from outside, as part of one line: characters that are not printable are escaped, and at
+    most ``most`` characters are kept.
     """
     cut = text[:most]
     line = (
@@ -62,7 +62,7 @@ def shown(text: str, most: int = 2000) -> str:
 # ---------------------------------------------------------------------------------------------- calls that fail
 
 _EXPECTED = frozenset({errors.Cancelled.code, errors.NotFound.code, errors.AlreadyExists.code})
-"""Answers by which clients find out what is there, and the end of a call that its client ended: told at DEBUG."""
+"""Answers by which clients find out what exists, and the end of a call that its client ended: logged at DEBUG."""
 _OF_THE_CALLER = frozenset(
     {
         errors.InvalidArgument.code,
@@ -74,19 +74,21 @@ _OF_THE_CALLER = frozenset(
         errors.Unauthenticated.code,
     }
 )
-"""Told at INFO: the caller asked for what cannot be. All else is a WARNING."""
+"""Logged at INFO: the caller asked for something impossible. Everything else is a WARNING."""
 
 
 class _Lines:
-    """How many lines of a kind may be written: clients choose how many calls of theirs fail."""
+    """Limits the number of lines of a kind, since clients choose how many of their calls fail."""
 
     def __init__(self, burst: int, rate: float) -> None:
-        """``burst`` lines at once, ``rate`` in a second for long."""
+        """``burst`` lines at once, ``rate`` in a second in the long run."""
         self._bucket = Bucket(burst, rate)
         self._withheld = 0
 
     def take(self) -> int | None:
-        """Whether one more may be written: None if not, else how many were not since the last one."""
+        """Ask for one more line. None if it may not be written; else the number of lines that were withheld since the
+        last one.
+        """
         if not self._bucket.take():
             self._withheld += 1
             return None
@@ -98,9 +100,7 @@ _lines = _Lines(100, 5.0)
 
 
 def failed(method: str, namespace: str, error: errors.NodeError) -> None:
-    """A line about a call that was answered with ``error``; not one for each if hundreds fail at once, but their
-    number.
-    """
+    """Log a call that was answered with ``error``. If hundreds fail at once, only their number is logged."""
     if error.told:
         return
     code = error.code
@@ -111,7 +111,7 @@ def failed(method: str, namespace: str, error: errors.NodeError) -> None:
     if withheld is None:
         return
     if withheld:
-        log.warning("%d more calls failed, of which nothing is told: they were too many", withheld)
+        log.warning("%d more calls failed; they were too many to log each", withheld)
     log.log(
         severity,
         "%s%s failed: %s (%s)",

@@ -1,20 +1,18 @@
-"""The one way to run something beside what is being done. Nothing that is run so fails in silence.
+"""The only way to run something in the background. Nothing that runs in this way fails silently.
 
-asyncio tells of a task that failed only when the task is collected as garbage. A task that somebody keeps never is,
-and nobody does its work any more, though the process looks well. So each task says by how it is begun who hears of its
-failure; only this module makes tasks and threads (``tests/unit/deploy/test_loops.py`` sees to it):
+asyncio reports a failed task only when the task is garbage collected. A task that its owner keeps never is, so nobody
+does its work any more, though the process looks healthy. So each task is begun by a function that says who learns of
+its failure. Only this module makes tasks and threads (``tests/unit/deploy/test_loops.py`` checks this):
 
 =================  ====================================================================================================
 :func:`running`    a loop that never ends by itself. It lasts as long as a block, and begins anew if it fails
-:func:`start`      the same where no block says how long: its owner cancels it
-:func:`task`       its owner awaits it, and so hears of its failure
-:func:`aside`      nobody awaits it: its failure is logged at once
-:class:`Tasks`     many such tasks of one owner, kept until they end
-:func:`vital`      nobody awaits it, and others wait for what it does: its failure ends the process
-:func:`thread`     a thread of its own, whose failure is logged, or ends the process if it is vital
+:func:`start`      the same without a block: its owner cancels it :func:`task`       its owner awaits it, and so learns
+of its failure :func:`aside`      nobody awaits it: its failure is logged at once :class:`Tasks`     many such tasks of
+one owner, kept until they end :func:`vital`      nobody awaits it, and others wait for its work: its failure ends the
+process :func:`thread`     a thread of its own, whose failure is logged, or ends the process if it is vital
 =================  ====================================================================================================
 
-A process that ends is started again by its supervisor, and nothing that was answered is lost by that.
+A process that ends is started again by its supervisor, and loses nothing that was answered.
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PAUSE, LONGEST = 1.0, 60.0
-"""Seconds until a loop that failed begins anew: at first, and doubled each time up to the second."""
+"""Seconds until a loop that failed begins anew: first ``PAUSE``, then doubled each time, up to ``LONGEST``."""
 
 
 # ---------------------------------------------------------------------------------------------- loops
@@ -47,10 +45,10 @@ async def lasting(
     longest: float = LONGEST,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
-    """Do ``work``, which should never end, until cancelled.
+    """Run ``work``, which should never end, until cancelled.
 
-    If it fails or ends, the log says so, and it begins anew after ``pause`` seconds: twice as many each time, up to
-    ``longest``, and so many again once it has lasted twice ``longest``. A cancellation that was not meant for this
+    If it fails or ends, this is logged, and it begins anew after ``pause`` seconds. The pause doubles each time, up to
+    ``longest``, and is reset once ``work`` has lasted twice ``longest``. A cancellation that was not meant for this
     task, but for something that ``work`` awaited, is a failure like any other.
     """
     own, loop, wait = asyncio.current_task(), asyncio.get_running_loop(), pause
@@ -82,7 +80,7 @@ def start(name: str, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
 
 @contextlib.asynccontextmanager
 async def running(name: str, work: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
-    """:func:`lasting` while the block lasts. At its end the loop is cancelled, and has ended."""
+    """:func:`lasting` while the block lasts. At the end of the block the loop is cancelled, and has ended."""
     loop = start(name, work)
     try:
         yield
@@ -95,30 +93,28 @@ async def running(name: str, work: Callable[[], Awaitable[None]]) -> AsyncIterat
 
 
 def task(name: str, work: Coroutine[Any, Any, T], *, context: contextvars.Context | None = None) -> asyncio.Task[T]:
-    """A task that its owner awaits: its failure is raised there. It runs in ``context``, or in a copy of the
-    current one.
+    """A task that its owner awaits, where its failure is raised. It runs in ``context``, or in a copy of the current
+    one.
     """
     return asyncio.get_running_loop().create_task(work, name=name, context=context)
 
 
 def aside(name: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """A task that nobody awaits: its failure is logged. Its owner keeps it, and cancels it if need be."""
+    """A task that nobody awaits: its failure is logged. Its owner keeps it, and cancels it if necessary."""
     begun = task(name, work)
     begun.add_done_callback(_told)
     return begun
 
 
 def vital(name: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """A task without which this process cannot go on, since others wait for what it does: its failure ends the
-    process.
-    """
+    """A task without which this process cannot work, since others wait for it: its failure ends the process."""
     begun = task(name, work)
     begun.add_done_callback(_survived)
     return begun
 
 
 class Tasks:
-    """The tasks of one owner that nobody awaits. They are kept until they end; their failures are logged."""
+    """The tasks of one owner that nobody awaits. They are kept until they end, and their failures are logged."""
 
     def __init__(self) -> None:
         self._running: set[asyncio.Task[Any]] = set()
@@ -127,26 +123,26 @@ class Tasks:
         return len(self._running)
 
     def __iter__(self) -> Iterator[asyncio.Task[Any]]:
-        """Those that run now."""
+        """The tasks that run now."""
         return iter(list(self._running))
 
     def start(self, name: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """One more, as :func:`aside`."""
+        """Begin one more, as :func:`aside`."""
         return self.keep(aside(name, work))
 
     def keep(self, begun: asyncio.Task[T]) -> asyncio.Task[T]:
-        """One that somebody awaits, but perhaps not to its end."""
+        """Keep a task that its owner awaits, but perhaps not to its end."""
         self._running.add(begun)
         begun.add_done_callback(self._running.discard)
         return begun
 
     async def wait(self, seconds: float | None = None) -> None:
-        """Wait for those that run now, for at most ``seconds``."""
+        """Wait for the tasks that run now, for at most ``seconds``."""
         if self._running:
             await asyncio.wait(list(self._running), timeout=seconds)
 
     async def cancel(self) -> None:
-        """Cancel those that run now, and wait until they have ended."""
+        """Cancel the tasks that run now, and wait until they have ended."""
         for each in self:
             each.cancel()
         await self.wait()
@@ -166,8 +162,8 @@ def _survived(ended: asyncio.Task[Any]) -> None:
 
 
 def thread(name: str, work: Callable[[], object], *, vital: bool = False) -> threading.Thread:
-    """A thread that has begun, and for which the end of the process does not wait. If it is ``vital``, its failure
-    ends the process.
+    """A thread that has begun. The end of the process does not wait for it. If it is ``vital``, its failure ends the
+    process.
     """
 
     def run() -> None:
@@ -184,6 +180,6 @@ def thread(name: str, work: Callable[[], object], *, vital: bool = False) -> thr
 
 
 def _end(name: str, error: BaseException) -> None:
-    """At once, as by SIGKILL: whatever waited for it would keep an orderly end waiting too."""
+    """End at once, as by SIGKILL: whatever waited for the task would also delay an orderly end."""
     log.critical("%s failed, and this process cannot go on without it: it ends", name, exc_info=error)
     os._exit(1)

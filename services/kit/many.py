@@ -1,11 +1,11 @@
-"""Many small calls as one: calls that are made *together*, in one turn of the loop and to one process, go there as a
+"""Many small calls sent as one: calls that are made *together*, in one turn of the loop and to one process, become a
 single call (``api/splitd/many``).
 
-A call between processes costs about as much as a transaction of metadata's, so a burst of some sixty (an image has as
-many layers) costs less in one. It spreads: what the handlers of such calls ask of further processes is asked together,
-too. Each call has its own answer, as soon as it is done, so that none waits for another's sake. What it does not have
-is an end of its own: cancelled, its answer is dropped, and its handler stops when all that it came with are cancelled,
-or their deadline, the latest of all, is over.
+A call between processes costs about as much as one of metadata's transactions, so a burst of some sixty calls (an image
+has as many layers) costs less as one. This carries over to further hops: what the handlers of such calls ask of other
+processes is sent together, too. Each call has its answer as soon as it is done, so that none waits for another. But a
+single call cannot be cancelled: its answer is dropped, and its handler stops when all calls that it was sent with are
+cancelled, or when the latest of their deadlines is over.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SERVICE = many_stubs.MANY
 _PATH = method_path(SERVICE.methods_by_name["Make"])
 _CALLS = 128
 _BYTES = 1 << 20
-"""Of their requests, in one call of ours at most; a larger request goes alone."""
+"""Bytes of the requests in one call. A larger request is sent alone."""
 
 
 # ---------------------------------------------------------------------------------------------- serving
@@ -56,7 +56,7 @@ class ManyServicer:
                         call=number, code=errors.Cancelled.code, message=f"{one.method}: {errors.Cancelled.suffix}"
                     )
                 )
-            # of ours: else its caller, and all that wait for the end of the whole, would wait for ever
+            # without this its caller, and all that wait for the end of the whole, would wait for ever
             except Exception:
                 log.exception("%s among many failed unexpectedly", one.method)
                 done.append(pb.Answer(call=number, code=errors.Internal.code, message=str(errors.defect(one.method))))
@@ -120,12 +120,12 @@ def _failure(answer: pb.Answer) -> errors.NodeError:
 
 
 class _UnderWay:
-    """The calls of this process that were asked together and have no answer yet; entered by each of them."""
+    """The calls of this process that were sent together and have no answer yet. Each of them enters it."""
 
     def __init__(self) -> None:
         self._count = 0
         self._next: asyncio.Event | None = None
-        """Somebody waits for the next answer."""
+        """Set while somebody waits for the next answer."""
 
     def __enter__(self) -> None:
         self._count += 1
@@ -137,7 +137,7 @@ class _UnderWay:
             self._next = None
 
     async def answered(self) -> None:
-        await asyncio.sleep(0)  # whatever else begins in this turn of the loop has asked then
+        await asyncio.sleep(0)  # by then, whatever else begins in this turn of the loop has been asked
         if self._count:
             if self._next is None:
                 self._next = asyncio.Event()
@@ -148,8 +148,8 @@ _under_way = _UnderWay()
 
 
 async def answered() -> None:
-    """Returns when the first of the calls that are asked together now, or were before, has its answer; soon, where
-    there are none. All who wait go on in the same turn of the loop.
+    """Wait until the first of the calls that are sent together now, or were before, has its answer; if there are none,
+    this returns soon. All waiters continue in the same turn of the loop.
     """
     await _under_way.answered()
 
@@ -172,12 +172,12 @@ class Gathering:
         """By their headers."""
         self._sending = loops.Tasks()
         self._known = True
-        """The peer may know of ``Many``."""
+        """Whether the peer may know ``Many``."""
 
     async def unary(
         self, path: str, request: bytes, headers: Metadata, trace: Sequence[tuple[str, str]], timeout: float | None
     ) -> bytes:
-        """One of them. Its errors are those of ``Carrier.unary``."""
+        """Make one of them. Its errors are those of ``Carrier.unary``."""
         with _under_way:
             return await self._unary(path, request, headers, trace, timeout)
 
@@ -194,8 +194,8 @@ class Gathering:
         try:
             return await asked.answer
         finally:
-            # a failure's traceback holds this frame, which would hold the failure: a cycle, with all that the caller's
-            # frames hold
+            # a failure's traceback holds this frame, which would hold the failure: a cycle, with everything that the
+            # caller's frames hold
             del asked
 
     def _send(self) -> None:
@@ -258,13 +258,13 @@ class Gathering:
                         future.set_exception(_failure(answer))
                     else:
                         future.set_result(answer.response)
-            raise errors.Internal("the call ended without an answer")  # to whoever has none
+            raise errors.Internal("the call ended without an answer")  # for those without an answer
         finally:
             stream.cancel()
 
 
 def _divided(asked: Sequence[_Asked]) -> list[list[_Asked]]:
-    """As many in a call as may be."""
+    """As many in each call as fit."""
     found: list[list[_Asked]] = []
     room = 0
     for each in asked:
@@ -277,7 +277,7 @@ def _divided(asked: Sequence[_Asked]) -> list[list[_Asked]]:
 
 
 def _ends_with(task: asyncio.Task[None], asked: Sequence[_Asked]) -> None:
-    """``task`` ends when none of ``asked`` is waited for any more."""
+    """Cancel ``task`` when nobody waits for any of ``asked`` any more."""
     left, wanted = len(asked), True
 
     def ended(answer: asyncio.Future[bytes]) -> None:

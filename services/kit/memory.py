@@ -1,7 +1,7 @@
-"""Memory that a process took for a burst and does not need afterwards: how little of it stays.
+"""Returns memory that a process took for a burst and does not need afterwards.
 
-Python's free lists and glibc keep what was freed, and caches are full of what was asked for once. :func:`give_back`
-returns it, :func:`when_idle` is how caches hear that it is time.
+Python's free lists and glibc keep freed memory, and caches keep what was asked for once. :func:`give_back` returns it.
+Caches register with :func:`when_idle`, to be cleared when it is time.
 """
 
 from __future__ import annotations
@@ -26,31 +26,33 @@ _M_ARENA_MAX = -8
 _LOOK, _LOOK_AGAIN = 5.0, 10.0
 _GROWN = 4 << 20
 _LARGE = 48 << 20
-"""What a process has grown by that has, or had, much to do: then it has so many objects that a look for cycles
-among them all may take 100 ms and more.
+"""Bytes of growth above which a process has, or had, much to do. It then has so many objects that a garbage collection
+of them all may take 100 ms and more.
 """
 _IDLE = 0.1
-"""Of the time, what a process uses of a processor that has little to do."""
+"""The share of a processor that a process with little to do uses."""
 _RESTING = 0.02
-"""And what one that has nothing to do. Beside strangers that keep two processors busy, images uses 0.05, with its
-hands full of their documents.
+"""The share of a process with nothing to do. Beside clients that keep two processors busy, images uses 0.05 while it
+handles their documents.
 """
 _PASSES = 2
-"""How often caches are told after a burst: one may drop at the second time what was not in use since the first."""
+"""How often caches are cleared after a burst: a cache may drop, at the second time, what was not used since the
+first.
+"""
 
 _caches: list[Callable[[], None]] = []
 
 
 def when_idle(drop: Callable[[], None]) -> None:
-    """Call ``drop``, in the loop's thread, when the process has grown and has little to do now: it frees what is
-    not in use. It must be quick.
+    """Call ``drop``, in the loop's thread, when the process has grown and has little to do now. It must free what is
+    not in use, quickly.
     """
     _caches.append(drop)
 
 
 def forget_of(*packages: str) -> None:
-    """Have what the functions of these packages remember (``functools.lru_cache``) dropped, as by :func:`when_idle`:
-    little as it is, a part of each megabyte that a burst took would be in use for ever.
+    """Clear the memories (``functools.lru_cache``) of the functions of these packages, as :func:`when_idle` does. They
+    are small, but otherwise a part of each megabyte that a burst took would stay in use for ever.
     """
     remembering = type(functools.lru_cache(len))
 
@@ -65,8 +67,8 @@ def forget_of(*packages: str) -> None:
 
 
 def few_arenas() -> None:
-    """Of malloc's heaps two, not eight for each core: each keeps its own leftovers, and our threads hold the GIL
-    nearly whenever they allocate.
+    """Limit malloc to two heaps, instead of eight for each core. Each heap keeps its own leftovers, and our threads
+    nearly always hold the GIL when they allocate.
     """
     _libc.mallopt(_M_ARENA_MAX, 2)
 
@@ -94,13 +96,13 @@ async def give_back(
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     caches: Sequence[Callable[[], None]] = _caches,
 ) -> None:
-    """Return to the kernel what was freed, once a burst is over: half of what 5,000 connections took would stay ours
+    """Return freed memory to the kernel, once a burst is over. Otherwise half of what 5,000 connections took would stay
     for ever.
 
-    It is looked for while more is resident than there once was, in about a thousandth of the time: it takes some
-    milliseconds, in which nothing else happens. A process looks for cycles only when it is idle, since that takes 40 ms
-    and more, and any looks among all that it has only when it rests, or once for each second that it worked: a failed
-    call's frames are often a cycle, with all that they hold.
+    It looks while more is resident than there once was, for about a thousandth of the time, since a look takes some
+    milliseconds in which nothing else happens. Garbage is collected only in an idle process, since that takes 40 ms and
+    more. All objects of the process are collected only when it rests, or once for each second that it worked: the
+    frames of a failed call are often a cycle, with everything that they hold.
     """
     least, pause, frozen, looked = resident(), look, 0, 0.0
     settled, passes = least, 0
@@ -122,8 +124,8 @@ async def give_back(
             if resting and (used() > looked + 1 or len(sys.modules) != frozen):
                 gc.unfreeze()
                 gc.collect()
-                # what stays, most of it modules, is not looked through again soon; calls have nothing in their hands
-                # that could be a cycle later
+                # the objects that stay, most of them modules, are not collected again soon; calls now hold nothing that
+                # could become a cycle later
                 gc.freeze()
                 looked, frozen = used(), len(sys.modules)
             elif idle and resident() <= least + _LARGE:
@@ -133,7 +135,7 @@ async def give_back(
                 gc.collect()
                 looked, frozen = used(), 0
             elif idle or resident() > least + _LARGE:
-                gc.freeze()  # hides them all, and costs nothing
+                gc.freeze()  # hides all objects, and costs nothing
                 gc.collect()  # empties the free lists
                 gc.unfreeze()
                 frozen = 0

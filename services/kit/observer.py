@@ -1,11 +1,11 @@
-"""Who hears that calls begin and end: each transport says it here, once, and knows none of those who listen.
+"""Tells listeners when calls begin and end. Each transport reports here, once, and knows none of the listeners.
 
-A *listener* is asked at the beginning of each call for what is to hear of its end: :func:`tracing.began
-<services.kit.tracing.began>` is always one. A side is
+A *listener* is a function that is called at the beginning of each call, and returns the object that is told of its end.
+:func:`tracing.began <services.kit.tracing.began>` is always one. A side is
 
-- ``server``: a handler of this process answers the call, in the task that says so;
-- ``client``: this process makes it;
-- ``relay``: it passes through, read by nobody, outside of any task.
+- ``server``: a handler of this process answers the call, in the task that reports it;
+- ``client``: this process makes the call;
+- ``relay``: the call passes through unread, outside of any task.
 """
 
 from __future__ import annotations
@@ -19,43 +19,45 @@ Side = Literal["server", "client", "relay"]
 
 
 class Observed(Protocol):
-    """One call, by who listens. Either :meth:`ended` or :meth:`left` is the last, and is called once."""
+    """One call, as a listener sees it. Either :meth:`ended` or :meth:`left` is called last, and once."""
 
     @property
     def inside(self) -> bool:
-        """Whether what is done for a relayed call must be done in a task, after :meth:`enter`."""
+        """Whether work for a relayed call must run in a task, after :meth:`enter`."""
         ...
 
     def headers(self) -> tuple[tuple[str, str], ...]:
-        """What is sent along with a client's or a relay's call: W3C trace context. Calls that are made together
+        """Headers to send with a client's or a relay's call: W3C trace context. Calls that are made together
         (``kit.many``) have room for nothing else.
         """
         ...
 
     def enter(self) -> None:
-        """What this task does from here on is part of the call, of a relay's."""
+        """From here on the current task works for the call, on the side of a relay."""
         ...
 
     def ended(self, code: int = 0, message: str = "", size: int = 0, defect: Exception | None = None) -> None:
-        """It has ended, with a gRPC code.
+        """The call has ended, with a gRPC code.
 
-        ``size`` is of its messages both ways, in bytes, as far as its transport sees them: grpcio's server does not.
+        ``size`` is the bytes of its messages in both directions, if its transport sees them: grpcio's server does not.
         ``defect`` is a failure that is a bug.
         """
         ...
 
     def left(self, size: int = 0) -> None:
-        """Who made the call, a client, waits for its end no longer."""
+        """The client that made the call does not wait for its end any longer."""
         ...
 
 
 Listener = Callable[[Side, str, Mapping[str, str | bytes]], Observed]
-"""Of a call's side, its method (``/package.Service/Method``) and, but for a client, the headers that came with it."""
+"""Takes a call's side, its method (``/package.Service/Method``) and, except for a client, the headers that came with
+it.
+"""
 
 
 class Calling:
-    """Around a unary call that this process makes: what it raises tells how the call ended. ``size`` is its owner's
-    to add to.
+    """Surrounds a unary call that this process makes: its exception tells how the call ended. Its owner adds to
+    ``size``.
     """
 
     __slots__ = ("_observed", "headers", "size")
@@ -82,17 +84,19 @@ class Calling:
 _listeners: list[Listener] = [tracing.began]
 
 began: Listener = tracing.began
-"""A call begins. To be called as ``observer.began``: it is another function when there are more listeners."""
+"""Report that a call begins. Call it as ``observer.began``, since it is another function if there are more
+listeners.
+"""
 
 
 def listen(listener: Listener) -> None:
-    """Have one more hear of all calls that begin from here on."""
+    """Add a listener, for all calls that begin from here on."""
     _listeners.append(listener)
     _choose()
 
 
 def unlisten(listener: Listener) -> None:
-    """Have it hear of no more calls."""
+    """Remove a listener."""
     _listeners.remove(listener)
     _choose()
 
@@ -107,7 +111,7 @@ def _began(side: Side, method: str, headers: Mapping[str, str | bytes]) -> Obser
 
 
 class _Several:
-    """A call, by several listeners."""
+    """A call, as several listeners see it."""
 
     __slots__ = ("_all",)
 

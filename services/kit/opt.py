@@ -1,7 +1,7 @@
-"""ROOT/opt: where ``ctr install`` puts programs and libraries (runtimes, shims), found before those of the system, as
-in containerd.
+"""ROOT/opt: ``ctr install`` puts programs and libraries (runtimes, shims) there. They are found before those of the
+system, as in containerd.
 
-The gateway tells clients the path (plugin ``opt``); whoever starts such programs does so in :func:`environment`.
+The gateway tells clients the path (plugin ``opt``). Such programs are started in :func:`environment`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def directory(root: Path) -> Path:
 
 
 def make(root: Path) -> None:
-    """Make it, with the modes that containerd gives it."""
+    """Make it, with containerd's modes."""
     for name in ("bin", "lib"):
         (directory(root) / name).mkdir(parents=True, exist_ok=True, mode=0o711)
 

@@ -1,24 +1,23 @@
-"""Spans on their way to an OpenTelemetry collector: OTLP over gRPC, by our own wire, or over HTTP; by the standard
-variables OTEL_EXPORTER_OTLP_*.
+"""Sends spans to an OpenTelemetry collector: OTLP over gRPC, by our own wire, or over HTTP. The standard variables
+OTEL_EXPORTER_OTLP_* configure it.
 
-The SDK's exporters are not used: one imports grpc, which a process on the wire does without (160 ms and 26 MB), the
-other requests (120 ms and 8 MB). Only the encoder of spans is OpenTelemetry's.
+The SDK's exporters are not used. One imports grpc, which a process on the wire does without (160 ms and 26 MB), the
+other imports requests (120 ms and 8 MB). Only the encoder of spans is OpenTelemetry's.
 
     OTEL_EXPORTER_OTLP_PROTOCOL       grpc (the default) or http/protobuf
     OTEL_EXPORTER_OTLP_ENDPOINT       http://host:port, https://host:port; with grpc also unix:/path, and host:port,
-    which is TLS unless ..._INSECURE=true
+                                      which is TLS unless ..._INSECURE=true
     OTEL_EXPORTER_OTLP_HEADERS        name=value,name=value, in URL encoding
-    OTEL_EXPORTER_OTLP_TIMEOUT        seconds (as OpenTelemetry for Python has it) for a batch with all its repetitions;
-    10
+    OTEL_EXPORTER_OTLP_TIMEOUT        seconds (as in OpenTelemetry for Python) for a batch with all its retries; 10
     OTEL_EXPORTER_OTLP_COMPRESSION    none (the default) or gzip
-    OTEL_EXPORTER_OTLP_CERTIFICATE    whom to trust, in place of the system's; ..._CLIENT_CERTIFICATE and
-    ..._CLIENT_KEY: who we are
+    OTEL_EXPORTER_OTLP_CERTIFICATE    the certificates to trust, instead of the system's;
+                                      ..._CLIENT_CERTIFICATE and ..._CLIENT_KEY are our own
 
-For each, OTEL_EXPORTER_OTLP_TRACES_... is stronger. With HTTP, ``/v1/traces`` is added to ENDPOINT, and nothing to
+For each, OTEL_EXPORTER_OTLP_TRACES_... overrides it. With HTTP, ``/v1/traces`` is appended to ENDPOINT, but not to
 TRACES_ENDPOINT.
 
-The SDK calls an :class:`Exporter` from a thread of its own, so all of this blocks. What may work later is tried again
-with growing pauses, within the timeout; a process that ends tries what is left once.
+The SDK calls an :class:`Exporter` from a thread of its own, so all of this blocks. A batch that may be accepted later
+is retried with growing pauses, within the timeout. A process that ends tries to send the remaining spans once.
 """
 
 from __future__ import annotations
@@ -56,13 +55,11 @@ _PATH = "/v1/traces"
 
 
 _FIRST_PAUSE = 0.5
-"""Seconds; each is twice the one before, give or take a fifth."""
+"""Seconds; each pause is twice the one before, give or take a fifth."""
 
 
 class SendError(Exception):
-    """A batch that was not taken. ``again``: it may be later; ``after``: not before so many seconds, says the
-    collector.
-    """
+    """A batch was not accepted. ``again``: it may be later. ``after``: the collector asks to wait so many seconds."""
 
     def __init__(self, message: str, *, again: bool, after: float = 0) -> None:
         super().__init__(message)
@@ -74,18 +71,16 @@ class Sender(Protocol):
     """One of the two protocols."""
 
     def send(self, request: bytes, timeout: float) -> bytes:
-        """Deliver an ExportTraceServiceRequest; the response, or SendError."""
+        """Deliver an ExportTraceServiceRequest, and return the response. Raises SendError."""
         ...
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         ...
 
 
 class Exporter(SpanExporter):
-    """Sends batches, repeats what may be repeated, and says in the log when spans begin to be lost and when that is
-    over.
-    """
+    """Sends batches, retries those that may be accepted later, and logs when the loss of spans begins and ends."""
 
     def __init__(
         self,
@@ -134,13 +129,13 @@ class Exporter(SpanExporter):
             self._lost = 0
         try:
             partial = ExportTraceServiceResponse.FromString(response).partial_success
-        except DecodeError:  # of a collector that took them and said so in words of its own
+        except DecodeError:  # a collector that accepted them, and answered in a form of its own
             return
         if partial.rejected_spans or partial.error_message:
             log.warning("the collector refused %d spans: %s", partial.rejected_spans, partial.error_message)
 
     def finish(self, seconds: float) -> None:
-        """The process ends: whatever is sent from here on has ``seconds`` in all, and is tried once."""
+        """The process ends: from here on, sending has ``seconds`` in all, and each batch is tried once."""
         self._end = self._clock() + seconds
         self._ending.set()
 
@@ -152,8 +147,7 @@ class Exporter(SpanExporter):
         return True
 
 
-# ---------------------------------------------------------------------------------------------- what the environment
-# says
+# ---------------------------------------------------------------------------------------------- the environment
 
 
 class Variable(NamedTuple):
@@ -163,12 +157,12 @@ class Variable(NamedTuple):
     value: str
 
     def wrong(self, why: str) -> ValueError:
-        """The error of a process that cannot run like this."""
+        """An error that names the variable."""
         return ValueError(f"{self.name}={self.value}: {why}")
 
 
 def variable(suffix: str) -> Variable:
-    """OTEL_EXPORTER_OTLP_TRACES_``suffix``, or else the one for all signals; empty if neither is set."""
+    """OTEL_EXPORTER_OTLP_TRACES_``suffix``, or else the variable for all signals; empty if neither is set."""
     general = f"OTEL_EXPORTER_OTLP_{suffix}"
     for name in (f"OTEL_EXPORTER_OTLP_TRACES_{suffix}", general):
         if value := os.environ.get(name, "").strip():
@@ -177,7 +171,7 @@ def variable(suffix: str) -> Variable:
 
 
 def configured() -> Exporter:
-    """The exporter that the environment asks for; ValueError names the variable that is wrong."""
+    """The exporter that the environment asks for. ValueError names the variable that is wrong."""
     protocol = variable("PROTOCOL")
     compression = variable("COMPRESSION")
     if compression.value not in ("", "none", "gzip"):
@@ -186,7 +180,7 @@ def configured() -> Exporter:
     given = variable("HEADERS")
     headers = parse_env_headers(given.value, liberal=True)
     if any(not character.isprintable() for value in headers.values() for character in value):
-        # which value, is perhaps a secret
+        # does not show the value, which may be a secret
         raise ValueError(f"{given.name}: a value has characters that no header may have")
     timeout = variable("TIMEOUT")
     try:
@@ -194,7 +188,7 @@ def configured() -> Exporter:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds <= 86400:
-        raise timeout.wrong("a number of seconds is wanted, a day at most")
+        raise timeout.wrong("it must be a number of seconds, a day at most")
     match protocol.value or "grpc":
         case "grpc":
             return Exporter(OverGrpc(place_of_grpc(), headers, compress=compress), seconds)
@@ -205,7 +199,7 @@ def configured() -> Exporter:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a collector listens: ``host`` is a path where there is no port."""
+    """The address of a collector. Without a port, ``host`` is the path of a unix socket."""
 
     name: str
     host: str
@@ -234,7 +228,7 @@ class Place:
 
 
 def place_of_grpc() -> Place:
-    """Of ENDPOINT as gRPC reads it."""
+    """The address in ENDPOINT as gRPC reads it."""
     endpoint = variable("ENDPOINT")
     value = endpoint.value
     if value.startswith("unix:"):
@@ -245,7 +239,7 @@ def place_of_grpc() -> Place:
 
 
 def place_of_http() -> tuple[Place, str]:
-    """Of ENDPOINT as HTTP reads it, and the path to post to."""
+    """The address in ENDPOINT as HTTP reads it, and the path to post to."""
     endpoint = variable("ENDPOINT")
     place, path = _place(endpoint, endpoint.value, {"http": 80, "https": 443}, "http/1.1")
     if endpoint.name.endswith("_TRACES_ENDPOINT"):
@@ -319,13 +313,13 @@ _TRANSIENT = {
         errors.DataLoss,
     )
 }
-"""By OTLP's table (its specification, OTLP/gRPC Response). RESOURCE_EXHAUSTED is so if the collector says when to
-come back.
+"""The errors that OTLP's specification (OTLP/gRPC Response) calls retryable. RESOURCE_EXHAUSTED is retryable if the
+collector says when to retry.
 """
 
 
 def _retry_delay(error: errors.NodeError) -> float | None:
-    """The seconds of a RetryInfo among a status's details."""
+    """The seconds of a RetryInfo among a status's details; None without one."""
     raw = dict(error.trailers).get("grpc-status-details-bin")
     if not isinstance(raw, bytes):
         return None
@@ -362,7 +356,7 @@ class OverHttp:
         connection = self._connection
         end = time.monotonic() + timeout
         try:
-            if connection.sock is not None and _has_news(connection.sock):  # which can only be that it was closed
+            if connection.sock is not None and _has_news(connection.sock):  # this can only be that it was closed
                 connection.close()
             if connection.sock is None:
                 connection.sock = self._place.dial(max(timeout, 0.001))
@@ -376,7 +370,7 @@ class OverHttp:
             connection.close()
             why = "it does not answer" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
             raise SendError(f"collector at {self._place.name} is not reachable ({why})", again=True) from None
-        if not response.isclosed():  # there is more than anybody wants
+        if not response.isclosed():  # there is more than we read
             connection.close()
         if 200 <= response.status < 300:
             return answer

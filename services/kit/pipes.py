@@ -1,7 +1,7 @@
 """Ends of pipes as asyncio's streams.
 
-They are made of a file descriptor, never of a file object: uvloop closes the descriptor and then has the object close
-it once more (0.23), and the second close hits whatever another thread has opened in between.
+They are made of a file descriptor, never of a file object. uvloop closes the descriptor of a file object, and then has
+the object close it once more (0.23); the second close hits whatever another thread has opened in between.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from typing import IO, Any, cast
 
 
 class _End:
-    """What a loop takes for a file. It closes ``fd`` where the loop leaves that to the file, as asyncio's own does."""
+    """The object that a loop takes for a file. It closes ``fd`` if the loop leaves that to the file, as asyncio's own
+    loop does.
+    """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -22,7 +24,7 @@ class _End:
 
     @property
     def file(self) -> IO[Any]:
-        """Itself, as asyncio wants to see it."""
+        """Itself, in the type that asyncio wants."""
         return cast("IO[Any]", self)
 
     def fileno(self) -> int:
@@ -36,15 +38,15 @@ class _End:
 
 @contextlib.asynccontextmanager
 async def reading(fd: int, limit: int = 1 << 16) -> AsyncIterator[asyncio.StreamReader]:
-    """The end of a pipe to read from; ``fd`` becomes the block's, and is closed with it. About twice ``limit``
-    bytes are read ahead.
+    """The end of a pipe to read from. The block owns ``fd``, which is closed with it. About twice ``limit`` bytes are
+    read ahead.
     """
     reader = asyncio.StreamReader(limit)
     try:
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), _End(fd).file
         )
-    except asyncio.CancelledError:  # it was the transport's already, which was closed
+    except asyncio.CancelledError:  # the transport owned it already, and has closed it
         raise
     except BaseException:
         os.close(fd)
@@ -56,13 +58,13 @@ async def reading(fd: int, limit: int = 1 << 16) -> AsyncIterator[asyncio.Stream
 
 
 async def writer(fd: int) -> asyncio.StreamWriter:
-    """The end of a pipe to write to; ``fd`` becomes the writer's, and is closed with it."""
+    """The end of a pipe to write to. The writer owns ``fd``, which is closed with it."""
     loop = asyncio.get_running_loop()
     try:
         transport, protocol = await loop.connect_write_pipe(
             lambda: asyncio.streams.FlowControlMixin(loop=loop), _End(fd).file
         )
-    except asyncio.CancelledError:  # it was the transport's already, which was closed
+    except asyncio.CancelledError:  # the transport owned it already, and has closed it
         raise
     except BaseException:
         os.close(fd)

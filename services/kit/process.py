@@ -1,9 +1,10 @@
-"""What each process of a node does before it serves and after: arguments, logging, the lock on its directory, signals.
+"""What each process of a node does before and after it serves: arguments, logging, the lock on its directory, signals.
 
     def main() -> None:
         process.run("content", serve)          # serve(config_file, node) is a coroutine function
 
-Every process names its state directory on its command line (``--state``), so that ``ps`` tells whose it is.
+Every process names its state directory on its command line (``--state``), so that ``ps`` tells which node it belongs
+to.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ def owned(directory: Path, patience: float = 10.0) -> Iterator[Path]:
     """Make ``directory`` (0700) and hold its lock: one process serves it at a time, and only that one may replace its
     socket.
 
-    Another holder is waited for, ``patience`` seconds (its successor may start while it drains), then
-    FailedPrecondition names the directory. The lock is a flock on the directory itself, so it leaves no file and dies
-    with its holder.
+    If another process holds the lock, this waits ``patience`` seconds, since a successor may start while its
+    predecessor drains. Then FailedPrecondition names the directory. The lock is a flock on the directory itself, so it
+    leaves no file and ends with its holder.
     """
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -63,11 +64,11 @@ def owned(directory: Path, patience: float = 10.0) -> Iterator[Path]:
 
 _heartbeat: Heartbeat | None = None
 _name = "a service"
-"""What this process is, for its log."""
+"""The name of this process, for its log."""
 
 
 async def until_signal() -> None:
-    """Wait for SIGTERM or SIGINT. The process serves meanwhile, and its watchdog hears so."""
+    """Wait for SIGTERM or SIGINT. Meanwhile the process serves, and sends beats to the watchdog."""
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[signal.Signals] = loop.create_future()
 
@@ -89,15 +90,15 @@ async def until_signal() -> None:
 def run(name: str, serve: Serve) -> None:
     """The main function of the process ``name``: parse the arguments, serve until a signal, exit.
 
-    A process that cannot start says why in one line and waits a second before it exits, so that its supervisor does not
-    spin.
+    A process that cannot start says why in one line, and waits a second before it exits, so that its supervisor does
+    not spin.
     """
     parser = argparse.ArgumentParser(prog=f"splitd-{name}")
     parser.add_argument("--config", type=Path, help="TOML file; default: none, all defaults")
-    parser.add_argument("--root", type=Path, help="where what must survive a reboot is kept")
-    parser.add_argument("--state", type=Path, help="where sockets and what belongs to this boot are kept")
+    parser.add_argument("--root", type=Path, help="directory of everything that survives a reboot")
+    parser.add_argument("--state", type=Path, help="directory of sockets and other files of this boot")
     arguments = parser.parse_args()
-    version.revision()  # of what is about to be loaded, which another may replace at any time from here on
+    version.revision()  # read before the code is loaded, since from here on an upgrade may replace it at any time
     stacks.register()
     logs.configure()
     global _heartbeat, _name
@@ -128,17 +129,17 @@ def run(name: str, serve: Serve) -> None:
 
 
 def _keep(file: settings.File, node: settings.Node, name: str) -> None:
-    """Say what this process runs with, where that can be written: a full disk stops no service."""
+    """Store the configuration that this process uses. If that fails, as on a full disk, the service runs all the
+    same.
+    """
     try:
         settings.keep(file, node.state, name)
     except OSError as error:
-        log.warning(
-            "what is read of the configuration cannot be kept, and splitd config dump shows an older one: %s", error
-        )
+        log.warning("the configuration cannot be stored, so splitd config dump shows an older one: %s", error)
 
 
 def run_loop(main: Coroutine[Any, Any, None]) -> None:
-    """``asyncio.run``, on uvloop where the wire carries our calls: under grpcio it gains nothing (docs/adr/0002)."""
+    """``asyncio.run``, on uvloop if the wire carries our calls. Under grpcio uvloop gains nothing (docs/adr/0002)."""
     if rpc.transport() == "wire":
         import uvloop
 
@@ -148,18 +149,18 @@ def run_loop(main: Coroutine[Any, Any, None]) -> None:
 
 
 def many_files() -> None:
-    """As many open files as we may have: each connection is one, and the usual soft limit is 1024."""
+    """Allow as many open files as possible: each connection is one, and the usual soft limit is 1024."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _less_garbage_collection() -> None:
-    """What is loaded stays; and of what a call makes hardly anything is a cycle, so looking for them every 700
-    objects is 3 % of a relay's time for nothing.
+    """Collect garbage less often. Loaded modules stay, and hardly any object of a call is part of a cycle, so a
+    collection every 700 objects takes 3 % of a relay's time for nothing.
     """
     gc.freeze()
-    # a look at the young takes a millisecond or two, one at the middle-aged some: a client that opens ten thousand
-    # writes has many of both
+    # a collection of the young generation takes a millisecond or two, one of the middle generation some more; a client
+    # that opens ten thousand writes has many objects in both
     gc.set_threshold(5_000, 4, 50)
 
 
@@ -172,12 +173,12 @@ async def _serve(serve: Serve, file: settings.File, node: settings.Node) -> None
 
 
 def _short_waits() -> None:
-    """The loop waits so long, at most, for a thread that computes, each time it has waited for anything; by default
+    """Limit how long the loop waits for a computing thread, each time after it has waited for anything. The default is
     5 ms.
     """
     sys.setswitchinterval(SLICE)
 
 
 def die_with_parent() -> None:
-    """Ask the kernel for SIGTERM when the parent dies (PR_SET_PDEATHSIG), for worker programs."""
+    """Ask the kernel for SIGTERM when the parent dies (PR_SET_PDEATHSIG). For worker programs."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)

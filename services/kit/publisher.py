@@ -1,15 +1,15 @@
-"""Events on their way to the gateway: queued in order, sent one after the other, kept while the gateway is away.
+"""Publishes events through the gateway: queued in order, sent one after the other, and kept while the gateway is away.
 
-A service publishes *after* the change is durable, and must neither wait for the gateway nor lose an event because the
+A service publishes *after* the change is durable. It must neither wait for the gateway, nor lose an event because the
 gateway restarts. So :meth:`Publisher.publish` only queues, and a task sends::
 
     async with Publisher(gateway).running() as publisher:
         ...
         publisher.publish(call.namespace, "/images/create", ImageCreate(name=name))
 
-Events go by Events.Forward, so that they keep the time at which things happened however late they arrive. An event
-whose sending timed out is sent again, so a subscriber may see it twice; what is still queued when the process is killed
-is lost, as in containerd.
+Events go by Events.Forward, so that they keep the time at which things happened, however late they arrive. An event
+whose sending timed out is sent again, so a subscriber may see it twice. Events that are still queued when the process
+is killed are lost, as in containerd.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ from services.kit.channel import Channel
 log = logging.getLogger(__name__)
 
 LIMIT = 65536
-"""Events kept for a gateway that is away: some 20 MB at most. Past it the oldest go, and the log says how many."""
+"""Events that are kept for a gateway that is away: some 20 MB at most. Beyond that the oldest are dropped, and the log
+says how many.
+"""
 
 
 class _Queued(NamedTuple):
@@ -56,8 +58,8 @@ class Publisher:
         self._empty.set()
 
     def publish(self, namespace: str, topic: str, message: Message) -> None:
-        """Queue an event of ``namespace``; returns at once and never fails. A ``message`` that is an Any already
-        goes as it is.
+        """Queue an event of ``namespace``. Returns at once and never fails. A ``message`` that is an Any already is
+        sent unchanged.
         """
         event = message if isinstance(message, Any) else pack(message)
         request = events_pb2.ForwardRequest()
@@ -75,7 +77,7 @@ class Publisher:
         self._changed.set()
 
     async def run(self) -> None:
-        """Send what is queued, in order, until cancelled."""
+        """Send queued events, in order, until cancelled."""
         while True:
             await self._changed.wait()
             self._changed.clear()
@@ -108,7 +110,7 @@ class Publisher:
                     error,
                 )
                 return
-            except Exception:  # a fault of ours, which would hold back all events after this one
+            except Exception:  # a bug of ours, which would hold back all events after this one
                 log.exception(
                     "event %s of namespace %s cannot be sent", request.envelope.topic, request.envelope.namespace
                 )
@@ -117,15 +119,15 @@ class Publisher:
                 return
 
     async def flushed(self, seconds: float) -> bool:
-        """Wait until all is sent, for at most ``seconds``; whether it is."""
+        """Wait until all events are sent, for at most ``seconds``. The result is whether they are."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._empty.wait(), seconds)
         return self._empty.is_set()
 
     @contextlib.asynccontextmanager
     async def running(self, *, grace: float = 2.0) -> AsyncIterator[Publisher]:
-        """Send in the background while the block lasts, and for at most ``grace`` seconds more what is left at its
-        end.
+        """Send in the background while the block lasts, and the remaining events for at most ``grace`` seconds after
+        it.
         """
         async with loops.running("the sending of events", self.run):
             yield self

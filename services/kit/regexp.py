@@ -1,12 +1,13 @@
-r"""Go's regular expressions (regexp/syntax of Go 1.26): what containerd's filters mean by ``~=``.
+r"""Go's regular expressions (regexp/syntax of Go 1.26), for ``~=`` in containerd's filters.
 
-One who may list may send any expression, and the loop that matches it is everybody's: so the time a match takes is
-bounded, by RE2, which walks the text once. RE2's syntax is nearly Go's. Here Go's is parsed, token by token, with Go's
-error words and limits (repeat counts to 1,000 in all, 1,000 levels), and written down again in what RE2 takes in the
-same meaning: ``\C`` is refused, names of groups fall away (Go takes one twice), ``\p{...}`` is looked up as Go does it
-(``\p{greek}``, ``\p{Letter}``, ``\p{ASCII}``; not ``\p{Old_Italic}``, which Go 1.26 does not find either).
+A client that may list may send any expression, and the loop that matches it serves all clients. So the time of a match
+is bounded, by RE2, which walks the text once. RE2's syntax is nearly Go's. Here Go's syntax is parsed, token by token,
+with Go's error messages and limits (repeat counts to 1,000 in all, 1,000 levels), and written again so that RE2 takes
+it in the same meaning. ``\C`` is refused; names of groups are dropped (Go accepts a name twice); ``\p{...}`` is looked
+up as Go does (``\p{greek}``, ``\p{Letter}``, ``\p{ASCII}``; not ``\p{Old_Italic}``, which Go 1.26 does not find
+either).
 
-Linear in the text is not yet cheap: RE2's worst case is the size of the program for each byte. :data:`EXPRESSION`,
+Linear time in the text is not yet cheap: RE2's worst case is the size of the program for each byte. :data:`EXPRESSION`,
 :data:`SIZE` and :data:`STEPS` bound that product. RE2 is loaded with the first expression, since it costs a process 3
 MB.
 """
@@ -27,32 +28,32 @@ from services.kit import memory
 from services.kit.unicode_categories import ALIASES, MINOR
 
 EXPRESSION = 5 << 10
-"""Characters of an expression. Go has no such limit. RE2 needs some 20 ms to compile the worst of that size, in
-which the process answers nobody.
+"""Characters of an expression. Go has no such limit. RE2 needs some 20 ms to compile the worst expression of that size,
+and meanwhile the process answers nobody.
 """
 
 CLASSES = 16
-"""Of Unicode (``\\pL``) in an expression: each is hundreds of ranges, and costs RE2 a millisecond."""
+"""Unicode classes (``\\pL``) in an expression: each is hundreds of ranges, and costs RE2 a millisecond."""
 
 SIZE = 32 << 10
-"""Instructions of an expression as Go counts them, which allows 3,355,443: that many would hold a loop for minutes
-over a text of a few kilobytes.
+"""Instructions of an expression as Go counts them. Go allows 3,355,443, which would hold a loop for minutes over a text
+of a few kilobytes.
 """
 
 STEPS = 1 << 20
-"""Instructions times characters of text for one match: some 15 ms where RE2 is slowest, microseconds where it is
-not.
-"""
+"""Instructions times characters of text for one match: some 15 ms at RE2's slowest, microseconds usually."""
 
 REPEAT = 1000
 DEPTH = 1000
 CACHE_BYTES = 64 << 20
-"""What all compiled expressions of a process may take together, each counted with the most that RE2 may use for it."""
+"""Bytes that all compiled expressions of a process may take together. Each counts with the most that RE2 may use for
+it.
+"""
 
 
 class Expression:
-    """A checked expression. ``size`` is Go's measure of its program; compiled when it is first matched, and again
-    when the cache has dropped it.
+    """A checked expression. ``size`` is Go's measure of its program. It is compiled when it is first matched, and again
+    after the cache has dropped it.
     """
 
     __slots__ = ("_cache", "_source", "size", "steps")
@@ -64,8 +65,8 @@ class Expression:
         self.steps = steps
 
     def found_in(self, text: str) -> bool:
-        """Go's MatchString. Bytes that are no UTF-8 (lone surrogates here) are each the character U+FFFD, as for
-        Go. ValueError if it were too much work.
+        """Go's MatchString. Each byte that is not UTF-8 (a lone surrogate here) is the character U+FFFD, as for Go.
+        ValueError if it would be too much work.
         """
         compiled, instructions = self._cache.compiled(self._source)
         if instructions * len(text) > self.steps:
@@ -76,8 +77,8 @@ class Expression:
 
 
 def compile(pattern: str, steps: int = STEPS, cache: Cache | None = None) -> Expression:  # noqa: A001 - as re.compile
-    """``pattern`` checked and translated, each match bounded by ``steps``; ValueError, in Go's words, if Go would
-    not compile it or it exceeds a limit. ``cache``: another one than the process's.
+    """Check and translate ``pattern``; each match is bounded by ``steps``. ValueError, in Go's words, if Go would not
+    compile it, or it exceeds a limit. ``cache`` replaces the process's.
     """
     making = compiling(pattern, steps, cache)
     while True:
@@ -88,7 +89,7 @@ def compile(pattern: str, steps: int = STEPS, cache: Cache | None = None) -> Exp
 
 
 def compiling(pattern: str, steps: int = STEPS, cache: Cache | None = None) -> Generator[None, None, Expression]:
-    """:func:`compile`, a small step at a time; what RE2 does is one of them, and the largest."""
+    """:func:`compile`, in small steps. RE2's work is one of them, and the largest."""
     if len(pattern) > EXPRESSION:
         raise ValueError(f"error parsing regexp: expression too large: {len(pattern)} characters, at most {EXPRESSION}")
     parser = _Parser(pattern)
@@ -103,7 +104,7 @@ def compiling(pattern: str, steps: int = STEPS, cache: Cache | None = None) -> G
 def _valid(text: str) -> bytes:
     try:
         return text.encode()
-    # of a surrogate that stands for a byte one U+FFFD, of another three, since it would take three bytes
+    # a surrogate that stands for a byte becomes one U+FFFD; another becomes three, since it would take three bytes
     except UnicodeEncodeError:
         return "".join(
             "\ufffd" if "\udc80" <= c <= "\udcff" else "\ufffd" * 3 if "\ud800" <= c <= "\udfff" else c for c in text
@@ -111,8 +112,8 @@ def _valid(text: str) -> bytes:
 
 
 _MEMORY = (256 << 10, 2 << 20)
-"""What RE2 may use for an expression: a quarter of it for the program, most of the rest for states. The second is
-for programs that the first has no room for.
+"""Bytes that RE2 may use for an expression: a quarter for the program, most of the rest for states. The second value is
+for programs that do not fit into the first.
 """
 
 
@@ -125,24 +126,24 @@ def _re2() -> ModuleType:
 
 
 class Cache:
-    """Compiled expressions, which take ``most`` bytes together. Some match in threads: its methods may be called from
-    several.
+    """Compiled expressions, which take ``most`` bytes together. Its methods may be called from several threads, since
+    some matches run in threads.
     """
 
     def __init__(self, most: int = CACHE_BYTES) -> None:
         self._most = most
         self._compiled: OrderedDict[bytes, tuple[Any, int, int]] = OrderedDict()
         self._used: set[bytes] = set()
-        """What was wanted since :meth:`forget_unused` was called last."""
+        """The expressions used since the last :meth:`forget_unused`."""
         self._looking = threading.Lock()
         self.size = 0
-        """Bytes, each expression counted with the most that RE2 may use for it."""
+        """Bytes; each expression counts with the most that RE2 may use for it."""
 
     def __len__(self) -> int:
         return len(self._compiled)
 
     def compiled(self, source: bytes) -> tuple[Any, int]:
-        """RE2's form and the size of its program."""
+        """RE2's compiled form, and the size of its program."""
         with self._looking:
             known = self._compiled.get(source)
             if known is not None:
@@ -162,8 +163,8 @@ class Cache:
         return compiled, compiled.programsize
 
     def forget_unused(self) -> None:
-        """Free the compiled expressions that were not wanted since this was called last: what one costly List left
-        behind is tens of megabytes.
+        """Free the compiled expressions that were not used since the last call of this. One costly List leaves tens of
+        megabytes.
         """
         with self._looking:
             for source in [source for source in self._compiled if source not in self._used]:
@@ -172,7 +173,7 @@ class Cache:
 
 
 def _made(source: bytes) -> tuple[Any, int]:
-    """RE2's form, and the bytes that it may take."""
+    """RE2's compiled form, and the bytes that it may take."""
     re2 = _re2()
     for bound in _MEMORY:
         options = re2.Options()
@@ -191,27 +192,27 @@ def _made(source: bytes) -> tuple[Any, int]:
                 )
                 raise ValueError(f"error parsing regexp: {words}") from None
         finally:
-            re2.purge()  # its own cache knows no bytes
+            re2.purge()  # its own cache does not count bytes
     raise AssertionError("the last bound was tried")
 
 
 _CACHE = Cache()
-"""The process's."""
+"""The process's cache."""
 
 memory.when_idle(_CACHE.forget_unused)
 
 
 @dataclass(slots=True)
 class _Node:
-    """What must be known of a part of an expression to hold it against Go's limits: instructions, levels, and the
-    repeat counts within it multiplied.
+    """Measures of a part of an expression, for Go's limits: instructions, levels, and the product of its repeat
+    counts.
     """
 
     size: int = 1
     height: int = 1
     repeats: int = 1
     literal: bool = False
-    run: bool = False  # text that stands in the pattern so, in no group
+    run: bool = False  # text as it is written in the pattern, in no group
 
 
 @dataclass(slots=True)
@@ -263,8 +264,8 @@ class _Parser:
         self.classes = 0
 
     def translating(self) -> Generator[None, None, str]:
-        """Read it, and answer what RE2 reads in its place."""
-        last = -1  # where the repetition began that the last token was
+        """Read the pattern. The result is the pattern for RE2."""
+        last = -1  # where the last token began, if it was a repetition
         while self.at < len(self.pattern):
             begin = self.at
             last = begin if self._token(last) else -1
@@ -273,8 +274,8 @@ class _Parser:
             raise self._error("missing closing )", self.pattern)
         self.size = self._within(self.groups[0].close()).size
         source = "".join(self.out)
-        # RE2's \B also holds between the bytes of one character. Only a search can begin there, so it begins at the
-        # start.
+        # RE2's \B also holds between the bytes of one character. Only a search can begin there, so the match begins at
+        # the start.
         return rf"\A(?s:.)*?(?:{source})" if r"\B" in self.out else source
 
     def _error(self, why: str, what: str) -> ValueError:
@@ -291,7 +292,7 @@ class _Parser:
         return char
 
     def _checked(self, char: str, rest: str) -> None:
-        if "\ud800" <= char <= "\udfff":  # a byte that is no UTF-8
+        if "\ud800" <= char <= "\udfff":  # a byte that is not UTF-8
             raise self._error("invalid UTF-8", rest)
 
     def _within(self, node: _Node) -> _Node:
@@ -306,7 +307,9 @@ class _Parser:
         self.groups[-1].items.append(_Node(literal=literal))
 
     def _token(self, last: int) -> bool:
-        """Past one token; whether it was a repetition. ``last`` is where the one before began if that was one."""
+        """Read one token. The result is whether it was a repetition. ``last`` is where the token before began, if that
+        was one.
+        """
         if run := _PLAIN.match(self.pattern, self.at):
             self.at = run.end()
             self.out.append(run[0])
@@ -344,7 +347,7 @@ class _Parser:
     # ---------------------------------------------------------------- repetitions
 
     def _count_at(self, at: int) -> re.Match[str] | None:
-        """``{2}``, ``{2,}`` or ``{2,3}``. Anything else in braces is text, ``{,3}`` and ``{02}`` too."""
+        """``{2}``, ``{2,}`` or ``{2,3}``. Anything else in braces is text, also ``{,3}`` and ``{02}``."""
         return _REPEAT.match(self.pattern, at)
 
     def _repeat(self, begin: int, last: int) -> None:
@@ -367,7 +370,7 @@ class _Parser:
             raise self._error("missing argument to repetition operator", self._since(begin))
         text = self._since(begin)
         sub = items.pop()
-        if sub.run and sub.size > 1:  # of which the last character is repeated
+        if sub.run and sub.size > 1:  # only its last character is repeated
             items.append(_Node(size=sub.size - 1, literal=True, run=True))
             sub = _Node(literal=True)
         if not count:
@@ -449,7 +452,7 @@ class _Parser:
             self._add(_literal(self._escape()), literal=True)
 
     def _escape(self) -> str:
-        """The character that an escape stands for."""
+        """The character that an escape means."""
         begin = self.at
         self.at += 1
         char = self._next()
@@ -529,7 +532,7 @@ class _Parser:
         return self._escape() if self.pattern[self.at] == "\\" else self._next()
 
     def _unicode_class(self) -> str:
-        r"""``\p{...}`` as what stands between RE2's brackets."""
+        r"""``\p{...}`` in the form that it has between RE2's brackets."""
         begin = self.at
         self.classes += 1
         if self.classes > CLASSES:
@@ -573,13 +576,15 @@ def _literal(char: str) -> str:
 
 
 def _unicode(name: str, negated: bool) -> str | None:
-    """What the class of this canonical name, or all but it, is between RE2's brackets; None if Go has no such class."""
+    """The class of this canonical name, or its complement, in the form that it has between RE2's brackets. None if Go
+    has no such class.
+    """
     name = ALIASES.get(name, name)
     if name == "Ascii":
         return "[:^ascii:]" if negated else "[:ascii:]"
     if name == "Assigned":
         name, negated = "Cn", not negated
-    if name in ("C", "Cn", "LC"):  # as Go has them: C with the unassigned, which RE2 has no name for
+    if name in ("C", "Cn", "LC"):  # as in Go: C includes the unassigned code points, for which RE2 has no name
         wanted = {"C": set(MINOR["C"].split()), "Cn": {"Cn"}, "LC": {"Lu", "Ll", "Lt"}}[name]
         every = set(chain.from_iterable(minors.split() for minors in MINOR.values()))
         return "".join(
@@ -593,7 +598,7 @@ def _unicode(name: str, negated: bool) -> str | None:
 
 @lru_cache(maxsize=256)
 def _known(name: str) -> bool:
-    """Whether RE2 knows the class. It knows Go's, and scripts that are newer."""
+    """Whether RE2 knows the class. It knows Go's classes, and newer scripts."""
     try:
         _CACHE.compiled(rf"\p{{{name}}}".encode())
     except ValueError:

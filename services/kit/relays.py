@@ -1,6 +1,6 @@
-"""What a relay decides about calls that no servicer has: who answers them, or where they pass to, and how.
+"""What a relay decides about calls that no servicer has: who answers them, or where they are passed to, and how.
 
-A transport does what it decides, and does not parse what it relays. The gateway has the one that decides
+A transport carries the decision out, and does not parse what it relays. The gateway has the relay that decides
 (``gateway/relay.py``).
 """
 
@@ -24,7 +24,7 @@ Coordinated = Callable[[AsyncIterator[bytes], Call], AsyncIterator[bytes]]
 
 
 class Upstream(Protocol):
-    """A process that calls are relayed to, which may be away for a moment."""
+    """A process that calls are relayed to. It may be away for a moment."""
 
     name: str
     channel: Channel
@@ -34,29 +34,31 @@ class Upstream(Protocol):
         ...
 
     async def ready(self, call: Call | None = None) -> Channel:
-        """The channel, as soon as the process is there; Unavailable, naming it, if it does not come in time."""
+        """The channel, as soon as the process is connected. Unavailable, naming it, if that takes too long."""
         ...
 
 
 class Hop(Protocol):
-    """The way to one kind of service (:class:`services.kit.hops.Hop`), asked for each call."""
+    """The way to one kind of service (:class:`services.kit.hops.Hop`). It is asked for each call."""
 
     name: str
 
     def to(self, namespace: str, key: str = "") -> Upstream:
-        """Where a call in ``namespace`` goes; ``key``, what it is about, is empty of what passes unread."""
+        """The upstream of a call in ``namespace``. ``key``, what the call is about, is empty for calls that pass
+        unread.
+        """
         ...
 
 
 Answers = Sequence[bytes | bytearray]
-"""Serialized messages that a gateway answers a call with by itself."""
+"""Serialized messages with which a gateway answers a call by itself."""
 Meaning = Callable[[bytes], Answers | Literal[False] | None]
 
 
 @dataclass(slots=True, frozen=True)
 class Question:
-    """What :attr:`Route.admit` asks another process, for calls that are like most: one request, which is there, and
-    an answer that settles it. That takes no coroutine.
+    """The question that :attr:`Route.admit` asks another process, in the form for ordinary calls: the one request is
+    there, and one answer settles it. This form needs no coroutine.
     """
 
     hop: Hop
@@ -65,10 +67,11 @@ class Question:
     timeout: float
     """Seconds."""
     ready: Callable[[Upstream], bool]
-    """Whether the upstream that the hop answers can be asked now."""
+    """Whether the hop's upstream can be asked now."""
     ask: Callable[[bytes], tuple[bytes, Meaning, Callable[[], None]]]
-    """The question about a request, what its answer means, and what to do meanwhile. It means what ``admit`` would
-    tell, or False if it does not settle the call. Then, and where it is an error, ``admit`` is asked.
+    """Makes the question about a request, a function that interprets the answer, and work to do meanwhile. The
+    interpretation is the result of ``admit``, or False if the answer does not settle the call. In that case, and on an
+    error, ``admit`` is asked.
     """
 
 
@@ -77,24 +80,24 @@ class Route:
     """Where a call is relayed to, and how."""
 
     hop: Hop
-    """Asked for each call, and again when the call is made again."""
+    """Asked for each call, and again when the call is repeated."""
     headers: Headers
-    """What is sent on in place of the caller's headers."""
+    """Sent instead of the caller's headers."""
     timeout: float | None = None
-    """Seconds that the call may take, where the caller allows more; None: as long as the caller waits."""
+    """Seconds that the call may take, if the caller allows more. None: as long as the caller waits."""
     stall: float | None = None
-    """Seconds without a message from the upstream after which the call ends; None: for ever."""
+    """Seconds without a message from the upstream after which the call ends. None: never."""
     repeats: float = 0
-    """How often a unary call is made again if its upstream goes away in the middle of it."""
+    """How often a unary call is repeated if its upstream goes away during the call."""
     admit: Callable[[bytes, Call], Awaitable[Answers | None]] | None = None
-    """Asked, with the first request message, before anything is sent. What it raises is the answer, and so are the
-    messages that it returns, if the client takes them at once; None lets the call pass.
+    """Asked, with the first request message, before anything is sent. An exception from it is the answer. Messages that
+    it returns are the answer, too, if the client reads them at once. None lets the call pass.
     """
     question: Question | None = None
 
 
 async def relayed(route: Route, request: bytes, call: Call, *, together: bool = False) -> bytes:
-    """The answer to a unary call by way of its ``route``, for those that have its one request: its failure is the
+    """The answer to a unary call by its ``route``, for transports that have its one request. Failures are the
     upstream's. ``together`` is as in :meth:`~services.kit.channel.Channel.unary`.
     """
     if route.admit is not None and (answers := await route.admit(request, call)) is not None:
@@ -117,26 +120,25 @@ async def relayed(route: Route, request: bytes, call: Call, *, together: bool = 
 
 
 def shorter(a: float | None, b: float | None) -> float | None:
-    """The smaller of two limits, of which each may be none."""
+    """The smaller of two limits; None is no limit."""
     return b if a is None else a if b is None else min(a, b)
 
 
 class Relay(Protocol):
-    """Decides about methods that no servicer has. The transport does what it decides, and does not parse what it
+    """Decides about methods that no servicer has. The transport carries the decision out, and does not parse what it
     relays.
 
-    What it decides depends on a call's method and headers only, and may be remembered for the next call that has the
-    same.
+    A decision depends only on a call's method and headers. It may be remembered for the next call with the same ones.
     """
 
     def arity(self, method: str) -> Arity:
-        """How to treat a method's messages; :data:`STREAMS` where it is not known."""
+        """How to treat a method's messages; :data:`STREAMS` if that is not known."""
         ...
 
     def coordinated(self, call: Call) -> Coordinated | None:
-        """Who answers it message by message, or None if it passes through."""
+        """The function that answers the call message by message, or None if it passes through."""
         ...
 
     def route(self, call: Call) -> Route:
-        """Where it passes to; its errors are the answer."""
+        """Where the call is passed to. An error from here is the answer."""
         ...

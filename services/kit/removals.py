@@ -1,5 +1,5 @@
-"""splitd.removals.v1.Removals: many things of a raw store removed in one call. For services that keep what records
-name.
+"""splitd.removals.v1.Removals: removes many things of a raw store in one call. For the services whose things metadata's
+records name.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from services.kit.call import Call
 log = logging.getLogger(__name__)
 
 MOST = 1024
-"""Things of one call."""
+"""Things in one call."""
 
 Outcome = BaseException | None
 """Why a thing was not removed, or None."""
 
 
 class RemovalsServicer:
-    """``remove`` is given kinds and names, and answers with what became of each, in their order."""
+    """``remove`` is given kinds and names, and returns the outcome of each, in order."""
 
     SERVICE = removals_stubs.REMOVALS
 
@@ -46,5 +46,5 @@ def _to_pb(outcome: Outcome) -> pb.Outcome:
 
 
 def from_pb(outcome: pb.Outcome) -> errors.NodeError | None:
-    """What :class:`RemovalsServicer` answered about one thing."""
+    """The outcome of one removal, as :class:`RemovalsServicer` sends it."""
     return errors.from_status(outcome.code, outcome.message) if outcome.code else None

@@ -1,9 +1,8 @@
-"""gRPC for handlers that do not know it: the face of what is behind. What is outside of the kit and its wire imports
-this, and none of that.
+"""gRPC for handlers that do not know gRPC. This module exports what code outside of the kit and the wire uses; the
+modules behind it are not imported there.
 
-A *servicer* is an object with one method for each RPC it has, named as in its .proto file. It is bound by its
-service's descriptor, so nothing generated runs (stubs are for mypy), and an RPC that the object lacks answers
-UNIMPLEMENTED::
+A *servicer* is an object with one method for each RPC it has, named as in its .proto file. It is bound by its service's
+descriptor, so no generated code runs (stubs are for mypy). An RPC that the object lacks answers UNIMPLEMENTED::
 
     class ContentServicer:
         SERVICE = content_stubs.CONTENT
@@ -12,17 +11,17 @@ UNIMPLEMENTED::
         async def Read(self, request, call): ...        # server stream: an async generator of responses
         async def Write(self, requests, call): ...      # client stream: ``requests`` is an async iterator
 
-Handlers raise :mod:`services.kit.errors`; what the machine cannot do, such as to write to a full disk, becomes one of
-them; anything else they raise is a bug: logged once, answered INTERNAL. A client's cancellation cancels the handler's
-task; what must not stop half way runs under :func:`shielded`.
+Handlers raise :mod:`services.kit.errors`. What the machine cannot do, such as writing to a full disk, becomes one of
+them. Any other exception is a bug: it is logged once, and answered INTERNAL. If a client cancels a call, the handler's
+task is cancelled; work that must not stop half way runs under :func:`shielded`.
 
-Behind it, each knows only those before it: :mod:`~services.kit.call`, what a call is; :mod:`~services.kit.relays`, what
-a relay decides; :mod:`~services.kit.transport`, what a transport must be; :mod:`~services.kit.chosen`, which one is
-picked; :mod:`~services.kit.channel`, calls to other processes; :mod:`~services.kit.shielding`, work that outlives its
-caller.
+The modules behind this one, each of which knows only those before it: :mod:`~services.kit.call`, what a call is;
+:mod:`~services.kit.relays`, what a relay decides; :mod:`~services.kit.transport`, what a transport must be;
+:mod:`~services.kit.chosen`, which one is used; :mod:`~services.kit.channel`, calls to other processes;
+:mod:`~services.kit.shielding`, work that outlives its caller.
 
-Two *transports* carry the calls, and nothing but :mod:`~services.kit.chosen` knows which: :mod:`services.wire`, our own
-HTTP/2, and :mod:`services.kit.grpcio`, Google's library. ``[grpc] transport`` or SPLITD_GRPC_TRANSPORT chooses; they
+Two *transports* carry the calls, and only :mod:`~services.kit.chosen` knows which: :mod:`services.wire`, our own
+HTTP/2, and :mod:`services.kit.grpcio`, Google's library. ``[grpc] transport`` or SPLITD_GRPC_TRANSPORT chooses. They
 speak the same protocol, so processes of both kinds talk to each other. Everything is asyncio; blocking work belongs in
 ``asyncio.to_thread`` or in a worker program.
 """
@@ -125,17 +124,17 @@ async def serving(
 ) -> AsyncIterator[Server]:
     """Serve on a unix socket (mode 0600) until the block ends, then drain for ``grace`` seconds.
 
-    grpc.health.v1.Health is added unless a servicer has it, and containerd's Version. The caller holds the lock of the
-    directory that it serves (``kit.process.owned``): whoever holds it may replace the socket. A path longer than the
-    kernel's 107 bytes is refused with a clear error.
+    grpc.health.v1.Health is added unless a servicer has it, and containerd's Version. The caller must hold the lock of
+    the directory that it serves (``kit.process.owned``), since only the holder may replace the socket. A path longer
+    than the kernel's 107 bytes is refused with a clear error.
 
-    ``relayed`` is for a socket whose callers are the node's own processes: one connection there carries the calls of
-    many clients, each of which the gateway has bounded. It takes many calls as one (``kit.many``).
+    ``relayed`` is for a socket whose callers are the node's own processes: there one connection carries the calls of
+    many clients, each of which the gateway has bounded. It accepts many calls sent as one (``kit.many``).
 
-    An address that is a string is ``host:port``, for tests that drive a server by programs which know no unix sockets;
-    port 0 takes a free one, and ``server.address`` tells which.
+    An address that is a string is ``host:port``, for tests that drive a server by programs without unix sockets. Port 0
+    takes a free one, which ``server.address`` then has.
 
-    ``look``: seconds between looks whether the socket is still there; where it was removed, it is made again.
+    ``look``: seconds between looks whether the socket still exists; if it was removed, it is made again.
     """
     if isinstance(address, Path):
         sockets.check_path(address)
@@ -168,6 +167,8 @@ async def serving(
 
 
 def load() -> None:
-    """Import what calls will need, with all else that the process is made of: later it might be of another release."""
+    """Import what calls will need, while the process loads its other modules: later, the installed code might be of
+    another release.
+    """
     importlib.import_module("services.kit.many")
     chosen.carrier()

@@ -1,8 +1,8 @@
-"""What can be read of a damaged database, as a new one.
+"""Makes a new database of what can be read of a damaged one.
 
-A table is walked by its key. Where a page cannot be read, the walk goes on behind it, at the next key at which SQLite
-finds a row: what is lost is what was on that page, or below it. (The shell's ``.recover`` looks at each page by itself;
-but Debian 12's ends with "SQL logic error", whatever database it is given.) Nobody may have either database open.
+A table is walked by its key. If a page cannot be read, the walk continues behind it, at the next key at which SQLite
+finds a row: only what was on that page, or below it, is lost. (The shell's ``.recover`` looks at each page by itself;
+but Debian 12's ends with "SQL logic error", whatever database it is given.) No process may have either database open.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from services.kit import errors
 Key = int | bytes
 
 _STEPS = 1000
-"""Numbers that are tried one after the other behind a page of a table whose key is a number; then the steps grow."""
+"""Numbers that are tried one after the other behind a damaged page of a table with a numeric key; then the steps
+grow.
+"""
 
 
 @dataclass(slots=True)
 class Saved:
-    """Of one table."""
+    """The outcome for one table."""
 
     rows: int = 0
     gaps: int = 0
@@ -36,8 +38,8 @@ class Saved:
 
 
 def salvage(old: Path, new: Path, sound: Callable[[Sequence[Any]], bool]) -> dict[str, Saved]:
-    """Make the database ``new`` of what can be read of ``old`` and is ``sound``; what that is, by table. DataLoss
-    if not even that can be read which tables there are.
+    """Make the database ``new`` of everything in ``old`` that can be read and is ``sound``. The result is by table.
+    DataLoss if not even the list of tables can be read.
     """
     with (
         contextlib.closing(
@@ -99,7 +101,7 @@ def _copied(
 
 
 def _behind(source: sqlite3.Connection, table: str, key: str, last: Key | None) -> Key | None:
-    """The next key that can be read, behind ``last`` and what cannot; None if there is none."""
+    """The next readable key behind ``last`` and what cannot be read; None if there is none."""
     for candidate in _candidates(last, source.execute(f"PRAGMA table_info({table})").fetchall()):
         try:
             behind = f"SELECT {key} FROM {table} WHERE {key} >= ? ORDER BY {key} LIMIT 1"  # noqa: S608
@@ -129,7 +131,7 @@ def _candidates(last: Key | None, columns: list[tuple[int, str, str, int, object
 
 
 def _without_orphans(target: sqlite3.Connection, table: str) -> int:
-    """Remove rows that refer to rows which are not there, until there are none; how many they were."""
+    """Remove rows that refer to missing rows, until there are none. The result is their number."""
     count = 0
     while orphans := {rowid for _, rowid, _, _ in target.execute(f"PRAGMA foreign_key_check({table})")}:
         target.executemany(f"DELETE FROM {table} WHERE rowid = ?", [(rowid,) for rowid in orphans])  # noqa: S608
@@ -138,7 +140,7 @@ def _without_orphans(target: sqlite3.Connection, table: str) -> int:
 
 
 def _keep_numbers(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
-    """A number that was given out (AUTOINCREMENT) is not given out again, though its row is gone."""
+    """Numbers that were given out (AUTOINCREMENT) must not be given out again, although their rows are gone."""
     with contextlib.suppress(sqlite3.DatabaseError):
         for table, number in source.execute("SELECT name, seq FROM sqlite_sequence").fetchall():
             target.execute("DELETE FROM sqlite_sequence WHERE name = ?", (table,))

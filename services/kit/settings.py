@@ -1,9 +1,9 @@
-"""One TOML file configures the node; each process reads the top level and the table that is its own.
+"""One TOML file configures the node; each process reads the top level and its own table.
 
-A settings class is a frozen dataclass, its fields the keys, its defaults the defaults, and its docstring what ``splitd
-config default`` prints above the table. Durations are written as containerd writes them (``"100ms"``, ``"5s"``,
-``"1m30s"``) and read as seconds; a field of that kind is annotated :data:`Seconds`. An unknown key of ours is an error
-that names file, table and key; a key of containerd's that means nothing here is a warning.
+A settings class is a frozen dataclass. Its fields are the keys, its defaults are the defaults, and ``splitd config
+default`` prints its docstring above the table. Durations are written as in containerd (``"100ms"``, ``"5s"``,
+``"1m30s"``), and read as seconds; such a field is annotated :data:`Seconds`. An unknown key of ours is an error that
+names file, table and key. A key of containerd's that has no meaning here is a warning.
 """
 
 from __future__ import annotations
@@ -45,13 +45,15 @@ FOREIGN_KEYS = frozenset(
 FOREIGN_TABLES = frozenset(
     {"grpc", "ttrpc", "debug", "metrics", "plugins", "proxy_plugins", "stream_processors", "timeouts"}
 )
-"""What containerd's config.toml has beside ours: accepted, and named in a warning where it means nothing here."""
+"""Keys and tables of containerd's config.toml that are not ours. They are accepted, and a warning names those that have
+no meaning here.
+"""
 
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of a Go duration such as ``1m30s`` or ``100ms``; ValueError if it is none."""
+    """The seconds of a Go duration such as ``1m30s`` or ``100ms``; ValueError if it is none."""
     if text == "0":
         return 0.0
     parts = re.findall(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)", text)
@@ -61,7 +63,7 @@ def parse_duration(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """The shortest Go duration of ``seconds``: 0.1 is ``100ms``, 90 is ``1m30s``."""
+    """The shortest Go duration for ``seconds``: ``100ms`` for 0.1, ``1m30s`` for 90."""
     if seconds and seconds < 1:
         return f"{seconds * 1000:g}ms"
     whole = int(seconds)
@@ -72,21 +74,21 @@ def format_duration(seconds: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A configuration file as parsed; ``path`` is what messages name, ``tables`` its contents."""
+    """A parsed configuration file. Messages name ``path``; ``tables`` has the contents."""
 
     path: str = "the defaults"
     tables: dict[str, Any] = field(default_factory=dict)
     text: str = ""
-    """What was parsed, if it was a file."""
+    """The text that was parsed; empty without a file."""
 
 
 RUNNING = "config"
-"""In STATE, a file for each process: the configuration that it runs with."""
+"""A directory in STATE, with a file for each process: the configuration that it uses."""
 
 
 def keep(file: File, state: Path, name: str) -> None:
-    """Keep ``file`` as what the process ``name`` runs with, for its owner alone: there may be secrets in it.
-    OSError, as on a full disk.
+    """Store ``file`` as the configuration of the process ``name``, readable by its owner only, since it may have
+    secrets. Raises OSError, as on a full disk.
     """
     directory = state / RUNNING
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -96,7 +98,7 @@ def keep(file: File, state: Path, name: str) -> None:
 
 
 def read(path: Path | None) -> File:
-    """Parse ``path``; an absent or malformed file is InvalidArgument. None is no file: all defaults."""
+    """Parse ``path``. InvalidArgument if the file is missing or malformed. None means no file: all defaults."""
     if path is None:
         return File()
     try:
@@ -109,8 +111,8 @@ def read(path: Path | None) -> File:
 
 
 def load(cls: type[C], file: File, table: str, **flags: Any) -> C:
-    """An instance of ``cls``: its defaults, then ``[table]`` of ``file`` (dots for sub-tables; "" for the top
-    level), then ``flags`` that are not None.
+    """An instance of ``cls``: its defaults, overridden by ``[table]`` of ``file`` (dots for sub-tables; "" for the top
+    level), overridden by ``flags`` that are not None.
     """
     values: Any = file.tables
     for part in table.split(".") if table else ():
@@ -133,7 +135,7 @@ def load(cls: type[C], file: File, table: str, **flags: Any) -> C:
             raise errors.InvalidArgument(f"config file {file.path}: {_where(table, f.name)} is missing")
     try:
         return cls(**chosen)
-    except ValueError as error:  # of the class's own checks, whose messages begin with the key
+    except ValueError as error:  # from the class's own checks, whose messages begin with the key
         raise errors.InvalidArgument(f"config file {file.path}: {_where(table, str(error))}") from None
 
 
@@ -149,8 +151,8 @@ def plugin(file: File, name: str) -> Mapping[str, Any]:
 
 
 def load_plugin(cls: type[C], file: File, name: str) -> tuple[C, frozenset[str]]:
-    """An instance of ``cls`` from containerd's table [plugins."NAME"], and which of its fields stand there. As in
-    containerd, a key that ``cls`` has not is none of its business.
+    """An instance of ``cls`` from containerd's table [plugins."NAME"], and the set of its fields that the table has. As
+    in containerd, keys that ``cls`` does not have are ignored.
     """
     known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     table = {key: value for key, value in plugin(file, name).items() if key in known}

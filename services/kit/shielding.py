@@ -1,4 +1,4 @@
-"""Work that a caller who goes away does not stop half way."""
+"""Work that is not stopped half way when its caller goes away."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _shielded: set[asyncio.Task[Any]] = set()
 
 
 async def shielded(work: Awaitable[T]) -> T:
-    """Run ``work`` to its end whatever happens to the caller: the caller's cancellation ends the waiting, not the work.
+    """Run ``work`` to its end, whatever happens to the caller. If the caller is cancelled, only its waiting ends.
 
-    The work keeps its trace but not the caller's deadline. A failure that nobody waits for any more is logged.
+    The work keeps its trace, but not the caller's deadline. A failure that nobody waits for any more is logged.
     """
 
     async def without_deadline() -> T:
@@ -46,6 +46,6 @@ def _log_failure(task: asyncio.Task[Any]) -> None:
 
 
 async def shielded_work_done(seconds: float) -> None:
-    """Before a process ends: wait for what is still running under :func:`shielded`."""
+    """Wait for what still runs under :func:`shielded`, before the process ends."""
     if _shielded:
         await asyncio.wait(list(_shielded), timeout=seconds)

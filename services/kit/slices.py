@@ -1,8 +1,8 @@
-"""Long work in a loop that also answers short calls: done in slices, between which the loop turns.
+"""Long work in a loop that also answers short calls. It is done in slices, between which the loop turns.
 
-A thread is no help there: who computes in one holds the GIL for a millisecond whenever the loop waits for anything, and
-the loop's calls wait many times. So long work stays in the loop, looks at the clock, and waits for its next turn; of
-all the long work of a :class:`Lane` one slice is done in each turn of the loop, however much there is of it.
+A thread does not help: a thread that computes holds the GIL for a millisecond whenever the loop waits for anything, and
+the loop's calls wait many times. So long work stays in the loop, looks at the clock, and waits for its next turn. Of
+all the long work of a :class:`Lane`, one slice is done in each turn of the loop, however much work there is.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from weakref import WeakKeyDictionary
 
 T = TypeVar("T")
 Steps = Generator[None, None, T]
-"""Work that can be done bit by bit: it yields where it may be interrupted, and returns its result."""
+"""Work in steps: it yields where it may be interrupted, and returns its result."""
 
 SLICE = 0.001
-"""Seconds, but for the last piece of work that was begun."""
+"""Seconds of a slice; the last step that was begun may exceed it."""
 
 
 class Lane:
-    """The long work of one process, one piece behind the other. ``seconds``: of a slice."""
+    """The long work of one process, one piece after the other. ``seconds`` is the length of a slice."""
 
     def __init__(self, seconds: float = SLICE) -> None:
         self._seconds = seconds
         self._waiting: deque[Callable[[], bool]] = deque()
-        """Each goes on with a piece of work, and says whether there was any."""
+        """Each continues a piece of work, and returns whether there was any."""
         self._scheduled = False
         self._end: float | None = None
-        """Of the slice of this turn, on the clock; None as long as there is none."""
+        """The end of this turn's slice, on the clock; None while there is none."""
 
     def slice(self) -> Slice:
-        """A piece of work begins. Its first slice is now, or what is left of this turn's if others have begun, too:
+        """Begin a piece of work. Its first slice is now, or the rest of this turn's slice if other work has begun, too:
         a client may send ten at once.
         """
         return Slice(self, self.end())
 
     def end(self) -> float:
-        """When it is time to let others do something."""
+        """The time at which other work should get its turn."""
         if self._end is None:
             self._end = time.perf_counter() + self._seconds
             asyncio.get_running_loop().call_soon(self._turned)
@@ -50,7 +50,7 @@ class Lane:
         self._end = None
 
     async def through(self, steps: Steps[T]) -> T:
-        """Do work, one slice in a turn of the loop."""
+        """Do work, one slice in each turn of the loop."""
         piece = self.slice()
         while True:
             try:
@@ -62,7 +62,7 @@ class Lane:
                 await piece.next()
 
     async def turn(self) -> None:
-        """Wait for the next turn of the loop that is nobody else's."""
+        """Wait for the next turn of the loop that no other work has."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def go_on() -> bool:
@@ -75,7 +75,7 @@ class Lane:
         await waiter
 
     def later(self, work: Callable[[], None]) -> None:
-        """Have ``work`` done in that turn: for what is no coroutine. It is to look at :meth:`end` now and then."""
+        """Do ``work`` in that turn, for code that is no coroutine. It should look at :meth:`end` now and then."""
 
         def go_on() -> bool:
             work()
@@ -103,7 +103,7 @@ class Lane:
 
 
 class Slice:
-    """One piece of long work, whose loop asks now and then ``if piece.over(): await piece.next()``."""
+    """One piece of long work. Its loop asks now and then ``if piece.over(): await piece.next()``."""
 
     __slots__ = ("_end", "_lane")
 
@@ -112,11 +112,11 @@ class Slice:
         self._end = end
 
     def over(self) -> bool:
-        """Whether it is time to let others do something."""
+        """Whether other work should get its turn."""
         return time.perf_counter() >= self._end
 
     async def next(self) -> None:
-        """Let them; go on with a new slice."""
+        """Let other work have its turn, then begin a new slice."""
         await self._lane.turn()
         self._end = self._lane.end()
 
@@ -125,7 +125,7 @@ _lanes: WeakKeyDictionary[asyncio.AbstractEventLoop, Lane] = WeakKeyDictionary()
 
 
 def lane() -> Lane:
-    """That of this loop, for work of no service's own: what connections bring."""
+    """The lane of this loop, for work that belongs to no service: what connections bring."""
     loop = asyncio.get_running_loop()
     found = _lanes.get(loop)
     if found is None:
@@ -134,7 +134,7 @@ def lane() -> Lane:
 
 
 def at_once(steps: Steps[T]) -> T:
-    """Do work without letting others do anything meanwhile."""
+    """Do all the work at once, without a turn for others."""
     while True:
         try:
             next(steps)

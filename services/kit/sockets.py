@@ -1,5 +1,5 @@
-"""A socket of ours that somebody removed, such as a cleaner of temporary files, is made again by the process that
-listens: else it would run on, and nobody would reach it.
+"""A process makes its socket again if the socket was removed, for instance by a cleaner of temporary files. Otherwise
+the process would keep running, and no client could reach it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LOOK = 1.0
 
 
 def check_path(address: Path) -> None:
-    """Refuse a socket path that the kernel would cut (sun_path holds 107 bytes)."""
+    """Refuse a socket path that the kernel would cut (sun_path has 107 bytes)."""
     if len(os.fsencode(address)) > 107:
         raise errors.InvalidArgument(
             f"socket path {address} is longer than 107 bytes: choose a shorter state directory"
@@ -28,10 +28,10 @@ def check_path(address: Path) -> None:
 
 
 def watching(path: Path, again: Callable[[], Awaitable[None]], look: float = LOOK) -> asyncio.Task[None]:
-    """Call ``again``, which listens anew at ``path``, whenever a look, each ``look`` seconds, finds nothing there,
-    until this task is cancelled.
+    """Look at ``path`` each ``look`` seconds until this task is cancelled. If nothing is there, call ``again``, which
+    listens anew.
 
-    What is there and is not ours is left alone, and said: it is for whoever put it there to remove.
+    If something is there that is not our socket, it is left alone and reported, since only its owner may remove it.
     """
     return loops.start(f"the watch of {path}", functools.partial(_watch, path, again, look, identity(path)))
 
@@ -57,7 +57,7 @@ async def _watch(path: Path, again: Callable[[], Awaitable[None]], look: float, 
 
 
 def identity(path: Path | str) -> tuple[int, int] | None:
-    """Of what is there; None for nothing."""
+    """Device and inode of what is at ``path``; None if there is nothing."""
     try:
         found = os.stat(path, follow_symlinks=False)
     except FileNotFoundError:

@@ -1,12 +1,11 @@
-"""One SQLite file in which a service keeps its records: how it is opened, found to be whole or not, written in groups,
-and closed.
+"""One SQLite file in which a service keeps its records: how it is opened, checked, written in groups, and closed.
 
-WAL with synchronous=FULL: a commit is one append to the log and one fsync. So work that comes while the disk is busy is
-*grouped*: each piece of it is a savepoint of its own in one transaction, and one commit makes all of it durable. None
-of it is answered before that commit is done, failures included: what they saw might not have lasted.
+It uses WAL with synchronous=FULL: a commit is one append to the log and one fsync. So work that arrives while the disk
+is busy is *grouped*: each piece is a savepoint of its own in one transaction, and one commit makes all of it durable.
+Nothing of a group is answered before that commit is done, not even failures, since what they saw might not have lasted.
 
-Which thread does it is its owner's choice: metadata's work is short and runs in the event loop, and only the commit
-leaves it (``services/metadata/sqlite.py``); a snapshotter's work makes directories, too, and has a thread for all of it
+The owner chooses the thread. metadata's work is short and runs in the event loop; only the commit leaves the loop
+(``services/metadata/sqlite.py``). A snapshotter's work makes directories, too, and has a thread for all of it
 (``services/snapshots/tree.py``). Reading has a connection of its own and never waits for writers.
 """
 
@@ -30,30 +29,30 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """What is in a file."""
+    """The contents of a file."""
 
     version: int
-    """In the file's user_version. A file of another one is refused."""
+    """Stored in the file's user_version. A file with another version is refused."""
     tables: tuple[str, ...]
-    """Statements that make them, in a new file."""
+    """Statements that make the tables, in a new file."""
     pragmas: tuple[str, ...] = ()
-    """``NAME = VALUE``, of each connection."""
+    """``NAME = VALUE``, for each connection."""
     prepare: Callable[[Connection], None] = lambda _: None
     """Called first of all; the file may be new and empty."""
     convert: Callable[[Connection, Path], None] = lambda _, __: None
-    """Called when all is there and the log has lost nothing, before anybody reads or writes."""
+    """Called when the tables exist and the log has lost nothing, before the first read or write."""
 
 
 class File:
-    """The file at ``path``, made if it is not there; FailedPrecondition if it cannot be used, DataLoss if it is
-    damaged. ``what`` names its records in messages. Used by one process (``kit.process.owned``).
+    """The file at ``path``, which is made if it does not exist. FailedPrecondition if it cannot be used, DataLoss if it
+    is damaged. ``what`` names its records in messages. Only one process uses the file (``kit.process.owned``).
     """
 
     def __init__(self, path: Path, what: str, layout: Layout, damaged: Callable[[str], None] = log.error) -> None:
         self.path = path
         self.what = what
         self.damaged = damaged
-        """Told, in the event loop's thread, of pages and records that are not what they were; what was asked for is
+        """Called, in the event loop's thread, about pages and records that have changed. The request that met them is
         refused with the same words.
         """
         self._layout = layout
@@ -64,7 +63,7 @@ class File:
             try:
                 self._prepare()
                 self.lost = self._log.lost(self.writer)
-                """What the log has lost; "" if nothing. To be told again at the next start, if it is not ``noted``."""
+                """What the log has lost; "" if nothing. The next start reports it again, unless it is ``noted``."""
                 if not self.lost:
                     layout.convert(self.writer, path)
                 wal.make_room(path)
@@ -76,11 +75,11 @@ class File:
             raise damage.unusable(path, error) from None
 
     def noted(self) -> None:
-        """What was ``lost`` is written down where it lasts."""
+        """The owner has stored durably what was ``lost``."""
         self._log.noted()
 
     def connect(self) -> Connection:
-        """One more connection. Threads may take turns on it, but not use it at once."""
+        """Open another connection. Threads may take turns on it, but not use it at once."""
         connection = sqlite3.connect(
             self.path, isolation_level=None, check_same_thread=False, timeout=2.0, cached_statements=32
         )
@@ -108,7 +107,7 @@ class File:
             connection.execute("COMMIT")
 
     def refusal(self, error: sqlite3.Error) -> Exception:
-        """What is answered in the place of ``error``: DataLoss, if pages are not what they were."""
+        """The error to answer instead of ``error``: DataLoss, if pages have changed."""
         return (
             errors.DataLoss(f"{self.what}: {self.path} is damaged: {error}: {damage.WHAT_TO_DO}")
             if damage.is_damage(error)
@@ -116,15 +115,15 @@ class File:
         )
 
     def met(self, error: sqlite3.Error) -> Exception:
-        """The same, and ``damaged`` is told."""
+        """Like :meth:`refusal`, and ``damaged`` is called."""
         refusal = self.refusal(error)
         if isinstance(refusal, errors.DataLoss):
             self.damaged(str(refusal))
         return refusal
 
     def answer(self, group: Iterable[Work[Any]]) -> None:
-        """Tell those who wait for the work of a group, in the event loop's thread. Whoever was cancelled is told
-        nothing; what his work changed stays.
+        """Report the results of a group, in the event loop's thread. A caller that was cancelled gets none; the changes
+        of its work stay.
         """
         for work in group:
             if isinstance(work.error, errors.DataLoss):
@@ -145,7 +144,7 @@ class File:
 
 @contextlib.contextmanager
 def reading(connection: Connection) -> Iterator[None]:
-    """While it lasts ``connection`` sees the state of one instant."""
+    """While the block lasts, ``connection`` sees the state of one instant."""
     connection.execute("BEGIN")
     try:
         yield
@@ -158,19 +157,19 @@ def reading(connection: Connection) -> Iterator[None]:
 
 @dataclass(slots=True)
 class Work(Generic[R]):
-    """A piece of work on the rows ``R`` of an open transaction, and what came of it."""
+    """A piece of work on the rows ``R`` of an open transaction, and its result."""
 
     run: Callable[[R], Any]
     future: asyncio.Future[Any]
     lasting: bool = True
-    """Its commit waits for the disk."""
+    """Whether its commit waits for the disk."""
     result: Any = None
     error: BaseException | None = None
 
 
 def run(work: Work[R], rows: R, connection: Connection) -> None:
-    """Do it, as a savepoint in the transaction that ``connection`` has open: what raises has changed nothing.
-    SQLite's own errors are the whole group's, and are raised.
+    """Do it, as a savepoint in the open transaction of ``connection``: work that raises has changed nothing. SQLite's
+    own errors concern the whole group, and are raised.
     """
     connection.execute("SAVEPOINT work")
     try:
@@ -184,6 +183,6 @@ def run(work: Work[R], rows: R, connection: Connection) -> None:
 
 
 def undo(connection: Connection) -> None:
-    """Roll back what could not be committed; SQLite may have done so already."""
+    """Roll back what could not be committed. SQLite may have done so already."""
     with contextlib.suppress(sqlite3.Error):
         connection.execute("ROLLBACK")

@@ -1,8 +1,8 @@
-"""SIGUSR1: a process writes where it is into its log, and goes on. One that dies in C code (SIGSEGV, SIGABRT, SIGBUS,
-SIGFPE, SIGILL) writes it too.
+"""SIGUSR1 makes a process write its stacks into its log, and continue. A process that dies in C code (SIGSEGV, SIGABRT,
+SIGBUS, SIGFPE, SIGILL) writes them too.
 
-faulthandler writes the stacks of all threads within the signal's handler, in C: also of a loop that hangs, and while C
-code holds the GIL. Where Python code still runs, the tasks of the loop follow, each with what it waits for. The
+faulthandler writes the stacks of all threads within the signal's handler, in C, so it also works if the loop hangs, and
+while C code holds the GIL. If Python code still runs, the tasks of the loop follow, each with what it waits for. The
 watchdog (deploy/inside/watchdog.py) asks for this before it kills; an operator may at any time.
 """
 
@@ -20,13 +20,13 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 MOST = 100
-"""Different stacks of tasks that are written; thousands of tasks have a few dozen."""
+"""Different stacks of tasks that are written. Thousands of tasks have a few dozen."""
 DEEPEST = 50
 """Lines of one task's stack, from its outermost function."""
 
 
 def register() -> None:
-    """Answer these signals from here on. Called in the main thread, before anything can hang."""
+    """Handle these signals from here on. Called in the main thread, before anything can hang."""
     faulthandler.enable(all_threads=True)
     signal.signal(signal.SIGUSR1, _log_tasks)
     faulthandler.register(signal.SIGUSR1, all_threads=True, chain=True)
@@ -42,7 +42,7 @@ def _log_tasks(_number: int, _frame: FrameType | None) -> None:
 
 
 def tasks(loop: asyncio.AbstractEventLoop) -> str:
-    """The loop's tasks, those that wait in the same place as one, the most frequent first."""
+    """The loop's tasks; those that wait in the same place are one entry, the most frequent first."""
     current = asyncio.current_task(loop)
     found = asyncio.all_tasks(loop)
     waiting = Counter(tuple(_stack(task.get_coro())) for task in found if task is not current)
@@ -59,9 +59,9 @@ def tasks(loop: asyncio.AbstractEventLoop) -> str:
 
 
 def _stack(coroutine: Any) -> Iterator[str]:
-    """Where a task waits, from its own coroutine to the innermost one: asyncio itself tells the outermost only."""
+    """Where a task waits, from its own coroutine to the innermost one. asyncio itself tells only the outermost."""
     for _ in range(DEEPEST):
-        coroutine = getattr(coroutine, "coroutine", coroutine)  # wire.eager's
+        coroutine = getattr(coroutine, "coroutine", coroutine)  # for a task of wire.eager
         for kind in ("cr", "gi", "ag"):
             code: CodeType | None = getattr(coroutine, f"{kind}_code", None)
             if code is not None:

@@ -1,8 +1,8 @@
-"""splitd.stamp.v1.Stamp: whose store a directory is, so that no collector but its own deletes from it. For services
-that keep what records name.
+"""splitd.stamp.v1.Stamp: which metadata store owns a directory, so that no other collector deletes from it. For the
+services whose things metadata's records name.
 
-The id is the text of the file ``store-id`` in the store's directory, absent until the store is stamped, and durable
-before Set answers.
+The id is the text of the file ``store-id`` in the store's directory. The file does not exist until the store is
+stamped, and is durable before Set answers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ class StampServicer:
     SERVICE = stamp_stubs.STAMP
 
     def __init__(self, root: Path, lost: str = "") -> None:
-        """With ``lost`` nobody is told whose it is, so that nobody removes anything: DataLoss says why."""
+        """With ``lost`` the owner is not told, so that nobody removes anything; DataLoss has ``lost`` as its
+        message.
+        """
         self._lost = lost
         self._root = root
         self._path = root / "store-id"
@@ -34,7 +36,9 @@ class StampServicer:
         return pb.GetResponse(store_id=await asyncio.to_thread(self._get))
 
     async def Set(self, request: pb.SetRequest, call: Call) -> pb.SetResponse:
-        """The same id again changes nothing, another one is refused, unless it is said what it replaces."""
+        """The same id again changes nothing. Another id is refused, unless the request names the one that it
+        replaces.
+        """
         self._check()
         if not request.store_id:
             raise errors.InvalidArgument("store id must not be empty")

@@ -1,4 +1,4 @@
-"""Asking supervisord: one XML-RPC call over its unix socket, with a time limit (supervisor's own client has none)."""
+"""Asks supervisord: one XML-RPC call over its unix socket, with a time limit (supervisor's own client has none)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 from xml.parsers.expat import ExpatError
 
 ERRORS = (OSError, http.client.HTTPException, xmlrpc.client.Error)
-"""What a call may raise: it is not there, it speaks badly, it refuses (``xmlrpc.client.Fault``, whose ``faultCode``
-is one of supervisor.xmlrpc.Faults).
+"""Exceptions of a call: supervisord is not there, its answer is malformed, or it refuses (``xmlrpc.client.Fault``,
+whose ``faultCode`` is one of supervisor.xmlrpc.Faults).
 """
 
 _LONGEST = 16 << 20
@@ -30,8 +30,8 @@ class _Connection(http.client.HTTPConnection):
 
 
 def call(path: Path, method: str, *arguments: Any, timeout: float) -> Any:
-    """``supervisor.METHOD`` (or ``INTERFACE.METHOD``) of the supervisord at the socket ``path``, whose every answer
-    may take ``timeout`` seconds. Blocks; raises :data:`ERRORS`.
+    """Call ``supervisor.METHOD`` (or ``INTERFACE.METHOD``) of the supervisord at the socket ``path``. Each read and
+    write may take ``timeout`` seconds. Blocks; raises :data:`ERRORS`.
     """
     connection = _Connection(path, timeout)
     try:

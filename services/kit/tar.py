@@ -1,17 +1,17 @@
-"""Reading a tar stream (a layer, an archive of images, a checkpoint), entry by entry, exactly as containerd does.
+"""Reads a tar stream (a layer, an archive of images, a checkpoint), entry by entry, exactly as containerd does.
 
-What containerd accepts is what Go's archive/tar accepts, and it differs from what GNU tar, libarchive or Python's
-tarfile make of the same bytes: where a hard link's size counts, whether a regular file may end in a slash, which PAX
-records matter, what a lone block of zeros means. A layer that reads differently here and there is a different image, so
-this reader follows Go's rules in each such point, on ustar, PAX, GNU, star and v7 headers and on all sparse formats
-(the old GNU one too, which containerd reads but then refuses to unpack).
+containerd accepts what Go's archive/tar accepts. That differs from what GNU tar, libarchive or Python's tarfile make of
+the same bytes: where a hard link's size counts, whether a regular file's name may end in a slash, which PAX records
+matter, what a lone block of zeros means. A layer that reads differently here and there is a different image. So this
+reader follows Go's rules in each such point, for ustar, PAX, GNU, star and v7 headers, and for all sparse formats (also
+the old GNU one, which containerd reads but then refuses to unpack).
 
 Measured: of the 213 layers in tests/suites/diff_layers.py libarchive 3.6 refuses 9 that containerd reads (names that
-are not UTF-8, an empty stream, a stream cut off in its padding), reads 14 that containerd refuses, and 4 as something
-else. It takes a quarter of a second of CPU less for 10,000 files, of about one in all.
+are not UTF-8, an empty stream, a stream cut off in its padding), reads 14 that containerd refuses, and reads 4 with
+another result. For 10,000 files it takes a quarter of a second of CPU less, of about one in all.
 
-Names are bytes, since layers hold names in any encoding. No module that takes long to import is used: a layer's worker
-starts for each layer.
+Names are bytes, since layers have names in any encoding. No module is used that takes long to import, since a layer's
+worker starts for each layer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 BLOCK = 512
 SPECIAL_LIMIT = 1 << 20
-"""Bytes of a PAX header, a GNU long name or a sparse map; more is an error, in Go as in libarchive."""
+"""Bytes of a PAX header, a GNU long name or a sparse map. More is an error, in Go as in libarchive."""
 
 REG, LINK, SYMLINK, CHAR, BLOCKDEV, DIR, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
 GNU_SPARSE, PAX_HEADER, PAX_GLOBAL, LONG_NAME, LONG_LINK = b"S", b"x", b"g", b"L", b"K"
@@ -40,7 +40,7 @@ _NANO = 1_000_000_000
 
 
 class TarError(Exception):
-    """The stream is not a tar that containerd would read; the text is Go's."""
+    """The stream is not a tar that containerd would read. The message is Go's."""
 
 
 def _invalid() -> TarError:
@@ -52,7 +52,7 @@ def _truncated() -> TarError:
 
 
 class Stream:
-    """The uncompressed bytes of a layer, from an iterator of chunks. Reads never join more than they must."""
+    """The uncompressed bytes of a layer, from an iterator of chunks. Reads join no more chunks than necessary."""
 
     __slots__ = ("_buffer", "_chunks", "_position")
 
@@ -71,8 +71,8 @@ class Stream:
         return b"".join(self.pieces(count))
 
     def pieces(self, count: int) -> Iterator[memoryview]:
-        """``count`` bytes as a sequence of buffers, or fewer at the end; each is to be used before the next is
-        asked for.
+        """``count`` bytes as a sequence of buffers, or fewer at the end. Use each buffer before you ask for the
+        next.
         """
         while count:
             have = len(self._buffer) - self._position
@@ -90,7 +90,7 @@ class Stream:
             yield memoryview(self._buffer)[position : position + take]
 
     def skip(self, count: int) -> int:
-        """Pass over ``count`` bytes; answers how many there were."""
+        """Skip ``count`` bytes, and return how many there were."""
         end = self._position + count
         if end <= len(self._buffer):
             self._position = end
@@ -98,7 +98,7 @@ class Stream:
         return sum(len(piece) for piece in self.pieces(count))
 
     def drain(self) -> None:
-        """To the end of the stream: what follows the archive belongs to the diff id."""
+        """Read to the end of the stream: what follows the archive belongs to the diff id."""
         self._buffer = b""
         self._position = 0
         for _ in self._chunks:
@@ -106,7 +106,7 @@ class Stream:
 
 
 class Entry:
-    """One member. Times are nanoseconds since 1970; ``accessed`` is None where the header has none."""
+    """One member. Times are nanoseconds since 1970; ``accessed`` is None if the header has none."""
 
     __slots__ = (
         "accessed",
@@ -145,12 +145,12 @@ class Entry:
 
 
 class Reader:
-    """The entries of a stream: ``next()`` until None, and between two of them ``data()``, or not."""
+    """The entries of a stream. Call ``next()`` until it returns None; in between you may call ``data()``."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self._left = 0
-        """Bytes of the current entry's data that nobody has read."""
+        """Unread bytes of the current entry's data."""
         self._padding = 0
         self._sparse_map: list[tuple[int, int]] | None = None
 
@@ -165,7 +165,7 @@ class Reader:
                     raise _truncated()
                 self._left = 0
             if self._padding:
-                # Go takes a stream that ends within padding for one that ends
+                # for Go, a stream that ends within padding is at its end
                 if stream.skip(self._padding) < self._padding:
                     return None
                 self._padding = 0
@@ -178,7 +178,7 @@ class Reader:
             if kind in (PAX_HEADER, PAX_GLOBAL):
                 records = _parse_pax(self._special())
                 if kind == PAX_GLOBAL:
-                    # Ignored, but it is an entry; what came before it is forgotten.
+                    # Ignored, but it is an entry; the records before it are forgotten.
                     entry.name = records.get(b"path") or entry.name
                     return entry
                 continue
@@ -204,7 +204,7 @@ class Reader:
             return entry
 
     def data(self) -> Iterator[memoryview]:
-        """The entry's bytes as they are stored (a sparse file's without its holes), as buffers to be used one by
+        """The entry's bytes as they are stored (without the holes of a sparse file), as buffers to be used one by
         one.
         """
         left = self._left
@@ -216,7 +216,7 @@ class Reader:
             raise _truncated()
 
     def whole(self) -> bytes:
-        """What :meth:`data` gives, all at once."""
+        """Everything that :meth:`data` yields, at once."""
         size = self._left
         data = self._stream.read(size)
         if len(data) < size:
@@ -225,7 +225,7 @@ class Reader:
         return data
 
     def stored(self) -> int:
-        """How many bytes :meth:`data` will give."""
+        """The number of bytes that :meth:`data` will yield."""
         return self._left
 
     def _header(self) -> bytes | None:
@@ -262,7 +262,7 @@ class Reader:
     # ------------------------------------------------------------------------ sparse files
 
     def _old_sparse(self, entry: Entry, block: bytes) -> None:
-        """GNU's first format: four pieces in the header, more in blocks after it, which the size does not count."""
+        """GNU's first format: four pieces in the header, more in blocks after it, which the size does not include."""
         if _format(block) != "gnu":
             raise _invalid()
         entry.size = _numeric(block[483:495])
@@ -285,7 +285,7 @@ class Reader:
         self._set_sparse(entry, found)
 
     def _pax_sparse(self, entry: Entry) -> None:
-        """GNU's PAX formats 0.0 and 0.1 (the map is in records) and 1.0 (it is before the data)."""
+        """GNU's PAX formats 0.0 and 0.1 (the map is in records) and 1.0 (the map is before the data)."""
         records = entry.records
         version = (records.get(b"GNU.sparse.major", b""), records.get(b"GNU.sparse.minor", b""))
         in_records = version in ((b"0", b"0"), (b"0", b"1")) or (
@@ -354,7 +354,7 @@ class Reader:
 
 
 def _format(block: bytes) -> str:
-    """Which of the header formats a block has; TarError if its checksum is wrong."""
+    """The header format of a block; TarError if its checksum is wrong."""
     # zlib's checksum of at most 256 bytes has their sum in its lower half, plus one, and takes a tenth of the time of
     # sum()
     total = (adler32(block[:256]) & 0xFFFF) + (adler32(block[256:]) & 0xFFFF) - 2 - sum(block[148:156]) + 8 * 32
@@ -425,7 +425,7 @@ def _string(field: bytes) -> bytes:
 
 
 def _numeric(field: bytes) -> int:
-    """A number in octal, or in base 256 where the first bit says so (two's complement)."""
+    """A number in octal, or in base 256 if the first bit is set (two's complement)."""
     value = _known.get(field)
     if value is None:
         value = _parse_numeric(field)
@@ -435,11 +435,11 @@ def _numeric(field: bytes) -> int:
 
 
 _known: dict[bytes, int] = {}
-"""Numbers parsed before: owners, modes and times repeat all through a layer."""
+"""Numbers parsed before: owners, modes and times repeat throughout a layer."""
 
 
 def forget() -> None:
-    """Drop what is remembered of the archives that were read, in a process that lives longer than they."""
+    """Forget the numbers of archives that were read, in a process that lives on."""
     _known.clear()
 
 
@@ -470,7 +470,7 @@ def _octal(field: bytes) -> int:
 
 
 def _decimal(text: bytes) -> int:
-    """What Go's strconv.ParseInt(text, 10, 64) takes, and nothing else."""
+    """Parse as Go's strconv.ParseInt(text, 10, 64), and accept nothing else."""
     digits = text[1:] if text[:1] in (b"+", b"-") else text
     if not digits.isdigit() or len(digits) > 4000:
         raise _invalid()
@@ -481,7 +481,7 @@ def _decimal(text: bytes) -> int:
 
 
 def _time(text: bytes) -> int:
-    """A PAX time, ``seconds[.fraction]``, in nanoseconds; digits beyond the ninth are dropped."""
+    """A PAX time, ``seconds[.fraction]``, in nanoseconds. Digits beyond the ninth are dropped."""
     seconds, _, fraction = text.partition(b".")
     value = _decimal(seconds) * _NANO
     if fraction:
@@ -493,8 +493,8 @@ def _time(text: bytes) -> int:
 
 
 def _parse_pax(data: bytes) -> dict[bytes, bytes]:
-    """Records, each ``LENGTH KEY=VALUE`` and a newline; a later one of the same key counts. Sparse format 0.0 comes
-    out as 0.1.
+    """Records, each ``LENGTH KEY=VALUE`` and a newline. Of several with the same key the last counts. Sparse format 0.0
+    is returned as 0.1.
     """
     records: dict[bytes, bytes] = {}
     sparse: list[bytes] = []

@@ -1,5 +1,5 @@
-"""Work in a thread of its own, that may never end: nobody waits for it, the end of the process neither (as it does
-for those of ``asyncio.to_thread``, which are few, too).
+"""Work that may never end, in a thread of its own. Not even the end of the process waits for it, as it does for the
+threads of ``asyncio.to_thread``, which are also few.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 async def apart(name: str, work: Callable[[], T]) -> T:
-    """What ``work`` returns or raises. A cancellation leaves it alone."""
+    """Run ``work`` in the thread, and return or raise its result. A cancellation does not stop the work."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 

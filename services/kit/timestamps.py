@@ -1,5 +1,5 @@
-"""google.protobuf.Timestamp and nanoseconds since 1970, which all of ours count in; Go's zero time (the year 1) is
-a number before that.
+"""Converts google.protobuf.Timestamp and nanoseconds since 1970, in which all our code counts. Go's zero time (the year
+1) is a negative number.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ _SECOND = 10**9
 
 
 def time_to_pb(nanoseconds: int | None) -> Timestamp | None:
-    """None is a field that is not there."""
+    """None becomes a missing field."""
     return None if nanoseconds is None else Timestamp(seconds=nanoseconds // _SECOND, nanos=nanoseconds % _SECOND)
 
 
 def time_from_pb(stamp: Timestamp) -> int:
-    """Nanoseconds, whatever ``stamp`` has: protobuf's own conversion refuses times that clients may send."""
+    """Nanoseconds, for any ``stamp``: protobuf's own conversion refuses times that clients may send."""
     return stamp.seconds * _SECOND + stamp.nanos

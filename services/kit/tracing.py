@@ -1,14 +1,14 @@
-"""Traces: a server and a client span for each hop, W3C trace context from one process to the next.
+"""Traces: a server span and a client span for each hop, and W3C trace context from one process to the next.
 
-This module makes spans, :mod:`services.kit.otlp` exports them (:mod:`services.kit.exporting`), and no other knows
-OpenTelemetry. It happens only when the standard variables say where (``OTEL_EXPORTER_OTLP_ENDPOINT`` or
-``OTEL_EXPORTER_OTLP_TRACES_ENDPOINT``, unless ``OTEL_SDK_DISABLED`` or ``OTEL_TRACES_EXPORTER=none``); otherwise the
-SDK is not even imported (5 MB a process) and the caller's ``traceparent`` is passed on as it came, so that a node which
-does not trace does not break the trace of those around it.
+This module makes spans, and :mod:`services.kit.otlp` exports them (:mod:`services.kit.exporting`). No other module
+knows OpenTelemetry. Spans are made only if the standard variables name an endpoint (``OTEL_EXPORTER_OTLP_ENDPOINT`` or
+``OTEL_EXPORTER_OTLP_TRACES_ENDPOINT``, unless ``OTEL_SDK_DISABLED`` or ``OTEL_TRACES_EXPORTER=none``). Otherwise the
+SDK is not imported (5 MB a process), and the caller's ``traceparent`` is passed on unchanged, so that a node without
+tracing does not break the traces of its neighbours.
 
-Three levels: the hops, of which this is the first listener (:mod:`services.kit.observer`); :func:`span` around an
-operation or a phase worth a line in a trace; nothing on pure code. Programs started by a service find its context in
-the environment (:func:`environment`), and continue it with :func:`setup`, which reads it back.
+There are three levels. Hops have spans: this module is the first listener of :mod:`services.kit.observer`. :func:`span`
+surrounds an operation or a phase that is worth a line in a trace. Pure code has none. A program that a service starts
+finds its context in the environment (:func:`environment`), and continues it with :func:`setup`.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _HEADERS = ("traceparent", "tracestate")
 
 
 def setup(service: str, collector: Callable[[], Any] | None = None, *, exporter: Any = None) -> None:
-    """Begin tracing as ``service`` (``content``: the span's ``service.name`` is ``splitd-content``) if the environment
-    asks for it.
+    """Begin tracing as ``service``, if the environment asks for it. (For ``content`` the span's ``service.name`` is
+    ``splitd-content``.)
 
-    ``collector`` makes the exporter that the environment describes; without it nothing is exported, and nothing traced.
-    An environment that cannot be followed is logged: the process serves all the same, and nothing is traced.
-    ``exporter`` is for tests: an OpenTelemetry SpanExporter to use whatever the environment says. Trace context in the
-    environment (``TRACEPARENT``) becomes the parent of what this process does.
+    ``collector`` makes the exporter that the environment describes; without it nothing is exported or traced. If the
+    environment cannot be used, this is logged, and the process serves without tracing. ``exporter`` is for tests: an
+    OpenTelemetry SpanExporter that is used whatever the environment says. Trace context in the environment
+    (``TRACEPARENT``) becomes the parent of this process's spans.
     """
     global _tracer, _provider, _exporter
     parent = tuple((k, os.environ[k.upper()]) for k in _HEADERS if os.environ.get(k.upper()))
@@ -69,7 +69,7 @@ def setup(service: str, collector: Callable[[], Any] | None = None, *, exporter:
 
 
 def check(collector: Callable[[], Any]) -> Iterator[str]:
-    """What is wrong with the variables: nothing of it stops a process, but there will be no traces, or others than
+    """What is wrong with the variables. This stops no process, but there will be no traces, or other traces than
     wanted.
     """
     yield from batching.read(os.environ)[1]
@@ -89,7 +89,7 @@ def check(collector: Callable[[], Any]) -> Iterator[str]:
 
 
 class _Listening(logging.Handler):
-    """What the SDK warns of."""
+    """Collects the SDK's warnings."""
 
     def __init__(self, said: list[str]) -> None:
         super().__init__(logging.WARNING)
@@ -111,7 +111,7 @@ def _made(service: str) -> Any:
 
 
 def _add(provider: Any, exporter: Any) -> None:
-    """Send what ends, in batches: from here on a thread runs."""
+    """Send spans that have ended, in batches; this starts a thread."""
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     values, wrong = batching.read(os.environ)
@@ -121,8 +121,8 @@ def _add(provider: Any, exporter: Any) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """In words that name the variable, of ours and of the SDK's span limits; else with the kind of error, and what
-    to look at.
+    """The message of an error: with the variable's name, if it is ours or the SDK's span limits'; else with the kind of
+    error, and a hint.
     """
     said = str(error)
     return said if "OTEL_" in said else f"{type(error).__name__}: {said} (one of the OTEL_... variables is wrong)"
@@ -138,7 +138,7 @@ def _wanted() -> bool:
 
 
 def shutdown(seconds: float = 3.0) -> None:
-    """Export what is left, at the end of a process; for at most ``seconds``, whatever the collector does."""
+    """Export the remaining spans at the end of a process, within ``seconds``, whatever the collector does."""
     if _exporter is not None:
         _exporter.finish(seconds)
     if _provider is not None:
@@ -153,7 +153,7 @@ def reset() -> None:
 
 
 class Span:
-    """One span, or, where nobody traces, only the context to pass on."""
+    """One span; without tracing, only the context to pass on."""
 
     __slots__ = ("_headers", "_manager", "_otel", "_token")
 
@@ -180,17 +180,17 @@ class Span:
             self._otel.end()
 
     def end(self) -> None:
-        """For spans that are not used as a context manager."""
+        """End a span that is not used as a context manager."""
         if self._otel is not None:
             self._otel.end()
 
     def set(self, **attributes: str | float | bool) -> None:
-        """Attributes learnt on the way."""
+        """Set attributes that became known during the span."""
         if self._otel is not None:
             self._otel.set_attributes(attributes)
 
     def status(self, code: int, message: str) -> None:
-        """The gRPC status that the call ended with."""
+        """Set the gRPC status that the call ended with."""
         if self._otel is not None:
             from opentelemetry.trace import StatusCode
 
@@ -198,7 +198,7 @@ class Span:
             self._otel.set_status(StatusCode.ERROR, message)
 
     def exception(self, error: BaseException) -> None:
-        """A failure that is not part of the contract."""
+        """Record a failure that is not part of the contract."""
         if self._otel is not None:
             from opentelemetry.trace import StatusCode
 
@@ -207,7 +207,7 @@ class Span:
             self._otel.set_status(StatusCode.ERROR, str(error))
 
     def headers(self) -> tuple[tuple[str, str], ...]:
-        """W3C headers that make this span the parent of what the callee does."""
+        """W3C headers that make this span the parent of the callee's spans."""
         if self._otel is None:
             return self._headers
         from opentelemetry import trace
@@ -225,7 +225,7 @@ def _extract(headers: Mapping[str, Any]) -> Any:
 
 
 class Hop:
-    """A call as traces have it (``kit.observer.Observed``); this one is for where nobody traces, and has only the
+    """A call as traces see it (``kit.observer.Observed``). This one is for processes without tracing: it has only the
     caller's context to pass on.
     """
 
@@ -245,24 +245,24 @@ class Hop:
         return self._headers
 
     def enter(self) -> None:
-        """What this task does from here on is part of the call."""
+        """From here on the current task works for the call."""
 
     def ended(self, code: int = 0, message: str = "", size: int = 0, defect: Exception | None = None) -> None:
-        """It has ended, with the status that the caller gets."""
+        """The call has ended, with the status that the caller gets."""
         if self._token is not None:
-            with suppress(ValueError):  # a generator closed from another context: its context goes with it
+            with suppress(ValueError):  # a generator closed from another context: its context ends with it
                 _incoming.reset(self._token)
 
     def left(self, size: int = 0) -> None:
-        """Whoever made it waits for its end no longer."""
+        """The caller does not wait for the end any longer."""
 
 
 _NO_HOP = Hop()
 
 
 class _Spans:
-    """The same with its spans: a server's, a client's, or both of a call that passes through, the client's under
-    the server's.
+    """The same with spans: a server's, a client's, or both for a call that passes through, the client's below the
+    server's.
     """
 
     __slots__ = ("_inner", "_outer", "_token")
@@ -312,7 +312,7 @@ class _Spans:
 
 
 def began(side: str, method: str, headers: Mapping[str, str | bytes]) -> Hop | _Spans:
-    """A call begins: of ``kit.observer``, which says what ``side`` is and what becomes of the answer."""
+    """A call begins. ``kit.observer`` says what ``side`` means and what the result is for."""
     if _tracer is not None:
         return _Spans(side, method, headers)
     if side == "client":
@@ -331,7 +331,7 @@ def _came(headers: Mapping[str, str | bytes]) -> tuple[tuple[str, str], ...]:
 
 
 def span(name: str, **attributes: str | float | bool) -> Span:
-    """Around an operation or a phase worth a line in a trace.
+    """A span around an operation or a phase that is worth a line in a trace.
 
     For example ``with span("content.commit", digest=str(digest)) as s:``.
     """
@@ -341,7 +341,7 @@ def span(name: str, **attributes: str | float | bool) -> Span:
 
 
 def environment() -> dict[str, str]:
-    """Variables for a program started here, so that it continues this trace."""
+    """Environment variables for a program started here, so that it continues this trace."""
     return {k.upper(): v for k, v in span_headers()}
 
 

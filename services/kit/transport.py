@@ -1,7 +1,7 @@
 """What a transport must be: a :class:`Server` of methods, and a :class:`Carrier` of calls to another process; and what
 both are given.
 
-:mod:`services.wire` is one, :mod:`services.kit.grpcio` the other.
+:mod:`services.wire` is one transport, :mod:`services.kit.grpcio` the other.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ log = logging.getLogger(__name__)
 # ---------------------------------------------------------------------------------------------- serving
 
 SERVING, NOT_SERVING = 1, 2
-"""Of grpc.health.v1."""
+"""States of grpc.health.v1."""
 
 
 @dataclass(slots=True, frozen=True)
 class Method:
-    """One RPC as a transport sees it: ``handler`` with bytes on its outer side."""
+    """One RPC as a transport sees it: ``handler``, with bytes on its outer side."""
 
     path: str
     arity: Arity
@@ -53,7 +53,7 @@ class Method:
     long: bool = False
 
     def whole(self, message: Any) -> bytes:
-        """A serialized answer, of a message or of :class:`Pieces`."""
+        """The serialized form of an answer, which is a message or :class:`Pieces`."""
         return b"".join(message) if type(message) is Pieces else self.encode(message)
 
 
@@ -62,7 +62,7 @@ def same(message: Any) -> Any:
 
 
 class Methods:
-    """The methods that a server has: its servicers', and whatever its relay takes."""
+    """The methods of a server: those of its servicers, and everything that its relay accepts."""
 
     def __init__(self, servicers: Iterable[Servicer], relay: Relay | None, long: frozenset[str]) -> None:
         self.relay = relay
@@ -83,8 +83,8 @@ class Methods:
                     )
 
     def of_servicers(self, path: str, headers: Headers) -> Method | None:
-        """A servicer's method; None if it is the relay's, or nobody's. Raw calls are not for our servicers: they
-        are relayed or refused.
+        """A servicer's method; None if the relay has it, or nobody. Raw calls are not for our servicers: they are
+        relayed or refused.
         """
         if self.relay is not None and RAW in headers:
             return None
@@ -95,28 +95,29 @@ class Methods:
         return Method(path, STREAMS, handler, same, same, self.is_long(path))
 
     def is_long(self, path: str) -> bool:
-        """Whether a call lasts as long as the thing it watches."""
+        """Whether a call lasts as long as the thing that it watches."""
         return path.rpartition("/")[2] in self._long
 
 
 class Server:
-    """A running server on one socket; made by ``kit.rpc.serving``. The transports' servers are made of it."""
+    """A running server on one socket, made by ``kit.rpc.serving``. Base class of the transports' servers."""
 
     def __init__(self, address: Path | str, methods: Methods, health: dict[str, int]) -> None:
         self.address = address
         self.methods = methods
         self.health = health
-        self.running: dict[asyncio.Task[Any], tuple[str, bool]] = {}  # or what stands for a task: it can be cancelled
+        # the key may be another object than a task, if it can be cancelled
+        self.running: dict[asyncio.Task[Any], tuple[str, bool]] = {}
         self.draining = False
         self.trouble = ""
-        """Why what is served here ails, where that does not pass by itself."""
+        """Why this server is not healthy, if waiting does not help; else ""."""
 
     def calls(self) -> list[str]:
-        """The methods being answered now, one entry per call."""
+        """The methods that are being answered now, one entry for each call."""
         return [path for path, _ in self.running.values()]
 
     async def start(self, look: float = sockets.LOOK) -> None:
-        """Listen; OSError if that cannot be. ``look``: seconds between looks whether the socket is still there."""
+        """Listen; OSError if that fails. ``look``: seconds between looks whether the socket still exists."""
         raise NotImplementedError
 
     async def close(self, grace: float) -> None:
@@ -124,14 +125,14 @@ class Server:
         raise NotImplementedError
 
     def ail(self, trouble: str = "") -> None:
-        """Say by the health of all that is served here that it does not serve, or not well, and why, where that
-        does not pass by itself; of several reasons all.
+        """Report everything that is served here as not serving. ``trouble`` is the reason, if waiting does not help;
+        several reasons are joined.
         """
         self.trouble = "; ".join(dict.fromkeys(filter(None, (self.trouble, trouble)))) if trouble else ""
         self.health.update(dict.fromkeys(self.health, NOT_SERVING))
 
     async def stop(self, grace: float) -> None:
-        """Refuse new calls, end those that are long at once, give the others ``grace`` seconds."""
+        """Refuse new calls, end long ones at once, and give the others ``grace`` seconds."""
         self.draining = True
         self.ail()
         stopping = loops.task("the end of a server", self.close(grace))
@@ -143,10 +144,10 @@ class Server:
 
 
 class Answering:
-    """Around each handler, in its task: the current Call, who observes it, and what it raises as ``failure``, the error
-    to answer.
+    """Surrounds each handler, in its task. It sets the current Call, tells the observer, and keeps an exception as
+    ``failure``, the error to answer.
 
-    A cancellation is the transport's to explain, but for the one by a server that stops.
+    A cancellation is the transport's to explain, except by a server that stops.
     """
 
     __slots__ = ("_call", "_long", "_observed", "_server", "_task", "_token", "failure")
@@ -172,8 +173,8 @@ class Answering:
         if error is None:
             pass
         elif isinstance(error, errors.NodeError):
-            # A copy: the error itself knows the frames that it came through, this handler's among them, and what they
-            # have, such as a document of megabytes, would stay until a look for cycles.
+            # A copy: the error itself references the frames that it came through, among them this handler's. What they
+            # hold, such as a document of megabytes, would stay until a garbage collection.
             code, said, self.failure = error.code, str(error), type(error).verbatim(str(error), error.trailers)
             logs.failed(call.method, call.optional_namespace, error)
         elif isinstance(error, asyncio.CancelledError):
@@ -190,10 +191,10 @@ class Answering:
         elif isinstance(error, Exception):
             log.error("%s failed unexpectedly", call.method, exc_info=error)
             code, said, defect, self.failure = errors.Internal.code, str(error), error, errors.defect(call.method)
-        else:  # such as GeneratorExit, where a transport closes the generator of a client that is gone
+        else:  # such as GeneratorExit, when a transport closes the generator of a client that is gone
             handled, code, said = False, errors.Cancelled.code, "cancelled"
         self._observed.ended(code, said, call.size, defect)
-        # The task may have ended in another context (a closed generator); resetting is then neither possible nor
+        # The task may have ended in another context (a closed generator); then resetting is neither possible nor
         # needed.
         with contextlib.suppress(ValueError):
             CURRENT.reset(self._token)
@@ -208,10 +209,10 @@ Pings = Literal["never", "calls", "always"]
 
 
 class CarriedStream(Protocol):
-    """A streaming call as a transport carries it: bytes out, bytes in. What fails raises :mod:`services.kit.errors`."""
+    """A streaming call as a transport carries it: bytes out, bytes in. Failures raise :mod:`services.kit.errors`."""
 
     async def send(self, message: bytes) -> None:
-        """Send one message; if the call has ended, raise what it ended with."""
+        """Send one message. If the call has ended, raise its error."""
         ...
 
     async def done_sending(self) -> None:
@@ -223,15 +224,15 @@ class CarriedStream(Protocol):
         ...
 
     async def leading(self) -> Headers:
-        """The metadata that came before the first message; waits for it."""
+        """The metadata before the first message; waits for it."""
         ...
 
     def trailing(self) -> Headers:
-        """The metadata that came with the status; empty before it."""
+        """The metadata that came with the status; empty before that."""
         ...
 
     def cancel(self) -> None:
-        """End it, if it has not ended."""
+        """End the call, if it has not ended."""
         ...
 
 
@@ -239,21 +240,23 @@ class Carrier(Protocol):
     """A transport's side of a :class:`Channel`."""
 
     async def unary(self, path: str, request: bytes, metadata: Metadata, timeout: float | None) -> bytes:
-        """One unary call; its failure as one of our errors, Disconnected where it is the transport's."""
+        """Make one unary call. A failure is one of our errors: Disconnected if it is the transport's."""
         ...
 
     def stream(self, path: str, metadata: Metadata, timeout: float | None) -> CarriedStream:
-        """Open a streaming call of any arity: on the wire all four are the same."""
+        """Open a streaming call of any arity; on the wire all four are the same."""
         ...
 
     def connected(self) -> bool:
-        """Whether the peer is there; starts connecting if it is not."""
+        """Whether the peer is connected; starts to connect if it is not."""
         ...
 
     async def changed(self, known: bool) -> bool:
-        """Whether the peer is there, once that is no longer as ``known``. Keeps connecting meanwhile."""
+        """Wait until the state differs from ``known``, and return whether the peer is connected. Keeps connecting
+        meanwhile.
+        """
         ...
 
     async def close(self) -> None:
-        """End it."""
+        """Close the connection."""
         ...

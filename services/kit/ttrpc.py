@@ -1,13 +1,13 @@
-"""ttrpc for handlers and callers that know ``kit.rpc``: the same servicers, the same :class:`Call`, the same errors on
-another wire.
+"""ttrpc for handlers and callers that know ``kit.rpc``: the same servicers, the same :class:`Call` and the same errors,
+on another wire.
 
-Shims speak ttrpc (github.com/containerd/ttrpc, PROTOCOL.md): on one unix socket frames of a ten-byte header (length,
-stream id, type, flags; the numbers big-endian) and a protobuf, a Request or a Response. There is no Python library for
-it. Of the protocol this has the unary calls, which is all that shims and their events use; what opens a stream is
-answered UNIMPLEMENTED.
+Shims speak ttrpc (github.com/containerd/ttrpc, PROTOCOL.md). One unix socket carries frames: a ten-byte header (length,
+stream id, type, flags; the numbers are big-endian) and a protobuf, a Request or a Response. There is no Python library
+for it. This module has the unary calls of the protocol, which are all that shims and their events use; a request that
+opens a stream is answered UNIMPLEMENTED.
 
-Headers are those of ``kit.rpc``; on this wire the namespace travels as ``containerd-namespace-ttrpc``. There is no
-cancellation on it: who stops waiting only stops waiting, and a late answer is dropped.
+Headers are those of ``kit.rpc``; on this wire the namespace is ``containerd-namespace-ttrpc``. The protocol has no
+cancellation: a caller that stops waiting only stops waiting, and a late answer is dropped.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _DETAILS = "grpc-status-details-bin"
 
 
 def frame(stream: int, kind: int, data: bytes, flags: int = 0) -> bytes:
-    """One frame; ResourceExhausted, in ttrpc's words, if ``data`` is over the limit."""
+    """One frame. ResourceExhausted, in ttrpc's words, if ``data`` is over the limit."""
     if len(data) > MESSAGE_LIMIT:
         raise _oversized(len(data))
     return _HEADER.pack(len(data), stream, kind, flags) + data
@@ -53,8 +53,8 @@ def _oversized(length: int) -> errors.NodeError:
 
 
 class _Frames(asyncio.Protocol):
-    """Cuts what arrives into frames. A frame over the limit is skipped and reported; a length over 16 MiB is not
-    ttrpc at all, and ends the connection.
+    """Cuts what arrives into frames. A frame over the limit is skipped and reported. A length over 16 MiB is not ttrpc
+    at all, and ends the connection.
     """
 
     def __init__(self) -> None:
@@ -103,12 +103,12 @@ class _Frames(asyncio.Protocol):
 
 
 class Channel(_Frames):
-    """One connection to a ttrpc server. Made on the first call or by :meth:`connect`; once closed, by either side, it
+    """One connection to a ttrpc server, made by the first call or by :meth:`connect`. Once closed, by either side, it
     stays closed.
 
-    ``path`` is a socket's, or an abstract socket's name after a zero character. Any number of calls go at once. When
-    the connection ends every call that waits fails with Unavailable, ``ttrpc: closed``, and ``on_close`` is called,
-    once.
+    ``path`` is that of a socket, or an abstract socket's name after a zero character. Any number of calls may be made
+    at once. When the connection ends, every waiting call fails with Unavailable, ``ttrpc: closed``, and ``on_close`` is
+    called, once.
     """
 
     def __init__(self, path: Path | str, name: str = "", *, on_close: Callable[[], None] | None = None) -> None:
@@ -130,8 +130,8 @@ class Channel(_Frames):
         await self.close()
 
     async def connect(self, timeout: float = 5.0) -> None:
-        """Connect within ``timeout`` seconds. The cause of the Unavailable that it raises is the OSError, if it was
-        one. When this returns the connection has not ended, and ``on_close`` has not been called.
+        """Connect within ``timeout`` seconds. Raises Unavailable, whose cause is the OSError, if there was one. When
+        this returns, the connection has not ended, and ``on_close`` has not been called.
         """
         if self.transport is not None and not self.closed:
             return
@@ -147,14 +147,14 @@ class Channel(_Frames):
         except OSError as error:
             self._connecting = None
             raise errors.Unavailable(f"connect to {self.address!r}: {errors.words(error)}") from error
-        if self.closed:  # a server that is ending takes a connection, and ends it before this is told
+        if self.closed:  # a server that is ending accepts a connection, and ends it before this is reported
             raise _closed()
 
     async def _connect(self) -> None:
         await asyncio.get_running_loop().create_unix_connection(lambda: self, self.address)
 
     async def close(self) -> None:
-        """End the connection; calls that wait fail as if the server had gone."""
+        """End the connection; waiting calls fail as if the server had gone."""
         if self._connecting is not None and not self._connecting.done():
             self._connecting.cancel()
         if self.transport is None:
@@ -168,7 +168,7 @@ class Channel(_Frames):
         await self._gone.wait()
 
     def client(self, service: ServiceDescriptor) -> Client:
-        """Call a service's unary methods by their names."""
+        """A client for a service's unary methods, by their names."""
         return Client(self, service)
 
     async def unary(
@@ -180,8 +180,8 @@ class Channel(_Frames):
         encode: Any = None,
         decode: Any = None,
     ) -> Any:
-        """One call of ``/package.Service/Method``, as ``kit.rpc.Channel.unary``: ``timeout`` in seconds, None for
-        no limit.
+        """One call of ``/package.Service/Method``, like ``kit.rpc.Channel.unary``: ``timeout`` in seconds, None for no
+        limit.
         """
         with observer.Calling(path, headers) as call:
             sent = request if encode is None else encode(request)
@@ -288,7 +288,7 @@ class Client:
 
 
 class Server:
-    """A running server on one unix socket; made by :func:`serving`."""
+    """A running server on one unix socket, made by :func:`serving`."""
 
     def __init__(self, servicers: Iterable[Servicer]) -> None:
         self.methods: dict[tuple[str, str], tuple[Any, Any, Any]] = {}
@@ -307,7 +307,7 @@ class Server:
                     )
 
     async def answer(self, request: pb.Request) -> pb.Response:
-        """The response to one request; every failure is a status in it."""
+        """The response to one request. Every failure is a status in it."""
         try:
             payload = await self._call(request)
         except errors.NodeError as error:
@@ -362,7 +362,7 @@ class Server:
         left = request.timeout_nano / 1e9 if request.timeout_nano > 0 else None
         if left is not None:
             call.deadline = time.monotonic() + left
-        CURRENT.set(call)  # each request is a task of its own, so nobody else sees it
+        CURRENT.set(call)  # each request is a task of its own, so no other sees it
         async with asyncio.timeout(left):
             result: bytes = encode(await handler(message, call))
         call.size += len(result)
@@ -405,7 +405,7 @@ class _Connection(_Frames):
         elif kind == _DATA:
             self._refuse(stream, "StreamID is no longer active")
         elif kind != _REQUEST:
-            return  # for whatever the protocol may become
+            return  # reserved for future versions of the protocol
         elif stream <= self._last:
             self._refuse(stream, "StreamID cannot be re-used and must increment")
         else:
@@ -443,10 +443,10 @@ class _Connection(_Frames):
 async def serving(
     path: Path, servicers: Iterable[Servicer], *, grace: float = 5.0, look: float = sockets.LOOK
 ) -> AsyncIterator[Server]:
-    """Serve on a unix socket (mode 0600) until the block ends, then let the calls that run end within ``grace``
-    seconds. ``look`` as of ``kit.rpc.serving``.
+    """Serve on a unix socket (mode 0600) until the block ends, then let running calls end within ``grace`` seconds.
+    ``look`` is as in ``kit.rpc.serving``.
 
-    As with ``kit.rpc.serving`` the caller holds the lock of the directory, and so may replace the socket.
+    As with ``kit.rpc.serving``, the caller holds the lock of the directory, and so may replace the socket.
     """
     sockets.check_path(path)
     server = Server(servicers)

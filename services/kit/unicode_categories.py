@@ -13,7 +13,7 @@ MINOR = {
     "Z": "Zs Zl Zp",
     "C": "Cc Cf Cs Co Cn",
 }
-"""The categories that each of one letter is made of."""
+"""The minor categories of each one-letter category."""
 
 ALIASES = {
     re.sub("_", "", alias).capitalize(): name
@@ -59,4 +59,6 @@ ALIASES = {
     }.items()
     for alias in aliases.split()
 }
-"""Go's unicode.CategoryAliases, as they are looked up there: first letter upper, the others lower, nothing between."""
+"""Go's unicode.CategoryAliases, in the form in which they are looked up: first letter upper case, the others lower
+case, nothing in between.
+"""

@@ -1,12 +1,12 @@
-"""Which splitd this is, and which containerd it speaks as. The only place that says so.
+"""The version of this splitd, and of the containerd that it speaks as. Nothing else defines these.
 
-Clients read the server's version as containerd's and decide by it what they may call (nerdctl, for one), so it begins
-with the containerd release whose behaviour is our specification; splitd's own version stands behind the plus, as
-semver's build metadata.
+Clients read the server's version as containerd's, and decide by it what they may call (nerdctl, for one). So it begins
+with the containerd release whose behaviour is our specification. splitd's own version is behind the plus, as semver's
+build metadata.
 
-A *revision* says which code exactly: ``COMMIT.CODE``, twelve digits of git's commit and eight of a digest of the files,
-since those may differ from the commit. A process notes its own when it starts; what is installed may be another by
-then.
+A *revision* names the exact code: ``COMMIT.CODE``, twelve digits of git's commit and eight of a digest of the files,
+since those may differ from the commit. A process notes its own revision when it starts; the installed one may differ
+later.
 """
 
 from __future__ import annotations
@@ -21,39 +21,39 @@ from pathlib import Path
 SPLITD = "0.2.0"
 CONTAINERD = "2.4.0"
 VERSION = f"{CONTAINERD}+splitd.{SPLITD}"
-"""What the Version service answers: ``2.4.0+splitd.0.2.0``."""
+"""The answer of the Version service: ``2.4.0+splitd.0.2.0``."""
 
 PACKAGE = "splitd"
 
 _TOP = Path(__file__).resolve().parents[2]
 _CODE = ("api", "client", "deploy", "gateway", "services")
 _SUPERVISORS = ("deploy/inside", "services/kit/heartbeat.py")
-"""What of ours runs inside supervisord."""
+"""Our code that runs inside supervisord."""
 
 ARCHIVED = "$Format:%H$"
-"""The commit, filled in by ``git archive`` (.gitattributes): what is unpacked from that has no .git."""
+"""The commit, which ``git archive`` fills in (.gitattributes), since an unpacked archive has no .git."""
 
 
 @functools.cache
 def revision() -> str:
-    """The revision of this process: that of the first call, which ``process.run`` makes before anything else."""
+    """The revision of this process, as of the first call, which ``process.run`` makes before anything else."""
     return installed()
 
 
 def installed() -> str:
-    """The revision of what is installed now; only the digest where nothing tells of a commit."""
+    """The revision that is installed now; only the digest if the commit is not known."""
     named, code = commit(_TOP), digest(_TOP, _CODE)
     return f"{named[:12]}.{code}" if named else code
 
 
 def supervisors() -> str:
-    """A digest of what of ours runs inside supervisord, as it is installed now."""
+    """A digest of our code for supervisord, as it is installed now."""
     return digest(_TOP, _SUPERVISORS)
 
 
 def digest(top: Path, names: tuple[str, ...]) -> str:
-    """Eight hexadecimal digits of the Python files in (or called) ``names`` below ``top``: their names and what is
-    in them.
+    """Eight hexadecimal digits for the Python files in (or called) ``names`` below ``top``: their names and
+    contents.
     """
     total = hashlib.sha256()
     for path in (path for name in names for path in _files(f"{top}/{name}")):
@@ -74,14 +74,14 @@ def _files(path: str) -> Iterator[str]:
 
 
 def commit(top: Path, archived: str = ARCHIVED) -> str:
-    """The commit that is checked out at ``top``, or that it was ``archived`` of; "" if nothing tells. Read without
-    git, which may not be there, and refuses the checkouts of other users.
+    """The commit that is checked out at ``top``, or that it was ``archived`` from; "" if neither is known. This reads
+    the files of .git, since git may not be installed, and refuses checkouts of other users.
     """
     if not archived.startswith("$"):
         return archived
     try:
         git = top / ".git"
-        if git.is_file():  # a worktree: "gitdir: DIR", which names what it shares with the others
+        if git.is_file():  # a worktree: "gitdir: DIR", a directory that names what it shares with the others
             git = top / git.read_text().removeprefix("gitdir:").strip()
         head = (git / "HEAD").read_text().strip()
         if not head.startswith("ref: "):

@@ -1,5 +1,5 @@
-"""containerd.services.version.v1: which server this is. Each process serves it: after an upgrade some may still run
-what was installed before.
+"""containerd.services.version.v1: the version of this server. Each process serves it, since after an upgrade some may
+still run the old version.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from services.kit.call import Call
 
 
 class VersionServicer:
-    """Answers what ``services.kit.version`` says; no namespace is needed."""
+    """Answers the values of ``services.kit.version``; no namespace is needed."""
 
     SERVICE = version_stubs.VERSION
 

@@ -1,19 +1,17 @@
-"""Room for SQLite's write-ahead log, made beforehand and kept.
+"""Makes room for SQLite's write-ahead log beforehand, and keeps it.
 
-A commit appends to the log and waits for fdatasync. While the log grows that has to wait for the filesystem's journal
-as well, since the file's size is to last; in a log that has its size it does not. SQLite writes a log over again from
-its beginning once it was checkpointed, but begins with none at each start. (Measured on xfs: 1.8 ms a commit in a log
-that grows, 0.9 in one that does not; on ext4 0.7 and 0.55. A ``ctr run`` commits nine times.)
+A commit appends to the log and waits for fdatasync. While the log grows, fdatasync also waits for the filesystem's
+journal, since the file's size must last; if the log has its size already, it does not. SQLite writes a log again from
+its beginning once it was checkpointed, but has no log at each start. (Measured on xfs: 1.8 ms a commit while the log
+grows, 0.9 ms if it does not; on ext4 0.7 and 0.55 ms. A ``ctr run`` commits nine times.)
 
-What stands behind the last valid frame of a log is nothing to SQLite: such is what it leaves behind itself when it
-begins anew.
+SQLite ignores bytes behind the last valid frame of a log: it leaves such bytes itself when it begins the log anew.
 
-On a full disk the room is what a store starts with, and what can be deleted is deleted in: SQLite opens no database
-whose index (-shm) finds no block, and writes nothing without a log. It removes both when the last connection is closed,
-so they have a second name then, by which they come back:
+On a full disk this room lets a store start, so that things can be deleted: SQLite opens no database if there is no
+block for its index (-shm), and writes nothing without a log. It removes both files when the last connection is closed.
+So they have a second name then, by which they come back:
 
-    metadata.db-wal.room  metadata.db-shm.room      for the moment in which the database is closed, or since a crash in
-    it
+    metadata.db-wal.room  metadata.db-shm.room      while the database is being closed, or since a crash at that moment
 """
 
 from __future__ import annotations
@@ -32,18 +30,18 @@ log = logging.getLogger(__name__)
 SIZE = 1100 * (4096 + 24) + 32
 """Frames for the 1000 pages after which SQLite checkpoints, and for the transaction that gets there."""
 _PIECE = 1 << 16
-"""Bytes that are written at once: malloc keeps what was freed of a larger piece, once a few of them were."""
+"""Bytes that are written at once. malloc keeps larger pieces that were freed, once there were a few of them."""
 
 
 _HEADER = 32
-"""Bytes at the beginning of a log; zeros are none, and then there are no frames."""
+"""Bytes of a log's header. If they are zeros there is no header, and so no frames."""
 _FILES = ("-wal", "-shm")
 
 
 @contextlib.contextmanager
 def kept(database: Path) -> Iterator[None]:
-    """Around the closing of the last connection to ``database``: the blocks of its log and of the log's index stay
-    where they are, and nobody else gets them.
+    """Surrounds the closing of the last connection to ``database``: the blocks of its log and of the log's index stay
+    allocated.
     """
     for suffix in _FILES:
         file, spare = f"{database}{suffix}", f"{database}{suffix}.room"
@@ -57,7 +55,7 @@ def kept(database: Path) -> Iterator[None]:
 
 
 def take_back(database: Path) -> None:
-    """Give the log and the index their names again, before ``database`` is opened; nothing where SQLite has not
+    """Give the log and the index their names again, before ``database`` is opened. Does nothing if SQLite has not
     removed them.
     """
     for suffix in _FILES:
@@ -76,7 +74,7 @@ def take_back(database: Path) -> None:
 
 
 def _empty(wal: str) -> None:
-    """Make all frames of a log invalid; they are in the database, else SQLite had not removed it."""
+    """Make all frames of a log invalid. They are in the database, otherwise SQLite would not have removed the log."""
     fd = os.open(wal, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.pwrite(fd, bytes(_HEADER), 0)
@@ -86,10 +84,10 @@ def _empty(wal: str) -> None:
 
 
 def make_room(database: Path) -> None:
-    """Make the log of ``database``, which is open and in WAL mode, as large as it will need to be. It works without, on
-    a full disk for example.
+    """Make the log of ``database``, which is open and in WAL mode, as large as it will need to be. If this fails, as on
+    a full disk, the database works all the same.
 
-    (The log has no locks that closing it here could lose: SQLite's are on the database and its -shm.)
+    (Closing the log here loses no locks: SQLite's are on the database and its -shm.)
     """
     try:
         fd = os.open(f"{database}-wal", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -97,7 +95,7 @@ def make_room(database: Path) -> None:
             size = os.fstat(fd).st_size
             if size < SIZE:
                 for at in range(size, SIZE, _PIECE):
-                    # not fallocate: blocks that were never written are the journal's matter again
+                    # not fallocate: blocks that were never written involve the journal again
                     os.pwrite(fd, bytes(min(_PIECE, SIZE - at)), at)
                 os.fsync(fd)
         finally:
@@ -110,7 +108,7 @@ _SQLITE_FULL = 13
 
 
 def failure(error: BaseException, what: str) -> errors.NodeError:
-    """Why a database could not be written, as an answer: ResourceExhausted, in the kernel's words, on a full disk,
+    """The error for a database that could not be written: ResourceExhausted, in the kernel's words, on a full disk;
     else Unavailable.
     """
     if getattr(error, "sqlite_errorcode", None) == _SQLITE_FULL:

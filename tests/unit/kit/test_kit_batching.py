@@ -27,12 +27,12 @@ ODD = ("", " ", "0", "-1", "1", "100", "1e3", "many", "\u0663", "9" * 18, "9" * 
         (
             {DELAY: "0"},
             Batching(2048, 512, 5000, 30_000),
-            [f"{DELAY}=0 is not a whole number from 1 to 86400000: 5000 is taken"],
+            [f"{DELAY}=0 is not a whole number from 1 to 86400000: 5000 is used"],
         ),
         (
             {BATCH: "few"},
             Batching(2048, 512, 5000, 30_000),
-            [f"{BATCH}=few is not a whole number from 1 to 1048576: 512 is taken"],
+            [f"{BATCH}=few is not a whole number from 1 to 1048576: 512 is used"],
         ),
     ],
 )

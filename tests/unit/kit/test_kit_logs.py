@@ -84,7 +84,7 @@ def test_thousands_of_failed_calls_leave_a_few_lines_and_their_number(lines: pyt
     logs._lines._bucket.give(1)
     logs.failed("/s/M", "", errors.Unknown("at last"))
     assert lines.messages[3:] == [
-        "997 more calls failed, of which nothing is told: they were too many",
+        "997 more calls failed; they were too many to log each",
         "/s/M failed: at last (UNKNOWN)",
     ]
 
