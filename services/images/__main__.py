@@ -1,5 +1,5 @@
-"""The images service as a process: images.sock; calls metadata, publishes through the gateway, and transfers
-through it as any client.
+"""The images process: it serves images.sock. It calls metadata, publishes events through the gateway, and makes
+transfers through the gateway as any client.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Settings of the images service: table [images], and of containerd's plugins those that mean the same. Ours win."""
+"""Settings of the images service: table [images], and the keys of containerd's plugins that mean the same. Ours
+override theirs.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,10 @@ TRANSFER = "io.containerd.transfer.v1.local"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unpack:
-    """What may be unpacked: images for a platform, by a snapshotter."""
+    """A platform, and the snapshotter by which its images may be unpacked."""
 
     platform: str = ""
-    """Such as linux/amd64."""
+    """For example linux/amd64."""
     snapshotter: str = ""
 
     def __post_init__(self) -> None:
@@ -34,52 +36,56 @@ class Unpack:
 
     @property
     def parsed(self) -> Platform:
-        """The platform."""
+        """The parsed platform."""
         return platforms.parse(self.platform)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """The images service. What has a name of containerd's transfer plugin is also read from
+    """The images service. Keys that correspond to keys of containerd's transfer plugin are also read from
     [plugins."io.containerd.transfer.v1.local"].
     """
 
     hold: Seconds = 5.0
-    """A call made while the metadata service is away waits this long for it, or until its deadline."""
+    """Seconds that a call waits for the metadata service while that is away, at most until the call's deadline."""
 
     connections: int = budget.CONNECTIONS
-    """Connections to registries that all pulls and pushes together have at once."""
+    """Connections to registries that all pulls and pushes together may have at once."""
 
     downloads: int = budget.LAYERS
-    """Layers that all pulls together fetch at once. containerd's max_concurrent_downloads, where 0 is as many as
+    """Layers that all pulls together may fetch at once. containerd's max_concurrent_downloads, where 0 means as many as
     there are connections.
     """
 
     uploads: int = budget.UPLOADS
-    """Layers that all pushes together send at once. containerd's max_concurrent_uploaded_layers, likewise."""
+    """Layers that all pushes together may send at once. containerd's max_concurrent_uploaded_layers; 0 means the
+    same.
+    """
 
     streams: int = budget.STREAMS
-    """Parts of one large layer that come at once, where the registry gives parts; 1: every layer comes on one
+    """Parts of one large layer that are fetched at once, if the registry serves parts. 1: each layer comes over one
     connection.
     """
 
     unpacks: int = budget.WORKERS
-    """Layers that are unpacked at once. containerd's max_concurrent_unpacks, where 0 is no other number than ours."""
+    """Layers that may be unpacked at once. containerd's max_concurrent_unpacks, where 0 means this setting's
+    default.
+    """
 
     layers: int = graph.LAYERS
-    """Layers that an image may have which is pulled or imported. Clients that pull themselves may do what they can."""
+    """Layers that a pulled or imported image may have. Clients that pull by themselves are not limited."""
 
     largest: int = fetcher.LARGEST
-    """Bytes that a blob may have which is pulled."""
+    """Bytes that a pulled blob may have."""
 
     config_path: str = ""
-    """Directories (several with colons between) that have HOST/hosts.toml files, for requests that name none. "": those
-    of the CRI plugin's table, or else /etc/containerd/certs.d and /etc/docker/certs.d.
+    """Directories (several are separated by colons) with HOST/hosts.toml files, for requests that name none. "": those
+    in the CRI plugin's table, or else /etc/containerd/certs.d and /etc/docker/certs.d.
     """
 
     unpack_config: tuple[Unpack, ...] = ()
-    """What clients may have unpacked, as {platform, snapshotter}; where they name no snapshotter: overlayfs if it is
-    among those of the platform, else the first of them. Empty: whatever they want that runs on this machine.
+    """The unpackings that clients may ask for, each as {platform, snapshotter}. A client that names no snapshotter gets
+    overlayfs if it is listed for the platform, else the first one listed. Empty: any that runs on this machine.
     """
 
     verifier: verifiers.Config = field(default_factory=verifiers.Config)
@@ -122,11 +128,11 @@ _THEIRS = {
     "config_path": "config_path",
     "unpack_config": "unpack_config",
 }
-"""Our keys to the transfer plugin's."""
+"""From our keys to the transfer plugin's."""
 
 
 def load(file: settings.File) -> Config:
-    """The settings in ``file``: containerd's own keys, and over them ours."""
+    """The settings in ``file``: containerd's keys, overridden by ours."""
     ours = settings.load(Config, file, "images")
     theirs, said = settings.load_plugin(_Transfer, file, TRANSFER)
     verifier, _ = settings.load_plugin(verifiers.Config, file, verifiers.PLUGIN)
@@ -148,16 +154,18 @@ def load(file: settings.File) -> Config:
 
 
 def check(file: settings.File) -> Iterator[tuple[str, str]]:
-    """What ``splitd config check`` finds beside that :func:`load` takes the file; see :mod:`.registry.config_check`."""
-    from services.images.registry.config_check import troubles  # not before it is needed: it brings HTTP along
+    """The problems that ``splitd config check`` finds although :func:`load` accepts the file; see
+    :mod:`.registry.config_check`.
+    """
+    from services.images.registry.config_check import troubles  # imported when needed: it brings HTTP along
 
     yield from (("warning", f"config file {file.path}: {words}") for words in _unused(file))
     yield from troubles(file, load(file).config_path)
 
 
 def _unused(file: settings.File) -> Iterator[str]:
-    """What in the tables of containerd's plugins has no effect: keys that mean nothing here, and those over which
-    ours win.
+    """The settings in tables of containerd's plugins that have no effect: keys that mean nothing here, and those that
+    ours override.
     """
     own = _said(file)
     for plugin, keys, table in (
@@ -179,6 +187,6 @@ def _unused(file: settings.File) -> Iterator[str]:
 
 
 def _said(file: settings.File) -> Mapping[str, Any]:
-    """The keys of [images] that are in the file."""
+    """The keys of [images] that the file sets."""
     said: Mapping[str, Any] = file.tables.get("images", {})
     return said

@@ -1,5 +1,5 @@
-"""Text that a transfer shows to its client while it runs, on a stream of bytes; a slow client holds up nothing, and
-misses some.
+"""Sends text to a transfer's client while the transfer runs, on a stream of bytes. A slow client delays nothing and
+misses some text.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from services.images.streaming_server import ByteSink
 from services.kit import errors, loops
 
 PENDING = 1 << 20
-"""Bytes that wait for a client; beyond them, text is left out."""
+"""Bytes that may wait for a client; further text is dropped."""
 
 
 class LogsStream:
-    """Takes text for a client, which gets it at once if it can; a :data:`~services.images.transfer.Show`. To be
-    closed.
+    """Takes text for a client and sends it as soon as the client takes it; a :data:`~services.images.transfer.Show`.
+    Must be closed.
     """
 
     def __init__(self, sink: ByteSink) -> None:
@@ -44,7 +44,9 @@ class LogsStream:
         self._changed.set()
 
     async def close(self) -> None:
-        """Send what waits, and end the stream; not for longer than a client may take that does not read."""
+        """Send the waiting text and end the stream. A client that does not read delays this only for the stream's drain
+        time.
+        """
         self._closed = True
         self._changed.set()
         with contextlib.suppress(TimeoutError):
@@ -55,7 +57,7 @@ class LogsStream:
         self._sink.abandon()
 
     async def _send(self) -> None:
-        with contextlib.suppress(errors.NodeError):  # it went away, and does not want to see any more
+        with contextlib.suppress(errors.NodeError):  # the client went away
             while self._waiting or not self._closed:
                 while self._waiting:
                     data = self._waiting.popleft()

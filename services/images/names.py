@@ -1,7 +1,7 @@
-"""Under which names an image store keeps an image, and which images it means as a source.
+"""The names under which an image store keeps an image, and the images that it means as a source.
 
-Archives name an image by annotations of its descriptor: containerd's own has the full reference, OCI's often only a
-tag, which is then put behind a prefix that the importer chose.
+An archive names an image by annotations of its descriptor. containerd's has the full reference. OCI's often has only a
+tag; the importer then puts a prefix before it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ REF_NAME = "org.opencontainers.image.ref.name"
 
 
 def of_archive(store: ImageStore, target: Descriptor) -> list[Image]:
-    """The images to make of one entry of an archive's index: named by its annotations, as far as the store's
-    prefixes let them.
+    """The images to create for one entry of an archive's index: named by its annotations, as far as the store's
+    prefixes permit.
     """
     images = []
     for reference in store.references:
@@ -38,11 +38,11 @@ def of_archive(store: ImageStore, target: Descriptor) -> list[Image]:
 
 
 def of_root(store: ImageStore, target: Descriptor) -> list[Image]:
-    """The images to make of what was transferred as a whole: the store's name, its full references, and its prefixes
-    with the digest, where they add one.
+    """The images to create for the whole that was transferred: the store's name, its full references, and its prefixes
+    with the digest if they add one.
 
-    A prefix that skips the digest of what has a name adds it all the same: the name did not come from the prefix.
-    (containerd since 2.3.)
+    A prefix that skips the digest of named images adds it nevertheless: the name did not come from the prefix. (As in
+    containerd since 2.3.)
     """
     images = [Image(store.name, target, store.labels)] if store.name else []
     for reference in store.references:
@@ -53,7 +53,7 @@ def of_root(store: ImageStore, target: Descriptor) -> list[Image]:
 
 
 def _dependent(store: ImageStore) -> dict[str, str]:
-    """The labels of further names: where the store has a main one they go when that goes."""
+    """The labels of further names. If the store has a main name, the others are removed with it."""
     labels = dict(store.labels)
     if store.name:
         labels["containerd.io/gc.bref.image"] = store.name
@@ -62,7 +62,7 @@ def _dependent(store: ImageStore) -> dict[str, str]:
 
 
 async def looked_up(store: ImageStore, node: Node) -> list[Image]:
-    """The images that a store means as a source, in its order; NotFound for the first that is not there."""
+    """The images that a store means as a source, in its order; NotFound for the first that does not exist."""
     if any(reference.is_prefix for reference in store.references):
         raise errors.Unimplemented("prefix lookup on export not implemented")
     names = [store.name] if store.name else []
@@ -70,7 +70,7 @@ async def looked_up(store: ImageStore, node: Node) -> list[Image]:
 
 
 async def stored(images: list[Image], node: Node) -> list[Image]:
-    """Store them all; NotFound if there is none."""
+    """Store all images; NotFound if there are none."""
     if not images:
         raise errors.NotFound("no image name found")
     return [await node.store(image) for image in images]
@@ -80,7 +80,7 @@ async def stored(images: list[Image], node: Node) -> list[Image]:
 
 
 def for_oci(name: str) -> str:
-    """What OCI's annotation says of an image of this name: its tag, or, where it has none, the whole name."""
+    """The value of OCI's annotation for an image of this name: its tag, or the whole name if it has none."""
     host, slash, rest = name.partition("/")
     if not slash or not host or "://" in name:
         return name
@@ -91,8 +91,8 @@ def for_oci(name: str) -> str:
 
 
 def behind(prefix: str, *, strict: bool) -> Callable[[str], str]:
-    """Tags become ``PREFIX:TAG``, full references stay; ``strict``: those that do not begin with the prefix become
-    "".
+    """A function that turns a tag into ``PREFIX:TAG`` and keeps a full reference. If ``strict``, a full reference that
+    does not begin with the prefix becomes "".
     """
 
     def name(reference: str) -> str:
@@ -107,10 +107,10 @@ def behind(prefix: str, *, strict: bool) -> Callable[[str], str]:
 
 
 def of_annotations(annotations: Mapping[str, str], name: Callable[[str], str]) -> str:
-    """The name that an archive gives to an image, as ``name`` (of :func:`behind`) turns it; "" if there is none that
+    """The name that an archive gives to an image, converted by ``name`` (from :func:`behind`); "" if there is none that
     may be used.
 
-    containerd's annotation is used as it is or not at all.
+    containerd's annotation is used unchanged or not at all.
     """
     full = annotations.get(IMAGE_NAME)
     if full:

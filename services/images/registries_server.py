@@ -1,4 +1,4 @@
-"""splitd.registries.v1: what is remembered of registries and mirrors, for the operator."""
+"""splitd.registries.v1: what the registry client remembers of registries and mirrors, for the operator."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from services.kit.rpc import Call
 
 
 class RegistriesServicer:
-    """Tells what ``memory`` has."""
+    """Lists the hosts in ``memory``."""
 
     SERVICE = registries_stubs.REGISTRIES
 

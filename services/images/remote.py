@@ -1,4 +1,4 @@
-"""The records behind images, in the metadata service, which may be away for a moment."""
+"""The image records in the metadata service, which may be away for a moment."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _LIST = method_path(_RECORDS.methods_by_name["ListImages"])
 
 
 class ImageRecords:
-    """metadata's Records service as the caller of ``call``, for what it keeps of images.
+    """The image records of metadata's Records service, accessed as the caller of ``call``.
 
-    Messages are those of containerd's Images service and go through as they are. A call that is to be made while
-    metadata is away waits for it first, ``hold`` seconds at most, however often it is made. Each time ``hop`` is asked
-    for the way, with the name of the image, where there is one.
+    Messages are those of containerd's Images service, and are passed on unchanged. A call first waits for metadata if
+    that is away, for at most ``hold`` seconds in total, however often the call is made. Each time, ``hop`` says where
+    the call goes, by the name of the image if it has one.
     """
 
     def __init__(self, hop: Hop[Channel], *, hold: float) -> None:
@@ -28,7 +28,7 @@ class ImageRecords:
         self._hold = hold
 
     async def read(self, method: str, request: Any, call: Call, name: str) -> Any:
-        """A call that changes nothing: made once more if metadata went away meanwhile."""
+        """Make a call that changes nothing; once more if metadata went away meanwhile."""
         patience = time.monotonic() + self._hold
         try:
             return await self._made(method, request, call, name, patience)
@@ -36,7 +36,7 @@ class ImageRecords:
             return await self._made(method, request, call, name, patience)
 
     async def list(self, request: images_pb.ListImagesRequest, call: Call) -> bytes:
-        """The answer to ListImages as it came, not parsed: it may have tens of thousands of images."""
+        """The answer to ListImages, not decoded: it may have tens of thousands of images."""
         patience = time.monotonic() + self._hold
         try:
             return await self._listed(request, call, patience)
@@ -55,11 +55,11 @@ class ImageRecords:
         return answer
 
     async def change(self, method: str, request: Any, call: Call, name: str) -> Any:
-        """A call that is made once: if metadata goes away meanwhile, nobody knows whether it happened."""
+        """Make a call once: if metadata goes away meanwhile, the outcome is unknown."""
         return await self._made(method, request, call, name, time.monotonic() + self._hold)
 
     async def collect(self, call: Call) -> None:
-        """Collect what nobody needs any more, and return when it is done, however long that takes."""
+        """Run a collection and wait for its end, however long it takes."""
         channel = await self._there(call, "", time.monotonic() + self._hold)
         await channel.client(_RECORDS).Collect(
             records_pb2.CollectRequest(known=True), headers=call.passed_on(), timeout=call.remaining()

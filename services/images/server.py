@@ -1,12 +1,12 @@
-"""containerd.services.images.v1: what clients do with images.
+"""containerd.services.images.v1: the operations of clients on images.
 
 An *image* is a name (usually a reference such as ``docker.io/library/busybox:1.36``) for a *target*, the descriptor of
-a manifest or an index; with labels, and the times of its creation and last change. It is a root of the garbage
-collector: what its target refers to is kept.
+a manifest or an index. It has labels and the times of its creation and last change. It is a root of the garbage
+collector: everything that its target refers to is kept.
 
-The records live in metadata, which checks them; here is what goes with a change: its event, published once the record
-has changed, and the collection that a synchronous Delete waits for. A change and its event belong together, so the
-caller's going away does not part them.
+The records are in metadata, which validates them. This servicer adds what belongs to a change: its event, published
+once the record has changed, and the collection that a synchronous Delete waits for. A change and its event belong
+together, so a caller that goes away does not prevent the event.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from services.kit.rpc import Call, Pieces
 
 
 class ImagesServicer:
-    """Images of the caller's namespace."""
+    """The images of the caller's namespace."""
 
     SERVICE = images_stubs.IMAGES
 
@@ -32,16 +32,14 @@ class ImagesServicer:
         self._publisher = publisher
 
     async def Get(self, request: pb.GetImageRequest, call: Call) -> pb.GetImageResponse:
-        """One image by its name."""
         response: pb.GetImageResponse = await self._records.read("GetImage", request, call, request.name)
         return response
 
     async def List(self, request: pb.ListImagesRequest, call: Call) -> Pieces:
-        """The images that match any filter."""
         return Pieces((await self._records.list(request, call),))
 
     async def Create(self, request: pb.CreateImageRequest, call: Call) -> pb.CreateImageResponse:
-        """A new image; ALREADY_EXISTS if the name is taken."""
+        """Create an image; ALREADY_EXISTS if the name is taken."""
         _name_required(request.image)
         return await rpc.shielded(self._create(request, call))
 
@@ -54,7 +52,7 @@ class ImagesServicer:
         return response
 
     async def Update(self, request: pb.UpdateImageRequest, call: Call) -> pb.UpdateImageResponse:
-        """A changed image: the fields of the mask, or all of it."""
+        """Change an image: the fields of the mask, or all fields."""
         _name_required(request.image)
         return await rpc.shielded(self._update(request, call))
 
@@ -67,14 +65,14 @@ class ImagesServicer:
         return response
 
     async def Delete(self, request: pb.DeleteImageRequest, call: Call) -> Empty:
-        """No more image; with ``target`` only if it is that; with ``sync`` answered after a collection."""
+        """Delete an image, with ``target`` only if it has that target; with ``sync``, answer after a collection."""
         await rpc.shielded(self._delete(request, call))
         if request.sync:
             await self._records.collect(call)
         return Empty()
 
     async def _delete(self, request: pb.DeleteImageRequest, call: Call) -> None:
-        # Not synchronously there: the event comes before the collection, and also if that fails.
+        # Without sync there: the event comes before the collection, and also if that fails.
         record = pb.DeleteImageRequest(name=request.name, target=request.target if request.HasField("target") else None)
         await self._records.change("DeleteImage", record, call, request.name)
         self._publisher.publish(call.namespace, "/images/delete", events.ImageDelete(name=request.name))

@@ -1,11 +1,11 @@
-"""containerd.services.streaming.v1: streams of objects between a client and a transfer that is told their ids.
+"""containerd.services.streaming.v1: streams of objects between a client and a transfer.
 
-A client opens a stream, names it by its first object, and then hands the id to Transfer, which finds the stream in
-:class:`Streams` and speaks on it what its purpose wants: progress events one way, questions for credentials and their
+A client opens a stream, names it in its first object, and passes the id to Transfer. The transfer finds the stream in
+:class:`Streams` and uses it for its purpose: progress events to the client, questions for credentials and their
 answers, or bytes under flow control. A stream lasts until its transfer closes it or the client goes away.
 
-*Bytes*: the receiver allows so many (WindowUpdate), the sender sends no more (Data). containerd's receivers allow 64
-KiB at first, and as many again whenever less than that is left.
+*Bytes*: the receiver allows a number of bytes (WindowUpdate), and the sender sends no more than that (Data).
+containerd's receivers allow 64 KiB at first, and as many again whenever less than that is left.
 """
 
 from __future__ import annotations
@@ -36,37 +36,37 @@ RECEIVE_AHEAD = 16
 """Objects that a client may send before the transfer takes them; bytes come in pieces of 32 KiB."""
 SEND_AHEAD = 8
 OFFERED = 4096
-"""Objects that wait for a client that does not take them; later ones are not kept."""
+"""Objects that may wait for a client that does not take them; later ones are dropped."""
 
 WINDOW = 1 << 20
-"""Bytes that a client may send ahead. containerd allows 64 to 128 KiB; every hop here takes longer than its."""
+"""Bytes that a client may send ahead. containerd allows 64 to 128 KiB; each hop here takes longer than containerd's."""
 BLOCK = 1 << 16
-"""Bytes in a message to a client: what containerd's receivers allow at a time."""
+"""Bytes in one message to a client: what containerd's receivers allow at a time."""
 DRAIN_SECONDS = 1.0
-"""How long a client may take to take the last bytes of a stream."""
+"""Time for a client to take the last bytes of a stream."""
 
 
 class Stream:
-    """One open stream, as the service sees it."""
+    """An open stream, seen from the service."""
 
     def __init__(self, namespace: str, name: str, drain: float = DRAIN_SECONDS) -> None:
-        """Its client may take ``drain`` seconds for the last bytes."""
+        """``drain``: seconds that the client may take for the last bytes."""
         self.namespace = namespace
         self.name = name
         self.drain = drain
         self._received: deque[Any] = deque()
         self._arrived = asyncio.Event()
         self._taken = asyncio.Event()
-        self._complete = False  # the client has said that there are no more
+        self._complete = False  # the client has said that it sends no more
         self._sent: deque[Any] = deque()
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
-        self._passing = False  # an object is with the transport
-        self._ended = False  # by us
+        self._passing = False  # the transport has an object
+        self._ended = False  # by the service
         self._gone = False  # the client, or the whole call
 
     async def receive(self) -> Any | None:
-        """The client's next object; None where it has said that there are no more; Cancelled if it went away."""
+        """The client's next object; None if the client has said that there are no more; Cancelled if it went away."""
         while not self._received:
             if self._complete:
                 return None
@@ -78,7 +78,9 @@ class Stream:
         return self._received.popleft()
 
     async def send(self, message: Message) -> None:
-        """An object to the client, once there is room for it; Cancelled if it went away, or the stream was closed."""
+        """Send an object to the client, once there is room for it. Cancelled if the client went away or the stream was
+        closed.
+        """
         while len(self._sent) >= SEND_AHEAD and not self._over:
             self._room.clear()
             await self._room.wait()
@@ -87,14 +89,14 @@ class Stream:
         self._put(message)
 
     def offer(self, message: Message) -> None:
-        """An object to the client, unless it has too many waiting, or went away."""
+        """Send an object to the client, unless too many are waiting, or the client went away."""
         if not self._over and len(self._sent) < OFFERED:
             self._put(message)
 
     async def finish(self) -> None:
-        """End the stream once the transport has what was sent, or after :attr:`drain` seconds.
+        """End the stream once the transport has everything that was sent, or after :attr:`drain` seconds.
 
-        Progress has no end of its own: ctr shows what reached it before the answer of its Transfer.
+        Progress has no end of its own: ctr shows only what reached it before the answer to its Transfer.
         """
         try:
             with contextlib.suppress(TimeoutError):
@@ -106,7 +108,7 @@ class Stream:
             self.close()
 
     def close(self) -> None:
-        """End the stream, after what was sent."""
+        """End the stream after the objects that were sent."""
         self._ended = True
         self._changed.set()
         self._room.set()
@@ -122,7 +124,7 @@ class Stream:
     # ------------------------------------------------------------------------------------------ for the servicer
 
     async def outgoing(self) -> AsyncIterator[Any]:
-        """What is to be sent to the client, until the stream is closed."""
+        """The objects for the client, until the stream is closed."""
         while True:
             while self._sent:
                 self._passing = True
@@ -135,7 +137,7 @@ class Stream:
             await self._changed.wait()
 
     async def take(self, requests: AsyncIterator[Any]) -> None:
-        """What the client sends, to whoever receives."""
+        """Queue the client's objects for the receiver."""
         try:
             async for value in requests:
                 while len(self._received) >= RECEIVE_AHEAD:
@@ -146,7 +148,7 @@ class Stream:
             self._complete = True
             self._arrived.set()
         finally:
-            if not self._complete:  # whoever receives would wait for ever
+            if not self._complete:  # otherwise the receiver would wait for ever
                 self.lost()
 
     def lost(self) -> None:
@@ -168,7 +170,7 @@ class Streams:
         return len(self._open)
 
     def get(self, namespace: str, name: str) -> Stream:
-        """NotFound if there is none of that id."""
+        """The stream with this id; NotFound."""
         stream = self._open.get((namespace, name))
         if stream is None:
             raise errors.NotFound
@@ -176,7 +178,7 @@ class Streams:
 
     @contextlib.contextmanager
     def registered(self, stream: Stream) -> Iterator[None]:
-        """Found by its id while the block lasts; AlreadyExists for an id that is taken."""
+        """Register the stream under its id during the block; AlreadyExists if the id is taken."""
         key = (stream.namespace, stream.name)
         if key in self._open:
             raise errors.AlreadyExists
@@ -213,7 +215,7 @@ class StreamingServicer:
 
 
 def unpacked(value: Any, cls: type[M]) -> M:
-    """What is in ``value``; InvalidArgument if it is not a ``cls``."""
+    """The message in ``value``; InvalidArgument if it is not a ``cls``."""
     message = kit_any.unpack(value, cls)
     if message is None:
         raise errors.InvalidArgument(f"can't unmarshal type {value.type_url} to {cls.DESCRIPTOR.full_name}")
@@ -236,7 +238,7 @@ class ByteSource:
         while True:
             if self._window <= WINDOW // 2 and not self.ended:
                 more = WINDOW - self._window
-                with contextlib.suppress(errors.Cancelled):  # receive says why
+                with contextlib.suppress(errors.Cancelled):  # receive raises the reason
                     await self._stream.send(WindowUpdate(update=more))
                     self._window += more
             value = await self._stream.receive()
@@ -250,11 +252,11 @@ class ByteSource:
 
 
 class ByteSink:
-    """Bytes to a client: a :class:`~services.images.transfer.Sink`.
+    """Sends bytes to a client: a :class:`~services.images.transfer.Sink`.
 
-    Messages end at multiples of :data:`BLOCK`. So the window update that follows the last block, which containerd's
-    receivers send once they have passed it on, tells that the client has all of it: a client whose transfer has
-    returned may end at once, with bytes still on their way to its file.
+    Messages end at multiples of :data:`BLOCK`. containerd's receivers send a window update once they have passed on a
+    block. So the update after the last block shows that the client has everything: otherwise a client whose transfer
+    has returned might exit with bytes still on their way to its file.
     """
 
     def __init__(self, stream: Stream) -> None:
@@ -277,7 +279,7 @@ class ByteSink:
                 await self.flush()
 
     async def close(self) -> None:
-        """Returns when the client has taken all, or after :attr:`Stream.drain` seconds without."""
+        """Return when the client has taken everything, or after :attr:`Stream.drain` seconds."""
         try:
             if self._lost is None:
                 await self.flush()
@@ -288,12 +290,12 @@ class ByteSink:
             self.abandon()
 
     def abandon(self) -> None:
-        """End the stream as it stands."""
+        """End the stream as it is."""
         self._listening.cancel()
         self._stream.close()
 
     async def flush(self) -> None:
-        """Send what there is of a block. :meth:`close` cannot tell any more whether the client has all."""
+        """Send the incomplete block. After this, :meth:`close` cannot tell whether the client has everything."""
         data = memoryview(bytes(self._block))
         self._block.clear()
         while data:
@@ -315,7 +317,7 @@ class ByteSink:
         self._more.set()
 
     async def _end_of_updates(self) -> errors.NodeError:
-        """Take what the client allows, until it allows no more; why that is."""
+        """Receive window updates until they end. Returns the reason of the end."""
         try:
             while (value := await self._stream.receive()) is not None:
                 update = kit_any.unpack(value, WindowUpdate)
@@ -324,7 +326,7 @@ class ByteSink:
                     self._more.set()
         except errors.NodeError as error:
             return error
-        except Exception:  # whoever writes would wait for ever
+        except Exception:  # otherwise the writer would wait for ever
             log.exception("the window of stream %s", self._stream.name)
             return errors.defect(f"stream {self._stream.name}")
         return errors.Cancelled(f"stream {self._stream.name}: the client allows no more bytes")

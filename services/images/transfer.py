@@ -1,24 +1,24 @@
-"""Transfers of images: from where to where, what is told meanwhile, and by whom it is done.
+"""Transfers of images: their ends, their progress, and the interfaces of those that make them.
 
-A transfer has two *ends*: the :class:`ImageStore` (the node's images, some of them or one to be), a :class:`Registry`,
-an :class:`ImportStream` or an :class:`ExportStream`, which are archives whose bytes the client sends or takes. By their
-kinds a transfer is
+A transfer has two *ends*. An end is an :class:`ImageStore` (images of the node, existing ones or new ones), a
+:class:`Registry`, an :class:`ImportStream` or an :class:`ExportStream`. The last two are archives whose bytes the
+client sends or takes. The kinds of the ends say what the transfer is:
 
 ====================  ====================  ===========================================================
 from                  to                    is
 ====================  ====================  ===========================================================
-Registry              ImageStore            a pull (a :class:`Puller` does it)
-ImageStore            Registry              a push (a :class:`Pusher`)
+Registry              ImageStore            a pull (made by a :class:`Puller`)
+ImageStore            Registry              a push (made by a :class:`Pusher`)
 ImportStream          ImageStore            an import (``archives/importer.py``)
 ImageStore            ExportStream          an export (``archives/exporter.py``)
 ImageStore            ImageStore            a tag: the same target under another name
 ImportStream          ExportStream          an echo: the same bytes
 ====================  ====================  ===========================================================
 
-A transfer acts as its caller, through :class:`Node`: in its namespace, and under a lease, so that nothing of it is
-collected before the image that refers to it is there. A caller without a lease is given one that lasts as long as the
-transfer, or, if the process dies, until its successor is there. What a transfer that fails has stored by then stays
-until it is collected.
+A transfer acts as its caller, through :class:`Node`: in the caller's namespace and under a lease, so that nothing of it
+is collected before there is an image that refers to it. A caller without a lease gets one for the duration of the
+transfer; if the process dies, its successor ends that lease. What a failed transfer has stored stays until it is
+collected.
 """
 
 from __future__ import annotations
@@ -40,22 +40,24 @@ from services.snapshots.store import Snapshotter
 
 @dataclass(frozen=True, slots=True)
 class ImageReference:
-    """One more name of an image that is stored or looked up; the flags count for prefixes only."""
+    """A further name for an image that is stored or looked up. The flags are for prefixes only."""
 
     name: str
     is_prefix: bool = False
-    """It lacks a tag or a digest, which the image brings along."""
+    """The name lacks a tag or digest, which the image supplies."""
     allow_overwrite: bool = False
-    """A full name that the image brings along is taken although it does not begin with this prefix."""
+    """A full name that the image supplies is used although it does not begin with this prefix."""
     add_digest: bool = False
-    """NAME@DIGEST is a name too."""
+    """Also store NAME@DIGEST."""
     skip_named_digest: bool = False
-    """But not where the image brought a name along."""
+    """But not if the image supplied a name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unpacking:
-    """Layers of images for ``platform`` are to become snapshots of ``snapshotter``; "" is the node's usual one."""
+    """A request to unpack the layers of images for ``platform`` to snapshots of ``snapshotter``; "" means the node's
+    default.
+    """
 
     platform: Platform
     snapshotter: str = ""
@@ -63,26 +65,26 @@ class Unpacking:
 
 @dataclass(frozen=True, slots=True)
 class ImageStore:
-    """The node's images: as a source those with these names, as a destination what to store, and under which names."""
+    """Images of the node: as a source, those with these names; as a destination, what to store and under which
+    names.
+    """
 
     name: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     platforms: tuple[Platform, ...] = ()
     """None: all."""
     all_metadata: bool = False
-    """Manifests and configs of the other platforms too."""
+    """Also store manifests and configs of other platforms."""
     manifest_limit: int = 0
-    """Of an index, so many manifests; 0: all that are wanted."""
+    """The number of manifests of an index that are stored; 0: all that are wanted."""
     references: tuple[ImageReference, ...] = ()
     unpacks: tuple[Unpacking, ...] = ()
     only_wanted: bool = False
-    """Of an archive store the images for these platforms, and neither others nor its index; those left out are told as
-    :data:`LEFT_OUT`. containerd stores records of all, and collects the contents of those that it did not want.
+    """Of an archive, store only images for these platforms, and not the archive's index. Those left out are reported as
+    :data:`LEFT_OUT`. containerd stores records of all, and collects the contents of those that were not wanted.
     """
     verify: bool = False
-    """Of a pull look at all bytes of the blobs that are there, and not at their sizes only; at those of small ones
-    it looks in any case.
-    """
+    """In a pull, check all bytes of the blobs that exist, not only their sizes. Small blobs are always checked."""
 
     def __str__(self) -> str:
         return f"Local Image Store ({self.name})"
@@ -90,8 +92,8 @@ class ImageStore:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What a client answers for a host: a user's name and password, a refresh token (``secret`` alone), or a whole
-    Authorization header. Or nothing.
+    """A client's answer for a host: a user's name and password, a refresh token (only ``secret``), a whole
+    Authorization header, or nothing.
     """
 
     username: str = ""
@@ -100,13 +102,13 @@ class Credentials:
 
 
 AskCredentials = Callable[[str, Sequence[str]], Awaitable[Credentials]]
-"""Asks the client: for a host, whose WWW-Authenticate headers may be given. One question at a time;
+"""Asks the client for credentials for a host, given its WWW-Authenticate headers, if any. One question at a time.
 DeadlineExceeded if the client never answers.
 """
 
 
 Show = Callable[[str], None]
-"""Takes lines of text on their way to the client, or to the log. Never waits and never fails."""
+"""Takes text on its way to the client or to the log. Never waits and never fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,30 +117,30 @@ class Registry:
 
     reference: str
     headers: Mapping[str, str] = field(default_factory=dict)
-    """Sent with each request."""
+    """Headers that are sent with each request."""
     host_dir: str = ""
-    """Where ``HOST/hosts.toml`` files are."""
+    """The directory with ``HOST/hosts.toml`` files."""
     default_scheme: str = ""
-    """http or https; "" is the usual choice for the host."""
+    """http or https; "" means the default for the host."""
     credentials: AskCredentials | None = None
     show_requests: Show | None = None
-    """Where requests and their answers are shown, if they are."""
+    """Where requests and answers are shown, if at all."""
     show_connections: Show | None = None
-    """The same for what connections they went through."""
+    """Where the connections that they used are shown, if at all."""
 
     def __str__(self) -> str:
         return f"OCI Registry ({self.reference})"
 
 
 class Sink(Protocol):
-    """Bytes to the client, which says how many it wants."""
+    """Bytes for the client, which says how many it takes."""
 
     async def write(self, data: bytes) -> None:
-        """Returns when the bytes are on their way. Cancelled if the client went away."""
+        """Return when the bytes are on their way. Cancelled if the client went away."""
         ...
 
     async def close(self) -> None:
-        """No more bytes. Returns when the client has taken all, or does not seem to."""
+        """There are no more bytes. Return when the client has taken everything, or seems not to."""
         ...
 
 
@@ -150,7 +152,7 @@ class ImportStream:
     media_type: str = ""
     """"": the archive may be compressed."""
     force_compress: bool = False
-    """Compress layers that are not, where the archive has no manifests of its own."""
+    """Compress uncompressed layers, if the archive has no manifests of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,20 +171,20 @@ class ExportStream:
 # ---------------------------------------------------------------------------------------------- progress
 
 LEFT_OUT = "not imported: for "
-"""How the event of an image of an archive begins that was left out (``ImageStore.only_wanted``); its platforms
+"""Prefix of the event for an image of an archive that was left out (``ImageStore.only_wanted``); the image's platforms
 follow.
 """
 
 SILENT = "waiting for "
-"""How the event of a transfer begins that waits for a host from which nothing comes: ``parents`` has the host,
-``progress`` the seconds, and there is no name.
+"""Prefix of the event of a transfer that waits for a host which sends nothing: ``parents`` has the host, ``progress``
+the seconds, and ``name`` is empty.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """An event of a transfer: of the thing ``name``, which is part of ``parents``; or of the transfer as a whole,
-    where there is no name.
+    """An event of a transfer: about the thing ``name``, which is part of ``parents``, or about the whole transfer if
+    ``name`` is empty.
     """
 
     event: str
@@ -194,11 +196,11 @@ class Progress:
 
 
 Report = Callable[[Progress], None]
-"""Takes an event on its way to the client. Never waits and never fails; a client that does not keep up misses some."""
+"""Takes an event on its way to the client. Never waits and never fails; a client that is too slow misses some."""
 
 
 def unheard(_: Progress) -> None:
-    """The report of a transfer whose client did not ask for any."""
+    """The report of a transfer whose client asked for none."""
 
 
 # ---------------------------------------------------------------------------------------------- the node
@@ -214,7 +216,7 @@ class Image:
 
 
 class Filling(Protocol):
-    """A blob being made: ``fd`` is to be filled, then :meth:`filled`, then :meth:`commit`."""
+    """A blob that is being made: write to ``fd``, then call :meth:`filled`, then :meth:`commit`."""
 
     fd: int
 
@@ -223,7 +225,7 @@ class Filling(Protocol):
         ...
 
     async def commit(self, digest: str, size: int, labels: Mapping[str, str] = {}) -> None:
-        """Make it a blob of this digest and size; it is fine if there is one already."""
+        """Make it a blob of this digest and size; no error if the blob exists."""
         ...
 
 
@@ -231,15 +233,16 @@ class Lane(Protocol):
     """Bytes on their way to an ingest."""
 
     async def write(self, data: bytes) -> None:
-        """The next bytes. ResourceExhausted if the disk is full."""
+        """Write the next bytes. ResourceExhausted if the disk is full."""
         ...
 
 
 class Ingest(Protocol):
-    """A blob being fetched: an ingest of which ``offset`` bytes are there without a gap, of this or an earlier attempt;
-    ``received`` counts those beyond it too.
+    """A blob that is being fetched. ``offset`` is the number of bytes that are there without a gap, from this attempt
+    or an earlier one; ``received`` also counts bytes beyond a gap.
 
-    ``lanes``: whether bytes may come in several places at once; else all come on one, from ``offset`` on.
+    ``lanes``: whether bytes may be written in several places at once. If not, all are written in one lane, from
+    ``offset`` on.
     """
 
     @property
@@ -252,37 +255,39 @@ class Ingest(Protocol):
     def received(self) -> int: ...
 
     def lane(self, at: int) -> AbstractAsyncContextManager[Lane]:
-        """For the bytes from ``at`` on. All that it took are written when the block has ended well."""
+        """A lane for the bytes from ``at`` on. Once the block has ended without an error, all its bytes are written."""
         ...
 
     async def shorten(self) -> None:
-        """Back to the bytes that are there without a gap."""
+        """Drop the bytes beyond a gap."""
         ...
 
     async def restart(self) -> None:
-        """Back to no bytes."""
+        """Drop all bytes."""
         ...
 
     async def commit(self, labels: Mapping[str, str]) -> None:
-        """Make it a blob. FailedPrecondition if size or digest are not what they should be: then :meth:`restart`.
-        AlreadyExists if somebody else made it.
+        """Make it a blob. FailedPrecondition if size or digest are wrong: then :meth:`restart`. AlreadyExists if
+        another process made the blob.
         """
         ...
 
 
 class BegunAnew(Exception):
-    """A blob that was read while it arrived has begun anew: what was read may be wrong."""
+    """A blob that was read while it arrived was fetched anew: the bytes read may be wrong."""
 
 
 class LateError(Exception):
-    """What a layer leaves out cannot be made up for when it is unpacked: it must be unpacked on the layers below."""
+    """The attributes of a directory cannot be set after unpacking: the layer must be unpacked on the layers below
+    it.
+    """
 
 
 class How(NamedTuple):
-    """How layers can be unpacked: ``follows``, while their blobs arrive; ``side_by_side``, alone, since the snapshotter
-    can chain them afterwards.
+    """How layers can be unpacked. ``follows``: while their blobs arrive. ``side_by_side``: each alone, since the
+    snapshotter can chain them afterwards.
 
-    ``wants_origin``: the snapshotter may fetch layers by itself, when they are used, and so is told where they are.
+    ``wants_origin``: the snapshotter may fetch layers by itself when they are used, and so must know where they are.
     """
 
     follows: bool
@@ -291,56 +296,55 @@ class How(NamedTuple):
 
 
 class Applied(NamedTuple):
-    """A layer that was unpacked: its diff id; alone, also the directories that it uses and does not name."""
+    """An unpacked layer: its diff id and, if it was unpacked alone, the directories that it uses but does not name."""
 
     diff_id: str
     unnamed: tuple[Unnamed, ...] = ()
 
 
 class Node(Protocol):
-    """The node as the caller sees it: its content, images, snapshots."""
+    """The node as the caller sees it: its content, images and snapshots."""
 
     namespace: str
 
     async def info(self, digest: str) -> Info:
-        """Size and labels of a blob, or NotFound."""
+        """The size and labels of a blob; NotFound."""
         ...
 
     async def trouble(self, descriptor: Descriptor, *, verify: bool) -> str:
-        """What is wrong with the file of a blob that is recorded: "" if nothing, or if it is not recorded, or
-        another's content store has it. ``verify``: all its bytes are looked at.
+        """What is wrong with the file of a recorded blob; "" if nothing is, if it is not recorded, or if a foreign
+        content store has it. ``verify``: check all its bytes.
         """
         ...
 
     async def replace(self, descriptor: Descriptor, pieces: AsyncIterator[bytes]) -> None:
-        """Put these bytes in the place of a blob's file, for all namespaces that have it. FailedPrecondition if
-        they are others than its digest says.
+        """Replace a blob's file by these bytes, for all namespaces that have it. FailedPrecondition if their digest is
+        another.
         """
         ...
 
     async def document(self, descriptor: Descriptor) -> bytes:
-        """A whole small blob, or NotFound."""
+        """A whole small blob; NotFound."""
         ...
 
     def reading(self, digest: str) -> AbstractAsyncContextManager[int]:
-        """A file descriptor with a blob's bytes, or NotFound."""
+        """A file descriptor with a blob's bytes; NotFound."""
         ...
 
     def filling(self, ref: str) -> AbstractAsyncContextManager[Filling]:
-        """A blob to be made. What was not committed at the end of the block is gone."""
+        """A blob to be made. It is dropped if it was not committed by the end of the block."""
         ...
 
     def ingest(self, descriptor: Descriptor) -> AbstractAsyncContextManager[Ingest]:
-        """Where a blob is fetched to; AlreadyExists, with the blob held by the lease, if it is there. Waits while
-        another process writes it.
+        """An ingest for a blob to be fetched. AlreadyExists, with the blob leased, if it exists. Waits while another
+        process writes it.
 
-        What was not committed at the end of the block can be resumed within a day, whatever becomes of the lease, or of
-        this process.
+        An ingest that was not committed can be resumed within a day, whatever happens to the lease or to this process.
         """
         ...
 
     async def label(self, digest: str, labels: Mapping[str, str]) -> None:
-        """Set these labels of a blob, and leave its others."""
+        """Set these labels of a blob; its other labels stay."""
         ...
 
     def compressed(self, diff_ids: Iterable[str]) -> AsyncIterator[Info]:
@@ -348,15 +352,15 @@ class Node(Protocol):
         ...
 
     async def image(self, name: str) -> Image:
-        """An image, or NotFound."""
+        """An image; NotFound."""
         ...
 
     async def store(self, image: Image) -> Image:
-        """Create the image, or, if there is one of the name, replace it."""
+        """Create the image, or replace the one with the same name."""
         ...
 
     def snapshotter(self, name: str) -> Snapshotter:
-        """Snapshots by the snapshotter ``name``."""
+        """The snapshotter ``name``."""
         ...
 
     async def unpacks(self, snapshotter: str) -> How:
@@ -364,29 +368,29 @@ class Node(Protocol):
         ...
 
     def expect(self) -> None:
-        """Layers will be applied in a moment."""
+        """Prepare for layers that will be applied in a moment."""
         ...
 
     async def apply(
         self, layer: Descriptor, mounts: Sequence[Mount], *, ingest: Ingest | None = None, alone: bool = False
     ) -> Applied:
-        """Unpack a layer onto mounts. ``ingest`` is where its blob arrives, if it is not there: it is read as it comes,
-        or BegunAnew.
+        """Unpack a layer onto mounts. ``ingest`` is where its blob is arriving, if it is not there yet: the layer is
+        read as it comes. BegunAnew if the ingest is restarted.
 
-        ``alone``: there is one mount, a bind, of a snapshot without a parent, which it will get when it is committed;
-        :meth:`inherit` comes before that.
+        ``alone``: the only mount is a bind, of a snapshot without a parent. The snapshot gets its parent when it is
+        committed; :meth:`inherit` is called before that.
         """
         ...
 
     async def inherit(self, mounts: Sequence[Mount], below: Sequence[str], unnamed: Sequence[Unnamed]) -> None:
-        """Give directories of a layer that was unpacked alone onto ``mounts`` what they have in the layers
-        ``below``, whose directories these are, topmost first; LateError if that is not enough.
+        """Give directories of a layer that was unpacked alone onto ``mounts`` the attributes that they have in the
+        layers below; ``below`` has the directories of those, topmost first. LateError if that is not enough.
         """
         ...
 
 
 class Puller(Protocol):
-    """Who pulls."""
+    """Makes pulls."""
 
     async def pull(self, source: Registry, destination: ImageStore, node: Node, report: Report) -> None:
         """Fetch what the destination wants of the image, unpack it, store it. ``node`` acts under a lease."""
@@ -394,8 +398,8 @@ class Puller(Protocol):
 
 
 class Pusher(Protocol):
-    """Who pushes."""
+    """Makes pushes."""
 
     async def push(self, source: ImageStore, destination: Registry, node: Node, report: Report) -> None:
-        """Send the image ``source.name``, for its platforms, with all that it refers to."""
+        """Send the image ``source.name``, for its platforms, with everything that it refers to."""
         ...

@@ -1,4 +1,4 @@
-"""Transfers' values as protobuf messages and back."""
+"""Conversion between transfers' values and protobuf messages."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def credentials_to_pb(credentials: Credentials) -> registry_pb2.AuthResponse:
 
 
 def credentials_from_pb(message: registry_pb2.AuthResponse) -> Credentials:
-    """InvalidArgument for a kind that is not known."""
+    """InvalidArgument for an unknown kind of credentials."""
     match message.authType:
         case registry_pb2.NONE:
             return Credentials()

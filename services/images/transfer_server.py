@@ -1,5 +1,5 @@
-"""containerd.services.transfer.v1: the ends of a transfer read from the request, the transfer made by whoever does
-its kind, its progress sent on the client's stream.
+"""containerd.services.transfer.v1: it reads the ends of a transfer from the request, lets the transfer be made
+according to its kind, and sends its progress on the client's stream.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ log = logging.getLogger(__name__)
 End = ImageStore | Registry | ImportStream | ExportStream
 
 ANSWER_SECONDS = 120.0
-"""How long a client may think about a question for credentials."""
+"""Seconds that a client may take to answer a question for credentials."""
 
 LINGER_SECONDS = 5.0
-"""How long the stream of an import that failed stays open: a client that is still sending would report that, and
-not the failure.
+"""Seconds for which the stream of a failed import stays open: a client that is still sending would otherwise report
+that instead of the failure.
 """
 
 
 class TransferServicer:
-    """Transfers through ``gateway``, each under one of ``leases``, of the clients whose streams are in ``streams``;
+    """Makes transfers through ``gateway``, each under one of ``leases``. The clients' streams are in ``streams``;
     ``appliers`` unpack layers.
 
     Without ``puller`` and ``pusher`` there are no pulls and pushes.
@@ -79,7 +79,7 @@ class TransferServicer:
         *,
         answer: float = ANSWER_SECONDS,
     ) -> None:
-        """A client has ``answer`` seconds to answer a question."""
+        """``answer``: seconds that a client may take to answer a question."""
         self._answer = answer
         self._gateway = gateway
         self._leases = leases
@@ -116,7 +116,7 @@ class TransferServicer:
         return Empty()
 
     async def _transferred(self, source: End | None, destination: End | None, node: RemoteNode, report: Report) -> bool:
-        """Make the transfer; False if there is none of its kind."""
+        """Make the transfer; False if there is no such kind."""
         match source, destination:
             case Registry(), ImageStore() if self._puller is not None:
                 async with node.leased() as leased:
@@ -145,8 +145,8 @@ class TransferServicer:
     # ------------------------------------------------------------------------------------------ what the request names
 
     def _end(self, value: Any, call: Call, held: contextlib.AsyncExitStack) -> End | None:
-        """An end of the transfer, its streams found; None for a type that is none. NotFound for a stream that is
-        not open.
+        """An end of the transfer with its streams; None for a type that is no end. NotFound for a stream that is not
+        open.
         """
         match kit_any.type_name(value):
             case "containerd.types.transfer.ImageStore":
@@ -193,7 +193,7 @@ class TransferServicer:
         )
 
     def _show(self, message: registry_pb2.OCIRegistry, call: Call, held: contextlib.AsyncExitStack) -> Show:
-        """Where requests are shown: on the client's stream, or, without one, in the log."""
+        """Where requests are shown: on the client's stream if it has one, else in the log."""
         if message.resolver.logs_stream:
             shown = LogsStream(ByteSink(self._stream(message.resolver.logs_stream, call)))
             held.push_async_callback(shown.close)
@@ -256,9 +256,7 @@ def _what(source: End | None, destination: End | None) -> str:
 
 @contextlib.contextmanager
 def _told(source: End | None, destination: End | None, call: Call) -> Iterator[None]:
-    """The log has a line about a transfer that fails, whatever its error: an image that a registry has not is one
-    too.
-    """
+    """Log a transfer that fails, whatever its error: also, for example, an image that the registry does not have."""
     what = f"{_what(source, destination)} in namespace {call.optional_namespace}"
     try:
         yield
@@ -273,7 +271,7 @@ def _told(source: End | None, destination: End | None, call: Call) -> Iterator[N
 
 
 class _Questions:
-    """Credentials asked for on a stream: a question, an answer, one after the other."""
+    """Asks a client for credentials on a stream: one question and answer at a time."""
 
     def __init__(self, stream: Stream, reference: str, seconds: float) -> None:
         self._seconds = seconds
@@ -291,7 +289,7 @@ class _Questions:
                     )
                     answer = await self._stream.receive()
             except TimeoutError:
-                self._stream.close()  # what comes now would be taken for the answer to the next question
+                self._stream.close()  # a late answer would be taken for the answer to the next question
                 raise errors.DeadlineExceeded(f"credentials for {host}: the client does not answer") from None
         if answer is None:
             raise errors.Cancelled(f"credentials for {host}: the client answers no more")

@@ -1,1 +1,1 @@
-"""Archives of images: OCI layouts, and what docker save and load exchange."""
+"""Archives of images: OCI layouts, and the archives of docker save and load."""

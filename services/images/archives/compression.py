@@ -1,4 +1,4 @@
-"""Compressing a layer: an archive may bring it uncompressed, and the client may want it compressed all the same."""
+"""Compresses a layer: an archive may have it uncompressed, while the client wants it compressed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ _PIECE = 1 << 18
 
 
 def gzipped(source: int, target: int) -> tuple[str, int]:
-    """Compress all that the file descriptor ``source`` gives into ``target``; the digest and size of what was
-    written. ResourceExhausted if there is no room for it.
+    """Compress everything from the file descriptor ``source`` into ``target``. Returns the digest and size of the
+    result. ResourceExhausted if there is no room for it.
     """
     import zlib
 

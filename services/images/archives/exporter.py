@@ -1,9 +1,9 @@
-"""Exports: from images to an archive that containerd, docker load and OCI tools read.
+"""Exports: from images to an archive that containerd, docker load and OCI tools can read.
 
-The archive is an OCI layout: ``oci-layout``, ``index.json``, which has an entry for each name, and the blobs of all
-manifests that are wanted. Beside it stands ``manifest.json`` for docker load, with one manifest of each image. It is a
-plain tar, its files in the order of their names and without times or owners: the same images always give the same
-bytes, which are containerd's too.
+The archive is an OCI layout: ``oci-layout``; ``index.json``, with an entry for each name; and the blobs of all wanted
+manifests. It also has ``manifest.json`` for docker load, with one manifest of each image. The archive is a plain tar.
+Its files are in the order of their names and have no times or owners: the same images always give the same bytes, which
+are the same as containerd's.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ log = logging.getLogger(__name__)
 
 _PIECE = 1 << 20
 _OCTAL_LIMIT = 1 << 33
-"""Sizes from here on do not fit into a plain header."""
+"""Bytes from which a size does not fit into a plain header."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A file or a directory of the archive: ``data``, or the bytes of ``blob``."""
+    """A file or a directory of the archive, with ``data`` or with the bytes of ``blob``."""
 
     name: str
     mode: int = 0o644
@@ -49,15 +49,15 @@ class Record:
 
 @dataclass(slots=True)
 class _Manifest:
-    """A manifest that docker load is offered, and its names."""
+    """A manifest that is offered to docker load, and its names."""
 
     descriptor: Descriptor
     names: list[str] = field(default_factory=list)
 
 
 async def exported(source: ImageStore, destination: ExportStream, node: Node, report: Report) -> None:
-    """Write the source's images to the archive. NotFound for an image, for one of its documents or layers, or where
-    an index has nothing for the platform.
+    """Write the source's images to the archive. NotFound for a missing image, document or layer, and for an index that
+    has nothing for the platform.
     """
     report(Progress("Exporting"))
     with tracing.span("images.export"):
@@ -71,7 +71,7 @@ async def exported(source: ImageStore, destination: ExportStream, node: Node, re
 
 
 class _Archive:
-    """What is to be in an archive."""
+    """The contents of an archive."""
 
     def __init__(self, wanted: ExportStream, node: Node) -> None:
         self._wanted = wanted
@@ -80,11 +80,11 @@ class _Archive:
         self._platforms = platforms.Ordered(*(wanted.platforms or (platforms.default(),)))
         self._records: dict[str, Record] = {}
         self._docker: dict[str, _Manifest] = {}
-        self._chosen: dict[str, str] = {}  # index to the manifest that stands for it
+        self._chosen: dict[str, str] = {}  # from an index to the manifest that stands for it
         self._algorithms: set[str] = set()
 
     async def records(self, targets: Sequence[Descriptor]) -> list[Record]:
-        """The records in their order."""
+        """The records, in their order."""
         entries = []
         for target in targets:
             try:
@@ -139,7 +139,7 @@ class _Archive:
         self._docker[chosen].names.append(entry.annotations[names.IMAGE_NAME])
 
     async def _index(self, entry: Descriptor) -> str:
-        """All manifests of an index that are wanted; the answer is the digest of the one that fits best."""
+        """Add all wanted manifests of an index. Returns the digest of the one that fits best."""
         fitting = []
         children = await self._walk.children(entry)
         self._walk.follow(entry, children)
@@ -198,7 +198,7 @@ def _path(digest: str) -> str:
 
 
 async def written(records: Sequence[Record], sink: Sink, node: Node) -> None:
-    """The tar of ``records`` into ``sink``, to its end. Unknown for a blob that is not what its descriptor says."""
+    """Write the tar of ``records`` to ``sink``, with its end. Unknown for a blob that does not match its descriptor."""
     for record in records:
         await sink.write(header(record))
         if record.blob is None:

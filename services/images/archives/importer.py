@@ -1,22 +1,22 @@
 """Imports: from an archive to images.
 
 An archive is a tar, perhaps compressed, of one of two kinds. An *OCI layout* has documents of its own: ``oci-layout``,
-``index.json``, and blobs. What ``docker save`` writes has ``manifest.json``, which says which files are whose config
-and layers; here it is made into Docker manifests and an index of them. (Archives that have both, such as our exports,
-are OCI layouts.)
+``index.json``, and blobs. An archive of ``docker save`` has ``manifest.json``, which says which files are the config
+and the layers of which image; the importer makes Docker manifests of these, and an index of the manifests. (Archives
+that have both, such as our exports, are OCI layouts.)
 
-1. Every file becomes a blob as it comes by, whatever its name; what nothing refers to in the end is collected once the
-   lease is gone.
+1. Each file becomes a blob as it arrives, whatever its name. Blobs to which nothing refers at the end are collected
+   once the lease is gone.
 2. The index is walked: each document is labelled with what it refers to, as far as the destination wants it
-   (``documents/graph.py``). Documents that are missing are an error; layers are not looked at, so an archive may lack
-   those that the node has.
-3. Layers are unpacked if the destination says so.
+   (``documents/graph.py``). A missing document is an error. Layers are not looked at, so an archive may lack those
+   that the node has.
+3. Layers are unpacked if the destination asks for it.
 4. The index and each of its entries are stored as images under the names that the destination gives them
-   (``names.py``); those without a name are not. Where the destination wants only what is for its platforms, an entry
-   that has nothing for them is left out, and told.
+   (``names.py``); those without a name are not stored. If the destination wants only what is for its platforms, an
+   entry that has nothing for them is left out and reported.
 
-An archive is a stranger's: what is remembered of it is bounded, its headers by the reader (``kit/tar.py``), and it must
-be whole, the compressed stream too. Reading it blocks, so a thread does it.
+An archive comes from outside, so the memory for it is limited; the reader limits its headers (``kit/tar.py``). It must
+be complete, and so must the compressed stream. Reading it blocks, so a thread does it.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ DOCKER = "manifest.json"
 
 _PIECE = 1 << 18
 _WINDOW = 1 << 27
-"""Bytes of a zstd frame's window: what zstd writes with ``--ultra -22`` or ``--long``, and reads without being
-asked. This process inflates for everybody.
+"""Bytes of a zstd frame's window. zstd writes such frames with ``--ultra -22`` or ``--long``, and reads them without an
+option. This process inflates for all clients.
 """
 NAMES_LIMIT = 64 << 20
-"""Bytes of the names of an archive's files, and of what its links name; each counts for :data:`_NAME` more."""
+"""Bytes of the names of an archive's files and of its links' targets; each counts for :data:`_NAME` bytes more."""
 _NAME = 200
 _SMALL = 1 << 16
-"""Bytes of a file that is looked at before it becomes a blob."""
+"""Bytes up to which a file is read before it becomes a blob."""
 _LONG_NAME = 1000
 """Bytes of a file's name that go into the ref of its ingest."""
 SPARSE_LIMIT = 64 << 30
@@ -75,25 +75,25 @@ memory.when_idle(tar.forget)
 
 @dataclass(slots=True)
 class Contents:
-    """What was found in an archive."""
+    """The files that were found in an archive."""
 
     blobs: dict[str, Descriptor] = field(default_factory=dict)
-    """By name in the archive; without media type."""
+    """By name in the archive; without a media type."""
     stored: set[str] = field(default_factory=set)
-    """Their digests: of small files many may be the same, such as the VERSION of each layer that ``docker save``
-    wrote for years.
+    """Their digests: many small files may be equal, such as the VERSION of each layer that ``docker save`` wrote for
+    years.
     """
     links: dict[str, str] = field(default_factory=dict)
-    """Symbolic links and what they name."""
+    """Symbolic links and their targets."""
     layout: str | None = None
     """The version of an OCI layout."""
     docker: list[dict[str, Any]] | None = None
-    """``manifest.json``."""
+    """The contents of ``manifest.json``."""
     room: int = NAMES_LIMIT
     """Bytes of names that may still come."""
 
     def takes(self, *names: str) -> None:
-        """Count what is remembered. ResourceExhausted for too much of it."""
+        """Count names that are remembered. ResourceExhausted if there are too many."""
         self.room -= sum(map(len, names)) + _NAME
         if self.room < 0:
             raise errors.ResourceExhausted("the archive has too many files")
@@ -107,10 +107,10 @@ async def imported(
     report: Report,
     most_layers: int = LAYERS,
 ) -> None:
-    """Import the archive, whose images have so many layers at most; ``node`` acts under a lease.
+    """Import the archive, whose images may have ``most_layers`` layers; ``node`` acts under a lease.
 
-    Unknown for what is no archive of images and for one without an image that is wanted, NotFound for documents that it
-    lacks.
+    Unknown for something that is no archive of images, and for an archive without a wanted image. NotFound for
+    documents that it lacks.
     """
     report(Progress("Importing"))
     wanted = unpacker.accepted(destination.unpacks)
@@ -170,9 +170,7 @@ def _mismatch(entries: Sequence[Descriptor], destination: ImageStore) -> str:
 
 
 async def read(source: ImportStream, node: Node, *, room: int = NAMES_LIMIT) -> Contents:
-    """Make every file of the archive a blob. ResourceExhausted if what is remembered of their names takes more than
-    ``room`` bytes.
-    """
+    """Make each file of the archive a blob. ResourceExhausted if its names take more than ``room`` bytes."""
     contents = Contents(room=room)
     unique = base64.urlsafe_b64encode(os.urandom(6)).decode()
     async with _in_thread(source.source) as (file, run):
@@ -209,11 +207,11 @@ async def read(source: ImportStream, node: Node, *, room: int = NAMES_LIMIT) -> 
 
 @contextlib.asynccontextmanager
 async def _in_thread(source: AsyncIterator[bytes]) -> AsyncIterator[tuple[Handover, Run]]:
-    """``source`` as a file, and a function that runs others in a thread which may read it. A failure of the source
-    is the block's.
+    """``source`` as a file, and a function that runs others in a thread which may read the file. A failure of the
+    source is raised by the block.
     """
     handover = Handover()
-    pool = ThreadPoolExecutor(1, "import")  # of its own: it may wait for a slow client, and others would wait with it
+    pool = ThreadPoolExecutor(1, "import")  # a pool of its own: it may wait for a slow client, and would delay others
 
     async def pump() -> None:
         try:
@@ -228,9 +226,9 @@ async def _in_thread(source: AsyncIterator[bytes]) -> AsyncIterator[tuple[Handov
     pumping = loops.task("the bytes of an archive", pump())
     try:
         yield handover, run
-        await pumping  # at its end, or it failed where the archive could have ended
+        await pumping  # at its end; or it has failed where the archive could have ended
     except Exception:
-        # What the thread saw, an archive that ends early, is only how it saw it.
+        # The thread may have seen only the consequence, an archive that ends early.
         if pumping.done() and not pumping.cancelled() and isinstance(failure := pumping.exception(), errors.NodeError):
             raise failure from None
         raise
@@ -241,7 +239,7 @@ async def _in_thread(source: AsyncIterator[bytes]) -> AsyncIterator[tuple[Handov
 
 
 class _Archive:
-    """The tar in a file, inflated if it is ``compressed``; for the thread. Unknown for what is damaged, with the
+    """The tar in a file, inflated if it is ``compressed``; for use in the thread. Unknown for a damaged tar, with the
     name of the entry.
     """
 
@@ -249,7 +247,7 @@ class _Archive:
         self._file = file
         self._entry: tar.Entry | None = None
         self.name = ""
-        """Of the entry."""
+        """The name of the entry."""
         with self._readable():
             chunks = iter(functools.partial(file.read, _PIECE), b"")
             self._stream = tar.Stream(inflate.inflated(chunks, _WINDOW) if compressed else chunks)
@@ -274,7 +272,7 @@ class _Archive:
         return entry
 
     def document(self) -> bytes:
-        """The entry, a document, which more may follow."""
+        """The contents of the entry, a document."""
         what = f"untar {quoted(self.name)}"
         with self._readable(f"{what}: "):
             if self._reader.stored() > manifests.DOCUMENT_LIMIT:
@@ -282,7 +280,7 @@ class _Archive:
             return self._reader.whole()
 
     def small(self) -> bytes | None:
-        """All bytes of the entry, if they are few."""
+        """The contents of the entry, if it is small."""
         entry = self._entry
         assert entry is not None
         if entry.sparse is not None or entry.size > _SMALL:
@@ -291,7 +289,9 @@ class _Archive:
             return b"".join(self._reader.data())
 
     def copied(self, filling: Filling, data: bytes | None) -> Descriptor:
-        """The entry, whose bytes are in the ingest now: ``data``, or those that are still to come."""
+        """Write the entry to the ingest: ``data``, or the contents that are still to be read. Returns its
+        descriptor.
+        """
         entry = self._entry
         assert entry is not None
         hashing = hashlib.sha256()
@@ -309,7 +309,7 @@ class _Archive:
         return Descriptor("", f"sha256:{hashing.hexdigest()}", entry.size)
 
     def _filled(self, size: int, sparse: Sequence[tuple[int, int]]) -> Iterator[bytes | memoryview]:
-        """A sparse file with its holes."""
+        """The contents of a sparse file, with zeros for its holes."""
         if size > SPARSE_LIMIT:
             raise errors.ResourceExhausted(f"failed to ingest {quoted(self.name)}: a sparse file of {size} bytes")
         pieces = self._reader.data()
@@ -317,7 +317,7 @@ class _Archive:
         at = 0
         for offset, length in [*sparse, (size, 0)]:
             while at < offset:
-                if self._file.stopped:  # nobody waits any more, and there is no end of file to notice
+                if self._file.stopped:  # the import was given up, and the loop would not end by itself
                     raise errors.Cancelled(f"failed to ingest {quoted(self.name)}")
                 zeros = bytes(min(_PIECE, offset - at))
                 at += len(zeros)
@@ -330,8 +330,8 @@ class _Archive:
                 at += len(now)
 
     def drain(self) -> None:
-        """To the end: a compressed stream has its checksum there, and a client whose last bytes nobody takes
-        complains.
+        """Read to the end: a compressed stream has its checksum there, and a client reports an error if its last bytes
+        are not taken.
         """
         with self._readable():
             self._stream.drain()
@@ -340,7 +340,7 @@ class _Archive:
 
 
 def _text(name: bytes) -> str:
-    """A name that is no UTF-8 is none that a document could have."""
+    """A name as text. One that is not UTF-8 becomes one that no document can refer to."""
     return name.decode("utf-8", "backslashreplace")
 
 
@@ -348,8 +348,8 @@ def _text(name: bytes) -> str:
 
 
 async def index_of(contents: Contents, node: Node, *, compress: bool) -> Descriptor:
-    """The descriptor of the archive's index, which is made if the archive has none. Unknown for what is no archive
-    of images.
+    """The descriptor of the archive's index, which is made if the archive has none. Unknown for something that is no
+    archive of images.
     """
     if contents.layout:
         if contents.layout != "1.0.0":
@@ -402,7 +402,7 @@ async def _docker_image(
 async def _docker_layers(
     files: Sequence[str], blobs: Mapping[str, Descriptor], node: Node, *, compress: bool
 ) -> list[Descriptor]:
-    """The layers' descriptors: where the node has a compressed form of a layer already, that one."""
+    """The layers' descriptors. If the node has a compressed form of a layer, that is used."""
     missing = next((name for name in files if name not in blobs), None)
     if missing is not None:
         raise errors.Unknown(f'failed to resolve layers: layer "{missing}" not found')
@@ -420,7 +420,7 @@ async def _docker_layer(layer: Descriptor, node: Node, *, compress: bool) -> Des
     async with node.reading(layer.digest) as fd:
         head = await threads.to_thread(os.read, fd, inflate.HEAD)
     if inflate.compression_of(head) is not None:
-        # for zstd too, as in containerd: whoever unpacks it looks at its bytes
+        # for zstd too, as in containerd: unpacking looks at the bytes
         return replace(layer, media_type=media_types.DOCKER_LAYER_GZIP)
     if not compress:
         return replace(layer, media_type=media_types.DOCKER_LAYER)

@@ -1,1 +1,1 @@
-"""How much is done at once, and who waits for whom."""
+"""Limits on what is done at once, and the order of those who wait."""

@@ -1,9 +1,8 @@
-"""What all pulls and pushes of the process share: so many connections at once, so many layers, so many workers that
-unpack.
+"""The limits that all pulls and pushes of the process share: connections, layers, and workers that unpack, at once.
 
-Who waits longest is not served first: documents go before layers, and a layer that is low in its image before those
-above it, whichever pull wants it. So the layers of one image are unpacked while those above them arrive, and a small
-image does not wait for all of a large one.
+The longest wait is not served first. Documents go before layers, and a lower layer of an image goes before a higher
+one, whichever pull wants it. So the layers of one image are unpacked while those above them arrive, and a small image
+does not wait for all of a large one.
 """
 
 from __future__ import annotations
@@ -16,31 +15,31 @@ import os
 from collections.abc import AsyncIterator
 
 CONNECTIONS = 16
-"""Twice the layers: documents, a few KiB each, pass beside them, and registries do not yet refuse so many from one
-address.
+"""Twice the layers: documents, a few KiB each, pass beside them. Registries do not yet refuse so many connections from
+one address.
 """
 
 LAYERS = 8
-"""containerd's default is 3, from when a layer filled a link. Registries' object stores give one connection some 50
-MB/s, so that a link of 2.5 Gbit/s takes six; each more costs 2 MiB of memory and shares the disk with the others.
+"""containerd's default is 3, from a time when one layer filled a link. Registries' object stores give one connection
+some 50 MB/s, so that a link of 2.5 Gbit/s takes six. Each further layer costs 2 MiB of memory and shares the disk.
 """
 
 UPLOADS = 5
-"""Docker's number: registries take what is pushed more slowly than they give."""
+"""Docker's number: registries accept pushes more slowly than they serve pulls."""
 
 STREAMS = 4
-"""Parts of one large layer at once: four connections to an object store fill what eight layers of middle size do."""
+"""Parts of one large layer at once: four connections to an object store fill as much as eight layers of middle size."""
 
 WORKERS = min(8, len(os.sched_getaffinity(0)) + 1)
-"""Layers that are unpacked at once: a worker keeps somewhat less than a core busy, and waits for the network and
-the disk besides. Each takes up to 25 MB.
+"""Layers that are unpacked at once. A worker keeps slightly less than a core busy; the rest of the time it waits for
+the network and the disk. Each takes up to 25 MB.
 """
 
 _DOCUMENT = -1
 
 
 class Budget:
-    """Connections, layers and workers that may be under way at once in this process."""
+    """The connections, layers and workers that may be active at once in this process."""
 
     def __init__(
         self, connections: int = CONNECTIONS, layers: int = LAYERS, uploads: int = UPLOADS, workers: int = WORKERS
@@ -52,19 +51,19 @@ class Budget:
 
     @contextlib.asynccontextmanager
     async def document(self) -> AsyncIterator[None]:
-        """One connection, for something small."""
+        """A connection for something small."""
         async with self._connections.entered(_DOCUMENT):
             yield
 
     @contextlib.asynccontextmanager
     async def layer(self, number: int) -> AsyncIterator[None]:
-        """A layer to fetch, which is the ``number``-th from the bottom of its image."""
+        """A place to fetch a layer, the ``number``-th from the bottom of its image."""
         async with self._layers.entered(number):
             yield
 
     @contextlib.asynccontextmanager
     async def connection(self, number: int) -> AsyncIterator[None]:
-        """One connection for such a layer."""
+        """A connection for such a layer."""
         async with self._connections.entered(number):
             yield
 
@@ -76,13 +75,13 @@ class Budget:
 
     @contextlib.asynccontextmanager
     async def upload(self, number: int) -> AsyncIterator[None]:
-        """A layer to send, and a connection for it."""
+        """A place to send a layer, and a connection for it."""
         async with self._uploads.entered(number), self._connections.entered(number):
             yield
 
 
 class Gate:
-    """A semaphore that lets the lowest rank in first; of equals the one that came first."""
+    """A semaphore that admits the lowest rank first, and among equals the first that came."""
 
     def __init__(self, places: int) -> None:
         self._free = places
@@ -91,7 +90,7 @@ class Gate:
 
     @contextlib.asynccontextmanager
     async def entered(self, rank: int) -> AsyncIterator[None]:
-        """A place as long as the block lasts."""
+        """A place during the block."""
         await self._enter(rank)
         try:
             yield
@@ -107,7 +106,7 @@ class Gate:
         try:
             await place
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled():  # it was given to us, and we do not want it any more
+            if place.done() and not place.cancelled():  # the place was given to a caller that no longer wants it
                 self._leave()
             raise
 

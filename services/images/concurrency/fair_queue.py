@@ -1,4 +1,4 @@
-"""One thing at a time, in turns of those who want it."""
+"""A queue that lets callers run one at a time and in turns."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Hashable
 
 
 class FairQueue:
-    """One thing at a time, and those who want it take turns: who wants it a hundred times is not before one who
-    wants it once.
+    """One runs at a time, and callers take turns: a caller that asks a hundred times does not delay one that asks
+    once.
     """
 
     def __init__(self) -> None:
@@ -19,14 +19,14 @@ class FairQueue:
 
     @contextlib.asynccontextmanager
     async def turn(self, who: Hashable) -> AsyncIterator[None]:
-        """The block runs when no other does; of ``who``'s own in the order of asking."""
+        """Run the block when no other block runs. Requests of the same ``who`` run in their order."""
         if self._busy:
             place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.setdefault(who, deque()).append(place)
             try:
                 await place
             except asyncio.CancelledError:
-                if place.done() and not place.cancelled():  # it was given to us, and we do not want it any more
+                if place.done() and not place.cancelled():  # the place was given to a caller that no longer wants it
                     self._next()
                 raise
         self._busy = True

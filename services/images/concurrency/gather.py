@@ -1,4 +1,4 @@
-"""Several things done at once, as one: the first failure ends the others, and is the whole's."""
+"""Several coroutines as one: the first failure cancels the others and is the result."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ T = TypeVar("T")
 
 
 async def together(work: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Do all of ``work`` at once. When one fails, or the caller is cancelled, the others are cancelled; it returns
-    when none is left running.
+    """Run all of ``work`` at once. If one fails, or the caller is cancelled, the others are cancelled. Returns when
+    none is running any more.
     """
     tasks = [loops.task("one of several", each) for each in work]
     try:
@@ -26,7 +26,7 @@ async def together(work: Iterable[Coroutine[Any, Any, None]]) -> None:
 
 
 async def for_each(things: Sequence[T], work: Callable[[T], Coroutine[Any, Any, None]], most: int) -> None:
-    """Do ``work`` for all of ``things``, for ``most`` of them at once; otherwise as :func:`together`."""
+    """Run ``work`` for all ``things``, at most ``most`` at a time; otherwise as :func:`together`."""
     left = iter(things)
 
     async def some() -> None:
@@ -42,10 +42,10 @@ def _cancel(tasks: list[asyncio.Task[None]]) -> None:
 
 
 def _forget(tasks: list[asyncio.Task[None]]) -> None:
-    """The first failure was the reason; the others are seen.
+    """Retrieve the exceptions of the others; the first failure was raised.
 
-    Its traceback holds the frame of :func:`together`. If that frame held the tasks, it would hold the failure, and the
-    documents that this is about, until the garbage collector looks for cycles.
+    Its traceback refers to the frame of :func:`together`. If that frame kept the tasks, it would keep the failure, and
+    the documents involved, until the garbage collector looks for cycles.
     """
     while tasks:
         task = tasks.pop()

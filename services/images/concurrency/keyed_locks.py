@@ -1,4 +1,4 @@
-"""A lock for each key: of several that want to do the same thing at once, one does it, and the others wait and look
+"""A lock for each key: if several callers want to do the same thing at once, one does it, and the others wait and look
 again.
 """
 
@@ -10,14 +10,14 @@ from collections.abc import AsyncIterator, Hashable
 
 
 class KeyedLocks:
-    """Locks that are there while somebody wants them."""
+    """Locks that exist while a caller wants them."""
 
     def __init__(self) -> None:
         self._locks: dict[Hashable, _Counted] = {}
 
     @contextlib.asynccontextmanager
     async def held(self, key: Hashable) -> AsyncIterator[None]:
-        """The block runs when no other's block of the same key does; in the order of asking."""
+        """Run the block when no other block of the same key runs, in the order of requests."""
         counted = self._locks.setdefault(key, _Counted())
         counted.wanted += 1
         try:
@@ -30,7 +30,7 @@ class KeyedLocks:
 
 
 class _Counted:
-    """A lock, and how many want it."""
+    """A lock, and the number of callers that want it."""
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()

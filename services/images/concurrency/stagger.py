@@ -1,8 +1,8 @@
-"""Beginning many things at once without waiting for all of them: a few first, the others together once one of those is
-under way.
+"""Starts many calls without waiting for all of them: a few first, the others together once one of the first is
+answered.
 
-What begins together goes to a process as one call (``kit.many``), which is cheap, but one that is answered for the
-first only when it has been looked at among all the others.
+Calls that start together reach a process as one call (``kit.many``). That is cheap, but the first of them is answered
+only when all of them have been looked at.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 from services.kit import many
 
 _FIRST = 8
-"""As many as are fetched at once, by default."""
+"""As many as are fetched at once by default."""
 
 
 async def wave(number: int) -> None:
-    """Returns when the thing of that number, of those that begin now, is to begin: with its wave. The second comes
-    when a call of the first has its answer.
+    """Return when call ``number``, of those that start now, may start: the first few at once, the others when one of
+    the first few has its answer.
     """
     if number >= _FIRST:
         await many.answered()

@@ -1,5 +1,5 @@
-"""Blocking work in threads, which nobody leaves alone: a file descriptor that is closed while a thread uses its number
-may be another file by then.
+"""Blocking work in threads that is always waited for: a file descriptor that is closed while a thread uses it may by
+then be the number of another file.
 
 :class:`Handover` gives a thread a file whose bytes come from the event loop.
 """
@@ -19,12 +19,12 @@ P = ParamSpec("P")
 
 
 async def to_thread(work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
-    """As ``asyncio.to_thread``, but a cancellation waits for ``work`` to end: for work that ends soon."""
+    """As ``asyncio.to_thread``, but a cancellation waits for the end of ``work``: for work that ends soon."""
     return await run(None, lambda: work(*arguments, **named), lambda: None)
 
 
 async def run(executor: Executor | None, work: Callable[[], T], stop: Callable[[], None]) -> T:
-    """What ``work`` returns. A cancellation calls ``stop``, which makes the work end soon, and waits for that."""
+    """The result of ``work``. A cancellation calls ``stop``, which makes the work end soon, and waits for that."""
     working = asyncio.get_running_loop().run_in_executor(executor, work)
     try:
         return await asyncio.shield(working)
@@ -33,19 +33,19 @@ async def run(executor: Executor | None, work: Callable[[], T], stop: Callable[[
         while not working.done():
             await _settled(working)
         if not working.cancelled():
-            working.exception()  # seen
+            working.exception()  # the exception counts as retrieved
         raise
 
 
 async def _settled(working: asyncio.Future[T]) -> None:
     try:
         await asyncio.wait((working,))
-    except asyncio.CancelledError:  # again; the work still has the descriptor
+    except asyncio.CancelledError:  # cancelled again; the work still uses the descriptor
         return
 
 
 class Handover(io.RawIOBase):
-    """A file for one thread, with the bytes that the event loop puts into it: up to ``limit`` of them ahead."""
+    """A file for one thread, with the bytes that the event loop puts into it, at most ``limit`` of them ahead."""
 
     def __init__(self, limit: int = 1 << 20) -> None:
         self._loop = asyncio.get_running_loop()
@@ -53,13 +53,13 @@ class Handover(io.RawIOBase):
         self._pieces: deque[bytes] = deque()
         self._waiting = 0
         self.stopped = False
-        """Nobody wants what the thread makes of it."""
+        """The thread's results are not wanted any more."""
         self._ended = False
         self._changed = threading.Condition()
         self._room = asyncio.Event()
 
     async def put(self, data: bytes) -> None:
-        """More bytes, once there is room."""
+        """Add bytes, once there is room."""
         while self._waiting >= self._limit:
             self._room.clear()
             await self._room.wait()
@@ -69,13 +69,13 @@ class Handover(io.RawIOBase):
             self._changed.notify()
 
     def end(self) -> None:
-        """The file ends after the bytes that were put."""
+        """End the file after the bytes that were put."""
         with self._changed:
             self._ended = True
             self._changed.notify()
 
     def stop(self) -> None:
-        """The file ends here."""
+        """End the file here."""
         with self._changed:
             self._pieces.clear()
             self._ended = self.stopped = True
@@ -85,7 +85,7 @@ class Handover(io.RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:
-        """In the thread: the next bytes, at most ``size``; none at the end."""
+        """In the thread: the next bytes, at most ``size``; empty at the end."""
         with self._changed:
             while not self._pieces and not self._ended:
                 self._changed.wait()

@@ -1,1 +1,1 @@
-"""An image's documents: manifests, indexes and configs, how they are read and written, and walks through them."""
+"""An image's documents: manifests, indexes and configs. They are read, written and walked here."""

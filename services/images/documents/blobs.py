@@ -1,4 +1,4 @@
-"""Documents as blobs: those that are there are read, those that are made here are stored."""
+"""Documents as blobs: existing ones are read, new ones are stored."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from services.oci.descriptors import Descriptor
 
 
 async def children(node: Node, descriptor: Descriptor) -> list[Descriptor]:
-    """What a manifest or an index of the node refers to; nothing else does. Errors as ``oci.children_in`` has them,
-    and NotFound.
+    """The children of a manifest or an index; nothing else has any. Errors are those of ``manifests.children_in``, and
+    NotFound.
     """
     if not media_types.is_manifest(descriptor.media_type) and not media_types.is_index(descriptor.media_type):
         return []
@@ -26,12 +26,12 @@ async def children(node: Node, descriptor: Descriptor) -> list[Descriptor]:
 
 
 async def config_of(node: Node, descriptor: Descriptor) -> Config:
-    """An image's config. Errors as ``Config.parse`` has them, and NotFound."""
+    """An image's config. Errors are those of ``Config.parse``, and NotFound."""
     return await read(await node.document(descriptor), Config.parse, descriptor.digest)
 
 
 async def written(data: bytes, media_type: str, node: Node, labels: Mapping[str, str] = {}) -> Descriptor:
-    """A document as a blob of the node."""
+    """Store a document as a blob of the node."""
     descriptor = Descriptor(media_type, digests.digest_of(data), len(data))
     async with node.filling(f"manifest-{descriptor.digest}-{time.time_ns()}") as filling:
         await threads.to_thread(write, filling.fd, data)
@@ -41,7 +41,7 @@ async def written(data: bytes, media_type: str, node: Node, labels: Mapping[str,
 
 
 def write(fd: int, data: bytes | memoryview) -> None:
-    """All of ``data``. ResourceExhausted if there is no room for it, Unknown if the disk fails otherwise."""
+    """Write all of ``data``. ResourceExhausted if there is no room for it, Unknown if the disk fails otherwise."""
     view = memoryview(data)
     try:
         while view:

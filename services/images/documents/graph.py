@@ -1,7 +1,7 @@
-"""Walks through the documents of an image, and what they meet there: no more than can be wanted of one image.
+"""Walks through the documents of an image, and the limits on what they may meet.
 
-A :class:`Graph` is what a destination wants of it: each document labelled with what it refers to, each child dropped
-that is not wanted.
+A :class:`Graph` finds what a destination wants of an image: it labels each document with its children and drops the
+children that are not wanted.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from services.oci.media_types import is_config, is_index, is_layer, is_manifest
 from services.oci.platforms import Platform
 
 DEPTH = 32
-"""Indexes in indexes: whoever walks may recurse. Two are in use, an index of indexes and its manifests."""
+"""Levels of nested indexes: a walk may recurse. Two are in use, an index of indexes and its manifests."""
 
 LAYERS = 500
-"""Layers of an image. Docker makes 127 at most, and overlayfs mounts 500."""
+"""Layers of an image. Docker makes at most 127, and overlayfs mounts 500."""
 
 _AT_ONCE = 2000
-"""Labels that are written at once: metadata should not be busy with one call for long."""
+"""Labels that are set in one call: metadata should not be busy with one call for long."""
 
 _MANY = 500
 
@@ -37,15 +37,15 @@ _NOT_REAL = frozenset({"", "unknown"})
 """Operating systems of attestations, which are listed under the platform unknown/unknown."""
 
 _OTHERS = 100
-"""Platforms of which nothing is wanted that are remembered of an entry."""
+"""Unwanted platforms that are remembered for an entry."""
 
 _COMPARED = 300
-"""Bytes of a document that take as long to read as a manifest to compare with others."""
+"""Bytes of a document that take as long to read as it takes to compare a manifest with others."""
 
 
 class _Met(NamedTuple):
-    """A descriptor as far as what is below it depends on it: what else a document says of it is for whoever reads
-    that document.
+    """The fields of a descriptor that decide what is below it; its other fields matter only to readers of the
+    document.
     """
 
     digest: str
@@ -59,8 +59,8 @@ class _Met(NamedTuple):
 
 
 class Walk:
-    """A walk from one descriptor down. What is met on several ways is walked once (:meth:`first`) and counts as
-    often as it is met: twenty indexes that name the next one twice are a million ways.
+    """A walk from one descriptor downwards. A document that is met on several ways is walked once (:meth:`first`), but
+    counts each time: twenty indexes that each name the next one twice are a million ways.
     """
 
     def __init__(self, node: Node) -> None:
@@ -69,21 +69,21 @@ class Walk:
         self._met = 1
         self._walked: set[_Met] = set()
         self._below: dict[_Met, list[_Met]] = {}
-        """What documents were followed to."""
+        """The followed children of each document."""
         self._ways: defaultdict[_Met, int] = defaultdict(int)
-        """On how many ways, from the first descriptor, they were met so far."""
+        """The number of ways from the first descriptor to each document, so far."""
         self._depths: dict[_Met, int] = {}
-        """How deep documents are, on the longest way so far."""
+        """The depth of each document, on the longest way so far."""
 
     async def pause(self, children: int) -> None:
-        """Let others do something, where so many were looked at, and are again: that takes a millisecond for each
-        thousand, or two.
+        """Let other calls run if there are many ``children``: looking at a thousand of them takes a millisecond or
+        two.
         """
         if children > _MANY:
             await self.lane.turn()
 
     def first(self, descriptor: Descriptor) -> bool:
-        """Whether this is the first time that it is asked about; else whoever walks has nothing left to do for it."""
+        """Whether this is the first call for the descriptor; if not, the walk has nothing left to do for it."""
         met = _Met.of(descriptor)
         if met in self._walked:
             return False
@@ -91,8 +91,8 @@ class Walk:
         return True
 
     async def children(self, descriptor: Descriptor) -> list[Descriptor]:
-        """The children as they stand in the document; nothing but manifests and indexes has any. Errors as
-        ``documents.children`` has them; ResourceExhausted for indexes too deep in indexes.
+        """The children in the document; only manifests and indexes have any. Errors are those of ``blobs.children``;
+        ResourceExhausted for indexes that are nested too deeply.
         """
         met = _Met.of(descriptor)
         self._check(met)
@@ -108,7 +108,9 @@ class Walk:
             raise errors.ResourceExhausted(f"{met.digest} is in {depth} indexes, each in the next (limit {DEPTH})")
 
     def _deepen(self, found: Sequence[_Met], depth: int) -> None:
-        """These are so deep, at least; and so is what is below those that were followed already, and are not again."""
+        """These documents are at least so deep, and so are those below them that were followed already and will not be
+        again.
+        """
         left = [(met, depth) for met in found]
         while left:
             met, depth = left.pop()
@@ -119,8 +121,8 @@ class Walk:
                     left += [(each, depth + 1) for each in self._below[met]]
 
     def follow(self, descriptor: Descriptor, children: Sequence[Descriptor]) -> None:
-        """These, which ``descriptor`` names, will be met. ResourceExhausted, in containerd's words, if they are too
-        many with those before them.
+        """Count these children of ``descriptor``. ResourceExhausted, in containerd's words, if there are too many
+        together with the earlier ones.
         """
         met = _Met.of(descriptor)
         self._below[met] = [_Met.of(child) for child in children]
@@ -137,7 +139,7 @@ class Walk:
 
 
 class Graph:
-    """What is below a descriptor, as far as ``store`` wants it. ``layers``: of one image, at most."""
+    """The documents below a descriptor, as far as ``store`` wants them. ``layers``: the limit for one image."""
 
     def __init__(self, node: Node, store: ImageStore, layers: int = LAYERS) -> None:
         self._node = node
@@ -146,24 +148,24 @@ class Graph:
         self._store = store
         self._wanted = platforms.wanted(store.platforms)
         self._fitting: dict[Platform, bool] = {}
-        """Whether platforms that were met are wanted; an index has few, and may name each ten thousand times."""
+        """Whether platforms are wanted; an index has few platforms, and may name each ten thousand times."""
         self.only_indexes = True
-        """Whether all that was listed are indexes, and all of them wanted: then there is no image."""
+        """Whether everything listed is an index, and wanted: then there is no image."""
         self.has_octet_stream = False
-        """Whether any child was one: then the image may be an old one (``legacy.py``)."""
+        """Whether any child has the media type of an octet stream: then the image may be an old one (``legacy.py``)."""
 
     def first(self, descriptor: Descriptor) -> bool:
         """As :meth:`Walk.first`."""
         return self._walk.first(descriptor)
 
     async def children(self, descriptor: Descriptor) -> list[Descriptor]:
-        """The wanted children of a manifest or an index; nothing else has any. NotFound if the document is not
-        there.
+        """The wanted children of a manifest or an index; nothing else has any. NotFound if the document does not
+        exist.
         """
         return await self.wanted(descriptor, await self.all_children(descriptor))
 
     async def all_children(self, descriptor: Descriptor) -> list[Descriptor]:
-        """The children as they stand in the document. ResourceExhausted for more layers than an image may have."""
+        """All children in the document. ResourceExhausted for more layers than an image may have."""
         children = await self._walk.children(descriptor)
         await self._walk.pause(len(children))
         layers = sum(is_layer(child.media_type) for child in children)
@@ -172,8 +174,8 @@ class Graph:
         return children
 
     async def wanted(self, descriptor: Descriptor, children: list[Descriptor]) -> list[Descriptor]:
-        """Label ``descriptor`` with all its children, so that none that is there is collected, and answer the
-        wanted ones.
+        """Label ``descriptor`` with all its children, so that no existing one is collected. Returns the wanted
+        children.
         """
         labels: dict[str, str] = {}
         piece = self._walk.lane.slice()
@@ -205,11 +207,11 @@ class Graph:
         return children
 
     async def others(self, descriptor: Descriptor) -> list[Platform]:
-        """What ``descriptor``, which was walked, is for, by what it or else its documents say, if none of it is wanted;
-        of very many a part.
+        """The platforms of ``descriptor``, which was walked, according to it or to its documents, if none of them is
+        wanted; of very many, a part.
 
-        Empty if one is wanted, and for what is for no platform, as artifacts are. NotFound for a document that is not
-        there.
+        Empty if one is wanted, and for something without a platform, such as artifacts. NotFound for a document that
+        does not exist.
         """
         found: dict[Platform, None] = {}
         left, seen = [descriptor], set()

@@ -1,9 +1,10 @@
-"""Manifests of old images, whose config has the media type application/octet-stream: Docker pushed it so before 2016
+"""Manifests of old images whose config has the media type application/octet-stream: Docker pushed them so before 2016
 (docker/distribution#1622).
 
-A pull stores another manifest in place of such a one, in which the config is said to be Docker's. By its digest the
-image is then known, the same as containerd's: it is written as containerd writes it, byte for byte. Its layers can be
-unpacked, which containerd leaves undone. What is no image's config stays what it is. Indexes are not converted.
+A pull stores another manifest in place of such a one: in it the config has Docker's media type. The image then has the
+digest of the new manifest. That is the same as in containerd, since the manifest is written as containerd writes it,
+byte for byte. The layers of such an image can be unpacked, which containerd does not do. A manifest whose config is no
+image's config stays unchanged. Indexes are not converted.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ OCTET_STREAM = "application/octet-stream"
 
 
 async def converted(node: Node, descriptor: Descriptor) -> Descriptor:
-    """The manifest to use in place of ``descriptor``, whose blobs are there; itself unless it is an image's
-    manifest whose config is said to be an octet stream.
+    """The manifest to use in place of ``descriptor``, whose blobs exist. It is the same one unless it is an image's
+    manifest whose config has the media type of an octet stream.
     """
     if not media_types.is_manifest(descriptor.media_type):
         return descriptor
@@ -37,7 +38,7 @@ async def converted(node: Node, descriptor: Descriptor) -> Descriptor:
 
 
 async def _is_config(node: Node, config: Descriptor, layers: int) -> bool:
-    """Whether it is the config of an image of so many layers."""
+    """Whether it is the config of an image with ``layers`` layers."""
     if config.size > manifests.DOCUMENT_LIMIT:
         return False
     try:

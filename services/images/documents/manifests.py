@@ -1,9 +1,9 @@
-"""OCI's documents: descriptors, manifests, indexes and configs; what refers to what, and the labels that tell it to the
-garbage collector.
+"""OCI's documents: descriptors, manifests, indexes and configs; their references, and the labels by which the garbage
+collector knows these.
 
-An *index* lists manifests, a *manifest* names its config and its layers; each names the next by a *descriptor*: media
-type, digest, size. Docker's own media types mean the same. Documents are read as Go reads them (``kit/gojson.py``), and
-written as Go writes them, byte for byte, so that the same archive has the same digests here and in containerd.
+An *index* lists manifests; a *manifest* names its config and its layers. Each reference is a *descriptor*: media type,
+digest, size. Docker's own media types have the same meaning. Documents are read as Go reads them (``kit/gojson.py``)
+and written as Go writes them, byte for byte, so that an archive has the same digests here and in containerd.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ DOCUMENT_LIMIT = 8 << 20
 """Bytes of a document that is read into memory."""
 
 REFERENCES = 10_000
-"""Descriptors that a document may have, and that a walk through an image's documents may meet, those that it meets
-again counted again, as in containerd since 2.4.1.
+"""Descriptors that a document may have, and that a walk through an image's documents may meet. A descriptor counts each
+time it is met, as in containerd since 2.4.1.
 """
 
 
@@ -38,7 +38,9 @@ again counted again, as in containerd since 2.4.1.
 
 
 def encoded(document: Any, indent: int | None = None) -> bytes:
-    """JSON as Go writes it: no spaces, or a line for each value, indented by so many; and <, > and & as escapes."""
+    """JSON as Go writes it: without spaces, or with a line for each value, indented by ``indent``; <, > and & are
+    escaped.
+    """
     text = json.dumps(
         document, separators=(",", ":") if indent is None else (",", ": "), ensure_ascii=False, indent=indent
     )
@@ -48,7 +50,7 @@ def encoded(document: Any, indent: int | None = None) -> bytes:
 
 
 def descriptor_to_json(descriptor: Descriptor) -> dict[str, Any]:
-    """In the order of Go's fields; what is empty is left out."""
+    """In the order of Go's fields, without the empty ones."""
     found: dict[str, Any] = {"mediaType": descriptor.media_type, "digest": descriptor.digest, "size": descriptor.size}
     optional = {
         "urls": list(descriptor.urls),
@@ -71,7 +73,7 @@ def platform_to_json(platform: Platform) -> dict[str, Any]:
 
 
 def _platform(found: Mapping[str, Any]) -> Platform:
-    """Of a descriptor's platform, or of a config, which has the same fields among its own."""
+    """The platform of a descriptor or of a config, which has the same fields among others."""
     return Platform(
         found.get("os", ""),
         found.get("architecture", ""),
@@ -142,10 +144,10 @@ _CONFIG = Struct({**_PLATFORM, "rootfs": Struct({"type": TEXT, "diff_ids": ListO
 
 
 def children_in(document: bytes, descriptor: Descriptor) -> list[Descriptor]:
-    """What a manifest or an index refers to, in its order: the config before the layers.
+    """The children of a manifest or an index, in its order: the config before the layers.
 
-    Unknown for a document of another kind than its descriptor says. InvalidArgument for a child whose digest or size
-    cannot be one, ResourceExhausted for too many of them.
+    Unknown for a document of another kind than its descriptor says. InvalidArgument for a child whose digest or size is
+    invalid, ResourceExhausted for too many children.
     """
     manifest = is_manifest(descriptor.media_type)
     if not manifest and not is_index(descriptor.media_type):
@@ -167,7 +169,7 @@ def children_in(document: bytes, descriptor: Descriptor) -> list[Descriptor]:
 
 
 def _checked(child: Descriptor, what: str) -> Descriptor:
-    """A child of the document ``what`` that may be named in labels and asked for."""
+    """A child of the document ``what``, validated: it can be named in labels and asked for."""
     try:
         Digest.parse(child.digest)
     except ValueError as error:
@@ -178,9 +180,7 @@ def _checked(child: Descriptor, what: str) -> Descriptor:
 
 
 def media_type_in(document: bytes) -> str:
-    """The media type that a manifest's own JSON says or implies; "" if it says nothing. gojson.Malformed where it
-    is no such JSON.
-    """
+    """The media type that a manifest's JSON states or implies; "" if none. gojson.Malformed if it is no such JSON."""
     found = gojson.read(document, _TELLING)
     if found.get("schemaVersion") == 1:
         return DOCKER_SCHEMA_1
@@ -192,18 +192,18 @@ def media_type_in(document: bytes) -> str:
 
 
 def layout_version_in(document: bytes, what: str) -> str:
-    """The version of an OCI layout, in its file ``oci-layout``; "" if it says none. Unknown, with ``what``."""
+    """The version of an OCI layout, from its file ``oci-layout``; "" if it has none. Unknown, with ``what``."""
     return gojson.document(document, _LAYOUT, what, first=True).get("imageLayoutVersion") or ""
 
 
 def saved_in(document: bytes, what: str) -> list[dict[str, Any]]:
-    """The images of an archive of ``docker save``, in its file ``manifest.json``. Unknown, with ``what``."""
+    """The images of a ``docker save`` archive, from its file ``manifest.json``. Unknown, with ``what``."""
     return gojson.document(document, _SAVED, what, first=True) or []
 
 
 def with_config(document: bytes, descriptor: Descriptor, config: Descriptor) -> bytes:
-    """The manifest ``document``, whose children are right, with another config, as containerd writes it: indented
-    by three.
+    """The manifest ``document``, whose children are valid, with another config, as containerd writes it: indented by
+    three.
     """
     found = gojson.document(document, _MANIFEST, f"manifest {descriptor.digest}")
     return encoded(
@@ -229,7 +229,7 @@ def reference_labels(children: Iterable[Descriptor]) -> dict[str, str]:
 
 
 def each_reference_label(children: Iterable[Descriptor]) -> Iterator[tuple[str, str]]:
-    """One by one; of those with the same key the last counts."""
+    """The labels, one by one; of those with the same key the last counts."""
     counts: dict[str, int] = {}
     for child in children:
         kind = _reference_kind(child)
@@ -254,7 +254,7 @@ def _reference_kind(child: Descriptor) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What unpacking needs of an image's config."""
+    """The parts of an image's config that unpacking needs."""
 
     platform: Platform
     diff_ids: tuple[str, ...]

@@ -1,9 +1,9 @@
-"""Large documents are read by a program of their own, one after the other, of each client in turn.
+"""A program that parses large documents, one at a time, with clients in turn.
 
-Whoever reads JSON holds the interpreter: for tens of milliseconds where the document has megabytes, in a thread too,
-and everybody else's calls wait. And of what is made of it, in millions of small objects, so little stays that it keeps
-nearly all of the memory. A program takes both with it: it runs beside its service, after all that is in a hurry, and
-ends when there is nothing to read. It has the code that its service was started with (``kit/kept.py``).
+Parsing JSON holds the interpreter: for tens of milliseconds if the document has megabytes, also in a thread, and all
+other calls wait. It also makes millions of small objects, of which a few remain and keep nearly all of the memory. A
+program avoids both: it runs beside the service with lower priority, and ends when there is nothing to parse. It runs
+the code that its service was started with (``kit/kept.py``).
 """
 
 from __future__ import annotations
@@ -27,19 +27,21 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 LARGE = 1 << 17
-"""Bytes of a document that is worth a program, which starts in a tenth of a second: a hundred times what most have."""
+"""Bytes from which a document is worth the program, which takes a tenth of a second to start: a hundred times the usual
+size.
+"""
 
 _BATCH = 50
-"""Elements of a list that come at once: some hundred microseconds of the interpreter's time."""
+"""Elements of a list that are sent at once: some hundred microseconds of the interpreter's time."""
 
 _IDLE = 10.0
 """Seconds without work after which the program ends."""
 
 _SILENT = 60.0
-"""Seconds for which it may be silent: a hundred times what the largest document takes."""
+"""Seconds without an answer after which it is killed: a hundred times what the largest document takes."""
 
 _MEMORY = 1 << 30
-"""Bytes of address space that it may have."""
+"""Bytes of address space that it may use."""
 
 _NICE = 10
 
@@ -51,12 +53,13 @@ _FILES = (
     *(f"services/oci/{name}.py" for name in ("__init__", "descriptors", "digests", "media_types", "platforms")),
     *(f"services/kit/{name}.py" for name in ("__init__", "errors", "gojson", "identifiers", "kept")),
 )
-"""What it imports of ours."""
+"""The modules of ours that it imports."""
 
 
 async def read(document: bytes, parse: Callable[Concatenate[bytes, P], T], *arguments: P.args, **named: P.kwargs) -> T:
-    """``parse(document, ...)``, a function of a module: at once, or, of a larger document, apart, as
-    ``gojson.apart`` does, or by the program. Its NodeErrors and ``gojson.Malformed`` are the caller's.
+    """``parse(document, ...)``, where ``parse`` is a function of a module. A small document is parsed at once, a larger
+    one in a thread as by ``gojson.apart``, a large one by the program. Its NodeErrors and ``gojson.Malformed`` are
+    raised here.
     """
     if len(document) < LARGE:
         return await gojson.apart(len(document), lambda: parse(document, *arguments, **named))
@@ -69,17 +72,17 @@ async def read(document: bytes, parse: Callable[Concatenate[bytes, P], T], *argu
 
 
 class Program:
-    """The program, as its service sees it. Used by one thread at a time."""
+    """The program, seen from its service. Used by one thread at a time."""
 
     def __init__(self, silent: float = _SILENT) -> None:
         self._silent = silent
         self._process: subprocess.Popen[bytes] | None = None
         self._file: BinaryIO | None = None
         self.read_so_far = 0
-        """Documents."""
+        """The number of documents so far."""
 
     def read(self, parse: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        """What ``parse`` returns; what it raises. Internal if the program ends, or is silent."""
+        """The result of ``parse``, or its exception. Internal if the program ends or does not answer."""
         self.read_so_far += 1
         try:
             if self._process is None or self._process.poll() is not None:
@@ -112,7 +115,7 @@ class Program:
         with theirs:
             ours.settimeout(self._silent)
             self._file = cast("BinaryIO", ours.makefile("rwb"))
-            ours.close()  # with the file
+            ours.close()  # makefile keeps it open
             code = kept.archive(_FILES)
             environment = {**os.environ, "PYTHONPATH": kept.search_path(code, sys.path)}
             self._process = subprocess.Popen(
@@ -123,21 +126,21 @@ class Program:
             )
 
     def rest(self, read_so_far: int) -> None:
-        """End the program if it has read nothing since."""
+        """End the program if it has parsed nothing since."""
         if self.read_so_far == read_so_far:
             self.end()
 
     def kill(self) -> None:
-        """End the program, in any thread; whoever waits for it hears so."""
+        """Kill the program, from any thread; a waiting caller gets an error."""
         if (process := self._process) is not None:
             process.kill()
 
     def end(self) -> str:
-        """End the program if it runs; how it ended."""
+        """End the program if it runs. Returns how it ended."""
         process, file = self._process, self._file
         self._process = self._file = None
         if file is not None:
-            with contextlib.suppress(OSError):  # what was not sent is for nobody
+            with contextlib.suppress(OSError):  # unsent data is for nobody
                 file.close()
         if process is None:
             return "could not be started"
@@ -148,10 +151,10 @@ class Program:
 
 @contextlib.contextmanager
 def available(caller: Callable[[], str] = str) -> Iterator[None]:
-    """Around what the service does: the program has the code of now, and none is left when the block ends, whatever it
-    reads: the end of the process would wait for it.
+    """A context for the service's lifetime. The program gets the code as it is now, and is killed at the end of the
+    block, whatever it is doing: otherwise the end of the process would wait for it.
 
-    ``caller`` says for whom something is read.
+    ``caller`` names the client for whom a document is parsed.
     """
     global _caller
     _caller = caller
@@ -172,7 +175,7 @@ _caller: Callable[[], str] = str
 
 
 def main() -> None:
-    """Read what comes on standard input, a socket, until its end."""
+    """Answer requests on standard input, a socket, until its end."""
     os.nice(_NICE)
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     with socket.socket(fileno=0) as asked, asked.makefile("rwb") as file:

@@ -1,9 +1,10 @@
-"""The chain of an image's layers: they are unpacked side by side, and become snapshots from the lowest to the topmost.
+"""The chain of an image's layers: layers that are unpacked side by side become snapshots from the lowest to the
+topmost.
 
-What the layers below hold must be *complete* before a layer can get from them what it leaves out; they must be
-committed before it is. Commits are made a few at once: while some are under way the next layers become complete, and
-are then committed as one, since most of what a commit costs is a transaction's. While the first few wait for the disk a
-second few begin; a third wait for the first.
+A layer takes attributes of directories that it does not name from the layers below. These must be *complete* before
+that, and committed before the layer is. Commits are made in groups: while one group is under way, further layers become
+complete, and are then committed as the next group, since the largest cost of a commit is that of a transaction. While
+the first group waits for the disk, a second one begins; a third waits for the first.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from services.kit import errors, loops
 Commit = Callable[[], Awaitable[None]]
 
 _AT_ONCE = 2
-"""How often a few are under way."""
+"""Groups that may be under way at once."""
 _Ready = tuple[Commit | None, asyncio.Future[None]]
 
 
 class Chain:
-    """The layers from ``lowest`` up to ``end``, by their numbers; what is below is there. :meth:`run` must be
-    running for :meth:`commit` to return.
+    """The layers from ``lowest`` up to, not including, ``end``, by number; those below ``lowest`` exist. :meth:`commit`
+    returns only while :meth:`run` runs.
     """
 
     def __init__(self, lowest: int, end: int) -> None:
@@ -35,23 +36,23 @@ class Chain:
         self._more = asyncio.Event()
 
     def complete(self, number: int) -> None:
-        """All directories of a layer are as they will be, and those of the layers below."""
+        """Note that the directories of a layer, and of those below it, have their final attributes."""
         if number in self._complete:
             self._complete[number].set()
 
     async def completed_below(self, number: int) -> None:
-        """Returns when the layers below a layer are complete."""
+        """Return when the layers below a layer are complete."""
         if number - 1 in self._complete:
             await self._complete[number - 1].wait()
 
     async def reached(self, number: int) -> None:
-        """Returns when all layers below a layer are committed."""
+        """Return when all layers below a layer are committed."""
         if number - 1 in self._committed:
             await self._committed[number - 1].wait()
 
     async def commit(self, number: int, commit: Commit | None) -> None:
-        """Have ``commit`` run when it is the layer's turn; None: its snapshot is there. Its errors are raised here.
-        Where there is no chain, it is run at once.
+        """Let ``commit`` run when it is the layer's turn; None: its snapshot exists. Its errors are raised here. For a
+        layer outside the chain, it runs at once.
         """
         if number not in self._committed:
             if commit is not None:
@@ -63,7 +64,7 @@ class Chain:
         await done
 
     async def run(self) -> None:
-        """Commit the layers, until all are, or one cannot be."""
+        """Commit the layers, until all are committed or one cannot be."""
         under_way: list[asyncio.Task[bool]] = []
         try:
             while self._next < self._end:
@@ -84,7 +85,7 @@ class Chain:
                 await asyncio.wait(under_way)
 
     def _taken(self) -> list[_Ready]:
-        """Those whose commits can begin, from the lowest on."""
+        """The layers whose commits can begin, from the lowest on."""
         end = self._begun
         while end in self._commits:
             end += 1
@@ -93,8 +94,8 @@ class Chain:
         return ready
 
     async def _commit(self, ready: Sequence[_Ready], below: asyncio.Task[bool] | None) -> bool:
-        """Commit layers at once, those ``below`` them being under way; False if that failed, and whoever wants it
-        was told.
+        """Commit layers at once, while those ``below`` them are under way. False if one failed; its caller gets the
+        error.
         """
         alone = len(ready) == 1 and below is None
         results = await asyncio.gather(*(commit() for commit, _ in ready if commit is not None), return_exceptions=True)
@@ -103,7 +104,7 @@ class Chain:
         left = iter(results)
         for commit, done in ready:
             error = next(left) if commit is not None else None
-            # it may be that the one below had to be asked for twice
+            # perhaps it failed only because the layer below was committed at the second attempt
             if isinstance(error, errors.NodeError) and commit is not None and not alone:
                 try:
                     await commit()

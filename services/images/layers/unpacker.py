@@ -1,18 +1,22 @@
-"""From layers to snapshots: each layer of an image unpacked on top of those below it, committed under its chain id.
+"""From layers to snapshots: each layer of an image is unpacked on top of those below it and committed under its chain
+id.
 
-A layer whose snapshot is there already is not unpacked again, and its blob is not even asked for. The others: prepare a
+A layer whose snapshot exists is not unpacked again, and its blob is not even fetched. For each other layer: prepare a
 key of its own, ``extract-UNIQUE CHAINID``; apply the layer to its mounts while its blob arrives; compare the diff id;
-commit, once the snapshot below is committed. Where the snapshotter has the capability ``rebase`` (overlayfs has) they
-are unpacked side by side, each *alone*, on no parent, and the commit brings the parent (``chain.py``); before that,
-directories that the layer uses and does not name get their owners and modes from the layers below
-(``snapshots/diff/inherit.py``; a layer for which that comes too late is unpacked once more, on those below it). Without
-the capability each layer is prepared on the chain id below, when that is there. A snapshotter that can make the layer
-itself (stargz, nydus) says that it exists, because the label ``containerd.io/snapshot.ref`` told it the chain id; or it
-answers read-only mounts, which are committed as they are.
+commit once the snapshot below is committed.
 
-In the end the blob of each unpacked layer is labelled with its diff id, and the config's with the topmost chain id
-(``containerd.io/gc.ref.snapshot.NAME``), which is why the collector keeps the snapshots as long as the image. Of
-transfers that unpack the same layer at once one does, and the others wait for it.
+If the snapshotter has the capability ``rebase``, as overlayfs has, layers are unpacked side by side: each *alone*, on
+no parent, and the commit sets the parent (``chain.py``). Before the commit, directories that the layer uses but does
+not name get owners and modes from the layers below (``snapshots/diff/inherit.py``). A layer for which that comes too
+late is unpacked once more, on the layers below it. Without the capability, each layer is prepared on the chain id below
+once that exists.
+
+A snapshotter that can make the layer itself (stargz, nydus) answers that it exists, since the label
+``containerd.io/snapshot.ref`` told it the chain id; or it answers read-only mounts, which are committed as they are.
+
+At the end, the blob of each unpacked layer is labelled with its diff id, and the config's blob with the topmost chain
+id (``containerd.io/gc.ref.snapshot.NAME``). Because of that label the collector keeps the snapshots as long as the
+image. If several transfers want to unpack the same layer at once, one does it and the others wait for it.
 """
 
 from __future__ import annotations
@@ -51,7 +55,7 @@ from services.snapshots.store import GID_MAPPING, UID_MAPPING, UPPERDIR, Snapsho
 log = logging.getLogger(__name__)
 
 SNAPSHOTTER = "overlayfs"
-"""Where nobody asked for another."""
+"""The snapshotter if the client asked for none."""
 
 _REF = "containerd.io/snapshot.ref"
 _DIFF_ID = "containerd.io/snapshot/diff-id"
@@ -59,8 +63,8 @@ _PARENT = "containerd.io/snapshot/parent-chain-id"
 _INHERITED = "containerd.io/snapshot/"
 _LAYERS = f"{_INHERITED}cri.image-layers"
 _NOT_THE_IMAGES = frozenset({UID_MAPPING, GID_MAPPING, UPPERDIR, _REF, _DIFF_ID, _PARENT, f"{_INHERITED}max-size"})
-"""Labels of snapshots that are the node's and its clients' to set: an image must not choose the host's ids that own
-its files (containerd drops these since 2.4.1), nor say what only we know.
+"""Labels of snapshots that only the node and its clients may set. An image must not choose the host's ids that own its
+files (containerd drops these since 2.4.1), nor state facts that only we know.
 """
 _LABEL_LIMIT = 4096
 """Bytes of a label's key and value."""
@@ -68,42 +72,42 @@ _TRIES = 3
 
 
 class Blobs(Protocol):
-    """The layers' blobs of an image, by number; 0 is the lowest."""
+    """The blobs of an image's layers, by number; 0 is the lowest."""
 
     def wanted(self, number: int) -> None:
-        """The blob of this number will be asked for, and all above it. Said at least once, before any is asked for."""
+        """Announce that this blob and all above it will be asked for. Called at least once before any is asked for."""
         ...
 
     async def begun(self, number: int) -> None:
-        """Returns when the blob has begun to arrive, or is there."""
+        """Return when the blob has begun to arrive, or exists."""
         ...
 
     def ingest(self, number: int) -> AbstractAsyncContextManager[Ingest | None]:
-        """Where a blob lands that has begun to arrive, or has landed; for the block, and for one block only. None
-        if it is there, and is to be read from the store.
+        """The ingest of a blob that is arriving or has just arrived; for one block only. None if the blob exists and
+        can be read from the store.
         """
         ...
 
     async def there(self, number: int) -> None:
-        """Returns when the blob is there."""
+        """Return when the blob exists."""
         ...
 
 
 Extracting = Callable[[Descriptor, int], None]
-"""Told how many of a layer's bytes are unpacked: 0 when it begins, its size when it is done."""
+"""Called with the number of unpacked bytes of a layer: 0 when it begins, its size when it is done."""
 
 
 class Origin(NamedTuple):
-    """Where an image comes from: its reference, and the digest of its manifest. stargz and its like fetch layers by
-    that (containerd's docs/cri/config.md, on snapshot annotations).
+    """The origin of an image: its reference, and the digest of its manifest. stargz and similar snapshotters use it to
+    fetch layers (containerd's docs/cri/config.md, on snapshot annotations).
     """
 
     reference: str
     manifest: str
 
     def told(self, layers: Sequence[Descriptor]) -> list[Descriptor]:
-        """The layers with annotations that tell it, which become labels of their snapshots; with each the digests
-        of it and those above it, as many as a label holds.
+        """The layers with annotations of their origin, which become labels of their snapshots. Each also has the
+        digests of itself and the layers above it, as many as fit into a label.
         """
         found = []
         for number, layer in enumerate(layers):
@@ -129,7 +133,7 @@ class Origin(NamedTuple):
 
 
 class There:
-    """The ``Blobs`` of an image whose layers are there from the start."""
+    """The ``Blobs`` of an image whose layers all exist."""
 
     def wanted(self, number: int) -> None:
         return
@@ -146,13 +150,13 @@ class There:
 
 
 def parts(children: Sequence[Descriptor]) -> tuple[Descriptor | None, list[Descriptor]]:
-    """Of a manifest's children the config of an image, if it has one, and the layers."""
+    """The image's config among a manifest's children, if there is one, and the layers."""
     return next((c for c in children if is_config(c.media_type)), None), [c for c in children if is_layer(c.media_type)]
 
 
 class Unpacker:
-    """Unpacks images; one for the whole process, since it knows which layers are being unpacked. ``supported``:
-    nothing else is unpacked; empty: anything.
+    """Unpacks images. There is one for the process, since it knows which layers are being unpacked. Only ``supported``
+    unpackings are made; empty: any.
     """
 
     def __init__(self, budget: Budget | None = None, supported: Sequence[Unpacking] = ()) -> None:
@@ -161,8 +165,8 @@ class Unpacker:
         self._locks = KeyedLocks()
 
     def accepted(self, wanted: Sequence[Unpacking]) -> list[Unpacking]:
-        """Of the unpackings that a client wants, those for what this machine runs, with their snapshotters.
-        InvalidArgument if it wants only others.
+        """Those unpackings that a client wants and this machine can run, with their snapshotters. InvalidArgument if it
+        wants only others.
         """
         found = [each for each in map(self._accepted, wanted) if each is not None]
         if wanted and not found:
@@ -199,10 +203,10 @@ class Unpacker:
         origin: Origin | None = None,
     ) -> str:
         """Unpack ``layers``, lowest first, as ``wanted`` (:func:`accepted`) says for the platform of ``config``, whose
-        blob is there. ``origin``: where they come from, if that is a registry.
+        blob exists. ``origin``: the registry that they come from, if any.
 
-        The answer is the topmost chain id; "" where the image is for another system, and nothing was done: then no
-        layer was wanted.
+        Returns the topmost chain id. It is "" if the image is for another system; then nothing was done, and no layer
+        was wanted.
         """
         with tracing.span("images.unpack", config=config.digest) as span:
             try:
@@ -212,7 +216,7 @@ class Unpacker:
                         f"image config {config.digest}: number of layers and diffIDs don't match: {len(layers)} != "
                         f"{len(what.diff_ids)}"
                     )
-            # of the document; it says what, and not whose
+            # an error about the document, which does not say whose it is
             except (errors.Unknown, errors.InvalidArgument, errors.ResourceExhausted) as error:
                 raise _explained(error, origin.reference) if origin is not None else error from None
             if (
@@ -248,7 +252,7 @@ class Unpacker:
 
 
 async def _checked(node: Node, config: Descriptor) -> Config:
-    """A config whose diff ids may be in the names of snapshots; Unknown or InvalidArgument."""
+    """The config, with valid diff ids, which become part of snapshots' names. Unknown or InvalidArgument."""
     found = await config_of(node, config)
     for diff_id in found.diff_ids:
         try:
@@ -261,11 +265,11 @@ async def _checked(node: Node, config: Descriptor) -> Config:
 
 
 def _unheard(_: Descriptor, __: int) -> None:
-    """The ``Extracting`` of whoever does not want to know."""
+    """The ``Extracting`` of a caller that does not need it."""
 
 
 class _Layer(NamedTuple):
-    """A layer, from the lowest (0) on, and what its snapshot and the one below are called."""
+    """A layer, numbered from the lowest (0) on, and the names of its snapshot and of the one below."""
 
     number: int
     descriptor: Descriptor
@@ -275,7 +279,7 @@ class _Layer(NamedTuple):
 
 
 class _Made(NamedTuple):
-    """A layer's directory; of one that is not made alone, those of the layers below it, too, topmost first."""
+    """The directories of a layer; if it was not made alone, also those of the layers below it, topmost first."""
 
     directories: list[str]
     alone: bool
@@ -296,11 +300,11 @@ class _Stack:
     budget: Budget
     layers: Sequence[_Layer]
     made: dict[int, _Made] = field(default_factory=dict)
-    """The layers that are made here, by their numbers."""
+    """The layers that are made here, by number."""
 
     def below(self, number: int) -> list[str] | None:
-        """The directories of all layers below one, topmost first; None if not all are known, since others made some
-        of them.
+        """The directories of all layers below one, topmost first. None if not all are known, since another transfer
+        made some of them.
         """
         found: list[str] = []
         for each in reversed(range(number)):
@@ -312,7 +316,7 @@ class _Stack:
         return None
 
     async def in_order(self) -> None:
-        """Each when the one below it is committed."""
+        """Make each layer once the one below it is committed."""
         for layer in self.layers:
             async with self.locks.held((self.node.namespace, self.name, layer.chain_id)):
                 await _Extraction(self, layer).run()
@@ -320,9 +324,9 @@ class _Stack:
             await self._check_kept(self.layers[-1])
 
     async def side_by_side(self) -> None:
-        """All that are missing at once, as far as the budget goes; those upon one that is there."""
+        """Make all missing layers at once, within the budget, on top of an existing one."""
         first = await self._missing()
-        if first:  # taken under the lease; or made again, if it has gone meanwhile
+        if first:  # this puts the existing layer under the lease, or makes it again if it was removed meanwhile
             async with self.locks.held((self.node.namespace, self.name, self.layers[first - 1].chain_id)):
                 await _Extraction(self, self.layers[first - 1]).run()
             await self._check_kept(self.layers[first - 1])
@@ -336,8 +340,8 @@ class _Stack:
         )
 
     async def _check_kept(self, layer: _Layer) -> None:
-        """FailedPrecondition if a layer that was there, by the records, is not: its snapshotter has lost it. Those
-        below it are there if it is.
+        """FailedPrecondition if a layer whose record exists is missing: its snapshotter has lost it. If it exists,
+        those below it do.
         """
         if layer.number in self.made:
             return
@@ -356,7 +360,7 @@ class _Stack:
             await _Extraction(self, layer, chain).run(alone=turn > 0)
 
     async def _missing(self) -> int:
-        """The number of the lowest layer that is not there: mostly the lowest of all, or none."""
+        """The number of the lowest missing layer: mostly the lowest of all, or none."""
         count = len(self.layers)
         if not await self._is_there(0):
             return 0
@@ -383,7 +387,7 @@ class _Extraction:
     """One layer on its way to being a snapshot."""
 
     def __init__(self, stack: _Stack, layer: _Layer, chain: Chain | None = None) -> None:
-        """``chain`` is where it has its place; without, the layer below is there."""
+        """``chain`` is the chain that it is part of; without one, the layer below exists."""
         self._chain = chain or Chain(layer.number, layer.number)
         self._stack = stack
         self._node = stack.node
@@ -401,12 +405,12 @@ class _Extraction:
         )
 
     async def run(self, *, alone: bool = False) -> None:
-        """Make it. ``alone``: without waiting for the layer below."""
+        """Make the snapshot. ``alone``: without waiting for the layer below."""
         while True:
             try:
                 await self._run(alone=alone)
                 return
-            except BegunAnew:  # as often as the fetch begins anew: a few times at most
+            except BegunAnew:  # as often as the fetch is restarted: a few times at most
                 await self._stack.blobs.there(self._layer.number)
             except LateError:
                 alone = False
@@ -420,7 +424,7 @@ class _Extraction:
             await chain.commit(layer.number, None)
             return
         self._stack.made[layer.number] = _Made(_directories(mounts), alone=alone)
-        # of a snapshotter that rebases in another way than overlayfs
+        # a snapshotter that rebases in another way than overlayfs
         if alone and not (len(mounts) == 1 and mounts[0].type == "bind"):
             await self._removed(self._key)
             await chain.reached(layer.number)
@@ -444,7 +448,7 @@ class _Extraction:
             await self._node.label(self._descriptor.digest, {UNCOMPRESSED: layer.diff_id})
 
     async def _prepared(self, parent: str) -> list[Mount] | None:
-        """Mounts to unpack onto; None where the snapshot is there, or was made for us."""
+        """Mounts to unpack onto; None if the snapshot exists, or the snapshotter made it."""
         chain_id = self._layer.chain_id
         for attempt in range(_TRIES):
             self._key = f"extract-{_unique()} {chain_id}"
@@ -462,7 +466,7 @@ class _Extraction:
         raise errors.AlreadyExists(f"unable to prepare extraction snapshot: snapshot {quoted(self._key)}")
 
     async def _applied(self, mounts: Sequence[Mount], *, alone: bool) -> Sequence[Unnamed]:
-        """Unpack it; the answer is what :meth:`_inherited` is for."""
+        """Unpack the layer. Returns the directories for :meth:`_inherited`."""
         layer, blobs = self._descriptor, self._stack.blobs
         blobs.wanted(self._layer.number)
         await (blobs.begun if self._stack.follows else blobs.there)(self._layer.number)
@@ -485,8 +489,8 @@ class _Extraction:
         return applied.unnamed
 
     async def _inherited(self, mounts: Sequence[Mount], unnamed: Sequence[Unnamed]) -> None:
-        """Directories that the layer uses and does not name become what they are in the layers below, which are
-        there now.
+        """Give the directories that the layer uses but does not name their attributes in the layers below, which are
+        complete now.
         """
         number = self._layer.number
         try:
@@ -496,7 +500,7 @@ class _Extraction:
                 except errors.NodeError:
                     if self._stack.below(number) is not None:
                         raise
-                if self._stack.below(number) is not None:  # else somebody else's is taken for one of them, which goes
+                if self._stack.below(number) is not None:  # otherwise another transfer's layer replaces one of them
                     return
             await self._chain.reached(number)
             await self._node.inherit(mounts, await self._viewed(), unnamed)
@@ -506,8 +510,8 @@ class _Extraction:
             ) from None
 
     async def _viewed(self) -> list[str]:
-        """The directories of the layers below, where another transfer made one of them. They stay when the view is
-        gone: the lease has the parent.
+        """The directories of the layers below, if another transfer made one of them. They stay when the view is
+        removed: the parent is under the lease.
         """
         key = f"inherit-{_unique()} {self._layer.chain_id}"
         try:
@@ -516,10 +520,10 @@ class _Extraction:
             await rpc.shielded(self._removed(key))
 
     async def _committed(self, parent: str) -> None:
-        """Commit it; on ``parent``, if it was prepared on none."""
+        """Commit the snapshot; on ``parent``, if it was prepared on none."""
         try:
             await self._snapshotter.commit(self._layer.chain_id, self._key, self._labels, parent)
-        except errors.AlreadyExists:  # somebody else's client unpacked it meanwhile
+        except errors.AlreadyExists:  # another client unpacked it meanwhile
             del self._stack.made[self._layer.number]
             await self._removed(self._key)
         except errors.NodeError as error:

@@ -1,14 +1,14 @@
-"""Where a blob lands that is fetched: the file of an ingest, or, where content is served by a foreign store, its
-stream.
+"""Receives a fetched blob: in the file of an ingest or, if a foreign store serves content, in a stream.
 
-A file is written and hashed by threads, a batch at a time, while the event loop receives the next: so neither the disk
-nor the hashing holds up other transfers. Bytes come on *lanes*, each from where it begins on: several connections may
-bring parts of one blob. What is there without a gap, from the first byte on, is the ingest's *offset*; it is hashed as
-it grows, and whoever follows the ingest may read so far. What is in the file from an earlier attempt is hashed first. A
-blob is durable when its commit has returned; the content service sees to that.
+Threads write and hash a file, one batch at a time, while the event loop receives the next batch. So neither the disk
+nor the hashing delays other transfers. Bytes come on *lanes*; each lane begins at an offset of its own, so that several
+connections can bring parts of one blob. The ingest's *offset* is the number of bytes that are there without a gap, from
+the first on. It is hashed as it grows, and followers may read up to it. Bytes from an earlier attempt are hashed first.
+A blob is durable when its commit has returned; the content service ensures that.
 
-An ingest that is left before its commit keeps its offset: the file is cut there. If the process dies instead, the file
-may have gaps. They are holes, in which a filesystem has no data, and the next attempt goes on before the first of them.
+An ingest that is closed before its commit keeps its offset: the file is cut there. If the process dies instead, the
+file may have gaps. They are holes, in which a filesystem has no data, and the next attempt continues before the first
+hole.
 """
 
 from __future__ import annotations
@@ -28,36 +28,36 @@ from services.kit.holes import without_holes
 from services.oci.digests import Digest
 
 BATCH = 1 << 20
-"""Bytes that are written at once: fewer, and the threads' switching costs more than the writing."""
+"""Bytes that are written at once: with fewer, switching threads costs more than writing."""
 
 _PIECES = 512
-"""So many pieces go into one system call; the kernel takes 1024."""
+"""Pieces in one system call; the kernel takes 1024."""
 
 _POOL = ThreadPoolExecutor(8, "ingest")
-"""Of its own, so that hashing a large ingest again does not hold up small work in the common one."""
+"""A pool of its own, so that hashing a large ingest again does not delay small work in the common pool."""
 
 _NEWS = 4096
-"""Numbers that tell a follower about one blob, at most: a pipe holds twice as many, so telling never waits."""
+"""Numbers that tell a follower about one blob, at most. A pipe holds twice as many, so writing one never blocks."""
 
 Commit = Callable[[Mapping[str, str]], Awaitable[None]]
 
 
 @dataclass(slots=True)
 class Following:
-    """A blob that still lands, as a worker reads it: the file ``blob``, the ``news`` of how many bytes are there
-    (as ``snapshots/diff/apply.py`` has them), and the ``size`` in the end.
+    """A blob that is still arriving, for a worker to read: the file ``blob``; the ``news`` of the number of bytes that
+    are there (as in ``snapshots/diff/apply.py``); and the final ``size``.
     """
 
     blob: int
     news: int
     size: int
     broken: bool = False
-    """The ingest began anew, or was given up: there will be no more news, and what was read may be wrong."""
+    """The ingest was restarted or given up: no more news will come, and the bytes read may be wrong."""
 
 
 class FileIngest:
-    """An ingest in the open and locked file ``fd``, which becomes its own. ``commit`` makes the file, which is
-    closed and right, the blob.
+    """An ingest in the open and locked file ``fd``, which it then owns. ``commit`` makes the closed, verified file the
+    blob.
     """
 
     lanes = True
@@ -66,11 +66,11 @@ class FileIngest:
     def __init__(self, fd: int, digest: Digest, size: int, commit: Commit) -> None:
         self.offset = 0
         self.received = 0
-        """Bytes that were taken, wherever they belong."""
+        """Bytes that were received, at any offset."""
         self.committed = False
         self._fd = fd
         self._reading = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
-        """For followers. Not a duplicate, which would share the lock."""
+        """For followers. It is opened anew: a duplicate would share the lock."""
         self._digest = digest
         self._size = size
         self._commit = commit
@@ -79,7 +79,7 @@ class FileIngest:
         self._earlier = 0
         """Bytes of an earlier attempt."""
         self._ahead: dict[int, int] = {}
-        """What is in the file beyond ``offset``: where each piece begins, and where it ends."""
+        """The pieces in the file beyond ``offset``: from the start of each to its end."""
         self._storing = loops.Tasks()
         self._followers: list[_Teller] = []
         self._stopped = False
@@ -87,28 +87,28 @@ class FileIngest:
 
     @property
     def closed(self) -> bool:
-        """It cannot be followed any more."""
+        """Whether it can no longer be followed."""
         return self._reading < 0
 
     def keep(self) -> None:
-        """Once it is a blob it can be followed until somebody lets go of it, not only until it is closed."""
+        """Keep the committed blob open for followers until :meth:`let_go`, instead of until it is closed."""
         self._kept = True
 
     def let_go(self) -> None:
-        """Nobody will follow it any more, or again."""
+        """There will be no further followers."""
         self._kept = False
         if self._over:
             self._close_reading()
 
     @property
     def resumable(self) -> int:
-        """How many bytes another attempt can go on with, if this one ends now: maybe while it still hashes those of
-        an earlier one.
+        """Bytes from which another attempt can continue if this one ends now, perhaps while it still hashes those of an
+        earlier one.
         """
         return max(self.offset, self._earlier)
 
     async def resumed(self) -> None:
-        """Hash what is there already; more than there can be is dropped."""
+        """Hash the bytes that are already there. If there are more than the blob has, drop all."""
         if os.fstat(self._fd).st_size > self._size:
             await self.restart()
         elif there := without_holes(self._fd):
@@ -129,8 +129,8 @@ class FileIngest:
 
     @contextlib.asynccontextmanager
     async def lane(self, at: int) -> AsyncIterator[Lane]:
-        """Bytes from ``at`` on. When the block has ended well, all of them are in the file. ResourceExhausted if
-        the disk is full, Unknown if it fails otherwise.
+        """A lane for the bytes from ``at`` on. Once the block has ended without an error, all its bytes are in the
+        file. ResourceExhausted if the disk is full, Unknown if it fails otherwise.
         """
         lane = Lane(self._store, at)
         try:
@@ -140,7 +140,7 @@ class FileIngest:
 
     def _store(self, start: int, batch: list[bytes]) -> asyncio.Task[None]:
         task = self._storing.keep(loops.task("the storing of a batch", self._stored(start, batch)))
-        # seen: it is for whoever waits for the lane
+        # the exception counts as retrieved: it is for the caller that waits for the lane
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
         self.received += sum(map(len, batch))
         return task
@@ -191,7 +191,7 @@ class FileIngest:
             follower.tell(offset)
 
     async def _settled(self) -> None:
-        """Wait for what is being written. Failures are for those whose bytes they were."""
+        """Wait for pending writes. Their failures are reported to their lanes."""
         while self._storing:
             await self._storing.wait()
 
@@ -199,7 +199,7 @@ class FileIngest:
 
     @contextlib.contextmanager
     def followed(self) -> Iterator[Following]:
-        """The ingest, which is not closed, for another process to read while it grows."""
+        """The ingest, which must not be closed, for another process to read while it grows."""
         teller = _Teller(os.dup(self._reading), self._size)
         self._followers.append(teller)
         teller.tell(self.offset)
@@ -218,7 +218,7 @@ class FileIngest:
     # ------------------------------------------------------------------------------------------ the end
 
     async def restart(self) -> None:
-        """Back to no bytes, for followers too."""
+        """Drop all bytes, for followers too."""
         self._break_off()
         await self._settled()
         os.ftruncate(self._fd, 0)
@@ -227,15 +227,15 @@ class FileIngest:
         self._earlier = self.offset = self.received = 0
 
     async def shorten(self) -> None:
-        """Back to the bytes that are there without a gap. No lane may be open."""
+        """Drop the bytes beyond a gap. No lane may be open."""
         await self._settled()
         os.ftruncate(self._fd, self.offset)
         self._ahead.clear()
         self.received = self.offset
 
     async def commit(self, labels: Mapping[str, str]) -> None:
-        """Make it a blob; FailedPrecondition if its bytes are others than the digest says, and then it can be
-        restarted. AlreadyExists if somebody else made it.
+        """Make it a blob. FailedPrecondition if its bytes do not match the digest; it can then be restarted.
+        AlreadyExists if another process made the blob.
         """
         await self._settled()
         found = self._hash.hexdigest()
@@ -250,8 +250,8 @@ class FileIngest:
         self.committed = True
 
     async def close(self) -> None:
-        """Let go of the file, with all :attr:`resumable` bytes. Not for long: no more than two batches of each lane
-        are under way.
+        """Close the file, with all :attr:`resumable` bytes. This does not take long: at most two batches of each lane
+        are pending.
         """
         await rpc.shielded(self._closed())
 
@@ -282,15 +282,15 @@ class Lane:
 
     def __init__(self, store: Callable[[int, list[bytes]], asyncio.Task[None]], at: int) -> None:
         self.at = at
-        """Where the next byte goes."""
+        """The offset of the next byte."""
         self._store = store
         self._batch: list[bytes] = []
         self._waiting = 0
         self._storing: asyncio.Task[None] | None = None
 
     async def write(self, data: bytes) -> None:
-        """Take more bytes; earlier ones may still be on their way to the file. Errors as :meth:`FileIngest.lane`
-        has them.
+        """Accept more bytes; earlier ones may still be on their way to the file. Errors are those of
+        :meth:`FileIngest.lane`.
         """
         self._batch.append(data)
         self._waiting += len(data)
@@ -304,13 +304,13 @@ class Lane:
         self._batch, self._waiting = [], 0
 
     async def _stored(self) -> None:
-        """Wait for what is being written; cancelled, it goes on and is waited for when the ingest is closed."""
+        """Wait for the pending batch. If cancelled, the batch goes on, and the ingest's close waits for it."""
         if self._storing is not None:
             storing, self._storing = self._storing, None
             await asyncio.shield(storing)
 
     async def flushed(self) -> None:
-        """Wait until all is written."""
+        """Wait until everything is written."""
         try:
             await self._stored()
         finally:
@@ -329,14 +329,14 @@ class _Teller:
         self.following = Following(blob, news, size)
 
     def tell(self, offset: int) -> None:
-        """So many bytes are there."""
+        """Tell the follower that ``offset`` bytes are there."""
         if offset >= self._told + self._step or offset == self.following.size:
             self._told = offset
-            with contextlib.suppress(BrokenPipeError):  # it has read enough, and says why
+            with contextlib.suppress(BrokenPipeError):  # the follower has read enough, and says why
                 os.write(self._tell, offset.to_bytes(8, "little"))
 
     def break_off(self) -> None:
-        """There will be no more news."""
+        """Tell the follower that no more news will come."""
         self.following.broken = True
         self._hang_up()
 
@@ -346,14 +346,16 @@ class _Teller:
             self._tell = -1
 
     def close(self) -> None:
-        """Nobody follows any more."""
+        """There is no follower any more."""
         self._hang_up()
         os.close(self.following.news)
         os.close(self.following.blob)
 
 
 class StreamIngest:
-    """An ingest in a store that has streams only. It hashes, and says at the commit what is wrong."""
+    """An ingest in a store that has only streams. The store hashes the bytes, and reports at the commit what is
+    wrong.
+    """
 
     lanes = False
 
@@ -399,7 +401,7 @@ class StreamIngest:
 
 
 class SharedIngest:
-    """An ingest that needs no bytes, since another namespace has the blob; its commit is all there is to do."""
+    """An ingest that needs no bytes, since another namespace has the blob; only the commit remains."""
 
     lanes = False
 

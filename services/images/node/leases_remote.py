@@ -1,11 +1,11 @@
-"""The leases of transfers: each ends with its transfer; where the process or the gateway was gone at that moment, as
-soon as both are there again.
+"""The leases of transfers. Each ends with its transfer or, if the process or the gateway was gone at that moment, as
+soon as both are back.
 
-A lease that is left behind holds blobs and half-made snapshots until it expires, a day later. So each carries a label
-with the *incarnation* of the process that made it, a UUID that is new at each start, and a process that starts ends
-those of all others, in all namespaces. They are dead: a metadata database belongs to one node, which runs one images
-process at a time (``__main__.py`` holds the lock on its directory). What a dead one was fetching is no lease's
-(``RemoteNode.ingest``), so it can be gone on with.
+A lease that is left behind protects blobs and half-made snapshots until it expires, a day later. So each lease has a
+label with the *incarnation* of the process that made it, a UUID that is new at each start. A process that starts ends
+the leases of all other incarnations, in all namespaces. Those processes are dead: a metadata database belongs to one
+node, which runs one images process at a time (``__main__.py`` holds the lock on its directory). The ingests of a dead
+process belong to no lease (``RemoteNode.ingest``), so they can be resumed.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from services.kit import errors, loops, rpc
 log = logging.getLogger(__name__)
 
 INCARNATION = "splitd/images.incarnation"
-"""Label of a lease: which process made it."""
+"""Label of a lease with the incarnation of the process that made it."""
 
 EXPIRES = datetime.timedelta(hours=24)
-"""A transfer's lease goes after this time whatever happens: the node may never start again."""
+"""A transfer's lease expires after this time in any case: the node may never start again."""
 
 _PATIENCE = 5.0
-"""Seconds to wait for the gateway where a transfer begins and it is not there; it comes back."""
+"""Seconds that a transfer waits at its start for a gateway that is away; it comes back."""
 _FIRST, _LONGEST = 0.1, 5.0
-"""Seconds between attempts to end what is left."""
+"""Seconds between attempts to end leases: the first pause and the longest."""
 
 
 class Leases:
-    """Leases through ``gateway``, of this process, and those that others have left."""
+    """Leases through ``gateway``: those of this process, and those that others have left."""
 
     def __init__(self, gateway: rpc.Channel) -> None:
         self._gateway = gateway
@@ -51,7 +51,7 @@ class Leases:
 
     @contextlib.asynccontextmanager
     async def lease(self, headers: Mapping[str, str | bytes]) -> AsyncIterator[str]:
-        """The id of a lease that is there as long as the block, made as the caller whose ``headers`` these are."""
+        """The id of a lease that exists during the block, made as the caller with these ``headers``."""
         await self._gateway.reached(_PATIENCE)
         lease = f"{time.time_ns() % 10**9}-{base64.urlsafe_b64encode(os.urandom(3)).decode()}"
         until = datetime.datetime.now(datetime.UTC) + EXPIRES
@@ -67,7 +67,7 @@ class Leases:
                 headers=headers,
             )
             yield lease
-        finally:  # if the caller was cancelled, or the answer lost, it may be there nevertheless
+        finally:  # if the caller was cancelled, or the answer lost, the lease may exist nevertheless
             await rpc.shielded(self._ended(headers, lease))
 
     async def _ended(self, headers: Mapping[str, str | bytes], lease: str) -> None:
@@ -79,12 +79,12 @@ class Leases:
             self._more.set()
 
     async def _end(self, headers: Mapping[str, str | bytes], lease: str) -> None:
-        with contextlib.suppress(errors.NotFound):  # it has expired, or somebody has deleted it
+        with contextlib.suppress(errors.NotFound):  # it has expired or was deleted
             await self._leases.Delete(leases_pb2.DeleteRequest(id=lease), headers=headers)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Leases]:
-        """End what is left, in the background, while the block lasts; nobody waits for it."""
+        """End left-over leases in the background during the block."""
         async with loops.running("the end of leases", self._run):
             yield self
 
@@ -107,13 +107,13 @@ class Leases:
             self._more.clear()
 
     async def _end_left(self) -> None:
-        """End all that can be ended; the last failure is raised."""
+        """End all left-over leases that can be ended; raise the last failure."""
         failure: errors.NodeError | None = None
         for namespace, lease in list(self._left):
             try:
                 await self._end({rpc.NAMESPACE: namespace}, lease)
             except errors.Unavailable:
-                raise  # of the node, and so of all
+                raise  # the node is away, so all others would fail too
             except errors.NodeError as error:
                 failure = error
             else:
@@ -122,7 +122,7 @@ class Leases:
             raise failure
 
     async def _find(self) -> None:
-        """Note all leases of dead processes."""
+        """Find all leases of dead processes."""
         dead = leases_pb2.ListRequest(
             filters=[f'labels."{INCARNATION}"!="",labels."{INCARNATION}"!="{self._incarnation}"']
         )

@@ -1,4 +1,4 @@
-"""The node through the gateway, as the caller of a transfer: its content, images, leases, snapshots and its unpacking
+"""The node through the gateway, as the caller of a transfer: its content, images, leases, snapshots, and the unpacking
 of layers.
 
 Messages go over the internal socket with the caller's headers; whole blobs go by file (``content/blobs_remote.py``).
@@ -43,8 +43,8 @@ T = TypeVar("T")
 
 
 class RemoteNode:
-    """A transfer's :class:`~services.images.transfer.Node` over ``gateway``; ``headers`` are its caller's.
-    ``appliers`` unpack layers, where Diff is not served by somebody else.
+    """A transfer's :class:`~services.images.transfer.Node` over ``gateway``; ``headers`` are its caller's. ``appliers``
+    unpack layers, unless a foreign service serves Diff.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class RemoteNode:
 
     @contextlib.asynccontextmanager
     async def leased(self) -> AsyncIterator[RemoteNode]:
-        """The same node under a lease: the caller's, else one that is there as long as the block."""
+        """The same node under a lease: the caller's, or one that exists during the block."""
         if self.headers.get(rpc.LEASE):
             yield self
             return
@@ -107,7 +107,8 @@ class RemoteNode:
                 raise errors.FailedPrecondition(
                     f"{arrived} bytes came, with digest {digest.algorithm}:{found.hexdigest()}"
                 )
-            await filling.commit("", descriptor.size)  # of no digest: for that, the node would say that it has the blob
+            # without a digest: otherwise the node would answer that it has the blob
+            await filling.commit("", descriptor.size)
 
     async def document(self, descriptor: Descriptor) -> bytes:
         if (brought := descriptor.brought) is not None:
@@ -139,7 +140,7 @@ class RemoteNode:
                     await rpc.shielded(self._given_up(ref))
 
     async def _given_up(self, ref: str) -> None:
-        with contextlib.suppress(errors.NodeError):  # it expires
+        with contextlib.suppress(errors.NodeError):  # the ingest expires
             await self._blobs.abort(ref, self.headers)
 
     @contextlib.asynccontextmanager
@@ -156,8 +157,8 @@ class RemoteNode:
                 await rpc.shielded(self._given_up(ref))
 
     async def _ingest(self, ref: str, digest: Digest, size: int) -> FileIngest | StreamIngest | SharedIngest:
-        """An ingest that is not the lease's: it has a day of its own, whatever becomes of the lease and of this
-        process. The blob is the lease's, by the commit.
+        """An ingest outside the lease: it expires after a day, whatever happens to the lease and to this process. The
+        commit adds the blob to the lease.
         """
 
         async def commit(labels: Mapping[str, str]) -> None:
@@ -166,22 +167,25 @@ class RemoteNode:
         try:
             try:
                 begun = await self._unleased.begin(ref, size, digest)
-            except errors.AlreadyExists:  # but it is not held yet
+            except errors.AlreadyExists:  # the existing blob is not leased yet
                 begun = await self._files.begin(ref, size, digest)
-        # the ingest is recorded, without the lease; its bytes come by a stream, which commits, so that one has it
+        # The ingest is recorded, without the lease; its bytes come by a stream, whose commit adds the blob to the
+        # lease.
         except errors.Unimplemented:
 
             async def opened() -> RemoteWriter:
                 return await self._store.writer(ref, size, digest)
 
-            # it takes a moment until an ended stream has unlocked it
+            # an ended stream takes a moment to unlock its ref
             return StreamIngest(await opened(), digest, size, lambda: self._when_unlocked(ref, opened))
         return (
             FileIngest(open_locked(begun.path, ref), digest, size, commit) if begun.path else SharedIngest(size, commit)
         )
 
     async def _when_unlocked(self, ref: str, begin: Callable[[], Awaitable[T]]) -> T:
-        """What ``begin`` gives; while another process writes the ref it is waited for, as long as that gets on."""
+        """The result of ``begin``. While another process has the ref locked, wait, as long as that process makes
+        progress.
+        """
         loop = asyncio.get_running_loop()
         pause, seen, until = 0.02, (-1, 0), loop.time() + _STANDSTILL
         while True:
@@ -192,7 +196,7 @@ class RemoteNode:
                     raise
             with contextlib.suppress(errors.NodeError):
                 status = await self._store.status(ref)
-                # the second changes too where the bytes come that are beyond a gap
+                # updated_at changes too while bytes arrive beyond a gap
                 if seen != (now := (status.offset, status.updated_at)):
                     seen, until = now, loop.time() + _STANDSTILL
             await asyncio.sleep(pause)
@@ -218,7 +222,7 @@ class RemoteNode:
                 created = await self._images.Create(images_pb2.CreateImageRequest(image=message), headers=self.headers)
                 return convert.image_from_pb(created.image)
             except errors.AlreadyExists:
-                with contextlib.suppress(errors.NotFound):  # gone again meanwhile
+                with contextlib.suppress(errors.NotFound):  # removed meanwhile
                     updated = await self._images.Update(
                         images_pb2.UpdateImageRequest(image=message), headers=self.headers
                     )
@@ -230,8 +234,8 @@ class RemoteNode:
         return RemoteSnapshotter(self._gateway, snapshotter=name, headers=self.headers)
 
     async def unpacks(self, snapshotter: str) -> How:
-        """Diff of ours is the same program as those of ``appliers``; somebody else's is asked to do its work
-        itself, and reads blobs that are there.
+        """Our own Diff runs the same program as ``appliers``. A foreign Diff does its work itself, and reads only
+        complete blobs.
         """
         wanted = (f"type=={_SNAPSHOTTER},id=={snapshotter}", f"type=={_DIFFER},id=={_OURS}")
         plugins = (
@@ -296,15 +300,15 @@ class RemoteNode:
 
 _SNAPSHOTTER, _DIFFER = "io.containerd.snapshotter.v1", "io.containerd.differ.v1"
 _OURS = "walking"
-"""The id of our own Diff among the node's plugins; somebody else's has the name that it is configured by."""
+"""The id of our own Diff among the node's plugins; a foreign one has the name under which it is configured."""
 _FEW = 1000
-"""Looks for a name in a layer, of some microseconds each: fewer are not worth a thread, which would wait for this
-one after each of its system calls.
+"""Lookups of a name in a layer, of some microseconds each. Fewer are not worth a thread, which would wait for this one
+after each of its system calls.
 """
 _DOCUMENTS_LIMIT = 64 << 20
-"""Bytes of documents that one transfer reads."""
+"""Bytes of documents that one transfer may read."""
 _STANDSTILL = 30.0
-"""Seconds for which an ingest that another process has locked may stand still."""
+"""Seconds for which the process that has an ingest locked may make no progress."""
 
 
 class _Filling:
@@ -336,7 +340,7 @@ def _put(fd: int, piece: bytes, found: hashlib._Hash) -> None:
 
 
 def _wrong_bytes(path: str, digest: Digest) -> str:
-    """What is wrong with a blob's file."""
+    """What is wrong with a blob's file; "" if nothing."""
     try:
         with open(path, "rb", buffering=0) as file:
             found = hashlib.file_digest(file, digest.algorithm).hexdigest()
@@ -346,7 +350,7 @@ def _wrong_bytes(path: str, digest: Digest) -> str:
 
 
 def _all_of(fd: int) -> bytes:
-    """All bytes, or a few more than are wanted."""
+    """All bytes, or slightly more than the limit."""
     data = b""
     while len(data) <= DOCUMENT_LIMIT and (piece := os.read(fd, 1 << 20)):
         data += piece
