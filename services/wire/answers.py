@@ -1,4 +1,4 @@
-"""What a server answers apart from messages: heads and trailers as encoded header lists."""
+"""A server's answers apart from messages: heads and trailers as encoded header lists."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Unary calls, one at a time, over a socket that blocks: for a thread without an event loop, as the one is that exports
-spans.
+"""Unary calls, one at a time, over a socket that blocks: for a thread without an event loop, such as the one that
+exports spans.
 
-The connection is kept from call to call. One that the peer has ended meanwhile is replaced before the next call;
-nothing else is repeated.
+The connection is kept from call to call. If the peer has ended it meanwhile, it is replaced before the next call.
+Nothing else is repeated.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from services.wire.limits import configured
 from services.wire.streams import Stream
 
 Dial = Callable[[float], socket.socket]
-"""A connected socket, with TLS where that is wanted, within so many seconds; else OSError."""
+"""Makes a connected socket, with TLS if wanted, within so many seconds; else OSError."""
 
 
 class BlockingClient:
-    """A process that is asked now and then. ``name`` is for the errors, ``scheme`` and ``authority`` for proxies on
-    the way.
+    """A client of one process. ``name`` is for error messages; ``scheme`` and ``authority`` are for proxies on the
+    way.
     """
 
     def __init__(self, dial: Dial, name: str, *, scheme: str = "http", authority: str = "localhost") -> None:
@@ -38,8 +38,8 @@ class BlockingClient:
         self._line: _Line | None = None
 
     def unary(self, path: str, request: bytes, metadata: Metadata, timeout: float, *, compress: bool = False) -> bytes:
-        """One call, whose failure is one of our errors: Disconnected where it is the transport's. ``compress``
-        sends the message as gzip.
+        """Make one call. Its failure is one of our errors: Disconnected if it is the transport's. ``compress`` sends
+        the message as gzip.
         """
         end = time.monotonic() + timeout
         body = zlib.compress(request, wbits=31) if compress else request
@@ -74,15 +74,15 @@ class BlockingClient:
         return call.message
 
     def close(self) -> None:
-        """Hang up; the next call connects again."""
+        """Close the connection; the next call connects again."""
         if self._line is not None:
             self._line.socket.close()
             self._line = None
 
 
 _GLANCE = 0.001
-"""Seconds to see what has come already: with a timeout, not none, since TLS and plain sockets then say the same of
-nothing.
+"""Seconds to see what has arrived already. It is not zero, since with a timeout TLS and plain sockets report "nothing"
+in the same way.
 """
 
 
@@ -94,18 +94,18 @@ def _left(end: float) -> float:
 
 
 class _Line:
-    """A connection on a socket. What fails is an OSError."""
+    """A connection on a socket. Failures are OSErrors."""
 
     def __init__(self, connected: socket.socket) -> None:
         self.socket = connected
         self.limits = configured()
         self.connection = Connection(client=True, limits=self.limits)
         self.leaving = False
-        """The peer takes no more calls."""
+        """Whether the peer takes no more calls."""
 
     def write(self, end: float) -> None:
-        """Send what the connection has to say. That nobody listens any more is for :meth:`read` to find, behind
-        what there still is to be read.
+        """Send what the connection has to send. If the peer does not listen any more, :meth:`read` finds that, after it
+        has read what is left.
         """
         with contextlib.suppress(ConnectionError):
             while self.connection.pending:
@@ -113,7 +113,7 @@ class _Line:
                 self.socket.sendall(b"".join(self.connection.take()))
 
     def read(self, end: float) -> list[Event]:
-        """Wait for what the peer says."""
+        """Wait for the peer, and return its events."""
         self.socket.settimeout(_left(end))
         return self._take()
 
@@ -130,7 +130,7 @@ class _Line:
         return events
 
     def is_there(self) -> bool:
-        """Whether another call may be made, by what has come since the last one: pings, or the end."""
+        """Whether another call may be made. What has arrived since the last one decides: pings, or the end."""
         try:
             while not self.leaving:
                 self.socket.settimeout(_GLANCE)
@@ -145,7 +145,7 @@ class _Line:
 
 
 class _Call:
-    """One call; :meth:`run` returns when it has ended, with a ``message`` or a ``failure``."""
+    """One call. When :meth:`run` returns, it has ended with a ``message`` or a ``failure``."""
 
     def __init__(self, line: _Line, name: str) -> None:
         self._line = line
@@ -155,10 +155,10 @@ class _Call:
         self._over = False
         self.failure: errors.NodeError | None = None
         self.clean = False
-        """The connection is fit for another."""
+        """Whether the connection can be used for another call."""
 
     def run(self, head: bytes, prefix: bytes, body: bytes, end: float) -> None:
-        """TimeoutError at ``end``, OSError if the connection is lost."""
+        """Run the call. TimeoutError at ``end``, OSError if the connection is lost."""
         line = self._line
         stream = line.connection.open(head, self)
         line.connection.send(stream, prefix, body, end=True)

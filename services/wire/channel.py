@@ -1,5 +1,5 @@
-"""The way to another process over the wire: a connection that is made when it is needed and again when it is lost,
-and the calls that go there.
+"""The way to another process over the wire: a connection, which is made when needed and again when lost, and the calls
+on it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ CONNECT_TIMEOUT = 5.0
 SILENCE = 1.0
 """Seconds without a byte after which a peer is pinged ..."""
 PATIENCE = 2
-"""... and how often such a second may pass before the connection counts as lost. A loop that is busy for longer
-than that is as bad as a hung one.
+"""... and the number of such seconds after which the connection counts as lost. A loop that is busy for longer is as
+bad as a hung one.
 """
 
 
@@ -39,16 +39,16 @@ class ClientLink(Link):
         super().__init__(limits, client=True)
         self.carrier = carrier
         self.settled: asyncio.Future[None] = self.loop.create_future()
-        """Ends when the peer's SETTINGS are there; ConnectionError if it goes away before."""
+        """Done when the peer's SETTINGS have come; ConnectionError if it goes away before."""
         self.leaving = False
         self._silent = 0
         self._timer: asyncio.TimerHandle | None = None
         self._slots: deque[asyncio.Future[bool]] = deque()
         self._granted = 0
-        """Streams that calls have been given which have not opened them yet."""
+        """Streams that calls have been granted and have not opened yet."""
 
     def open(self, owner: Owner, block: bytes) -> Stream:
-        """A new stream. The caller has made sure that :attr:`full` is not."""
+        """Open a stream. The caller has checked that :attr:`full` is false."""
         stream = self.connection.open(block, owner)
         if self._timer is None and self.carrier.pings != "never":
             self._watch()
@@ -57,7 +57,7 @@ class ClientLink(Link):
         return stream
 
     def finished(self, stream: Stream) -> None:
-        """The peer has said its last word; what we have not sent yet, nobody wants any more."""
+        """The peer has ended the stream, so what we have not sent yet is not wanted any more."""
         if not stream.local_closed:
             self.reset(stream, Code.CANCEL)
         else:
@@ -69,7 +69,7 @@ class ClientLink(Link):
         return len(self.connection.streams) + self._granted >= self.connection.peer_streams
 
     async def slot(self) -> None:
-        """Wait for room for a stream, behind those that wait already; it is the caller's if it opens the stream at
+        """Wait for room for a stream, behind earlier waiters. The room is the caller's if it opens the stream at
         once.
         """
         waiter: asyncio.Future[bool] = self.loop.create_future()
@@ -127,7 +127,7 @@ class ClientLink(Link):
             self._timer.cancel()
         if not self.settled.done():
             self.settled.set_exception(ConnectionError(reason))
-            self.settled.exception()  # nobody may be waiting
+            self.settled.exception()  # marked as seen: nobody may be waiting
         self._leave()
         self.carrier.link_gone(self)
         self.on_idle()
@@ -144,7 +144,7 @@ class ClientLink(Link):
         now = self.loop.time()
         if self.lost or (self.carrier.pings == "calls" and not self.connection.streams):
             return
-        if self.heard or now - set_at > SILENCE * 1.5:  # or we were not listening ourselves
+        if self.heard or now - set_at > SILENCE * 1.5:  # or we did not listen ourselves
             self._silent = 0
         else:
             self._silent += 1
@@ -159,7 +159,7 @@ class ClientLink(Link):
 
 
 class WireCarrier:
-    """What is under a :class:`services.kit.channel.Channel`."""
+    """The wire's part of a :class:`services.kit.channel.Channel`."""
 
     def __init__(self, address: str, name: str, pings: Pings, limits: Limits | None = None) -> None:
         self.name = name
@@ -181,7 +181,7 @@ class WireCarrier:
 
     @property
     def link(self) -> ClientLink | None:
-        """The connection, if it is there."""
+        """The connection, if there is one."""
         return self._link
 
     def connected(self) -> bool:
@@ -205,7 +205,7 @@ class WireCarrier:
                 self._changed.discard(waiter)
 
     def _connect(self) -> None:
-        """Try to connect, unless that is being done or was tried a moment ago."""
+        """Try to connect, unless an attempt is under way or was made a moment ago."""
         if self._connecting is None and self._retry is None and not self._closed:
             self._connecting = self._attempting()
 
@@ -222,12 +222,12 @@ class WireCarrier:
                 else:
                     await self._loop.create_unix_connection(lambda: link, self._address)
                 await link.settled
-            if link.leaving:  # it has said goodbye in the same breath
+            if link.leaving:  # the peer connects and says goodbye at once
                 raise ConnectionError("it takes no calls")
         except asyncio.CancelledError:
             link.abort("the channel is closed")
             raise
-        except Exception as error:  # whatever it is: those who watch wait for the next attempt
+        except Exception as error:  # any failure: watchers wait for the next attempt
             if not isinstance(error, (OSError, TimeoutError, ValueError)):
                 log.exception("connecting to %s failed unexpectedly", self._address)
             self._trouble = (
@@ -256,7 +256,7 @@ class WireCarrier:
                 waiter.set_result(None)
 
     def link_gone(self, link: ClientLink) -> None:
-        """A link takes no new calls: it is lost, or the peer is going."""
+        """A link takes no new calls: it is lost, or the peer is leaving."""
         if link.lost:
             self._links.discard(link)
         if self._link is link:
@@ -264,7 +264,7 @@ class WireCarrier:
             self._tell()
 
     async def ready(self) -> ClientLink:
-        """The connection; Disconnected, naming the process, if it cannot be made now."""
+        """The connection. Disconnected, naming the process, if it cannot be made now."""
         for _ in range(100):
             link = self._link
             if link is None:
@@ -317,7 +317,7 @@ class WireCarrier:
             call = Unary(self, link, request_block(path, metadata, left), request, left)
             try:
                 return await call.answer
-            except UnseenError as error:  # the peer has certainly not looked at it
+            except UnseenError as error:  # the peer has certainly not looked at the call
                 tries += 1
                 if tries > 2:
                     raise self.disconnected(str(error)) from None
@@ -325,13 +325,13 @@ class WireCarrier:
                 call.cancel()
                 raise
             finally:
-                # a failure's traceback holds this frame, which would hold the failure: a cycle, with all that the
-                # caller's frames hold
+                # a failure's traceback holds this frame, which would hold the failure: a cycle, with everything that
+                # the caller's frames hold
                 del call
 
     def ask(self, block: bytes, request: bytes, timeout: float) -> Unary | None:
-        """A unary call that goes now, with a head of :func:`request_block`; None where there is no connection, or
-        no room on it.
+        """Make a unary call at once, with a head of :func:`request_block`. None if there is no connection, or no room
+        on it.
         """
         link = self._link
         return None if link is None or link.full else Unary(self, link, block, request, timeout)

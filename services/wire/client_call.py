@@ -1,4 +1,4 @@
-"""Calls on their way to another process: :class:`Unary` and :class:`WireStream`, each the owner of its stream."""
+"""Calls to another process: :class:`Unary` and :class:`WireStream`, each the owner of its stream."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 class UnseenError(Exception):
-    """The peer refused the stream before it looked at it: it may be asked again."""
+    """The peer refused the stream before it looked at it, so the call may be repeated."""
 
 
 class Unary:
-    """A unary call on its way: ``answer`` is what comes of it. It is not cancelled, but by :meth:`cancel`."""
+    """A unary call under way; ``answer`` is its result. Only :meth:`cancel` cancels it."""
 
     __slots__ = ("_assembler", "_carrier", "_link", "_message", "_stream", "answer")
 
@@ -45,7 +45,7 @@ class Unary:
 
     def _end(self, error: Exception | None) -> None:
         self._carrier.deadlines.discard(self)
-        self._stream.owner = None  # they hold each other
+        self._stream.owner = None  # they reference each other
         if self.answer.done():
             return
         if error is not None:
@@ -56,12 +56,12 @@ class Unary:
             self.answer.set_result(self._message)
 
     def expire(self) -> None:
-        """Its deadline has passed."""
+        """The deadline has passed."""
         self._end(errors.DeadlineExceeded())
         self._link.reset(self._stream, Code.CANCEL)
 
     def cancel(self) -> None:
-        """Nobody waits for it any more."""
+        """The caller does not wait any more."""
         self._carrier.deadlines.discard(self)
         self._stream.owner = None
         self._link.reset(self._stream, Code.CANCEL)
@@ -104,14 +104,14 @@ class Unary:
         self._end(UnseenError(reason) if code == Code.REFUSED_STREAM and not local else outcomes.of_reset(code, reason))
 
     def on_drained(self) -> None:
-        """A unary request is queued whole."""
+        """Nothing to do: a unary request is queued whole."""
 
     def on_lost(self, reason: str) -> None:
         self._end(self._carrier.disconnected(reason))
 
 
 class WireStream:
-    """A streaming call; it is opened by the first thing that is done with it."""
+    """A streaming call. Its first operation opens it."""
 
     def __init__(self, carrier: WireCarrier, path: str, metadata: Metadata, timeout: float | None) -> None:
         self._carrier = carrier
@@ -124,9 +124,9 @@ class WireStream:
         self._assembler: messages.Assembler | None = None
         self._messages: deque[bytes] = deque()
         self._waiting = 0
-        """Bytes of messages that nobody has received yet."""
+        """Bytes of messages that were not received yet."""
         self._withheld = 0
-        """Bytes that the peer gets no window for until they are received."""
+        """Bytes for which the peer gets no window until they are received."""
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
         self._leading: Headers | None = None
@@ -232,7 +232,7 @@ class WireStream:
         link.flush_soon()
 
     def expire(self) -> None:
-        """Its deadline has passed."""
+        """The deadline has passed."""
         self._finish(errors.DeadlineExceeded())
         if self._link is not None and self._stream is not None:
             self._link.reset(self._stream, Code.CANCEL)
@@ -243,7 +243,7 @@ class WireStream:
         self._over = True
         self._status = status
         if self._stream is not None:
-            self._stream.owner = None  # they hold each other
+            self._stream.owner = None  # they reference each other
         self._carrier.deadlines.discard(self)
         _wake(self._reader)
         _wake(self._writer)

@@ -1,8 +1,7 @@
-"""One client's calls at a server: what is worked on, what waits until there is room, and the bytes that wait for the
-client.
+"""One client's calls at a server: calls in work, calls that wait for room, and the bytes that wait for the client.
 
-On most connections there is one client. A service behind a gateway has one connection for the clients of all of it:
-there the gateway names them (:data:`FIELD`), so that what one of them leaves lying is nobody else's affair.
+On most connections there is one client. A service behind a gateway has one connection for all clients of the gateway.
+There the gateway names the clients (:data:`FIELD`), so that what one of them leaves unread affects no other.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from services.wire.limits import Limits
 from services.wire.streams import Account, Stream
 
 _PACE, _PACED = 0.02, 16
-"""Seconds in which none of a client's calls has ended after which so many more begin: those that are worked on may
+"""If none of a client's calls has ended within so many seconds, so many more are started, since those in work may
 hang.
 """
 
@@ -29,15 +28,15 @@ class Admitted(Protocol):
 
     over: bool
     working: bool
-    """It was started, counts among those that are worked on, and tells :meth:`Client.ended` when it is over."""
+    """It was started and counts as a call in work; it calls :meth:`Client.ended` when it is over."""
 
     def start(self, argument: Any) -> None:
-        """Do it."""
+        """Start the call."""
         ...
 
 
 class Client(Account):
-    """``queued`` are the bytes of its answers that wait for its windows: while they are more than
+    """A client. ``queued`` counts the bytes of its answers that wait for its windows. While they are more than
     ``Limits.untaken``, none of its calls is started.
     """
 
@@ -48,20 +47,20 @@ class Client(Account):
         self._loop = loop
         self._limits = limits
         self.under_way = 0
-        """Unary calls that are worked on."""
+        """Unary calls in work."""
         self._waiting: OrderedDict[Admitted, tuple[Any, bool]] | None = None
         self._releasing = False
         self._pacing = False
         self._moving = False
-        """A call has ended since the last look."""
+        """Whether a call has ended since the last look."""
 
     @property
     def reads(self) -> bool:
-        """Whether it takes its answers."""
+        """Whether the client reads its answers."""
         return self.queued <= self._limits.untaken
 
     def admit(self, call: Admitted, argument: Any, *, counted: bool) -> None:
-        """Start a call, now or when there is room. Of those that are ``counted`` only so many are worked on at once."""
+        """Start a call, now or when there is room. Only so many of those that are ``counted`` are in work at once."""
         if self._has_room(counted=counted):
             self._start(call, argument, counted)
             return
@@ -83,7 +82,7 @@ class Client(Account):
             call.start(argument)
 
     def ended(self, call: Admitted) -> None:
-        """A call that was admitted is over, begun or not."""
+        """An admitted call is over, whether it was started or not."""
         if call.working:
             self.under_way -= 1
             self._moving = True
@@ -105,32 +104,32 @@ class Client(Account):
     def _pace(self) -> None:
         self._pacing = False
         try:
-            self._release()  # it may have read
+            self._release()  # the client may have read
             waiting = self._waiting
             if waiting and not self._moving:
                 for _ in range(min(_PACED, len(waiting))):
                     if self.reads:
                         self._start_next(waiting)
             self._moving = False
-        finally:  # one that cannot be started does not keep the others waiting
+        finally:  # a call that cannot be started does not block the others
             if self._waiting:
                 self._pacing = True
                 self._loop.call_later(_PACE, self._pace)
 
     def gone(self) -> None:
-        """Its connection is: nothing is started any more."""
+        """The connection is gone: nothing is started any more."""
         if self._waiting:
             self._waiting.clear()
 
 
 def client_of(stream: Stream) -> Client:
-    """Whose a stream of a server is."""
+    """The client of a server's stream."""
     return cast("Client", stream.account)
 
 
 class Names:
-    """The numbers by which a gateway names the clients of its connections: few and small ones, as each makes header
-    blocks of its own to remember.
+    """The numbers by which a gateway names the clients of its connections. They are few and small, since each makes
+    header blocks of its own that are cached.
     """
 
     __slots__ = ("_free", "_next")
@@ -140,18 +139,18 @@ class Names:
         self._next = 1
 
     def take(self) -> int:
-        """The smallest that is free."""
+        """The smallest free number."""
         if self._free:
             return heapq.heappop(self._free)
         self._next += 1
         return self._next - 1
 
     def give_back(self, number: int) -> None:
-        """Nothing that was called by it is open any more."""
+        """Free a number: no call with it is open any more."""
         heapq.heappush(self._free, number)
 
 
 @cache
 def field(number: int) -> bytes:
-    """The header, encoded."""
+    """The header field, encoded."""
     return headers.block([(CLIENT.encode(), b"%d" % number)])

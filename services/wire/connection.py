@@ -1,4 +1,4 @@
-"""One HTTP/2 connection (RFC 9113) without a socket: fed bytes and orders, it answers events and bytes.
+"""One HTTP/2 connection (RFC 9113) without a socket: it takes bytes and orders, and returns events and bytes.
 
     connection = Connection(client=False)
     events = connection.receive(data)      # what the peer did
@@ -6,18 +6,18 @@
     transport.writelines(connection.take())
 
 It decides everything that HTTP/2 decides: frame sizes, the states of streams, both levels of flow control, SETTINGS,
-GOAWAY, and every bound of :class:`Limits`. It knows no gRPC, no clock but that of the token buckets, and never waits. A
-fault of the peer ends its stream (RST_STREAM and a :class:`Reset` event) or the connection (GOAWAY and a
-:class:`Closed` event), after which it says nothing any more.
+GOAWAY, and every bound of :class:`Limits`. It knows no gRPC, and no clock except that of the token buckets; it never
+waits. A fault of the peer ends its stream (RST_STREAM and a :class:`Reset` event) or the connection (GOAWAY and a
+:class:`Closed` event). After that the connection sends nothing any more.
 
-*Receiving.* DATA comes out as it came in, in pieces of any size, not frame by frame. The connection's window is given
-back at once; a stream's when its owner says :meth:`consumed`. It grows while it is consumed.
+*Receiving.* DATA is returned as it arrived, in pieces of any size, not frame by frame. The connection's window is given
+back at once. A stream's window is given back when its owner calls :meth:`consumed`, and grows while it is consumed.
 
-*Turns.* A peer can put thousands of frames into what is read at once. Whoever must not be held up says how many it
-wants dealt with, and comes back while there is :attr:`Connection.more`. A peer that resets very many streams is
+*Turns.* A peer can put thousands of frames into one read. A caller that serves others too says how many frames it wants
+handled, and calls again while there is :attr:`Connection.more`. A peer that resets very many streams is
 :attr:`Connection.slowed`: no frame is looked at before :meth:`Connection.hasten`.
 
-*Sending* is the other half, which :mod:`~services.wire.sending` has: this one is built upon it.
+*Sending* is the other half, in :mod:`~services.wire.sending`, on which this class is built.
 """
 
 from __future__ import annotations
@@ -68,13 +68,13 @@ class Connection(Sender):
     def __init__(self, *, client: bool, limits: Limits) -> None:
         super().__init__(client=client, limits=limits)
         self.lingering = 0
-        """Streams that are over but whose handlers still run; a server's owner counts them, and they count as
+        """Streams that are over, but whose handlers still run. A server's owner counts them, and they count as
         streams.
         """
         self.more = False
-        """Whether frames that have come are still to be looked at."""
+        """Whether frames that have arrived are still to be handled."""
         self.slowed = False
-        """Whether none is to be looked at for a moment."""
+        """Whether no frame is to be handled for a moment."""
         self._decoder = headers.Decoder(limits)
         self._rest = b""
         self._at = 0
@@ -91,7 +91,7 @@ class Connection(Sender):
         self._block_frames = 0
         self._block_fault: StreamFault | None = None
         self._skipped: list[range] = []
-        """Streams that the peer passed over: they never were."""
+        """Streams that the peer skipped; they were never used."""
         self._frame = frames.DEFAULT_FRAME
         self._receive_window = frames.DEFAULT_WINDOW
         self._credit = 0
@@ -115,8 +115,8 @@ class Connection(Sender):
     # ------------------------------------------------------------------------------------------ bytes in
 
     def receive(self, data: bytes, turn: int = 0) -> list[Event]:
-        """Take what came, answer what it means; of not many more than ``turn`` frames, if it is not 0: while there
-        is :attr:`more`, call again with ``b""``.
+        """Take bytes, and return the events. At most about ``turn`` frames are handled, unless it is 0. While there is
+        :attr:`more`, call again with ``b""``.
         """
         self.more = False
         if self.closed:
@@ -182,7 +182,7 @@ class Connection(Sender):
                 at += _HEAD_SIZE
                 self._skip = length
                 continue
-            if length > self.limits.header_block:  # none of the others is that long
+            if length > self.limits.header_block:  # no other frame is that long
                 raise ConnectionFault(
                     Code.FRAME_SIZE_ERROR if kind not in _HEADERISH else Code.ENHANCE_YOUR_CALM,
                     f"frame of {length} bytes",
@@ -204,7 +204,7 @@ class Connection(Sender):
             raise ConnectionFault(Code.ENHANCE_YOUR_CALM, "too many frames that bring nothing")
 
     def _stream_fault(self, number: int, fault: StreamFault) -> None:
-        """A fault of the peer in one stream: it is reset, and if it goes on like that, the connection is over."""
+        """The peer's fault in one stream resets it. Too many of them end the connection."""
         stream = self.streams.get(number)
         self._out.append(frames.rst_stream(number, fault.code))
         if stream is not None:
@@ -225,8 +225,8 @@ class Connection(Sender):
             self.slowed = True
 
     def hasten(self, seconds: float) -> None:
-        """The peer has been slowed for long enough. The time is not its own: it could have had all of its resets
-        dealt with at once.
+        """The peer has been slowed for long enough. This time does not earn it tokens, since otherwise it could have
+        had all of its resets handled at once.
         """
         self.slowed = False
         self._resets.pass_over(seconds)
@@ -240,17 +240,17 @@ class Connection(Sender):
             self.last = number
 
     def _late(self) -> None:
-        """A frame of a stream that we reset. A client's answers may be under way in any number; it is the client
-        that resets.
+        """A frame for a stream that we reset. A client accepts any number of them, since answers may be under way when
+        it resets.
         """
         if not self.client:
             self._idled()
 
     def _is_idle(self, number: int) -> bool:
-        """Whether a stream has never been."""
+        """Whether a stream was never used."""
         if number % 2:
             return number >= self._next if self.client else number > self.last
-        return True  # nobody pushes
+        return True  # no peer may push
 
     # -- DATA
 
@@ -285,7 +285,7 @@ class Connection(Sender):
                 under_way = self._reset.get(number)
                 if under_way is None:
                     raise StreamFault(Code.STREAM_CLOSED, "DATA on a closed stream")
-                if 0 < length <= under_way:  # sent before it could know; in frames as small as it likes
+                if 0 < length <= under_way:  # sent before the peer could know, in frames of any size
                     self._reset[number] = under_way - length
                 else:
                     self._late()
@@ -312,7 +312,7 @@ class Connection(Sender):
         return at
 
     def _on_data_bytes(self, view: memoryview, at: int, size: int) -> int:
-        """Bytes of a DATA frame, as far as they are there."""
+        """The part of a DATA frame that has arrived."""
         stream = self._data
         assert stream is not None
         step = min(self._data_left, size - at)
@@ -321,7 +321,7 @@ class Connection(Sender):
         self._data_left -= step
         done = not self._data_left
         end = done and self._data_end
-        if stream.id in self.streams:  # else it was reset while its frame was still coming
+        if stream.id in self.streams:  # else it was reset while its frame was still arriving
             if end:
                 stream.remote_closed = True
             if step or end:
@@ -334,8 +334,8 @@ class Connection(Sender):
         return at + step
 
     def consumed(self, stream: Stream, size: int) -> None:
-        """``size`` bytes of a stream have been dealt with: the peer may send as many more, and, as it is read so
-        well, some more than that.
+        """``size`` bytes of a stream are consumed. The peer may send as many more, and some beyond that, since its
+        reader keeps up.
         """
         if stream.remote_closed:
             return
@@ -390,7 +390,7 @@ class Connection(Sender):
             self._on_block(number, block, bool(self._block_flags & frames.END_STREAM), self._block_fault)
 
     def _on_block(self, number: int, block: bytes, end: bool, fault: StreamFault | None) -> None:
-        """A whole header block. It is decoded whatever becomes of it: the tables of both sides must stay alike."""
+        """A whole header block. It is decoded in every case, since the tables of both sides must stay the same."""
         stream = self.streams.get(number)
         if stream is not None and stream.remote_closed:
             self._decoder(_any, block)
@@ -473,7 +473,8 @@ class Connection(Sender):
         if not number:
             raise ConnectionFault(Code.PROTOCOL_ERROR, "PRIORITY on stream 0")
         self._idled()
-        fault = StreamFault if number in self.streams else ConnectionFault  # a stream that is not there cannot be reset
+        # a stream that does not exist cannot be reset
+        fault = StreamFault if number in self.streams else ConnectionFault
         if len(payload) != 5:
             raise fault(Code.FRAME_SIZE_ERROR, "PRIORITY is five bytes long")
         if frames.word(payload) & 0x7FFF_FFFF == number:
@@ -541,7 +542,7 @@ class Connection(Sender):
             if value > 1 or (value and self.client):
                 raise ConnectionFault(Code.PROTOCOL_ERROR, f"ENABLE_PUSH of {value}")
         elif name == frames.HEADER_TABLE_SIZE and value < 4096:
-            self._prefix = headers.TABLE_EMPTIED  # to be told at the next block (RFC 7541, section 4.2)
+            self._prefix = headers.TABLE_EMPTIED  # to be sent with the next block (RFC 7541, section 4.2)
 
     def _on_push_promise(self, flags: int, number: int, payload: bytes) -> None:
         raise ConnectionFault(Code.PROTOCOL_ERROR, "PUSH_PROMISE, which nobody allowed")
@@ -596,14 +597,14 @@ class Connection(Sender):
 
 
 def _any(_: headers.Pairs) -> Head:
-    """A block that is of no interest any more."""
+    """Ignores the fields of a block."""
     return Head([])
 
 
 _LONG = 9
-"""A frame other than DATA counts as one more for each 512 bytes: header lists take their time."""
+"""Each 512 bytes of a frame other than DATA count as one more frame, since header lists take time."""
 _SKIPPED = 100
-"""Ranges of streams that the peer passed over."""
+"""Ranges of skipped streams that are remembered."""
 _HEADERISH = (frames.HEADERS, frames.CONTINUATION)
 _FRAMES = {
     frames.HEADERS: Connection._on_headers,

@@ -1,8 +1,7 @@
-"""Many deadlines, one timer: nearly all of them are called off before they pass, and a timer of the event loop for each
-would cost more than the call it bounds.
+"""Many deadlines with one timer. Nearly all deadlines are cancelled before they pass, and a timer of the event loop for
+each would cost more than the call that it bounds.
 
-They pass up to :data:`TICK` late. What has to be more exact than that, a deadline of less than a second, has a timer of
-its own.
+They pass up to :data:`TICK` late. A deadline of less than a second must be more exact, and has a timer of its own.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ _EXACT = 1.0
 
 
 class Bounded(Protocol):
-    """What ends when its time is over."""
+    """An object with a deadline."""
 
     def expire(self) -> None:
-        """The time is over."""
+        """The deadline has passed."""
         ...
 
 
@@ -46,7 +45,7 @@ class Deadlines:
             self._timer = self._loop.call_later(TICK, self._tick)
 
     def discard(self, item: Bounded) -> None:
-        """Do not."""
+        """Cancel the deadline of ``item``."""
         if self._due.pop(item, None) is None and self._exact:
             timer = self._exact.pop(item, None)
             if timer is not None:

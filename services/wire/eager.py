@@ -1,9 +1,9 @@
-"""Start a coroutine now, not at the loop's next turn: most handlers end without ever waiting, and then no task is
-needed, nor a turn.
+"""Starts a coroutine now, not at the loop's next turn. Most handlers end without waiting; then neither a task nor a
+turn is needed.
 
-Python 3.12 has this (``asyncio.Task(eager_start=True)``); for 3.11 it is made here of what 3.11 has: the first step
-runs with a stand-in for the current task, and if it waits, a task goes on where it stopped. Whoever kept the stand-in
-(``asyncio.timeout`` does) reaches that task through it.
+Python 3.12 has this (``asyncio.Task(eager_start=True)``). For 3.11 it is made here: the first step runs with a stand-in
+for the current task, and if it waits, a task continues where it stopped. Code that kept the stand-in (as
+``asyncio.timeout`` does) reaches that task through it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any, cast
 
 
 def start(coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> asyncio.Task[None] | None:
-    """Run it until it waits; the task that goes on with it, or None if it has ended. Its exceptions are raised here
-    if it ends by one at once.
+    """Run the coroutine until it waits. The result is the task that continues it, or None if it has ended. If it ends
+    at once with an exception, that is raised here.
     """
-    if asyncio.current_task(loop) is not None:  # called from within a task, which is in the way
+    if asyncio.current_task(loop) is not None:  # called from within a task, which would be in the way
         return loop.create_task(coroutine)
     if sys.version_info >= (3, 12):
         task = asyncio.Task(coroutine, loop=loop, eager_start=True)
@@ -44,7 +44,7 @@ def _start(coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop
 
 
 class _StandIn:
-    """The current task of a first step. Cancelled before there is a task, it cancels that."""
+    """The current task of a first step. If it is cancelled before there is a task, it cancels the task."""
 
     __slots__ = ("_cancels", "_task")
 
@@ -80,7 +80,9 @@ class _StandIn:
 
 
 class _Rest(Coroutine[Any, Any, None]):
-    """A coroutine that has been started, as one that has not: the first ``send`` answers what it waits for."""
+    """A coroutine that has been started, in the form of one that has not: the first ``send`` returns what it waits
+    for.
+    """
 
     __slots__ = ("_started", "_waits_for", "coroutine")
 
@@ -104,7 +106,7 @@ class _Rest(Coroutine[Any, Any, None]):
                 and isinstance(self._waits_for, asyncio.Future)
                 and self._waits_for.cancel()
             ):
-                return self._waits_for  # as Task.cancel() does: what it waits for is cancelled, and tells it
+                return self._waits_for  # as Task.cancel() does: cancel what it waits for, which tells it
         return self.coroutine.throw(*error)
 
     def close(self) -> None:

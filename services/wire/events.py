@@ -1,4 +1,4 @@
-"""What a connection tells its owner that the peer did."""
+"""Events that a connection reports to its owner: what the peer did."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Opened(NamedTuple):
 
 
 class Data(NamedTuple):
-    """Some bytes of a stream, which count against its window until ``Connection.consumed``."""
+    """Some bytes of a stream. They count against its window until ``Connection.consumed``."""
 
     stream: Stream
     chunk: Chunk
@@ -25,14 +25,14 @@ class Data(NamedTuple):
 
 
 class Trailers(NamedTuple):
-    """The peer's last word on a stream."""
+    """The peer ended a stream with trailers."""
 
     stream: Stream
     head: Head
 
 
 class Reset(NamedTuple):
-    """A stream ended before its time: by the peer, or by us for a fault of its own (``local``)."""
+    """A stream ended early: the peer reset it, or we did because of the peer's fault (``local``)."""
 
     stream: Stream
     code: int
@@ -41,13 +41,13 @@ class Reset(NamedTuple):
 
 
 class Drained(NamedTuple):
-    """A stream's queue has come down to its ``low``."""
+    """A stream's queue has shrunk to its ``low``."""
 
     stream: Stream
 
 
 class Ready(NamedTuple):
-    """The peer's first SETTINGS are there."""
+    """The peer's first SETTINGS have come."""
 
 
 class Roomier(NamedTuple):
@@ -55,13 +55,13 @@ class Roomier(NamedTuple):
 
 
 class Pong(NamedTuple):
-    """One of our pings was answered."""
+    """The peer answered one of our pings."""
 
     payload: bytes
 
 
 class GoingAway(NamedTuple):
-    """The peer takes no streams above ``last`` any more; those it has not seen may be asked elsewhere."""
+    """The peer takes no streams above ``last`` any more. Calls that it has not seen may be repeated elsewhere."""
 
     last: int
     code: int
@@ -69,7 +69,7 @@ class GoingAway(NamedTuple):
 
 
 class Closed(NamedTuple):
-    """The connection is over: by a fault of the peer (``code``), which has been told."""
+    """The connection has ended because of the peer's fault (``code``), which the peer was told."""
 
     code: int
     reason: str

@@ -1,6 +1,4 @@
-"""HTTP/2 frames as numbers and bytes (RFC 9113, sections 4, 6 and 7): their names, their heads, and what is wrong
-with one.
-"""
+"""HTTP/2 frames as numbers and bytes (RFC 9113, sections 4, 6 and 7): their names, their heads, and their errors."""
 
 from __future__ import annotations
 
@@ -53,7 +51,7 @@ class Code(IntEnum):
 
 
 class ConnectionFault(Exception):
-    """The peer broke the protocol or passed a limit: the connection ends with GOAWAY ``code`` and ``reason``."""
+    """The peer broke the protocol or passed a limit. The connection ends with GOAWAY ``code`` and ``reason``."""
 
     def __init__(self, code: Code, reason: str) -> None:
         super().__init__(f"{code.name}: {reason}")

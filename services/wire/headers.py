@@ -1,11 +1,11 @@
-"""Header lists: HPACK (RFC 7541), what HTTP/2 wants of them (RFC 9113, section 8), and gRPC's meaning of them.
+"""Header lists: HPACK (RFC 7541), HTTP/2's rules for them (RFC 9113, section 8), and gRPC's meaning of them.
 
-Reading is the hpack library's, behind a cache: a block that left the decoder's table as it was means the same until
-something changes the table, and clients send the same few blocks all the time. What is cached is the finished
-:class:`Head`, checked and parsed, so it is not to be changed.
+The hpack library reads them, behind a cache. A block that leaves the decoder's table unchanged means the same until
+something changes the table, and clients send the same few blocks all the time. The finished :class:`Head`, checked and
+parsed, is cached, so it must not be changed.
 
-Writing never uses the peer's table: every field is a literal or of the static table. So an encoded list is a constant
-that may be kept, joined to another and sent on any connection, and our own blocks never spoil the cache of a peer.
+Writing never uses the peer's table: every field is a literal, or in the static table. So an encoded list is a constant
+that may be kept, joined to another, and sent on any connection; and our own blocks never spoil a peer's cache.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ for _index, (_name, _value) in enumerate(HeaderTable.STATIC_TABLE, 1):
     _FIELDS.setdefault((_name, _value), _index)
 
 TABLE_EMPTIED = b"\x20"
-"""Dynamic table size update to 0: said once where a peer shrinks the table that we do not use."""
+"""A dynamic table size update to 0. It is sent once if a peer shrinks the table, which we do not use."""
 
 
 def field(name: bytes, value: bytes) -> bytes:
-    """One header field: indexed where the static table has it, else a literal without indexing."""
+    """One header field: indexed if the static table has it, else a literal without indexing."""
     index = _FIELDS.get((name, value))
     if index is not None:
         return bytes((0x80 | index,))
@@ -60,7 +60,7 @@ def block(pairs: Iterable[tuple[bytes, bytes]]) -> bytes:
 
 
 def metadata(pairs: Iterable[tuple[str, Value]]) -> list[tuple[bytes, bytes]]:
-    """GRPC metadata as header fields: values of ``*-bin`` in base64 without padding."""
+    """Metadata of gRPC as header fields: values of ``*-bin`` in base64 without padding."""
     fields = []
     for key, value in pairs:
         if key.endswith("-bin"):
@@ -80,7 +80,7 @@ def status(code: int, message: str = "", trailing: Iterable[tuple[str, Value]] =
 
 
 _PRINTABLE = "".join(chr(c) for c in range(0x20, 0x7F) if chr(c) != "%")
-"""What grpc-message carries as it is (gRPC's PROTOCOL-HTTP2: Status-Message)."""
+"""Characters that grpc-message has unescaped (gRPC's PROTOCOL-HTTP2: Status-Message)."""
 
 _UNITS = (("n", 1e-9), ("u", 1e-6), ("m", 1e-3), ("S", 1.0), ("M", 60.0), ("H", 3600.0))
 _SECONDS = dict(_UNITS)
@@ -98,12 +98,12 @@ def timeout(seconds: float) -> bytes:
 
 
 class Head:
-    """A header list that has been read: a request's, a response's or trailers.
+    """A parsed header list: of a request, of a response, or trailers.
 
-    ``headers`` are gRPC's metadata (the first value of each name; bytes for ``*-bin``), ``pairs`` all fields but the
-    pseudo-headers as they came. ``problem`` is what is wrong with its metadata for gRPC: HTTP/2 is content with it, so
-    the call is answered. ``memory`` is for whoever derives something from a head: it lives as long as the head does in
-    the cache.
+    ``headers`` are gRPC's metadata (the first value of each name; bytes for ``*-bin``). ``pairs`` are all fields except
+    the pseudo-headers, as they came. ``problem`` is an error in the metadata that gRPC sees and HTTP/2 does not, so the
+    call is answered with it. ``memory`` is for values that others derive from the head; it lives as long as the head is
+    cached.
     """
 
     __slots__ = (
@@ -162,7 +162,7 @@ class Head:
                 self.headers[name] = value
 
     def encoded(self) -> bytes:
-        """The fields, pseudo-header :status included, in our own encoding."""
+        """The fields, including the pseudo-header :status, in our own encoding."""
         found = self.memory.get("encoded")
         if found is None:
             pairs = [(b":status", b"%d" % self.status), *self.pairs] if self.status else self.pairs
@@ -171,7 +171,7 @@ class Head:
         return found
 
     def is_grpc(self) -> bool:
-        """Whether its content-type is gRPC's, in one of its spellings."""
+        """Whether its content-type is gRPC's, in any of its spellings."""
         return self.content_type == "application/grpc" or self.content_type.startswith(
             ("application/grpc+", "application/grpc;")
         )
@@ -185,14 +185,14 @@ def _debase64(value: bytes) -> bytes:
 
 
 _SIZE_UPDATES = re.compile(rb"(?:[\x20-\x3e]|\x3f[\x80-\xff]*[\x00-\x7f]){3}")
-"""More of them than RFC 7541, section 4.2, has a use for: they cost the peer a byte each, and us much more."""
+"""More of them than RFC 7541, section 4.2, has a use for. They cost the peer a byte each, and us much more."""
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
 _BAD_VALUE = re.compile(rb"[\x00\r\n]")
 _OF_CONNECTION = frozenset({b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"})
 
 
 def _checked(pairs: Pairs, pseudo: Sequence[bytes]) -> tuple[dict[bytes, bytes], list[tuple[bytes, bytes]]]:
-    """Pseudo-headers and the others; StreamFault where RFC 9113, section 8.2 and 8.3, calls the list malformed."""
+    """Pseudo-headers and other fields. StreamFault if RFC 9113, sections 8.2 and 8.3, calls the list malformed."""
     special: dict[bytes, bytes] = {}
     rest: list[tuple[bytes, bytes]] = []
     for name, value in pairs:
@@ -249,7 +249,7 @@ def trailers(pairs: Pairs) -> Head:
 
 
 class Decoder:
-    """One connection's reading side."""
+    """The reading side of one connection."""
 
     __slots__ = ("__weakref__", "_cache", "_hpack", "_limits")
 
@@ -260,14 +260,14 @@ class Decoder:
         self._cache: dict[tuple[Callable[[Pairs], Head], bytes], Head] = {}
 
     def forget(self) -> None:
-        """Drop the blocks that were read."""
+        """Drop the cached blocks."""
         self._cache.clear()
 
     def __call__(self, kind: Callable[[Pairs], Head], encoded: bytes) -> Head:
         """Read a whole block as ``kind`` (:func:`request`, :func:`response`, :func:`trailers`).
 
-        ConnectionFault where the block cannot be decoded, or is over a limit: the two sides' tables then differ.
-        StreamFault where its fields are malformed.
+        ConnectionFault if the block cannot be decoded, or is over a limit, since the two sides' tables then differ.
+        StreamFault if its fields are malformed.
         """
         key = (kind, encoded)
         head = self._cache.get(key)
@@ -288,7 +288,7 @@ class Decoder:
             raise ConnectionFault(Code.COMPRESSION_ERROR, str(error)) from None
         if len(pairs) > self._limits.header_count:
             raise ConnectionFault(Code.ENHANCE_YOUR_CALM, f"more than {self._limits.header_count} header fields")
-        # The table differs whenever one of these does: entries go in at the front and out at the end.
+        # The table has changed if one of these has: entries enter at the front and leave at the end.
         changed = table.maxsize != size or len(entries) != count or (entries[0] if entries else None) is not newest
         if changed or len(self._cache) >= _CACHED:
             self._cache.clear()
@@ -299,7 +299,7 @@ class Decoder:
 
 
 _CACHED, _CACHEABLE = 128, 1024
-"""Blocks that a connection remembers, and the longest that is worth it."""
+"""Blocks that a connection caches, and the length of the longest."""
 
 _DECODERS: weakref.WeakSet[Decoder] = weakref.WeakSet()
 
@@ -311,4 +311,5 @@ def _forget() -> None:
 
 memory.when_idle(_forget)
 
-unquote("%20")  # makes urllib's table of escapes, which would otherwise be made amid somebody's burst, and stay there
+# makes urllib's table of escapes now; otherwise it would be made in the middle of a burst, and stay there
+unquote("%20")

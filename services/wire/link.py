@@ -1,8 +1,8 @@
 """A connection on a socket: an asyncio protocol that moves bytes between the transport and a :class:`Connection`, and
 events to the streams' owners.
 
-What it writes in one turn of the loop goes out in one call. A transport that is full (``pause_writing``) holds up DATA
-in the streams' queues; a peer that reads nothing while it makes us answer is not read either, until it does.
+Everything that it writes in one turn of the loop leaves in one call. While a transport is full (``pause_writing``),
+DATA waits in the streams' queues. A peer that makes us answer and reads nothing is not read from either, until it does.
 """
 
 from __future__ import annotations
@@ -25,44 +25,44 @@ from services.wire.streams import Chunk, Stream
 log = logging.getLogger(__name__)
 
 _JOIN = 32 << 10
-"""Pieces that are together no longer than this are copied into one: cheaper than a vector of them."""
+"""Pieces that together are no longer than this are copied into one, which is cheaper than a vector of them."""
 _TURN = 16
-"""Frames that are dealt with before the clock is looked at."""
+"""Frames that are handled before the clock is looked at."""
 _MUCH = 64 << 10
-"""Bytes that come at once from a peer that has more: it shares a slice of each turn with its like."""
+"""Bytes that arrive at once from a peer that has more. Such peers share a slice of each turn."""
 _SLOW = 0.02
-"""Seconds for which a peer that resets very many streams is not read, before the next of them."""
+"""Seconds for which a peer that resets very many streams is not read from, before the next of them."""
 _MOMENT = 0.02
-"""Seconds that the answer to a PING may wait for that to a call."""
+"""Seconds that the answer to a PING may wait for the answer to a call."""
 _HANG_UP = 1.0
 
 
 class Owner(Protocol):
-    """What a stream's owner is told."""
+    """The owner of a stream, which is told of its events."""
 
     def on_data(self, chunk: Chunk, end: bool) -> None:
-        """Bytes, which the owner answers with ``Connection.consumed`` when it can take more."""
+        """Bytes have come. The owner calls ``Connection.consumed`` when it can take more."""
         ...
 
     def on_trailers(self, head: Head) -> None:
-        """The peer's last word."""
+        """The peer has ended the stream."""
         ...
 
     def on_reset(self, code: int, reason: str, *, local: bool) -> None:
-        """The stream ended before its time."""
+        """The stream ended early."""
         ...
 
     def on_drained(self) -> None:
-        """What was queued has gone, down to the stream's ``low``."""
+        """Queued bytes have been sent, down to the stream's ``low``."""
         ...
 
     def on_lost(self, reason: str) -> None:
-        """The connection is gone."""
+        """The connection is lost."""
         ...
 
 
 class Link(asyncio.Protocol):
-    """One side of one connection; a server's and a client's differ in :meth:`opened`."""
+    """One side of one connection. A server's and a client's differ in :meth:`opened`."""
 
     def __init__(self, limits: Limits, *, client: bool) -> None:
         self.limits = limits
@@ -73,26 +73,26 @@ class Link(asyncio.Protocol):
         self.lost = False
         self.ready = False
         self.heard = False
-        """Whether anything came since this was last set to False; keepalive asks."""
+        """Whether anything has come since this was last set to False; for keepalive."""
         self._inside = False
         self._scheduled = False
         self._later: asyncio.TimerHandle | None = None
         self._full = False
         self._unread = 0
         self.deaf_since: float | None = None
-        """Since when we do not read, because the peer does not."""
+        """Since when we do not read, because the peer does not read."""
         self._held = False
         self._slowed_at: float | None = None
-        """Since when we do not read, because the peer resets so much."""
+        """Since when we do not read, because the peer resets too much."""
 
-    # -- what a side adds
+    # -- overridden by each side
 
     def opened(self, event: Opened) -> None:
-        """A request, or the head of a response."""
+        """A request has come, or the head of a response."""
         raise NotImplementedError
 
     def on_ready(self) -> None:
-        """The peer's SETTINGS are there."""
+        """The peer's SETTINGS have come."""
 
     def on_going_away(self, event: GoingAway) -> None:
         """The peer takes no more streams."""
@@ -101,13 +101,13 @@ class Link(asyncio.Protocol):
         """A ping was answered."""
 
     def on_idle(self) -> None:
-        """A stream has ended, so that there is room for another, and there may be no other."""
+        """A stream has ended: there is room for another, and perhaps no other is open."""
 
     def on_turn(self) -> None:
-        """What came together has been told."""
+        """All events of one read have been reported."""
 
     def on_end(self, reason: str) -> None:
-        """The connection is gone, and all owners know."""
+        """The connection is lost, and all owners have been told."""
 
     # -- asyncio.Protocol
 
@@ -120,7 +120,7 @@ class Link(asyncio.Protocol):
         self.flush()
 
     def data_received(self, data: bytes) -> None:
-        """What comes in one turn may be megabytes: a transport reads until the socket is empty."""
+        """What arrives in one turn may be megabytes, since a transport reads until the socket is empty."""
         self.heard = True
         if len(data) < _MUCH:
             self._take(data)
@@ -153,8 +153,8 @@ class Link(asyncio.Protocol):
             self.flush()
 
     def _take_more(self) -> None:
-        """A peer that has sent very much at once gets a slice of time; it is one for all such peers of the process,
-        who take turns.
+        """A peer that has sent very much at once gets a slice of time. All such peers of the process share one slice
+        and take turns.
         """
         end = self._lane.end()
         while self.connection.more and not self.connection.slowed and time.perf_counter() < end:
@@ -167,7 +167,7 @@ class Link(asyncio.Protocol):
         self._lane.later(self._go_on)
 
     def _slow_down(self) -> None:
-        """Read nothing for a moment: what the peer sends meanwhile is the socket's, and others are served."""
+        """Read nothing for a moment: what the peer sends meanwhile stays in the socket, and others are served."""
         assert self.transport is not None
         if self._slowed_at is None:
             self._held = True
@@ -191,7 +191,7 @@ class Link(asyncio.Protocol):
 
     def eof_received(self) -> None:
         self._gone("connection closed")
-        self._linger()  # a peer that has said its last word may still not read ours
+        self._linger()  # a peer that has sent its last bytes may still not read ours
 
     def connection_lost(self, error: Exception | None) -> None:
         self._gone(f"connection closed: {error}" if error else "connection closed")
@@ -220,7 +220,7 @@ class Link(asyncio.Protocol):
                 self._give_up(getattr(event, "stream", None))
 
     def _give_up(self, stream: Stream | None) -> None:
-        """A bug of ours costs the call that met it; the connection only where it was no call's."""
+        """A bug of ours ends the call that met it. It ends the connection only if it concerns no call."""
         if stream is None:
             self.abort("internal error")
             return
@@ -280,8 +280,8 @@ class Link(asyncio.Protocol):
         self._inside = False
         self.flush()
         self._gone(event.reason)
-        # Closed with bytes unread, the kernel would reset the connection, and the peer might never see the GOAWAY: read
-        # on, to nowhere, until it hangs up.
+        # If the socket were closed with unread bytes, the kernel would reset the connection, and the peer might never
+        # see the GOAWAY. So read on and drop the bytes, until the peer closes.
         assert self.transport is not None
         if self.transport.can_write_eof():
             self.transport.write_eof()
@@ -306,14 +306,15 @@ class Link(asyncio.Protocol):
     # -- orders
 
     def flush(self) -> None:
-        """Write what the connection has to say; in the middle of events it waits for their end."""
+        """Write what the connection has to send. While events are being reported, this waits for their end."""
         if self._inside or self.transport is None or self.lost:
             return
-        # a transport that fills up asks the connection to hold back, so what follows is little
+        # a transport that fills up makes the connection hold back, so what follows is little
         while self.connection.pending:
             parts = self.connection.take()
             size = sum(map(len, parts))
-            # a client's requests are not what its peer makes it say; and if both did not read, both would wait for ever
+            # a client's requests are not what its peer makes it send; and if neither side read, both would wait for
+            # ever
             if self._full and not self.connection.client:
                 self._unread += size
                 if self._unread > self.limits.unread and self.deaf_since is None:
@@ -327,7 +328,7 @@ class Link(asyncio.Protocol):
                 self.transport.writelines(parts)
 
     def flush_soon(self) -> None:
-        """Write at the end of this turn of the loop, together with what others have to say."""
+        """Write at the end of this turn of the loop, together with the others' bytes."""
         if not self._inside and not self._scheduled:
             self._scheduled = True
             self.loop.call_soon(self._flush_scheduled)
@@ -357,7 +358,7 @@ class Link(asyncio.Protocol):
             self.flush_soon()
 
     def close(self) -> None:
-        """Close the socket once what was written has gone, or has not for some seconds."""
+        """Close the socket when everything written has been sent, or could not be sent for some seconds."""
         if self.transport is not None:
             self.transport.close()
             self._linger()
@@ -367,7 +368,7 @@ class Link(asyncio.Protocol):
             self.loop.call_later(self.limits.linger, self.transport.abort)
 
     def abort(self, reason: str) -> None:
-        """Close it at once."""
+        """Close the socket at once."""
         if self.transport is not None:
             self.transport.abort()
         self._gone(reason)

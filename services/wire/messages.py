@@ -1,4 +1,6 @@
-"""gRPC messages in a stream of DATA (gRPC's PROTOCOL-HTTP2: Length-Prefixed-Message): cut out, inflated, and put in."""
+"""gRPC messages in a stream of DATA (gRPC's PROTOCOL-HTTP2: Length-Prefixed-Message): extracts them, inflates them, and
+makes their prefixes.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +11,20 @@ from services.kit import errors
 from services.wire.streams import Chunk
 
 _MEMBERS = 64
-"""What is left after each is copied: a message of empty ones would cost its square."""
+"""gzip members of a message. After each one the rest is copied, so a message of empty ones would take quadratic
+time.
+"""
 PREFIX = struct.Struct(">BI")
 ENCODINGS = ("identity", "gzip")
-"""What we read; we write no compressed messages, since our peers are on this machine."""
+"""Encodings that we read. We write no compressed messages, since our peers are on this machine."""
 
 HIGH_WATER = 256 << 10
 """Bytes that a writer may have queued before it has to wait."""
 MESSAGE_COST = 64
-"""Bytes that a message which waits for its reader counts besides its own: an empty one is not for nothing."""
+"""Bytes that each waiting message counts in addition to its own: an empty one is not free."""
 
 _SMALL = 1 << 10
-"""A piece of a message that costs more than its bytes: the next one is joined to it."""
+"""A shorter piece of a message costs more than its bytes, so the next one is joined to it."""
 
 
 def prefix(message: bytes | bytearray) -> bytes:
@@ -29,7 +33,9 @@ def prefix(message: bytes | bytearray) -> bytes:
 
 
 def whole(chunk: Chunk, limit: int) -> list[bytes] | None:
-    """A chunk that is exactly one message, as nearly all are; None if it is not, or needs a closer look."""
+    """The message of a chunk that is exactly one message, as nearly all are. None if it is not, or needs a closer
+    look.
+    """
     size = len(chunk) - 5
     if size < 0:
         return None
@@ -40,8 +46,8 @@ def whole(chunk: Chunk, limit: int) -> list[bytes] | None:
 class Assembler:
     """Cuts one direction of a stream into messages.
 
-    ResourceExhausted for one over ``limit`` (as soon as its length is known, or in the middle of inflating it),
-    Internal for what is no gRPC.
+    ResourceExhausted for a message over ``limit`` (as soon as its length is known, or while it is inflated). Internal
+    for bytes that are not gRPC.
     """
 
     __slots__ = ("_encoding", "_flag", "_head", "_limit", "_need", "_parts", "held")
@@ -116,5 +122,5 @@ class Assembler:
         raise errors.ResourceExhausted(f"a message of more than {_MEMBERS} gzip members")
 
     def finished(self) -> bool:
-        """Whether the stream may end here: not in the middle of a message."""
+        """Whether the stream may end here, which is not in the middle of a message."""
         return self._need < 0 and not self._head

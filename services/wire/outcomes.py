@@ -1,5 +1,5 @@
-"""What an answer means to a client: response heads, trailers and resets as the errors of a call. ``name`` is that
-of the process asked.
+"""The meaning of an answer for a client: response heads, trailers and resets as the errors of a call. ``name`` is that
+of the called process.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from services.wire.headers import Head
 
 
 def of_trailers(head: Head, name: str) -> errors.NodeError | None:
-    """What trailers mean: None for OK."""
+    """The error that trailers mean; None for OK."""
     code = head.code
     if code == 0:
         return None
@@ -24,7 +24,7 @@ def of_trailers(head: Head, name: str) -> errors.NodeError | None:
 
 
 def of_response(head: Head, name: str) -> errors.NodeError | None:
-    """What a response means that is no gRPC; None if it is."""
+    """The error of a response that is not gRPC; None if it is."""
     if head.status == 200 and head.is_grpc():
         return None
     if head.code is not None:
@@ -36,7 +36,7 @@ def of_response(head: Head, name: str) -> errors.NodeError | None:
 
 
 def of_reset(code: int, reason: str) -> errors.NodeError:
-    """What an RST_STREAM means, by gRPC's table of HTTP/2 error codes."""
+    """The error that an RST_STREAM means, by gRPC's table of HTTP/2 error codes."""
     known = Code(code).name if code in Code.__members__.values() else str(code)
     return errors.BY_CODE[_OF_RESET.get(code, 13)].verbatim(
         f"stream terminated by RST_STREAM with error code {known}" + (f": {reason}" if reason else "")

@@ -1,11 +1,11 @@
 """Calls that pass through: a client's stream and an upstream's, joined frame by frame.
 
-Headers are rewritten where the gateway owns them; DATA goes on as it came, no message is put together; trailers are the
-upstream's. Who stops reading holds up who writes to it, and nobody else: bytes that could not be sent on are not given
-back to the window of the stream that they came by.
+Headers are rewritten if the gateway owns them. DATA is passed on as it came, without joining messages. Trailers are the
+upstream's. A side that stops reading blocks the side that writes to it, and nothing else: bytes that could not be
+passed on are not given back to the window of the stream that they came by.
 
-A call whose upstream goes away before it has answered is asked again where its :class:`services.kit.relays.Route`
-allows that, or where the upstream has certainly not looked at it. Its request is kept for that, if it is small.
+If the upstream goes away before it has answered, the call is repeated if its :class:`services.kit.relays.Route` allows
+it, or if the upstream has certainly not looked at it. For this the request is kept, if it is small.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _KEPT = 64 << 10
-"""A request that is longer is not asked again."""
+"""A longer request is not repeated."""
 _ANY = 1 << 30
-"""Drained is told at every step."""
+"""Drained is reported at every step."""
 _OWN = frozenset({b"te", b"content-type", b"grpc-encoding", b"grpc-accept-encoding", b"user-agent"})
-"""Headers of the transport that go on, as they are true of the messages that go on."""
+"""Headers of the transport that are passed on, since they describe the messages that are."""
 
 
 class Plan:
-    """What becomes of the calls with one head: remembered with it, so that the next one costs nothing."""
+    """The decision about all calls with one head. It is cached with the head, so that the next call costs nothing."""
 
     __slots__ = ("block", "counted", "limited", "long", "namespace", "question", "route", "single")
 
@@ -55,7 +55,7 @@ class Plan:
         self.namespace = str(head.headers.get(NAMESPACE, ""))
         self.long = long
         self.single = not arity.client_stream
-        """Whether it takes one request, which is to come within a time and a size."""
+        """Whether it takes one request, which is bounded in time and size."""
         self.counted = arity == UNARY and not long
         own = [pair for pair in head.pairs if pair[0] in _OWN]
         pseudo = [
@@ -66,7 +66,7 @@ class Plan:
         ]
         self.block = headers.block([*pseudo, *own, *headers.metadata(route.headers.items())])
         self.limited = self.block if route.timeout is None else self.block + headers.timeout(route.timeout)
-        """With the route's own timeout, which is most calls'."""
+        """The block with the route's own timeout, which most calls have."""
         question = route.question
         self.question = (
             b""
@@ -76,7 +76,7 @@ class Plan:
 
 
 def planned(head: Head, relay: Relay, methods: Methods) -> Plan | Method:
-    """What the relay decides about a head, or the handler that answers it message by message; its errors are the
+    """The relay's decision about a head, or the handler that answers it message by message. An error from here is the
     answer.
     """
     plan = head.memory.get(relay)
@@ -92,7 +92,7 @@ def planned(head: Head, relay: Relay, methods: Methods) -> Plan | Method:
 
 
 class Passage:
-    """One call on its way through; the owner of the client's stream."""
+    """One call that passes through. It is the owner of the client's stream."""
 
     __slots__ = (
         "_admitted",
@@ -133,13 +133,13 @@ class Passage:
         self._stream = stream
         self._plan = plan
         self._early = bytearray()
-        """What came before there was an upstream to send it to."""
+        """Bytes that came before there was an upstream to send them to."""
         self._ended = False
-        """The client has sent all of its request."""
+        """Whether the client has sent all of its request."""
         self._kept: bytearray | None = bytearray()
-        """The request so far, to be asked again; None if it is too long."""
+        """The request so far, to repeat it; None if it is too long."""
         self._part = 0
-        """Bytes of a request that is not complete, as they count for the client's connection."""
+        """Bytes of the incomplete request, as they count for the client's connection."""
         self._debt = self._up_debt = 0
         """Bytes that wait on the other side: the client's, the upstream's."""
         self._answered = False
@@ -156,7 +156,7 @@ class Passage:
         self._size = 0
         self._asked: Unary | None = None
         self._to: Upstream | None = None
-        """Who is to answer it, once that is asked; a call that is made again may have another."""
+        """The upstream that answers, once the hop was asked. A repeated call may have another."""
         self._up: _Upstream | None = None
         self._up_link: ClientLink | None = None
         self._up_stream: Stream | None = None
@@ -164,12 +164,12 @@ class Passage:
 
     @property
     def counted(self) -> bool:
-        """Whether it is one of those of which so many are worked on at once."""
+        """Whether it counts among the calls that are in work."""
         return self._plan.counted
 
     @property
     def answers(self) -> bool:
-        """Whether it is one request and its answer, or answers that come by themselves."""
+        """Whether it is one request with its answer, or with answers that need no further request."""
         return self._plan.single and not self._plan.long
 
     @property
@@ -178,7 +178,7 @@ class Passage:
         return self._plan.long
 
     def begin(self, end: bool) -> None:
-        """The client's head is there; ``end``: and all of its request."""
+        """The client's head has come; with ``end``, all of its request."""
         self._ended = end
         self._server.passages.add(self)
         if self.head.problem:
@@ -196,20 +196,20 @@ class Passage:
         self._link.starting.append((self, limit))
 
     def start(self, limit: float | None) -> None:
-        """Go to the upstream, now or when it is there."""
+        """Send the call to the upstream, now or when that is connected."""
         self._begun = True
         if self._admitted and self._chosen().is_ready():
             link = self._carrier().link
             if link is not None and not link.full:
                 self._start(link, limit)
                 return
-        if self._admitted or self._early or self._ended:  # else its first message is to come
+        if self._admitted or self._early or self._ended:  # else its first message must come first
             if not self._admitted and self._ask():
                 return
             self._task = eager.start(self._prepare(), self._link.loop)
 
     def _ask(self) -> bool:
-        """Ask what the route's question is, if this is a call like most; whether it was asked."""
+        """Ask the route's question, if this is an ordinary call. The result is whether it was asked."""
         question = self._plan.route.question
         if question is None or not self._ended or self._observed.inside or self.head.encoding:
             return False
@@ -228,7 +228,7 @@ class Passage:
         if self._asked is None:
             return False
         self._asked.answer.add_done_callback(partial(self._told, meaning))
-        self._link.loop.call_soon(meanwhile)  # the question goes before that
+        self._link.loop.call_soon(meanwhile)  # the question is sent before that
         return True
 
     def _told(self, meaning: Meaning, answer: asyncio.Future[bytes]) -> None:
@@ -252,7 +252,7 @@ class Passage:
     # -- finding the upstream
 
     def _chosen(self) -> Upstream:
-        """Ask the hop."""
+        """Ask the hop for the upstream."""
         self._to = self._plan.route.hop.to(self._plan.namespace)
         return self._to
 
@@ -291,13 +291,13 @@ class Passage:
             self.fail(errors.defect(self.head.path))
 
     def _has_room(self, size: int) -> bool:
-        """Whether so much can go at once. A client that gives no window gets the upstream's answer, which waits
-        there, instead of one that would wait here.
+        """Whether so much can be sent at once. A client that gives no window gets the upstream's answer, which waits
+        there, instead of an answer that would wait here.
         """
         return size + messages.PREFIX.size <= self._link.connection.room(self._stream)
 
     def _answer(self, answers: Answers) -> None:
-        """Without the upstream."""
+        """Answer without the upstream."""
         if self.over:
             return
         connection, stream = self._link.connection, self._stream
@@ -306,7 +306,7 @@ class Passage:
             connection.send(stream, messages.prefix(answer), answer)
             self._size += len(answer)
         connection.send_tail(stream, OK)
-        self._link.flush()  # it is complete: another turn of the loop brings nothing
+        self._link.flush()  # the answer is complete: waiting for another turn of the loop gains nothing
         self._finish(0, "")
 
     async def _first_message(self) -> bytes:
@@ -323,7 +323,7 @@ class Passage:
             await self._reader
 
     def _start(self, link: ClientLink, limit: float | None) -> None:
-        """Open the upstream's stream, and send it what is there."""
+        """Open the upstream's stream, and send it what has come so far."""
         if limit == self._plan.route.timeout:
             block = self._plan.limited + self._link.name
         else:
@@ -379,8 +379,8 @@ class Passage:
         self._settle()
 
     def _fits(self, size: int, *, end: bool) -> bool:
-        """Account for a part of the one request: the upstream puts the parts together, for many clients; the bound
-        is each client's.
+        """Count a part of the one request. The upstream joins the parts, for many clients; this bound is for each
+        client.
         """
         link = self._link
         if end:
@@ -403,7 +403,7 @@ class Passage:
         self._part = 0
 
     def overdue(self) -> None:
-        """The request is still not there."""
+        """The request is still not complete."""
         self.fail(
             errors.DeadlineExceeded(
                 f"the request of {self.head.path} did not come within {self._link.limits.request:g}s"
@@ -411,7 +411,7 @@ class Passage:
         )
 
     def _settle(self) -> None:
-        """Give back to the client what has gone to the upstream."""
+        """Give back to the client's window what the upstream's stream has sent."""
         assert self._up_stream is not None
         sent = self._debt - self._up_stream.queued
         if sent > 0:
@@ -422,7 +422,7 @@ class Passage:
         self.on_data(b"", end=True)
 
     def on_drained(self) -> None:
-        """The client has read: so may the upstream write."""
+        """The client has read, so the upstream may write more."""
         sent = self._up_debt - self._stream.queued
         if sent > 0 and self._up_link is not None and self._up_stream is not None:
             self._up_debt -= sent
@@ -471,7 +471,7 @@ class Passage:
         self._finish(head.code or 0, head.message)
 
     def lost(self, reason: str, *, unseen: bool = False) -> None:
-        """The upstream went away; ``unseen``: and has certainly not looked at the call."""
+        """The upstream went away. With ``unseen`` it has certainly not looked at the call."""
         route = self._plan.route
         allowed = 3 if unseen and route.repeats < 3 else route.repeats
         if not self._answered and self._kept is not None and self._attempt < allowed:
@@ -484,13 +484,13 @@ class Passage:
     # -- its end
 
     def expire(self) -> None:
-        """Its deadline has passed."""
+        """The deadline has passed."""
         self.fail(errors.DeadlineExceeded())
 
     def _silent(self) -> None:
         stall = self._plan.route.stall
         assert stall is not None
-        # a client that does not read is not the upstream's silence
+        # if the client does not read, the silence is not the upstream's
         if self._heard or self._stream.queued or self._up_stream is None:
             self._heard = False
             self._stall = self._link.loop.call_later(stall, self._silent)
@@ -498,9 +498,9 @@ class Passage:
             self.fail(errors.Unavailable(f"service {self._name()} has been silent for {stall:g}s"))
 
     def stopped(self) -> None:
-        """The process is told to stop: whoever relays to it asks its successor."""
+        """The process is told to stop. The caller's relay repeats the call on its successor."""
         error = errors.Unavailable(f"{self.head.path}: the service is stopping", trailers=((STOPPING, "1"),))
-        error.told = True  # all that run then, however many, end so
+        error.told = True  # not logged, since all calls under way end so
         self.fail(error)
 
     def fail(self, error: errors.NodeError) -> None:
@@ -538,14 +538,14 @@ class Passage:
         self._let_go()
         if self._up_stream is not None:
             self._up_stream.owner = None
-        self._stream.owner = self._up = None  # whoever holds each other is freed only when somebody looks for cycles
+        self._stream.owner = self._up = None  # objects that reference each other are freed only by a garbage collection
         self._observed.ended(code, message, self._size)
         client_of(self._stream).ended(self)
         self._link.on_idle()
 
 
 class _Upstream:
-    """The owner of the upstream's stream of a passage; a passage that is asked again has another."""
+    """The owner of the upstream's stream of a passage. A repeated call has another."""
 
     __slots__ = ("_passage",)
 

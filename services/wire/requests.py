@@ -11,8 +11,8 @@ from services.wire import headers
 
 
 def request_block(path: str, metadata: Metadata, timeout: float | None) -> bytes:
-    """The head of a request, the same for the same again and again: neither side then makes anything of it twice.
-    ``timeout`` is rounded up for that, by less than 1 %.
+    """The head of a request. The same request has the same bytes each time, so neither side encodes or decodes it
+    twice. For this ``timeout`` is rounded up, by less than 1 %.
     """
     key = path, tuple(metadata), timeout and _rounded(timeout)
     found = _BLOCKS.get(key)
@@ -26,7 +26,7 @@ def request_block(path: str, metadata: Metadata, timeout: float | None) -> bytes
 
 
 def _rounded(seconds: float) -> float:
-    """To three digits: what is left of 30 s a moment later is 30 s."""
+    """Round to three digits: of 30 s, what is left a moment later is 30 s."""
     step: float = 10.0 ** (math.floor(math.log10(max(seconds, 1e-6))) - 2)
     return round(math.ceil(seconds / step) * step, 9)
 
@@ -37,7 +37,7 @@ memory.when_idle(_BLOCKS.clear)
 
 
 def _request_block(path: str, metadata: Metadata, timeout: float | None) -> bytes:
-    """``path`` goes last of the pseudo-headers but before the others, as HTTP/2 wants."""
+    """``path`` is the last pseudo-header, before the other fields, as HTTP/2 requires."""
     parts = [_PSEUDO, headers.field(b":path", path.encode()), _REST]
     if timeout is not None:
         parts.append(headers.timeout(timeout))

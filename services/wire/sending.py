@@ -1,9 +1,8 @@
-"""The half of a connection that speaks: what goes out, when windows and the socket let it, and the streams that it goes
-out on.
+"""The half of a connection that sends: what is sent, when windows and the socket allow it, and on which streams.
 
-DATA waits in its stream's queue for the windows, and, where the owner has called :meth:`Sender.block`, for
-:meth:`Sender.unblock`: that is how a full socket holds up those who write to it. Trailers wait behind it.
-``stream.queued`` tells how much waits; with ``stream.low`` set, :class:`Drained` tells when it has come down to that.
+DATA waits in its stream's queue for the windows. If the owner has called :meth:`Sender.block`, it waits for
+:meth:`Sender.unblock`: this is how a full socket slows its writers. Trailers wait behind DATA. ``stream.queued`` is the
+number of waiting bytes; with ``stream.low`` set, :class:`Drained` reports when it has shrunk to that.
 """
 
 from __future__ import annotations
@@ -20,12 +19,14 @@ from services.wire.streams import Account, Chunk, Stream, Tail
 
 _HEAD = frames.HEAD
 _TINY = 1 << 10
-"""A frame that a window has cut to less than this does not allow for frames that bring nothing."""
+"""A frame that a window has cut to less than this earns the peer no frames without content."""
 _REMEMBERED = 1 << 14
-"""Streams that we reset and still know of, at most: as many as there may be at once."""
+"""Streams that we reset and still remember, at most: as many as may be open at once."""
 _WORTH_KEEPING = 16 << 10
 LARGEST_FRAME = 256 << 10
-"""DATA frames that we send are no longer, whatever the peer takes: a frame cannot be interrupted by another stream."""
+"""DATA frames that we send are no longer than this, whatever the peer accepts, since no other stream can interrupt a
+frame.
+"""
 
 
 class Sender:
@@ -61,9 +62,9 @@ class Sender:
         self.limits = limits
         self.streams: dict[int, Stream] = {}
         self.account = Account()
-        """That of new streams."""
+        """The account of new streams."""
         self.peer_streams = 1 << 31
-        """How many streams the peer allows at once."""
+        """Streams that the peer allows at once."""
         self.closed = False
         self.last = 0
         """The highest stream that the peer opened."""
@@ -72,9 +73,11 @@ class Sender:
         self._out: list[Chunk] = []
         self._acks: list[Chunk] = []
         self._last_words = 0
-        """How much of it may still go when the connection is over: up to its GOAWAY."""
+        """The number of pieces that may still be sent when the connection is over: up to its GOAWAY."""
         self._reset: dict[int, int] = {}
-        """Streams that we reset: the peer may not know yet; and how many bytes of each it may have under way."""
+        """Streams that we reset, which the peer may not know yet, with the bytes that it may have under way for
+        each.
+        """
         self._send_window = frames.DEFAULT_WINDOW
         self._peer_window = frames.DEFAULT_WINDOW
         self._peer_frame = frames.DEFAULT_FRAME
@@ -88,7 +91,7 @@ class Sender:
     # ------------------------------------------------------------------------------------------ bytes out
 
     def take(self) -> list[Chunk]:
-        """What is to be written now."""
+        """The bytes to write now."""
         out, self._out = self._out, []
         if self.closed:
             del out[self._last_words :]
@@ -104,15 +107,15 @@ class Sender:
 
     @property
     def unhurried(self) -> bool:
-        """Whether all of that are answers to PING, which may wait a moment for something that goes the same way:
-        grpc-go pings at each answer that it gets.
+        """Whether everything to send is answers to PING. They may wait a moment for other bytes in the same direction,
+        since grpc-go pings at each answer that it gets.
         """
         return not self._out and bool(self._acks) and not self.closed
 
     # ------------------------------------------------------------------------------------------ orders
 
     def open(self, block: bytes, owner: Any) -> Stream:
-        """A client's new stream, with its request's head."""
+        """Open a client's stream, with the head of its request."""
         number, self._next = self._next, self._next + 2
         stream = self.streams[number] = Stream(number, self.limits.window, self._peer_window, self.account)
         stream.owner = owner
@@ -125,12 +128,12 @@ class Sender:
         return self._next > frames.STREAM_LIMIT
 
     def send_head(self, stream: Stream, block: bytes) -> None:
-        """A server's response head."""
+        """Send the head of a server's response."""
         if not stream.local_closed:
             self._put_headers(stream.id, block, 0)
 
     def send(self, stream: Stream, *chunks: Chunk, end: bool = False) -> None:
-        """DATA; nothing happens on a stream that has ended, or whose end is queued."""
+        """Send DATA. This does nothing on a stream that has ended, or whose end is queued."""
         if stream.local_closed or (stream.queue and type(stream.queue[-1]) is Tail):
             return
         for chunk in chunks:
@@ -145,17 +148,17 @@ class Sender:
             self._unpin(stream, end=end)
 
     def room(self, stream: Stream) -> int:
-        """How many bytes of DATA would go at once."""
+        """The number of bytes of DATA that would be sent at once."""
         return 0 if self._blocked or stream.queue else min(stream.send_window, self._send_window)
 
     @staticmethod
     def _unpin(stream: Stream, *, end: bool) -> None:
-        """A small piece that has to wait does not keep alive the buffer that it came in."""
+        """Copy a small piece that has to wait, so that it does not keep alive the buffer that it came in."""
         last = -2 if end else -1
         stream.queue[last] = bytes(stream.queue[last])  # type: ignore[arg-type]
 
     def answer(self, stream: Stream, head: bytes, message: bytes, tail: bytes) -> None:
-        """A server's whole answer: head, one message, trailers."""
+        """Send a server's whole answer: head, one message, trailers."""
         size = len(message)
         if (
             stream.remote_closed
@@ -191,7 +194,7 @@ class Sender:
         self.send_tail(stream, tail)
 
     def send_tail(self, stream: Stream, block: bytes) -> None:
-        """Trailers, behind what is queued; as a response without a head, a trailers-only one."""
+        """Send trailers, behind what is queued. In a response without a head they are the only headers."""
         if stream.local_closed or (stream.queue and type(stream.queue[-1]) is Tail):
             return
         stream.queue.append(Tail(block))
@@ -204,21 +207,21 @@ class Sender:
             self._drop(stream, ours=True)
 
     def forsake(self, stream: Stream) -> None:
-        """The peer has said that it will never look at a stream: it ends without a word."""
+        """The peer has said that it will never look at a stream: end it without sending anything."""
         self._drop(stream, ours=False)
 
     def ping(self, payload: bytes) -> None:
-        """Eight bytes that the peer is to send back."""
+        """Send eight bytes that the peer must send back."""
         self._out.append(frames.frame(frames.PING, 0, 0, payload))
 
     def drain(self, reason: str = "") -> None:
-        """Take no new streams; those that are open go on."""
+        """Accept no new streams; open ones continue."""
         if self._last_allowed is None and not self.closed:
             self._last_allowed = self.last
             self._out.append(frames.goaway(self.last, Code.NO_ERROR, reason))
 
     def fail(self, code: Code, reason: str) -> None:
-        """End the connection: GOAWAY is the last that it says."""
+        """End the connection; GOAWAY is the last frame."""
         if not self.closed:
             self.closed = True
             self._out += self._acks
@@ -233,7 +236,7 @@ class Sender:
         self._blocked = True
 
     def unblock(self) -> list[Event]:
-        """DATA may go again; the events are :class:`Drained`."""
+        """DATA may be sent again; the events are :class:`Drained`."""
         self._blocked = False
         if self.closed:
             return []
@@ -262,7 +265,7 @@ class Sender:
         stream.queued = 0
 
     def _remember(self, number: int, under_way: int = 0) -> None:
-        """A stream that we reset."""
+        """Remember a stream that we reset."""
         reset = self._reset
         reset[number] = under_way
         if len(reset) > min(self.limits.streams, _REMEMBERED):
@@ -294,7 +297,7 @@ class Sender:
                 self._events.append(Drained(stream))
 
     def _pump(self, stream: Stream) -> None:
-        """Send what is queued as far as windows allow."""
+        """Send what is queued, as far as the windows allow."""
         queue, out, number = stream.queue, self._out, stream.id
         while queue:
             tail = queue[0]
@@ -347,8 +350,8 @@ class Sender:
             self._drop(stream, ours=True)
 
     def _feed_starved(self) -> None:
-        """Those that waited for the connection's window or for the socket go on; whoever has to wait again is last
-        in the queue.
+        """Streams that waited for the connection's window or for the socket continue. A stream that has to wait again
+        is put at the end of the queue.
         """
         while self._starved and self._send_window > 0 and not self._blocked:
             stream = next(iter(self._starved))

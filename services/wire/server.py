@@ -1,5 +1,5 @@
-"""Handlers served over the wire: a socket, its connections, and who owns each of their streams: what is answered
-here, and what passes through.
+"""Serves handlers over the wire: a socket, its connections, and the owner of each of their streams, which answers the
+call here or passes it through.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from services.wire.streams import Stream
 log = logging.getLogger(__name__)
 
 _SWEEP = 5.0
-"""Seconds between two looks at what is incomplete for too long, or half of the shortest time that this may be."""
+"""Seconds between two looks for requests and handshakes that are overdue; at most half of their shortest limit."""
 _LEAVING = 16
-"""Idle connections that go at once when there are too many: looking for them takes a millisecond or two."""
+"""Idle connections that are told to leave at once if there are too many: finding them takes a millisecond or two."""
 _BACKLOG = 4096
-"""Connections that wait to be accepted: as many as the kernel allows by default."""
+"""Connections that may wait to be accepted: as many as the kernel allows by default."""
 
 
 class WireServer(Server):
@@ -53,7 +53,7 @@ class WireServer(Server):
         *,
         relayed: bool = False,
     ) -> None:
-        """``relayed``: its callers are gateways, and others of the node's own processes."""
+        """``relayed``: the callers are gateways, and others of the node's own processes."""
         super().__init__(address, methods, health)
         limits = limits or configured()
         self.limits = limits.relayed() if relayed else limits
@@ -63,7 +63,7 @@ class WireServer(Server):
         self.links: set[ServerLink] = set()
         self.passages: set[Passage] = set()
         self.changed = asyncio.Event()
-        """A call or a connection has ended."""
+        """Set when a call or a connection has ended."""
         self.deadlines = Deadlines(asyncio.get_running_loop())
         self._listener: asyncio.Server | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -86,19 +86,19 @@ class WireServer(Server):
     async def _listen(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         serve = loop.create_unix_server if listening.family == socket.AF_UNIX else loop.create_server
-        # both libraries listen once more
+        # both libraries call listen again
         self._listener = await serve(lambda: ServerLink(self), sock=listening, backlog=_BACKLOG)
 
     async def _listen_again(self) -> None:
-        """The socket was removed; who is connected stays so."""
+        """The socket was removed. Connected clients stay connected."""
         assert isinstance(self.address, Path)
         if self._listener is not None:
             self._listener.close()
         await self._listen(_unix(self.address))
 
     def admit(self, link: ServerLink) -> None:
-        """A new connection. At the bound some go that have been idle longest, those first that never said what they
-        are; if all are busy, the new one does.
+        """A new connection. At the bound, those that have been idle longest are told to leave, first those that never
+        completed a handshake. If all are busy, the new one is.
         """
         if self.draining:
             self.links.add(link)
@@ -118,7 +118,7 @@ class WireServer(Server):
         for link in list(self.links):
             try:
                 link.sweep(now)
-            except Exception:  # of this one: the others' are bounded all the same
+            except Exception:  # in this connection: the others must still be checked
                 log.exception("a connection could not be looked at, and is ended")
                 link.abort("an internal error")
 
@@ -143,12 +143,12 @@ class WireServer(Server):
         for link in list(self.links):
             link.flush()
             link.close()
-        await self._until(lambda: not self.links, 1.0)  # what is written is to arrive
+        await self._until(lambda: not self.links, 1.0)  # what is written should arrive
         for link in list(self.links):
             link.abort("the service has stopped")
 
     async def _until(self, condition: Callable[[], bool], seconds: float) -> None:
-        """Wait for something that :attr:`changed` tells of."""
+        """Wait for a condition that may change with :attr:`changed`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while not condition():
@@ -157,7 +157,7 @@ class WireServer(Server):
 
 
 def _files() -> int:
-    """How many files this process may have open. Without one that is free, uvloop would stop to listen."""
+    """The number of files that this process may have open. Without a free one, uvloop would stop listening."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return soft if soft != resource.RLIM_INFINITY else 1 << 30
 
@@ -165,7 +165,7 @@ def _files() -> int:
 def _unix(path: Path) -> socket.socket:
     path.unlink(missing_ok=True)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    mask = os.umask(0o177)  # the socket is the key to the node: its owner's only, from its first instant
+    mask = os.umask(0o177)  # the socket gives access to the node: it is its owner's only, from its first instant
     try:
         listening.bind(str(path))
     except OSError as error:
@@ -191,16 +191,16 @@ class ServerLink(Link):
         self.since = time.monotonic()
         """When it was last busy."""
         self.incomplete: dict[ServerCall | Passage | NotGrpc, float] = {}
-        """Whose request is still coming, and until when it may."""
+        """Calls whose request is still arriving, and when it must be complete."""
         self.assembling = 0
         """Bytes of incomplete messages."""
         self.starting: list[tuple[Passage, float | None]] = []
-        """What goes to its upstream when this turn ends, with the seconds it may take: a call that is reset at once
-        never does.
+        """Calls that are sent to their upstream at the end of this turn, with the seconds they may take. A call that is
+        reset at once is never sent.
         """
         self.client = self.connection.account = Client(self.loop, server.limits)
         self._clients: dict[str | bytes, Client] = {}
-        """Those that are named, if its peer is a gateway."""
+        """The clients that a gateway names."""
         self._number = 0
         self._leaving = False
 
@@ -250,7 +250,7 @@ class ServerLink(Link):
             stream.owner.begin(end)
 
     def start(self, call: ServerCall, end: bool) -> None:
-        """A call that is answered here."""
+        """Begin a call that is answered here."""
         head = call.head
         call.stream.owner = call
         if head.problem:
@@ -276,7 +276,7 @@ class ServerLink(Link):
 
     @property
     def name(self) -> bytes:
-        """The header, encoded, by which services that calls are relayed to tell this connection's from others."""
+        """The header field, encoded, by which services behind this gateway tell this connection's calls from others."""
         if not self._number:
             self._number = self.server.names.take()
         return field(self._number)
@@ -288,7 +288,7 @@ class ServerLink(Link):
         self.on_idle()
 
     def leave(self, reason: str) -> None:
-        """Let the calls end, take no new ones, then close."""
+        """Let the calls end, accept no new ones, then close."""
         self._leaving = True
         self.connection.drain(reason)
         self.flush()
@@ -316,9 +316,7 @@ class ServerLink(Link):
         self.server.changed.set()
 
     def sweep(self, now: float) -> None:
-        """End what is incomplete for too long: a handshake, requests, the reading of answers that no window holds
-        back.
-        """
+        """End what is overdue: a handshake, requests, and the reading of answers that no window holds back."""
         if not self.ready and now - self.since > self.limits.handshake:
             self.abort("no HTTP/2 after the connection was opened")
             return

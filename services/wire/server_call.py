@@ -1,8 +1,8 @@
-"""Calls that this process answers: a :class:`ServerCall` for each request that a handler has, a :class:`NotGrpc` for
-those of browsers and the like.
+"""Calls that this process answers: a :class:`ServerCall` for each request with a handler, a :class:`NotGrpc` for
+requests of browsers and the like.
 
 A unary handler is started when its request is complete, so that a slow sender costs a buffer and no task. An answer
-goes out in one write: head, message, trailers.
+leaves in one write: head, message, trailers.
 """
 
 from __future__ import annotations
@@ -31,16 +31,18 @@ if TYPE_CHECKING:
     from services.wire.server import ServerLink
 
 _LARGE = 512 << 10
-"""Bytes of a message that takes a millisecond to decode, if it is all labels; one of data takes a tenth of that."""
+"""Bytes of a message that takes a millisecond to decode if it is all labels. A message of data takes a tenth of
+that.
+"""
 
 _LONG_HIGH_WATER = 4 << 10
-"""HIGH_WATER of calls that watch something: there may be hundreds whose clients do not read, and what waits for
-them is kept, and bounded, where it comes from.
+"""HIGH_WATER of calls that watch something. There may be hundreds whose clients do not read; what waits for them is
+kept, and bounded, at its source.
 """
 
 
 class NotGrpc:
-    """A request that is no gRPC, such as a browser's: it is told so, in words, once it is complete."""
+    """A request that is not gRPC, such as a browser's. When it is complete, it is answered with text that says so."""
 
     __slots__ = ("_head", "_link", "_stream")
 
@@ -97,11 +99,13 @@ class NotGrpc:
         self._link.incomplete.pop(self, None)
 
     def on_drained(self) -> None:
-        """Nobody waits."""
+        """Nothing to do."""
 
 
 class ServerCall:
-    """One call that a handler of this process answers; also the iterator of its requests, where they are a stream."""
+    """One call that a handler of this process answers. It is also the iterator of its requests, if they are a
+    stream.
+    """
 
     __slots__ = (
         "_assembler",
@@ -136,9 +140,9 @@ class ServerCall:
         self._waiting = 0
         self._withheld = 0
         self._ended = False
-        """The client sends no more."""
+        """Whether the client sends no more."""
         self._failed: errors.NodeError | None = None
-        """What is wrong with the requests; raised where they are read."""
+        """The error in the requests. It is raised where they are read."""
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
         self._head_sent = False
@@ -147,7 +151,7 @@ class ServerCall:
         self._started = False
 
     def begin(self, end: bool) -> None:
-        """The head has come; ``end``: and nothing else will."""
+        """The head has come; with ``end``, nothing else will."""
         if self.head.timeout is not None:
             self.link.server.deadlines.add(self, self.head.timeout)
         self._ended = end
@@ -166,7 +170,7 @@ class ServerCall:
         self._ended = end
         if self.over or self._failed is not None:
             return
-        # nearly always
+        # nearly always one message
         found = None if self._assembler is not None else messages.whole(chunk, self.link.limits.message)
         if found is None:
             try:
@@ -192,7 +196,7 @@ class ServerCall:
     def start(self, argument: Any) -> None:
         """Run the handler of a call that takes one request."""
         self._task = eager.start(self._run(argument), self.link.loop)
-        if self.over and self._task is not None:  # the client went while the first step ran
+        if self.over and self._task is not None:  # the client went away while the first step ran
             self._task.cancel()
 
     def _assemble(self, chunk: Chunk) -> list[bytes]:
@@ -220,7 +224,7 @@ class ServerCall:
             _wake(self._reader)
 
     def _broken(self, error: errors.NodeError) -> None:
-        """The requests make no sense: a handler that reads them is told, else the client."""
+        """The requests are invalid. If a handler reads them, it gets the error; otherwise the client does."""
         self._release()
         self._failed = error
         if self._started:
@@ -236,7 +240,7 @@ class ServerCall:
             self._assembler = None
 
     def overdue(self) -> None:
-        """The request is still not there."""
+        """The request is still not complete."""
         self._broken(
             errors.DeadlineExceeded(
                 f"the request of {self.head.path} did not come within {self.link.limits.request:g}s"
@@ -264,7 +268,7 @@ class ServerCall:
             self._task.cancel()
 
     def expire(self) -> None:
-        """Its deadline has passed."""
+        """The deadline has passed."""
         error = errors.DeadlineExceeded()
         logs.failed(self.call.method, self.call.optional_namespace, error)
         self.fail(error)
@@ -273,7 +277,7 @@ class ServerCall:
 
     def _finish(self) -> None:
         self.over = True
-        # they hold each other, and with them all that the call held, until somebody looks for cycles
+        # they reference each other, and so would keep everything of the call until a garbage collection
         self.stream.owner = None
         if self.head.timeout is not None:
             self.link.server.deadlines.discard(self)
@@ -319,8 +323,8 @@ class ServerCall:
         return self._decoded(message)
 
     async def _apart(self, message: bytes) -> Any:
-        """:meth:`_decoded`, in a turn between others': a large message took its time to come, and the handler will
-        take more.
+        """:meth:`_decoded`, in a turn of its own: a large message took its time to arrive, and its handler will take
+        more.
         """
         turns = lane()
         await turns.turn()
@@ -359,7 +363,7 @@ class ServerCall:
                     answer = method.whole(await method.handler(argument, call))
                     call.size += len(answer)
         except asyncio.CancelledError:
-            if not self.over:  # nobody's doing but the handler's own
+            if not self.over:  # only the handler itself did this
                 self.fail(errors.Cancelled())
             return
         if answering.failure is not None:
@@ -368,7 +372,7 @@ class ServerCall:
             self._succeed(answer)
 
     def _put(self, *pieces: bytes) -> bool:
-        """Send a message; whether its sender has to wait."""
+        """Send a message. The result is whether its sender has to wait."""
         if self.over:
             return False
         self._send_head()

@@ -9,7 +9,7 @@ Chunk = bytes | bytearray | memoryview
 
 
 class Account:
-    """Streams that are one client's, or whose else they are; a connection's are all one's if nobody says otherwise."""
+    """The streams of one client. Unless named otherwise, all streams of a connection are one client's."""
 
     __slots__ = ("queued",)
 
@@ -19,7 +19,7 @@ class Account:
 
 
 class Stream:
-    """One stream. ``owner`` is whatever the connection's owner keeps with it."""
+    """One stream. ``owner`` is for the connection's owner."""
 
     __slots__ = (
         "account",
@@ -42,26 +42,26 @@ class Stream:
     def __init__(self, number: int, receive_window: int, send_window: int, account: Account) -> None:
         self.id = number
         self.account = account
-        """Which counts what it has queued. Another one may be set before there is anything."""
+        """Counts the queued bytes. It may be replaced while there are none."""
         self.owner: Any = None
         self.head_seen = False
-        """A request or a final response has come: what HEADERS follow are trailers."""
+        """Whether a request or a final response has come. HEADERS after it are trailers."""
         self.remote_closed = False
         self.local_closed = False
         self.window = receive_window
-        """What the peer may have under way."""
+        """Bytes that the peer may have under way."""
         self.receive_window = receive_window
-        """What it may still send now."""
+        """Bytes that the peer may still send now."""
         self.credit = 0
-        """Consumed, and not yet given back."""
+        """Bytes that are consumed and not yet given back."""
         self.body_left: int | None = None
-        """What content-length promises still."""
+        """Bytes that content-length still promises; None without one."""
         self.send_window = send_window
         self.queue: deque[Chunk | Tail] = deque()
         self.queued = 0
         """Bytes in the queue."""
         self.low = -1
-        """Drained is told when ``queued`` comes down to this; -1 for never."""
+        """Drained is reported when ``queued`` shrinks to this; -1 for never."""
 
 
 class Tail(NamedTuple):
