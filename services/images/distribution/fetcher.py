@@ -1,15 +1,15 @@
-"""One blob from a registry into the store: from where an earlier attempt ended, hashed as it arrives, once for all who
-want it.
+"""Fetches one blob from a registry into the store: from the end of an earlier attempt, hashed as it arrives, once for
+all callers that want it.
 
-A large layer comes in *parts*, several at once, where the server gives parts: one connection to an object store is
-slower than most links. The first part tells whether it does; a server that does not sends the whole of it on one
-connection. If that turns out later (a host refuses the second part, or another takes over that gives none), what is
-there without a gap is kept, and the rest comes on one connection too: each part would else be fetched with all that is
-before it.
+A large layer comes in *parts*, several at once, if the server serves parts: one connection to an object store is slower
+than most links. The first answer shows whether it does; a server that does not sends the whole blob on one connection.
+That may also turn out later, if a host refuses the second part, or if another host takes over that serves none. Then
+the bytes that are there without a gap are kept, and the rest comes on one connection: otherwise each part would be
+fetched with everything before it.
 
-The registry client deals with lost connections and hosts that do not answer. What is left for here is a blob whose
-bytes turn out to be others than its digest says: then what was there before is dropped, or the hosts it came from are
-asked last, and it is fetched again from its first byte; so it is where a body does not end with the blob.
+The registry client handles lost connections and hosts that do not answer. What remains is a blob whose bytes do not
+match its digest. Then the bytes from an earlier attempt are dropped, or the hosts that the bytes came from are asked
+last, and the blob is fetched again from its first byte. The same holds for a body that does not end with the blob.
 """
 
 from __future__ import annotations
@@ -33,37 +33,37 @@ from services.oci.references import Reference
 log = logging.getLogger(__name__)
 
 TRIES = 3
-"""Once with the bytes that were there, once from a host that has the wrong ones, once from another."""
+"""Attempts: one with the bytes from before, one from a host that has wrong bytes, one from another host."""
 
 PART = 16 << 20
-"""Bytes of a part: at the 50 MB/s of one connection a third of a second, beside which the request's round trips are
-few.
+"""Bytes of a part: at the 50 MB/s of one connection a third of a second, to which a request's round trips add
+little.
 """
 LARGE = 3 * PART
-"""Fewer bytes are not worth a second connection."""
+"""Bytes from which a second connection is worth it."""
 LARGEST = 1 << 40
-"""Bytes of a blob that is fetched. The largest layers in use, of models, have some 100 GiB."""
+"""Bytes of the largest blob that is fetched. The largest layers in use, of models, have some 100 GiB."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 """Characters that no header may have."""
 
 Begun = Callable[[Ingest], None]
-"""Told where a blob lands, once what was there from an earlier attempt is hashed."""
+"""Called with the ingest of a blob, once the bytes from an earlier attempt are hashed."""
 
 
 def nobody_follows(_: Ingest) -> None:
-    """The ``Begun`` of blobs that are looked at when they are there."""
+    """The ``Begun`` of blobs that are read only when they are complete."""
 
 
 class Fetcher:
-    """Fetches blobs; one for the whole process, since it knows what is being fetched. ``streams``: how many parts
-    of one layer come at once. ``most``: bytes of a blob.
+    """Fetches blobs. There is one for the process, since it knows which blobs are being fetched. ``streams``: parts of
+    one layer that come at once. ``most``: the limit for a blob, in bytes.
     """
 
     def __init__(self, budget: Budget, streams: int = STREAMS, most: int = LARGEST) -> None:
         self.budget = budget
         self.moving: dict[str, tuple[int, int]] = {}
-        """Bytes so far and in all of what is being fetched, by digest."""
+        """For each digest that is being fetched, the bytes so far and in total."""
         self.streams = streams
         self._most = most
         self._locks = KeyedLocks()
@@ -78,7 +78,9 @@ class Fetcher:
         number: int,
         begun: Begun = nobody_follows,
     ) -> bool:
-        """See that the node has a blob; False if it had it. ``number`` is its place among the layers of its image."""
+        """Ensure that the node has a blob; False if it had it already. ``number`` is its place among the layers of its
+        image.
+        """
         if not descriptor.size:
             raise errors.InvalidArgument(
                 f"{reference.host}/{reference.repository}: unable to fetch descriptor ({descriptor.digest}) which "
@@ -89,7 +91,7 @@ class Fetcher:
                 f"{reference.host}/{reference.repository}: {descriptor.digest}: invalid descriptor size "
                 f"{descriptor.size} (limit {self._most})"
             )
-        if _CONTROL.search(descriptor.media_type):  # which the request names
+        if _CONTROL.search(descriptor.media_type):  # the request names it in a header
             raise errors.InvalidArgument(
                 f"{reference.host}/{reference.repository}: {descriptor.digest}: {quoted(descriptor.media_type[:100])} "
                 "is no media type"
@@ -108,7 +110,7 @@ class Fetcher:
     async def mend(
         self, node: Node, client: Client, reference: Reference, descriptor: Descriptor, number: int, trouble: str
     ) -> None:
-        """Fetch a blob that is recorded, and whose file is not what it should be. DataLoss if it is not to be had."""
+        """Fetch a recorded blob whose file is damaged. DataLoss if it cannot be fetched."""
         async with self._locks.held(descriptor.digest):
             log.error("blob %s: %s: it is fetched again from %s", descriptor.digest, trouble, reference.host)
             try:
@@ -137,7 +139,7 @@ class Fetcher:
 
 
 class _Fetching:
-    """One blob on its way."""
+    """One blob that is being fetched."""
 
     def __init__(
         self,
@@ -156,7 +158,7 @@ class _Fetching:
         self._ingest = ingest
         self._number = number
         self._bodies: list[Body] = []
-        """What came since the ingest began."""
+        """The bodies since the ingest began."""
 
     async def run(self, labels: Mapping[str, str]) -> None:
         ingest, size = self._ingest, self._descriptor.size
@@ -192,16 +194,16 @@ class _Fetching:
                     raise errors.FailedPrecondition(f"{hosts}: {self._reference.repository}: {error}") from None
 
     def _distrust(self, why: str) -> None:
-        """The hosts that it came from; of several, who of them has other bytes will show: whoever had the last is
-        asked for all of it now.
+        """Distrust the hosts that the bytes came from. If there are several, it is unknown which has wrong bytes; the
+        host of the last body is spared, and is now asked for the whole blob.
         """
         spared = self._bodies[-1].place if len({host for body in self._bodies for host in body.hosts}) > 1 else ""
         for body in self._bodies:
             body.distrust(why, spared)
 
     async def _known(self) -> bytes | None:
-        """The bytes of a manifest, which the client has checked, or of a blob that its descriptor brings along;
-        None for others.
+        """The bytes of a manifest, which the client has verified, or of a blob that is embedded in its descriptor; None
+        for others.
         """
         descriptor = self._descriptor
         if (brought := descriptor.brought) is not None:
@@ -212,13 +214,13 @@ class _Fetching:
         return None
 
     async def _fetched(self, offset: int) -> None:
-        """Fetch all from ``offset`` on."""
+        """Fetch everything from ``offset`` on."""
         size = self._descriptor.size
         async with self._budget.layer(self._number):
             if not self._ingest.lanes or self._fetcher.streams == 1 or size - offset < LARGE:
                 await self._part(offset, size)
                 return
-            parts = range(offset, size, PART)  # no list of them: the size is only what a stranger says
+            parts = range(offset, size, PART)  # not a list: the size is only what an outside document says
             answered = asyncio.Event()
 
             def part() -> tuple[int, int]:
@@ -249,8 +251,8 @@ class _Fetching:
     async def _part(
         self, start: int, end: int, answered: Callable[[Body], None] = lambda _: None, *, part_only: bool = False
     ) -> None:
-        """Fetch the bytes from ``start`` to ``end``. ``answered`` is told when the head of the answer is there.
-        ``part_only``: NoParts from a host that sends whole blobs.
+        """Fetch the bytes from ``start`` to ``end``. ``answered`` is called when the head of the answer has come.
+        ``part_only``: NoParts from a host that serves whole blobs only.
         """
         descriptor, ingest = self._descriptor, self._ingest
         async with (

@@ -1,15 +1,14 @@
-"""How far the parts of a transfer are, told three times a second: for pulls and pushes, as containerd tells it and ctr
-shows it.
+"""Reports the progress of pulls and pushes three times a second, as containerd reports it and ctr shows it.
 
-A *job* is a blob, known by its ref (``layer-sha256:...``), below the document that named it, or below the image. Its
-events, in order:
+A *job* is a blob, known by its ref (``layer-sha256:...``). Its parents are the documents that name it, or the image.
+Its events, in order:
 
 - ``waiting`` as soon as it is known, or ``already exists`` if nothing is to be done for it;
 - ``downloading`` (or ``uploading``) with the bytes so far, as long as they grow; ``complete`` once it is there;
 - ``extracting`` and ``extracted`` for layers that are unpacked.
 
-And of the transfer as a whole, each second: for whom it waits, if nothing has come from him for some
-(:func:`telling_of`).
+For the transfer as a whole, :func:`telling_of` reports each second which host it waits for, if that host has sent
+nothing for some seconds.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ log = logging.getLogger(__name__)
 
 INTERVAL = 0.3
 SILENT_AFTER, SILENT_INTERVAL = 5.0, 1.0
-"""Seconds of a host's silence after which that is told, and then how often."""
+"""Seconds of a host's silence after which it is reported, and seconds between further reports."""
 
 Active = Callable[[], Awaitable[Mapping[str, tuple[int, int]]]]
-"""Bytes so far and in all of what is under way, by ref."""
+"""The bytes so far and in total of each blob that is being transferred, by ref."""
 
 Done = Callable[[str], Awaitable[bool]]
-"""Whether the blob of this digest is there."""
+"""Whether the blob with this digest is there."""
 
 
 @dataclass(slots=True)
@@ -45,16 +44,18 @@ class _Job:
     state: str = "waiting"
     progress: int = 0
     unpacked: int = -1
-    """Bytes of a layer that are unpacked; -1 before that begins. It may begin while the layer is still downloading."""
+    """Bytes of a layer that are unpacked; -1 before unpacking begins, which may be while the layer is still
+    downloading.
+    """
 
 
 @contextlib.asynccontextmanager
 async def telling_of(
     silence: Silence | None, report: Report, *, after: float = SILENT_AFTER, interval: float = SILENT_INTERVAL
 ) -> AsyncIterator[Report]:
-    """While the block lasts, tell of a host that is waited for and has been silent for some seconds, and for how long.
-    Its other events go through what is given: the last of them without a name is told again when the host says
-    something, since clients show it until there is another.
+    """During the block, report a host that is waited for and has been silent for some seconds, and for how long. All
+    other events go through the result. When the host sends something, the last event without a name is reported again,
+    since clients show such an event until the next one.
     """
     status = ""
 
@@ -89,7 +90,7 @@ async def telling_of(
 
 
 class Tracker:
-    """The jobs of one transfer of the image ``root``; ``moving`` is the event of those under way."""
+    """The jobs of one transfer of the image ``root``; ``moving`` is the event of jobs that are being transferred."""
 
     def __init__(
         self, root: str, moving: str, report: Report, active: Active, done: Done, *, interval: float = INTERVAL
@@ -105,7 +106,7 @@ class Tracker:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Tracker]:
-        """Tell about the jobs as long as the block lasts, and once more at its end."""
+        """Report the jobs during the block, and once more at its end."""
 
         async def tick() -> None:
             while True:
@@ -119,25 +120,27 @@ class Tracker:
             await self._update()
 
     def add(self, descriptor: Descriptor) -> None:
-        """A job that begins now, or will."""
+        """Add a job that begins now or later."""
         if descriptor.digest not in self._jobs:
             self._tell(self._job(descriptor), "waiting", 0)
 
     def children(self, descriptor: Descriptor, children: Sequence[Descriptor]) -> None:
-        """``children`` are parts of ``descriptor``; told before they are added."""
+        """Note that ``children`` are parts of ``descriptor``; called before they are added."""
         ref = descriptor.ref
         for child in children:
             self._parents.setdefault(child.digest, {})[ref] = None
 
     def exists(self, descriptor: Descriptor) -> None:
-        """Nothing is to be done for it."""
+        """Note that nothing is to be done for it."""
         self.add(descriptor)
         job = self._jobs[descriptor.digest]
         job.state, job.progress = "complete", descriptor.size
         self._report(Progress("already exists", descriptor.ref, (), descriptor.size, descriptor.size, descriptor))
 
     def extracting(self, descriptor: Descriptor, progress: int) -> None:
-        """So many bytes of a layer are unpacked; its size means all. (An ``Extracting`` of ``layers/unpacker.py``.)"""
+        """Note that ``progress`` bytes of a layer are unpacked; its size means all. (An ``Extracting`` of
+        ``layers/unpacker.py``.)
+        """
         self._job(descriptor).unpacked = progress
 
     def _job(self, descriptor: Descriptor) -> _Job:
@@ -167,7 +170,7 @@ class Tracker:
             if offset > job.progress:
                 job.progress = offset
                 self._tell(job, self._moving, offset, total)
-        # nobody told meanwhile that it exists
+        # it was not reported as existing meanwhile
         elif job.state == "waiting" and await self._done(job.descriptor.digest) and job.state == "waiting":
             job.state = "complete"
             self._tell(job, "complete", size)

@@ -1,14 +1,15 @@
 """Pulls: from a registry to an image of the node.
 
-1. The name is resolved to a digest; from here on everything is named by digest. Verifiers (``verifiers.py``) are asked
-   whether it may be pulled.
-2. The documents are walked from the top: each is fetched, labelled with what it refers to, and its children that the
-   destination wants are walked, all at once (``documents/graph.py``).
-3. The layers of an image are fetched at once too, as far as the process's budget goes, the lowest first. Where the
-   image is to be unpacked, each is unpacked while it arrives; layers whose snapshots exist are not even fetched.
-4. The images are stored under the names that the destination says.
+1. The name is resolved to a digest; from then on everything is named by digest. Verifiers (``verifiers.py``) are asked
+   whether the image may be pulled.
+2. The documents are walked from the top. Each is fetched and labelled with what it refers to; those of its children
+   that the destination wants are walked, all at once (``documents/graph.py``).
+3. The layers of an image are also fetched at once, within the process's budget, the lowest first. If the image is to
+   be unpacked, each layer is unpacked while it arrives; layers whose snapshots exist are not even fetched.
+4. The images are stored under the names that the destination gives.
 
-A pull that fails or is cancelled stops all of this at once. What it has of a blob stays for a day, to be gone on with.
+A pull that fails or is cancelled stops all of this at once. The bytes of its unfinished blobs stay for a day, and can
+be resumed.
 """
 
 from __future__ import annotations
@@ -38,22 +39,22 @@ from services.oci.descriptors import Descriptor
 from services.oci.references import Reference
 
 _WALKED, _BEGUN = 16, 128
-"""Children of one document that are walked at once, and blobs of one pull that are begun: an index of 10,000 manifests,
-of which its registry may have none, neither opens as many ingests nor takes the memory of as many walks. An image that
-has more layers is rare.
+"""Children of one document that are walked at once, and blobs of one pull that are begun at once. An index may name
+10,000 manifests, none of which the registry has; it must not open as many ingests, nor take the memory of as many
+walks. Few images have more layers.
 """
 
 _SMALL = 1 << 20
-"""Bytes of a blob that is looked at whenever a pull finds it there: a millisecond. Documents are such."""
+"""Bytes up to which an existing blob is always verified: that takes a millisecond. Documents are so small."""
 
 
 class RegistryPuller:
-    """Pulls; one for the whole process."""
+    """Makes pulls. There is one for the process."""
 
     def __init__(
         self, process: registry.Registry, fetcher: Fetcher, unpacker: Unpacker, verifier: Verifier, layers: int = LAYERS
     ) -> None:
-        """``layers``: of one image, at most."""
+        """``layers``: the limit for one image."""
         self._registry = process
         self._fetcher = fetcher
         self._unpacker = unpacker
@@ -61,7 +62,7 @@ class RegistryPuller:
         self._layers = layers
 
     async def pull(self, source: Registry, destination: ImageStore, node: Node, report: Report) -> None:
-        """See ``transfer.Puller``. The errors name the host and the cause."""
+        """See ``transfer.Puller``. Errors name the host and the cause."""
         wanted = self._unpacker.accepted(destination.unpacks)
         report(Progress(f"Resolving from {source}"))
         with tracing.span("images.pull", reference=source.reference):
@@ -103,7 +104,7 @@ class RegistryPuller:
             Progress("saved", image.name, descriptor=image.target)
             for image in await names.stored(names.of_root(destination, root), node)
         ]
-        # again: ctr shows a status with the next event that has a name
+        # once more, since ctr shows a status only with the next event that has a name
         for each in (*saved, Progress(f"Completed pull from {source}"), *saved[-1:]):
             report(each)
 
@@ -124,7 +125,7 @@ class _Pull:
         verify: bool,
     ) -> None:
         self._verify = verify
-        """All bytes of blobs that are there are looked at."""
+        """Verify all bytes of existing blobs."""
         self._fetcher = fetcher
         self._unpacker = unpacker
         self._client = client
@@ -137,7 +138,7 @@ class _Pull:
         self._done: set[str] = set()
 
     async def active(self) -> Mapping[str, tuple[int, int]]:
-        """What is under way, for the tracker."""
+        """The blobs that are being fetched, for the tracker."""
         return {
             descriptor.ref: self._fetcher.moving[digest]
             for digest, descriptor in self._asked.items()
@@ -145,19 +146,19 @@ class _Pull:
         }
 
     async def done(self, digest: str) -> bool:
-        """What is there, for the tracker."""
+        """Whether the blob is there, for the tracker."""
         return digest in self._done
 
     async def walk(self, descriptor: Descriptor, tracker: Tracker) -> None:
-        """Fetch what ``descriptor`` names, and all that is wanted below it; what was met before is fetched already,
-        or being fetched.
+        """Fetch what ``descriptor`` names, and everything wanted below it, except what was met before: that is fetched,
+        or is being fetched.
         """
         if not self._graph.first(descriptor):
             return
         await self._fetch(descriptor, tracker)
         try:
             children = await self._graph.children(descriptor)
-        # of the document; it says what, and not whose
+        # an error about the document, which does not say whose it is
         except (errors.Unknown, errors.InvalidArgument, errors.ResourceExhausted) as error:
             raise type(error).verbatim(f"{self._reference.host}/{self._reference.repository}: {error}") from None
         tracker.children(descriptor, children)
@@ -196,7 +197,8 @@ class _Pull:
                 extracting=tracker.extracting,
                 origin=Origin(str(self._reference), manifest.digest),
             )
-            # all are unpacked already; or it is not for this machine, and then nothing is
+            # all layers were unpacked before; or the image is not for this machine, and all are fetched without
+            # unpacking
             blobs.wanted(len(layers) if chain_id else 0)
 
         async def fetched(number: int, turn: int) -> None:
@@ -238,17 +240,17 @@ class _Pull:
             await self._node.label(descriptor.digest, labels)
 
     async def _mended(self, descriptor: Descriptor, number: int) -> None:
-        """A blob of which the node has a record, if it has, has its file too; or it is fetched again."""
+        """If a recorded blob has no file or a damaged one, fetch it again."""
         if trouble := await self._node.trouble(descriptor, verify=self._verify or descriptor.size <= _SMALL):
             await self._fetcher.mend(self._node, self._client, self._reference, descriptor, number, trouble)
 
 
 class _Arriving:
-    """The layers of an image on their way: :class:`~services.images.layers.unpacker.Blobs`."""
+    """The layers of an image that are arriving: :class:`~services.images.layers.unpacker.Blobs`."""
 
     def __init__(self, count: int) -> None:
         self.lowest: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        """The lowest layer that is wanted, once it is known."""
+        """The lowest layer that is wanted, once that is known."""
         self._ingests: list[FileIngest | None] = [None] * count
         self._begun = [asyncio.Event() for _ in range(count)]
         self._there = [asyncio.Event() for _ in range(count)]
@@ -258,19 +260,19 @@ class _Arriving:
             self.lowest.set_result(number)
 
     def arrives(self, number: int, ingest: Ingest) -> None:
-        """A blob begins to arrive."""
+        """Note that a blob has begun to arrive."""
         if isinstance(ingest, FileIngest):
             ingest.keep()
             self._ingests[number] = ingest
             self._begun[number].set()
 
     def arrived(self, number: int) -> None:
-        """A blob is there."""
+        """Note that a blob is there."""
         self._begun[number].set()
         self._there[number].set()
 
     def close(self) -> None:
-        """Let go of ingests that nobody read."""
+        """Release ingests that were not read."""
         for number in range(len(self._ingests)):
             self._let_go(number)
 
@@ -285,7 +287,7 @@ class _Arriving:
     @contextlib.asynccontextmanager
     async def ingest(self, number: int) -> AsyncIterator[FileIngest | None]:
         ingest = self._ingests[number]
-        if ingest is not None and ingest.closed:  # given up; another attempt makes it, or none
+        if ingest is not None and ingest.closed:  # given up: another attempt makes a new one, or none
             self._let_go(number)
             ingest = None
         if ingest is None:

@@ -1,8 +1,8 @@
 """Pushes: from an image of the node to a registry.
 
-Blobs go first, all at once as far as the process's budget goes; then the manifests that name them, then the indexes,
-the innermost first: a registry takes no document whose parts it lacks. A blob that, by its labels or those of what
-names it, another repository of the host has is mounted from there, if the host allows it.
+Blobs go first, all at once within the process's budget; then the manifests that name them; then the indexes, the
+innermost first: a registry accepts no document whose parts it lacks. If labels of a blob, or of the documents that name
+it, say that another repository of the host has it, it is mounted from there, if the host allows that.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from services.oci.descriptors import Descriptor
 from services.oci.references import Reference
 
 MOUNTS = 3
-"""Other repositories that are tried for a blob: each costs a request, and the first, whose name is most alike, is
+"""Other repositories that are tried for a blob: each costs a request, and the first, whose name is most similar, is
 nearly always right.
 """
 
@@ -36,17 +36,17 @@ _PIECE = 1 << 18
 
 
 class RegistryPusher:
-    """Pushes; one for the whole process."""
+    """Makes pushes. There is one for the process."""
 
     def __init__(self, process: registry.Registry, budget: Budget) -> None:
         self._registry = process
         self._budget = budget
 
     async def push(self, source: ImageStore, destination: Registry, node: Node, report: Report) -> None:
-        """See ``transfer.Pusher``. The errors name the host and the cause; NotFound also for a part that the node
-        lacks, InvalidArgument for a reference with another digest than the image's.
+        """See ``transfer.Pusher``. Errors name the host and the cause. NotFound also for a part that the node lacks;
+        InvalidArgument for a reference with another digest than the image's.
 
-        With a tag and the image's digest the tag is what it is pushed under.
+        If the reference has a tag and the image's digest, the image is pushed under the tag.
         """
         with tracing.span("images.push", reference=destination.reference):
             image = await node.image(source.name)
@@ -56,7 +56,7 @@ class RegistryPusher:
                 raise errors.InvalidArgument(
                     f"{destination.reference}: the image {image.name} has another digest, {digest}"
                 )
-            reference = reference.at(digest)  # so that the tag is the root's, and no other manifest's
+            reference = reference.at(digest)  # so that the tag names the root, and no other manifest
             report(Progress(f"Pushing to {destination}"))
             report(Progress("pushing content", image.name, descriptor=root))
             client = client_of(self._registry, destination)
@@ -66,20 +66,20 @@ class RegistryPusher:
                 async with tracker.running():
                     await push.run(root, tracker)
             pushed = Progress("pushed content", image.name, descriptor=root)
-            # again: ctr shows a status with the next event that has a name
+            # once more, since ctr shows a status only with the next event that has a name
             for each in (pushed, Progress(f"Completed push to {destination}", descriptor=root), pushed):
                 report(each)
 
 
 @dataclass(slots=True)
 class _Parts:
-    """What an image consists of, in the order in which it is named; each digest once."""
+    """The parts of an image, in the order in which they are named; each digest once."""
 
     blobs: dict[str, tuple[Descriptor, list[Mapping[str, str]]]] = field(default_factory=dict)
-    """With their labels, and those of what names them."""
+    """With their labels, and those of the documents that name them."""
     manifests: dict[str, Descriptor] = field(default_factory=dict)
     indexes: dict[str, Descriptor] = field(default_factory=dict)
-    """Each behind those that it names."""
+    """Each after those that it names."""
 
 
 class _Push:
@@ -97,11 +97,11 @@ class _Push:
         self._done: set[str] = set()
 
     async def active(self) -> Mapping[str, tuple[int, int]]:
-        """What is under way, for the tracker."""
+        """The blobs that are being sent, for the tracker."""
         return dict(self._moving)
 
     async def done(self, digest: str) -> bool:
-        """What is there, for the tracker."""
+        """Whether the blob is there, for the tracker."""
         return digest in self._done
 
     async def run(self, root: Descriptor, tracker: Tracker) -> None:
@@ -122,7 +122,7 @@ class _Push:
             return
         tracker.add(descriptor)
         labels = [*above, descriptor.annotations]
-        with contextlib.suppress(errors.NotFound):  # whoever reads it says so
+        with contextlib.suppress(errors.NotFound):  # the reader of the blob reports it
             labels.append((await self._node.info(descriptor.digest)).labels)
         manifest, index = media_types.is_manifest(descriptor.media_type), media_types.is_index(descriptor.media_type)
         if not manifest and not index:
@@ -173,7 +173,7 @@ class _Push:
 
 
 def _advance(fd: int, offset: int) -> int:
-    """Go to ``offset``, in a pipe by reading."""
+    """Go to ``offset``; in a pipe by reading."""
     try:
         return os.lseek(fd, offset, os.SEEK_SET)
     except OSError:

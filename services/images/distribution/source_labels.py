@@ -1,6 +1,4 @@
-"""Where blobs came from: labels that say in which repositories of a host they are, so that a push may mount them
-from there.
-"""
+"""Labels that record in which repositories of a host a blob is, so that a push can mount it from there."""
 
 from __future__ import annotations
 
@@ -12,21 +10,21 @@ from services.oci.references import Reference
 log = logging.getLogger(__name__)
 
 SOURCE = "containerd.io/distribution.source"
-"""Labels with this prefix and a host; containerd's. Exported manifests keep them."""
+"""Prefix of containerd's labels, followed by a host. Exported manifests keep them."""
 
 _LABEL_LIMIT = 4096
 """Bytes of a label's key and value."""
 
 
 def source_key(reference: Reference) -> str:
-    """The label of blobs that says in which repositories of the reference's host they are."""
+    """The key of the label that records in which repositories of the reference's host a blob is."""
     host = reference.host
     return f"{SOURCE}.{host[1:].partition(']')[0] if host.startswith('[') else host.partition(':')[0]}"
 
 
 def with_source(labels: Mapping[str, str], reference: Reference) -> dict[str, str]:
-    """The label that a blob with ``labels`` gets when it is found in the reference's repository; none if it has it,
-    or would be too long.
+    """The label to add to a blob with ``labels`` that was found in the reference's repository. Empty if the blob has
+    the label, or if the label would be too long.
     """
     key = source_key(reference)
     value = ",".join(sorted({each for each in labels.get(key, "").split(",") if each} | {reference.repository}))
@@ -37,8 +35,8 @@ def with_source(labels: Mapping[str, str], reference: Reference) -> dict[str, st
 
 
 def mountable(labels: Iterable[Mapping[str, str]], reference: Reference, most: int) -> list[str]:
-    """Other repositories of the reference's host in which, by its labels and those of what names it, a blob is:
-    those first whose names begin alike, ``most`` of them.
+    """At most ``most`` other repositories of the reference's host that have a blob, according to its labels and those
+    of the documents that name it. Those whose names are most similar come first.
     """
     key, target = source_key(reference), reference.repository.split("/")
     found = {each for every in labels for each in every.get(key, "").split(",") if each} - {reference.repository}

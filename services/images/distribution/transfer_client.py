@@ -1,4 +1,4 @@
-"""The registry client of one transfer: its hosts, its headers, and the credentials that its caller answers."""
+"""The registry client of one transfer: its hosts, its headers, and its caller's credentials."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from services.images.registry.silence import Silence
 
 
 def client_of(process: registry.Registry, end: transfer.Registry) -> Client:
-    """A client for one transfer. Credentials are the request's only: the node's own (docker's, the CRI plugin's)
-    are not for whoever may call Transfer, as in containerd.
+    """A client for one transfer. It has only the request's credentials: as in containerd, the node's own (docker's, the
+    CRI plugin's) are not for everybody who may call Transfer.
     """
     ask = end.credentials
 

@@ -1,13 +1,13 @@
 """Image verifiers: programs in a directory that are asked before anything of an image is fetched.
 
-containerd's contract (its docs/image-verification.md): each file of ``bin_dir`` is started as ``FILE -name NAME -digest
-DIGEST -stdin-media-type TYPE`` with the descriptor as JSON on its standard input. Exit code 0 lets the image pass, any
-other blocks it; standard output is the reason; standard error goes to the log, at debug level. A program that cannot be
-started, is ended by a signal or takes too long blocks the image too. A directory that is empty or not there lets all
+The contract is containerd's (its docs/image-verification.md). Each file of ``bin_dir`` is started as ``FILE -name NAME
+-digest DIGEST -stdin-media-type TYPE`` with the descriptor as JSON on its standard input. Exit code 0 lets the image
+pass; any other blocks it. Standard output is the reason; standard error is logged at debug level. A program that cannot
+be started, is ended by a signal or takes too long blocks the image too. An empty or missing directory lets all images
 pass.
 
-A program is done when it has ended and nobody holds its outputs any more. One that has a child go on with them is not
-done, and is killed in the end with its whole process group.
+A program is done when it has ended and no process has its outputs open any more. A program whose child keeps them open
+is not done, and is finally killed with its whole process group.
 """
 
 from __future__ import annotations
@@ -34,31 +34,31 @@ PLUGIN = "io.containerd.image-verifier.v1.bindir"
 MEDIA_TYPE = "application/vnd.oci.descriptor.v1+json"
 
 OUTPUT_LIMIT = 32 << 10
-"""So many bytes of standard output are the reason, and of standard error are logged; the rest is read and dropped."""
+"""Bytes of standard output that are the reason, and of standard error that are logged; the rest is read and dropped."""
 
 _PLAIN = bytes(range(0x20, 0x7F)).replace(b"%", b"")
-"""Each other byte of an error takes three on the wire (grpc-message), where peers take no more than 64 KiB of
-headers.
-"""
+"""Every other byte of an error takes three on the wire (grpc-message), and peers accept at most 64 KiB of headers."""
 
 AT_ONCE = 4
-"""Programs of all pulls that run at once; a program's time begins when it is started. One that checks signatures
-takes a core and 100 MB.
+"""Programs of all pulls that run at once. A program's time begins when it is started. One that checks signatures takes
+a core and 100 MB.
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """Programs that are asked whether an image may be pulled, in containerd's names. Also read from
+    """Programs that are asked whether an image may be pulled; the keys are containerd's. Also read from
     [plugins."io.containerd.image-verifier.v1.bindir"].
     """
 
     bin_dir: str = "/opt/containerd/image-verifier/bin"
-    """Each file in it is one. "", a directory that is empty or not there: every image may be pulled."""
+    """The directory of the programs; each file in it is one. "", an empty or a missing directory: every image may be
+    pulled.
+    """
     max_verifiers: int = 10
-    """So many are asked, the first by name; -1: all."""
+    """The number of programs that are asked, the first by name; -1: all."""
     per_verifier_timeout: settings.Seconds = 10.0
-    """What takes longer is killed, and the image is not pulled."""
+    """Time after which a program is killed, and the image is not pulled."""
 
     def __post_init__(self) -> None:
         if self.bin_dir and not self.bin_dir.startswith("/"):
@@ -68,14 +68,14 @@ class Config:
 
 
 class Verifier:
-    """Asks the programs; one for the whole process."""
+    """Asks the programs. There is one for the process."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self._running = asyncio.Semaphore(AT_ONCE)
 
     async def verify(self, name: str, descriptor: Descriptor) -> None:
-        """Unknown, in containerd's words, unless every program lets the image ``name``, which was resolved to
+        """Raise Unknown, in containerd's words, unless every program lets the image ``name``, which was resolved to
         ``descriptor``, pass.
         """
         try:
@@ -159,11 +159,11 @@ def _no_judgement(name: str, descriptor: Descriptor, cause: str) -> errors.NodeE
 
 
 async def _run(program: Path, arguments: Sequence[str], given: bytes, seconds: float) -> tuple[int, str]:
-    """Exit code and reason of a program; OSError if it cannot be started, Unknown if it has no exit code, or none in
-    time.
+    """The exit code and reason of a program. OSError if it cannot be started; Unknown if it has no exit code, or none
+    in time.
 
-    It is started and waited for by hand: nobody may wait for it, and so free its pid, which is its group's too, before
-    the group has been killed.
+    It is started and waited for here, not by asyncio: nothing may reap it, and so free its pid, which is also its
+    group's, before the group has been killed.
     """
     with _pipe() as (stdout, out), _pipe() as (stderr, err):
         pid = _started(program, arguments, given, out, err)
@@ -191,7 +191,7 @@ async def _run(program: Path, arguments: Sequence[str], given: bytes, seconds: f
 
 
 def _started(program: Path, arguments: Sequence[str], given: bytes, out: BinaryIO, err: BinaryIO) -> int:
-    """Start the program in a process group of its own; its pid. Our writing ends are closed."""
+    """Start the program in a process group of its own, and return its pid. Our writing ends are closed."""
     with out, err, open(os.memfd_create("descriptor", os.MFD_CLOEXEC), "w+b", buffering=0) as stdin:
         stdin.write(given)
         stdin.seek(0)
@@ -207,13 +207,13 @@ def _started(program: Path, arguments: Sequence[str], given: bytes, out: BinaryI
 
 
 def _exit_code(pid: int) -> int:
-    """Of a process that has ended; negative if it was a signal that ended it."""
+    """The exit code of a process that has ended; negative if a signal ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 @contextlib.contextmanager
 def _pipe() -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """Both ends of a pipe, which may be closed before."""
+    """Both ends of a pipe; the block may close them."""
     reading, writing = os.pipe()
     with open(reading, "rb", buffering=0) as ours, open(writing, "wb", buffering=0) as theirs:
         yield ours, theirs
@@ -221,7 +221,7 @@ def _pipe() -> Iterator[tuple[BinaryIO, BinaryIO]]:
 
 @contextlib.contextmanager
 def _end_of(pid: int) -> Iterator[asyncio.Future[None]]:
-    """Done when the process has ended; it is not waited for."""
+    """A future that is done when the process has ended; the process is not reaped."""
     loop = asyncio.get_running_loop()
     ended, fd = loop.create_future(), os.pidfd_open(pid)
 
@@ -254,7 +254,7 @@ async def _logged(stderr: asyncio.StreamReader, program: str) -> None:
 
 
 async def _all(stream: asyncio.StreamReader) -> tuple[bytes, bool]:
-    """The first :data:`OUTPUT_LIMIT` bytes until the end of a stream, and whether there were no more."""
+    """The first :data:`OUTPUT_LIMIT` bytes of a stream, which is read to its end, and whether these are all."""
     output, whole = b"", True
     while data := await stream.read(1 << 16):
         room = OUTPUT_LIMIT - len(output)

@@ -1,5 +1,5 @@
-"""The registry client: resolving names, fetching and pushing manifests and blobs. No gRPC and no protobuf here; aiohttp
-in three files.
+"""The registry client: it resolves names, fetches and pushes manifests and blobs. It has no gRPC and no protobuf;
+aiohttp is in three files.
 
 ::
 
@@ -10,27 +10,30 @@ in three files.
         async with client.fetch("docker.io/library/busybox:latest", layer) as body:
             async for chunk in body: ...
 
-From the bottom up:
+The files, from the bottom up:
 
-    accept.py, limits.py           which media types are asked for; how many bytes of an answer are read
-    ../registry_timeouts.py        every number that is a time or a count, with its reason; not here, since whoever
-    reads settings needs no HTTP
-    host.py, hosts_toml.py, cri_config.py, hosts.py    where it is asked for: certs.d, config.toml, defaults;
-    config_check.py looks at them all
-    credentials.py, challenge.py, auth.py       who we are, what the host wants to see, tokens
-    failure.py, host_memory.py     what goes wrong, and what is remembered of each host
-    response_head.py, response_parser.py    what Go takes for an answer
-    content_encoding.py            bodies that come compressed
-    trace.py, http_debug.py, proxy.py, transport.py    HTTP
-    endpoint.py                    a host as one pull sees it: authorization and redirects, and where secrets may go
+    accept.py, limits.py           the media types that are asked for; the bytes of an answer that are read
+    ../registry_timeouts.py        every time and count, with its reason; it is not here, since readers of settings
+                                   need no HTTP
+    host.py, hosts_toml.py, cri_config.py, hosts.py
+                                   the hosts that are asked: certs.d, config.toml, defaults; config_check.py checks them
+    credentials.py, challenge.py, auth.py
+                                   the credentials, the challenges of hosts, tokens
+    failure.py, host_memory.py     failures, and what is remembered of each host
+    response_head.py, response_parser.py
+                                   the answers that Go accepts
+    content_encoding.py            compressed bodies
+    trace.py, http_debug.py, proxy.py, transport.py
+                                   HTTP
+    endpoint.py                    a host as one pull sees it: authorization, redirects, and where secrets may go
     failover.py                    several hosts, several times
-    resolve.py, download.py, upload.py, client.py    what it is all for; that a blob lands in the node is done by
-    ../distribution/fetcher.py
+    resolve.py, download.py, upload.py, client.py
+                                   the operations; ../distribution/fetcher.py stores blobs in the node
 
-What differs from containerd, on purpose: a dead mirror costs its dial timeout once, not for each blob; a body that
-breaks goes on at its byte; a header of hosts.toml is never sent to where a host redirects; pauses between tries grow
-and are random; a manifest of more than 4 MiB is refused whoever serves it; a hosts.toml that cannot be understood is
-not passed over.
+Deliberate differences from containerd: a dead mirror costs its dial timeout once, not for each blob; a body that breaks
+continues at its byte; a header of hosts.toml is never sent to the target of a redirect; pauses between attempts grow
+and are random; a manifest of more than 4 MiB is refused from every host; a hosts.toml that cannot be parsed is an error
+and is not skipped.
 """
 
 from services.images.registry.client import Client, Registry

@@ -1,4 +1,4 @@
-"""Which media types are asked for, and accepted, as what a name stands for."""
+"""The media types that are asked for, and accepted, as the target of a name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def media_type_of(content_type: str) -> str:
 
 
 def why_no_root(media_type: str) -> str:
-    """Why something of this media type is not an image's manifest or index; "" if it may be one."""
+    """Why something of this media type is no image manifest or index; "" if it may be one."""
     if media_type in SCHEMA_1:
         return (
             f"is an image of Docker's schema 1, which nobody supports any more; rebuild it as {DOCKER_MANIFEST} or "

@@ -1,10 +1,10 @@
-"""Authorization for one host, in one pull: answers to its challenges, tokens while they are good.
+"""Authorization for one host in one pull: it answers challenges, and keeps tokens while they are valid.
 
 Nothing is sent before the host asks. It may ask for *basic* (user and password with each request) or for a *bearer*
-token, which a token server gives for some *scopes*: ``repository:NAME:pull``. With a secret the token is asked for as
-OAuth 2 has it (POST), and where the server does not know that, as docker always did (GET with basic authentication);
-without one, anonymously. A token is good for a while: it is replaced shortly before that ends, so that the last layers
-of a long pull do not fail, and at once when the host refuses it. Many layers that need a token wait for one request.
+token, which a token server issues for some *scopes*: ``repository:NAME:pull``. With a secret, the token is requested in
+OAuth 2's way (POST) and, if the server does not support that, in docker's (GET with basic authentication); without a
+secret, anonymously. A token is valid for some time. It is replaced shortly before its end, so that the last layers of a
+long pull do not fail, and at once if the host refuses it. If many layers need a token, they wait for one request.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from services.kit.gojson import ANYTHING, TEXT, Struct
 from services.kit.tracing import span
 
 CLIENT = "splitd"
-"""Our client_id with token servers."""
+"""Our client_id for token servers."""
 
 MARGIN = 15.0
-"""A token is replaced so many seconds before it ends (a short-lived one after three quarters of its time): a
-request that is sent with it still has to arrive.
+"""Seconds before its end at which a token is replaced (a short-lived one after three quarters of its time): a request
+that is sent with it still has to arrive.
 """
 
 
@@ -39,12 +39,14 @@ _ANSWER = Struct({"access_token": TEXT, "token": TEXT, "expires_in": ANYTHING})
 
 
 class Ask(Protocol):
-    """One request to a token server: status, reason, headers and at most TOKEN_LIMIT bytes of the answer."""
+    """Makes a request to a token server. Returns status, reason, headers and at most TOKEN_LIMIT bytes of the
+    answer.
+    """
 
     def __call__(
         self, method: str, url: str, headers: dict[str, str], body: bytes | None
     ) -> Awaitable[tuple[int, str, Any, bytes]]:
-        """Make it."""
+        """Make the request."""
         ...
 
 
@@ -56,7 +58,7 @@ class _Token:
 
 @dataclass(frozen=True, slots=True)
 class _Bearer:
-    """Where tokens are, and for what."""
+    """The address of the token server, and what its tokens are for."""
 
     realm: str
     service: str
@@ -64,7 +66,7 @@ class _Bearer:
 
 
 class Authorizer:
-    """For the host named ``host``. ``source`` is asked once."""
+    """The authorizer for ``host``. ``source`` is asked once."""
 
     def __init__(self, host: str, source: Source | None, ask: Ask, clock: Callable[[], float] = time.monotonic) -> None:
         self._host = host
@@ -89,7 +91,7 @@ class Authorizer:
             token = self._tokens.get(wanted)
             if token is None or (token.replace_at is not None and self._clock() >= token.replace_at):
                 if self._refused is not None and self._refused[0] >= begun:
-                    raise self._refused[1]  # who waited for a request that failed does not make it once more
+                    raise self._refused[1]  # a caller that waited for a failed request does not repeat it
                 try:
                     token = self._tokens[wanted] = await self._fetched(self._bearer, wanted)
                 except Failure as failure:
@@ -98,8 +100,8 @@ class Authorizer:
             return f"Bearer {token.value}"
 
     async def challenged(self, headers: Iterable[str], scopes: Iterable[str], used: str) -> bool:
-        """The host answered 401 with these challenges to a request that carried ``used``: whether another
-        :meth:`header` is worth a try.
+        """Note that the host answered 401 with these challenges to a request with the header ``used``. Returns whether
+        another :meth:`header` is worth a try.
         """
         async with self._lock:
             for each in challenge.parse(headers):
@@ -126,7 +128,7 @@ class Authorizer:
         key = _joined(scopes, self._bearer.scopes)
         token = self._tokens.get(key)
         if token is not None and used == f"Bearer {token.value}":
-            del self._tokens[key]  # refused: expired early, or revoked
+            del self._tokens[key]  # refused: it expired early, or was revoked
         return True
 
     async def _known(self) -> Credentials | None:
@@ -137,7 +139,7 @@ class Authorizer:
 
     @property
     def described(self) -> str:
-        """For an error: as whom we came."""
+        """The identity that was used, for an error message."""
         if not self._credentials:
             return "without credentials"
         return f'as "{self._credentials.username}"' if self._credentials.username else "with the token given"
@@ -164,7 +166,8 @@ class Authorizer:
                 {"Content-Type": "application/x-www-form-urlencoded; charset=utf-8"},
                 urlencode(form).encode(),
             )
-            # Servers without OAuth: 404 (GCR), 401 (Artifactory), 400 (ACR), 405; where containerd falls back too.
+            # Servers without OAuth answer 404 (GCR), 401 (Artifactory), 400 (ACR) or 405. containerd falls back for the
+            # same.
             if answer[0] in (400, 401, 404) or (answer[0] == 405 and credentials.username):
                 answer = await self._get(bearer, scopes, credentials)
             return await self._answer(bearer, answer)

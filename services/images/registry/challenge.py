@@ -1,4 +1,4 @@
-"""WWW-Authenticate headers: what a server that answered 401 wants to see (RFC 9110, 11.6.1)."""
+"""WWW-Authenticate headers: the authentication that a server asks for with a 401 answer (RFC 9110, 11.6.1)."""
 
 from __future__ import annotations
 
@@ -15,17 +15,15 @@ _ESCAPED = re.compile(r"\\(.)")
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """One way to authenticate: ``bearer`` or ``basic`` (others are of no use here), and its parameters, names in
-    lower case.
-    """
+    """A challenge: ``bearer`` or ``basic`` (others are dropped), and its parameters, with names in lower case."""
 
     scheme: str
     parameters: Mapping[str, str]
 
 
 def parse(headers: Iterable[str]) -> list[Challenge]:
-    """The challenges of all WWW-Authenticate headers, bearer first. One header may have several; what is malformed
-    ends it.
+    """The challenges of all WWW-Authenticate headers, bearer first. One header may have several; a malformed one ends
+    the header.
     """
     found = [Challenge(scheme, parameters) for header in headers for scheme, parameters in _challenges(header)]
     return sorted(

@@ -1,5 +1,5 @@
-"""The registry client. :class:`Registry` is a process's: connections, and what is remembered of hosts.
-:class:`Client` is one transfer's: whose credentials, which hosts.
+"""The registry client. :class:`Registry` belongs to a process: connections, and what is remembered of hosts.
+:class:`Client` belongs to one transfer: its credentials and its hosts.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from services.oci.media_types import is_non_distributable
 from services.oci.references import Reference
 
 _URLS = 16
-"""Other places of a foreign layer that are tried; there is mostly one."""
+"""Other addresses of a foreign layer that are tried; mostly there is one."""
 
 
 class Registry:
-    """All registries, for a process. A context manager; or :meth:`close` it."""
+    """All registries, for a process. A context manager; or call :meth:`close`."""
 
     def __init__(
         self,
@@ -42,13 +42,13 @@ class Registry:
         memory: HostMemory | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``clock`` says, in seconds, when a token is replaced."""
+        """``clock`` gives the time, in seconds, by which tokens are replaced."""
         self.clock = clock
         self.hosts = hosts
         self.timeouts = timeouts
         self.retry = retry
         self.memory = memory or HostMemory()
-        """What is known of hosts; its ``snapshot()`` is for people."""
+        """What is remembered of hosts; its ``snapshot()`` is for people."""
         self.sessions = Sessions(timeouts)
 
     def client(
@@ -61,8 +61,8 @@ class Registry:
         plain_http: bool = False,
         watch: HttpDebug = UNSEEN,
     ) -> Client:
-        """A client for one transfer. ``source`` says who we are (:mod:`.credentials`); ``headers`` go to every
-        configured host; ``hosts`` in place of the process's; ``watch`` is shown the requests.
+        """A client for one transfer. ``source`` gives the credentials (:mod:`.credentials`). ``headers`` go to every
+        configured host. ``hosts`` replace the process's. ``watch`` is shown the requests.
         """
         if default_scheme not in ("", "http", "https"):
             raise errors.InvalidArgument(f'default scheme "{default_scheme}": neither http nor https')
@@ -70,7 +70,7 @@ class Registry:
         return Client(self, hosts or self.hosts, source, pairs, "http" if plain_http else default_scheme, watch)
 
     async def close(self) -> None:
-        """End all connections."""
+        """Close all connections."""
         await self.sessions.close()
 
     async def __aenter__(self) -> Self:
@@ -83,8 +83,8 @@ class Registry:
 
 
 class Client:
-    """Reads from registries and writes to them. References are given in full, as text or parsed. Tokens are kept
-    for as long as the client is.
+    """Reads from registries and writes to them. References are given in full, as text or parsed. Tokens are kept as
+    long as the client.
     """
 
     def __init__(
@@ -103,21 +103,21 @@ class Client:
         self._scheme = default_scheme
         self._watch = watch
         self.silence = watch.silence
-        """Who is waited for, if that was to be known."""
+        """Which host is waited for, if that is tracked."""
         self._endpoints: dict[str, list[Endpoint]] = {}
         self._making = asyncio.Lock()
 
     async def resolve(self, reference: Reference | str) -> Descriptor:
-        """What a reference names; see :func:`.resolve.resolve`."""
+        """The target of a reference; see :func:`.resolve.resolve`."""
         reference = _parsed(reference)
         return await resolve(reference, await self._of(reference), self._registry.memory, self._registry.retry)
 
     async def manifest(self, reference: Reference | str, descriptor: Descriptor) -> bytes:
-        """A manifest or index, checked; see :func:`.resolve.manifest`."""
+        """A manifest or index, verified; see :func:`.resolve.manifest`."""
         return (await self.manifest_and_host(reference, descriptor))[0]
 
     async def manifest_and_host(self, reference: Reference | str, descriptor: Descriptor) -> tuple[bytes, str]:
-        """As :meth:`manifest`, with the host that had it."""
+        """As :meth:`manifest`, with the host that served it."""
         reference = _parsed(reference)
         return await manifest(
             reference, descriptor, await self._of(reference), self._registry.memory, self._registry.retry
@@ -132,10 +132,10 @@ class Client:
         *,
         part_only: bool = False,
     ) -> Download:
-        """``async with client.fetch(...) as body:`` the bytes of a blob or manifest, from ``offset`` on, ``length`` at
-        most; see :mod:`.download`.
+        """``async with client.fetch(...) as body:`` gives the bytes of a blob or manifest, from ``offset`` on, at most
+        ``length``; see :mod:`.download`.
 
-        ``part_only``: NoParts from a host that would send all that is before them too.
+        ``part_only``: NoParts from a host that would also send everything before them.
         """
         parsed = _parsed(reference)
         return Download(
@@ -165,7 +165,7 @@ class Client:
         return places
 
     async def exists(self, reference: Reference | str, descriptor: Descriptor) -> bool:
-        """Whether the host that is pushed to has it."""
+        """Whether the host that is pushed to has the blob or manifest."""
         return await (await self._push(reference)).exists(descriptor)
 
     async def push_blob(
@@ -177,7 +177,7 @@ class Client:
         mount_from: Sequence[str] = (),
         piece: int = 0,
     ) -> Pushed:
-        """See that the repository has a blob; ``read(offset)`` gives its bytes; see :class:`.upload.Upload`.
+        """Ensure that the repository has a blob; ``read(offset)`` gives its bytes; see :class:`.upload.Upload`.
         ``mount_from`` are repositories of the same host.
         """
         return await (await self._push(reference)).blob(descriptor, read, mount_from=mount_from, piece=piece)
@@ -197,7 +197,7 @@ class Client:
 
     async def _of(self, reference: Reference) -> list[Endpoint]:
         """The hosts of the reference's namespace, as configured when this client first asked."""
-        async with self._making:  # an endpoint has its host's token: all layers are to have the same
+        async with self._making:  # an endpoint has its host's token, which all layers share
             if reference.host not in self._endpoints:
                 hosts = self._hosts.of(reference.host, self._scheme)
                 self._endpoints[reference.host] = [

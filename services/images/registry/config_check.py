@@ -1,4 +1,4 @@
-"""What is wrong with the registries of a configuration, all of it at once: for people, before anything is pulled."""
+"""Finds all errors in the configuration of registries at once: for people, before anything is pulled."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from services.kit import errors, settings
 
 
 def troubles(file: settings.File, config_path: str) -> Iterator[tuple[str, str]]:
-    """("error", words) for what keeps the images service from starting, ("trouble", words) for what pulls from one
-    registry fail of, ("warning", words) for what has no effect.
+    """The problems: ("error", words) if the images service cannot start, ("trouble", words) if pulls from one registry
+    will fail, ("warning", words) if something has no effect.
 
-    ``config_path`` is what the images service's own settings say, which come before those of the CRI plugin.
+    ``config_path`` is that of the images service's own settings, which precede those of the CRI plugin.
     """
     where = f"config file {file.path}:"
     try:
@@ -46,7 +46,7 @@ def troubles(file: settings.File, config_path: str) -> Iterator[tuple[str, str]]
 
 
 def _of_directory(directory: Path) -> Iterator[tuple[str, str]]:
-    """One namespace's directory: its hosts.toml, and the certificates that it names."""
+    """Check one namespace's directory: its hosts.toml, and the certificates that it names."""
     try:
         hosts, text = read_directory(directory), text_of(directory)
     except errors.NodeError as error:

@@ -1,9 +1,9 @@
-"""Content-Encoding: what was compressed on its way, or for storage. We ask for ``identity``; some send it compressed
-all the same (object stores that were given it so, proxies), and containerd decodes.
+"""Content-Encoding: bodies that were compressed for the transfer or for storage. We ask for ``identity``. Some servers
+send compressed bodies nevertheless (object stores that store them so, proxies), and containerd decodes these.
 
-The codings are those that containerd knows, in RFC 9110's words: gzip, deflate and zstd, several of them undone from
-the last to the first. A body that ends before its coding does is an error. Whoever reads says how many bytes he takes;
-the compressed ones are bounded here, since a coding can spend any number of them on nothing.
+The codings are those that containerd knows, in RFC 9110's words: gzip, deflate and zstd; several are undone from the
+last to the first. A body that ends before its coding does is an error. The reader limits the decoded bytes; the
+compressed ones are limited here, since a coding can have any number of bytes that decode to nothing.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 PIECE = 1 << 18
-"""Bytes that are made at once (by zstd: of what fits into ``_ZSTD_FED``)."""
+"""Decoded bytes in one piece (for zstd: of what fits into ``_ZSTD_FED``)."""
 
 _ZSTD_FED = 1 << 7
-"""Compressed bytes at once: all that they hold comes out, and four of them may hold 128 KiB."""
+"""Compressed bytes that are fed at once: all that they decode to comes out, and four of them may decode to 128 KiB."""
 _ZSTD_WINDOW = 8 << 20
-"""Bytes of a frame's window, which is its memory: RFC 9659 allows no more in a Content-Encoding."""
+"""Bytes of a frame's window, which is the memory that it takes: RFC 9659 allows no more in a Content-Encoding."""
 _MOST = 2
-"""Codings one in the other: nobody has more than one."""
+"""Nested codings; real servers use one."""
 _SPENT = 64 << 10
-"""Compressed bytes beyond twice the ones wanted."""
+"""Compressed bytes beyond twice the wanted ones."""
 
 
 class Undecodable(Exception):
-    """Why a body cannot be decoded. ``early``: it ended before its coding did, and might not, another time."""
+    """Why a body cannot be decoded. ``early``: it ended before its coding; another attempt may succeed."""
 
     def __init__(self, why: str, *, early: bool = False) -> None:
         super().__init__(why)
@@ -34,13 +34,13 @@ class Undecodable(Exception):
 
 
 def codings(header: str) -> list[str]:
-    """What a Content-Encoding header names, in the order in which it was applied; what changes nothing is left out."""
+    """The codings in a Content-Encoding header, in the order in which they were applied, without ``identity``."""
     return [each for each in re.split(r"[ \t,]+", header.lower()) if each not in ("", "identity")]
 
 
 class Decoder:
-    """Undoes ``names``, of a body of which no more than ``most`` bytes are wanted; Undecodable. Fed with what
-    arrives, it gives pieces until there is nothing left in it.
+    """Undoes the codings ``names`` of a body of which at most ``most`` bytes are wanted; Undecodable. It is fed with
+    the bytes that arrive, and gives pieces until all are decoded.
     """
 
     def __init__(self, names: Iterable[str], most: int) -> None:
@@ -54,7 +54,7 @@ class Decoder:
         self._pieces: Iterator[bytes] = iter(())
 
     def feed(self, data: bytes) -> None:
-        """Take more bytes, once :meth:`piece` has given all there was."""
+        """Feed more bytes, once :meth:`piece` has given everything."""
         self._left -= len(data)
         if self._left < 0:
             raise Undecodable(f"{', '.join(self._names)} of more bytes than what is in it")
@@ -64,11 +64,11 @@ class Decoder:
         self._pieces = pieces
 
     def piece(self) -> bytes:
-        """Some bytes, or none if more must be fed."""
+        """The next decoded bytes; empty if more must be fed."""
         return next(self._pieces, b"")
 
     def end(self) -> None:
-        """There is no more to be fed."""
+        """Note the end of the body."""
         for coder in self._coders:
             if not coder.ended:
                 raise Undecodable(f"{coder.name} that ends early", early=True)
@@ -79,11 +79,11 @@ class _Coder(Protocol):
 
     @property
     def ended(self) -> bool:
-        """All that was begun has come to its end."""
+        """Whether everything that was begun is complete."""
         ...
 
     def pieces(self, data: bytes) -> Iterator[bytes]:
-        """What ``data`` adds; Undecodable."""
+        """The bytes that ``data`` decodes to; Undecodable."""
         ...
 
 
@@ -102,7 +102,7 @@ class _Gzip:
 
     @staticmethod
     def _next() -> Any:
-        from isal import isal_zlib  # when somebody needs it
+        from isal import isal_zlib  # imported when needed
 
         return isal_zlib.decompressobj(wbits=31)
 
@@ -125,8 +125,8 @@ class _Gzip:
 
 
 class _Deflate:
-    """RFC 9110 means zlib's format; some send the bare stream that is in it, which is what Go reads. The first two
-    bytes tell. What follows the end is nobody's.
+    """RFC 9110 means zlib's format. Some servers send the raw stream inside it, which is what Go reads; the first two
+    bytes tell. Bytes after the end are ignored.
     """
 
     name = "deflate"
@@ -163,7 +163,7 @@ class _Zstd:
     name = "zstd"
 
     def __init__(self) -> None:
-        import zstandard  # 1 MB: when somebody needs it
+        import zstandard  # 1 MB: imported when needed
 
         self._error = zstandard.ZstdError
         self._frames = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)

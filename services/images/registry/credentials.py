@@ -1,8 +1,8 @@
-"""Who we are to a registry. A *source* is asked for a host's credentials only once that host wants them.
+"""The credentials for registries. A *source* is asked for a host's credentials only once that host wants them.
 
-Sources: the request (transfer asks its client over a stream), docker's ``config.json`` with its helper programs, the
-CRI plugin's ``configs`` (:mod:`.cri_config`); :func:`first_of` joins them. What a source gives for a host goes to that
-host, or to the token server that it names, and nowhere else (:mod:`.endpoint`).
+Sources are the request (Transfer asks its client over a stream), docker's ``config.json`` with its helper programs, and
+the CRI plugin's ``configs`` (:mod:`.cri_config`); :func:`first_of` joins them. Credentials for a host go to that host,
+or to the token server that it names, and nowhere else (:mod:`.endpoint`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from services.kit import errors, gojson
 from services.kit.gojson import TEXT, MapOf, Struct
 
 INDEX = "https://index.docker.io/v1/"
-"""What docker calls docker.io in its files."""
+"""Docker's name for docker.io in its files."""
 
 _DOCKER_IO = ("docker.io", "registry-1.docker.io", "index.docker.io")
 _TOKEN = "<token>"  # noqa: S105 (a user name)
@@ -45,11 +45,11 @@ class Credentials:
 
 
 Source: TypeAlias = Callable[[str], Awaitable[Credentials | None]]
-"""``await source("registry.internal:5000")``; docker.io asks as registry-1.docker.io."""
+"""``await source("registry.internal:5000")``; docker.io is asked for as registry-1.docker.io."""
 
 
 def first_of(*sources: Source | None) -> Source:
-    """A source that asks several in turn, and takes the first that has an answer."""
+    """A source that asks several in turn, and takes the first answer."""
 
     async def ask(host: str) -> Credentials | None:
         for source in sources:
@@ -61,7 +61,7 @@ def first_of(*sources: Source | None) -> Source:
 
 
 def from_entry(entry: Mapping[str, Any]) -> Credentials:
-    """Credentials of an entry as docker writes them: username and password, ``auth`` (both in base64),
+    """The credentials in an entry of docker's format: username and password, ``auth`` (both in base64),
     ``identitytoken``. ValueError if malformed.
     """
     if token := entry.get("identitytoken"):
@@ -89,7 +89,7 @@ class DockerConfig:
 
     @classmethod
     def read(cls, file: Path, timeouts: Timeouts = Timeouts()) -> Self:
-        """Parse ``file``, which need not be there; InvalidArgument if it is malformed."""
+        """Parse ``file``, which need not exist; InvalidArgument if it is malformed."""
         try:
             found = gojson.document(file.read_bytes(), _FILE, str(file), errors.InvalidArgument)
         except FileNotFoundError:
@@ -101,7 +101,7 @@ class DockerConfig:
         )
 
     async def __call__(self, host: str) -> Credentials | None:
-        """What the file, or the helper that it names for ``host``, knows of it."""
+        """The credentials for ``host`` in the file, or from the helper that it names for the host."""
         names = [INDEX, *_DOCKER_IO] if host in _DOCKER_IO else [host]
         for name in names:
             if helper := self.helpers.get(name):
@@ -119,11 +119,11 @@ class DockerConfig:
         return None
 
     async def _helped(self, helper: str, server: str) -> Credentials | None:
-        """Ask ``docker-credential-HELPER get``; None where it says that it has nothing."""
+        """Ask ``docker-credential-HELPER get``; None if it says that it has none."""
         program = f"docker-credential-{helper}"
         if "/" in helper:
             raise errors.FailedPrecondition(f'{self.file}: "{helper}" is not the name of a credential helper')
-        # filled beforehand: a helper that does not read its input is no error of the loop's
+        # written before the start: a helper that does not read its input must cause no error in the loop
         question, asking = os.pipe()
         try:
             os.write(asking, server.encode())

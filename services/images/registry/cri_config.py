@@ -1,4 +1,4 @@
-"""The older way to configure registries, inside containerd's config.toml: ``registry.mirrors`` and ``registry.configs``
+"""The older configuration of registries, inside containerd's config.toml: ``registry.mirrors`` and ``registry.configs``
 of the CRI plugin.
 
 containerd 2.3 drops it, and nodes still have it::
@@ -11,7 +11,7 @@ containerd 2.3 drops it, and nodes still have it::
       username = "node"
 
 The endpoints are asked in order, then the namespace itself, unless it is among them. ``mirrors."*"`` is for namespaces
-without an entry of their own. Where ``config_path`` is set, all of this is ignored. From version 3 of the file on the
+without an entry of their own. If ``config_path`` is set, all of this is ignored. From version 3 of the file on, the
 table is [plugins."io.containerd.cri.v1.images".registry], and the older one is ignored.
 """
 
@@ -30,7 +30,7 @@ from services.kit import errors
 CURRENT, OLDER = "io.containerd.cri.v1.images", "io.containerd.grpc.v1.cri"
 """The CRI plugin's names: from version 3 of the configuration file on, and before."""
 DEFAULT_DIRECTORIES = (Path("/etc/containerd/certs.d"), Path("/etc/docker/certs.d"))
-"""Where the CRI plugin looks if nothing at all is said."""
+"""The directories that the CRI plugin uses if nothing is configured."""
 
 _TLS_KEYS = {"ca_file": str, "cert_file": str, "key_file": str, "insecure_skip_verify": bool}
 _AUTH_KEYS = {"username": str, "password": str, "auth": str, "identitytoken": str}
@@ -108,20 +108,20 @@ class Registries:
         )
 
     async def credentials(self, host: str) -> Credentials | None:
-        """What ``configs."HOST".auth`` has for a host, as a source of credentials."""
+        """The credentials in ``configs."HOST".auth``; a source of credentials."""
         return self.auth.get(host)
 
 
 def paths(config_path: str) -> tuple[Path, ...]:
-    """The directories of a config_path, which has colons between them."""
+    """The directories of a config_path, which colons separate."""
     return tuple(Path(each) for each in config_path.split(":") if each)
 
 
 def plugin_of(tables: Mapping[str, Any]) -> tuple[str, str]:
-    """Under which name the CRI plugin has a registry table that counts, and under which one that does not; "" for
-    neither.
+    """The name under which the CRI plugin has a registry table that counts, and the name of one that does not count; ""
+    for neither.
 
-    It is by its version that containerd knows which of the two a file means. Of a file without one, whichever is there.
+    containerd knows by the file's version which of the two is meant. In a file without a version, the one that exists.
     """
     plugins = tables.get("plugins", {})
     there = [
@@ -144,8 +144,8 @@ def plugin_of(tables: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def unused(tables: Mapping[str, Any]) -> Iterator[str]:
-    """What of the CRI plugin's tables has no effect, each with its table. ``tables`` are such as
-    :meth:`Registries.of` takes.
+    """The parts of the CRI plugin's tables that have no effect, each with its table. ``tables`` are as for
+    :meth:`Registries.of`.
     """
     name, other = plugin_of(tables)
     if other:

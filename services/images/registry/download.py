@@ -1,4 +1,4 @@
-"""Fetching a blob: one stream of bytes, whatever happens to connections and hosts on the way.
+"""Fetches a blob: one stream of bytes, whatever happens to connections and hosts.
 
 ::
 
@@ -6,17 +6,18 @@
         async for chunk in body:            # as large as they arrive; the caller hashes and writes
             ...
 
-A connection that is lost, stalls, or crawls along while another host could be asked is replaced by another, of the same
-host or the next, which goes on at the same byte. A body that turns out to be of another size than the descriptor says
-ends the fetch from that host at once, long before the caller's digest would. The digest is the caller's to check:
-:meth:`Body.distrust` is for when it is wrong. (What follows where the blob should end says so too, and where another
-host is left ends the fetch with :class:`WrongBytes`: no part of such a body is gone on with.)
+A connection that is lost or stalls is replaced by another one, to the same host or the next; so is one that is too slow
+while another host could be asked. The new connection continues at the same byte. A body whose size differs from the
+descriptor's ends the fetch from that host at once, long before the caller's digest would show it. The caller checks the
+digest, and calls :meth:`Body.distrust` if it is wrong. (Bytes after the end of the blob also show that a body is wrong.
+If another host is left, they end the fetch with :class:`WrongBytes`: no part of such a body is kept.)
 
-Parts are asked for by ranges of which both ends are given: some servers know no other (go-containerregistry's answers
-416 to ``bytes=N-``). Whoever ignores a range sends all of it, and what is known already is dropped. Whoever refuses it
-(400 by Artifactory), fails over it twice (500), or answers with another part or several in one body, or with a part of
-what the blob is compressed to (Content-Encoding), is asked once without, and for a while not again
-(:mod:`.host_memory`). Whoever sends less than was asked for, which RFC 9110 (15.3.7) allows, is asked for the rest.
+Parts are requested by ranges with both ends: some servers know no other (go-containerregistry's answers 416 to
+``bytes=N-``). A server that ignores a range sends the whole blob, and the known bytes are dropped. A server may also
+refuse a range (400 by Artifactory), fail twice over it (500), answer with another part or with several parts in one
+body, or with a part of the compressed blob (Content-Encoding). It is then asked once without a range, and for a while
+not again with one (:mod:`.host_memory`). A server that sends less than the part, which RFC 9110 (15.3.7) allows, is
+asked for the rest.
 """
 
 from __future__ import annotations
@@ -39,42 +40,44 @@ from services.oci.descriptors import Descriptor
 from services.oci.references import Reference
 
 AFTER_THE_END = 1.0
-"""Seconds for which a body of unstated length may take to end when all expected bytes are there."""
+"""Seconds that a body without a stated length may take to end after all expected bytes."""
 
 MEASURABLE = 64 * 1024
-"""Fewer bytes say nothing about a host's throughput."""
+"""Bytes from which a host's throughput is measured."""
 
 SLICE = 64 * 1024
-"""Whoever sends less than was asked for sends so many bytes a request on average ..."""
+"""A server that sends less than it was asked for must send so many bytes a request on average ..."""
 SLICES = 1000
-"""... once there were so many requests, or it counts as a lost connection: else a layer could take a request for
-each byte.
+"""... once there were so many requests. Otherwise it counts as a lost connection: a layer could take a request for each
+byte.
 """
 
 NO_RANGE_REFUSALS = frozenset({401, 404, 407, 408, 410, 425, 429})
-"""Answers of 4xx that the whole blob would have too: those that speak of the blob (404, 410), of who asks (401,
-407), or of a bad moment.
+"""4xx answers that a request for the whole blob would get too: those about the blob (404, 410), about the caller (401,
+407), or about a bad moment.
 """
 
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
 
 
 class NoParts(Exception):
-    """A part alone was wanted, and the host that is to be asked sends whole blobs."""
+    """Only a part was wanted, and the host to be asked serves whole blobs."""
 
 
 class WrongBytes(errors.FailedPrecondition):
-    """What came of a blob is not its bytes, and another host may have them: it must be fetched from its first byte."""
+    """The bytes that came are not the blob's, and another host may have them: it must be fetched from its first
+    byte.
+    """
 
 
 class _TooMany(Failure):
-    """A body goes on where the blob ends."""
+    """A body continues after the end of the blob."""
 
 
 class Body:
     """The bytes ``offset`` to ``end`` of a blob of ``size``. Iterate once.
 
-    ``host`` is who serves it now. ``ranges``: whether that host gives parts of it, so that several connections can
+    ``host`` is the host that serves it now. ``ranges``: whether that host serves parts, so that several connections can
     share the work.
     """
 
@@ -85,30 +88,30 @@ class Body:
         self.host = ""
         self.ranges = False
         self.hosts: list[str] = []
-        """All that served some of it, in turn."""
+        """All hosts that served some of it, in order."""
         self.place = ""
-        """The last of them, as :mod:`.host_memory` knows it."""
+        """The last of them, as :mod:`.host_memory` names it."""
         self._fetch = fetch
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self._fetch.chunks()
 
     def take_all(self) -> None:
-        """Go on to the end of the blob, however little was asked for: for a host that gives no parts, and so sends
-        all of it anyway. Before the iteration.
+        """Continue to the end of the blob, however little was asked for: a host that serves no parts sends everything
+        anyway. Call it before the iteration.
         """
         self.end = self.size
 
     def distrust(self, why: str, spared: str = "") -> None:
-        """The digest of what came is wrong: the hosts it came from are asked after all others for a while, but for
-        the :attr:`place` that is ``spared``.
+        """The digest of the bytes is wrong: for a while, ask the hosts that they came from after all others, except the
+        :attr:`place` ``spared``.
         """
         self._fetch.distrust(why, spared)
 
 
 class Download:
-    """A fetch under way, as a context manager; entering it gives the :class:`Body`, with the head of the first
-    answer in it.
+    """A fetch as a context manager. Entering it returns the :class:`Body`, once the head of the first answer has
+    come.
     """
 
     def __init__(
@@ -205,8 +208,8 @@ class Download:
                 await self._open(not_first=place)
 
     async def _received(self, answer: Answer) -> AsyncIterator[bytes]:
-        """What ``answer`` gives, up to the end; a Failure if that is not reached, unless a part was asked for and
-        less of it sent.
+        """The bytes of ``answer``, up to the end. A Failure if the end is not reached, unless the server sent less than
+        the part it was asked for.
         """
         read, clock, place = answer.some, time.monotonic, self._place
         assert place is not None
@@ -250,14 +253,14 @@ class Download:
             if len(chunk) > end - self._at:
                 if end == self.body.size:
                     raise self._too_many()
-                chunk = chunk[: end - self._at]  # it was asked for a part, and sends all
+                chunk = chunk[: end - self._at]  # a part was asked for, and the server sends everything
             self._at += len(chunk)
             yield chunk
         if window_bytes >= MEASURABLE:
             self._memory.measured(place.key, window_bytes, window_waited)
 
     async def _go_on(self) -> None:
-        """The host sent less than it was asked for, as it may, and is asked for the rest."""
+        """The host sent less than it was asked for, as it may: ask it for the rest."""
         place = self._place
         assert place is not None
         self._leave()
@@ -269,14 +272,14 @@ class Download:
             await self._open(not_first=place)
 
     async def _ended(self, answer: Answer) -> None:
-        """All bytes are there: the connection can be used again, if the body ends here too."""
+        """All bytes are there: the connection can be reused if the body ends here too."""
         assert self._place is not None
         if answer.length is None and self.body.end == self.body.size:
             try:
                 async with asyncio.timeout(AFTER_THE_END):
                     more = await answer.some()
             except Exception:
-                more = b""  # all that was wanted is there: how the connection ends is no matter
+                more = b""  # everything wanted is there, so it does not matter how the connection ends
             if more:
                 raise self._too_many()
         self._memory.worked(self._place.key)
@@ -291,7 +294,7 @@ class Download:
             self._keys.append(place.key)
 
     async def _opened(self, place: Place) -> tuple[Place, Answer]:
-        """An answer of ``place`` whose body goes on where we are, once ``_skip`` bytes of it are dropped."""
+        """An answer of ``place`` whose body continues at our offset, once ``_skip`` bytes of it are dropped."""
         headers = {"Accept": f"{self.descriptor.media_type}, */*" if self.descriptor.media_type else "*/*"}
         wanted, refused = self._range(), self._memory.refuses_ranges(place.key)
         if wanted and refused and self._part_only:
@@ -323,8 +326,8 @@ class Download:
         return place, answer
 
     def _refuses(self, place: Place, failure: Failure) -> bool:
-        """Whether a host that failed to give a part may give the whole."""
-        # a server that a range upsets, or one that is in trouble: that shows when it is asked again
+        """Whether a host that failed to serve a part may serve the whole blob."""
+        # a range upsets the server, or the server is in trouble: asking again shows which
         if failure.status == 500:
             again = place.key in self._failed_over_ranges
             self._failed_over_ranges.add(place.key)
@@ -332,15 +335,15 @@ class Download:
         return failure.status == 501 or (400 <= failure.status < 500 and failure.status not in NO_RANGE_REFUSALS)
 
     def _covers(self, answer: Answer) -> re.Match[str] | None:
-        """What a 206 says it has of the blob, if the byte where we are is in it. Several parts in one body
-        (multipart/byteranges) say it of each, so that this is None.
+        """The Content-Range of a 206 answer, if it covers our offset. None for several parts in one body
+        (multipart/byteranges), since each part has its own.
         """
         said = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
         return said if said is not None and int(said[1]) <= self._at <= int(said[2]) else None
 
     def _no_part(self, answer: Answer) -> str:
-        """Why a 206 is of no use, if it is not: it is of another part, or of what the blob is compressed to, which
-        cannot be decoded from its middle.
+        """Why a 206 answer is of no use, if it is not: it has another part, or a part of the compressed blob, which
+        cannot be decoded from the middle.
         """
         asked = f"was asked for from byte {self._at} on, and the answer is"
         if (said := self._covers(answer)) is None:
@@ -352,15 +355,15 @@ class Download:
         )
 
     def _is_encoded(self, answer: Answer, total: int | None) -> bool:
-        """Whether an answer of ``total`` bytes has to be decoded: with the right size it is only mislabelled, a
+        """Whether an answer of ``total`` bytes must be decoded. If its size is the blob's, it is only mislabelled: a
         layer that was stored as "gzip".
         """
         return bool(answer.codings) and not (self.descriptor.size and total == self.descriptor.size)
 
     def _range(self) -> str:
-        """The Range header for what is still wanted; "" where that is all there is, or nobody knows its end."""
+        """The Range header for the wanted bytes; "" if these are the whole blob, or the end is not known."""
         at, size, end = self._at, self.body.size, self.body.end
-        if not size:  # not even known: ``end`` is not, either
+        if not size:  # unknown, and so is ``end``
             return f"bytes={at}-{self.offset + self._length - 1}" if self._length is not None else ""
         return f"bytes={at}-{end - 1}" if at or end < size else ""
 
@@ -419,12 +422,12 @@ class Download:
         )
 
     def _leave(self) -> None:
-        """Be done with the answer: its connection is kept if there is nothing left on it."""
+        """Release the answer: its connection is kept if nothing is left on it."""
         if self._answer is not None:
             self._answer.release()
             self._answer = None
 
 
 def _total(content_range: re.Match[str]) -> int | None:
-    """How many bytes a Content-Range says there are in all."""
+    """The total number of bytes in a Content-Range."""
     return int(content_range[3]) if content_range[3] != "*" else None

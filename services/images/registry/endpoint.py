@@ -1,10 +1,10 @@
-"""A host as asked by one pull or push: its URLs, its authorization, its redirects.
+"""A host as one pull or push uses it: its URLs, its authorization, its redirects.
 
-What keeps secrets where they belong is here. Authorization, the headers of hosts.toml and those of the request go to
-the configured host itself: same scheme, name and port. Wherever it redirects to, or has its uploads sent, is another
-host, which gets the request and nothing that says who we are; if that one wants to know, the request has failed. A
-token server gets the credentials that the host asked for in its name, and the headers of hosts.toml only if it is on
-the same machine.
+This module keeps secrets where they belong. Authorization, the headers of hosts.toml and those of the request go only
+to the configured host: same scheme, name and port. The target of a redirect, or of an upload's Location, is another
+host. It gets the request, but nothing that identifies us; if it asks for credentials, the request has failed. A token
+server gets the credentials that the host asked for in its name, and the headers of hosts.toml only if it is on the same
+machine.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from services.oci.references import Reference
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 PATH = "/%:@+~"
-"""Left as it is in the path of hosts.toml, which may be encoded already."""
+"""Characters of the path of hosts.toml that are not quoted; the path may be encoded already."""
 HEAD_REFUSALS = frozenset({400, 401, 403, 405, 501})
-"""Answers to HEAD that GET may not have: of servers without HEAD, and of URLs that are signed for GET (GitLab's
-object storage; moby issue 50065).
+"""Answers to HEAD that GET may not get: of servers without HEAD, and for URLs that are signed for GET (GitLab's object
+storage; moby issue 50065).
 """
 HOPS = 10
-"""As many redirects are followed as containerd follows."""
+"""Redirects that are followed, as many as containerd follows."""
 
 Headers = Mapping[str, str]
 Body = Callable[[], AsyncIterator[bytes] | bytes]
-"""Makes a request's body, each time it is sent."""
+"""Makes a request's body, each time the request is sent."""
 
 
 class Place(Protocol):
-    """Something that a blob can be got from."""
+    """Something that can serve a blob."""
 
     @property
     def name(self) -> str:
@@ -61,9 +61,7 @@ class Place(Protocol):
 
 
 class Endpoint:
-    """``host``, for the namespace ``namespace``. ``followed``: another host can be asked after it, so that it has
-    less time.
-    """
+    """``host``, for ``namespace``. ``followed``: another host can be asked after it, so it has less time."""
 
     def __init__(
         self,
@@ -99,8 +97,8 @@ class Endpoint:
         return f"{top}/{quote(path, safe='/:')}{f'?{pairs}' if pairs else ''}"
 
     def absolute(self, location: str, base: str) -> str:
-        """Where an upload goes on: a Location, which may be relative, or even lack its scheme. A Failure if it is
-        nothing of the kind.
+        """The address in an upload's Location, which may be relative, or even lack its scheme. A Failure if it is
+        malformed.
         """
         if (
             "://" not in location
@@ -134,10 +132,11 @@ class Endpoint:
         body: Body | None = None,
         stall: float | None = None,
     ) -> Answer:
-        """A request and, where the host wants them, its authorization and redirects; an answer below 300 or a Failure.
+        """Make a request, with authorization and redirects as the host wants them. Returns an answer below 300, or
+        raises a Failure.
 
-        Where HEAD is refused, by the host or by whom it redirects to, GET is asked instead, which also says why it is:
-        see :attr:`Answer.method`.
+        If HEAD is refused, by the host or by the target of its redirect, GET is sent instead, which also shows the
+        reason: see :attr:`Answer.method`.
         """
         scopes = tuple(scopes)
         refused, hops, own, head_refused = 0, 0, True, 0
@@ -204,7 +203,7 @@ class Endpoint:
                 url = self._as_spoken(url)
 
     def _as_spoken(self, url: str) -> str:
-        """A URL of this host that was made before it was found to speak plain http."""
+        """A URL of this host, corrected if it was made before the host was found to speak plain http."""
         secure = f"https://{self.name}/"
         return (
             f"http://{self.name}/{url.removeprefix(secure)}"
@@ -213,7 +212,7 @@ class Endpoint:
         )
 
     def _failed(self, method: str, url: str, answer: Answer, body: bytes, *, own: bool) -> Failure:
-        """What an answer of 300 and above means, with the server's own explanation."""
+        """The failure that an answer of 300 and above means, with the server's own explanation."""
         path = urlsplit(url).path
         failure = answered(answer.host, f"{method} {path}", answer.status, answer.reason, answer.headers, body)
         words = str(failure)
@@ -228,8 +227,8 @@ class Endpoint:
     async def _ask(
         self, method: str, url: str, headers: dict[str, str], body: bytes | None
     ) -> tuple[int, str, Any, bytes]:
-        """A request to a token server (:class:`.auth.Ask`). Redirects are followed for GET only, and with the
-        credentials only on the same host.
+        """Make a request to a token server (:class:`.auth.Ask`). Redirects are followed for GET only, and credentials
+        are sent only to the same host.
         """
         first = origin(url)
         near = name_and_port(self.name)[0] == urlsplit(url).hostname
@@ -280,7 +279,7 @@ class Endpoint:
 
 
 class ForeignUrl:
-    """One of a descriptor's ``urls``: somebody else's server, which is told nothing but what we want."""
+    """One of a descriptor's ``urls``: a third party's server, which learns only what we want."""
 
     def __init__(self, url: str, session: Session, timeouts: Timeouts, watch: HttpDebug = UNSEEN) -> None:
         self._url = url
@@ -297,17 +296,17 @@ class ForeignUrl:
 
 
 def pull_scopes(reference: Reference) -> tuple[str, ...]:
-    """What a token for reading has to cover."""
+    """The scopes of a token for reading."""
     return (f"repository:{reference.repository}:pull",)
 
 
 def push_scopes(reference: Reference, mount_from: str = "") -> tuple[str, ...]:
-    """What a token for writing has to cover, and for mounting a blob of another repository."""
+    """The scopes of a token for writing, and for mounting a blob of another repository."""
     return (f"repository:{reference.repository}:pull,push", *((f"repository:{mount_from}:pull",) if mount_from else ()))
 
 
 async def _explanation(answer: Answer, method: str) -> bytes:
-    """The body of an answer that is of no other use; its connection is then free."""
+    """The body of an answer that is of no other use; this frees its connection."""
     try:
         return await answer.read(ERROR_BODY) if method != "HEAD" else b""
     except Failure:
@@ -317,7 +316,7 @@ async def _explanation(answer: Answer, method: str) -> bytes:
 
 
 def _merged(*lists: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Headers, of which a later list replaces those of the same name before it."""
+    """Headers; a later list replaces those of the same name before it."""
     found: list[tuple[str, str]] = []
     for each in lists:
         pairs = list(each)

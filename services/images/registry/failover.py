@@ -1,8 +1,8 @@
-"""Asking several hosts, several times: who is asked next, and when it is time to give up.
+"""Asks several hosts, several times: which is asked next, and when to give up.
 
-The hosts are gone through in order: first those of which nothing bad is known (:mod:`.host_memory`), then the slow
-and the busy, then the dead; a host that will not do (it has not got the thing, or not for us) is not asked
-again. If no host did, and any may yet, there is a pause, and another round. In the end the error tells of every host.
+The hosts are tried in order: first those of which nothing bad is known (:mod:`.host_memory`), then slow and busy ones,
+then dead ones. A host that cannot help (it does not have the thing, or not for us) is not asked again. If no host has
+helped, and any still may, there is a pause and another round. The final error names every host.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ T = TypeVar("T")
 
 
 class Failover(Generic[P]):
-    """Attempts at one thing, which ``what`` names. The last of ``places`` is the origin: the one that knows best."""
+    """Attempts at one operation, which ``what`` names. The last of ``places`` is the origin, whose answer counts
+    most.
+    """
 
     def __init__(self, what: str, places: Sequence[P], memory: HostMemory, retry: Retry) -> None:
         self.attempts = 0
@@ -38,10 +40,10 @@ class Failover(Generic[P]):
         self._not_before: dict[P, float] = {}
 
     async def run(self, act: Callable[[P], Awaitable[T]], *, not_first: P | None = None, proves: bool = True) -> T:
-        """What ``act`` gives for the first place for which it raises no Failure. ``not_first`` has just failed: others
-        go first, and without others it gets a pause.
+        """The result of ``act`` for the first place for which it raises no Failure. ``not_first`` has just failed:
+        other places are tried first; if there are none, it is tried after a pause.
 
-        ``proves``: that ``act`` succeeds shows that the place is good.
+        ``proves``: success of ``act`` shows that the place is good.
         """
         if not_first is not None and not self.another(not_first):
             await self._pause()
@@ -60,7 +62,7 @@ class Failover(Generic[P]):
             await self._pause()
 
     def note(self, place: P, failure: Failure) -> None:
-        """``place`` failed."""
+        """Note that ``place`` failed."""
         self._failures[place] = failure
         if failure.blame is Blame.SLOW:
             self._memory.crawled(place.key, failure.cause)
@@ -74,7 +76,7 @@ class Failover(Generic[P]):
             self._not_before[place] = time.monotonic() + min(failure.wait, self._retry.longest_asked)
 
     def progress(self) -> None:
-        """Something was got: what failed before does not count any more."""
+        """Note progress: earlier failures do not count any more."""
         self._rounds = 0
 
     def others(self, place: P) -> bool:
@@ -82,7 +84,7 @@ class Failover(Generic[P]):
         return any(each is not place and each not in self._done for each in self._places)
 
     def another(self, place: P) -> bool:
-        """Whether there is another place that is known to be good, or at least not to be bad."""
+        """Whether there is another place that is good as far as is known."""
         return any(
             each is not place and each not in self._done and self._memory.state(each.key) == host_memory.GOOD
             for each in self._places
@@ -95,7 +97,7 @@ class Failover(Generic[P]):
             each for each in self._places if each not in self._done and self._not_before.get(each, 0.0) <= now
         ]
         if not_first in candidates:
-            candidates.sort(key=lambda each: each is not_first)  # stable
+            candidates.sort(key=lambda each: each is not_first)  # the sort is stable
         resting = []
         for each in candidates:
             if len(self._places) > 1 and self._memory.rests(each.key):
@@ -110,7 +112,7 @@ class Failover(Generic[P]):
                 yield each
 
     async def _pause(self) -> None:
-        """Wait for the next round; raises where there is none."""
+        """Wait for the next round; raise the final error if there is none."""
         self._rounds += 1
         may = [each for each in self._failures if each not in self._done]
         if not may or self._rounds >= self._retry.rounds:

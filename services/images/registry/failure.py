@@ -1,9 +1,8 @@
-"""What goes wrong with a registry: one host's failure, what follows from it, and the error that the caller gets in the
-end.
+"""Failures of registries: one host's failure, its consequences, and the final error for the caller.
 
-A :class:`Failure` is inside this package only. It says whether asking the same host again may help, and what to
-remember of the host. When all hosts are done with, :func:`combined` makes of their failures one error, which names
-every host that was asked and why it did not help.
+A :class:`Failure` is used inside this package only. It says whether asking the same host again may help, and what to
+remember of the host. When all hosts have failed, :func:`combined` makes one error of their failures, which names every
+host that was asked and why it did not help.
 """
 
 from __future__ import annotations
@@ -18,20 +17,20 @@ from services.kit.gojson import ANYTHING, ListOf, Struct
 
 
 class Blame(enum.Enum):
-    """What a failure says of the host, for :mod:`.host_memory`."""
+    """What a failure says about the host, for :mod:`.host_memory`."""
 
     NOBODY = "nobody"
-    """The host works; it has not got this, or not for us."""
+    """The host works, but does not have this, or not for us."""
     TROUBLE = "trouble"
-    """A bad moment: a lost connection, an overload. Several in a row are as bad as DEAD."""
+    """A bad moment: a lost connection, an overload. Several in a row count as DEAD."""
     SLOW = "slow"
     DEAD = "dead"
-    """It cannot be reached, or not be trusted: do not ask it for every blob anew."""
+    """It cannot be reached, or not be trusted: do not ask it again for every blob."""
 
 
 class Failure(Exception):
-    """``host`` did not do as asked. ``transient``: it may, later (``wait`` seconds, if it said so). ``status`` is 0
-    where there was no answer.
+    """``host`` did not do as asked. ``transient``: it may do so later (after ``wait`` seconds, if it said so).
+    ``status`` is 0 if there was no answer.
     """
 
     def __init__(
@@ -71,7 +70,7 @@ _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 def answered(host: str, what: str, status: int, reason: str, headers: Mapping[str, str], body: bytes = b"") -> Failure:
-    """The failure that an HTTP answer of 400 and above is. ``what`` is what was asked: ``GET /v2/...``."""
+    """The failure that an HTTP answer of 400 and above means. ``what`` is the request: ``GET /v2/...``."""
     wait = retry_after(headers.get("Retry-After", ""))
     said = explanation(body)
     cause = (
@@ -94,12 +93,12 @@ def answered(host: str, what: str, status: int, reason: str, headers: Mapping[st
 
 _WORDS = ("code", "message", "details", "error_description", "error")
 _EXPLAINED = 16 << 10
-"""Bytes of an explanation: it is read where others wait, and those of registries have some hundred."""
+"""Bytes of an explanation that is parsed: this happens in the loop, and registries send some hundred bytes."""
 _ANSWER = Struct({"errors": ListOf(Struct(dict.fromkeys(_WORDS, ANYTHING))), **dict.fromkeys(_WORDS, ANYTHING)})
 
 
 def explanation(body: bytes) -> str:
-    """What a registry's JSON says of its error; "" where it says nothing that one can read, or too much."""
+    """The explanation in a registry's JSON error; "" if there is none that can be read, or if it is too long."""
     if len(body) > _EXPLAINED:
         return ""
     try:
@@ -112,7 +111,7 @@ def explanation(body: bytes) -> str:
 
 
 def retry_after(value: str, now: float | None = None) -> float | None:
-    """Seconds of a Retry-After header, which is a number or a date; None if it is neither."""
+    """The seconds in a Retry-After header, which is a number or a date; None if it is neither."""
     if value.isascii() and value.strip().isdigit():
         return float(value)
     try:
@@ -123,11 +122,11 @@ def retry_after(value: str, now: float | None = None) -> float | None:
 
 
 def combined(what: str, failures: Sequence[Failure], skipped: Sequence[str] = ()) -> errors.NodeError:
-    """The error for the caller: ``what`` could not be had, and why, host by host. ``skipped`` are the hosts that were
-    not even asked, and why.
+    """The error for the caller: ``what`` failed, and why, host by host. ``skipped`` are hosts that were not even asked,
+    with the reason.
 
-    The class is that of whoever came furthest, as in containerd: no answer is less than "not found", and that less than
-    any other answer.
+    As in containerd, the class is that of the host that came furthest: no answer counts less than "not found", and that
+    less than any other answer.
     """
     kind = (
         max(failures, key=lambda each: (each.status != 0, each.status != 404)).kind if failures else errors.Unavailable

@@ -1,4 +1,4 @@
-"""One host that serves a namespace, as configured: where it is, what it may be asked for, how to connect."""
+"""A host that serves a namespace, as configured: its address, its capabilities, how to connect."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ EVERYTHING = Capability.PULL | Capability.RESOLVE | Capability.PUSH | Capability
 
 @dataclass(frozen=True, slots=True)
 class TLS:
-    """Files of certificates: authorities trusted beside the system's, and (certificate, key) pairs to show, ""
-    where the key is in the same file.
+    """Certificate files: authorities that are trusted besides the system's, and our (certificate, key) pairs; the key
+    is "" if it is in the same file.
     """
 
     ca: tuple[str, ...] = ()
@@ -38,8 +38,8 @@ class TLS:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """``scheme://host`` + ``path`` is the root of its API. ``fallback``: https is tried, and plain http where the
-    other side turns out to speak that.
+    """``scheme://host`` + ``path`` is the root of its API. ``fallback``: https is tried first, and plain http if the
+    other side speaks that.
     """
 
     scheme: str = ""
@@ -53,21 +53,21 @@ class Host:
 
     @property
     def key(self) -> str:
-        """What it is remembered by (:mod:`.host_memory`)."""
+        """The key in :mod:`.host_memory`."""
         return f"{self.scheme}://{self.host}"
 
     def is_proxy_for(self, namespace: str) -> bool:
-        """Whether it serves more than ``namespace``, and must be told which is meant (``?ns=``)."""
+        """Whether it serves more than ``namespace``, and must be told which one is meant (``?ns=``)."""
         return self.host not in (namespace, default_host(namespace))
 
 
 def default_host(namespace: str) -> str:
-    """The machine behind a namespace: its own name, but for docker.io."""
+    """The host of a namespace: its own name, except for docker.io."""
     return "registry-1.docker.io" if namespace == "docker.io" else namespace
 
 
 def name_and_port(host: str) -> tuple[str, str]:
-    """``host`` without and with its port; the port is "" if there is none, and brackets are off."""
+    """The name and the port of ``host``; the port is "" if there is none; brackets are removed."""
     if host.startswith("["):
         name, _, rest = host[1:].partition("]")
         return name, rest.removeprefix(":")
@@ -87,8 +87,8 @@ def is_local(host: str) -> bool:
 
 
 def same_host(one: str, other: str) -> bool:
-    """Whether what the first URL's host may know, the second's may: it is the same, or the same with TLS where
-    there was none.
+    """Whether the second URL's host may know what the first one's may: it is the same, or the same with TLS instead of
+    none.
     """
     (scheme, name, port), there = origin(one), origin(other)
     return (scheme, name, port) == there or (
@@ -97,9 +97,7 @@ def same_host(one: str, other: str) -> bool:
 
 
 def is_address(url: str) -> bool:
-    """Whether a URL that came from outside can be asked: http or https, with a host, and with a port only if it is
-    one.
-    """
+    """Whether a URL from outside is usable: http or https, with a host, and with a valid port if any."""
     try:
         scheme, name, _ = origin(url)
     except ValueError:
@@ -108,6 +106,6 @@ def is_address(url: str) -> bool:
 
 
 def origin(url: str) -> tuple[str, str, int]:
-    """Scheme, name and port of a URL: what must be equal for two URLs to be the same host."""
+    """Scheme, name and port of a URL: two URLs with equal ones have the same host."""
     parts = urlsplit(url)
     return parts.scheme, parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)

@@ -1,12 +1,11 @@
-"""What is remembered of the hosts that were asked, so that a dead or slow mirror costs its timeout once and not for
-every blob.
+"""What is remembered of hosts, so that a dead or slow mirror costs its timeout once and not for every blob.
 
-A host is *good*, until it turns out *dead* (no connection, or trouble three times in a row), *slow*, or *busy* (it asks
-for fewer requests, 429, three times in a row). Each holds for a while, longer each time; then one request may find out
-whether it is good again, while the others still stay away. A dead host is asked after all others, a slow or busy one
-likewise; none is ever forgotten altogether, since a bad host is better than none.
+A host is *good* until it turns out *dead* (no connection, or trouble three times in a row), *slow*, or *busy* (it asks
+for fewer requests, 429, three times in a row). Such a state lasts for some time, longer each time. Then one request may
+find out whether the host is good again, while the others still avoid it. Dead hosts are asked after all others; so are
+slow and busy ones. No host is excluded for ever, since a bad host is better than none.
 
-One memory is shared by all pulls of a process.
+All pulls of a process share one memory.
 """
 
 from __future__ import annotations
@@ -18,27 +17,27 @@ from dataclasses import dataclass
 GOOD, SLOW, BUSY, DEAD = "good", "slow", "busy", "dead"
 
 FIRST_REST = 30.0
-"""Seconds for which a host is left alone when it first fails: a pull of many layers takes about as long."""
+"""Seconds for which a host is avoided after its first failure: a pull of many layers takes about as long."""
 LONGEST_REST = 600.0
-"""The rest doubles up to this: a mirror that is repaired is used again within ten minutes."""
+"""The limit up to which that time doubles: a repaired mirror is used again within ten minutes."""
 PROBE = 10.0
-"""After its rest one request may try a host; others wait this long for what comes of it."""
+"""After that time, one request may try the host; others wait this long for its result."""
 TROUBLES = 3
-"""So many bad moments in a row make a host dead, so many refusals of one more request make it busy."""
+"""Bad moments in a row that make a host dead, or refusals of further requests that make it busy."""
 HOSTS = 1000
-"""So many are remembered; images may name others' hosts in their layers."""
+"""Hosts that are remembered; images may name other hosts in their layers."""
 RANGES_REST = 3600.0
-"""Seconds for which a host that refused a request for a part is asked for whole blobs only: registries change
-rarely, and to ask in vain costs a request for each large layer.
+"""Seconds for which a host that refused a request for a part is asked for whole blobs only. Registries change rarely,
+and each refusal costs a request for each large layer.
 """
 WEIGHT = 0.3
-"""Of the newest measurement in the throughput."""
+"""Weight of the newest measurement in the throughput."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostState:
-    """A host as remembered. ``since`` is seconds since the epoch, ``failures`` counts those in a row,
-    ``throughput`` is bytes a second (0: not measured).
+    """A host as remembered. ``since`` is in seconds since the epoch; ``failures`` counts those in a row; ``throughput``
+    is in bytes a second (0: not measured).
     """
 
     host: str
@@ -49,7 +48,7 @@ class HostState:
     throughput: float
     rests_until: float
     ranges_refused: str = ""
-    """What it answered to a request for a part of a blob; "" while it is not known to refuse those."""
+    """Its answer to a request for a part of a blob; "" while it is not known to refuse these."""
     ranges_refused_until: float = 0.0
 
 
@@ -76,13 +75,13 @@ class HostMemory:
         self._hosts: dict[str, _Host] = {}
 
     def state(self, key: str) -> str:
-        """GOOD, SLOW, BUSY or DEAD; of a host never heard of, GOOD."""
+        """GOOD, SLOW, BUSY or DEAD; GOOD for an unknown host."""
         host = self._hosts.get(key)
         return host.state if host is not None else GOOD
 
     def rests(self, key: str) -> bool:
-        """Whether others should be asked instead just now. Where its rest is over, the answer is no to the first
-        who asks.
+        """Whether other hosts should be asked instead at the moment. Once the host's time is over, the first caller
+        gets False.
         """
         host = self._hosts.get(key)
         if host is None or host.state == GOOD:
@@ -94,16 +93,14 @@ class HostMemory:
         return False
 
     def worked(self, key: str) -> None:
-        """It did what was asked: it is good, whatever it was."""
+        """It did what was asked: it is good now."""
         host = self._host(key)
         self._become(host, GOOD)
         host.failures = host.limits = 0
         host.rest = 0.0
 
     def failed(self, key: str, error: str, *, dead: bool = False, limited: bool = False) -> None:
-        """It had a bad moment; ``dead``: there is no talking to it; ``limited``: it works, and asks for fewer
-        requests.
-        """
+        """It had a bad moment. ``dead``: it cannot be talked to. ``limited``: it works, and asks for fewer requests."""
         host = self._host(key)
         host.failures += 1
         host.limits += limited
@@ -114,25 +111,25 @@ class HostMemory:
             self._rest(host, BUSY)
 
     def crawled(self, key: str, error: str) -> None:
-        """It was slow enough to be left for another."""
+        """It was so slow that another host was asked instead."""
         host = self._host(key)
         host.failures += 1
         host.last_error = error
         self._rest(host, SLOW)
 
     def measured(self, key: str, size: int, seconds: float) -> None:
-        """``size`` bytes came in ``seconds`` of waiting for them."""
+        """``size`` bytes came within ``seconds`` of waiting for them."""
         host = self._host(key)
         rate = size / max(seconds, 1e-3)
         host.throughput = rate if not host.throughput else (1 - WEIGHT) * host.throughput + WEIGHT * rate
 
     def refused_range(self, key: str, answer: str) -> None:
-        """It gave a blob, but refused to give a part of it, with this answer."""
+        """It served a blob, but refused to serve a part of it, with this answer."""
         host = self._host(key)
         host.ranges_refused, host.ranges_refused_until = answer, self._clock() + RANGES_REST
 
     def refuses_ranges(self, key: str) -> bool:
-        """Whether it is asked for whole blobs only just now."""
+        """Whether it is asked for whole blobs only at the moment."""
         host = self._hosts.get(key)
         return host is not None and self._clock() < host.ranges_refused_until
 
@@ -171,7 +168,7 @@ class HostMemory:
 
     def _rest(self, host: _Host, state: str) -> None:
         now = self._clock()
-        # not once more for each of the requests that were under way
+        # only once for all requests that were active
         if host.state == GOOD or now >= host.until - PROBE:
             host.rest = min(max(2 * host.rest, FIRST_REST), LONGEST_REST)
         self._become(host, state)

@@ -1,11 +1,11 @@
-"""Which hosts serve a namespace, in the order in which they are asked.
+"""The hosts that serve a namespace, in the order in which they are asked.
 
-The first that says anything decides: the directory of the namespace below one of ``directories`` (containerd's
-``certs.d``: ``NAME_PORT_``, ``NAME:PORT``, ``_default``, read anew each time, so that a change needs no restart); else
-the older ``registry.mirrors`` of the CRI plugin (:mod:`.cri_config`); else the namespace is its own host.
+The first source that says anything decides. It is the directory of the namespace below one of ``directories``
+(containerd's ``certs.d``: ``NAME_PORT_``, ``NAME:PORT``, ``_default``), read anew each time, so that a change needs no
+restart; else the older ``registry.mirrors`` of the CRI plugin (:mod:`.cri_config`); else the namespace is its own host.
 
-http or https, where nothing says so: https, but for this machine itself on a port other than 443. There https is tried
-first, without verification, and plain http if the other side turns out to speak that.
+If nothing says http or https, it is https, except for this machine itself on a port other than 443. There https is
+tried first, without verification, and plain http if the other side speaks that.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from services.kit import errors
 
 @dataclass(frozen=True, slots=True)
 class Hosts:
-    """Where hosts are configured."""
+    """The places where hosts are configured."""
 
     directories: tuple[Path, ...] = ()
     registries: Registries | None = None
 
     @classmethod
     def of_config(cls, tables: Mapping[str, Any], file: str = "config.toml", config_path: str = "") -> Self:
-        """The directories of ``config_path``, colons between them; else what the CRI plugin's table in a
-        config.toml says; without one, the directories in which it looks by itself.
+        """The directories of ``config_path``, which colons separate; else those of the CRI plugin's table in a
+        config.toml; without such a table, the plugin's default directories.
         """
         if config_path:
             return cls(paths(config_path))
@@ -67,7 +67,7 @@ class Hosts:
 
 
 def _default(host: Host, namespace: str, default_scheme: str) -> Host:
-    """The namespace as its own host, with what ``host`` has of certificates and headers."""
+    """The namespace as its own host, with the certificates and headers of ``host``."""
     scheme, tls = default_scheme or "https", host.tls
     if namespace == "docker.io":
         scheme = "https"
@@ -80,7 +80,7 @@ def _default(host: Host, namespace: str, default_scheme: str) -> Host:
 
 
 def _with_fallback(host: Host) -> Host:
-    """An http host with anything said of TLS is tried with TLS first, unless its port is http's own."""
+    """An http host with TLS settings is tried with TLS first, unless its port is http's own."""
     if host.scheme == "http" and host.tls.explicit and name_and_port(host.host)[1] != "80":
         return replace(host, scheme="https", fallback=True)
     return host

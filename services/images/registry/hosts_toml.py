@@ -12,10 +12,10 @@ docs/hosts.md).
       [host."https://mirror.internal".header]
         x-team = "blue"
 
-A directory without the file may have ``*.crt`` (authorities), ``*.cert`` and ``*.key`` (what we show) for the namespace
-itself. A file that cannot be understood is an error that names file, line and key, and nothing is pulled. (containerd
-logs it, and asks the namespace itself as if the directory had no file: past the mirror, and without what the file says
-of TLS.) A key that is not known means nothing, as in containerd.
+A directory without the file may have ``*.crt`` (authorities), ``*.cert`` and ``*.key`` (our own) for the namespace
+itself. A file that cannot be parsed is an error that names file, line and key, and nothing is pulled. (containerd logs
+it and asks the namespace itself as if the directory had no file: past the mirror, and without the file's TLS settings.)
+An unknown key is ignored, as in containerd.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ CAPABILITIES = {
 }
 
 _KEYS = frozenset({"capabilities", "ca", "client", "skip_verify", "header", "override_path", "dial_timeout"})
-"""Of a host; at the top of the file, where they are of the server, ``server`` and ``host`` as well."""
+"""The keys of a host. At the top of the file they are the server's, beside ``server`` and ``host``."""
 
 
 def read_directory(directory: Path) -> tuple[Host, ...]:
-    """The hosts of a host directory. The last one is ``server``; without a ``host`` it stands for the namespace
-    itself. FailedPrecondition names what is wrong.
+    """The hosts of a host directory. The last one is ``server``; if it has no ``host``, it is the namespace itself.
+    FailedPrecondition says what is wrong.
     """
     if text := text_of(directory):
         try:
             return parse(text, directory)
-        except ValueError as error:  # tomllib's too, which says the line as well
+        except ValueError as error:  # including tomllib's errors, which name the line
             raise errors.FailedPrecondition(f"{directory / 'hosts.toml'}: {error}") from None
     return (Host(tls=_certificate_files(directory)),)
 
 
 def text_of(directory: Path) -> str:
-    """What is in the directory's hosts.toml; "" if there is none."""
+    """The contents of the directory's hosts.toml; "" if there is none."""
     file = directory / "hosts.toml"
     try:
         return file.read_text()
@@ -68,7 +68,7 @@ def text_of(directory: Path) -> str:
 
 
 def parse(text: str, directory: Path) -> tuple[Host, ...]:
-    """The hosts of a hosts.toml that lies in ``directory``; ValueError names line and key of what is wrong."""
+    """The hosts of a hosts.toml in ``directory``; ValueError names the line and key of an error."""
     table = tomllib.loads(text)
     hosts = table.get("host", {})
     if not isinstance(hosts, dict) or not all(isinstance(each, dict) for each in hosts.values()):
@@ -79,7 +79,7 @@ def parse(text: str, directory: Path) -> tuple[Host, ...]:
 
 
 def unknown(text: str) -> Iterator[str]:
-    """The keys of a file that :func:`parse` takes which mean nothing, each with its line."""
+    """The unknown keys of a file that :func:`parse` accepts, each with its line."""
     table = tomllib.loads(text)
     for where, keys, known in (
         ((), table, _KEYS | {"server", "host"}),
@@ -91,7 +91,7 @@ def unknown(text: str) -> Iterator[str]:
 
 
 def line_of(text: str, *path: str) -> int:
-    """The line in which a key stands, in a file that is TOML; that of the table it is in, if it cannot be told."""
+    """The line of a key in a valid TOML file; the line of its table if that of the key cannot be found."""
     table: list[str] = []
     best, length = 1, 0
     for number, line in enumerate(text.splitlines(), 1):
@@ -106,7 +106,7 @@ def line_of(text: str, *path: str) -> int:
 
 
 def _keys_in(line: str) -> list[str]:
-    """The keys, outermost first, of a line of TOML that begins a table or sets a value; none if it does neither."""
+    """The keys, outermost first, of a line of TOML that begins a table or sets a value; empty for any other line."""
     try:
         found, keys = tomllib.loads(line), list[str]()
     except tomllib.TOMLDecodeError:

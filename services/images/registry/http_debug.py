@@ -1,9 +1,10 @@
-"""Requests as text, for whoever has to find out why a registry does what it does. What could be a secret is left out.
+"""Shows requests as text, for people who investigate a registry's behaviour. Everything that could be a secret is left
+out.
 
-Of a request's headers only those are shown that this package sets by itself, since those of hosts.toml and of the
-client may say who he is; of Authorization, its scheme. Of a URL's query only what the registries' API puts there:
-elsewhere it is what lets one read a blob (presigned URLs), or go on with an upload. Token servers' answers and what is
-sent are not shown at all, nor are blobs.
+Of a request's headers, only those are shown that this package sets by itself, since those of hosts.toml and of the
+client may identify somebody; of Authorization, the scheme. Of a URL's query, only parameters of the registry API:
+others may permit reading a blob (presigned URLs), or continuing an upload. Token servers' answers and request bodies
+are not shown at all, nor are blobs.
 """
 
 from __future__ import annotations
@@ -35,31 +36,31 @@ _numbers = itertools.count(1)
 
 @dataclass(frozen=True, slots=True)
 class HttpDebug:
-    """What is shown of a transfer's requests: the requests with their answers, the connections they went through,
-    and for whom they wait.
+    """What is shown of a transfer's requests: the requests with their answers, their connections, and the host that is
+    waited for.
     """
 
     requests: Show | None = None
     connections: Show | None = None
     silence: Silence | None = None
-    """Told who is waited for."""
+    """Told which hosts are waited for."""
 
 
 UNSEEN = HttpDebug()
 
 
 class Exchange:
-    """One request, to be shown to ``watch``; its lines begin with its number, since others are under way."""
+    """One request that is shown to ``watch``. Its lines begin with its number, since several may be active."""
 
     def __init__(self, watch: HttpDebug, *, private: bool) -> None:
         self._watch = watch
         self._private = private
-        """Its answer's body is nobody's business."""
+        """The body of its answer is not shown."""
         self._number = next(_numbers) if watch is not UNSEEN else 0
         self.silence = watch.silence
 
     def request(self, method: str, url: str, headers: Iterable[tuple[str, str]], *, body: bool) -> None:
-        """It is sent."""
+        """The request is sent."""
         if self._watch.requests is not None:
             self._show(
                 ">",
@@ -71,7 +72,7 @@ class Exchange:
             )
 
     def answer(self, status: int, reason: str, headers: Mapping[str, str]) -> None:
-        """The head of its answer came."""
+        """The head of the answer came."""
         if self._watch.requests is not None:
             self._show(
                 "<",
@@ -82,7 +83,7 @@ class Exchange:
             )
 
     def body(self, data: bytes, media_type: str) -> None:
-        """Its answer's body, if that is small and was read as a whole."""
+        """The answer's body, if it is small and was read as a whole."""
         if self._watch.requests is not None and data and not self._private:
             is_text = media_type.startswith("text/") or "json" in media_type
             rest = len(data) - BODY_LIMIT
@@ -102,7 +103,7 @@ class Exchange:
             self._show("<", [f"no answer: {cause}"])
 
     def connection(self, host: str, peer: str, took: Mapping[str, float], *, reused: bool) -> None:
-        """How it was connected, or to which address that was tried last; ``took`` is in seconds, by phase."""
+        """The connection of the request, or the address that was tried last; ``took`` is in seconds, by phase."""
         if self._watch.connections is not None:
             phases = ", ".join(f"{phase.replace('_', ' ')} {seconds * 1000:.1f} ms" for phase, seconds in took.items())
             how = "reused" if reused else "new" if "first_byte" in took else "no answer"
@@ -117,7 +118,7 @@ class Exchange:
 
 
 def address(url: str) -> str:
-    """A URL without what could be a secret: a user, and unknown parameters' values."""
+    """A URL without possible secrets: without its user, and without the values of unknown parameters."""
     parts = urlsplit(url)
     query = "&".join(
         f"{quote(key)}={quote(value, safe=':/,') if key in _PARAMETERS else HIDDEN}"

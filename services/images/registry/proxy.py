@@ -1,7 +1,7 @@
-"""The HTTP proxy of the environment: HTTP_PROXY, HTTPS_PROXY and NO_PROXY, in either case, as containerd honours them.
+"""The HTTP proxy of the environment: HTTP_PROXY, HTTPS_PROXY and NO_PROXY, in either case, with containerd's rules.
 
-aiohttp would read them itself, and ~/.netrc with them, whose credentials nobody asked for. This machine's loopback is
-never reached through a proxy.
+aiohttp itself would also read ~/.netrc, whose credentials nobody asked for. This machine's loopback is never reached
+through a proxy.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def proxy_for(url: str, environment: Mapping[str, str] = os.environ) -> str | No
 
 
 def _direct(host: str, port: int | None, rules: str) -> bool:
-    """Whether NO_PROXY covers a host: ``*``, a name (and what is below it), ``.name`` (only what is below), an
-    address, a network; each with or without a port.
+    """Whether NO_PROXY covers a host. Its entries are ``*``, a name (with everything below it), ``.name`` (only below
+    it), an address, or a network; each with or without a port.
     """
     for rule in (each.strip().lower() for each in rules.split(",")):
         if not rule:

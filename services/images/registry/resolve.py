@@ -1,5 +1,5 @@
-"""What a name means: a tag (or a digest) to a descriptor; and manifests, which are small enough to be checked
-before anybody sees them.
+"""Resolves a name: a tag or a digest to a descriptor. Also fetches manifests, which are small enough to be verified
+before they are used.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from services.oci.references import Reference
 
 
 async def resolve(reference: Reference, endpoints: Sequence[Endpoint], memory: HostMemory, retry: Retry) -> Descriptor:
-    """The descriptor of what ``reference`` names.
+    """The descriptor of the target of ``reference``.
 
-    Only hosts that may RESOLVE are asked for a tag; any that may be pulled from, for a digest, since that can be
-    checked. NotFound, Unauthenticated, PermissionDenied, Unavailable; Unimplemented for schema 1 and what is no image;
-    ResourceExhausted for a manifest that is too large: only if no host has anything better.
+    A tag is asked only of hosts that may RESOLVE. A digest is asked of any that may be pulled from, since the answer
+    can be verified. NotFound, Unauthenticated, PermissionDenied, Unavailable; Unimplemented for schema 1 and for
+    something that is no image; ResourceExhausted for a manifest that is too large. Each only if no host has a better
+    answer.
     """
     wanted = Capability.PULL if reference.digest else Capability.PULL | Capability.RESOLVE
     able = [each for each in endpoints if wanted in each.can]
@@ -52,9 +53,9 @@ async def resolve(reference: Reference, endpoints: Sequence[Endpoint], memory: H
 async def manifest(
     reference: Reference, descriptor: Descriptor, endpoints: Sequence[Endpoint], memory: HostMemory, retry: Retry
 ) -> tuple[bytes, str]:
-    """The bytes of a manifest or index, whose digest has been checked, and the host that had them.
+    """The bytes of a manifest or index, whose digest was verified, and the host that served them.
 
-    FailedPrecondition where they are others, ResourceExhausted where they are too many; both only if no host has the
+    FailedPrecondition if the bytes do not match, ResourceExhausted if there are too many; both only if no host has the
     right ones.
     """
     descriptor.checked()
@@ -76,8 +77,8 @@ async def manifest(
 
 
 async def _asked(endpoint: Endpoint, reference: Reference, target: str) -> tuple[Descriptor, str]:
-    """Ask one host: HEAD, and GET where that does not say enough. What is no manifest is that host's failure:
-    another may have the image.
+    """Ask one host: HEAD, and GET if that does not say enough. If the answer is no manifest, that is the host's
+    failure: another host may have the image.
     """
     url, scopes = endpoint.url(reference, f"manifests/{target}"), pull_scopes(reference)
     answer = await endpoint.send("HEAD", url, headers={"Accept": ACCEPT}, scopes=scopes)
@@ -116,7 +117,7 @@ async def _asked(endpoint: Endpoint, reference: Reference, target: str) -> tuple
 
 
 async def _media_type(data: bytes, said: str, reference: Reference, host: str) -> str:
-    """The media type of a manifest, by its header or its own JSON."""
+    """The media type of a manifest, from its header or its own JSON."""
     try:
         inside = await read(data, media_type_in)
     except gojson.Malformed as error:
@@ -145,7 +146,7 @@ async def _body(answer: Answer, what: str, expected: int = 0) -> bytes:
     try:
         if answer.length is not None:
             _check_size(answer.length, what, answer.host)
-        if expected and answer.length == expected:  # with the right size it is only mislabelled
+        if expected and answer.length == expected:  # if the size is right, the body is only mislabelled
             answer.codings.clear()
         data = await answer.read(MANIFEST_LIMIT + 1)
         _check_size(len(data), what, answer.host)
@@ -198,7 +199,7 @@ async def _verify(data: bytes, descriptor: Descriptor, host: str) -> None:
 
 
 async def _hashed(algorithm: str, data: bytes) -> str:
-    """In a thread, if it takes more than a hop to one."""
+    """The hash; computed in a thread if that takes longer than a hop to one."""
     return (
         hashlib.new(algorithm, data).hexdigest()
         if len(data) < _SMALL

@@ -1,18 +1,18 @@
-"""The head of an answer (status line and headers), read as Go's net/http reads it, and written down as aiohttp's parser
-wants it (docs/adr/0008).
+"""The head of an answer (status line and headers), read as Go's net/http reads it, and rewritten for aiohttp's parser
+(docs/adr/0008).
 
-Registries are tested with docker, containerd and kubelets, all in Go: what those take is what is out there. The rules
-are those of Go 1.26 (``net/http`` response.go and transfer.go, ``net/textproto`` reader.go); what Go refuses is refused
-here, with words of ours:
+Registries are tested with docker, containerd and kubelets, all written in Go: answers that these accept exist in
+practice. The rules are those of Go 1.26 (``net/http`` response.go and transfer.go, ``net/textproto`` reader.go). What
+Go refuses is refused here, with words of ours:
 
-- Lines end with CR LF or LF. One that begins with a blank goes on with the header before it.
-- A header with a blank before its colon has another name, and so is none that anybody looks for.
-- Chunked is the only Transfer-Encoding, and goes before Content-Length. Several Content-Lengths must be equal. In
-  HTTP/1.0 there is no Transfer-Encoding.
+- Lines end with CR LF or LF. A line that begins with a blank continues the header before it.
+- A header with a blank before its colon has another name, which nothing looks for.
+- Chunked is the only Transfer-Encoding, and precedes Content-Length. Several Content-Lengths must be equal. HTTP/1.0
+  has no Transfer-Encoding.
 - An answer to HEAD, and one with status 1xx, 204 or 304, has no body, whatever its headers say and whatever follows.
 
-Beyond Go, a head has at most ``HEAD_LIMIT`` bytes and ``HEADERS`` lines: Go takes 10 MiB, which nobody sends, and of
-which sixteen connections would fill our memory.
+Stricter than Go, a head may have at most ``HEAD_LIMIT`` bytes and ``HEADERS`` lines. Go accepts 10 MiB, which no server
+sends, and of which sixteen connections would fill our memory.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _LENGTH = re.compile(rb"[0-9]+")
 _FRAMING = frozenset(
     {b"connection", b"content-length", b"transfer-encoding", b"trailer", b"upgrade", b"keep-alive", b"proxy-connection"}
 )
-"""Headers that say how the body ends, or what becomes of the connection: written anew."""
+"""Headers that say how the body ends, or what happens to the connection: rewritten."""
 _BAD_TRAILERS = frozenset({b"transfer-encoding", b"trailer", b"content-length"})
 
 
@@ -46,7 +46,7 @@ class Malformed(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """``plain`` is the head for aiohttp's parser; ``body``: whether something follows."""
+    """``plain`` is the head for aiohttp's parser; ``body``: whether a body follows."""
 
     status: int
     plain: bytes
@@ -54,8 +54,8 @@ class Head:
 
 
 def end_of(data: bytes | bytearray, start: int = 0) -> int:
-    """Where the head at the beginning of ``data`` ends, -1 if that is not there yet; before ``start`` it is known
-    not to. Malformed as soon as it cannot be one.
+    """The end of the head at the beginning of ``data``, -1 if it is not there yet; it is known not to be before
+    ``start``. Malformed as soon as it cannot be a head.
     """
     if not data.startswith(b"HTTP/"[: len(data)]):
         raise Malformed(f"it begins with {_shown(bytes(data[:60]))}")
@@ -67,7 +67,7 @@ def end_of(data: bytes | bytearray, start: int = 0) -> int:
 
 
 def read(head: bytes, *, to_head: bool) -> Head:
-    """The whole ``head``, with its blank line, of an answer; ``to_head``: to HEAD. Malformed."""
+    """The head of an answer, given complete, with its blank line; ``to_head``: the request was HEAD. Malformed."""
     first, _, rest = head.partition(b"\n")
     version, status, reason = _status_line(first.removesuffix(b"\r"))
     kept, framing = (
@@ -111,7 +111,7 @@ def _status_line(line: bytes) -> tuple[bytes, int, bytes]:
 
 
 def _fields(rest: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The headers, of which those that go on in further lines are joined."""
+    """The headers; those that continue on further lines are joined."""
     if rest.startswith((b" ", b"\t")):
         raise Malformed("its first header begins with a blank")
     if rest.count(b"\n") > HEADERS:
@@ -155,7 +155,7 @@ def _length(values: list[bytes]) -> int | None:
 
 
 def _text(value: bytes) -> bytes:
-    """What is no UTF-8 replaced: names and messages that are made of it go out as UTF-8."""
+    """A value with invalid UTF-8 replaced: names and messages made of it are sent as UTF-8."""
     return value if value.isascii() else value.decode(errors="replace").encode()
 
 

@@ -1,12 +1,12 @@
-"""What comes on a connection to a registry, on its way to aiohttp's parser: the head of each answer is put into plain
-form first (:mod:`.response_head`); bodies pass as they are.
+"""Puts the head of each answer into plain form (:mod:`.response_head`) before aiohttp's parser gets it; bodies pass
+unchanged.
 
-aiohttp's parser (llhttp) is made for servers, which must be strict, and its leniency cannot be chosen from Python. So
-it sees heads of ours only. What follows an answer without a body (HEAD with one all the same) is dropped, and its
-connection with it, as Go does.
+aiohttp's parser (llhttp) is made for servers, which must be strict, and its leniency cannot be set from Python. So it
+sees only heads of ours. Bytes after an answer without a body (HEAD with a body all the same) are dropped, and so is the
+connection, as Go does.
 
-And a body that cannot be read on says so to whoever reads it, at once, however that came: nobody waits for bytes that
-will not come.
+If a body cannot be read on, its reader gets an error at once, for whatever reason: no reader waits for bytes that will
+not come.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from services.images.registry.limits import HEAD_LIMIT
 _SWITCHING = 101
 
 INTERIM = 100
-"""Answers with a status of 1xx before the one that counts."""
+"""Answers with status 1xx before the final one."""
 
 
 class Answers(ResponseHandler):
     """aiohttp's protocol of a client's connection."""
 
     _collected: bytearray | None = None
-    """Of the head that is awaited; None where none is."""
+    """The bytes of the expected head; None if none is expected."""
     _passing = False
-    """A body is on its way."""
+    """A body is arriving."""
     _to_head = False
     _spent = 0
-    """Bytes of 1xx answers before the one that is awaited ..."""
+    """Bytes of 1xx answers before the expected one ..."""
     _interim = 0
     """... and their number."""
     _used = False
-    """An earlier request has been answered on this connection."""
+    """An earlier request was answered on this connection."""
 
     def set_response_params(self, **params: Any) -> None:
         """A request is about to be sent."""
@@ -61,13 +61,13 @@ class Answers(ResponseHandler):
             self._read(len(self._collected) - len(data))
         except response_head.Malformed as error:
             if self._used and not self._collected.startswith(b"HTTP/"[: len(self._collected)]):
-                # the rest of an earlier answer, and no answer to this request: another connection brings one
+                # the rest of an earlier answer, not an answer to this request: another connection will bring one
                 self._end(ServerDisconnectedError())
             else:
                 self._end(HttpProcessingError(code=0, message=str(error)))
 
     def _read(self, start: int) -> None:
-        """Pass on the head that was collected, if its end is there: it is not before ``start``."""
+        """Pass on the collected head, if its end is there; the end is not before ``start``."""
         while (collected := self._collected) is not None:
             end = response_head.end_of(collected, start)
             if self._spent + max(end, len(collected) if end < 0 else 0) > HEAD_LIMIT:
@@ -97,7 +97,7 @@ class Answers(ResponseHandler):
                 self._unsolicited()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """No bytes will come."""
+        """No more bytes will come."""
         payload = self._payload
         super().connection_lost(exc)
         self._tell(payload)
@@ -110,14 +110,14 @@ class Answers(ResponseHandler):
 
     @staticmethod
     def _tell(payload: StreamReader | None) -> None:
-        """Whoever reads this body, unless he knows: there is no more of it."""
+        """Give the body's reader an error, unless it has one: no more bytes will come."""
         if payload is not None and not payload.is_eof() and payload.exception() is None:
             error = ClientPayloadError()
             error.__cause__ = TransferEncodingError("")
             payload.set_exception(error)
 
     def _unsolicited(self) -> None:
-        """Bytes that belong to no answer: the connection cannot be used again. An answer that is there stays."""
+        """Bytes came that belong to no answer: the connection cannot be reused. A complete answer stays valid."""
         self.force_close()
         if self.transport is not None:
             self.transport.close()

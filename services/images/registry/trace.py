@@ -1,8 +1,8 @@
-"""What a request spent its time on, as aiohttp reports it: queue, name, connection, TLS, first byte.
+"""The times of a request's phases, as aiohttp reports them: queue, name, connection, TLS, first byte.
 
-:class:`Timings` belongs to one request. Its phases become spans below the request's own, and its numbers attributes of
-it; its ``phase`` is what an error names when the time is over. aiohttp counts TLS as part of the connection, so
-:class:`TimedContext` notes where the handshake begins: asyncio (and uvloop) ask the context for a TLS object just then.
+:class:`Timings` belongs to one request. Its phases become spans below the request's span, and its numbers attributes of
+that; an error after a timeout names its ``phase``. aiohttp counts TLS as part of the connection, so
+:class:`TimedContext` notes when the handshake begins: asyncio (and uvloop) ask the context for a TLS object just then.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ _current: contextvars.ContextVar[Timings | None] = contextvars.ContextVar("regis
 
 
 class Timings:
-    """Of one request. Seconds; what did not happen (a connection that was there already) is not among ``took``."""
+    """The timings of one request, in seconds. A phase that did not happen, since a connection existed, is not in
+    ``took``.
+    """
 
     __slots__ = (
         "_began",
@@ -54,7 +56,7 @@ class Timings:
         self._spans: dict[str, Span] = {}
 
     def attach(self) -> contextvars.Token[Timings | None]:
-        """A TLS handshake in this context is this request's."""
+        """Let a TLS handshake in this context count for this request."""
         return _current.set(self)
 
     @staticmethod
@@ -63,9 +65,9 @@ class Timings:
         _current.reset(token)
 
     def begin(self, phase: str, words: str) -> None:
-        """``phase`` begins, which an error calls ``words``."""
+        """``phase`` begins; an error calls it ``words``."""
         if self._closed:
-            return  # a lookup may outlive its request: others wait for it too
+            return  # a lookup may outlive its request, since others wait for it too
         self.phase = words
         self._began[phase] = time.monotonic()
         self._spans[phase] = span(f"registry.{phase}", **{"server.address": self.host})
@@ -77,15 +79,15 @@ class Timings:
             self._spans.pop(phase).end()
 
     def limit(self, on: bool) -> None:
-        """The time for making a connection begins, or does not matter any more."""
+        """The time limit for making a connection begins, or ends."""
         self.deadline.reschedule(asyncio.get_running_loop().time() + self._limit if on else None)
 
     def answered(self) -> None:
-        """The first byte of the answer is here."""
+        """The first byte of the answer has come."""
         self.took["first_byte"] = time.monotonic() - self._begun
 
     def close(self, on: Span) -> None:
-        """All that is open ends, and ``on`` gets the numbers."""
+        """End all open phases, and set the numbers on ``on``."""
         self._closed = True
         for phase in list(self._began):
             self.end(phase)
@@ -96,14 +98,14 @@ class Timings:
 
 
 def note_peer(peer: str) -> None:
-    """The request of this context tries this address."""
+    """Note that the request of this context tries this address."""
     timings = _current.get()
     if timings is not None:
         timings.peer = peer
 
 
 class TimedContext(ssl.SSLContext):
-    """A client's TLS context that tells when a handshake begins."""
+    """A client's TLS context that notes when a handshake begins."""
 
     def wrap_bio(self, *args: Any, **kwargs: Any) -> ssl.SSLObject:
         """The TLS object of a new connection."""
@@ -145,7 +147,7 @@ def trace_config() -> aiohttp.TraceConfig:
     async def resolved(_: Any, context: SimpleNamespace, __: Any) -> None:
         timings: Timings = context.trace_request_ctx
         timings.end("dns")
-        timings.end("connect")  # which began with the name; it is the connection's alone from here on
+        timings.end("connect")  # connect began with the lookup; from here on it is the connection only
         timings.begin("connect", "connecting")
 
     async def ended(_: Any, context: SimpleNamespace, __: Any) -> None:

@@ -1,8 +1,9 @@
-"""HTTP with one host: sessions, connections, TLS, and what their errors mean. The rest of the package sees no aiohttp.
+"""HTTP with one host: sessions, connections, TLS, and the meaning of errors. The rest of the package does not see
+aiohttp.
 
-A :class:`Session` is one aiohttp session for one way to connect (certificates and dial timeout), shared by all hosts
-and pulls that are configured so; connections are kept and used again. :meth:`Session.exchange` makes one request,
-follows nothing and retries nothing, and answers with an :class:`Answer` whose body has not been read.
+A :class:`Session` is one aiohttp session for one way to connect (certificates and dial timeout). All hosts and pulls
+with that configuration share it, and connections are reused. :meth:`Session.exchange` makes one request, without
+redirects or retries, and returns an :class:`Answer` whose body has not been read.
 """
 
 from __future__ import annotations
@@ -38,31 +39,33 @@ from services.kit.version import SPLITD
 USER_AGENT = f"splitd/{SPLITD}"
 
 CONNECTIONS = 100
-"""Of one session: more than a node pulls layers at once; pulls have their own, smaller bounds."""
+"""Connections of one session: more than the layers that a node pulls at once; pulls have smaller limits of their
+own.
+"""
 CONNECTIONS_A_HOST = 32
 """Registries and their CDNs begin to refuse above such numbers."""
 READ = 1 << 20
-"""Bytes that may be read ahead of whoever takes them: the kernel is read in large pieces, and a slow disk stops the
+"""Bytes that may be read ahead of the consumer: the kernel is read in large pieces, and a slow disk stops the
 sender.
 """
 ERROR_BODY = 16 * 1024
-"""So much of an error's explanation is read."""
+"""Bytes of an error's explanation that are read."""
 SESSIONS = 64
-"""Ways to connect that are kept; a certificate that is replaced makes a new one."""
+"""Sessions that are kept; a certificate that is replaced makes a new one."""
 
 _HTTP_NOT_TLS = frozenset(
     {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"}
 )
-"""What OpenSSL says when the other side answers a TLS greeting with something else."""
+"""OpenSSL's errors if the other side answers a TLS greeting with something else."""
 
-memory.forget_of("urllib.parse", "yarl", "aiohttp.helpers")  # addresses of strangers
+memory.forget_of("urllib.parse", "yarl", "aiohttp.helpers")  # addresses from outside
 
 
 class Answer:
-    """A server's answer. Its body is read with :meth:`read`, or :meth:`some`; :meth:`release` or :meth:`close` ends it.
+    """A server's answer. Its body is read with :meth:`read` or :meth:`some`; :meth:`release` or :meth:`close` ends it.
 
     A body with a Content-Encoding is decoded by :meth:`read`, and by :meth:`some` after :meth:`decode`; its ``length``
-    is not known then.
+    is then unknown.
     """
 
     def __init__(self, response: aiohttp.ClientResponse, host: str, stall: float, exchange: Exchange) -> None:
@@ -72,7 +75,7 @@ class Answer:
         self._silence = exchange.silence
         self.host = host
         self.method = response.method
-        """Of the request."""
+        """The request's method."""
         self.status = response.status
         self.reason = response.reason or ""
         self.headers: Mapping[str, str] = response.headers
@@ -80,11 +83,11 @@ class Answer:
         length = response.headers.get("Content-Length", "")
         self.length: int | None = int(length) if length.isdigit() else None
         self.codings = content_encoding.codings(response.headers.get("Content-Encoding", ""))
-        """What the body is encoded as, and will be decoded from."""
+        """The codings from which the body is decoded."""
         self._decoder: content_encoding.Decoder | None = None
 
     def decode(self, most: int) -> None:
-        """Have it decoded, of which no more than ``most`` bytes are wanted; a Failure if nobody knows how."""
+        """Decode the body, of which at most ``most`` bytes are wanted; a Failure for an unknown coding."""
         try:
             self._decoder = content_encoding.Decoder(self.codings, most)
         except content_encoding.Undecodable as error:
@@ -92,7 +95,7 @@ class Answer:
         self.length = None
 
     async def some(self) -> bytes:
-        """The next bytes, as they arrived; none at the end. Its errors are for :meth:`failure`."""
+        """The next bytes, as they arrived; empty at the end. Pass its errors to :meth:`failure`."""
         if self._decoder is None:
             return await self._arrived()
         while not (piece := self._decoder.piece()):
@@ -100,15 +103,16 @@ class Answer:
                 self._decoder.end()
                 return b""
             self._decoder.feed(data)
-        await asyncio.sleep(0)  # others' turn: much can be in what has arrived
+        await asyncio.sleep(0)  # let others run: the arrived bytes may decode to many
         return piece
 
     async def _arrived(self) -> bytes:
         content = self._response.content
-        # of an answer that has no body (204, 304) readchunk() would say for ever that a chunk of nothing has ended
+        # for an answer without a body (204, 304), readchunk() would report the end of an empty chunk for ever
         while not content.at_eof():
             with waited_for(self._silence, self.host):
-                data, ends = await content.readchunk()  # readany() would copy all that has arrived into one piece
+                # readany() would copy everything that has arrived into one piece
+                data, ends = await content.readchunk()
             if data or not ends:
                 return data
         return b""
@@ -118,7 +122,7 @@ class Answer:
         return self._response.headers.getall("WWW-Authenticate", [])
 
     async def read(self, limit: int) -> bytes:
-        """The rest of the body, decoded, and no more than ``limit`` bytes of it."""
+        """The rest of the body, decoded, at most ``limit`` bytes of it."""
         parts, size = [], 0
         if self.codings and self._decoder is None:
             self.decode(limit)
@@ -133,7 +137,7 @@ class Answer:
         return data
 
     def failure(self, error: Exception) -> Failure:
-        """What an error in the middle of the body means."""
+        """The failure that an error in the middle of the body means."""
         if isinstance(error, TimeoutError):
             return Failure(self.host, f"no byte for {self._stall:g} s", transient=True, blame=Blame.TROUBLE)
         if isinstance(error, content_encoding.Undecodable):
@@ -152,17 +156,17 @@ class Answer:
         raise error
 
     def release(self) -> None:
-        """Done with it: the connection is used again if the body was read to its end, else closed."""
+        """Release the answer: its connection is reused if the body was read to its end, and closed otherwise."""
         self._response.release()
 
     def close(self) -> None:
-        """The connection is of no use any more."""
+        """Close the connection."""
         self._response.close()
 
 
 @contextlib.contextmanager
 def waited_for(silence: Silence | None, host: str) -> Iterator[None]:
-    """Something of ``host`` is waited for as long as the block lasts."""
+    """Note, during the block, that something of ``host`` is waited for."""
     if silence is None:
         yield
         return
@@ -176,7 +180,7 @@ def waited_for(silence: Silence | None, host: str) -> Iterator[None]:
 
 
 def _taken(body: Any, silence: Silence, host: str) -> Any:
-    """A request's body: that more of it is wanted is a sign of life."""
+    """A request's body that notes each read as a sign of life."""
 
     async def taken() -> AsyncIterator[bytes]:
         async with contextlib.aclosing(body):
@@ -211,8 +215,8 @@ class Session:
     ) -> Answer:
         """Send a request and await the head of its answer, whatever its status; a :class:`Failure` if there is none.
 
-        ``connect`` and ``stall`` are seconds, as in :class:`Timeouts`; ``foreign``: we do not show our client
-        certificate; ``private``: the answer's body is not for ``watch``.
+        ``connect`` and ``stall`` are in seconds, as in :class:`Timeouts`. ``foreign``: without our client certificate.
+        ``private``: the answer's body is not shown to ``watch``.
         """
         if self._http is None:
             self._http = _session(self._timeouts)
@@ -254,13 +258,13 @@ class Session:
                 exchange.connection(parts.netloc, timings.peer, timings.took, reused=timings.reused)
 
     async def close(self) -> None:
-        """End its connections."""
+        """Close its connections."""
         if self._http is not None:
             await self._http.close()
 
 
 class Sessions:
-    """Sessions by what they differ in."""
+    """The sessions, by configuration."""
 
     def __init__(self, timeouts: Timeouts) -> None:
         self._timeouts = timeouts
@@ -268,12 +272,12 @@ class Sessions:
         self._making = asyncio.Lock()
 
     async def of(self, tls: TLS) -> Session:
-        """The session for these certificates as they are now; FailedPrecondition names the file that cannot be used."""
+        """The session for these certificates as they are now; FailedPrecondition names an unusable file."""
         key = (tls, *(_signature(path) for path in (*tls.ca, *(path for pair in tls.client for path in pair if path))))
-        async with self._making:  # once, for all that ask for it meanwhile
+        async with self._making:  # once, for all callers that ask meanwhile
             session = self._sessions.pop(key, None)
             if session is None:
-                # the machine's certificate authorities take 25 ms to read
+                # reading the machine's certificate authorities takes 25 ms
                 session = await asyncio.to_thread(Session, tls, self._timeouts)
             self._sessions[key] = session
         if len(self._sessions) > SESSIONS:
@@ -281,20 +285,20 @@ class Sessions:
         return session
 
     async def close(self) -> None:
-        """End all connections."""
+        """Close all connections."""
         for session in self._sessions.values():
             await session.close()
         self._sessions.clear()
 
 
 def context(tls: TLS) -> ssl.SSLContext:
-    """The TLS context for ``tls``; FailedPrecondition names the file that cannot be used."""
+    """The TLS context for ``tls``; FailedPrecondition names an unusable file."""
     made = TimedContext(ssl.PROTOCOL_TLS_CLIENT)
     made.load_default_certs()
     for path in tls.ca:
         try:
             made.load_verify_locations(path)
-        except OSError as error:  # ssl.SSLError is one
+        except OSError as error:  # ssl.SSLError is an OSError
             raise errors.FailedPrecondition(f"certificate authority {path}: {_words(error)}") from None
     for certificate, key in tls.client:
         try:
@@ -321,7 +325,7 @@ def _session(timeouts: Timeouts) -> aiohttp.ClientSession:
         trace_configs=[trace_config()],
         cookie_jar=aiohttp.DummyCookieJar(),
         skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type"),
-        # response_head.py has the limits; a few headers are its own
+        # response_head.py sets the limits; a few headers are its own
         max_line_size=HEAD_LIMIT,
         max_field_size=HEAD_LIMIT,
         max_headers=HEADERS + 8,
@@ -329,7 +333,7 @@ def _session(timeouts: Timeouts) -> aiohttp.ClientSession:
 
 
 def _socket(address: Any) -> socket.socket:
-    """A TCP socket that finds out when the other side, or a firewall's memory of us, is gone."""
+    """A TCP socket that notices when the other side, or a firewall's memory of the connection, is gone."""
     family, kind, protocol, _, where = address
     note_peer(f"[{where[0]}]:{where[1]}" if family == socket.AF_INET6 else f"{where[0]}:{where[1]}")
     made = socket.socket(family, kind, protocol)
@@ -354,7 +358,7 @@ def _signature(path: str) -> tuple[str, int, int]:
 
 
 def _failure(host: str, timings: Timings, error: Exception, connect: float, stall: float, proxy: str | None) -> Failure:
-    """What it means that there is no answer."""
+    """The failure that a missing answer means."""
     via = f" through the proxy {URL(proxy).with_user(None)}" if proxy else ""
     if isinstance(error, TimeoutError):
         if timings.deadline.expired():
@@ -406,11 +410,11 @@ _WORDS: tuple[tuple[type[BaseException], str], ...] = (
     (aiohttp.ClientConnectionError, "the connection is gone"),
     (ConnectionError, "the connection is gone"),
 )
-"""What errors without words of their own mean: those of aiohttp and Python are for programmers."""
+"""Texts for errors of aiohttp and Python whose own texts are for programmers."""
 
 
 def _words(error: BaseException) -> str:
-    """An error in words, without Python's and aiohttp's."""
+    """An error in words, without Python's and aiohttp's own."""
     if isinstance(error, ssl.SSLError):
         return (error.reason or "the connection is broken").lower().replace("_", " ")
     if isinstance(error, OSError) and error.errno and error.errno > 0:

@@ -1,10 +1,10 @@
-"""Pushing: blobs first, each once, then the manifests that name them.
+"""Pushes blobs, each once, and the manifests that name them.
 
-A blob that the repository has is not sent; one that another repository of the host has is mounted from there, if that
-is allowed. Else it is uploaded: POST opens an upload, PUT sends the bytes and names the digest; or PATCH sends them in
-pieces, for registries behind a proxy that bounds a request. An upload that breaks goes on where the registry says it is
-(GET on its Location), or starts anew. Nothing is retried on another host: a push goes to the one host that may be
-pushed to.
+A blob that the repository has is not sent. One that another repository of the host has is mounted from there, if that
+is allowed. Otherwise it is uploaded: POST opens an upload; PUT sends the bytes and names the digest; or PATCH sends
+them in pieces, for registries behind a proxy that limits requests. An upload that breaks continues at the registry's
+offset (GET on its Location), or starts anew. Nothing is retried on another host: a push goes to the one host that may
+be pushed to.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from services.oci.descriptors import Descriptor
 from services.oci.references import Reference
 
 Read = Callable[[int], AsyncIterator[bytes]]
-"""A blob's bytes from an offset on; called again where an upload has to go on."""
+"""A blob's bytes from an offset on; called again if an upload has to continue."""
 
 _RANGE = re.compile(r"(?:bytes[= ])?0-([0-9]{1,19})")
 
 
 class Pushed(enum.Enum):
-    """How a blob came to be in the repository."""
+    """How a blob came into the repository."""
 
     EXISTED = "existed"
     MOUNTED = "mounted"
@@ -42,7 +42,7 @@ class Pushed(enum.Enum):
 
 
 class Upload:
-    """To ``reference``'s repository at ``endpoint``."""
+    """Uploads to ``reference``'s repository at ``endpoint``."""
 
     def __init__(
         self, reference: Reference, endpoint: Endpoint, memory: HostMemory, timeouts: Timeouts, retry: Retry
@@ -55,7 +55,7 @@ class Upload:
         self._scopes = push_scopes(reference)
 
     async def exists(self, descriptor: Descriptor) -> bool:
-        """Whether the repository has it; a manifest under the reference's tag, if that is to name it."""
+        """Whether the repository has it; a manifest under the reference's tag, if the tag is to name it."""
         digest, path = descriptor.checked(), self._path(descriptor)
 
         async def asked(endpoint: Endpoint) -> bool:
@@ -74,7 +74,7 @@ class Upload:
             if answer.method == "GET" and not by_digest and not said:
                 data = await answer.read(MANIFEST_LIMIT)
                 said = f"{digest.algorithm}:{hashlib.new(digest.algorithm, data).hexdigest()}"
-            answer.release()  # which also ends the answer of a GET
+            answer.release()  # this also ends the answer to a GET
             return by_digest or said == descriptor.digest
 
         return await self._tries(descriptor).run(asked)
@@ -82,16 +82,14 @@ class Upload:
     async def blob(
         self, descriptor: Descriptor, read: Read, *, mount_from: Sequence[str] = (), piece: int = 0
     ) -> Pushed:
-        """See that the repository has a blob. ``piece`` is how many bytes one request may have; 0 for all."""
+        """Ensure that the repository has a blob. ``piece`` is the limit of bytes in one request; 0: all."""
         with span("registry.push", digest=descriptor.digest, bytes=descriptor.size) as traced:
             how = await self._blob(descriptor, read, mount_from, piece)
             traced.set(host=self._endpoint.name, how=how.value)
             return how
 
     async def manifest(self, descriptor: Descriptor, data: bytes) -> None:
-        """Store a manifest or index, under the reference's tag if it is what the reference names, else under its
-        digest.
-        """
+        """Store a manifest or index, under the reference's tag if the reference names it, else under its digest."""
         path = self._path(descriptor)
 
         async def put(endpoint: Endpoint) -> None:
@@ -149,7 +147,7 @@ class Upload:
 
 
 class _Upload:
-    """One blob on its way: what the registry has of it, and where the rest goes."""
+    """One blob that is being uploaded: its offset in the registry, and the address for the rest."""
 
     def __init__(
         self,
@@ -173,18 +171,18 @@ class _Upload:
         self._broken = False
 
     async def mounted(self, repository: str) -> bool:
-        """Whether the blob could be had from another repository of the host; if not, an upload may be open now."""
+        """Whether the blob could be mounted from another repository of the host; if not, an upload may be open now."""
         query = [("mount", self._descriptor.digest), ("from", repository)]
         try:
             answer = await self._posted(query, push_scopes(self._reference, repository))
         except Failure as failure:
             if failure.status in (400, 401, 403, 404) or failure.kind is errors.Unauthenticated:
-                return False  # not ours to read, or no mounting here
+                return False  # we may not read it, or mounting is not possible
             raise
         return answer.status == 201
 
     async def send(self) -> None:
-        """Send what the registry has not got yet, and name the digest."""
+        """Send the bytes that the registry does not have, and name the digest."""
         if self._broken:
             await self._find_out()
         if not self.location:
@@ -214,8 +212,8 @@ class _Upload:
         self.offset = start + length
 
     async def _put(self, method: str, url: str, length: int, headers: dict[str, str]) -> Answer:
-        """Send ``length`` bytes from the offset on. A stall of the registry is a Failure, an error of the source is
-        itself.
+        """Send ``length`` bytes from the offset on. A stall of the registry is a Failure; an error of the source is
+        raised unchanged.
         """
         trouble: list[Exception] = []
         stall, loop, start = self._timeouts.stall, asyncio.get_running_loop(), self.offset
@@ -263,7 +261,7 @@ class _Upload:
         return answer
 
     async def _find_out(self) -> None:
-        """Ask how far a broken upload is; if that cannot be told, begin anew."""
+        """Ask for the offset of a broken upload; if the registry cannot tell, begin anew."""
         self._broken = False
         location, self.location = self.location, ""
         try:
@@ -278,8 +276,8 @@ class _Upload:
         if has is not None and int(has[1]) < self._descriptor.size:
             self.location = location
             self._moved(answer)
-            # "0-0" is what some say of no bytes, and of one: to send that one again would be wrong, so such an upload
-            # begins anew
+            # Some registries answer "0-0" for no bytes as well as for one; sending that one again would be wrong, so
+            # such an upload begins anew.
             self.offset = int(has[1]) + 1
             if self.offset == 1:
                 self.location = ""
