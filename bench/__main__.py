@@ -1,12 +1,10 @@
 """``make bench``: daemons beside each other, the same work in turn, medians and ratios.
 
 python -m bench [--only WORD] [--rounds N] [--scratch DIR] [--json FILE] [--containerd2 DIR] [--dockerd DIR]
-python -m bench --pulls [--only WORD]    only the pulls by the daemons themselves (bench/pulls.py), which take half an
-hour of the whole
-python -m bench --calls [--rounds N]     what one ``ctr run`` asks for, and what each call takes
-(docs/what-a-run-costs.md)
-python -m bench --against CHECKOUT       this build beside an older one, and that beside itself (bench/against.py): what
-has become slower?
+python -m bench --pulls [--only WORD]    only the pulls by the daemons themselves (bench/pulls.py); half an hour
+python -m bench --calls [--rounds N]     the calls of one ``ctr run`` and their times (docs/what-a-run-costs.md)
+python -m bench --against CHECKOUT       this build beside an older one, and that beside itself (bench/against.py):
+                                         what has become slower?
 """
 
 from __future__ import annotations
@@ -41,47 +39,49 @@ ROUNDS = 5
 
 
 def main() -> int:
-    """Measure, print; 0 unless something could not run, or is worse than the build that it was measured against."""
+    """Measure and print. The result is 0, unless something could not run, or is worse than the build that it was
+    measured against.
+    """
     parser = argparse.ArgumentParser(
         prog="bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--only", default="", help="measure only rows whose name contains this")
     parser.add_argument("--rounds", type=int, help=f"default: {ROUNDS}; with --against {against.ROUNDS}, and no fewer")
     parser.add_argument(
         "--scratch",
         type=Path,
         default=Path(os.environ.get("BENCH_DIR", "/var/tmp/splitd-bench")),
-        help="kept: the images are made here once",
+        help="a directory that is kept: the images are made in it once",
     )
     parser.add_argument("--json", type=Path, help="write all figures here")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument(
         "--calls",
         action="store_true",
-        help="instead: the calls of a run, one by one, and the processor time of each process",
+        help="measure only the calls of a run, one by one, and the processor time of each process",
     )
-    mode.add_argument("--pulls", action="store_true", help="only the pulls by the daemons themselves")
+    mode.add_argument("--pulls", action="store_true", help="measure only the pulls by the daemons themselves")
     mode.add_argument(
         "--against",
         type=Path,
         metavar="CHECKOUT",
-        help="instead: this build beside that of another clone of this repository, with the .venv "
-        "there or, where none is, with this one; exit 1 where a row is worse by more than 3 %% and by more than the "
-        "old build differs from itself",
+        help="measure this build beside that of another clone of this repository, with its .venv or, if it has none, "
+        "with "
+        "this one; exit code 1 if a row is worse by more than 3 %% and by more than the old build differs from itself",
     )
     parser.add_argument(
         "--containerd2",
         type=Path,
         metavar="DIR",
         default=os.environ.get("BENCH_CONTAINERD2") or None,
-        help="where containerd 2 and its ctr are (or BENCH_CONTAINERD2); default: the first in PATH",
+        help="the directory of containerd 2 and its ctr (or BENCH_CONTAINERD2); default: the first in PATH",
     )
     parser.add_argument(
         "--dockerd",
         type=Path,
         metavar="DIR",
         default=os.environ.get("BENCH_DOCKERD") or None,
-        help="where dockerd of 24 or newer and its client are (or BENCH_DOCKERD); default: the first in PATH",
+        help="the directory of dockerd 24 or newer and its client (or BENCH_DOCKERD); default: the first in PATH",
     )
     options = parser.parse_args()
     missing = sorted({package for program, package in NEEDED.items() if not shutil.which(program)})
@@ -124,7 +124,7 @@ def main() -> int:
 
 
 def _end(number: int, _: object) -> None:
-    """Leave by way of what stops the daemons and removes their mounts, as Ctrl-C does."""
+    """Exit as Ctrl-C does, so that the daemons are stopped and their mounts removed."""
     for each in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)
     sys.exit(128 + number)

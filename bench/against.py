@@ -1,9 +1,9 @@
-"""This build beside an older one, the *old*: what has become slower?
+"""Measures this build beside an older one, the *old*: what has become slower?
 
 Three nodes run at once: one of this build and two of the old. In each round every row is measured on each of them in
-turn, and whoever is first takes turns too. A row is *worse* where this build's median is worse than the old one's by
-more than :data:`BOUND`, and by more than the old build differs from itself: from node to node, and, of the figures of
-both its nodes, from one half to the other (in 99 of 100 ways to halve them).
+turn, and the first one changes from round to round. A row is *worse* if this build's median is worse than the old one's
+by more than :data:`BOUND`, and by more than the old build differs from itself: from node to node, and, for the figures
+of both its nodes, from one half to the other (in 99 of 100 ways to halve them).
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ NODE_PULL = "pull by the node, bench image"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What is measured, in what; whether more is better."""
+    """What is measured, in which unit, and whether more is better."""
 
     name: str
     unit: str
     work: Callable[[Peer], float]
     more: bool = False
     needs: str = ""
-    """The image that is pulled by ``work``, or must have been pulled before."""
+    """The image that ``work`` pulls, or that must have been pulled before."""
     times: int = 1
-    """How often in a round: what is short is measured more often."""
+    """How often in a round: short work is measured more often."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Of a row: this build's median to the old one's; how much worse that is, and how much the old build differs
-    from itself, as parts of one.
+    """The verdict on a row: the ratio of this build's median to the old one's; how much worse that is; and how much the
+    old build differs from itself. The latter two are fractions of 1.
     """
 
     ratio: float
@@ -73,7 +73,9 @@ def _apart(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def _halves(figures: Sequence[float]) -> float:
-    """How far the medians of two halves of the same figures are apart, in 99 of 100 ways to halve them."""
+    """The difference between the medians of two halves of the figures that is not exceeded in 99 of 100 ways to halve
+    them.
+    """
     chance, half = random.Random(1), len(figures) // 2  # the same answer for the same figures
     apart = []
     for _ in range(HALVINGS):
@@ -83,8 +85,8 @@ def _halves(figures: Sequence[float]) -> float:
 
 
 def compare(stack: ExitStack, registry: Registry, mounts: Path, options: argparse.Namespace) -> list[dict[str, object]]:
-    """Start the three nodes below ``mounts``, until ``stack`` ends; measure and print what is wanted. In each row
-    ``worse`` says whether it is.
+    """Start the three nodes below ``mounts``, until ``stack`` ends. Measure and print what is wanted. ``worse`` in each
+    row says whether it is worse.
     """
     box = f"{registry.host}/bench-box:1"
     big = f"{registry.host}/bench:1"
@@ -98,9 +100,8 @@ def compare(stack: ExitStack, registry: Registry, mounts: Path, options: argpars
     if programs is None and options.only in NODE_PULL:
         print(
             (
-                "no containerd 2 with its ctr in PATH, and no --containerd2 DIR: pulls are driven by the client, as "
-                "ctr "
-                "1.6 does it, not by the node"
+                "no containerd 2 with its ctr in PATH, and no --containerd2 DIR: the client pulls, as ctr 1.6 does, "
+                "not the node"
             ),
             flush=True,
         )
@@ -157,7 +158,7 @@ def _node(stack: ExitStack, name: str, checkout: Path, image: Path, mount_point:
 def _measured(row: Row, nodes: Sequence[Peer], rounds: int) -> dict[str, object]:
     figures: dict[str, list[float]] = {node.name: [] for node in nodes}
     for node in nodes:
-        row.work(node)  # what only the first time costs
+        row.work(node)  # the extra cost of the first time
     for number in range(rounds * row.times):
         first = number % len(nodes)
         for node in [*nodes[first:], *nodes[:first]]:

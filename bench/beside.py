@@ -1,8 +1,8 @@
-"""What others pay for a client that has very much: ``--only beside``.
+"""How long others wait beside a client with very heavy load: ``--only beside``.
 
-Version, Images.Get and a small Write of one client, one after the other, while another one has ten thousand open Writes
-and Prepares, lists 24,000 blobs again and again, or writes and reads the labels of an image of thousands of layers. The
-other is a process of its own (``python -m bench.beside SOCKET LOAD``), in a namespace of its own.
+One client makes Version, Images.Get and a small Write, one after the other. Meanwhile another one has ten thousand open
+Writes and Prepares, lists 24,000 blobs again and again, or writes and reads the labels of an image of thousands of
+layers. The other one is a process of its own (``python -m bench.beside SOCKET LOAD``), in a namespace of its own.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 OPEN, BLOBS = 10_000, 24_000
 SECONDS = 10.0
-"""For which others are measured."""
+"""Seconds for which the first client is measured."""
 MOST_MS = 50
 _NAMESPACE = {"containerd-namespace": "bench-beside"}
 _CONNECTIONS = 4
@@ -44,7 +44,7 @@ _READY = "ready"
 
 
 def rows(table: Table, peers: list[Peer]) -> None:
-    """Those that are wanted: p50 and p99 without and with each load, for both daemons."""
+    """The wanted rows: p50 and p99 without and with each load, for both daemons."""
     for load in LOADS:
         wanted = [name for name in CALLS if table.wanted(_row(name, load))]
         if not wanted:
@@ -82,7 +82,7 @@ def _loaded(peer: Peer, load: str) -> dict[str, tuple[float, float]]:
 
 @contextlib.contextmanager
 def _running(socket: Path, load: str) -> Iterator[None]:
-    """The other client, once it has what it needs."""
+    """Run the other client; the block begins when it is ready."""
     with subprocess.Popen(
         [sys.executable, "-m", "bench.beside", str(socket), load], cwd=TOP, stdout=subprocess.PIPE, text=True
     ) as other:
@@ -97,7 +97,7 @@ def _running(socket: Path, load: str) -> Iterator[None]:
             other.kill()
 
 
-# ------------------------------------------------------------------------------------------ who is measured
+# ------------------------------------------------------------------------------------------ the measured client
 
 
 def of(channel: Channel, module: object, name: str) -> Any:
@@ -126,7 +126,7 @@ CALLS: dict[str, Callable[[Channel], Awaitable[None]]] = {
 
 
 async def _measure(socket: Path) -> dict[str, tuple[float, float]]:
-    """Milliseconds: p50 and p99 of each call."""
+    """p50 and p99 of each call in milliseconds."""
     async with contextlib.AsyncExitStack() as stack:
         channels = [await stack.enter_async_context(Channel(socket, pings="never")) for _ in CALLS]
         with contextlib.suppress(errors.AlreadyExists):
@@ -204,7 +204,7 @@ async def _opens(channels: list[Channel], ready: Callable[[], None]) -> None:
 
 
 async def _lists(channels: list[Channel], ready: Callable[[], None]) -> None:
-    """Lists, one after the other, of blobs that a former round may have left."""
+    """Lists, one after the other, of blobs; an earlier round may have left them."""
 
     async def written(number: int) -> None:
         with contextlib.suppress(errors.AlreadyExists):
@@ -221,7 +221,7 @@ async def _lists(channels: list[Channel], ready: Callable[[], None]) -> None:
 
 
 async def _layers(channels: list[Channel], ready: Callable[[], None], layers: int) -> None:
-    """The labels of a manifest, one for each layer, set and read again and again."""
+    """Set and read the labels of a manifest, one for each layer, again and again."""
     client, data = of(channels[0], content_pb2, "Content"), b"a manifest of %d layers" % layers
     with contextlib.suppress(errors.AlreadyExists):
         await blob(channels[0], data, _NAMESPACE, ROOTED)
@@ -245,8 +245,8 @@ LOADS: dict[str, Callable[[list[Channel], Callable[[], None]], Awaitable[None]]]
 
 async def _main(socket: Path, load: str) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        # without pings: grpc-go, when it has had nothing to say for seconds (10,000 Prepares wait for one disk), ends
-        # the connection of who pings more than twice
+        # without pings: when grpc-go has had nothing to send for seconds (10,000 Prepares wait for one disk), it ends
+        # the connection of a client that pings more than twice
         channels = [await stack.enter_async_context(Channel(socket, pings="never")) for _ in range(_CONNECTIONS)]
         await LOADS[load](channels, lambda: print(_READY, flush=True))
 

@@ -1,8 +1,8 @@
-"""What ``ctr run --rm IMAGE true`` asks for, call by call, and what each call takes: ``python -m bench --calls``.
+"""The calls of ``ctr run --rm IMAGE true``, and the time of each: ``python -m bench --calls``.
 
-A relay stands between ctr and the daemon and notes each call, in the order in which they came, and the time to its
-answer. It adds the same to each call of either daemon (a millisecond or so): so the sums are no run's time, but the
-differences are the daemons'. Beside it, the processor time that a run takes in each process, without the relay.
+A relay stands between ctr and the daemon. It notes each call, in order, and the time to its answer. It adds the same
+time (a millisecond or so) to each call of either daemon. So the sums are not the time of a run, but the differences are
+the daemons'. Beside this it prints the processor time of a run in each process, without the relay.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from services.kit import rpc
 from services.kit.rpc import STREAMS, Arity, Call, Channel, Coordinated, Route
 
 Key = tuple[str, int]
-"""A call of a run: ``Service/Method``, and which of them it is."""
+"""A call of a run: ``Service/Method``, and its number among those of the same name."""
 
 _TICK = 1000 / os.sysconf("SC_CLK_TCK")
 
 
 class _Notes:
-    """A relay to ``channel`` that takes the time of every call."""
+    """A relay to ``channel`` that measures the time of every call."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -70,7 +70,7 @@ async def _run(peer: Peer, reference: str, scratch: Path) -> dict[Key, float]:
 
 
 def calls(both: list[Peer], reference: str, scratch: Path, rounds: int) -> None:
-    """Print the calls of a run in their order, with the medians of both daemons and what ours takes more."""
+    """Print the calls of a run in order, with the medians of both daemons and the difference."""
     taken: dict[str, list[dict[Key, float]]] = {peer.name: [] for peer in both}
     for _ in range(rounds):
         for peer in both:
@@ -85,14 +85,14 @@ def calls(both: list[Peer], reference: str, scratch: Path, rounds: int) -> None:
 
 
 def processor_time(peer: Peer, reference: str, rounds: int) -> None:
-    """Print what a run takes of a processor in each of the daemon's processes, one run after another and 20 at once."""
+    """Print the processor time of a run in each of the daemon's processes, one run after another and 20 at once."""
     for name, count, work in (
         ("one by one", rounds, lambda: [measures.run(peer, reference) for _ in range(rounds)]),
         ("20 at once", 20, lambda: measures.run_many(peer, reference)),
     ):
         before = {pid: _used(pid) for pid in peer.pids()}
         work()
-        # not a wait for anything: what a run leaves to do behind it, such as a collection, is its cost too
+        # this does not wait for anything: work that a run leaves behind, such as a collection, is its cost too
         time.sleep(2)
         print(f"{peer.name}, {name}, ms of processor time a run:")
         for pid, start in before.items():

@@ -1,9 +1,9 @@
-"""What a synchronous delete of a lease takes that is the last to hold thousands of blobs or snapshots, and what others
-pay meanwhile: ``--only victims``.
+"""The time of a synchronous delete of the last lease that holds thousands of blobs or snapshots, and how long others
+wait meanwhile: ``--only victims``.
 
-The blobs are of 100 bytes, the snapshots empty: what is measured is the collection, not the disk. While it runs,
-another client reads a blob of 32 KiB, lists 100 containers and writes blobs of 4 KiB, one call after the other on a
-connection each.
+The blobs have 100 bytes and the snapshots are empty, so that the collection is measured, not the disk. While it runs,
+another client reads a blob of 32 KiB, lists 100 containers and writes blobs of 4 KiB, one call after the other, on a
+connection for each.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _numbers = itertools.count()
 
 
 def rows(table: Table, both: list[Peer]) -> None:
-    """What is wanted of: the time of both daemons, what others pay, and on a tmpfs how our time grows."""
+    """The wanted rows: the time of both daemons, the calls of others, and, on a tmpfs, how our time grows."""
     name = f"delete with {FEW:,} victims"
     others = {call: f"{call} p99, {FEW:,} victims" for call in CALLS}
     if any(table.wanted(each) for each in (name, *others.values())):
@@ -82,7 +82,7 @@ def rows(table: Table, both: list[Peer]) -> None:
 
 
 def _growth() -> tuple[float, dict[str, float]]:
-    """Of a node of ours whose root is in memory."""
+    """The growth for a node of ours whose root is in memory."""
     with ExitStack() as stack:
         node = stack.enter_context(peers.splitd(stack.enter_context(peers.tmpfs())))
         few = statistics.median(asyncio.run(_delete(node.socket, FEW))[0] for _ in range(ROUNDS))
@@ -102,7 +102,7 @@ async def _snapshot(channel: Channel, headers: dict[str, str]) -> None:
 async def _delete(
     socket: Path, victims: int, make: Callable[[Channel, dict[str, str]], Awaitable[None]] = _blob
 ) -> tuple[float, dict[str, float]]:
-    """Seconds of the delete, and of each call of the others p99 in milliseconds."""
+    """The seconds of the delete, and the p99 of each call of the others in milliseconds."""
     async with contextlib.AsyncExitStack() as stack:
         channels = [await stack.enter_async_context(Channel(socket)) for _ in range(_CONNECTIONS)]
         leases = of(channels[0], leases_pb2, "Leases")
@@ -133,7 +133,7 @@ _READ = b"what others read".ljust(32 << 10)
 
 
 async def _others(channel: Channel) -> None:
-    """Make what they read and list, once."""
+    """Make what the others read and list, once."""
     with contextlib.suppress(errors.AlreadyExists):
         await blob(channel, _READ, _OTHERS, ROOTED)
     containers = of(channel, containers_pb2, "Containers")

@@ -1,11 +1,11 @@
-"""A registry that is far away: a relay on loopback that adds a round trip's time and lets only so many bytes per second
-pass, all connections together.
+"""A registry that is far away: a relay on loopback that adds the time of a round trip, and limits the bytes per second
+of all connections together.
 
     python -m bench.distant PORT [--round-trip SECONDS] [--rate BYTES]     relays to 127.0.0.1:PORT; prints its own port
 
-What a client sends arrives half a round trip later, what it is sent too; a new connection takes a round trip more, as
-TCP's does. The bytes to the client share a link of the rate: connections take turns on it, so that a small document
-does not wait behind all of a layer. It is a process of its own, which ends with its standard input.
+Bytes arrive half a round trip later, in both directions. A new connection takes a round trip more, as TCP's does. The
+bytes to the clients share a link of the given rate: connections take turns on it, so that a small document does not
+wait behind a whole layer. The relay is a process of its own, which ends with its standard input.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from bench.peers import TOP
 ROUND_TRIP = 0.02
 RATE = 100e6
 WINDOW = 1 << 21
-"""Bytes of a connection that may be under way: what a receive buffer of Linux's usual size lets a sender send
-ahead. At 20 ms it is no limit below 200 MB/s.
+"""Bytes of a connection that may be under way: as many as a sender sends ahead with a receive buffer of Linux's usual
+size. At 20 ms this is no limit below 200 MB/s.
 """
 _LATE = 0.005
-"""Seconds of the link that may be made up for, since timers are late by a millisecond or so: 500 KB at 100 MB/s."""
+"""Seconds of link time that may be made up for, since timers are late by a millisecond or so: 500 KB at 100 MB/s."""
 
 
 class Link:
-    """Bytes pass at ``rate`` per second, pipes with something to send in turn."""
+    """Passes bytes at ``rate`` per second; pipes with something to send take turns."""
 
     def __init__(self, rate: float) -> None:
         self._loop = asyncio.get_running_loop()
@@ -67,8 +67,8 @@ class Link:
 
 
 class Pipe:
-    """One direction of a connection. What is fed leaves over ``link``, ``delay`` seconds later and not before
-    ``earliest``; an end, None, too.
+    """One direction of a connection. Bytes that are fed leave over ``link``, ``delay`` seconds later and not before
+    ``earliest``. So does an end, which is None.
     """
 
     def __init__(self, link: Link, delay: float, earliest: float, source: asyncio.Transport) -> None:
@@ -92,24 +92,24 @@ class Pipe:
         self._ask()
 
     def resume(self, target: asyncio.Transport | None = None) -> None:
-        """The target takes bytes, or does again."""
+        """The target accepts bytes, for the first time or again."""
         self._target = target or self._target
         self._blocked = False
         self._ask()
 
     def block(self) -> None:
-        """The target takes no more for now."""
+        """The target accepts no more for now."""
         self._blocked = True
 
     def wanting(self) -> bool:
-        """Whether it goes on on the link; if not, it will ask again."""
+        """Whether it continues on the link; if not, it will ask again."""
         self._asked = bool(self._queue) and not self._blocked and self._queue[0][0] <= self._loop.time()
         if not self._asked:
             self._ask()
         return self._asked
 
     def send(self) -> int:
-        """Send what is next; how many bytes it was."""
+        """Send the next piece, and return its size in bytes."""
         assert self._target is not None
         if self._blocked or not self._queue:
             return 0
@@ -130,22 +130,22 @@ class Pipe:
 
 
 class _Side(asyncio.Protocol):
-    """One socket of a connection: what it receives goes into ``out``, which waits for the other side; ``into``
-    writes to it.
+    """One socket of a connection. What it receives goes into ``out``, which waits for the other side; ``into`` writes
+    to the socket.
     """
 
     into: Pipe | None = None
 
     def __init__(self, link: Link, delay: float, greeting: float = 0.0) -> None:
-        """``greeting``: seconds that its first bytes take longer."""
+        """``greeting``: seconds by which its first bytes are later."""
         self._link, self._delay, self._greeting = link, delay, greeting
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.Transport", transport)  # uvloop's is none by type
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's has another type
         self.out = Pipe(self._link, self._delay, asyncio.get_running_loop().time() + self._greeting, self.transport)
 
     def joined(self, other: _Side) -> None:
-        """The other side is there."""
+        """The other side is connected."""
         self.into = other.out
         self.into.resume(self.transport)
 
@@ -166,7 +166,7 @@ class _Side(asyncio.Protocol):
 
 
 async def relay(port: int, round_trip: float, rate: float) -> asyncio.Server:
-    """Listen on a free loopback port and relay to ``port``. ``round_trip`` in seconds, ``rate`` in bytes per second
+    """Listen on a free loopback port and relay to ``port``. ``round_trip`` is in seconds, ``rate`` in bytes per second
     to the clients.
     """
     loop = asyncio.get_running_loop()
@@ -195,7 +195,7 @@ async def relay(port: int, round_trip: float, rate: float) -> asyncio.Server:
 
 @contextlib.contextmanager
 def distant(port: int, *, round_trip: float = ROUND_TRIP, rate: float = RATE) -> Iterator[int]:
-    """A process that relays to ``port``; its own port."""
+    """A process that relays to ``port``; the result is its own port."""
     arguments = [sys.executable, "-m", "bench.distant", str(port), "--round-trip", str(round_trip), "--rate", str(rate)]
     with subprocess.Popen(arguments, cwd=TOP, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None

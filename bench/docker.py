@@ -1,8 +1,8 @@
 """``docker save`` through dockerd with its images in containerd: thousands of Reads of 32 KiB, one after the other,
-which is how dockerd reads a layer.
+since this is how dockerd reads a layer.
 
-dockerd's image store is containerd's only where it is told so, since its version 24: Debian 12 has an older one, so the
-row needs another (``--dockerd DIR``, or the first in PATH).
+dockerd uses containerd's image store only if it is configured to, from version 24 on. Debian 12 has an older one, so
+the row needs another (``--dockerd DIR``, or the first in PATH).
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Docker:
-    """A dockerd upon a peer, and the client that drives it."""
+    """A dockerd on top of a peer, and its client."""
 
     client: str
     socket: Path
 
     def run(self, *arguments: str, stdin: IO[bytes] | int = subprocess.DEVNULL) -> None:
-        """A command of docker; its output is not kept, its error is the benchmark's."""
+        """Run a docker command. Its output is dropped; its error is the benchmark's."""
         done = subprocess.run(
             [self.client, "--host", f"unix://{self.socket}", *arguments],
             stdin=stdin,
@@ -50,7 +50,7 @@ class Docker:
 
 
 def programs(directory: Path | None) -> tuple[str, str] | None:
-    """dockerd of 24 or newer and its client: those in ``directory`` (DIR, DIR/usr/sbin and DIR/usr/bin), or in PATH."""
+    """dockerd 24 or newer and its client: those in ``directory`` (DIR, DIR/usr/sbin and DIR/usr/bin), or in PATH."""
     path = (
         os.pathsep.join(str(directory / below) for below in (".", "usr/sbin", "usr/bin"))
         if directory is not None
@@ -132,7 +132,7 @@ def _wait(docker: Docker, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def save(docker: Docker) -> float:
-    """s: ``docker save`` to nowhere."""
+    """s: ``docker save`` to /dev/null."""
     start = time.perf_counter()
     docker.run("save", _IMAGE)
     return time.perf_counter() - start

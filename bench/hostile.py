@@ -1,8 +1,7 @@
 """A client that misbehaves: HTTP/2 on a plain socket, frame by frame, from this thread. For the loads of ``bench.load``
 and of tests/node/test_node_under_load.py.
 
-It says only what it is told to say (and acknowledges SETTINGS and pings when it reads), and reads only when it is told
-to.
+It sends only what it is told to (and acknowledges SETTINGS and pings when it reads), and reads only when it is told to.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from services.wire.streams import Stream
 T = TypeVar("T")
 
 GREETING = frames.PREFACE + frames.settings({}) + frames.frame(frames.SETTINGS, frames.ACK, 0)
-"""All that a client must say; the acknowledgement is of the SETTINGS that a server sends at once."""
+"""Everything that a client must send. The acknowledgement is for the SETTINGS that a server sends at once."""
 VERSION = "/containerd.services.version.v1.Version/Version"
 
 
@@ -33,8 +32,8 @@ class Raw:
     """One connection; a context manager that closes it."""
 
     def __init__(self, path: Path | None, *, greet: bool = True, window: int | None = None) -> None:
-        """``greet``: with preface and SETTINGS, in which ``window`` is what each stream may send us. Without a path
-        it says nothing to anybody.
+        """``greet``: send preface and SETTINGS. ``window`` in them is what each stream may send us. Without a path it
+        sends nothing.
         """
         self.socket = socket.socket(socket.AF_UNIX)
         if path is not None:
@@ -48,7 +47,7 @@ class Raw:
             self.flush()
 
     def say(self, data: bytes) -> bool:
-        """Send it, however long that takes; False where the server hung up on us."""
+        """Send bytes, however long that takes; False if the server closed the connection."""
         self.socket.settimeout(30)
         try:
             self.socket.sendall(data)
@@ -57,26 +56,26 @@ class Raw:
         return True
 
     def flush(self) -> bool:
-        """Send what the protocol has to say."""
+        """Send what the protocol has to send."""
         return self.say(b"".join(self.connection.take()))
 
     def open(self, path: str, *, namespace: str = "default") -> Stream:
-        """A new call's HEADERS; sent by :meth:`flush`."""
+        """The HEADERS of a new call; :meth:`flush` sends them."""
         return self.connection.open(request_block(path, (("containerd-namespace", namespace),), None), None)
 
     def call(self, path: str, message: bytes = b"", *, namespace: str = "default") -> Stream:
-        """A unary call's whole request; sent by :meth:`flush`."""
+        """The whole request of a unary call; :meth:`flush` sends it."""
         stream = self.open(path, namespace=namespace)
         self.connection.send(stream, messages.prefix(message), message, end=True)
         return stream
 
     def resets(self, count: int, path: str, message: bytes = b"") -> None:
-        """As many requests, each reset at once; sent by :meth:`flush`."""
+        """``count`` requests, each reset at once; :meth:`flush` sends them."""
         for _ in range(count):
             self.connection.reset(self.call(path, message), frames.Code.CANCEL)
 
     def read(self, seconds: float = 0.0) -> list[Event]:
-        """What has come, waited for at most so long; acknowledgements are sent."""
+        """Read what has come, for at most ``seconds``. Acknowledgements are sent."""
         if self.hung_up:
             return []
         self.socket.settimeout(max(seconds, 1e-6))
@@ -94,7 +93,7 @@ class Raw:
         return events
 
     def until(self, found: Callable[[Self], T], seconds: float = 10.0) -> T:
-        """Read until ``found`` answers something; AssertionError if it does not in time, or never will."""
+        """Read until ``found`` returns something. AssertionError if that takes too long, or cannot happen any more."""
         end = time.monotonic() + seconds
         while not (answer := found(self)):
             left = end - time.monotonic()
@@ -108,7 +107,7 @@ class Raw:
         return [event for event in self.events if isinstance(event, kind)]
 
     def statuses(self) -> list[Head]:
-        """How calls ended, as far as they have: their trailers."""
+        """The trailers of the calls that have ended."""
         return [
             event.head
             for event in self.events
@@ -126,7 +125,7 @@ class Raw:
 
 
 def idle(path: Path, count: int) -> contextlib.ExitStack:
-    """Connections that greet and then say nothing; closed with the stack."""
+    """Connections that greet and then send nothing. The stack closes them."""
     with contextlib.ExitStack() as stack:
         for _ in range(count):
             connection = stack.enter_context(socket.socket(socket.AF_UNIX))

@@ -1,9 +1,9 @@
-"""The images that are pulled, each made once into a directory and kept.
+"""The images that are pulled. Each is made once into a directory, and kept.
 
-The bench image has eight layers such as real images have, 360 MB compressed, 710 MB and 32,000 files unpacked: a Debian
-base (debootstrap), packages on top of it (python3, perl, git and what they need, as a layer of what changed), 20,000
-small files, one file of 200 MiB that compresses to half, and four layers of a few small files. It takes minutes to
-make. The others are made of it or of files from a generator with a fixed seed.
+The bench image has eight layers like those of real images, 360 MB compressed, 710 MB and 32,000 files unpacked: a
+Debian base (debootstrap); packages on top of it (python3, perl, git and what they need, as a layer of changes); 20,000
+small files; one file of 200 MiB that compresses to half; and four layers of a few small files. It takes minutes to
+make. The other images are made of it, or of files from a generator with a fixed seed.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ _PACKAGES = ("python3", "perl", "git")
 
 
 def bench_image(directory: Path) -> Image:
-    """The image, from ``directory`` if it was made there before. Needs debootstrap and pigz, and Debian's mirror as
-    apt has it.
+    """The bench image, from ``directory`` if it was made there before. Needs debootstrap and pigz, and the Debian
+    mirror of this machine's apt.
     """
     return _kept(directory, _bench_layers(directory))
 
 
 def zstd_image(directory: Path, of: Image) -> Image:
-    """The layers of ``of`` as zstd, level 3 as BuildKit's."""
+    """The layers of ``of`` as zstd, level 3, as BuildKit makes them."""
     return _kept(directory, (gzip.decompress(of.blobs[digest]) for digest in of.layers), "zstd")
 
 
 def one_layer(directory: Path) -> Image:
-    """One layer of 1 GiB, 0.7 GB compressed: what a model or a CUDA runtime looks like, 172 files of 6 MiB on
-    average of which the half is packed already.
+    """One layer of 1 GiB, 0.7 GB compressed, like a model or a CUDA runtime: 172 files of 6 MiB on average, half of
+    whose bytes are compressed already.
     """
     return _kept(directory, (_mixed(random.Random(11), 1 << 30, 12 << 20, "opt/cuda") for _ in range(1)))
 
@@ -115,7 +115,7 @@ def _bench_layers(directory: Path) -> Iterator[bytes]:
 
 
 def _mirror() -> list[str]:
-    """The mirror that this machine's apt uses, so that debootstrap uses it too."""
+    """The mirror that this machine's apt uses, for debootstrap."""
     policy = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)"], capture_output=True, text=True, check=True
     ).stdout
@@ -144,7 +144,7 @@ def _layers(base: Path, full: Path, generator: random.Random) -> Iterator[bytes]
 
 
 def _tree(root: Path, below: Path | None) -> bytes:
-    """A tar of ``root``, without what is the same in ``below``."""
+    """A tar of ``root``, without files that are the same in ``below``."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for directory, names, files in os.walk(root):
@@ -175,11 +175,11 @@ def _files(files: Iterable[tuple[str, bytes]]) -> bytes:
 
 
 def _mixed(generator: random.Random, size: int, largest: int, directory: str) -> bytes:
-    """A tar of about ``size`` bytes in files of up to ``largest``. Pieces of 64 KiB: half of them random, as what
-    is packed already; half text, which compresses to two fifths.
+    """A tar of about ``size`` bytes in files of up to ``largest``. They consist of pieces of 64 KiB: half of them
+    random, like compressed data; half text, which compresses to two fifths.
     """
     words = [f"{generator.getrandbits(40):x}".encode() for _ in range(5000)]
-    # 11 MiB; no window of gzip or zstd is as large, so where pieces overlap is not noticed
+    # 11 MiB; no window of gzip or zstd is as large, so overlapping pieces do not compress
     text = b" ".join(generator.choice(words) for _ in range(1 << 20))
     piece = 1 << 16
 

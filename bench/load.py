@@ -1,7 +1,7 @@
-"""What others pay for a client that does too much: Version's p99 while a load is on, as a multiple of what it is
+"""How much others suffer from a client that does too much: Version's p99 under a load, as a multiple of its p99
 without, for both daemons by the same client.
 
-The loads are those of tests/node/test_node_under_load.py, which tells what becomes of the clients that make them
+The loads are those of tests/node/test_node_under_load.py, which tells what happens to the clients that make them
 (``bench.hostile``).
 """
 
@@ -35,12 +35,12 @@ _MIB = 1 << 20
 
 
 def p99(peer: Peer, calls: int = 3000) -> float:
-    """ms: what one Version in a hundred takes longer than."""
+    """ms: the time that one Version in a hundred exceeds."""
     return caller(peer, "-method", VERSION, "-calls", str(calls))["p99_ms"]
 
 
 def rows(table: Table, peers: list[Peer], box: str) -> None:
-    """All of them that are wanted."""
+    """All wanted rows."""
     process.many_files()
     with ExitStack() as stack:
         for name, (prepare, load) in LOADS.items():
@@ -57,7 +57,7 @@ def _loaded(peer: Peer, load: Callable[[Peer], AbstractContextManager[object]]) 
         return p99(peer) / alone
 
 
-# ------------------------------------------------------------------------------------------ what must be there
+# ------------------------------------------------------------------------------------------ prerequisites
 
 
 @contextlib.contextmanager
@@ -100,7 +100,7 @@ def _connections(peer: Peer) -> ExitStack:
 
 @contextlib.contextmanager
 def _calls(peer: Peer, path: str, request: bytes, connections: int, each: int) -> Iterator[None]:
-    """Calls that stay open, their answers unread but for what comes at once."""
+    """Calls that stay open, with their answers unread except for what arrives at once."""
     with ExitStack() as stack:
         for _ in range(connections):
             raw = stack.enter_context(Raw(peer.socket))
@@ -121,7 +121,7 @@ def _readers(peer: Peer) -> AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def _flood(peer: Peer) -> Iterator[None]:
-    """One client that opens and resets without end; thrown out, it comes back."""
+    """One client that opens and resets without end. When it is disconnected, it comes back."""
     data, stop = _resets(12_000), threading.Event()
 
     def again() -> None:
@@ -143,7 +143,7 @@ def _flood(peer: Peer) -> Iterator[None]:
 
 
 def _resets(count: int) -> bytes:
-    """All that such a client says, once; the ping at its end is answered when the server has seen the rest."""
+    """Everything that such a client sends, once. The ping at its end is answered when the server has seen the rest."""
     with Raw(None) as raw:
         raw.resets(count, VERSION)
         raw.connection.ping(b"the end!")

@@ -1,7 +1,7 @@
-"""What is measured: each function does a piece of work on one peer and returns its figure; the unit is in its
-docstring's first word.
+"""The measured work: each function does a piece of work on one peer and returns its figure. The first word of its
+docstring is the unit.
 
-The client is the same for both, so a ratio compares servers plus one client: grpc-go's for what is short
+The client is the same for both peers, so a ratio compares each server plus one client: grpc-go's for short calls
 (bench/caller), ctr where a user would use it, else our own.
 """
 
@@ -31,7 +31,7 @@ from services.kit.rpc import Channel
 NAMESPACE = "bench"
 HEADERS = {"containerd-namespace": NAMESPACE}
 ROOTED = {"containerd.io/gc.root": "2026-01-01T00:00:00Z"}
-"""Labels of what no collection may take between two calls."""
+"""Labels for what no collection may remove between two calls."""
 BLOB_MIB = 256
 _MIB = 1 << 20
 
@@ -45,7 +45,7 @@ def _client(channel: Channel, module: Any, name: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Unary:
-    """A call to measure: its method, its request, and what must be there before."""
+    """A call to measure: its method, its request, and the preparation that it needs."""
 
     method: str
     request: bytes = b""
@@ -145,7 +145,7 @@ def _calls(peer: Peer, which: str, clients: int, calls: int) -> dict[str, float]
 
 
 def caller(peer: Peer, *arguments: str) -> dict[str, float]:
-    """What grpc-go measures (bench/caller): the same fast client for both sides."""
+    """Measure with grpc-go (bench/caller), the same fast client for both peers."""
     done = subprocess.run(
         [str(Path(sys.prefix) / "peers/caller"), "-socket", str(peer.socket), *arguments],
         capture_output=True,
@@ -159,7 +159,7 @@ def caller(peer: Peer, *arguments: str) -> dict[str, float]:
 
 
 def unary_p50(peer: Peer, which: str, calls: int = 1000) -> float:
-    """ms: median time of one call after another."""
+    """ms: median time of a call, one after another."""
     return _calls(peer, which, 1, calls)["p50_ms"]
 
 
@@ -172,7 +172,7 @@ def unary_rate(peer: Peer, which: str, clients: int = 16, calls: int = 200) -> f
 
 
 def content_write(peer: Peer) -> float:
-    """MB/s: a new blob of 256 MiB in messages of 1 MiB, each answer awaited, commit included."""
+    """MB/s: write a new blob of 256 MiB in messages of 1 MiB, waiting for each answer, commit included."""
 
     async def measure() -> float:
         seed = os.urandom(_MIB)
@@ -211,7 +211,7 @@ def content_write(peer: Peer) -> float:
 
 
 def content_read(peer: Peer) -> float:
-    """MB/s: a blob of 1 GiB in one stream."""
+    """MB/s: read a blob of 1 GiB in one stream."""
     size = 1024
 
     def piece(i: int) -> bytes:
@@ -293,7 +293,7 @@ def command(peer: Peer, *arguments: str) -> list[str]:
 
 
 def ctr(peer: Peer, *arguments: str) -> str:
-    """Run ctr; its output. Its error is the benchmark's."""
+    """Run ctr, and return its output. Its error is the benchmark's."""
     done = subprocess.run(
         command(peer, *arguments), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
@@ -303,7 +303,7 @@ def ctr(peer: Peer, *arguments: str) -> str:
 
 
 def pull(peer: Peer, reference: str) -> float:
-    """s: ``ctr images pull`` of the bench image, unpacked; its removal, collection included, is not timed."""
+    """s: ``ctr images pull`` of the bench image, unpacked. Its removal, with the collection, is not timed."""
     start = time.perf_counter()
     ctr(peer, "images", "pull", "--plain-http", reference)
     seconds = time.perf_counter() - start
@@ -327,8 +327,8 @@ with open(sys.argv[1], "wb", buffering=0) as file:
 
 
 def pull_beside_writer(peer: Peer, reference: str) -> float:
-    """s: as :func:`pull`, while a program writes 100 MB/s to the same filesystem, as a container may: a syncfs
-    waits for that too.
+    """s: like :func:`pull`, while a program writes 100 MB/s to the same filesystem, as a container may. A syncfs waits
+    for that too.
     """
     file = peer.socket.parent.parent / "written"
     with subprocess.Popen(
@@ -352,7 +352,7 @@ def run(peer: Peer, reference: str) -> float:
 
 
 def run_many(peer: Peer, reference: str, count: int = 20) -> float:
-    """s: as many of those at once."""
+    """s: ``count`` of those at once."""
     start = time.perf_counter()
     each = [
         subprocess.Popen(

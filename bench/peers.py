@@ -1,5 +1,5 @@
-"""The daemons that are compared: Debian's containerd, containerd 2 where there is one, and a node, each with a root
-of its own on a loop-mounted xfs.
+"""The daemons that are compared: Debian's containerd, containerd 2 if there is one, and a node, each with a root of its
+own on a loop-mounted xfs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TOP = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A daemon under test: its name, its socket, what names its processes on their command lines, and the ctr that
+    """A daemon under test: its name, its socket, the arguments by which its processes are found, and the ctr that
     drives it.
     """
 
@@ -31,7 +31,7 @@ class Peer:
     ctr: str = "ctr"
 
     def pids(self) -> list[int]:
-        """Its processes: those that have one of ``marks`` among their arguments, but for shims."""
+        """Its processes: those with one of ``marks`` among their arguments, except shims."""
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
@@ -87,7 +87,7 @@ def tmpfs(size_gib: int = 4) -> Iterator[Path]:
 
 
 def version(directory: Path | None = None) -> tuple[int, int] | None:
-    """Major and minor of the containerd in ``directory``, or of that in PATH; None where none is that says its
+    """Major and minor version of the containerd in ``directory``, or in PATH. None if there is none that tells its
     version.
     """
     program = shutil.which("containerd", path=str(directory) if directory is not None else None)
@@ -106,7 +106,9 @@ def containerd_2() -> Path | None:
 
 @contextlib.contextmanager
 def containerd(directory: Path, programs: Path | None = None) -> Iterator[Peer]:
-    """Debian's containerd, or that in ``programs`` with the ctr beside it; without CRI, otherwise as it comes."""
+    """Debian's containerd, or the one in ``programs`` with the ctr beside it. CRI is disabled; all else is the
+    default.
+    """
     state = directory / "state"
     state.mkdir()
     socket, config = state / "c.sock", directory / "config.toml"
@@ -137,13 +139,14 @@ def containerd(directory: Path, programs: Path | None = None) -> Iterator[Peer]:
 
 @contextlib.contextmanager
 def splitd(directory: Path, checkout: Path = TOP) -> Iterator[Peer]:
-    """A node, by ``splitd up`` of a clone of this repository, with the .venv there or else with this one. Its state
-    is on the same file system as its root.
+    """A node, started by ``splitd up`` of a clone of this repository, with the clone's .venv or else with this one. Its
+    state is on the same file system as its root.
     """
     where = ["--root", str(directory / "root"), "--state", str(directory / "state")]
     theirs = checkout.resolve() / ".venv/bin/python"
     python = str(theirs) if theirs.exists() else sys.executable
-    environment = {**os.environ, "SPLITD_NODES": str(directory / "nodes")}  # what is remembered of it goes with it
+    # the record of how it was started is removed with it
+    environment = {**os.environ, "SPLITD_NODES": str(directory / "nodes")}
     try:
         subprocess.run(
             [python, "-m", "deploy", "up", *where], cwd=checkout, env=environment, check=True, stdout=subprocess.DEVNULL

@@ -1,9 +1,9 @@
-"""Pulls: what ``ctr images pull`` takes on each daemon, cold, from one registry on loopback.
+"""Pulls: the time of a cold ``ctr images pull`` on each daemon, from one registry on loopback.
 
-splitd and containerd 2 pull themselves, asked by the same ctr (Transfer); with Debian's containerd 1.6 its ctr fetches.
-Each row is an image and a way to it. In each round every daemon in turn pulls once and removes what it pulled, and what
-it still has then is an error. The wall clock and the processor time are those of the same pulls; the memory is that of
-further ones, because to look at it takes processor time too.
+splitd and containerd 2 pull themselves, asked by the same ctr (Transfer). With Debian's containerd 1.6 its ctr fetches.
+Each row is an image and a way to it. In each round every daemon in turn pulls once and removes what it pulled; anything
+left after that is an error. Elapsed time and processor time are of the same pulls. Memory is of further pulls, since
+reading it takes processor time too.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from deploy.samples import Image, Registry
 
 OURS = "splitd"
 GONE = 30.0
-"""Seconds in which what was pulled must be gone after its removal."""
+"""Seconds within which everything pulled must be gone after its removal."""
 FAILED = float("nan")
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What is pulled: the image's name, whether it is far away, how many clients ask at once; and the aim, ours to
-    theirs.
+    """A pull: the image's name, whether it is far away, and how many clients pull at once. ``aim`` is the ratio, ours
+    to theirs.
     """
 
     name: str
@@ -57,14 +57,14 @@ MEMORY_AIM = 250
 
 @dataclass(frozen=True, slots=True)
 class Pull:
-    """A pull: seconds by the wall clock, and seconds of a processor by process: the daemon's, the registry's, ctr's."""
+    """A measured pull: elapsed seconds, and processor seconds by process: the daemon's, the registry's, ctr's."""
 
     seconds: float
     parts: Mapping[str, float]
 
     @property
     def processor(self) -> float:
-        """What the daemon and its client took."""
+        """Processor seconds of the daemon and its client."""
         return sum(seconds for who, seconds in self.parts.items() if not who.startswith("docker-registry"))
 
 
@@ -74,8 +74,8 @@ def wanted(only: str) -> list[Row]:
 
 
 def rows(peers: Sequence[Peer], registry: Registry, scratch: Path, only: str, rounds: int) -> list[dict[str, object]]:
-    """Measure and print them; ours is the last of ``peers``. The answer is all figures; those that could not be
-    taken are None, with the reason under ``failed``.
+    """Measure and print the rows; ours is the last of ``peers``. The result is all figures. A figure that could not be
+    measured is None, with the reason in ``failed``.
     """
     *others, ours = peers
     print(
@@ -162,7 +162,7 @@ def _row(
 
 
 def _medians(pulls: Sequence[Pull]) -> tuple[float, float, dict[str, float]]:
-    """Of the wall clock, the processor time and its parts."""
+    """Medians of the elapsed time, of the processor time, and of its parts."""
     if not pulls:
         return FAILED, FAILED, {}
     parts = {who: statistics.median(pull.parts.get(who, 0.0) for pull in pulls) for pull in pulls for who in pull.parts}
@@ -188,7 +188,7 @@ def _pull(peer: Peer, registry: Registry, reference: str, clients: int) -> Pull:
 
 
 def _ctr(peer: Peer, reference: str, clients: int) -> None:
-    """As many ``ctr images pull`` at once, until the last has ended."""
+    """Run ``clients`` times ``ctr images pull`` at once, until the last has ended."""
     each = [
         subprocess.Popen(
             command(peer, "images", "pull", "--plain-http", reference),
@@ -207,7 +207,7 @@ def _ctr(peer: Peer, reference: str, clients: int) -> None:
 
 @contextlib.contextmanager
 def _removed(peer: Peer, reference: str) -> Iterator[None]:
-    """What the block pulls is gone afterwards, from the disk's queue too, and before it nothing was there."""
+    """Before the block nothing is there. After it, what it pulled is gone, also from the disk's queue."""
     _gone(peer)
     try:
         yield
@@ -226,7 +226,7 @@ def _gone(peer: Peer) -> None:
             return
         if time.monotonic() > end:
             raise RuntimeError(
-                f"not cold: {len(blobs)} blobs and {len(snapshots)} snapshots are still there {GONE:.0f} s after the "
+                f"not cold: {len(blobs)} blobs and {len(snapshots)} snapshots still exist {GONE:.0f} s after the "
                 "removal of the image"
             )
         time.sleep(0.2)
@@ -239,8 +239,8 @@ IMAGES = "images and its workers"
 
 
 def _peak(peer: Peer, reference: str, clients: int) -> Mapping[str, float]:
-    """The most that groups of its processes have, in MB, during a pull. A node's workers are all that is no service
-    (a child of supervisord), but for shims.
+    """The largest memory of groups of its processes, in MB, during a pull. A node's workers are all processes except
+    services (children of supervisord) and shims.
     """
     names = {pid: usage.name(pid) for pid in peer.pids()}
     supervisors = {pid for pid, name in names.items() if name == "deploy.inside"}
@@ -265,10 +265,10 @@ def _peak(peer: Peer, reference: str, clients: int) -> Mapping[str, float]:
 
 
 def _pushed(registry: Registry, name: str, scratch: Path) -> str:
-    """The reference of an image that the registry has from an earlier time, or is given now."""
+    """The reference of an image in the registry. It is pushed if the registry does not have it yet."""
     reference = f"{name}-image:1"
     kept = scratch / ("image" if name == "bench" else name)
-    # a tag comes last
+    # a tag is pushed last
     if not (kept / "image.json").exists() or registry.http("GET", f"/v2/{name}-image/tags/list")[0] != 200:
         print(f"  making the image {name}, or taking the one made before, for the registry", flush=True)
         registry.push(IMAGE[name](scratch), reference)

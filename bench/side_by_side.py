@@ -1,4 +1,4 @@
-"""A node beside Debian's containerd, and for pulls beside a containerd 2 too: which rows there are."""
+"""The rows of a node beside Debian's containerd, and for pulls beside a containerd 2 too."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def compare(stack: ExitStack, registry: Registry, mounts: Path, options: argpars
         peers.containerd(stack.enter_context(peers.xfs(options.scratch / "c.xfs", mounts / "c")))
     )
     ours = stack.enter_context(peers.splitd(stack.enter_context(peers.xfs(options.scratch / "s.xfs", mounts / "s"))))
-    time.sleep(5)  # not a wait for anything: memory is read from daemons that rest
+    time.sleep(5)  # this does not wait for anything: memory is read from daemons at rest
     both = [theirs, ours]
     if options.calls:
         _calls(both, registry.push(busybox_image(), "bench-box:1"), mounts, max(options.rounds, 10))
@@ -105,7 +105,7 @@ def _docker(stack: ExitStack, table: Table, both: list[Peer], options: argparse.
 def _pulls(
     stack: ExitStack, both: list[Peer], registry: Registry, mounts: Path, options: argparse.Namespace
 ) -> list[dict[str, object]]:
-    """The rows of ``bench.pulls`` that are wanted."""
+    """The wanted rows of ``bench.pulls``."""
     if not pulls.wanted(options.only):
         return []
     theirs, ours = both
@@ -115,8 +115,7 @@ def _pulls(
         print(
             (
                 "no containerd 2 with its ctr in PATH, and no --containerd2 DIR: it is not compared, and splitd's "
-                "pulls "
-                "are driven by the client, as ctr 1.6 does it"
+                "client pulls, as ctr 1.6 does"
             ),
             flush=True,
         )

@@ -1,4 +1,4 @@
-"""A table of the bench: what is measured, on both daemons in turn."""
+"""A table of the benchmark, measured on both daemons in turn."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bench.peers import Peer
 
 
 class Table:
-    """Rows as they are measured: the medians of both and their ratio, ours to containerd's."""
+    """Rows as they are measured: the medians of both daemons, and their ratio, ours to containerd's."""
 
     def __init__(self, both: list[Peer], only: str, rounds: int) -> None:
         self._both, self._only, self._rounds = both, only, rounds
@@ -23,7 +23,7 @@ class Table:
     def measure(
         self, name: str, unit: str, work: Callable[[Peer], float], *, rounds: int | None = None, aim: str = ""
     ) -> None:
-        """Run ``work`` on both in turn, ``rounds`` times; print the row."""
+        """Run ``work`` on both in turn, ``rounds`` times, and print the row."""
         if not self.wanted(name):
             return
         figures: dict[str, list[float]] = {peer.name: [] for peer in self._both}
@@ -33,12 +33,12 @@ class Table:
         self.add(name, unit, figures, aim)
 
     def alone(self, name: str, unit: str, ours: float, aim: str = "") -> None:
-        """Print a row that is ours only, and keep it."""
+        """Print and keep a row that only we have."""
         print(f"{name + ', ' + unit:34}{'':14}{ours:14.2f}{'':9}   {aim}", flush=True)
         self.rows.append({"name": name, "unit": unit, "splitd": [ours], "aim": aim})
 
     def add(self, name: str, unit: str, figures: dict[str, list[float]], aim: str = "") -> None:
-        """Print a row of what was measured, and keep it."""
+        """Print and keep a row of measured figures."""
         theirs, ours = (statistics.median(figures[peer.name]) for peer in self._both)
         print(f"{name + ', ' + unit:34}{theirs:14.2f}{ours:14.2f}{ours / theirs:9.2f}   {aim}", flush=True)
         self.rows.append(

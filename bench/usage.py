@@ -1,4 +1,4 @@
-"""What processes use, read from /proc: processor time, of those that ended meanwhile too, and memory."""
+"""Processor time and memory of processes, read from /proc. Processor time includes processes that ended meanwhile."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ INTERVAL = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process: its parent, and in seconds the processor time (user and system) of itself and of the children that
-    it has waited for.
+    """A process: its parent, and the processor time (user and system, in seconds) of itself and of the children that it
+    has waited for.
     """
 
     parent: int
@@ -29,7 +29,7 @@ class Process:
 
     @classmethod
     def parse(cls, stat: str) -> Self:
-        """From ``/proc/PID/stat``, whose second field may hold anything, parentheses and spaces too."""
+        """Parse ``/proc/PID/stat``, whose second field may hold anything, also parentheses and spaces."""
         fields = stat.rpartition(")")[2].split()
         return cls(
             int(fields[1]), (int(fields[11]) + int(fields[12])) * _TICK, (int(fields[13]) + int(fields[14])) * _TICK
@@ -37,7 +37,7 @@ class Process:
 
 
 def processes() -> dict[int, Process]:
-    """All of the machine, by pid."""
+    """All processes of the machine, by pid."""
     found = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -47,7 +47,7 @@ def processes() -> dict[int, Process]:
 
 
 def below(roots: Iterable[int], there: Mapping[int, Process]) -> set[int]:
-    """``roots`` and all their descendants, as far as they are there."""
+    """``roots`` and all their descendants, as far as they exist."""
     children: dict[int, list[int]] = {}
     for pid, process in there.items():
         children.setdefault(process.parent, []).append(pid)
@@ -62,7 +62,7 @@ def below(roots: Iterable[int], there: Mapping[int, Process]) -> set[int]:
 
 
 def pss(pids: Iterable[int]) -> float:
-    """Proportional set size of processes together, in MB (1e6 bytes); those that have ended have none."""
+    """Proportional set size of processes together, in MB (1e6 bytes). Processes that have ended have none."""
     total = 0
     for pid in pids:
         with contextlib.suppress(OSError):
@@ -75,8 +75,8 @@ def pss(pids: Iterable[int]) -> float:
 
 
 class Spent:
-    """Processor time of a daemon, by process, from this moment on. What starts below its processes is counted with
-    the process that it is below, as its children's.
+    """Processor time of a daemon, by process, from this moment on. Processes that its processes start are counted with
+    their ancestor, as its children's time.
     """
 
     def __init__(self, peer: Peer) -> None:
@@ -98,17 +98,17 @@ class Spent:
         return found
 
     def since(self) -> dict[str, float]:
-        """Seconds by process, without those that took none."""
+        """Seconds by process, without processes that took none."""
         return {
             who: spent for who, now in self._all().items() if (spent := now - self._before.get(who, 0.0)) > _TICK / 2
         }
 
 
 class Peak:
-    """The largest memory of groups of processes, in MB, looked at every :data:`INTERVAL`; a context manager."""
+    """The largest memory of groups of processes, in MB, read every :data:`INTERVAL`; a context manager."""
 
     def __init__(self, groups: Mapping[str, Callable[[Mapping[int, Process]], Collection[int]]]) -> None:
-        """``groups``: for each name the pids of the group, given all that there are."""
+        """``groups``: for each name a function that selects the pids of the group from all processes."""
         self._groups = groups
         self.mb = dict.fromkeys(groups, 0.0)
         self._ended = threading.Event()
@@ -134,6 +134,6 @@ class Peak:
 
 
 def name(pid: int) -> str:
-    """What a process is called here: the module that it runs, or its program."""
+    """The name of a process here: the module that it runs, or its program."""
     arguments = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
     return arguments[arguments.index("-m") + 1] if "-m" in arguments else Path(arguments[0]).name

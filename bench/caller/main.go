@@ -1,7 +1,8 @@
 // Command caller calls one method of a gRPC server on a unix socket, over and over, and prints what it measured as JSON.
 //
-// It is the benchmark's client for what takes less than a millisecond: grpc-go is what ctr, the kubelet and dockerd call with, and it is fast enough that a
-// ratio of two servers is theirs, not its own. Messages are bytes, so that it needs no generated code.
+// It is the benchmark's client for calls that take less than a millisecond. ctr, the kubelet and dockerd use grpc-go too, and
+// grpc-go is fast enough that the ratio of two servers is theirs, not the client's. Messages are bytes, so it needs no
+// generated code.
 package main
 
 import (
@@ -33,7 +34,7 @@ var (
 	stream    = flag.Bool("stream", false, "one call of a server stream: read all of it")
 )
 
-// message is a protobuf message that nobody looks into.
+// message is a protobuf message that is not decoded.
 type message []byte
 
 type codec struct{}
@@ -86,7 +87,7 @@ func outgoing() context.Context {
 	return metadata.AppendToOutgoingContext(context.Background(), "containerd-namespace", *namespace)
 }
 
-// unary makes all calls, and answers the quantiles of one call's time and the rate of all together.
+// unary makes all calls. It returns the quantiles of a call's time, and the rate of all calls together.
 func unary(body message) (*result, error) {
 	connections := make([]*grpc.ClientConn, *clients)
 	for i := range connections {
