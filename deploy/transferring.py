@@ -233,7 +233,7 @@ def _listening(here: Place) -> bool:
     return True
 
 
-_AWAY = re.compile(r"\bservice [\w.-]+ (is not reachable|has been silent|went away)")
+_AWAY = re.compile(r"\bservice [\w.-]+ (is not reachable|has been unreachable|has been silent|went away)")
 """Matches errors about a process of the node that is away, for example during a restart. No error about a registry
 matches.
 """

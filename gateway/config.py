@@ -10,28 +10,30 @@ from services.kit import settings
 from services.kit.settings import Seconds
 
 _GONE = {"snapshotters": "the snapshots service says which snapshotters it has"}
-"""Keys of earlier releases, which ``splitd config default`` printed, and why they mean nothing any more."""
+"""Keys that ``splitd config default`` of earlier releases printed, and the reason why they mean nothing any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """The gateway: how long it is patient with the services behind it."""
+    """The gateway: how long it waits for the services behind it."""
 
     hold: Seconds = 5.0
     """A call to a service that is down waits this long for it, or until its deadline."""
     outage: Seconds = 30.0
-    """After this long, opening a Write answers INTERNAL: clients retry UNAVAILABLE there for ever."""
+    """How long a service may be away before opening a Write on it is answered INTERNAL. Clients retry UNAVAILABLE there
+    for ever.
+    """
     unary_timeout: Seconds = 30.0
-    """Limit of a unary call whose client set none, but for those known to take long."""
+    """Limit of a unary call whose client set none, except for calls that are known to take long."""
     task_timeout: Seconds = 120.0
-    """The same for the methods of tasks that start programs or wait for the kernel."""
+    """The same for those methods of tasks that start programs or wait for the kernel."""
     raw_timeout: Seconds = 300.0
     """The same for a snapshotter's Prepare, View, Commit and Usage, which may copy or walk a tree."""
     stall: Seconds = 60.0
     """A Read or Write whose raw store is silent for this long ends with UNAVAILABLE; a commit may take longer."""
     subscribers_bytes: int = 64 << 20
-    """Of events that wait for subscribers which do not read them, for all together: beyond it the one is cut off
-    that is furthest behind.
+    """Bytes of events that wait for subscribers which do not read them, for all subscribers together. Beyond it, the
+    subscriber that is furthest behind is cut off.
     """
 
     def __post_init__(self) -> None:
@@ -41,13 +43,13 @@ class Config:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """The node's health over HTTP, for monitors and load balancers that speak no gRPC. GET /health answers 200 if the
-    node works and 503 if not, /health/SERVICE for one service; as JSON with what is wrong.
+    """The node's health over HTTP, for monitors and load balancers that do not speak gRPC. GET /health answers 200 if
+    the node works and 503 if not; GET /health/SERVICE does so for one service. The body is JSON with what is wrong.
     """
 
     address: str = ""
-    """Where it is served, such as "127.0.0.1:1340", or the absolute path of a unix socket (root's only). There is no
-    password: whoever reaches the address may ask. Empty: nowhere.
+    """The address to serve it at, such as "127.0.0.1:1340", or the absolute path of a unix socket (mode 0600). There is
+    no password: every client that reaches the address may ask. Empty: it is not served.
     """
 
     def __post_init__(self) -> None:
@@ -62,7 +64,7 @@ class Health:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyPlugin:
-    """A service of somebody else's, in the place of ours or beside it: one entry of [proxy_plugins]."""
+    """A service of another project that replaces one of ours, or stands beside it: one entry of [proxy_plugins]."""
 
     type: Literal["snapshot", "content", "diff"]
     address: str
@@ -70,9 +72,9 @@ class ProxyPlugin:
     platform: str = ""
     """Its platform, such as linux/amd64, if that is not this machine's."""
     exports: dict[str, str] = field(default_factory=dict)
-    """What clients find in its row of ``ctr plugins ls -d``; stargz and nydus export their root."""
+    """Values that clients find in its row of ``ctr plugins ls -d``; stargz and nydus export their root."""
     capabilities: tuple[str, ...] = ()
-    """What clients may ask of it, such as rebase or remap-ids."""
+    """Features that clients may use, such as rebase or remap-ids."""
 
     def __post_init__(self) -> None:
         if not self.address.removeprefix("unix://").startswith("/"):
@@ -80,14 +82,14 @@ class ProxyPlugin:
 
 
 def load(file: settings.File) -> Config:
-    """The settings in ``file``, without what meant something to earlier releases."""
+    """The settings in ``file``, without keys of earlier releases."""
     table = file.tables.get("gateway", {})
     ours = {key: value for key, value in table.items() if key not in _GONE} if isinstance(table, dict) else table
     return settings.load(Config, settings.File(file.path, {**file.tables, "gateway": ours}), "gateway")
 
 
 def check(file: settings.File) -> Iterator[tuple[str, str]]:
-    """What ``splitd config check`` finds beside that :func:`load` takes the file."""
+    """The problems that ``splitd config check`` finds although :func:`load` accepts the file."""
     yield from (
         ("warning", f"config file {file.path}: [gateway] {key} means nothing any more: {why}")
         for key, why in _GONE.items()

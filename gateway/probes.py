@@ -8,7 +8,7 @@ The answer is JSON, in the words of grpc.health.v1; ``trouble`` says what is wro
 
     {"status": "NOT_SERVING", "services": {
       "gateway": {"status": "SERVING"},
-      "images": {"status": "NOT_SERVING", "trouble": "service images is not reachable since 3.0s"}, ...}}
+      "images": {"status": "NOT_SERVING", "trouble": "service images has been unreachable for 3.0 s"}, ...}}
 
 As for ``splitd status``, the node works if each service of its own says that it serves, and each of other people's that
 stands in the place of one; a snapshotter of others beside ours is shown, and is their own matter.

@@ -60,7 +60,7 @@ class Upstream:
             return ""
         if self._stopped:
             return f"service {self.name} is stopped"
-        return f"service {self.name} is not reachable since {self.down_seconds:.1f}s"
+        return f"service {self.name} has been unreachable for {self.down_seconds:.1f} s"
 
     async def watch(self) -> None:
         """Keep the connection, and know whether it is there; for :func:`services.kit.loops.lasting`. Cancelled, it
@@ -106,7 +106,7 @@ class Upstream:
                 )
             left = end - time.monotonic()
             if left <= 0:
-                raise errors.Unavailable(f"service {self.name} is not reachable since {self.down_seconds:.0f}s")
+                raise errors.Unavailable(f"service {self.name} has been unreachable for {self.down_seconds:.0f} s")
             if self._up.is_set():
                 await asyncio.sleep(0.01)  # the watcher has not seen the loss yet
                 continue

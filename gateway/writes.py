@@ -141,7 +141,7 @@ async def received(raw: Upstream, stream: Stream[bytes, bytes], stall: float) ->
         async with asyncio.timeout(stall):
             return await stream.receive()
     except TimeoutError:
-        raise errors.Unavailable(f"service {raw.name} has been silent for {stall:g}s") from None
+        raise errors.Unavailable(f"service {raw.name} has been silent for {stall:g} s") from None
 
 
 def is_plain_write(request: bytes) -> bool:

@@ -237,7 +237,7 @@ class _Relayed:
             async with asyncio.timeout(stall):
                 return await stream.receive()
         except TimeoutError:
-            raise errors.Unavailable(f"service {name} has been silent for {stall:g}s") from None
+            raise errors.Unavailable(f"service {name} has been silent for {stall:g} s") from None
 
 
 async def _pump(first: bytes | None, requests: AsyncIterator[bytes], stream: Stream[bytes, bytes]) -> None:

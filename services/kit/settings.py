@@ -28,11 +28,14 @@ STATE = Path("/run/splitd")
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """The top level: where this node lives. Two nodes on one machine differ in both."""
+    """The top level: where this node lives. Two nodes on one machine differ in root and state."""
 
     root: Path = ROOT
+    """The directory of everything that survives a reboot, and of the logs."""
     state: Path = STATE
+    """The directory of sockets and other files of the current boot."""
     oom_score: int = 0
+    """The oom_score_adj of the node's processes, from -1000 to 1000; 0: as they are started."""
 
     def __post_init__(self) -> None:
         if not -1000 <= self.oom_score <= 1000:

@@ -1,4 +1,4 @@
-"""Settings of the tasks service: table [tasks], and of containerd's [timeouts] those that are its."""
+"""Settings of the tasks service: table [tasks], and its keys in containerd's [timeouts]."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ class Config:
     shim_env: tuple[str, ...] = ()
     """Variables (NAME=VALUE) added to the environment of shims, such as SCHED_CORE=1."""
     load_timeout: Seconds = 5.0
-    """At the start of the service: what a shim may take to answer before it counts as slow. A slow one is kept, and
-    asked again.
+    """At the start of the service: time that a shim may take to answer before it counts as slow. A slow shim is kept,
+    and asked again.
     """
     load_parallel: int = 16
-    """Shims that are asked at once then."""
+    """Shims that are asked at the same time then."""
     state_timeout: Seconds = 2.0
-    """What a shim may take to say the state of a process."""
+    """Time that a shim may take to report the state of a process."""
     call_timeout: Seconds = 120.0
-    """What a shim may take for anything else but Wait."""
+    """Time that a shim may take for any other call except Wait."""
     cleanup_timeout: Seconds = 5.0
-    """What the cleaning up after a dead shim may take."""
+    """Time that cleaning up after a dead shim may take."""
     shutdown_timeout: Seconds = 3.0
-    """What a shim may take to end when its task is deleted."""
+    """Time that a shim may take to end when its task is deleted."""
     restart_interval: Seconds = 10.0
-    """How often the restart monitor looks at containers labelled containerd.io/restart.status. Also read from
+    """Time between two looks of the restart monitor at containers labelled containerd.io/restart.status. Also read from
     [plugins."io.containerd.monitor.container.v1.restart"].
     """
 
@@ -43,11 +43,13 @@ _TIMEOUTS = {
 }
 
 _RESTART = ("io.containerd.monitor.container.v1.restart", "io.containerd.internal.v1.restart")
-"""The restart monitor's table, ``interval`` in it, since 2.0 and before."""
+"""The restart monitor's table, with the key ``interval``: its name since 2.0, and before."""
 
 
 def load(file: settings.File) -> Config:
-    """[tasks] of ``file``, then containerd's names in [timeouts] and its restart monitor's table."""
+    """The settings in [tasks] of ``file``, overridden by containerd's names in [timeouts]. The restart monitor's table
+    counts unless [tasks] has restart_interval.
+    """
     config = settings.load(Config, file, "tasks")
     plugins = file.tables.get("plugins", {})
     for name in (

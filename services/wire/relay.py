@@ -406,7 +406,7 @@ class Passage:
         """The request is still not complete."""
         self.fail(
             errors.DeadlineExceeded(
-                f"the request of {self.head.path} did not come within {self._link.limits.request:g}s"
+                f"the request of {self.head.path} did not come within {self._link.limits.request:g} s"
             )
         )
 
@@ -495,7 +495,7 @@ class Passage:
             self._heard = False
             self._stall = self._link.loop.call_later(stall, self._silent)
         else:
-            self.fail(errors.Unavailable(f"service {self._name()} has been silent for {stall:g}s"))
+            self.fail(errors.Unavailable(f"service {self._name()} has been silent for {stall:g} s"))
 
     def stopped(self) -> None:
         """The process is told to stop. The caller's relay repeats the call on its successor."""

@@ -243,7 +243,7 @@ class ServerCall:
         """The request is still not complete."""
         self._broken(
             errors.DeadlineExceeded(
-                f"the request of {self.head.path} did not come within {self.link.limits.request:g}s"
+                f"the request of {self.head.path} did not come within {self.link.limits.request:g} s"
             )
         )
 

@@ -73,7 +73,10 @@ async def test_a_hanging_service_shows_in_its_plugins(node: Node, channel: Chann
         "io.containerd.transfer.v1 local",
         "io.containerd.image-verifier.v1 bindir",
     }
-    assert all(code == 14 and message.startswith("service images is not reachable") for code, message in found.values())
+    assert all(
+        code == 14 and message.startswith("service images has been unreachable for ")
+        for code, message in found.values()
+    )
     await eventually_async(well, "the rows of images stay broken")
 
 

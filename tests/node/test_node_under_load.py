@@ -441,7 +441,7 @@ async def test_half_open_connections_and_half_requests(node: Node) -> None:
             slow.until(lambda slow: len(slow.statuses()) == 6, 8)
             assert {head.code for head in slow.statuses()} == {4}
             assert all(
-                f"of {path} did not come within 2s" in str([head.message for head in slow.statuses()])
+                f"of {path} did not come within 2 s" in str([head.message for head in slow.statuses()])
                 for path in (VERSION, LIST, READ)
             )
             eventually(lambda: watched.files() <= files + 1, "half-open connections stay")

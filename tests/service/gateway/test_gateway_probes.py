@@ -53,7 +53,7 @@ def test_a_process_says_how_its_services_are(place: Path) -> None:
         eventually(where.is_socket, "it does not listen")
         status, node = asked(where, "/health")
         assert (status, node["status"], node["services"]["gateway"]) == (503, "NOT_SERVING", {"status": "SERVING"})
-        assert node["services"]["content"]["trouble"].startswith("service content is not reachable")
+        assert node["services"]["content"]["trouble"].startswith("service content has been unreachable for ")
         assert asked(where, "/health/gateway") == (200, {"status": "SERVING"})
         assert asked(where, "/health/content")[0] == 503
         for page in ("/", "/health/nobody", "/healthy", "/health/content/x"):

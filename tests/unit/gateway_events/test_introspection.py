@@ -98,9 +98,9 @@ async def test_a_service_that_is_down_shows_in_its_rows(place: Path) -> None:
     """With UNAVAILABLE and what the gateway knows of it; rows that do not need it stay well, and all is well again
     when it is back.
     """
-    probe = Probe(images="service images is not reachable since 3.0s")
+    probe = Probe(images="service images has been unreachable for 3.0 s")
     introspection = servicer(place, probe)
-    trouble = (14, "service images is not reachable since 3.0s: unavailable")
+    trouble = (14, "service images has been unreachable for 3.0 s: unavailable")
     assert await states(introspection) == {
         "service images-service": trouble,
         "grpc images": trouble,
