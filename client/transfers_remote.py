@@ -29,7 +29,7 @@ from services.images.transfer import (
     Registry,
     Report,
     Sink,
-    unheard,
+    no_report,
 )
 from services.kit import any as kit_any
 from services.kit import errors, loops
@@ -61,7 +61,7 @@ class Transfers:
         self._streaming = channel.client(STREAMING)
         self._transfer = channel.client(TRANSFER)
 
-    async def transfer(self, source: End, destination: End, report: Report = unheard) -> None:
+    async def transfer(self, source: End, destination: End, report: Report = no_report) -> None:
         """Make one transfer. It fails with the node's error, or with that of the object that provides an archive's
         bytes, takes them, or knows credentials. Cancelling this cancels the transfer in the node.
         """

@@ -121,7 +121,7 @@ class _Transfer:
     unpack_config: tuple[_Unpack, ...] = ()
 
 
-_THEIRS = {
+_CONTAINERD_KEYS = {
     "downloads": "max_concurrent_downloads",
     "uploads": "max_concurrent_uploaded_layers",
     "unpacks": "max_concurrent_unpacks",
@@ -147,8 +147,8 @@ def load(file: settings.File) -> Config:
             Unpack(platform=each.platform, snapshotter=each.snapshotter) for each in theirs.unpack_config
         ),
     }
-    own = _said(file)
-    taken = {key: found[key] for key, name in _THEIRS.items() if name in said and key not in own}
+    own = _own_keys(file)
+    taken = {key: found[key] for key, name in _CONTAINERD_KEYS.items() if name in said and key not in own}
     verifier = dataclasses.replace(verifier, **{key: getattr(ours.verifier, key) for key in own.get("verifier", {})})
     return dataclasses.replace(ours, **taken, verifier=verifier)
 
@@ -157,19 +157,19 @@ def check(file: settings.File) -> Iterator[tuple[str, str]]:
     """The problems that ``splitd config check`` finds although :func:`load` accepts the file; see
     :mod:`.registry.config_check`.
     """
-    from services.images.registry.config_check import troubles  # imported when needed: it brings HTTP along
+    from services.images.registry.config_check import problems  # imported when needed: it brings HTTP along
 
     yield from (("warning", f"config file {file.path}: {words}") for words in _unused(file))
-    yield from troubles(file, load(file).config_path)
+    yield from problems(file, load(file).config_path)
 
 
 def _unused(file: settings.File) -> Iterator[str]:
     """The settings in tables of containerd's plugins that have no effect: keys that mean nothing here, and those that
     ours override.
     """
-    own = _said(file)
+    own = _own_keys(file)
     for plugin, keys, table in (
-        (TRANSFER, _THEIRS, "images"),
+        (TRANSFER, _CONTAINERD_KEYS, "images"),
         (verifiers.PLUGIN, {each.name: each.name for each in dataclasses.fields(verifiers.Config)}, "images.verifier"),
     ):
         over = own if table == "images" else own.get("verifier", {})
@@ -186,7 +186,7 @@ def _unused(file: settings.File) -> Iterator[str]:
                 yield f'[plugins."{TRANSFER}"] unpack_config: {key} is containerd\'s and means nothing here'
 
 
-def _said(file: settings.File) -> Mapping[str, Any]:
+def _own_keys(file: settings.File) -> Mapping[str, Any]:
     """The keys of [images] that the file sets."""
     said: Mapping[str, Any] = file.tables.get("images", {})
     return said

@@ -29,7 +29,7 @@ def of_archive(store: ImageStore, target: Descriptor) -> list[Image]:
     for reference in store.references:
         if not reference.is_prefix:
             continue
-        name = of_annotations(target.annotations, behind(reference.name, strict=not reference.allow_overwrite))
+        name = of_annotations(target.annotations, with_prefix(reference.name, strict=not reference.allow_overwrite))
         if name:
             images.append(name)
         if reference.add_digest and not (name and reference.skip_named_digest):
@@ -61,7 +61,7 @@ def _dependent(store: ImageStore) -> dict[str, str]:
     return labels
 
 
-async def looked_up(store: ImageStore, node: Node) -> list[Image]:
+async def look_up(store: ImageStore, node: Node) -> list[Image]:
     """The images that a store means as a source, in its order; NotFound for the first that does not exist."""
     if any(reference.is_prefix for reference in store.references):
         raise errors.Unimplemented("prefix lookup on export not implemented")
@@ -69,7 +69,7 @@ async def looked_up(store: ImageStore, node: Node) -> list[Image]:
     return [await node.image(name) for name in (*names, *(reference.name for reference in store.references))]
 
 
-async def stored(images: list[Image], node: Node) -> list[Image]:
+async def store_all(images: list[Image], node: Node) -> list[Image]:
     """Store all images; NotFound if there are none."""
     if not images:
         raise errors.NotFound("no image name found")
@@ -90,7 +90,7 @@ def for_oci(name: str) -> str:
     return rest[found.end() :] or name
 
 
-def behind(prefix: str, *, strict: bool) -> Callable[[str], str]:
+def with_prefix(prefix: str, *, strict: bool) -> Callable[[str], str]:
     """A function that turns a tag into ``PREFIX:TAG`` and keeps a full reference. If ``strict``, a full reference that
     does not begin with the prefix becomes "".
     """
@@ -107,8 +107,8 @@ def behind(prefix: str, *, strict: bool) -> Callable[[str], str]:
 
 
 def of_annotations(annotations: Mapping[str, str], name: Callable[[str], str]) -> str:
-    """The name that an archive gives to an image, converted by ``name`` (from :func:`behind`); "" if there is none that
-    may be used.
+    """The name that an archive gives to an image, converted by ``name`` (from :func:`with_prefix`); "" if there is none
+    that may be used.
 
     containerd's annotation is used unchanged or not at all.
     """

@@ -31,20 +31,20 @@ class ImageRecords:
         """Make a call that changes nothing; once more if metadata went away meanwhile."""
         patience = time.monotonic() + self._hold
         try:
-            return await self._made(method, request, call, name, patience)
+            return await self._call(method, request, call, name, patience)
         except errors.Unavailable:
-            return await self._made(method, request, call, name, patience)
+            return await self._call(method, request, call, name, patience)
 
     async def list(self, request: images_pb.ListImagesRequest, call: Call) -> bytes:
         """The answer to ListImages, not decoded: it may have tens of thousands of images."""
         patience = time.monotonic() + self._hold
         try:
-            return await self._listed(request, call, patience)
+            return await self._list(request, call, patience)
         except errors.Unavailable:
-            return await self._listed(request, call, patience)
+            return await self._list(request, call, patience)
 
-    async def _listed(self, request: images_pb.ListImagesRequest, call: Call, patience: float) -> bytes:
-        channel = await self._there(call, "", patience)
+    async def _list(self, request: images_pb.ListImagesRequest, call: Call, patience: float) -> bytes:
+        channel = await self._channel(call, "", patience)
         left = call.remaining()
         answer: bytes = await channel.unary(
             _LIST,
@@ -56,20 +56,20 @@ class ImageRecords:
 
     async def change(self, method: str, request: Any, call: Call, name: str) -> Any:
         """Make a call once: if metadata goes away meanwhile, the outcome is unknown."""
-        return await self._made(method, request, call, name, time.monotonic() + self._hold)
+        return await self._call(method, request, call, name, time.monotonic() + self._hold)
 
     async def collect(self, call: Call) -> None:
         """Run a collection and wait for its end, however long it takes."""
-        channel = await self._there(call, "", time.monotonic() + self._hold)
+        channel = await self._channel(call, "", time.monotonic() + self._hold)
         await channel.client(_RECORDS).Collect(
             records_pb2.CollectRequest(known=True), headers=call.passed_on(), timeout=call.remaining()
         )
 
-    async def _made(self, method: str, request: Any, call: Call, name: str, patience: float) -> Any:
-        channel = await self._there(call, name, patience)
+    async def _call(self, method: str, request: Any, call: Call, name: str, patience: float) -> Any:
+        channel = await self._channel(call, name, patience)
         return await getattr(channel.client(_RECORDS), method)(request, headers=call.passed_on())
 
-    async def _there(self, call: Call, name: str, patience: float) -> Channel:
+    async def _channel(self, call: Call, name: str, patience: float) -> Channel:
         end = patience if call.deadline is None else min(patience, call.deadline)
         channel = self._hop.to(call.optional_namespace, name)
         await channel.reached(max(0.0, end - time.monotonic()))

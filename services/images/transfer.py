@@ -199,7 +199,7 @@ Report = Callable[[Progress], None]
 """Takes an event on its way to the client. Never waits and never fails; a client that is too slow misses some."""
 
 
-def unheard(_: Progress) -> None:
+def no_report(_: Progress) -> None:
     """The report of a transfer whose client asked for none."""
 
 
@@ -273,17 +273,17 @@ class Ingest(Protocol):
         ...
 
 
-class BegunAnew(Exception):
+class IngestRestarted(Exception):
     """A blob that was read while it arrived was fetched anew: the bytes read may be wrong."""
 
 
-class LateError(Exception):
+class NeedsLowerLayers(Exception):
     """The attributes of a directory cannot be set after unpacking: the layer must be unpacked on the layers below
     it.
     """
 
 
-class How(NamedTuple):
+class UnpackModes(NamedTuple):
     """How layers can be unpacked. ``follows``: while their blobs arrive. ``side_by_side``: each alone, since the
     snapshotter can chain them afterwards.
 
@@ -363,7 +363,7 @@ class Node(Protocol):
         """The snapshotter ``name``."""
         ...
 
-    async def unpacks(self, snapshotter: str) -> How:
+    async def unpacks(self, snapshotter: str) -> UnpackModes:
         """What :meth:`apply` can do on mounts of this snapshotter."""
         ...
 
@@ -375,7 +375,7 @@ class Node(Protocol):
         self, layer: Descriptor, mounts: Sequence[Mount], *, ingest: Ingest | None = None, alone: bool = False
     ) -> Applied:
         """Unpack a layer onto mounts. ``ingest`` is where its blob is arriving, if it is not there yet: the layer is
-        read as it comes. BegunAnew if the ingest is restarted.
+        read as it comes. IngestRestarted if the ingest is restarted.
 
         ``alone``: the only mount is a bind, of a snapshot without a parent. The snapshot gets its parent when it is
         committed; :meth:`inherit` is called before that.
@@ -384,7 +384,7 @@ class Node(Protocol):
 
     async def inherit(self, mounts: Sequence[Mount], below: Sequence[str], unnamed: Sequence[Unnamed]) -> None:
         """Give directories of a layer that was unpacked alone onto ``mounts`` the attributes that they have in the
-        layers below; ``below`` has the directories of those, topmost first. LateError if that is not enough.
+        layers below; ``below`` has the directories of those, topmost first. NeedsLowerLayers if that is not enough.
         """
         ...
 

@@ -36,7 +36,7 @@ from services.images.transfer import (
     Registry,
     Report,
     Show,
-    unheard,
+    no_report,
 )
 from services.kit import any as kit_any
 from services.kit import errors, logs, rpc, tracing
@@ -96,14 +96,14 @@ class TransferServicer:
             source = self._end(request.source, call, held)
             destination = self._end(request.destination, call, held)
             with (
-                _told(source, destination, call),
+                _logging_failure(source, destination, call),
                 tracing.span(
                     "images.transfer",
                     source=str(kit_any.type_name(request.source)),
                     destination=str(kit_any.type_name(request.destination)),
                 ),
             ):
-                if not await self._transferred(
+                if not await self._transfer(
                     source,
                     destination,
                     RemoteNode(self._gateway, self._leases, call.passed_on(), self._appliers),
@@ -115,7 +115,7 @@ class TransferServicer:
                     )
         return Empty()
 
-    async def _transferred(self, source: End | None, destination: End | None, node: RemoteNode, report: Report) -> bool:
+    async def _transfer(self, source: End | None, destination: End | None, node: RemoteNode, report: Report) -> bool:
         """Make the transfer; False if there is no such kind."""
         match source, destination:
             case Registry(), ImageStore() if self._puller is not None:
@@ -125,15 +125,15 @@ class TransferServicer:
                 await self._pusher.push(source, destination, node, report)
             case ImportStream(), ImageStore():
                 async with node.leased() as leased:
-                    await importer.imported(source, destination, leased, self._unpacker, report, self._layers)
+                    await importer.import_archive(source, destination, leased, self._unpacker, report, self._layers)
             case ImageStore(), ExportStream():
                 async with node.leased() as leased:
-                    await exporter.exported(source, destination, leased, report)
+                    await exporter.export_archive(source, destination, leased, report)
                     await destination.sink.close()
             case ImageStore(), ImageStore():
                 async with node.leased() as leased:
                     image = await leased.image(source.name)
-                    await names.stored(names.of_root(destination, image.target), leased)
+                    await names.store_all(names.of_root(destination, image.target), leased)
             case ImportStream(), ExportStream():
                 async for data in source.source:
                     await destination.sink.write(data)
@@ -210,7 +210,7 @@ class TransferServicer:
 
     def _report(self, name: str, call: Call, held: contextlib.AsyncExitStack) -> Report:
         if not name:
-            return unheard
+            return no_report
         stream = self._stream(name, call)
         held.push_async_callback(stream.finish)
 
@@ -238,7 +238,7 @@ class TransferServicer:
         return sink
 
 
-def _what(source: End | None, destination: End | None) -> str:
+def _description(source: End | None, destination: End | None) -> str:
     """A transfer in words, as far as it is known."""
     match source, destination:
         case Registry(reference=name), ImageStore():
@@ -255,9 +255,9 @@ def _what(source: End | None, destination: End | None) -> str:
 
 
 @contextlib.contextmanager
-def _told(source: End | None, destination: End | None, call: Call) -> Iterator[None]:
+def _logging_failure(source: End | None, destination: End | None, call: Call) -> Iterator[None]:
     """Log a transfer that fails, whatever its error: also, for example, an image that the registry does not have."""
-    what = f"{_what(source, destination)} in namespace {call.optional_namespace}"
+    what = f"{_description(source, destination)} in namespace {call.optional_namespace}"
     try:
         yield
     except errors.NodeError as error:

@@ -55,7 +55,7 @@ class _Manifest:
     names: list[str] = field(default_factory=list)
 
 
-async def exported(source: ImageStore, destination: ExportStream, node: Node, report: Report) -> None:
+async def export_archive(source: ImageStore, destination: ExportStream, node: Node, report: Report) -> None:
     """Write the source's images to the archive. NotFound for a missing image, document or layer, and for an index that
     has nothing for the platform.
     """
@@ -63,7 +63,7 @@ async def exported(source: ImageStore, destination: ExportStream, node: Node, re
     with tracing.span("images.export"):
         targets = [
             image.target.annotated({names.IMAGE_NAME: image.name, names.REF_NAME: names.for_oci(image.name)})
-            for image in await names.looked_up(source, node)
+            for image in await names.look_up(source, node)
         ]
         records = await _Archive(destination, node).records(targets)
         await written(records, destination.sink, node)

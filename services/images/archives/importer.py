@@ -99,7 +99,7 @@ class Contents:
             raise errors.ResourceExhausted("the archive has too many files")
 
 
-async def imported(
+async def import_archive(
     source: ImportStream,
     destination: ImageStore,
     node: Node,
@@ -153,7 +153,7 @@ async def imported(
             to_store.append((entry, named))
     for descriptor, named in to_store:
         if named:
-            for image in await names.stored(named, node):
+            for image in await names.store_all(named, node):
                 report(Progress("saved", image.name, descriptor=descriptor))
     report(Progress("Completed import"))
 

@@ -11,7 +11,7 @@ from services.kit import loops
 T = TypeVar("T")
 
 
-async def together(work: Iterable[Coroutine[Any, Any, None]]) -> None:
+async def run_all(work: Iterable[Coroutine[Any, Any, None]]) -> None:
     """Run all of ``work`` at once. If one fails, or the caller is cancelled, the others are cancelled. Returns when
     none is running any more.
     """
@@ -26,14 +26,14 @@ async def together(work: Iterable[Coroutine[Any, Any, None]]) -> None:
 
 
 async def for_each(things: Sequence[T], work: Callable[[T], Coroutine[Any, Any, None]], most: int) -> None:
-    """Run ``work`` for all ``things``, at most ``most`` at a time; otherwise as :func:`together`."""
+    """Run ``work`` for all ``things``, at most ``most`` at a time; otherwise as :func:`run_all`."""
     left = iter(things)
 
     async def some() -> None:
         for thing in left:
             await work(thing)
 
-    await together(some() for _ in range(min(most, len(things))))
+    await run_all(some() for _ in range(min(most, len(things))))
 
 
 def _cancel(tasks: list[asyncio.Task[None]]) -> None:
@@ -44,7 +44,7 @@ def _cancel(tasks: list[asyncio.Task[None]]) -> None:
 def _forget(tasks: list[asyncio.Task[None]]) -> None:
     """Retrieve the exceptions of the others; the first failure was raised.
 
-    Its traceback refers to the frame of :func:`together`. If that frame kept the tasks, it would keep the failure, and
+    Its traceback refers to the frame of :func:`run_all`. If that frame kept the tasks, it would keep the failure, and
     the documents involved, until the garbage collector looks for cycles.
     """
     while tasks:

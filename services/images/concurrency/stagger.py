@@ -13,7 +13,7 @@ _FIRST = 8
 """As many as are fetched at once by default."""
 
 
-async def wave(number: int) -> None:
+async def may_start(number: int) -> None:
     """Return when call ``number``, of those that start now, may start: the first few at once, the others when one of
     the first few has its answer.
     """

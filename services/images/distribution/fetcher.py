@@ -20,7 +20,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Mapping
 
 from services.images.concurrency.budget import STREAMS, Budget
-from services.images.concurrency.gather import together
+from services.images.concurrency.gather import run_all
 from services.images.concurrency.keyed_locks import KeyedLocks
 from services.images.registry import Body, Client, NoParts, WrongBytes
 from services.images.transfer import Ingest, Node
@@ -51,7 +51,7 @@ Begun = Callable[[Ingest], None]
 """Called with the ingest of a blob, once the bytes from an earlier attempt are hashed."""
 
 
-def nobody_follows(_: Ingest) -> None:
+def no_follower(_: Ingest) -> None:
     """The ``Begun`` of blobs that are read only when they are complete."""
 
 
@@ -76,7 +76,7 @@ class Fetcher:
         descriptor: Descriptor,
         labels: Mapping[str, str],
         number: int,
-        begun: Begun = nobody_follows,
+        begun: Begun = no_follower,
     ) -> bool:
         """Ensure that the node has a blob; False if it had it already. ``number`` is its place among the layers of its
         image.
@@ -107,7 +107,7 @@ class Fetcher:
                 self.moving.pop(descriptor.digest, None)
             return True
 
-    async def mend(
+    async def refetch(
         self, node: Node, client: Client, reference: Reference, descriptor: Descriptor, number: int, trouble: str
     ) -> None:
         """Fetch a recorded blob whose file is damaged. DataLoss if it cannot be fetched."""
@@ -243,7 +243,7 @@ class _Fetching:
                     await self._part(*part(), part_only=True)
 
             try:
-                await together(stream(not number) for number in range(self._fetcher.streams))
+                await run_all(stream(not number) for number in range(self._fetcher.streams))
             except NoParts:
                 await self._ingest.shorten()
                 await self._part(self._ingest.offset, size)

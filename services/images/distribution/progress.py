@@ -7,8 +7,8 @@ Its events, in order:
 - ``downloading`` (or ``uploading``) with the bytes so far, as long as they grow; ``complete`` once it is there;
 - ``extracting`` and ``extracted`` for layers that are unpacked.
 
-For the transfer as a whole, :func:`telling_of` reports each second which host it waits for, if that host has sent
-nothing for some seconds.
+For the transfer as a whole, :func:`reporting_silence` reports each second which host it waits for, if that host has
+sent nothing for some seconds.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class _Job:
 
 
 @contextlib.asynccontextmanager
-async def telling_of(
+async def reporting_silence(
     silence: Silence | None, report: Report, *, after: float = SILENT_AFTER, interval: float = SILENT_INTERVAL
 ) -> AsyncIterator[Report]:
     """During the block, report a host that is waited for and has been silent for some seconds, and for how long. All

@@ -20,10 +20,10 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 
 from services.images import names, registry
 from services.images.concurrency.budget import Gate
-from services.images.concurrency.gather import for_each, together
-from services.images.concurrency.stagger import wave
-from services.images.distribution.fetcher import Begun, Fetcher, nobody_follows
-from services.images.distribution.progress import Tracker, telling_of
+from services.images.concurrency.gather import for_each, run_all
+from services.images.concurrency.stagger import may_start
+from services.images.distribution.fetcher import Begun, Fetcher, no_follower
+from services.images.distribution.progress import Tracker, reporting_silence
 from services.images.distribution.source_labels import with_source
 from services.images.distribution.transfer_client import client_of
 from services.images.distribution.verifiers import Verifier
@@ -68,7 +68,7 @@ class RegistryPuller:
         with tracing.span("images.pull", reference=source.reference):
             reference = Reference.parse(source.reference)
             client = client_of(self._registry, source)
-            async with telling_of(client.silence, report) as told:
+            async with reporting_silence(client.silence, report) as told:
                 await self._pull(client, reference, source, destination, node, wanted, told)
 
     async def _pull(
@@ -102,7 +102,7 @@ class RegistryPuller:
         fault("images.pulled")
         saved = [
             Progress("saved", image.name, descriptor=image.target)
-            for image in await names.stored(names.of_root(destination, root), node)
+            for image in await names.store_all(names.of_root(destination, root), node)
         ]
         # once more, since ctr shows a status only with the next event that has a name
         for each in (*saved, Progress(f"Completed pull from {source}"), *saved[-1:]):
@@ -166,9 +166,9 @@ class _Pull:
             config, layers = parts(children)
             others = [child for child in children if child is not config and child not in layers]
             if self._wanted and config is not None and layers:
-                await together([self._unpacked(descriptor, config, layers, tracker), self._walk_all(others, tracker)])
+                await run_all([self._unpacked(descriptor, config, layers, tracker), self._walk_all(others, tracker)])
                 return
-            await together(
+            await run_all(
                 [
                     *(self._fetch(layer, tracker, number) for number, layer in enumerate(layers)),
                     self._walk_all([*([config] if config is not None else []), *others], tracker),
@@ -202,47 +202,47 @@ class _Pull:
             blobs.wanted(len(layers) if chain_id else 0)
 
         async def fetched(number: int, turn: int) -> None:
-            await wave(turn)
-            await self._fetch(layers[number], tracker, number, lambda ingest: blobs.arrives(number, ingest))
+            await may_start(turn)
+            await self._fetch(layers[number], tracker, number, lambda ingest: blobs.arriving(number, ingest))
             blobs.arrived(number)
 
         async def fetching() -> None:
             lowest = await blobs.lowest
-            await together(
+            await run_all(
                 [
                     *(fetched(number, turn) for turn, number in enumerate(range(lowest, len(layers)))),
-                    *(self._mended(layers[number], number) for number in range(lowest)),
+                    *(self._check_existing(layers[number], number) for number in range(lowest)),
                 ]
             )
 
         with contextlib.closing(blobs):
-            await together([unpacked(), fetching()])
+            await run_all([unpacked(), fetching()])
 
     async def _fetch(
-        self, descriptor: Descriptor, tracker: Tracker, number: int = 0, begun: Begun = nobody_follows
+        self, descriptor: Descriptor, tracker: Tracker, number: int = 0, begun: Begun = no_follower
     ) -> None:
         self._asked[descriptor.digest] = descriptor
         tracker.add(descriptor)
         async with self._begun.entered(number):
-            await self._seen_to(descriptor, tracker, number, begun)
+            await self._ensure(descriptor, tracker, number, begun)
 
-    async def _seen_to(self, descriptor: Descriptor, tracker: Tracker, number: int, begun: Begun) -> None:
+    async def _ensure(self, descriptor: Descriptor, tracker: Tracker, number: int, begun: Begun) -> None:
         if await self._fetcher.fetch(
             self._node, self._client, self._reference, descriptor, with_source({}, self._reference), number, begun
         ):
             self._done.add(descriptor.digest)
             return
-        await self._mended(descriptor, number)
+        await self._check_existing(descriptor, number)
         self._done.add(descriptor.digest)
         tracker.exists(descriptor)
         labels = with_source((await self._node.info(descriptor.digest)).labels, self._reference)
         if labels:
             await self._node.label(descriptor.digest, labels)
 
-    async def _mended(self, descriptor: Descriptor, number: int) -> None:
+    async def _check_existing(self, descriptor: Descriptor, number: int) -> None:
         """If a recorded blob has no file or a damaged one, fetch it again."""
         if trouble := await self._node.trouble(descriptor, verify=self._verify or descriptor.size <= _SMALL):
-            await self._fetcher.mend(self._node, self._client, self._reference, descriptor, number, trouble)
+            await self._fetcher.refetch(self._node, self._client, self._reference, descriptor, number, trouble)
 
 
 class _Arriving:
@@ -259,10 +259,10 @@ class _Arriving:
         if not self.lowest.done():
             self.lowest.set_result(number)
 
-    def arrives(self, number: int, ingest: Ingest) -> None:
+    def arriving(self, number: int, ingest: Ingest) -> None:
         """Note that a blob has begun to arrive."""
         if isinstance(ingest, FileIngest):
-            ingest.keep()
+            ingest.keep_open()
             self._ingests[number] = ingest
             self._begun[number].set()
 
@@ -274,12 +274,12 @@ class _Arriving:
     def close(self) -> None:
         """Release ingests that were not read."""
         for number in range(len(self._ingests)):
-            self._let_go(number)
+            self._release(number)
 
-    def _let_go(self, number: int) -> None:
+    def _release(self, number: int) -> None:
         ingest, self._ingests[number] = self._ingests[number], None
         if ingest is not None:
-            ingest.let_go()
+            ingest.release()
 
     async def begun(self, number: int) -> None:
         await self._begun[number].wait()
@@ -288,14 +288,14 @@ class _Arriving:
     async def ingest(self, number: int) -> AsyncIterator[FileIngest | None]:
         ingest = self._ingests[number]
         if ingest is not None and ingest.closed:  # given up: another attempt makes a new one, or none
-            self._let_go(number)
+            self._release(number)
             ingest = None
         if ingest is None:
             await self._there[number].wait()
         try:
             yield ingest
         finally:
-            self._let_go(number)
+            self._release(number)
 
     async def there(self, number: int) -> None:
         await self._there[number].wait()

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from services.images import registry
 from services.images.concurrency import threads
 from services.images.concurrency.budget import Budget
-from services.images.concurrency.gather import together
-from services.images.distribution.progress import Tracker, telling_of
+from services.images.concurrency.gather import run_all
+from services.images.distribution.progress import Tracker, reporting_silence
 from services.images.distribution.source_labels import mountable
 from services.images.distribution.transfer_client import client_of
 from services.images.documents.graph import Walk
@@ -61,7 +61,7 @@ class RegistryPusher:
             report(Progress("pushing content", image.name, descriptor=root))
             client = client_of(self._registry, destination)
             push = _Push(client, reference, node, self._budget, platforms.wanted(source.platforms))
-            async with telling_of(client.silence, report) as told:
+            async with reporting_silence(client.silence, report) as told:
                 tracker = Tracker(image.name, "uploading", told, push.active, push.done)
                 async with tracker.running():
                     await push.run(root, tracker)
@@ -108,10 +108,10 @@ class _Push:
         """Push everything."""
         parts, walk = _Parts(), Walk(self._node)
         await self._find(root, (), parts, walk, tracker)
-        await together(
+        await run_all(
             self._blob(number, blob, labels, tracker) for number, (blob, labels) in enumerate(parts.blobs.values())
         )
-        await together(self._document(manifest, tracker) for manifest in parts.manifests.values())
+        await run_all(self._document(manifest, tracker) for manifest in parts.manifests.values())
         for index in parts.indexes.values():
             await self._document(index, tracker)
 

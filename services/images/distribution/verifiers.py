@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from services.images.concurrency.gather import together
+from services.images.concurrency.gather import run_all
 from services.images.documents import manifests
 from services.kit import errors, pipes, settings, tracing
 from services.oci.descriptors import Descriptor
@@ -84,7 +84,7 @@ class Verifier:
             raise _no_judgement(
                 name, descriptor, f"failed to list directory contents: {self._config.bin_dir}: {error.strerror}"
             ) from None
-        await together(self._asked(program, name, descriptor) for program in programs)
+        await run_all(self._asked(program, name, descriptor) for program in programs)
 
     def _programs(self) -> list[Path]:
         if not self._config.bin_dir:

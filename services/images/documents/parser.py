@@ -68,7 +68,7 @@ async def read(document: bytes, parse: Callable[Concatenate[bytes, P], T], *argu
         async with _QUEUE.turn(_caller()):
             return cast("T", await loop.run_in_executor(_THREAD, _PROGRAM.read, parse, (document, *arguments), named))
     finally:
-        loop.call_later(_IDLE, _THREAD.submit, _PROGRAM.rest, _PROGRAM.read_so_far)
+        loop.call_later(_IDLE, _THREAD.submit, _PROGRAM.end_if_idle, _PROGRAM.read_so_far)
 
 
 class Program:
@@ -125,7 +125,7 @@ class Program:
                 pass_fds=(code,),
             )
 
-    def rest(self, read_so_far: int) -> None:
+    def end_if_idle(self, read_so_far: int) -> None:
         """End the program if it has parsed nothing since."""
         if self.read_so_far == read_so_far:
             self.end()

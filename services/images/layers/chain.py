@@ -40,12 +40,12 @@ class Chain:
         if number in self._complete:
             self._complete[number].set()
 
-    async def completed_below(self, number: int) -> None:
+    async def wait_complete_below(self, number: int) -> None:
         """Return when the layers below a layer are complete."""
         if number - 1 in self._complete:
             await self._complete[number - 1].wait()
 
-    async def reached(self, number: int) -> None:
+    async def wait_committed_below(self, number: int) -> None:
         """Return when all layers below a layer are committed."""
         if number - 1 in self._committed:
             await self._committed[number - 1].wait()

@@ -32,13 +32,13 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 from services.images.concurrency.budget import Budget
-from services.images.concurrency.gather import together
+from services.images.concurrency.gather import run_all
 from services.images.concurrency.keyed_locks import KeyedLocks
-from services.images.concurrency.stagger import wave
+from services.images.concurrency.stagger import may_start
 from services.images.documents.blobs import config_of
 from services.images.documents.manifests import Config
 from services.images.layers.chain import Chain
-from services.images.transfer import BegunAnew, Ingest, LateError, Node, Unpacking
+from services.images.transfer import Ingest, IngestRestarted, NeedsLowerLayers, Node, Unpacking
 from services.kit import errors, rpc, tracing
 from services.kit.faults import fault
 from services.kit.identifiers import quoted
@@ -105,7 +105,7 @@ class Origin(NamedTuple):
     reference: str
     manifest: str
 
-    def told(self, layers: Sequence[Descriptor]) -> list[Descriptor]:
+    def annotated(self, layers: Sequence[Descriptor]) -> list[Descriptor]:
         """The layers with annotations of their origin, which become labels of their snapshots. Each also has the
         digests of itself and the layers above it, as many as fit into a label.
         """
@@ -132,7 +132,7 @@ class Origin(NamedTuple):
         return found
 
 
-class There:
+class CompleteBlobs:
     """The ``Blobs`` of an image whose layers all exist."""
 
     def wanted(self, number: int) -> None:
@@ -229,15 +229,15 @@ class Unpacker:
             chain = chain_ids(what.diff_ids)
             how = await node.unpacks(name)
             if how.wants_origin and origin is not None:
-                layers = origin.told(layers)
+                layers = origin.annotated(layers)
             span.set(snapshotter=name, follows=how.follows, side_by_side=how.side_by_side)
             stack = _Stack(
                 node,
                 name,
                 node.snapshotter(name),
                 how.follows,
-                blobs or There(),
-                extracting or _unheard,
+                blobs or CompleteBlobs(),
+                extracting or _no_extracting,
                 self._locks,
                 self._budget,
                 [
@@ -264,7 +264,7 @@ async def _checked(node: Node, config: Descriptor) -> Config:
     return found
 
 
-def _unheard(_: Descriptor, __: int) -> None:
+def _no_extracting(_: Descriptor, __: int) -> None:
     """The ``Extracting`` of a caller that does not need it."""
 
 
@@ -335,7 +335,7 @@ class _Stack:
         self.blobs.wanted(first)
         self.node.expect()
         chain = Chain(first, len(self.layers))
-        await together(
+        await run_all(
             [chain.run(), *(self._chained(layer, chain, turn) for turn, layer in enumerate(self.layers[first:]))]
         )
 
@@ -355,7 +355,7 @@ class _Stack:
             return
 
     async def _chained(self, layer: _Layer, chain: Chain, turn: int) -> None:
-        await wave(turn)
+        await may_start(turn)
         async with self.locks.held((self.node.namespace, self.name, layer.chain_id)):
             await _Extraction(self, layer, chain).run(alone=turn > 0)
 
@@ -410,11 +410,11 @@ class _Extraction:
             try:
                 await self._run(alone=alone)
                 return
-            except BegunAnew:  # as often as the fetch is restarted: a few times at most
+            except IngestRestarted:  # as often as the fetch is restarted: a few times at most
                 await self._stack.blobs.there(self._layer.number)
-            except LateError:
+            except NeedsLowerLayers:
                 alone = False
-                await self._chain.reached(self._layer.number)
+                await self._chain.wait_committed_below(self._layer.number)
 
     async def _run(self, *, alone: bool) -> None:
         layer, chain = self._layer, self._chain
@@ -427,7 +427,7 @@ class _Extraction:
         # a snapshotter that rebases in another way than overlayfs
         if alone and not (len(mounts) == 1 and mounts[0].type == "bind"):
             await self._removed(self._key)
-            await chain.reached(layer.number)
+            await chain.wait_committed_below(layer.number)
             await self._run(alone=False)
             return
         staged = bool(mounts) and "ro" in mounts[-1].options
@@ -436,7 +436,7 @@ class _Extraction:
             if not staged:
                 unnamed = await self._applied(mounts, alone=alone)
                 await self._stack.blobs.there(layer.number)
-            await chain.completed_below(layer.number)
+            await chain.wait_complete_below(layer.number)
             if unnamed:
                 await self._inherited(mounts, unnamed)
             chain.complete(layer.number)
@@ -502,7 +502,7 @@ class _Extraction:
                         raise
                 if self._stack.below(number) is not None:  # otherwise another transfer's layer replaces one of them
                     return
-            await self._chain.reached(number)
+            await self._chain.wait_committed_below(number)
             await self._node.inherit(mounts, await self._viewed(), unnamed)
         except errors.NodeError as error:
             raise _explained(

@@ -81,7 +81,7 @@ class FileIngest:
         self._ahead: dict[int, int] = {}
         """The pieces in the file beyond ``offset``: from the start of each to its end."""
         self._storing = loops.Tasks()
-        self._followers: list[_Teller] = []
+        self._followers: list[_NewsWriter] = []
         self._stopped = False
         self._kept = self._over = False
 
@@ -90,11 +90,11 @@ class FileIngest:
         """Whether it can no longer be followed."""
         return self._reading < 0
 
-    def keep(self) -> None:
-        """Keep the committed blob open for followers until :meth:`let_go`, instead of until it is closed."""
+    def keep_open(self) -> None:
+        """Keep the committed blob open for followers until :meth:`release`, instead of until it is closed."""
         self._kept = True
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """There will be no further followers."""
         self._kept = False
         if self._over:
@@ -200,15 +200,15 @@ class FileIngest:
     @contextlib.contextmanager
     def followed(self) -> Iterator[Following]:
         """The ingest, which must not be closed, for another process to read while it grows."""
-        teller = _Teller(os.dup(self._reading), self._size)
-        self._followers.append(teller)
-        teller.tell(self.offset)
+        writer = _NewsWriter(os.dup(self._reading), self._size)
+        self._followers.append(writer)
+        writer.tell(self.offset)
         try:
-            yield teller.following
+            yield writer.following
         finally:
-            if teller in self._followers:
-                self._followers.remove(teller)
-            teller.close()
+            if writer in self._followers:
+                self._followers.remove(writer)
+            writer.close()
 
     def _break_off(self) -> None:
         for follower in self._followers:
@@ -319,7 +319,7 @@ class Lane:
         await self._stored()
 
 
-class _Teller:
+class _NewsWriter:
     """A follower's end of the news."""
 
     def __init__(self, blob: int, size: int) -> None:

@@ -25,7 +25,7 @@ from services.images.concurrency import threads
 from services.images.documents.manifests import DOCUMENT_LIMIT
 from services.images.node.ingest import FileIngest, SharedIngest, StreamIngest
 from services.images.node.leases_remote import Leases
-from services.images.transfer import Applied, BegunAnew, How, Image, Ingest, LateError
+from services.images.transfer import Applied, Image, Ingest, IngestRestarted, NeedsLowerLayers, UnpackModes
 from services.kit import errors, rpc, tracing
 from services.kit.identifiers import quoted
 from services.oci.descriptors import Descriptor
@@ -233,7 +233,7 @@ class RemoteNode:
     def snapshotter(self, name: str) -> RemoteSnapshotter:
         return RemoteSnapshotter(self._gateway, snapshotter=name, headers=self.headers)
 
-    async def unpacks(self, snapshotter: str) -> How:
+    async def unpacks(self, snapshotter: str) -> UnpackModes:
         """Our own Diff runs the same program as ``appliers``. A foreign Diff does its work itself, and reads only
         complete blobs.
         """
@@ -243,7 +243,7 @@ class RemoteNode:
         ).plugins
         self._here = any(plugin.type == _DIFFER for plugin in plugins)
         of = [plugin for plugin in plugins if plugin.type == _SNAPSHOTTER]
-        return How(
+        return UnpackModes(
             self._here,
             self._here and any("rebase" in plugin.capabilities for plugin in of),
             any(plugin.exports.get("enable_remote_snapshot_annotations") == "true" for plugin in of),
@@ -279,7 +279,7 @@ class RemoteNode:
                         if not following.broken:
                             raise
                     if following.broken:
-                        raise BegunAnew
+                        raise IngestRestarted
         return Applied(applied.diff_id, applied.unnamed)
 
     async def inherit(self, mounts: Sequence[Mount], below: Sequence[str], unnamed: Sequence[Unnamed]) -> None:
@@ -292,7 +292,7 @@ class RemoteNode:
             except LinkError:
                 await threads.to_thread(inherit, upper, below, unnamed)
         except DefaultAclError:
-            raise LateError from None
+            raise NeedsLowerLayers from None
         except OSError as error:
             where = os.fsencode(error.filename or "").lstrip(b"/").decode("utf-8", "backslashreplace")
             raise errors.Unknown(f"directory {quoted(where)}: {errors.words(error)}") from None

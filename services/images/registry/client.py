@@ -16,7 +16,7 @@ from services.images.registry.endpoint import Endpoint, ForeignUrl, Place
 from services.images.registry.host import TLS, Capability, is_address
 from services.images.registry.host_memory import HostMemory
 from services.images.registry.hosts import Hosts
-from services.images.registry.http_debug import UNSEEN, HttpDebug
+from services.images.registry.http_debug import NO_DEBUG, HttpDebug
 from services.images.registry.resolve import manifest, resolve
 from services.images.registry.transport import Sessions
 from services.images.registry.upload import Pushed, Read, Upload
@@ -59,7 +59,7 @@ class Registry:
         hosts: Hosts | None = None,
         default_scheme: str = "",
         plain_http: bool = False,
-        watch: HttpDebug = UNSEEN,
+        watch: HttpDebug = NO_DEBUG,
     ) -> Client:
         """A client for one transfer. ``source`` gives the credentials (:mod:`.credentials`). ``headers`` go to every
         configured host. ``hosts`` replace the process's. ``watch`` is shown the requests.

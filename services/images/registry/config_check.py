@@ -12,7 +12,7 @@ from services.images.registry.transport import context
 from services.kit import errors, settings
 
 
-def troubles(file: settings.File, config_path: str) -> Iterator[tuple[str, str]]:
+def problems(file: settings.File, config_path: str) -> Iterator[tuple[str, str]]:
     """The problems: ("error", words) if the images service cannot start, ("trouble", words) if pulls from one registry
     will fail, ("warning", words) if something has no effect.
 

@@ -138,7 +138,7 @@ class Download:
         self._retry = retry
         self._what = f"{reference.host}/{reference.repository}: {descriptor}"
         self._places = places
-        self._tries: Failover[Place] = Failover(self._what, (), memory, retry)
+        self._failover: Failover[Place] = Failover(self._what, (), memory, retry)
         self._place: Place | None = None
         self._answer: Answer | None = None
         self._at = offset
@@ -156,7 +156,7 @@ class Download:
             raise errors.OutOfRange(f"{self.descriptor}: offset {offset} of {size} bytes")
         self._span.__enter__()
         try:
-            self._tries = Failover(self._what, await self._places(), self._memory, self._retry)
+            self._failover = Failover(self._what, await self._places(), self._memory, self._retry)
             if size:
                 self.body.end = size if self._length is None else min(size, offset + self._length)
             if not size or self.body.end > offset:
@@ -169,10 +169,10 @@ class Download:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._leave()
+        self._release_answer()
         self._span.set(
             host=", ".join(self.body.hosts),
-            attempts=self._tries.attempts,
+            attempts=self._failover.attempts,
             bytes=self._at - self.offset,
             waited_ms=round(self._waited * 1000, 3),
         )
@@ -188,22 +188,22 @@ class Download:
                 async for chunk in self._received(self._answer):
                     yield chunk
                 if self._at < body.end:
-                    await self._go_on()
+                    await self._ask_for_rest()
                     checkpoint = self._at
                     continue
                 await self._ended(self._answer)
             except Failure as failure:
                 place = self._place
                 assert place is not None
-                self._leave()
-                self._tries.note(place, failure)
-                if isinstance(failure, _TooMany) and self._tries.others(place):
+                self._release_answer()
+                self._failover.note(place, failure)
+                if isinstance(failure, _TooMany) and self._failover.others(place):
                     self._memory.failed(place.key, failure.cause, dead=True)
                     raise WrongBytes.verbatim(str(combined(self._what, [failure]))) from None
                 if self._at >= body.end:
                     raise combined(self._what, [failure]) from None
                 if self._at - checkpoint >= self._retry.progress:
-                    self._tries.progress()
+                    self._failover.progress()
                 checkpoint = self._at
                 await self._open(not_first=place)
 
@@ -211,7 +211,7 @@ class Download:
         """The bytes of ``answer``, up to the end. A Failure if the end is not reached, unless the server sent less than
         the part it was asked for.
         """
-        read, clock, place = answer.some, time.monotonic, self._place
+        read, clock, place = answer.read_some, time.monotonic, self._place
         assert place is not None
         window_bytes, window_waited, end, begun_at = 0, 0.0, self.body.end, self._at
         while self._at < end:
@@ -241,7 +241,7 @@ class Download:
             if window_waited >= self._timeouts.slow_window:
                 self._memory.measured(place.key, window_bytes, window_waited)
                 rate = window_bytes / window_waited
-                if rate < self._timeouts.slow_floor and self._tries.another(place):
+                if rate < self._timeouts.slow_floor and self._failover.another(place):
                     raise Failure(place.name, f"only {rate / 1024:.1f} KiB/s", transient=True, blame=Blame.SLOW)
                 window_bytes, window_waited = 0, 0.0
             if self._skip:
@@ -259,16 +259,16 @@ class Download:
         if window_bytes >= MEASURABLE:
             self._memory.measured(place.key, window_bytes, window_waited)
 
-    async def _go_on(self) -> None:
+    async def _ask_for_rest(self) -> None:
         """The host sent less than it was asked for, as it may: ask it for the rest."""
         place = self._place
         assert place is not None
-        self._leave()
+        self._release_answer()
         self._slices += 1
         try:
             self._place, self._answer = await self._opened(place)
         except Failure as failure:
-            self._tries.note(place, failure)
+            self._failover.note(place, failure)
             await self._open(not_first=place)
 
     async def _ended(self, answer: Answer) -> None:
@@ -277,7 +277,7 @@ class Download:
         if answer.length is None and self.body.end == self.body.size:
             try:
                 async with asyncio.timeout(AFTER_THE_END):
-                    more = await answer.some()
+                    more = await answer.read_some()
             except Exception:
                 more = b""  # everything wanted is there, so it does not matter how the connection ends
             if more:
@@ -285,7 +285,7 @@ class Download:
         self._memory.worked(self._place.key)
 
     async def _open(self, not_first: Place | None = None) -> None:
-        place, answer = await self._tries.run(self._opened, not_first=not_first, proves=False)
+        place, answer = await self._failover.run(self._opened, not_first=not_first, proves=False)
         self._place, self._answer = place, answer
         self.body.host = answer.host
         self.body.hosts.append(answer.host)
@@ -421,7 +421,7 @@ class Download:
             status=200,
         )
 
-    def _leave(self) -> None:
+    def _release_answer(self) -> None:
         """Release the answer: its connection is kept if nothing is left on it."""
         if self._answer is not None:
             self._answer.release()

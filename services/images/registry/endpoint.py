@@ -19,7 +19,7 @@ from services.images.registry.auth import Authorizer
 from services.images.registry.credentials import Source
 from services.images.registry.failure import Blame, Failure, answered
 from services.images.registry.host import Capability, Host, is_address, name_and_port, origin, same_host
-from services.images.registry.http_debug import UNSEEN, HttpDebug
+from services.images.registry.http_debug import NO_DEBUG, HttpDebug
 from services.images.registry.limits import TOKEN_LIMIT
 from services.images.registry.transport import ERROR_BODY, USER_AGENT, Answer, Session
 from services.images.registry_timeouts import Timeouts
@@ -73,7 +73,7 @@ class Endpoint:
         headers: Iterable[tuple[str, str]] = (),
         timeouts: Timeouts,
         followed: bool = False,
-        watch: HttpDebug = UNSEEN,
+        watch: HttpDebug = NO_DEBUG,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = host.host
@@ -141,11 +141,11 @@ class Endpoint:
         scopes = tuple(scopes)
         refused, hops, own, head_refused = 0, 0, True, 0
         while True:
-            url = self._as_spoken(url)
+            url = self._with_scheme(url)
             own = own and same_host(f"{self._scheme}://{self.name}", url)
             used = await self._authorizer.header(scopes) if own else ""
             answer = await self._exchange(method, url, headers, used, own=own, body=body, stall=stall)
-            url = self._as_spoken(url)
+            url = self._with_scheme(url)
             if answer.status < 300:
                 return answer
             said = await _explanation(answer, method)
@@ -200,9 +200,9 @@ class Endpoint:
                         failure.args = (f"{failure} ({self.name} sent us there)",)
                     raise
                 self._scheme = "http"
-                url = self._as_spoken(url)
+                url = self._with_scheme(url)
 
-    def _as_spoken(self, url: str) -> str:
+    def _with_scheme(self, url: str) -> str:
         """A URL of this host, corrected if it was made before the host was found to speak plain http."""
         secure = f"https://{self.name}/"
         return (
@@ -281,7 +281,7 @@ class Endpoint:
 class ForeignUrl:
     """One of a descriptor's ``urls``: a third party's server, which learns only what we want."""
 
-    def __init__(self, url: str, session: Session, timeouts: Timeouts, watch: HttpDebug = UNSEEN) -> None:
+    def __init__(self, url: str, session: Session, timeouts: Timeouts, watch: HttpDebug = NO_DEBUG) -> None:
         self._url = url
         scheme, name, _ = origin(url)
         self.name = urlsplit(url).netloc

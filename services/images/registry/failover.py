@@ -65,7 +65,7 @@ class Failover(Generic[P]):
         """Note that ``place`` failed."""
         self._failures[place] = failure
         if failure.blame is Blame.SLOW:
-            self._memory.crawled(place.key, failure.cause)
+            self._memory.was_slow(place.key, failure.cause)
         elif failure.blame is not Blame.NOBODY:
             self._memory.failed(
                 place.key, failure.cause, dead=failure.blame is Blame.DEAD, limited=failure.status == 429
@@ -100,7 +100,7 @@ class Failover(Generic[P]):
             candidates.sort(key=lambda each: each is not_first)  # the sort is stable
         resting = []
         for each in candidates:
-            if len(self._places) > 1 and self._memory.rests(each.key):
+            if len(self._places) > 1 and self._memory.is_avoided(each.key):
                 resting.append(each)
             else:
                 yield each

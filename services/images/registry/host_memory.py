@@ -79,7 +79,7 @@ class HostMemory:
         host = self._hosts.get(key)
         return host.state if host is not None else GOOD
 
-    def rests(self, key: str) -> bool:
+    def is_avoided(self, key: str) -> bool:
         """Whether other hosts should be asked instead at the moment. Once the host's time is over, the first caller
         gets False.
         """
@@ -110,7 +110,7 @@ class HostMemory:
         elif host.limits >= TROUBLES:
             self._rest(host, BUSY)
 
-    def crawled(self, key: str, error: str) -> None:
+    def was_slow(self, key: str, error: str) -> None:
         """It was so slow that another host was asked instead."""
         host = self._host(key)
         host.failures += 1

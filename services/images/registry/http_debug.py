@@ -46,7 +46,7 @@ class HttpDebug:
     """Told which hosts are waited for."""
 
 
-UNSEEN = HttpDebug()
+NO_DEBUG = HttpDebug()
 
 
 class Exchange:
@@ -56,7 +56,7 @@ class Exchange:
         self._watch = watch
         self._private = private
         """The body of its answer is not shown."""
-        self._number = next(_numbers) if watch is not UNSEEN else 0
+        self._number = next(_numbers) if watch is not NO_DEBUG else 0
         self.silence = watch.silence
 
     def request(self, method: str, url: str, headers: Iterable[tuple[str, str]], *, body: bool) -> None:

@@ -25,7 +25,7 @@ from yarl import URL
 from services.images.registry import content_encoding
 from services.images.registry.failure import Blame, Failure
 from services.images.registry.host import TLS
-from services.images.registry.http_debug import UNSEEN, Exchange, HttpDebug
+from services.images.registry.http_debug import NO_DEBUG, Exchange, HttpDebug
 from services.images.registry.limits import HEAD_LIMIT, HEADERS
 from services.images.registry.proxy import proxy_for
 from services.images.registry.response_parser import Answers
@@ -62,10 +62,11 @@ memory.forget_of("urllib.parse", "yarl", "aiohttp.helpers")  # addresses from ou
 
 
 class Answer:
-    """A server's answer. Its body is read with :meth:`read` or :meth:`some`; :meth:`release` or :meth:`close` ends it.
+    """A server's answer. Its body is read with :meth:`read` or :meth:`read_some`; :meth:`release` or :meth:`close` ends
+    it.
 
-    A body with a Content-Encoding is decoded by :meth:`read`, and by :meth:`some` after :meth:`decode`; its ``length``
-    is then unknown.
+    A body with a Content-Encoding is decoded by :meth:`read`, and by :meth:`read_some` after :meth:`decode`; its
+    ``length`` is then unknown.
     """
 
     def __init__(self, response: aiohttp.ClientResponse, host: str, stall: float, exchange: Exchange) -> None:
@@ -94,7 +95,7 @@ class Answer:
             raise self.failure(error) from None
         self.length = None
 
-    async def some(self) -> bytes:
+    async def read_some(self) -> bytes:
         """The next bytes, as they arrived; empty at the end. Pass its errors to :meth:`failure`."""
         if self._decoder is None:
             return await self._arrived()
@@ -127,7 +128,7 @@ class Answer:
         if self.codings and self._decoder is None:
             self.decode(limit)
         try:
-            while size < limit and (part := await self.some()):
+            while size < limit and (part := await self.read_some()):
                 parts.append(part)
                 size += len(part)
         except Exception as error:
@@ -210,7 +211,7 @@ class Session:
         connect: float,
         stall: float,
         foreign: bool = False,
-        watch: HttpDebug = UNSEEN,
+        watch: HttpDebug = NO_DEBUG,
         private: bool = False,
     ) -> Answer:
         """Send a request and await the head of its answer, whatever its status; a :class:`Failure` if there is none.

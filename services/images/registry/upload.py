@@ -77,7 +77,7 @@ class Upload:
             answer.release()  # this also ends the answer to a GET
             return by_digest or said == descriptor.digest
 
-        return await self._tries(descriptor).run(asked)
+        return await self._failover(descriptor).run(asked)
 
     async def blob(
         self, descriptor: Descriptor, read: Read, *, mount_from: Sequence[str] = (), piece: int = 0
@@ -104,7 +104,7 @@ class Upload:
             _check_digest(answer, descriptor)
 
         with span("registry.push", digest=descriptor.digest, bytes=len(data)) as traced:
-            await self._tries(descriptor).run(put)
+            await self._failover(descriptor).run(put)
             traced.set(host=self._endpoint.name)
 
     async def _blob(self, descriptor: Descriptor, read: Read, mount_from: Sequence[str], piece: int) -> Pushed:
@@ -112,11 +112,11 @@ class Upload:
             return Pushed.EXISTED
         upload = _Upload(self._reference, self._endpoint, descriptor, read, self._timeouts, self._scopes, piece)
         for repository in mount_from:
-            if await self._tries(descriptor).run(lambda _, repository=repository: upload.mounted(repository)):  # type: ignore[misc]
+            if await self._failover(descriptor).run(lambda _, repository=repository: upload.mounted(repository)):  # type: ignore[misc]
                 return Pushed.MOUNTED
             if upload.location:
                 break  # it has opened an upload instead, as it may
-        tries, begun = self._tries(descriptor), 0
+        tries, begun = self._failover(descriptor), 0
 
         async def send(_: Endpoint) -> None:
             nonlocal begun
@@ -137,7 +137,7 @@ class Upload:
         named = self._reference.tag and self._reference.digest in (None, descriptor.checked())
         return f"manifests/{self._reference.tag if named else descriptor.digest}"
 
-    def _tries(self, descriptor: Descriptor) -> Failover[Endpoint]:
+    def _failover(self, descriptor: Descriptor) -> Failover[Endpoint]:
         return Failover(
             f"{self._reference.host}/{self._reference.repository}: push of {descriptor}",
             [self._endpoint],

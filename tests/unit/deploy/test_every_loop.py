@@ -30,7 +30,7 @@ from gateway.routes import Routes
 from gateway.snapshotters import Snapshotters
 from gateway.supervision import Supervision
 from gateway.upstream import Upstream
-from services.images.distribution.progress import Tracker, telling_of
+from services.images.distribution.progress import Tracker, reporting_silence
 from services.images.node.leases_remote import Leases
 from services.images.registry.silence import Silence
 from services.images.transfer import Progress
@@ -417,7 +417,7 @@ async def telling_silence(place: Path) -> AsyncIterator[Works]:
         told.clear()
         await eventually_async(lambda: asyncio.sleep(0, told), "nobody is told who is silent")
 
-    async with telling_of(silence, told.append, after=0.0, interval=0.005):
+    async with reporting_silence(silence, told.append, after=0.0, interval=0.005):
         yield works
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from services.content.store import Info
 from services.images.node.ingest import FileIngest
-from services.images.transfer import Applied, How, Image, Ingest, Progress
+from services.images.transfer import Applied, Image, Ingest, Progress, UnpackModes
 from services.kit import errors, filters
 from services.kit.slices import Lane
 from services.oci.descriptors import Descriptor
@@ -224,7 +224,7 @@ class MemoryNode:
         self.diff_ids: dict[str, str] = {}
         """What applying a blob finds; not named: NotFound."""
         self.applied: list[str] = []
-        self.how = How(follows=True, side_by_side=False)
+        self.how = UnpackModes(follows=True, side_by_side=False)
         self.unnamed: dict[str, tuple[Unnamed, ...]] = {}
         """What applying a blob alone leaves out."""
         self.inherited: list[tuple[list[str], tuple[Unnamed, ...]]] = []
@@ -321,7 +321,7 @@ class MemoryNode:
     def snapshotter(self, name: str) -> Any:
         return self.snapshots.setdefault(name, MemorySnapshotter())
 
-    async def unpacks(self, snapshotter: str) -> How:
+    async def unpacks(self, snapshotter: str) -> UnpackModes:
         return self.how
 
     async def apply(

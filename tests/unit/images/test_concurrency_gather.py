@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from services.images.concurrency.gather import for_each, together
+from services.images.concurrency.gather import for_each, run_all
 from services.kit import errors
 from services.kit.rpc import Answering, Call
 
@@ -44,11 +44,11 @@ async def test_a_failure_keeps_nothing_alive() -> None:
     documents: list[weakref.ref[Document]] = []
 
     async def both() -> None:
-        await together([fail(documents), fail(documents)])
+        await run_all([fail(documents), fail(documents)])
 
     server = SimpleNamespace(running={}, draining=False)
     with Answering(server, Call("/x/Y", {}, None), long=False) as answering:  # type: ignore[arg-type]
-        await together([both(), both()])
+        await run_all([both(), both()])
     assert isinstance(answering.failure, errors.NotFound)
     await asyncio.sleep(0)
     assert len(documents) == 4
@@ -67,9 +67,9 @@ async def test_the_first_failure_ends_the_others() -> None:
             ended.append("cancelled")
 
     with pytest.raises(errors.NotFound):
-        await together([wait(), fail([]), wait()])
+        await run_all([wait(), fail([]), wait()])
     assert ended == ["cancelled"] * 2
-    await together([])
+    await run_all([])
 
 
 async def test_so_many_at_once() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from services.images.concurrency.stagger import wave
+from services.images.concurrency.stagger import may_start
 from services.kit.many import Gathering
 
 
@@ -32,7 +32,7 @@ async def test_the_first_begin_before_the_others() -> None:
     calls = Gathering(carrier)  # type: ignore[arg-type]
 
     async def begin(number: int) -> None:
-        await wave(number)
+        await may_start(number)
         begun.append(number)
         if number == 3:
             await calls.unary("/splitd.Test/Begin", b"", (), (), None)
@@ -47,11 +47,11 @@ async def test_the_first_begin_before_the_others() -> None:
 
 async def test_nobody_waits_for_an_answer_that_never_comes() -> None:
     """Where the first ask nothing, as they wait for somebody else's work on the same layers, the others begin."""
-    await asyncio.wait_for(asyncio.gather(*map(wave, range(20))), 15)
+    await asyncio.wait_for(asyncio.gather(*map(may_start, range(20))), 15)
     carrier = Carrier()
     calls = Gathering(carrier)  # type: ignore[arg-type]
     asked = asyncio.ensure_future(calls.unary("/splitd.Test/Begin", b"", (), (), None))
-    waiting = asyncio.ensure_future(wave(8))
+    waiting = asyncio.ensure_future(may_start(8))
     await turns()
     assert not waiting.done()
     asked.cancel()

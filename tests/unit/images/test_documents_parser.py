@@ -109,9 +109,9 @@ def test_a_program_without_work_ends(program: parser.Program) -> None:
     """Not if it had some meanwhile."""
     children(program, entries())
     running = pid_of(program)
-    program.rest(program.read_so_far - 1)
+    program.end_if_idle(program.read_so_far - 1)
     assert pid_of(program) == running
-    program.rest(program.read_so_far)
+    program.end_if_idle(program.read_so_far)
     assert program._process is None
     with pytest.raises(ProcessLookupError):
         os.kill(running, 0)

@@ -83,7 +83,7 @@ async def imported(
 ) -> None:
     source = pieces(archive) if isinstance(archive, bytes) else archive
     async with asyncio.timeout(20):
-        await importer.imported(
+        await importer.import_archive(
             ImportStream(source, **stream),
             ImageStore(references=(NAMED,)) if store is None else store,
             node,
@@ -586,7 +586,7 @@ async def stored(node: MemoryNode, made: Made, **images: Mapping[str, Any]) -> N
 
 async def exported(node: MemoryNode, *names: str, **wanted: Any) -> dict[str, bytes]:
     sink, told = MemorySink(), Told()
-    await exporter.exported(
+    await exporter.export_archive(
         ImageStore(references=tuple(map(ImageReference, names))), ExportStream(sink, **wanted), node, told
     )
     assert told.events() == [("Exporting", ""), ("Completed export", "")]
@@ -663,7 +663,7 @@ async def test_what_is_missing_or_is_no_image_is_an_error(node: MemoryNode) -> N
         node.put(b"x")
         await exported(node, "odd:1")
     with pytest.raises(errors.Unimplemented, match="prefix lookup"):
-        await exporter.exported(ImageStore(references=(NAMED,)), ExportStream(MemorySink()), node, Told())
+        await exporter.export_archive(ImageStore(references=(NAMED,)), ExportStream(MemorySink()), node, Told())
     del node.blobs[digest_of(b"layer")]
     with pytest.raises(errors.NotFound):
         await exported(node, "a:1")
@@ -685,7 +685,7 @@ async def test_an_export_can_be_imported(node: MemoryNode) -> None:
     made = Made()
     await stored(node, made, **{"docker.io/library/a_1": made.image(b"layer")})
     sink = MemorySink()
-    await exporter.exported(ImageStore("docker.io/library/a:1"), ExportStream(sink), node, Told())
+    await exporter.export_archive(ImageStore("docker.io/library/a:1"), ExportStream(sink), node, Told())
     other = MemoryNode(node.directory)
     await imported(bytes(sink.data), other)
     assert {name: image.target.digest for name, image in other.images.items()} == {

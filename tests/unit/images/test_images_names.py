@@ -47,7 +47,7 @@ def test_names_that_an_archive_brings_along(annotations: dict[str, str], strict:
     """Tags get the prefix, full names stay, strictly only those that begin with it; containerd's own name is never
     changed.
     """
-    assert names.of_annotations(annotations, names.behind("my.io/x", strict=strict)) == name
+    assert names.of_annotations(annotations, names.with_prefix("my.io/x", strict=strict)) == name
 
 
 def entry(**annotations: str) -> Descriptor:

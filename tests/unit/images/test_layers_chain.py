@@ -48,7 +48,7 @@ async def test_those_that_are_ready_are_committed_at_once_and_the_lowest_first()
         done |= {number: asyncio.ensure_future(chain.commit(number, commits.of(number))) for number in more}
         await turns()
         assert commits.begun == [2, 3, 4, 5, 6]
-    reached = asyncio.ensure_future(chain.reached(4))
+    reached = asyncio.ensure_future(chain.wait_committed_below(4))
     await turns()
     assert not reached.done()
     commits.go.set()
@@ -118,8 +118,8 @@ async def test_what_fails_is_told_to_whoever_wants_it() -> None:
 async def test_layers_are_complete_one_after_the_other() -> None:
     """What stands below the lowest is."""
     chain = Chain(1, 4)
-    await chain.completed_below(1)
-    above = asyncio.ensure_future(chain.completed_below(3))
+    await chain.wait_complete_below(1)
+    above = asyncio.ensure_future(chain.wait_complete_below(3))
     chain.complete(1)
     await turns()
     assert not above.done()
@@ -131,8 +131,8 @@ async def test_without_a_chain_a_commit_is_made_at_once() -> None:
     """A single layer's."""
     chain, commits = Chain(5, 5), Commits()
     commits.go.set()
-    await chain.completed_below(5)
-    await chain.reached(5)
+    await chain.wait_complete_below(5)
+    await chain.wait_committed_below(5)
     chain.complete(5)
     await chain.commit(5, commits.of(5))
     assert commits.begun == [5]

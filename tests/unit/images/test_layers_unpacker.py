@@ -15,7 +15,7 @@ import pytest
 
 from services.images.documents import manifests
 from services.images.layers.unpacker import Origin, Unpacker
-from services.images.transfer import Applied, BegunAnew, How, LateError, Unpacking
+from services.images.transfer import Applied, IngestRestarted, NeedsLowerLayers, Unpacking, UnpackModes
 from services.kit import errors
 from services.oci import digests, media_types
 from services.oci.descriptors import Descriptor
@@ -43,7 +43,7 @@ SNAP = (Unpacking(default(), "snap"),)
 @pytest.fixture(params=["in order", "side by side"])
 def node(request: pytest.FixtureRequest, tmp_path: Path) -> MemoryNode:
     node = MemoryNode(tmp_path)
-    node.how = How(follows=True, side_by_side=request.param == "side by side")
+    node.how = UnpackModes(follows=True, side_by_side=request.param == "side by side")
     node.diff_ids = {layer.digest: diff_id for layer, diff_id in zip(LAYERS, DIFF_IDS, strict=True)}
     for name in (b"one", b"two", b"three"):
         node.put(b"z" + name)
@@ -213,7 +213,7 @@ async def test_a_layer_that_cannot_be_applied_names_itself(node: MemoryNode, sna
 
 async def test_layers_side_by_side_do_not_wait_for_each_other(node: MemoryNode, snap: MemorySnapshotter) -> None:
     """The topmost is unpacked first, if it is there first; the chain is made in order all the same."""
-    node.how = How(follows=True, side_by_side=True)
+    node.how = UnpackModes(follows=True, side_by_side=True)
     there = [asyncio.Event() for _ in LAYERS]
 
     async def available(number: int) -> None:
@@ -277,7 +277,7 @@ async def test_a_layer_that_cannot_get_what_it_leaves_out_is_unpacked_on_those_b
         return await apply(layer, mounts, **how)
 
     async def late(*_: Any) -> None:
-        raise LateError
+        raise NeedsLowerLayers
 
     monkeypatch.setattr(node, "apply", noted)
     monkeypatch.setattr(node, "inherit", late)
@@ -300,7 +300,7 @@ async def test_what_begins_anew_is_unpacked_anew(
     async def once(layer: Descriptor, mounts: Sequence[Mount], **how: Any) -> Applied:
         onto.append(mounts[0].source)
         if len(onto) == 1:
-            raise BegunAnew
+            raise IngestRestarted
         return await apply(layer, mounts, **how)
 
     monkeypatch.setattr(node, "apply", once)
@@ -332,12 +332,12 @@ async def test_a_snapshotter_may_want_to_know_where_layers_come_from(node: Memor
 def test_a_label_holds_as_many_layers_as_fit() -> None:
     """Their number has no bound; a label's 4096 bytes are one."""
     many = [Descriptor(LAYERS[0].media_type, digest_of(str(n).encode()), 1) for n in range(100)]
-    layers = Origin("x", "y").told(many)[3].annotations["containerd.io/snapshot/cri.image-layers"].split(",")
+    layers = Origin("x", "y").annotated(many)[3].annotations["containerd.io/snapshot/cri.image-layers"].split(",")
     assert layers == [layer.digest for layer in many[3 : 3 + len(layers)]]
     assert len(layers) == (4096 - len("containerd.io/snapshot/cri.image-layers") + 1) // 72
     assert [
         len(each.annotations["containerd.io/snapshot/cri.image-layers"].split(","))
-        for each in Origin("x", "y").told(many)[-2:]
+        for each in Origin("x", "y").annotated(many)[-2:]
     ] == [2, 1]
 
 

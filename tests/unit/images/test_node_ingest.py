@@ -157,7 +157,7 @@ async def test_an_ingest_is_kept_for_who_will_follow_it(tmp_path: Path) -> None:
     """Once it is a blob, until it is let go of; one that was given up is not."""
     ingest, lost = (ingest_of(tmp_path / name) for name in ("data", "lost"))
     for each in (ingest, lost):
-        each.keep()
+        each.keep_open()
     await write(ingest, DATA)
     await ingest.commit({})
     for each in (ingest, lost):
@@ -165,8 +165,8 @@ async def test_an_ingest_is_kept_for_who_will_follow_it(tmp_path: Path) -> None:
     assert (ingest.closed, lost.closed) == (False, True)
     with ingest.followed() as late:
         assert os.pread(late.blob, len(DATA), 0) == DATA
-    ingest.let_go()
-    lost.let_go()
+    ingest.release()
+    lost.release()
     assert ingest.closed
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.images.registry.http_debug import BODY_LIMIT, UNSEEN, Exchange, HttpDebug, address
+from services.images.registry.http_debug import BODY_LIMIT, NO_DEBUG, Exchange, HttpDebug, address
 
 
 def shown(private: bool = False) -> tuple[Exchange, list[str]]:
@@ -125,6 +125,6 @@ def test_connections_are_shown_by_their_phases() -> None:
         "connection to r.test at 192.0.2.1:443: new; dns 1.0 ms, first byte 250.0 ms\n",
         "connection to r.test: no answer\n",
     ]
-    quiet = Exchange(UNSEEN, private=False)
+    quiet = Exchange(NO_DEBUG, private=False)
     quiet.connection("r.test", "", {}, reused=True)
     quiet.failed("x")

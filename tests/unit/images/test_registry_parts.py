@@ -187,14 +187,14 @@ def test_a_dead_host_rests_longer_each_time() -> None:
     memory = HostMemory(clock)
     for rest in (30, 60, 120, 240, 480, 600, 600):
         memory.failed("http://a", "refused", dead=True)
-        assert memory.rests("http://a")
+        assert memory.is_avoided("http://a")
         clock.now += rest - 0.1
-        assert memory.rests("http://a")
+        assert memory.is_avoided("http://a")
         clock.now += 0.2
-        assert not memory.rests("http://a")
-        assert memory.rests("http://a"), "the others wait for what comes of it"
+        assert not memory.is_avoided("http://a")
+        assert memory.is_avoided("http://a"), "the others wait for what comes of it"
     memory.worked("http://a")
-    assert not memory.rests("http://a")
+    assert not memory.is_avoided("http://a")
     (state,) = memory.snapshot()
     assert (state.state, state.failures, state.last_error, state.since) == ("good", 0, "refused", clock.now)
 
@@ -254,7 +254,7 @@ async def test_the_order_of_hosts() -> None:
         return "".join(asked) + "|" + str(raised.value)
 
     assert await run() == "abc|x: a: 404; b: 404; c: 404: not found"
-    memory.crawled(b.key, "slow")
+    memory.was_slow(b.key, "slow")
     assert (await run()).startswith("acb|")
     memory.failed(a.key, "refused", dead=True)
     assert re.fullmatch(r"cb\|x: b: 404; c: 404; a: not asked, dead for \d s: refused: not found", await run())
@@ -297,7 +297,7 @@ async def test_a_host_that_asks_for_fewer_requests_is_busy_and_not_dead() -> Non
         await Failover("x", [place], memory, Retry(rounds=host_memory.TROUBLES, first=0.001)).run(act)  # type: ignore[type-var]
     (found,) = memory.snapshot()
     assert (found.state, found.last_error) == ("busy", "429 Too Many Requests")
-    assert memory.rests(place.key)
+    assert memory.is_avoided(place.key)
     for _ in range(host_memory.TROUBLES):
         assert memory.state(place.key) == host_memory.BUSY
         memory.failed(place.key, "502 Bad Gateway")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from services.images.distribution.progress import telling_of
+from services.images.distribution.progress import reporting_silence
 from services.images.registry.silence import LINGERS, Silence
 from services.images.transfer import SILENT, Progress
 from tests.support import eventually_async
@@ -66,7 +66,7 @@ async def test_it_is_told_as_long_as_it_lasts() -> None:
     """Then the last status is told again, since clients show it until there is another."""
     told: list[Progress] = []
     silence = Silence()
-    async with telling_of(silence, told.append, after=0.01, interval=0.002) as report:
+    async with reporting_silence(silence, told.append, after=0.01, interval=0.002) as report:
         report(Progress("Pulling from a"))
         report(Progress("waiting", "layer-sha256:aa"))
         silence.asked("a")
