@@ -249,6 +249,14 @@ class RestartMonitor:
         except (errors.Unavailable, errors.DeadlineExceeded):
             return  # a slow shim is no dead one
         todo = decide(container.labels, status, exit_status)
+        if todo:
+            # The labels were read before the state. A client that stops a task on purpose says so in a label, and only
+            # then kills it: labels that are read after the state have it.
+            try:
+                container = await self._node.container(namespace, container.id)
+            except errors.NotFound:
+                return
+            todo = decide(container.labels, status, exit_status)
         if todo == "stop":
             await self._stop(namespace, container.id)
         elif (

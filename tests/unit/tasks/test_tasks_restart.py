@@ -234,6 +234,24 @@ async def test_a_task_that_was_deleted_is_not_looked_at() -> None:
         assert tasks.asked == [("n", "c")]
 
 
+async def test_a_task_that_is_stopped_on_purpose_while_it_is_looked_at_stays_stopped() -> None:
+    """The label and the kill come between the monitor's list of containers and its look at the task."""
+    node, tasks = FakeNode(container("c", {})), FakeTasks()
+    tasks.states["n", "c"] = Process("c", 1, Status.RUNNING)
+    get = tasks.get
+
+    async def stop_and_get(namespace: str, name: str, exec_id: str = "") -> Process:
+        node.records["c"] = container("c", {STOPPED: "true"})
+        tasks.states["n", "c"] = Process("c", 1, Status.STOPPED)
+        return await get(namespace, name, exec_id)
+
+    tasks.get = stop_and_get  # type: ignore[method-assign]
+    async with RestartMonitor(node, 0.01).running(tasks):  # type: ignore[arg-type]
+        await eventually_async(lambda: asyncio.sleep(0, len(tasks.asked) > 3), "it does not look")
+    assert tasks.created == []
+    assert node.labels == []
+
+
 async def test_stopped_is_killed_and_deleted() -> None:
     """A container that should be stopped loses its running task."""
     node, tasks = FakeNode(container("c", {STATUS: "stopped"})), FakeTasks()
