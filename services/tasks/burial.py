@@ -17,7 +17,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from services.kit import errors
 from services.tasks import checks, dead_shim
@@ -174,17 +174,26 @@ class Burial:
     async def forget(self, task: Task) -> None:
         """Nothing runs any more: remove the bundle and the entry."""
         service, bundle = self._service, task.bundle
-        service.notes.forget_sighting(bundle)  # first: a bundle without it is only looked at once more
-        try:
+        with _logged(task):
+            service.notes.forget_sighting(bundle)  # first: a bundle without it is only looked at once more
+        with _logged(task):
             if bundle.mounted():
                 await asyncio.to_thread(bundle.delete)
             else:
                 bundle.delete()  # a dozen small files: less than the way to a thread takes
-        except OSError as error:
-            log.error("bundle of %s: %s", task, error)
-        service.notes.forget(bundle)
+        with _logged(task):
+            service.notes.forget(bundle)
         self._names.forget(task)
         task.forgotten()
         if service.on_gone is not None:
             service.on_gone(task.namespace, task.name)
         await task.close()
+
+
+@contextlib.contextmanager
+def _logged(task: Task) -> Iterator[None]:
+    """What cannot be removed stays: the task is gone all the same, and its name is free."""
+    try:
+        yield
+    except OSError as error:
+        log.error("what %s left cannot be removed: %s", task, errors.words_of_path(error))

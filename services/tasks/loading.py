@@ -30,7 +30,7 @@ from services.tasks.names import Doubt, Names
 from services.tasks.service import Key, Service
 from services.tasks.shim import Connection
 from services.tasks.store import Exit, Status
-from services.tasks.task import FOLLOWED, Task, nobody_listens
+from services.tasks.task import Task, nobody_listens
 
 log = logging.getLogger(__name__)
 
@@ -207,10 +207,8 @@ class Loading:
             self._service.spawn(self._tell_exit(task, waiting))
 
     async def _tell_exit(self, task: Task, waiting: asyncio.Task[Exit]) -> None:
-        """Nobody may have seen this exit. (Where its shim has told of it too, one of the two is dropped.)"""
-        how = await waiting
-        if task.life in FOLLOWED:
-            self._service.node.exited(task.namespace, task.name, "", how)
+        """Publish the exit, which nobody may have heard of. The gateway drops it if its shim has told it too."""
+        self._service.node.exited(task.namespace, task.name, "", await waiting)
 
     async def _examine(self, task: Task, connection: Connection | None) -> None:
         """Ask a shim that was found what has become of its task."""

@@ -72,3 +72,20 @@ async def test_what_cannot_be_killed_stays(place: Path) -> None:
     with pytest.raises(errors.NotFound, match="^task c not found$"):
         await burial.last_state(dead)
     await asyncio.wait_for(around.background.wait(), 10)
+
+
+async def test_what_cannot_be_removed_keeps_no_task(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its processes are dead: it is gone, and its name free, though the disk refuses to remove a file."""
+    around = service(place)
+    dead = task(around, delete=deleted)
+    (place / "state/tasks/sightings/ns:c").mkdir()
+    (place / "state/tasks/exits/ns:c").mkdir()
+    names = Names()
+    burial = Burial(around, names, end=lambda _seen, _seconds: [])
+    dead.seen = Sighting("/bin/shim")
+    burial.begin(dead)
+    await asyncio.wait_for(around.background.wait(), 10)
+    assert dead.life is Life.GONE
+    assert not dead.bundle.path.exists()
+    assert not names.is_taken(("ns", "c"))
+    assert "what ns/c left cannot be removed: " in caplog.text
