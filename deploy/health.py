@@ -166,7 +166,7 @@ def _state_trouble(status: Status) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Trouble:
-    """What is wrong with a process; empty ``words`` mean nothing is."""
+    """The trouble of a process; empty ``words`` mean none."""
 
     words: str = ""
     lasting: bool = False

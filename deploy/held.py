@@ -52,7 +52,7 @@ def known(place: Place) -> list[HeldBack]:
 
 
 def of_snapshotters(place: Place) -> list[HeldBack]:
-    """What the snapshotters' files say, whether the snapshotters run or not."""
+    """The part of the snapshotters, from their files. They need not run."""
     return [HeldBack(_of(path), path.read_text().strip(), path.stat().st_mtime) for path in _files(place)]
 
 

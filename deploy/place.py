@@ -253,7 +253,7 @@ def _without_suffix(error: errors.NodeError) -> str:
 
 
 def _absolute(path: str | Path) -> Path:
-    return Path(os.path.abspath(path))  # which asks for the current directory only where it is needed
+    return Path(os.path.abspath(path))  # reads the current directory only if it is needed
 
 
 def same(one: Path, other: Path) -> bool:

@@ -154,7 +154,7 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """What the watchdog knows of a process, and of earlier ones of the same name."""
+    """The watchdog's knowledge of a process, and of earlier ones of the same name."""
 
     silent: float = 0.0
     """Seconds without a beat, if that is longer than usual; else 0.0."""

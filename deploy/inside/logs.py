@@ -27,7 +27,7 @@ TOLD = 60.0
 
 @dataclass(slots=True)
 class Loss:
-    """What is known of a file that cannot be written. Times are of the monotonic clock."""
+    """The state of a file that cannot be written. Times are of the monotonic clock."""
 
     count: int = 0
     """Bytes that are missing in the file."""

@@ -68,7 +68,7 @@ class Child:
 
 @dataclass(slots=True)
 class Watched:
-    """What is known of one process. ``quiet`` counts the seconds since its last sign of life."""
+    """The state of one process. ``quiet`` counts the seconds since its last sign of life."""
 
     pid: int
     serving: bool = False

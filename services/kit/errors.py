@@ -57,7 +57,7 @@ class Cancelled(NodeError):
 
 
 class Unknown(NodeError):
-    """An error that nobody classified, such as one that a shim reports."""
+    """An unclassified error, such as one that a shim reports."""
 
     code = 2
 
@@ -170,7 +170,7 @@ class DataLoss(NodeError):
 
 
 class Unauthenticated(NodeError):
-    """The caller has not said who it is."""
+    """The caller has not authenticated itself."""
 
     code = 16
     suffix = "unauthenticated"

@@ -1,22 +1,18 @@
-"""A small HTTP/1.1 server on asyncio streams, for pages that a process has for monitors and people. GET and HEAD only.
-It is imported only where an address is configured.
+"""A small HTTP/1.1 server on asyncio streams, for pages that a process serves to monitors and people. It answers GET
+and HEAD only, and is imported only if an address is configured.
 
 Everything that a client sends or holds has a bound (:class:`Limits`). A request is read as strictly as RFC 9112 asks.
-The answer to one that is not understood ends the connection, so that nothing behind it is taken for a request:
+The answer to an invalid request ends the connection, so that no bytes behind it are taken for a request:
 
-===  ==================================================================================================
-400  a request line, a header or a target that is malformed; no Host; a body
-405  another method than GET and HEAD
-408  a request that does not arrive in time
-414  a request line that is too long
-431  headers that are too long, or too many
-503  every connection is busy, or the page was not made in time
-505  another major version than HTTP/1
-===  ==================================================================================================
+===  ================================================================================================== 400  a request
+line, a header or a target that is malformed; no Host; a body 405  another method than GET and HEAD 408  a request that
+does not arrive in time 414  a request line that is too long 431  headers that are too long, or too many 503  every
+connection is busy, or the page was not made in time 505  another major version than HTTP/1 ===
+==================================================================================================
 
-Connections are kept for the next request, and requests on one connection are answered one after the other, pipelined
-ones too. At the bound of connections the one goes that has waited longest for a request: a client that opens many and
-sends nothing keeps nobody out.
+Connections are kept for the next request. Requests on one connection are answered one after the other, pipelined ones
+too. At the bound of connections, the one that has waited longest for a request is closed: a client that opens many and
+sends nothing blocks no other.
 """
 
 from __future__ import annotations
@@ -44,29 +40,29 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Bounds of a server and its connections; sizes in bytes, times in seconds."""
+    """Bounds of a server and its connections. Sizes are in bytes, times in seconds."""
 
     line: int = 8 << 10
-    """Of a request line, which RFC 9112 (3) wants to be 8,000 at least, and of a header line."""
+    """A request line, for which RFC 9112 (3) requires at least 8,000, and a header line."""
     head: int = 16 << 10
-    """Of all header lines of a request."""
+    """All header lines of a request."""
     fields: int = 100
     """Header lines of a request."""
     arrival: float = 10.0
-    """From a request's first byte, or a connection's beginning, until the request is there."""
+    """Time from a request's first byte, or a connection's beginning, until the request must be complete."""
     idle: float = 75.0
-    """From an answer until the next request's first byte: monitors ask each minute, or more often."""
+    """Time from an answer until the next request's first byte: monitors ask each minute, or more often."""
     making: float = 30.0
-    """For a page to be made."""
+    """Time to make a page."""
     departure: float = 10.0
-    """For the client to take 64 KiB of an answer."""
+    """Time for the client to take 64 KiB of an answer."""
     connections: int = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """A request whose head has been checked. ``method`` is GET or HEAD, ``path`` is decoded and begins with a slash,
-    ``query`` is as it came. Names of headers are in lower case; several of one name are joined by commas.
+    ``query`` is unchanged. Names of headers are in lower case; headers with the same name are joined by commas.
     """
 
     method: str
@@ -77,7 +73,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """An answer; to HEAD it is sent without its body."""
+    """An answer. For HEAD it is sent without its body."""
 
     status: int = 200
     body: bytes = b""
@@ -86,7 +82,7 @@ class Response:
 
 
 Handler = Callable[[Request], Awaitable[Response]]
-"""Makes the answer to a request. What it raises is logged, and answered 500."""
+"""Makes the answer to a request. An exception from it is logged, and answered 500."""
 
 
 def failure(status: int, words: str = "", **headers: str) -> Response:
@@ -96,8 +92,8 @@ def failure(status: int, words: str = "", **headers: str) -> Response:
 
 
 def parse_address(text: str) -> Path | tuple[str, int]:
-    """Where to listen: the absolute path of a unix socket, or ``HOST:PORT`` (``[::1]:80`` for IPv6; without a host, on
-    all addresses of the machine). ValueError.
+    """The address to listen at: the absolute path of a unix socket, or ``HOST:PORT`` (``[::1]:80`` for IPv6; without a
+    host, all addresses of the machine). ValueError.
     """
     if text.startswith("/"):
         if len(os.fsencode(text)) > 107:
@@ -117,11 +113,11 @@ def parse_address(text: str) -> Path | tuple[str, int]:
 async def serving(
     address: str, handler: Handler, limits: Limits = Limits(), *, grace: float = 1.0
 ) -> AsyncIterator[Server]:
-    """Serve at ``address`` (:func:`parse_address`) until the block ends; answers that are under way then have ``grace``
-    seconds. OSError if nobody can listen there.
+    """Serve at ``address`` (:func:`parse_address`) until the block ends. Answers that are under way then have ``grace``
+    seconds. OSError if the server cannot listen there.
 
-    A unix socket is its owner's only (mode 0600). One that a dead process left is replaced; one at which somebody
-    listens, and what is no socket, is left alone.
+    A unix socket is its owner's only (mode 0600). A socket that a dead process left is replaced. A socket at which a
+    process listens, and any other file, is left alone.
     """
     server = Server(handler, limits)
     where = parse_address(address)
@@ -151,10 +147,12 @@ async def _unix(path: Path) -> socket.socket:
         except ConnectionRefusedError:
             path.unlink(missing_ok=True)
         except TimeoutError:
-            raise OSError(errno.EADDRINUSE, f"cannot listen at {path}: somebody does, and accepts nothing") from None
+            raise OSError(
+                errno.EADDRINUSE, (f"cannot listen at {path}: another process does, and accepts no connections")
+            ) from None
         else:
             writer.close()
-            raise OSError(errno.EADDRINUSE, f"cannot listen at {path}: somebody does")
+            raise OSError(errno.EADDRINUSE, f"cannot listen at {path}: another process does")
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     mask = os.umask(0o177)
     try:
@@ -168,7 +166,7 @@ async def _unix(path: Path) -> socket.socket:
 
 
 class Server:
-    """A running server. ``address`` is where it listens, as :func:`parse_address` takes it."""
+    """A running server. ``address`` is where it listens, in the form of :func:`parse_address`."""
 
     def __init__(self, handler: Handler, limits: Limits) -> None:
         self.handler = handler
@@ -176,7 +174,7 @@ class Server:
         self.address = ""
         self.closing = False
         self.waiting: dict[_Connection, None] = {}
-        """Connections that can go at any time, those first that have waited longest."""
+        """Connections that may be closed at any time, those first that have waited longest."""
         self._open: set[_Connection] = set()
         self._tasks = loops.Tasks()
 
@@ -196,7 +194,7 @@ class Server:
         )
 
     async def close(self, grace: float) -> None:
-        """End all connections: those that wait at once, the others after ``grace`` seconds at the latest."""
+        """End all connections: waiting ones at once, the others after at most ``grace`` seconds."""
         self.closing = True
         for connection in list(self.waiting):
             connection.abort()
@@ -205,7 +203,7 @@ class Server:
 
 
 class _Refused(Exception):
-    """A request that is not answered by a page."""
+    """A request that is answered with an error instead of a page."""
 
     def __init__(self, status: int, words: str, **headers: str) -> None:
         super().__init__(words)
@@ -224,11 +222,11 @@ class _Connection:
         writer.transport.set_write_buffer_limits(high=0)  # so that drain() waits for the client
 
     def abort(self) -> None:
-        """Close it at once."""
+        """Close the connection at once."""
         self._writer.transport.abort()
 
     async def run(self) -> None:
-        """Answer requests until one side has enough."""
+        """Answer requests until one side ends the connection."""
         try:
             while await self._answer_one():
                 self._patience = self._limits.idle
@@ -238,16 +236,16 @@ class _Connection:
             self.abort()
 
     async def refuse(self) -> None:
-        """Say that there are too many connections."""
+        """Answer that there are too many connections."""
         try:
             await self._send(_BUSY, ends=True)
         except OSError:
-            pass  # it has gone
+            pass  # the client has gone
         finally:
             self.abort()
 
     async def _answer_one(self) -> bool:
-        """Whether another request may follow."""
+        """Answer one request. The result is whether another may follow."""
         self._server.waiting[self] = None
         try:
             arrived = await self._request()
@@ -281,12 +279,12 @@ class _Connection:
     # ---------------------------------------------------------------- reading
 
     async def _request(self) -> tuple[Request, bool] | None:
-        """The next request, and whether the connection is kept after it; None if the client has gone, or is silent."""
+        """The next request, and whether the connection is kept after it. None if the client has gone, or is silent."""
         try:
             async with asyncio.timeout(self._patience):
                 first = await self._reader.read(1)
         except TimeoutError:
-            return None  # which of us has to end it is nobody's fault: no 408
+            return None  # no 408: the client has done nothing wrong
         if not first:
             return None
         try:
@@ -300,14 +298,14 @@ class _Connection:
     async def _head(self, first: bytes) -> tuple[Request, bool]:
         words = f"the request line has more than {self._limits.line} bytes"
         line = await self._line(first, 414, words)
-        if not line:  # RFC 9112, 2.2: one empty line before a request is nothing
+        if not line:  # RFC 9112, 2.2: one empty line before a request is ignored
             line = await self._line(b"", 414, words)
         match = _REQUEST.fullmatch(line)
         if match is None:
             raise _Refused(400, "the request line is malformed")
         method, target, major, minor = match.groups()
         if major != b"1":
-            raise _Refused(505, "HTTP/1.1 is spoken here")
+            raise _Refused(505, "this server speaks HTTP/1.1")
         headers = await self._fields()
         self._check(method.decode(), headers, hosted=minor != b"0")
         path, query = _target(target)
@@ -326,7 +324,7 @@ class _Connection:
                 raise _Refused(431, f"more than {limits.fields} headers")
             name, colon, value = line.partition(b":")
             value = value.strip(b" \t")
-            # a line that goes on with the one before it (RFC 9112, 5.2) has no name either
+            # a line that continues the one before it (RFC 9112, 5.2) has no name either
             if not colon or not _TOKEN.fullmatch(name) or _CONTROL.search(value):
                 raise _Refused(400, "a header is malformed")
             key, text = name.decode().lower(), value.decode("latin-1")
@@ -342,7 +340,9 @@ class _Connection:
             raise _Refused(400, "a request with a body")
 
     async def _line(self, first: bytes, status: int, words: str) -> bytes:
-        """A line without its end, which may be LF alone (RFC 9112, 2.2); ``first`` is what is known of it."""
+        """A line without its end, which may be LF alone (RFC 9112, 2.2). ``first`` is the part that was read
+        already.
+        """
         try:
             line = first if first == b"\n" else first + await self._reader.readuntil(b"\n")
         except asyncio.LimitOverrunError:
@@ -372,8 +372,8 @@ class _Connection:
                 await self._writer.drain()
 
     async def _part(self) -> None:
-        """End a connection on which more may come: what is not read would have the kernel reset it, and the client
-        lose the answer (RFC 9112, 9.6).
+        """End a connection on which more may arrive. If it were closed with unread bytes, the kernel would reset it,
+        and the client would lose the answer (RFC 9112, 9.6).
         """
         if self._server.closing:
             return
@@ -390,9 +390,9 @@ class _Connection:
 
 _PIECE = 64 << 10
 _PARTING = 1.0
-"""Seconds for which what comes after a refused request is read, and dropped ..."""
+"""Seconds for which bytes behind a refused request are read, and dropped ..."""
 _UNREAD = 1 << 20
-"""... and how many bytes of it."""
+"""... and the number of these bytes."""
 
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _REQUEST = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])")
@@ -412,7 +412,7 @@ def _target(target: bytes) -> tuple[str, str]:
     try:
         text = unquote_to_bytes(path).decode()
     except UnicodeDecodeError:
-        raise _Refused(400, "the path is no UTF-8") from None
+        raise _Refused(400, "the path is not UTF-8") from None
     if "\0" in text:
         raise _Refused(400, "the path has a NUL")
     return text, query.decode("latin-1")

@@ -19,7 +19,7 @@ _shielded: set[asyncio.Task[Any]] = set()
 async def shielded(work: Awaitable[T]) -> T:
     """Run ``work`` to its end, whatever happens to the caller. If the caller is cancelled, only its waiting ends.
 
-    The work keeps its trace, but not the caller's deadline. A failure that nobody waits for any more is logged.
+    The work keeps its trace, but not the caller's deadline. A failure is logged if the caller does not wait any more.
     """
 
     async def without_deadline() -> T:

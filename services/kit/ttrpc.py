@@ -226,7 +226,7 @@ class Channel(_Frames):
     def received(self, stream: int, kind: int, flags: int, data: bytes) -> None:
         future = self._pending.get(stream)
         if future is None or future.done():
-            return  # nobody waits any more
+            return  # its caller does not wait any more
         if kind != _RESPONSE:
             future.set_exception(errors.Unknown(f"unexpected ttrpc message of type {kind}: protocol error"))
             return

@@ -314,7 +314,7 @@ async def test_a_unix_socket_is_its_owners_and_goes_with_its_server(place: Path)
         await peer.send(GET)
         assert (await peer.answer())[0] == 200
         peer.writer.close()
-        with pytest.raises(OSError, match="somebody does"):
+        with pytest.raises(OSError, match="another process does"):
             async with http_server.serving(str(path), page):
                 pass
         assert path.is_socket()
