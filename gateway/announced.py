@@ -1,10 +1,10 @@
-"""Which snapshotters the snapshots service has: it announces them, and what it said last is kept.
+"""The snapshots service announces its snapshotters; the last announcement is stored.
 
     ROOT/gateway/snapshotters.json    the last announcement
 
-So a snapshotter whose service is down is one that is down, not one that there is not; and what was never announced is
-unknown. Before the first announcement of a node, and after the first start of a release that keeps it, those are known
-whose stores are there.
+So a snapshotter whose service is down is UNAVAILABLE, not unknown; one that was never announced is unknown. As long as
+none is stored (a new node, or the first start of a release that stores it), the snapshotters are those whose stores are
+on the disk.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from services.snapshots.store import About
 log = logging.getLogger(__name__)
 
 _MOST = 1 << 20
-"""Bytes of what is kept."""
+"""Bytes of the file, at most."""
 
 
 def kept(root: Path) -> tuple[About, ...]:
-    """What was announced last to the gateway of the node at ``root``; none if nothing was. What cannot be read is
-    as if it were not there: it is announced again.
+    """The last announcement to the gateway of the node at ``root``; empty if there was none. A file that cannot be read
+    counts as none: the service will announce again.
     """
     path = _path(root)
     try:
@@ -39,12 +39,12 @@ def kept(root: Path) -> tuple[About, ...]:
             for path in sorted((root / "snapshots").glob("*/metadata.db"))
         )
     except (OSError, ValueError, TypeError, KeyError) as error:
-        log.warning("%s is not what was kept: %s", path, error)
+        log.warning("%s does not hold an announcement: %s", path, error)
         return ()
 
 
 def keep(root: Path, announced: Sequence[About]) -> None:
-    """Keep an announcement, durably. OSError as it comes."""
+    """Store an announcement, durably. OSError as it comes."""
     path = _path(root)
     new = path.with_suffix(".new")
     with new.open("w") as file:
@@ -64,7 +64,7 @@ def _path(root: Path) -> Path:
 
 
 def _about(found: dict[str, object]) -> About:
-    named = {"broken": False, **found}  # which releases before did not say
+    named = {"broken": False, **found}  # earlier releases did not say it
     name, platforms, exports, capabilities, trouble, broken = (named[each.name] for each in dataclasses.fields(About))
     if not (
         isinstance(name, str)

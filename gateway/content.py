@@ -101,14 +101,14 @@ class ContentServicer:
                     raw[ingest.raw_ref] = ingest.ref
         pieces = [statuses.SerializeToString()]
         refs = list(raw)
-        # others may have thousands: what they have is not looked through for these
+        # one by one: the raw store's list would have the thousands of other namespaces, too
         for start in range(0, len(refs), _TOGETHER):
             some = {ref: raw[ref] for ref in refs[start : start + _TOGETHER]}
             pieces.append(pb.ListStatusesResponse(statuses=await self._statuses(some, call)).SerializeToString())
         return Pieces(pieces)
 
     async def _statuses(self, raw: Mapping[str, str], call: Call) -> Sequence[pb.Status]:
-        """Of these ingests; those that ended meanwhile are left out."""
+        """The statuses of these ingests; those that ended meanwhile are left out."""
         headers, found = raw_headers(call), []
         answers = await asyncio.gather(
             *(self._status(raw_ref, ref, call, headers) for raw_ref, ref in raw.items()), return_exceptions=True
@@ -127,7 +127,9 @@ class ContentServicer:
         return await channel.client(SERVICE).Status(pb.StatusRequest(ref=raw_ref), headers=headers)
 
     def read(self, call: Call) -> Route:
-        """Content.Read: from memory, or the raw stream, once metadata has said that the namespace has the blob."""
+        """The way of a Read: once metadata has said that the namespace has the blob, it is answered from memory, or
+        goes to the raw store.
+        """
         return Route(
             self._content,
             raw_headers(call),
@@ -149,7 +151,7 @@ class ContentServicer:
         return (wanted.digest, lambda blob: self._read(namespace, wanted, blob, piece), ahead)
 
     def _ahead(self, wanted: pb.ReadContentRequest) -> bytearray | None:
-        """The piece that is wanted, read while metadata looks whether it may be."""
+        """Read the piece that is wanted, while metadata looks whether the namespace has the blob."""
         left = self._open.size(wanted.digest) - max(wanted.offset, 0)
         size = min(wanted.size, left)
         return (
@@ -170,8 +172,8 @@ class ContentServicer:
     def _read(
         self, namespace: str, wanted: pb.ReadContentRequest, blob: Blob, ahead: bytearray | None = None
     ) -> Answers | Literal[False] | None:
-        """The answers, as far as what is in memory tells: False for a small blob which is to be had first, None if
-        they are the content service's.
+        """The answers, if memory has them. False for a small blob that must be fetched first; None if the content
+        service is to answer.
         """
         start = max(wanted.offset, 0)
         if not blob.size or start > blob.size:
@@ -183,8 +185,8 @@ class ContentServicer:
         return False if data is None else _of_small(wanted, data)
 
     def _piece(self, raw: Upstream, blob: Blob, start: int, size: int, ahead: bytearray | None) -> Answers | None:
-        """A piece of a large blob, which was read ``ahead``, or can be had without the content service. That must be
-        there all the same: whoever stops it expects its Reads to say so.
+        """A piece of a large blob, if it was read ``ahead`` or can be had without the content service. The service must
+        be there all the same: whoever stops it expects that Reads say so.
         """
         if not raw.is_ready():
             return None
@@ -202,8 +204,8 @@ class ContentServicer:
         return str((await files.Locate(files_pb.LocateRequest(digest=digest), timeout=self._stall)).path)
 
     async def _small_blob(self, blob: Blob, call: Call) -> bytes | None:
-        """All of a small blob; None where the raw store has other bytes than the digest says, which are for whoever
-        reads them to find out.
+        """All of a small blob. None if the raw store has other bytes than the digest says: the client gets these, and
+        finds out.
         """
         found = self._small.get(blob.digest)
         if found is not None:
@@ -230,7 +232,7 @@ def _of_small(wanted: pb.ReadContentRequest, data: bytes) -> Answers:
 
 @lru_cache(64)
 def _before(size: int) -> bytes:
-    """What is before the data in a message with so many bytes of it: so they need not be copied into one."""
+    """The head of a message with ``size`` bytes of data, which then need not be copied into one."""
     return pb.ReadContentResponse(data=bytes(size)).SerializeToString()[:-size] if size else b""
 
 
@@ -247,5 +249,5 @@ def _shared_status(ingest: Ingest) -> pb.Status:
 
 
 def _field(ingest: Ingest, path: Sequence[str]) -> tuple[str, bool]:
-    """What containerd lets one filter statuses by."""
+    """The one field by which containerd lets clients filter statuses: ``ref``."""
     return (ingest.ref, True) if list(path) == ["ref"] else ("", False)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from api.containerd.services.snapshots.v1 import snapshots_pb2
 from api.splitd.records.v1 import records_pb2 as pb
 from gateway.store import Blob, Ingest, Intent, Outcome, Updated
-from services.kit.timestamps import time_from_pb, time_to_pb
-from services.snapshots.store import Info, Kind
+from services.kit.timestamps import time_from_pb
+from services.snapshots.convert import info_from_pb, info_to_pb
 
 
 def blob_from_pb(message: pb.Blob) -> Blob:
@@ -47,34 +46,3 @@ def finish_to_pb(intent: Intent, outcome: Outcome) -> pb.FinishRequest:
         size=outcome.size,
         adopted=[info_to_pb(info) for info in outcome.adopted],
     )
-
-
-def info_from_pb(message: snapshots_pb2.Info) -> Info:
-    """Of any snapshotter: its times may be such as protobuf's own conversion refuses."""
-    return Info(
-        message.name,
-        KINDS_FROM_PB.get(message.kind, Kind.COMMITTED),  # others are committed ones for containerd, too
-        time_from_pb(message.created_at),
-        time_from_pb(message.updated_at),
-        message.parent,
-        dict(message.labels),
-    )
-
-
-def info_to_pb(info: Info) -> snapshots_pb2.Info:
-    return snapshots_pb2.Info(
-        name=info.name,
-        parent=info.parent,
-        kind=KINDS_TO_PB[info.kind],
-        created_at=time_to_pb(info.created_at),
-        updated_at=time_to_pb(info.updated_at),
-        labels=info.labels,
-    )
-
-
-KINDS_FROM_PB = {
-    snapshots_pb2.VIEW: Kind.VIEW,
-    snapshots_pb2.ACTIVE: Kind.ACTIVE,
-    snapshots_pb2.COMMITTED: Kind.COMMITTED,
-}
-KINDS_TO_PB = {kind: message for message, kind in KINDS_FROM_PB.items()}

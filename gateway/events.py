@@ -1,27 +1,27 @@
-"""The exchange: every event of the node comes in here and goes out to all who subscribed.
+"""The exchange: every event of the node comes in here and goes out to all subscribers.
 
-An *envelope* is an event with its time, namespace and *topic* (``/tasks/exit``). Publishers are clients and our own
-services (Publish), the publishers of events that happened elsewhere (Forward; shims do so over ttrpc), and the gateway
-itself for what it coordinates (:meth:`Exchange.publish`). Nothing here waits for anybody: publishing appends to the
-queues of those who want the event and returns, so that a shim's Forward is answered at once and a slow subscriber
-stalls nobody.
+An *envelope* is an event with its time, namespace and *topic* (``/tasks/exit``). Clients and our own services publish
+events (Publish). Others forward events that happened elsewhere (Forward; shims do so over ttrpc). The gateway itself
+publishes those of the operations that it coordinates (:meth:`Exchange.publish`). Nothing here waits for anybody:
+publishing appends to the queues of those subscribers that want the event, and returns. So a shim's Forward is answered
+at once, and a slow subscriber stalls nobody.
 
-What subscribers are promised:
+Subscribers are promised:
 
-- Events in the order of their coming, each that matches, as long as they keep reading.
-- One who does not, so that more than :data:`QUEUE_EVENTS` events or :data:`QUEUE_BYTES` bytes wait for it, is cut off
-  with RESOURCE_EXHAUSTED. What it received until then has no gap.
-- All together have a bound too (:data:`SUBSCRIBERS_BYTES`): beyond it the one is cut off that is furthest behind. An
-  event is kept once, however many it waits for.
-- One who comes within :data:`REPLAY_SECONDS` of the gateway's start first gets what was published since: whoever was
-  subscribed when the last gateway died, and comes back, has missed only what happened while there was none.
-- One exit of a process is one event: shims retry a Forward whose answer they missed, and the tasks service reports
-  exits that nobody forwarded as far as it can tell. A second TaskExit of the same namespace, container, exec and pid is
-  dropped, and so is a second TaskDelete.
+- A subscriber gets each event that matches, in the order of their coming, as long as it keeps reading.
+- A subscriber that does not read, so that more than :data:`QUEUE_EVENTS` events or :data:`QUEUE_BYTES` bytes wait for
+  it, is cut off with RESOURCE_EXHAUSTED. The events that it received until then have no gap.
+- All together have a bound too (:data:`SUBSCRIBERS_BYTES`). Beyond it the subscriber that is furthest behind is cut
+  off. An event is kept once, however many subscribers it waits for.
+- A subscriber that comes within :data:`REPLAY_SECONDS` of the gateway's start first gets the events since then. If it
+  was subscribed when the last gateway died, it has missed only those that happened while there was none.
+- One exit of a process is one event. Shims retry a Forward whose answer they missed, and the tasks service reports
+  exits that nobody forwarded, as far as it can tell. A second TaskExit of the same namespace, container, exec and pid
+  is dropped, and so is a second TaskDelete.
 
-A filter is matched where the event is published, unless that could take long (:data:`MATCHED_AT_ONCE`): then the
-subscriber's own call matches it, one such match after the other and a slice of it in a turn of the loop, so that many
-subscribers with large filters delay each other and nobody else.
+A filter is matched where the event is published, unless that could take long (:data:`MATCHED_AT_ONCE`). Then the
+subscriber's own call matches it: one such match after the other, a slice of it in each turn of the loop. So many
+subscribers with large filters delay each other, and nobody else.
 
 Topics, namespaces and filters are checked as containerd does, in its words (containerd's core/events/exchange).
 """
@@ -60,6 +60,7 @@ from services.kit import errors, filters, identifiers
 from services.kit.any import type_name
 from services.kit.rpc import Call, Pieces
 from services.kit.slices import Lane
+from services.kit.timestamps import time_from_pb
 
 log = logging.getLogger(__name__)
 
@@ -67,43 +68,41 @@ QUEUE_EVENTS = 16384
 QUEUE_BYTES = 16 << 20
 SUBSCRIBERS_BYTES = 64 << 20
 EVENT_COST: Final = 1024
-"""Bytes that an event which waits for somebody counts besides its own, which are there twice: as they were taken,
-and as they are sent.
-"""
+"""Bytes that a waiting event counts besides its own. Its own count twice: as they came, and as they are sent."""
 PLACE_COST: Final = 16
-"""Bytes that its place in a subscriber's queue counts."""
+"""Bytes that an event's place in a subscriber's queue counts."""
 
 MATCHED_AT_ONCE = 64 << 10
-"""The most that a filter's cost times the bytes of an event may be for a match in the publisher's call: 1 ms at
-worst, and a few microseconds for filters in use.
+"""The limit of a filter's cost times the bytes of an event for a match in the publisher's call: 1 ms at worst, and a
+few microseconds for filters in use.
 """
 
 REPLAY_SECONDS = 5.0
 EXITS: Final = 16384
 EXIT_SECONDS = 600.0
-"""How many exits are remembered, and for how long: far more than a shim's 21 s of retries, and short enough for a
-pid to be used again.
+"""The number of exits that are remembered, and the seconds for which they are: far more than a shim's 21 s of retries,
+and few enough for a pid to be used again.
 """
 
 EXIT_NAMES: Final = 256
-"""Characters of a container's and an exec's id together. No task has more than 152; what anybody else says of
-longer ones is not remembered.
+"""Characters of a container's and an exec's id together, at most. No task has more than 152; exits with longer ids are
+not remembered.
 """
 EXIT_BYTES: Final = 4 * EXIT_NAMES + 256
-"""Of an event: one that is larger has longer names, and is not looked into."""
+"""Bytes of an event, at most: a larger one has longer ids, and is not looked into."""
 
 EVENT_FILES = frozenset(
     module.DESCRIPTOR.name
     for module in (container_pb2, content_pb2, image_pb2, namespace_pb2, sandbox_pb2, snapshot_pb2, task_pb2)
 )
-"""Files whose messages a filter can look into (``event.container_id``); containerd generates accessors for these
+"""A filter can look into the messages of these files (``event.container_id``): containerd generates accessors for these
 only.
 """
 
 
 class Published:
-    """An event as it is kept, one for all subscribers; its envelope must not be changed. ``number``: they are
-    counted as they come.
+    """An event as it is kept, once for all subscribers; its envelope must not be changed. ``number`` counts events as
+    they come.
     """
 
     __slots__ = ("_data", "envelope", "number", "size", "waiting")
@@ -113,30 +112,30 @@ class Published:
         self.number = number
         self.size = envelope.ByteSize()
         self.waiting = 0
-        """In how many queues it is."""
+        """The number of queues in which it is."""
         self._data: bytes | None = None
 
     @property
     def data(self) -> bytes:
-        """The envelope as it is sent, to all the same bytes."""
+        """The envelope as it is sent: the same bytes for all."""
         if self._data is None:
             self._data = self.envelope.SerializeToString()
         return self._data
 
 
 class _Backlog:
-    """How many bytes wait for all subscribers together."""
+    """Counts the bytes that wait for all subscribers together."""
 
     def __init__(self) -> None:
         self.bytes = 0
 
     def add(self, event: Published) -> None:
-        """The event waits for one more."""
+        """Count the event for one more subscriber."""
         self.bytes += PLACE_COST if event.waiting else PLACE_COST + EVENT_COST + 2 * event.size
         event.waiting += 1
 
     def take(self, event: Published) -> None:
-        """And for one less."""
+        """Count it for one less."""
         event.waiting -= 1
         self.bytes -= PLACE_COST if event.waiting else PLACE_COST + EVENT_COST + 2 * event.size
 
@@ -173,20 +172,20 @@ class Subscription:
         return self._matcher.cost * event.size > MATCHED_AT_ONCE
 
     def behind(self) -> tuple[float, int]:
-        """How far it is behind the others, to be compared: by its oldest event, then by how much waits. The least
-        is the furthest.
+        """Its place among the others: by its oldest event, then by the bytes that wait. The smallest is the furthest
+        behind.
         """
         return (self._queue[0].number, -self._bytes) if self._queue else (math.inf, 0)
 
     def cut_off(self, why: str = "") -> None:
-        """End it, and tell it so; ``why`` is what there is to say besides what waits for it."""
+        """End it, and tell it so. The reason is what waits for it, and ``why``."""
         self._cut_off = f"subscriber too slow: {len(self._queue)} events ({self._bytes} bytes) wait for it{why}"
         log.warning("events: %s; it is cut off", self._cut_off)
         self.close()
         self._arrived.set()
 
     def close(self) -> None:
-        """Take no more, and free what waits."""
+        """Take no more events, and free those that wait."""
         for event in self._queue:
             self._backlog.take(event)
         self._queue.clear()
@@ -250,7 +249,7 @@ class Exchange:
 
     @property
     def subscribers(self) -> int:
-        """How many are subscribed now."""
+        """The number of subscribers now."""
         return len(self._subscriptions)
 
     def publish(self, namespace: str, topic: str, event: Any, timestamp: int | None = None) -> None:
@@ -280,7 +279,7 @@ class Exchange:
         self._bound()
 
     def _bound(self) -> None:
-        """Who is furthest behind leaves, as long as too much waits for all together."""
+        """Cut off the subscriber that is furthest behind, as long as too much waits for all together."""
         while self._backlog.bytes > self._most:
             furthest = min(self._subscriptions, key=Subscription.behind)
             furthest.cut_off(
@@ -306,7 +305,7 @@ class Exchange:
         return subscription
 
     def _remember(self, event: Published) -> None:
-        """Keep it for those who come late after a start."""
+        """Keep the event for subscribers that come soon after the start."""
         if self._clock() >= self._replay_until:
             self._replay.clear()
             return
@@ -343,10 +342,10 @@ def _wrong_topic(topic: str) -> str:
 
 
 class _Exits:
-    """The exits of late, to tell a report that comes a second time.
+    """Remembers exits for a while, to recognize a report that comes a second time.
 
     A container that is started again may, once in many thousand times, get the pid that it had: a TaskStart that is
-    younger than the remembered exit ends the memory of it. One that is older was only delivered late, and does not.
+    younger than the remembered exit ends the memory of it. An older TaskStart was only delivered late, and does not.
     """
 
     def __init__(self, clock: Callable[[], float], most: int) -> None:
@@ -369,16 +368,16 @@ class _Exits:
         if isinstance(event, task_pb2.TaskExit):
             return self._exit(
                 (envelope.namespace, event.container_id, event.id, event.pid),
-                (event.exited_at if event.HasField("exited_at") else envelope.timestamp).ToNanoseconds(),
+                time_from_pb(event.exited_at if event.HasField("exited_at") else envelope.timestamp),
             )
         if isinstance(event, task_pb2.TaskDelete):
             return self._exit(
                 (envelope.namespace, event.container_id, _DELETED + event.id, event.pid),
-                envelope.timestamp.ToNanoseconds(),
+                time_from_pb(envelope.timestamp),
             )
         name = event.exec_id if isinstance(event, task_pb2.TaskExecStarted) else event.container_id
         for ended in (name, _DELETED):
-            self._start((envelope.namespace, event.container_id, ended, event.pid), envelope.timestamp.ToNanoseconds())
+            self._start((envelope.namespace, event.container_id, ended, event.pid), time_from_pb(envelope.timestamp))
         return False
 
     def _exit(self, key: tuple[str, str, str, int], ended: int) -> bool:
@@ -399,8 +398,8 @@ class _Exits:
 
 
 _DELETED = "\0"
-"""In the place of an exec id, which cannot begin so: the task's deletion, which shims of containerd 2.x lose when
-they end too soon after it.
+"""Stands in the place of an exec id, which cannot begin so, for the task's deletion: shims of containerd 2.x lose that
+event when they end too soon after it.
 """
 
 _LIFE: dict[str, type[task_pb2.TaskExit | task_pb2.TaskDelete | task_pb2.TaskStart | task_pb2.TaskExecStarted]] = {
@@ -421,8 +420,8 @@ class _Fields:
         self._envelope: Envelope | None = None
         self._event: Message | None = None
         self._found: dict[tuple[str, ...], tuple[str, bool]] = {}
-        """By path, what was asked for: protobuf makes a new string each time, maybe of a megabyte, and a filter may
-        ask two thousand times.
+        """The values that were asked for, by path: protobuf makes a new string each time, maybe of a megabyte, and a
+        filter may ask two thousand times.
         """
 
     def of(self, envelope: Envelope, path: Sequence[str]) -> tuple[str, bool]:
@@ -444,7 +443,7 @@ class _Fields:
 
 
 class _Costly:
-    """What the matches share that take long: the turn, the slices, and the fields, which others would replace
+    """Shared by the matches that take long: the turn, the slices, and fields of their own, which others would replace
     between two slices.
     """
 
@@ -464,11 +463,11 @@ class _Matcher:
         self.cost = wanted.cost
 
     def matches(self, envelope: Envelope) -> bool:
-        """Whether the filters want it."""
+        """Whether the filters want the envelope."""
         return self._wanted.match(lambda path: self._fields.of(envelope, path))
 
     async def matches_in_turn(self, envelope: Envelope) -> bool:
-        """The same when no other costly filter is being matched, in slices."""
+        """The same in slices, once no other costly filter is being matched."""
         async with self._costly.turn:
             await self._costly.lane.turn()
             return await self._costly.lane.through(

@@ -1,5 +1,5 @@
-"""The node's health, computed when asked: "" is the gateway itself (dockerd waits on it), every hop and every
-gRPC service has an entry of its own.
+"""The node's health, computed when it is asked for: "" is the gateway itself (dockerd waits for it); every hop and
+every gRPC service has an entry of its own.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class NodeHealth(Mapping[str, int]):
         return len(list(iter(self)))
 
     async def state(self, name: str, call: Call) -> tuple[bool, str]:
-        """Whether an upstream is healthy, and why not. One that is away is waited for as if ``call`` went there: a
-        node that starts is not broken.
+        """Whether the service behind a hop is healthy, and why not. One that is away is waited for as if ``call`` went
+        there: a node that starts is not broken.
         """
         upstream = self._routes[name].to("")
         try:

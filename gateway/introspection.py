@@ -1,10 +1,10 @@
-"""containerd.services.introspection.v1: what this node is made of, and in which state each part is.
+"""containerd.services.introspection.v1: the parts of this node, and the state of each.
 
-containerd lists its plugins; clients look for some of them by type and id, and for what these *export* (``opt``: its
-path) or are *capable* of (``restart``: its policies). This node has processes in their place, so a row here stands for
-what a process does under containerd's name for it, and its state is the state of now: ``error`` with UNAVAILABLE where
-its process stays away, ``skip`` or ``error`` with the reason where this machine lacks what it needs. What the node has
-not (other snapshotters, CRI, sandboxes) has no row.
+containerd lists its plugins. Clients look for some of them by type and id, for their *exports* (``opt``: its path) and
+for their *capabilities* (``restart``: its policies). This node has processes in the place of plugins: a row here stands
+for a part of a process's work, under containerd's name for it. Its state is that of now: ``error`` with UNAVAILABLE
+while its process stays away, ``skip`` or ``error`` with the reason if this machine lacks something that it needs. Parts
+that the node lacks (other snapshotters, CRI, sandboxes) have no row.
 """
 
 from __future__ import annotations
@@ -37,37 +37,37 @@ from services.oci import platforms
 from services.snapshots.store import REMAP_IDS, About
 
 SKIP = "skip plugin"
-"""Clients tell a plugin that was not started on purpose from a broken one by these words at the end of its error."""
+"""By these words at the end of its error, clients tell a plugin that was not started on purpose from a broken one."""
 
 
 class Probe(Protocol):
-    """Who knows the health of the services behind the gateway."""
+    """Knows the health of the services behind the gateway."""
 
     async def state(self, name: str, call: Call) -> tuple[bool, str]:
-        """Whether an upstream can be used, and why not; one that comes back in the time that any call would be held
-        for it can.
+        """Whether the service behind a hop can be used, and why not. It can if it comes back within the time for which
+        any call would be held.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One plugin: what it is to containerd's clients, and which upstream must be there for it to work."""
+    """One plugin: its names for containerd's clients, and the hop whose service must be there for it to work."""
 
     type: str
     id: str
     upstream: str = ""
     requires: tuple[str, ...] = ()
     platforms: tuple[str, ...] = ()
-    """``os/architecture[/variant]`` of what is tied to some; containerd shows "-" for the others."""
+    """``os/architecture[/variant]`` of a plugin that is tied to some; containerd shows "-" for the others."""
     exports: Mapping[str, str] = field(default_factory=dict)
     capabilities: tuple[str, ...] = ()
     check: str = ""
-    """The check of the machine that it depends on."""
+    """The check of the machine on which it depends: "shim", "runtime" or none."""
     trouble: str = ""
-    """Why it cannot work on this machine, as it says itself."""
+    """Why it cannot work on this machine, in its own words."""
     broken: bool = False
-    """What it has on the disk is damaged, and ``trouble`` says so."""
+    """Its data on the disk are damaged, and ``trouble`` says so."""
 
 
 (
@@ -111,8 +111,8 @@ class Row:
 
 
 def rows(node: Node, snapshotters: Sequence[About], proxies: Mapping[str, ProxyPlugin]) -> list[Row]:
-    """The plugins of a node, those that others require first. ``snapshotters`` are those of the snapshots service, each
-    of which a proxy plugin of its name takes the place of.
+    """The plugins of a node, those that others require first. ``snapshotters`` are those of the snapshots service; a
+    proxy plugin takes the place of the one that has its name.
 
     ``metadata.v1 bolt`` is SQLite here; clients know the metadata store by that id.
     """
@@ -213,8 +213,8 @@ def rows(node: Node, snapshotters: Sequence[About], proxies: Mapping[str, ProxyP
 
 
 class IntrospectionServicer:
-    """Describes the node at ``node``, whose services' health ``probe`` knows; ``snapshotters`` answers what those
-    of the snapshots service say of themselves; ``proxies`` are somebody else's services in it, by their names.
+    """Describes the node at ``node``. ``probe`` knows its services' health; ``snapshotters`` answers the announcement
+    of the snapshots service; ``proxies`` are other people's services in it, by their names.
     """
 
     SERVICE = introspection_stubs.INTROSPECTION
@@ -247,7 +247,7 @@ class IntrospectionServicer:
         )
 
     async def PluginInfo(self, request: pb.PluginInfoRequest, call: Call) -> pb.PluginInfoResponse:
-        """One row; with options, of the runtime plugin, also what the runtime named there says of itself."""
+        """One row. With options, of the runtime plugin, it has the RuntimeInfo of the runtime that these name, too."""
         row = next((r for r in await self._rows(call) if (r.type, r.id) == (request.type, request.id)), None)
         if row is None:
             raise errors.NotFound.verbatim(f"plugin {request.type}.{request.id} not found: not found")
@@ -271,7 +271,7 @@ class IntrospectionServicer:
         return response
 
     async def Server(self, request: Empty, call: Call) -> pb.ServerResponse:
-        """Who answers: an id that lasts as long as ROOT, and the gateway's pid in its pid namespace."""
+        """The identity of the node: an id that lasts as long as ROOT, and the gateway's pid in its pid namespace."""
         async with self._uuid_lock:
             if not self._uuid:
                 self._uuid = await asyncio.to_thread(kept_uuid, self._uuid_file)
@@ -296,7 +296,7 @@ class IntrospectionServicer:
         )
 
     async def _trouble(self, row: Row, call: Call) -> errors.NodeError | None:
-        """What keeps a plugin from working: the machine first, since it explains why the service may be away."""
+        """The reason why a plugin does not work: the machine first, since it explains why the service may be away."""
         if row.check == "runtime" and (trouble := self._programs.runtime_trouble()):
             return errors.Unknown(trouble)
         if row.upstream:
@@ -322,9 +322,7 @@ def _field(row: Row, path: Sequence[str]) -> tuple[str, bool]:
 
 
 def kept_uuid(path: Path) -> str:
-    """The UUID in ``path``; a new one, durable before it is answered, if there is none. Internal if the file holds
-    something else.
-    """
+    """The UUID in ``path``. If there is none, a new one is made, durably. Internal if the file holds something else."""
     try:
         text = path.read_text().strip()
     except FileNotFoundError:

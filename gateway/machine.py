@@ -1,6 +1,6 @@
-"""What this machine can do, as far as plugins depend on it: its platform, and the programs that run containers.
+"""The abilities of this machine on which plugins depend: its platform, and the programs that run containers.
 
-A check answers an empty string, or what is wrong in words that say what to do.
+A check answers an empty string, or the trouble, in words that say what to do.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from services.kit.identifiers import quoted
 
 
 class Programs:
-    """Programs that containers need. What ``ctr install`` put below ROOT/opt comes before PATH."""
+    """Programs that containers need. Those that ``ctr install`` put below ROOT/opt come before PATH."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -46,7 +46,7 @@ class Programs:
         return shim is None or not await shims.id_mapping_trouble(shim, self.environment())
 
     def shim(self, runtime: str) -> str:
-        """The binary of a runtime: an absolute path as it is, ``io.containerd.runc.v2`` as containerd-shim-runc-v2.
+        """The binary of a runtime: an absolute path is itself, ``io.containerd.runc.v2`` is containerd-shim-runc-v2.
         Errors are containerd's.
         """
         if not runtime:
@@ -75,8 +75,8 @@ class Programs:
         return found
 
     async def shim_info(self, runtime: str, options: bytes) -> bytes:
-        """What the shim of ``runtime`` says of itself (containerd.types.RuntimeInfo) when started with ``-info``;
-        shims have this from containerd 2.0 on.
+        """The containerd.types.RuntimeInfo that the shim of ``runtime`` prints when it is started with ``-info``. Shims
+        have this from containerd 2.0 on.
         """
         binary = self.shim(runtime)
         try:

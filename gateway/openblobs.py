@@ -1,15 +1,16 @@
-"""Files of blobs that clients read piece by piece, open in the gateway: bulk bytes go by file (design), so a piece need
-not come through the content service.
+"""The gateway has the files of those blobs open that clients read piece by piece: bulk bytes go by file, so a piece
+need not come through the content service.
 
-``docker save`` reads a layer in thousands of pieces of 32 KiB, each a Read of its own. Metadata is asked each time
-whether the namespace has the blob, and while it looks the piece is read; where its file is, the content service is
-asked once for many Reads, behind the first of them, which is answered as any other. A piece is taken only if the kernel
-has it in memory (RWF_NOWAIT): the loop never waits for a disk. What is not there is the content service's to read, in
-its threads, after which the kernel has it, and what follows.
+``docker save`` reads a layer in thousands of pieces of 32 KiB, each a Read of its own. metadata is asked each time
+whether the namespace has the blob; while it looks, the piece is read. The content service is asked once for many Reads
+where the file is, behind the first of them, which is answered as any other. A piece is taken only if the kernel has it
+in memory (RWF_NOWAIT): the loop never waits for a disk. All other pieces the content service reads, in its threads;
+after that the kernel has them, and those that follow.
 
-A blob that was deleted is not read any more, and its file is closed after a moment, so that the disk gets its space
-back. All are closed when the content service comes back: it may be another one, with its files elsewhere, or with none.
-One that offers no LocalFiles is not asked again, nor one whose file system cannot say what is in memory (tmpfs).
+A blob that was deleted is no longer read, and its file is closed after a moment, so that the disk gets its space back.
+All files are closed when the content service comes back or is replaced: it may be another one, with its files
+elsewhere, or with none. A content service without LocalFiles is not asked again, nor one whose file system cannot say
+what is in memory (tmpfs).
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ from services.kit import errors, loops
 log = logging.getLogger(__name__)
 
 LARGEST = 256 << 10
-"""Bytes of a piece. Longer ones are streams, which hold up whoever writes to a slow reader."""
+"""Bytes of a piece, at most. Longer ones are streams, which hold up the writer of a slow reader."""
 LIMIT = 64
-"""Files open at once; those that were read last."""
+"""Files that are open at once, at most: those that were read last."""
 IDLE = 2.0
-"""Seconds for which one that nobody reads stays open."""
+"""Seconds for which a file that nobody reads stays open."""
 
 Locate = Callable[[str], Awaitable[str]]
-"""The path of a blob's file; NodeError where there is none, Unimplemented where there never will be."""
+"""Answers the path of a blob's file; NodeError if there is none, Unimplemented if there never will be."""
 
 
 @dataclass(slots=True)
@@ -46,7 +47,7 @@ class _File:
 
 
 class OpenBlobs:
-    """By digest. Used on one loop; :meth:`clear` closes all. ``flags`` are those of preadv2(2)."""
+    """Open files by digest. Used on one loop; :meth:`clear` closes all. ``flags`` are those of preadv2(2)."""
 
     def __init__(self, *, limit: int = LIMIT, idle: float = IDLE, flags: int = os.RWF_NOWAIT) -> None:
         self._flags = flags
@@ -58,7 +59,7 @@ class OpenBlobs:
         self._offered = True
 
     def clear(self) -> None:
-        """Close all, forget what is known of the content service."""
+        """Close all, and forget what the content service offers."""
         for task in self._opening.values():
             task.cancel()
         self._opening.clear()
@@ -70,12 +71,12 @@ class OpenBlobs:
         self._offered = True
 
     def size(self, digest: str) -> int:
-        """Bytes of a blob whose file is open; 0 of one whose file is not."""
+        """Bytes of a blob whose file is open, else 0."""
         file = self._files.get(digest)
         return 0 if file is None else file.size
 
     def read(self, digest: str, offset: int, size: int, before: bytes = b"") -> bytearray | None:
-        """``before``, and the bytes of a piece; None if they are not to be had at once."""
+        """``before`` and the bytes of a piece; None if they cannot be had at once."""
         file = self._files.get(digest)
         if file is None:
             return None
@@ -100,7 +101,7 @@ class OpenBlobs:
             return None
 
     def open(self, digest: str, size: int, locate: Locate) -> None:
-        """Have the file of a blob of so many bytes, soon."""
+        """Open the file of a blob of ``size`` bytes, behind the caller's back."""
         if (
             self._offered
             and digest not in self._files
@@ -153,7 +154,7 @@ class OpenBlobs:
 
 
 def _file_of(path: str, size: int) -> int | None:
-    """The blob's file, if that is what is there."""
+    """An open file of ``size`` bytes; None if ``path`` is none."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:

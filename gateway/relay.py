@@ -1,8 +1,8 @@
-"""What needs no coordination passes through unread: here it is decided to whom, for how long, and whether it may be
-asked twice.
+"""Calls that need no coordination pass through unread. This decides where each of them goes, for how long, and whether
+it may be made twice.
 
-A read that its service's death interrupted is asked again, once the service is back; so is a Wait, as often as it
-takes. Anything else that was under way answers UNAVAILABLE: only its caller can know whether to repeat it.
+A read that is interrupted by its service's death is made again once the service is back; a Wait too, as often as it
+takes. Any other call that was under way answers UNAVAILABLE: only its caller can know whether to repeat it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ READS = frozenset(
         "Check",
     }
 )
-"""Methods that change nothing, so that an interrupted one may be asked again."""
+"""Methods that change nothing, so that an interrupted one may be called again."""
 
 UNBOUNDED = frozenset(
     {
@@ -48,14 +48,14 @@ UNBOUNDED = frozenset(
         "/splitd.records.v1.Records/Collect",
     }
 )
-"""Unary calls that last as long as they last: only keepalive ends them."""
+"""Unary calls without a limit: only keepalive ends them."""
 
 
 class Relay:
-    """``internal`` is whether this is the socket of our own processes, which may make raw calls.
+    """Decides for one socket; ``internal`` says that it is that of our own processes, which may make raw calls.
 
-    ``coordinated`` are the streaming methods that the gateway answers message by message; ``joined`` those that it
-    decides about, and then relays.
+    The gateway answers the streaming methods in ``coordinated`` message by message; of those in ``joined`` it reads the
+    request, and then relays them.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Relay:
         self._joined = joined
 
     def arity(self, method: str) -> Arity:
-        """The descriptors' word; two streams for what they do not know."""
+        """As the descriptors say; two streams for a method that they do not know."""
         service, _, name = method.strip("/").rpartition("/")
         try:
             descriptor = descriptor_pool.Default().FindServiceByName(service).methods_by_name[name]
@@ -83,11 +83,11 @@ class Relay:
         return Arity(descriptor.client_streaming, descriptor.server_streaming)
 
     def coordinated(self, call: Call) -> Coordinated | None:
-        """The handler of a method that is answered here, unless the call is raw."""
+        """The handler of a method that the gateway answers itself, unless the call is raw."""
         return None if RAW in call.headers else self._coordinated.get(call.method)
 
     def route(self, call: Call) -> Route:
-        """Where the call passes to; Unimplemented, NotFound or PermissionDenied if nowhere."""
+        """The way of the call; Unimplemented, NotFound or PermissionDenied if there is none."""
         headers = call.passed_on()
         raw = headers.pop(RAW, None)
         if raw is not None:

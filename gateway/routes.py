@@ -1,7 +1,8 @@
-"""Who serves what: one table of services, one of backends; each has a hop (:mod:`gateway.hop`).
+"""Which process serves which gRPC service: a table of services and one of backends, each of which has a hop
+(:mod:`gateway.hop`).
 
 A *backend* is a raw service: one that knows no namespaces ("content", "snapshots.overlayfs"). A *route* leads a gRPC
-service to the process that answers it; what the gateway coordinates itself is not in the table but in its servicers.
+service to the process that answers it. Methods that the gateway coordinates are not in the table, but in its servicers.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ PROGRAMS: Mapping[str, str] = {
     "images": "images",
     "tasks": "tasks",
 }
-"""Hop to the program under supervisord; "snapshots" says which snapshotters it has, and each of them has a hop too
+"""Hop to the program under supervisord. "snapshots" announces its snapshotters, and each of them has a hop too
 (:meth:`Routes.know`).
 """
 
@@ -69,11 +70,11 @@ class Routes:
         self._hold = config.hold
         self.hops: dict[str, Hop] = {}
         self.upstreams: list[Upstream] = []
-        """All that hops lead to or led to."""
+        """All those that hops lead to, or led to before."""
         self.added: list[Callable[[Upstream], None]] = []
-        """Told of each upstream that is added from now on: to watch it."""
+        """Called with each upstream that is added from now on: to watch it."""
         self.changed: list[Callable[[], None]] = []
-        """Told when other snapshotters are known."""
+        """Called when other snapshotters are known."""
         for name, program in PROGRAMS.items():
             self._add(name, state / f"{name}.sock", program)
         self._foreign: list[str] = []
@@ -84,16 +85,14 @@ class Routes:
             else:
                 self._add(proxy.type, proxy.address, "")
         self.snapshotters: tuple[str, ...] = tuple(self._foreign)
-        """Their names, those of the snapshots service first, as far as they are known."""
+        """The names of those that are known; those of the snapshots service first."""
         self._known, self._heard = asyncio.Event(), asyncio.Event()
 
     def _add(self, name: str, address: Path | str, program: str) -> None:
         self.hops[name] = Hop(name, self.upstream(name, address, program))
 
     def upstream(self, name: str, address: Path | str, program: str = "") -> Upstream:
-        """A service called ``name`` at ``address``, for a hop; those who watch are told of it. ``program`` is as in
-        :class:`Upstream`.
-        """
+        """Make an upstream for a hop, and have it watched; ``program`` is as in :class:`Upstream`."""
         upstream = Upstream(name, address, program, self._supervision, hold=self._hold)
         self.upstreams.append(upstream)
         for told in self.added:
@@ -101,8 +100,8 @@ class Routes:
         return upstream
 
     def know(self, names: Sequence[str], *, heard: bool = False) -> None:
-        """These are the snapshotters of the snapshots service; ``heard``: it says so itself, now. Those that a
-        proxy plugin takes the place of stay the plugin's.
+        """Take ``names`` for the snapshotters of the snapshots service; ``heard`` says that it told them itself, now. A
+        name that a proxy plugin has stays the plugin's.
         """
         for name in names:
             if name not in self._foreign and f"snapshots.{name}" not in self.hops:
@@ -116,8 +115,8 @@ class Routes:
                 told()
 
     async def known(self) -> None:
-        """Return once it is known which snapshotters there are, or when the snapshots service had some time to say so:
-        a part of what callers are held for, since those of content wait for this too.
+        """Return once it is known which snapshotters there are, or when the snapshots service has had some time to
+        announce them: a part of ``hold``, since calls of content wait for this too.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._hold / 4):
@@ -142,8 +141,8 @@ class Routes:
         return hop
 
     async def snapshotter(self, name: str, call: Call) -> Hop:
-        """The hop of a snapshotter, as clients name it; the error is containerd's. Unavailable where the snapshots
-        service has yet to say which it has.
+        """The hop of a snapshotter, as clients name it; the error is containerd's. Unavailable while the snapshots
+        service has not announced its snapshotters.
         """
         if not name:
             raise errors.InvalidArgument("snapshotter argument missing")
@@ -154,7 +153,7 @@ class Routes:
         return self.hops[f"snapshots.{name}"]
 
     async def _announced(self, call: Call) -> None:
-        """Wait for the snapshots service to say which snapshotters it has, unless it is away and they are known."""
+        """Wait for the snapshots service's announcement, unless it is away and an earlier one is known."""
         snapshots = self["snapshots"].to(call.optional_namespace)
         if not snapshots.up and self._known.is_set():
             return

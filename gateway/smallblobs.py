@@ -1,8 +1,8 @@
-"""The bytes of small blobs, kept by the gateway: manifests and configurations, which clients read over and over.
+"""The gateway keeps the bytes of small blobs: manifests and configurations, which clients read over and over.
 
-``ctr run`` reads ten such blobs, each a hop to metadata (may the namespace have it?) and another one to the raw store.
-A blob's digest says what its bytes are, for ever: so the second hop need not be made again. Whether a namespace has the
-blob is asked each time, and is never remembered here.
+``ctr run`` reads ten such blobs. Each Read is a call to metadata (may the namespace have the blob?) and another one to
+the raw store. A blob's digest says what its bytes are, for ever, so the second call need not be made again, whatever
+raw store is behind the hop. metadata is asked each time; its answer is never remembered here.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections import OrderedDict
 from services.oci.digests import ALGORITHMS
 
 LARGEST = 64 << 10
-"""Bytes of a blob that is kept: manifests have up to some 10 KB, configurations of large images some 50."""
+"""Bytes of a blob, at most: manifests have up to some 10 KB, configurations of large images some 50."""
 LIMIT = 4 << 20
-"""Bytes of all of them together."""
+"""Bytes of all of them together, at most."""
 
 
 class SmallBlobs:
-    """By digest; those that were read last."""
+    """Blobs by digest: those that were read last."""
 
     def __init__(self, *, largest: int = LARGEST, limit: int = LIMIT) -> None:
         self.largest = largest
@@ -28,14 +28,14 @@ class SmallBlobs:
         self._size = 0
 
     def get(self, digest: str) -> bytes | None:
-        """A blob, if it is here."""
+        """The blob, if it is kept."""
         found = self._blobs.get(digest)
         if found is not None:
             self._blobs.move_to_end(digest)
         return found
 
     def put(self, digest: str, data: bytes) -> bool:
-        """Keep a blob; False, and nothing kept, if these are not its bytes."""
+        """Keep a blob. False if these are not its bytes: they are not kept then."""
         if len(data) > self.largest or not _is(digest, data):
             return False
         if digest not in self._blobs:

@@ -1,8 +1,8 @@
 """Snapshots: each operation of a raw snapshotter joined with its record.
 
-Stat and List are metadata's alone and are relayed. Everything else resolves the client's key to the raw one
-(``NAMESPACE/NUMBER/KEY``) and calls the snapshotter; what creates does so under an intent. Removal takes only the
-record: the collector removes the raw snapshot, as containerd does.
+Stat and List are metadata's alone and are relayed. All other methods resolve the client's key to the raw one
+(``NAMESPACE/NUMBER/KEY``) and call the snapshotter. Prepare, View and Commit do so under an intent
+(:mod:`gateway.store`). Remove takes only the record: the collector removes the raw snapshot, as in containerd.
 
 The mounts that one of our own snapshotters answered are kept (:mod:`gateway.mounts`).
 """
@@ -21,7 +21,6 @@ from api.containerd.services.snapshots.v1 import snapshots_pb2 as pb
 from api.containerd.services.snapshots.v1 import snapshots_stubs
 from api.containerd.types.mount_pb2 import Mount
 from gateway.config import Config
-from gateway.convert import info_from_pb, info_to_pb
 from gateway.intents import Intents
 from gateway.mounts import Mounts
 from gateway.routes import Routes
@@ -29,13 +28,14 @@ from gateway.store import Intent, Outcome, Records
 from gateway.upstream import Upstream, raw_headers
 from services.kit import errors
 from services.kit.rpc import Call, Headers, shielded
+from services.snapshots.convert import info_from_pb, info_to_pb
 from services.snapshots.store import Info, Kind
 
 SERVICE = snapshots_stubs.SNAPSHOTS
 _REF = "containerd.io/snapshot.ref"
 _NUMBERS_SKIPPED = 10
-"""New names of one snapshot that a backend may say it has. Only those of a database that was lost are there, and
-each of them had this very name under another number.
+"""So many new names of one snapshot may be taken in the backend: only a lost database can have given them out, and each
+of them was this very name under another number.
 """
 
 log = logging.getLogger(__name__)
@@ -52,14 +52,14 @@ class _Raw(NamedTuple):
 
     upstream: Upstream
     mounts: Mounts[Mount]
-    """Those of it that are kept."""
+    """Its mounts, as far as they are kept."""
 
     def client(self) -> snapshots_stubs.Snapshots:
         return self.upstream.channel.client(SERVICE)
 
 
 class SnapshotsServicer:
-    """containerd.services.snapshots.v1.Snapshots, but for what metadata answers itself."""
+    """containerd.services.snapshots.v1.Snapshots, without the methods that metadata answers itself."""
 
     SERVICE = SERVICE
 
@@ -72,7 +72,7 @@ class SnapshotsServicer:
         """By the name of the snapshotter's hop."""
 
     async def _raw(self, snapshotter: str, key: str, call: Call) -> _Raw:
-        """Who has the snapshot ``key``, or is to have it."""
+        """The snapshotter that has the snapshot ``key``, or is to have it."""
         hop = await self._routes.snapshotter(snapshotter, call)
         mounts = self._mounts.get(hop.name)
         if mounts is None:
@@ -121,8 +121,8 @@ class SnapshotsServicer:
         return Empty()
 
     async def _numbered(self, attempt: Callable[[], Awaitable[T]], raw: _Raw) -> T:
-        """A raw key is new: one that the backend has all the same was given out by a database that was lost. Skip
-        its number, a few times.
+        """Attempt it a few times, each under another number. A raw key is new: if the backend has it all the same, a
+        database that was lost gave it out.
         """
         said, name = "", raw.upstream.name
         for _ in range(_NUMBERS_SKIPPED):
@@ -282,7 +282,7 @@ class _RawCommit:
 
 
 def _lost(upstream: Upstream, name: str, error: errors.NotFound) -> errors.NodeError:
-    """What a backend says of a snapshot that is recorded."""
+    """The error of a backend that does not have a snapshot that is recorded."""
     return (
         errors.NotFound.verbatim(
             f"snapshot {name} is recorded, and {upstream.name} does not have it (docs/damaged-database.md): {error}"

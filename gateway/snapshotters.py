@@ -1,4 +1,4 @@
-"""The snapshotters of the snapshots service, as it announces them, followed for as long as the gateway lives."""
+"""Follows which snapshotters the snapshots service announces, for as long as the gateway lives."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from services.snapshots.store import About
 log = logging.getLogger(__name__)
 
 _PATIENCE = 5.0
-"""Seconds for an announcement, and until it is asked for again."""
+"""Seconds that an announcement may take, and seconds until it is asked for again."""
 
 
 class Snapshotters:
@@ -38,7 +38,7 @@ class Snapshotters:
         return tuple(each.name for each in self._known)
 
     async def follow(self) -> None:
-        """Ask each time the service comes; for :func:`services.kit.loops.lasting`."""
+        """Ask each time that the service comes; for :func:`services.kit.loops.lasting`."""
         while True:
             await self._came.wait()
             self._came.clear()
@@ -46,17 +46,17 @@ class Snapshotters:
                 continue
             try:
                 await self._ask()
-            except errors.Unimplemented:  # of an older release, whose own are those that are known
+            except errors.Unimplemented:  # by an older release, which has those that are known
                 continue
             except BaseException as error:
                 self._came.set()
                 if not isinstance(error, errors.NodeError):
                     raise
-                log.warning("the snapshots service does not say which snapshotters it has: %s", error)
+                log.warning("the snapshots service does not announce its snapshotters: %s", error)
                 await asyncio.sleep(_PATIENCE)
 
     async def now(self, call: Call) -> Sequence[About]:
-        """What they say of themselves; what they said last, if their service is away."""
+        """The announcement of now; the last one, if the service is away."""
         if self._hop.to("").is_ready():
             try:
                 await self._ask()
@@ -70,6 +70,6 @@ class Snapshotters:
             try:
                 await asyncio.to_thread(announced.keep, self._root, found)
             except OSError as error:
-                log.error("which snapshotters there are cannot be kept: %s", errors.words_of_path(error))
+                log.error("the announcement of the snapshotters cannot be stored: %s", errors.words_of_path(error))
             self._known = found
         self._routes.know([each.name for each in found], heard=True)

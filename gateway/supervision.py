@@ -1,7 +1,7 @@
-"""What supervisord says of a process: whether it was stopped on purpose.
+"""supervisord knows whether a process was stopped on purpose.
 
-Asked only when a service is not there. The gateway must also run without a supervisor (in tests, in the foreground): no
-answer means not stopped.
+It is asked only while a service is not there. The gateway must also run without a supervisor (in tests, in the
+foreground): no answer means not stopped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Supervision:
         self._path = socket_path
 
     async def stopped(self, program: str) -> bool:
-        """Whether ``program`` was stopped by its operator, or given up by supervisord; within a second."""
+        """Whether the operator stopped ``program``, or supervisord has given it up; answers within a second."""
         return await asyncio.to_thread(self._stopped, program)
 
     def _stopped(self, program: str) -> bool:

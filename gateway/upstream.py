@@ -1,9 +1,9 @@
 """One service behind the gateway, which may be down.
 
-A call to it first asks :meth:`Upstream.ready`: at once where the service is connected; where it went away a moment ago
-the call is held until it is back, for ``hold`` seconds after the loss or the call's deadline, whichever is first; where
-it was stopped on purpose, or has been away for longer, the call fails at once with UNAVAILABLE and the service's name.
-So a sick service costs its own callers little and nobody else anything.
+A call to it first asks :meth:`Upstream.ready`, which answers at once while the service is connected. If the service
+went away a moment ago, the call is held until it is back: for ``hold`` seconds after the loss, or until the call's
+deadline, whichever is first. If the service was stopped on purpose, or has been away for longer, the call fails at once
+with UNAVAILABLE and the service's name. So a sick service costs its own callers little, and nobody else anything.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def raw_headers(call: Call) -> dict[str, str | bytes]:
 
 
 class Upstream:
-    """The service ``name`` at ``address``; ``program`` is what supervisord calls its process ("" for a foreign one)."""
+    """The service ``name`` at ``address``; supervisord calls its process ``program`` ("" for a foreign one)."""
 
     def __init__(self, name: str, address: Path | str, program: str, supervision: Supervision, *, hold: float) -> None:
         self.name = name
@@ -51,7 +51,7 @@ class Upstream:
 
     @property
     def down_seconds(self) -> float:
-        """How long it has been away; 0.0 while it is there."""
+        """Seconds that it has been away; 0.0 while it is there."""
         return 0.0 if self.up else time.monotonic() - self._since
 
     def trouble(self) -> str:
@@ -63,8 +63,8 @@ class Upstream:
         return f"service {self.name} has been unreachable for {self.down_seconds:.1f} s"
 
     async def watch(self) -> None:
-        """Keep the connection, and know whether it is there; for :func:`services.kit.loops.lasting`. Cancelled, it
-        closes the connection.
+        """Keep the connection, and note whether it is there; for :func:`services.kit.loops.lasting`. When this is
+        cancelled, it closes the connection.
         """
         try:
             async for connected in self.channel.connections():
@@ -81,7 +81,7 @@ class Upstream:
             await self.channel.close()
             raise
         finally:
-            if self.up:  # nobody would see it go any more; whoever watches again sees it come
+            if self.up:  # nobody would see it go any more; the next watch sees it come
                 self._went_away()
 
     def _went_away(self) -> None:

@@ -200,7 +200,7 @@ class _Write:
             await stream.__aexit__()
 
     async def answer(self, request: pb.WriteContentRequest) -> bytes:
-        """A message that was parsed: the opening, a STAT, a COMMIT."""
+        """Answer a message that was parsed: the opening, a STAT, a COMMIT."""
         if request.expected:
             self._expected = request.expected
         if request.total:
@@ -214,7 +214,7 @@ class _Write:
         return await self.relay(down.SerializeToString())
 
     async def relay(self, request: bytes) -> bytes:
-        """Send one message, return its answer; across a death of the raw store if need be."""
+        """Send one message and return its answer, across a death of the raw store if need be."""
         try:
             answer = await self._exchange(request)
         except errors.Disconnected:
@@ -252,7 +252,7 @@ class _Write:
         self._stream = channel.stream(WRITE, raw_headers(self._call))
 
     async def _reopen(self) -> int:
-        """A new raw stream on the same ingest; the offset it has."""
+        """Open a new raw stream on the same ingest; returns the offset of that."""
         await self._open()
         assert self._stream is not None
         status = pb.WriteContentRequest(action=pb.STAT, ref=self._ingest.raw_ref, total=self._total)

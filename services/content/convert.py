@@ -5,6 +5,7 @@ from __future__ import annotations
 from api.containerd.services.content.v1 import content_pb2 as pb
 from services.content.store import Info, Status
 from services.kit import errors
+from services.kit.timestamps import time_from_pb
 from services.oci.digests import Digest
 
 
@@ -20,8 +21,8 @@ def info_from_pb(message: pb.Info) -> Info:
         digest=digest_from_pb(message.digest),
         size=message.size,
         labels=dict(message.labels),
-        created_at=message.created_at.ToNanoseconds(),
-        updated_at=message.updated_at.ToNanoseconds(),
+        created_at=time_from_pb(message.created_at),
+        updated_at=time_from_pb(message.updated_at),
     )
 
 
@@ -38,8 +39,8 @@ def status_from_pb(message: pb.Status) -> Status:
         offset=message.offset,
         total=message.total,
         expected=message.expected,
-        started_at=message.started_at.ToNanoseconds(),
-        updated_at=message.updated_at.ToNanoseconds(),
+        started_at=time_from_pb(message.started_at),
+        updated_at=time_from_pb(message.updated_at),
     )
 
 

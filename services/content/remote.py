@@ -17,6 +17,7 @@ from services.content import convert
 from services.content.store import Begun, Info, Status
 from services.kit import errors
 from services.kit.rpc import Channel, Stream
+from services.kit.timestamps import time_from_pb
 from services.oci.digests import Digest
 
 _MESSAGE = 1 << 20
@@ -110,7 +111,7 @@ class RemoteWriter:
     async def status(self) -> Status:
         answer = await self._exchange(pb.WriteContentRequest(action=pb.STAT))
         return Status(
-            self._ref, answer.offset, answer.total, answer.started_at.ToNanoseconds(), answer.updated_at.ToNanoseconds()
+            self._ref, answer.offset, answer.total, time_from_pb(answer.started_at), time_from_pb(answer.updated_at)
         )
 
     async def write(self, data: bytes) -> None:

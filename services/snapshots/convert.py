@@ -6,14 +6,19 @@ from typing import cast
 
 from api.containerd.services.snapshots.v1 import snapshots_pb2 as pb
 from api.splitd.snapshotters.v1 import snapshotters_pb2
+from services.kit.timestamps import time_from_pb, time_to_pb
 from services.snapshots.store import About, Info, Kind, Usage
 
 
 def info_to_pb(info: Info) -> pb.Info:
-    message = pb.Info(name=info.name, parent=info.parent, kind=cast("pb.Kind", int(info.kind)), labels=info.labels)
-    message.created_at.FromNanoseconds(info.created_at)
-    message.updated_at.FromNanoseconds(info.updated_at)
-    return message
+    return pb.Info(
+        name=info.name,
+        parent=info.parent,
+        kind=cast("pb.Kind", int(info.kind)),
+        labels=info.labels,
+        created_at=time_to_pb(info.created_at),
+        updated_at=time_to_pb(info.updated_at),
+    )
 
 
 def info_from_pb(message: pb.Info) -> Info:
@@ -21,8 +26,8 @@ def info_from_pb(message: pb.Info) -> Info:
     return Info(
         message.name,
         kind,
-        message.created_at.ToNanoseconds(),
-        message.updated_at.ToNanoseconds(),
+        time_from_pb(message.created_at),
+        time_from_pb(message.updated_at),
         message.parent,
         dict(message.labels),
     )

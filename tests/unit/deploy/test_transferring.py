@@ -37,6 +37,13 @@ def test_what_is_kept_is_said_where_a_service_went_away() -> None:
         transferring.run(failing(stopped))
 
 
+@pytest.mark.parametrize("said", ["has been unreachable for 5 s", "has been silent for 60 s", "went away"])
+def test_each_way_to_be_away_is_known(said: str) -> None:
+    """In the gateway's words."""
+    with pytest.raises(Failure, match=f"^service snapshots.overlayfs {said}; the same command goes on$"):
+        transferring.run(failing(errors.Unavailable(f"service snapshots.overlayfs {said}")), "the same command goes on")
+
+
 async def test_who_accepts_no_connections_is_not_waited_for_longer_than_others(place: Path) -> None:
     """A gateway that was stopped, and whose queue is full: a blocking connect would wait for ever, and not hear
     Ctrl-C.

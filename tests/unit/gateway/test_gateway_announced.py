@@ -59,4 +59,4 @@ def test_what_is_damaged_is_announced_anew(tmp_path: Path, text: str, caplog: py
     (tmp_path / "gateway").mkdir()
     (tmp_path / "gateway/snapshotters.json").write_text(text)
     assert announced.kept(tmp_path) == ()
-    assert "snapshotters.json is not what was kept" in caplog.text
+    assert "snapshotters.json does not hold an announcement" in caplog.text

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from api.containerd.events import task_pb2
 from api.containerd.services.events.v1 import events_pb2 as pb
@@ -331,6 +332,17 @@ async def test_an_exit_that_cannot_be_decoded_goes_through() -> None:
         exchange.publish("default", "/1", broken)
         exchange.publish("default", "/2", broken)
         assert await waiting(subscription) == ["/1", "/2"]
+
+
+@pytest.mark.parametrize("time", [Timestamp(seconds=1, nanos=-5), Timestamp(seconds=1 << 60)])
+async def test_an_exit_at_a_time_that_is_none_is_told_once(time: Timestamp) -> None:
+    """As containerd does: a shim's clock, or its bug, loses no event."""
+    exchange = Exchange(replay_seconds=0)
+    exited = pack(task_pb2.TaskExit(container_id="c", id="c", pid=3, exited_at=time))
+    with exchange.subscribe() as subscription:
+        for topic in ("/1", "/2"):
+            exchange.publish("default", topic, exited)
+        assert await waiting(subscription) == ["/1"]
 
 
 async def test_shims_forward_over_ttrpc_into_the_same_exchange() -> None:
