@@ -191,7 +191,7 @@ class _StreamedIngest(Ingest):
     async def _exchange(self, request: pb.WriteContentRequest) -> None:
         await self._stream.send(request)
         if await self._stream.receive() is None:
-            raise errors.Unavailable(f"the write of {self._ref} was ended by the content service")
+            raise errors.Unavailable(f"the content service ended the write of {self._ref}")
 
     async def commit(self, digest: str, size: int, labels: Mapping[str, str]) -> None:
         written = await self._pumping

@@ -233,7 +233,7 @@ class Disk:
             log.error("content %s cannot be read, and is replaced: %s", digest, error)
             return True
         if found != digest.hex:
-            log.error("content %s has other bytes than its digest says, and is replaced", digest)
+            log.error("content %s does not match its digest, and is replaced", digest)
         return found != digest.hex
 
     # ---------------------------------------------------------------- labels

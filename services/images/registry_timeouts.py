@@ -55,7 +55,7 @@ class Timeouts:
     def __post_init__(self) -> None:
         for each in fields(self):
             if getattr(self, each.name) <= 0:
-                raise ValueError(f"{each.name} must be more than nothing")
+                raise ValueError(f"{each.name} must be greater than 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +92,7 @@ class Retry:
             raise ValueError(f"rounds: {self.rounds} is less than one")
         for key in ("first", "longest", "longest_asked", "hopeless", "progress"):
             if getattr(self, key) < 0:
-                raise ValueError(f"{key} must not be less than nothing")
+                raise ValueError(f"{key} must not be negative")
 
     def pause(self, rounds: int, asked: float | None) -> float:
         """Seconds before the next round, after ``rounds`` have failed: half fixed and half random, so that many nodes

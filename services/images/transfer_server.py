@@ -266,7 +266,7 @@ def _logging_failure(source: End | None, destination: End | None, call: Call) ->
             error.told = True
         raise
     except asyncio.CancelledError:
-        log.info("%s was given up: its client has gone, or its time is over", logs.shown(what))
+        log.info("%s was cancelled: its client has gone, or its deadline has passed", logs.shown(what))
         raise
 
 
@@ -292,5 +292,5 @@ class _Questions:
                 self._stream.close()  # a late answer would be taken for the answer to the next question
                 raise errors.DeadlineExceeded(f"credentials for {host}: the client does not answer") from None
         if answer is None:
-            raise errors.Cancelled(f"credentials for {host}: the client answers no more")
+            raise errors.Cancelled(f"credentials for {host}: the client has ended its answers")
         return convert.credentials_from_pb(unpacked(answer, registry_pb2.AuthResponse))

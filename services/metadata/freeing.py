@@ -48,9 +48,8 @@ def convert(connection: sqlite3.Connection, path: Path, *, largest: int = _LARGE
         )
         if used > largest:
             log.warning(
-                "%s keeps its free pages: with %d MiB in use it is too large to be written anew at a start; while the "
-                "node is down: sqlite3 %s "
-                "'PRAGMA auto_vacuum = 2; VACUUM'",
+                "%s keeps its free pages: with %d MiB in use it is too large to be rewritten at a start; to rewrite it "
+                "while the node is down: sqlite3 %s 'PRAGMA auto_vacuum = 2; VACUUM'",
                 path,
                 used >> 20,
                 path,
@@ -58,11 +57,8 @@ def convert(connection: sqlite3.Connection, path: Path, *, largest: int = _LARGE
             return
         if (free := _free(path)) < times * used:
             log.warning(
-                (
-                    "%s keeps its free pages: to be written anew it takes %d MiB of room, of which there are %d; the "
-                    "next "
-                    "start tries it again"
-                ),
+                "%s keeps its free pages: rewriting it takes %d MiB of free disk space, and %d MiB are free; the next "
+                "start tries again",
                 path,
                 times * used >> 20,
                 free >> 20,

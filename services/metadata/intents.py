@@ -215,7 +215,7 @@ class Intents:
                     await self.resolve(intent)
                 except errors.NodeError as error:
                     log.info(
-                        "what became of intent %s (%s in %s) is not known yet: %s",
+                        "the outcome of intent %s (%s in %s) is not known yet: %s",
                         intent.id,
                         intent.operation,
                         intent.backend,
@@ -250,7 +250,7 @@ class Intents:
             outcome = await self._outcome(intent)
         except errors.NotFound:
             log.info(
-                "intent %s (%s in %s, %s) came to nothing",
+                "intent %s (%s in %s, %s) is cancelled: its raw call was not done",
                 intent.id,
                 intent.operation,
                 intent.backend,
@@ -259,7 +259,7 @@ class Intents:
             await self._run_to_end(self.cancel(intent.id))
             return
         log.info(
-            "intent %s (%s in %s, %s) had been done",
+            "intent %s (%s in %s, %s) is finished: its raw call had been done",
             intent.id,
             intent.operation,
             intent.backend,
@@ -331,7 +331,7 @@ def check_unclaimed(tx: Reader, since: int, what: str, namespace: str, snapshott
     """
     for intent in schema.intents_claiming(tx, namespace, snapshotter, *names):
         if intent.begun >= since:
-            raise Busy(f"{what} is in another call's hands", intent.id)
+            raise Busy(f"{what} is in use by another call", intent.id)
 
 
 def check_target_not_sweeping(tx: Reader, backend: str, target: str) -> None:

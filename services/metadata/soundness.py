@@ -89,11 +89,11 @@ class Soundness:
             if not self._note.exists():
                 await asyncio.to_thread(self._note.write_text, f"{why}\n")
         except OSError as error:
-            log.error("it cannot be noted that the database is damaged: %s", error)
+            log.error("cannot write %s, the note that the database is damaged: %s", self._note, error)
         try:
             await guard.hold(self._database, why, damaged=True)
         except errors.NodeError as error:
-            log.error("it cannot be recorded that things are held back: %s", error)
+            log.error("cannot record that the collector is held: %s", error)
 
     def _noted(self) -> str:
         try:
@@ -106,7 +106,7 @@ class Soundness:
         try:
             self._note.unlink(missing_ok=True)
         except OSError as error:
-            log.error("all is held back again at the next start: %s", error)
+            log.error("cannot remove %s: the next start holds the collector again: %s", self._note, error)
 
     def _check(self) -> None:
         async def check() -> None:

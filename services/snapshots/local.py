@@ -429,7 +429,7 @@ class LocalSnapshotter(ABC):
             raise disk.disk_error(error, "its files are not on the disk") from None
         if row.id < self._suspect_below:
             raise errors.Unknown(
-                "its files may not be on the disk, which refused some since it was begun: make it anew"
+                "its files may not be on the disk: some writes have failed since it was begun; make it anew"
             )
 
     def _writes_failed(self) -> None:
@@ -519,7 +519,7 @@ class LocalSnapshotter(ABC):
         """Hold back things without a record. The first reason stays."""
         if self._held():
             return
-        log.error("%s; what is in %s without a record stays; %s", lost, self.root, damage.WHAT_TO_DO)
+        log.error("%s; things without a record in %s stay; %s", lost, self.root, damage.WHAT_TO_DO)
         try:
             (self.root / HELD).write_text(f"{lost}\n")
             disk.sync_directory(str(self.root))

@@ -293,7 +293,7 @@ class Tree:
 
     def _failure(self, error: Exception) -> errors.NodeError:
         """Undo a batch that could not be committed. Returns the error for its callers."""
-        log.error("the snapshot records %s cannot be written: %s", self.file.path, error)
+        log.error("cannot write the snapshot records %s: %s", self.file.path, error)
         undo(self._writer)
         if isinstance(error, sqlite3.Error) and isinstance(refusal := self.file.refusal(error), errors.DataLoss):
             return refusal

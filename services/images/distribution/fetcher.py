@@ -112,7 +112,7 @@ class Fetcher:
     ) -> None:
         """Fetch a recorded blob whose file is damaged. DataLoss if it cannot be fetched."""
         async with self._locks.held(descriptor.digest):
-            log.error("blob %s: %s: it is fetched again from %s", descriptor.digest, trouble, reference.host)
+            log.error("blob %s: %s: fetching it again from %s", descriptor.digest, trouble, reference.host)
             try:
                 await node.replace(descriptor, self._all_of(client, reference, descriptor, number))
             except errors.NodeError as error:

@@ -29,7 +29,7 @@ def with_source(labels: Mapping[str, str], reference: Reference) -> dict[str, st
     key = source_key(reference)
     value = ",".join(sorted({each for each in labels.get(key, "").split(",") if each} | {reference.repository}))
     if len(key) + len(value) > _LABEL_LIMIT:
-        log.warning("%s is not noted as a source: the label %s would be too long", reference.repository, key)
+        log.warning("%s is not recorded as a source: the label %s would be too long", reference.repository, key)
         return {}
     return {} if labels.get(key) == value else {key: value}
 

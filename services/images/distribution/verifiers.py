@@ -64,7 +64,9 @@ class Config:
         if self.bin_dir and not self.bin_dir.startswith("/"):
             raise ValueError(f"bin_dir: {self.bin_dir!r} is not an absolute path")
         if self.per_verifier_timeout <= 0:
-            raise ValueError("per_verifier_timeout: in no time no verifier is done, and no image would be pulled")
+            raise ValueError(
+                "per_verifier_timeout must be greater than 0: otherwise every verifier fails, and no image is pulled"
+            )
 
 
 class Verifier:

@@ -95,9 +95,9 @@ class Program:
                 return [each for _ in range(what[0]) for each in self._received()]
         except TimeoutError:
             self.end()
-            raise errors.Internal(f"the program that reads documents was silent for {self._silent:g} s") from None
+            raise errors.Internal(f"the program that parses documents did not answer for {self._silent:g} s") from None
         except (OSError, EOFError, pickle.UnpicklingError):
-            raise errors.Internal(f"the program that reads documents {self.end()}, see the service's log") from None
+            raise errors.Internal(f"the program that parses documents {self.end()}, see the service's log") from None
         if how == "is":
             return what[0]
         if how == "malformed":

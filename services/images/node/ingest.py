@@ -420,7 +420,7 @@ class SharedIngest:
         return
 
     async def restart(self) -> None:
-        raise errors.FailedPrecondition("the blob that another namespace has is not what it should be")
+        raise errors.FailedPrecondition("the blob that another namespace has does not match its digest")
 
     async def commit(self, labels: Mapping[str, str]) -> None:
         await self._commit(labels)

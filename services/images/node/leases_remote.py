@@ -74,7 +74,7 @@ class Leases:
         try:
             await self._end(headers, lease)
         except errors.NodeError as error:
-            log.warning("lease %s is ended later: %s", lease, error)
+            log.warning("lease %s will be ended later: %s", lease, error)
             self._left.add((str(headers.get(rpc.NAMESPACE, "")), lease))
             self._more.set()
 
@@ -98,7 +98,7 @@ class Leases:
                 await self._end_left()
             except errors.NodeError as error:
                 if pause == _FIRST:
-                    log.warning("leases of transfers that have ended wait: %s", error)
+                    log.warning("leases of ended transfers cannot be ended yet: %s", error)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST)
                 continue
@@ -129,9 +129,5 @@ class Leases:
         for namespace in (await self._namespaces.List(namespaces_pb2.ListNamespacesRequest())).namespaces:
             answer = await self._leases.List(dead, headers={rpc.NAMESPACE: namespace.name})
             if answer.leases:
-                log.info(
-                    "namespace %s: %d leases are left of transfers that were cut off, and are ended",
-                    namespace.name,
-                    len(answer.leases),
-                )
+                log.info("namespace %s: ending %d leases of interrupted transfers", namespace.name, len(answer.leases))
             self._left.update((namespace.name, lease.id) for lease in answer.leases)

@@ -172,7 +172,7 @@ def unused(tables: Mapping[str, Any]) -> Iterator[str]:
         yield from (f"{here}.tls] {key} is not known" for key in config.get("tls", {}) if key not in _TLS_KEYS)
         if "auth" in config:
             yield (
-                f"{here}.auth] has no effect: whoever pulls brings his own credentials, and the kubelet's pulls "
+                f"{here}.auth] has no effect: clients that pull bring their own credentials, and the kubelet's pulls "
                 "(CRI) are not served yet"
             )
 

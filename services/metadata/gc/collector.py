@@ -308,7 +308,7 @@ class Collector:
                 ):
                     pass
             except errors.NodeError as error:
-                log.warning("what lease %s held is still listed: %s", lease.key, error)
+                log.warning("resources of lease %s are still listed: %s", lease.key, error)
 
     # -- sweeps
 

@@ -32,7 +32,7 @@ from services.metadata.transactions import Reader, Transaction
 log = logging.getLogger(__name__)
 
 OLDER = (
-    "{backend} has {name}, of which this metadata store knows nothing: it is an older copy, or has lost its last "
+    "{backend} has {name}, which this metadata store does not know: the store is an older copy, or has lost its last "
     "transactions"
 )
 _ANY = ""
@@ -60,7 +60,7 @@ async def hold(database: Database, reason: str, *, damaged: bool = False) -> Non
         log.warning(
             "%s; %s is collected, until splitd gc --release",
             reason,
-            "nothing" if damaged else "nothing that is not known here",
+            "nothing" if damaged else "only what this database knows",
         )
 
 
@@ -78,7 +78,7 @@ async def release(database: Database) -> None:
 
     await database.transactions.write(work)
     database.released()
-    log.warning("all is collected again, as an operator said")
+    log.warning("released by an operator: everything is collected again")
 
 
 def released(tx: Reader, backend: str) -> bool:

@@ -256,9 +256,9 @@ class Sweeper:
                 log.warning(
                     "backend %s: %s",
                     self.backend,
-                    f"{view.reason}: only what is known here is collected"
+                    f"{view.reason}: only what this database knows is collected"
                     if view.reason
-                    else "all in it is collected again",
+                    else "everything in it is collected again",
                 )
             self._said = view.reason
             swept.postponed = view.deferred

@@ -163,7 +163,7 @@ async def test_metadata_dies_within_an_intent(place: Path, point: str, recorded:
                 assert [e.topic for e in (await world.finish(intent)).events] == ["/snapshot/prepare"]
                 assert (await world.resolve("k")).raw_key == intent.raw_key
             else:
-                await eventually_async(lambda: _logged(process, "came to nothing"))
+                await eventually_async(lambda: _logged(process, "its raw call was not done"))
                 await world.snapshot("k")
 
 

@@ -45,7 +45,7 @@ def test_every_table_of_ours_is_printed_with_its_docstring() -> None:
         ("[contnt]\na = 1", "unknown table [contnt] (known: cgroup, content, gateway"),
         ("[gateway]\nholt = '5s'", "unknown key [gateway] holt (known: "),
         ("[gateway]\nhold = 5", "[gateway] hold: 5 is not a duration"),
-        ("[images.timeouts]\nstall = '0s'", "[images] timeouts: stall must be more than nothing"),
+        ("[images.timeouts]\nstall = '0s'", "[images] timeouts: stall must be greater than 0"),
         ("content = 1", "content must be a table: [content]"),
         ("[proxy_plugins.x]\ntype = 'snapshotter'\naddress = '/x'", "[proxy_plugins.x] type: 'snapshotter' is none of"),
         ("[proxy_plugins.x]\ntype = 'snapshot'", "[proxy_plugins.x] address is missing"),

@@ -95,11 +95,11 @@ def test_a_program_that_was_killed_is_started_again(program: parser.Program) -> 
 def test_a_program_that_ends_in_the_middle_says_so(program: parser.Program) -> None:
     """Or that does not answer: no call hangs."""
     with pytest.raises(
-        errors.Internal, match=r"^the program that reads documents ended with exit code 3, see the service's log$"
+        errors.Internal, match=r"^the program that parses documents ended with exit code 3, see the service's log$"
     ):
         program.read(os._exit, (3,), {})
     program._silent = 0.2
-    with pytest.raises(errors.Internal, match=r"^the program that reads documents was silent for 0.2 s$"):
+    with pytest.raises(errors.Internal, match=r"^the program that parses documents did not answer for 0.2 s$"):
         program.read(signal.raise_signal, (signal.SIGSTOP,), {})
     program._silent = 60
     assert children(program, entries(*ENTRIES)) == ENTRIES
@@ -130,7 +130,7 @@ async def test_the_end_of_the_service_waits_for_no_document(
         asked = asyncio.ensure_future(asyncio.to_thread(program.read, time.sleep, (60,), {}))
         await eventually_async(started)
     async with asyncio.timeout(20):
-        with pytest.raises(errors.Internal, match="the program that reads documents ended with signal 9"):
+        with pytest.raises(errors.Internal, match="the program that parses documents ended with signal 9"):
             await asked
 
 

@@ -174,4 +174,4 @@ async def test_a_database_from_before_takes_no_disk_away(
         await store.close()
     finally:
         subprocess.run(["umount", "--lazy", str(path.parent)], check=True)
-    assert ("MiB of room" if seen else "keeps its free pages: database or disk is full") in caplog.text
+    assert ("MiB of free disk space" if seen else "keeps its free pages: database or disk is full") in caplog.text

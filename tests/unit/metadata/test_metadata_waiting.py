@@ -104,7 +104,7 @@ async def test_waiting_ends(local: LocalMetadata, world: World) -> None:
     await refused(
         world.begin_commit("s", digest(2)),
         errors.Unavailable,
-        f"the commit of {digest(2)} is in another call's hands: unavailable",
+        f"the commit of {digest(2)} is in use by another call: unavailable",
     )
     assert local.database.view(lambda tx: len(list(schema.INTENTS.scan(tx)))) == 1
 
