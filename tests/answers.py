@@ -1,7 +1,7 @@
-"""Answers of HTTP servers that are not as they should be, byte by byte, and what Go's net/http makes of each: what it
-takes, we take; what it refuses, we refuse.
+"""Malformed answers of HTTP servers, byte by byte, and what Go's net/http makes of each: what Go accepts, we accept;
+what Go refuses, we refuse.
 
-Judged by Go 1.26.8: ``tests/peers/test_nethttp.py`` asks the Go of the machine again.
+The verdicts are those of Go 1.26.8; ``tests/peers/test_nethttp.py`` asks the machine's Go again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ CHUNKS = b"\r\n2\r\nbo\r\n2\r\ndy\r\n0\r\n\r\n"
 
 @dataclass(frozen=True)
 class Case:
-    """What a server answers before it hangs up, and the body that Go reads of it; None where Go refuses."""
+    """The bytes that a server answers before it hangs up, and the body that Go reads from them; None if Go refuses."""
 
     name: str
     raw: bytes
@@ -135,4 +135,4 @@ BEYOND = [
     Case("20,000 headers", OK + b"X: 1\r\n" * 20_000 + BODY),
     Case("100,000 interim answers", b"HTTP/1.1 100 Continue\r\n\r\n" * 100_000 + OK + BODY),
 ]
-"""Go takes some of these; here they are beyond what is taken, and refused as soon as that shows."""
+"""Go accepts some of these. They are beyond our limits, and are refused as soon as that shows."""

@@ -1,10 +1,10 @@
-"""Fixtures for every tier; nothing runs until a test asks for it."""
+"""Fixtures for every tier; nothing starts until a test asks for it."""
 
 from __future__ import annotations
 
 from tests import steady
 
-steady.install()  # before anything takes time.monotonic for a default
+steady.install()  # before anything takes time.monotonic as a default
 
 import collections
 import contextlib
@@ -29,7 +29,7 @@ SLOWEST = 20
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
-    """Which files took longest, set up and torn down: where there is time to be had."""
+    """Print the files that took longest, including setup and teardown."""
     took: dict[str, float] = collections.defaultdict(float)
     for reports in terminalreporter.stats.values():
         for report in reports:
@@ -43,10 +43,10 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def in_memory(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Where there is room, the directories of unit and service tests are in memory: what they ask does not depend on
-    the disk, for which they waited half of their time.
+    """Put the directories of unit and service tests in memory, if there is room: the results do not depend on the disk,
+    and half of the tests' time was waiting for it.
 
-    Whole nodes, killed ones too, are on the disk; and so is all of it if SPLITD_TEST_DIR says where.
+    Whole nodes, including killed ones, are on the disk. So is everything if SPLITD_TEST_DIR names a directory.
     """
     with pytest.MonkeyPatch.context() as environment:
         if (
@@ -69,7 +69,7 @@ def _room(directory: str) -> int:
 
 @pytest.fixture(scope="session", autouse=True)
 def nodes() -> Iterator[None]:
-    """What is remembered of the tests' nodes is no business of this machine's."""
+    """Keep the records of the tests' nodes out of this machine's."""
     with short_directory() as directory, pytest.MonkeyPatch.context() as environment:
         environment.setenv("SPLITD_NODES", str(directory))
         yield
@@ -77,15 +77,15 @@ def nodes() -> Iterator[None]:
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A short directory of the test's own (sockets fit below it), unmounted and removed afterwards."""
+    """A short directory for the test (sockets fit below it), unmounted and removed afterwards."""
     with short_directory() as directory:
         yield directory
 
 
 @pytest.fixture(scope="session")
 def disks() -> Iterator[Callable[[str], Path | None]]:
-    """Answers a directory on a file system of the kind that is asked for, on a loop device of its own, and None for
-    "", any kind.
+    """A function that returns a directory on a file system of a given kind, on a loop device of its own; None for "",
+    which means any kind.
     """
     with contextlib.ExitStack() as stack:
         found: dict[str, Path | None] = {"": None}
@@ -108,8 +108,8 @@ def registry() -> Iterator[Registry]:
 
 @pytest.fixture
 async def fake() -> AsyncIterator[FakeRegistry]:
-    """A registry on loopback that misbehaves as it is told."""
-    from tests.fake_registry import FakeRegistry  # it brings an HTTP server along, which most tests do without
+    """A registry on loopback that misbehaves on request."""
+    from tests.fake_registry import FakeRegistry  # it imports an HTTP server, which most tests do without
 
     async with FakeRegistry() as running:
         yield running
@@ -117,8 +117,8 @@ async def fake() -> AsyncIterator[FakeRegistry]:
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[Node]:
-    """A node that is up, shared by a file's tests; its containers are stopped and its directories removed
-    afterwards.
+    """A running node, shared by the tests of a file. Afterwards its containers are stopped and its directories
+    removed.
     """
     with short_directory() as directory:
         running = Node(directory)

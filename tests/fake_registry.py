@@ -37,7 +37,7 @@ from services.oci.digests import digest_of
 
 Serve = Callable[[], Awaitable[web.StreamResponse]]
 Fault = Callable[[web.Request, Serve], Awaitable[web.StreamResponse]]
-"""Answers a request in its own way, or with what the registry itself would say (``serve()``)."""
+"""Answers a request in its own way, or with the registry's own answer (``serve()``)."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Seen:
 
 @dataclass
 class Auth:
-    """What must be shown: a token of our own token server (``bearer``), or user and password. Tokens hold for
-    ``seconds``; ``told`` is what the server says of that.
+    """The credentials that a client must show: a token of our own token server (``bearer``), or user and password.
+    Tokens are valid for ``seconds``; ``told`` is what the server says about that.
     """
 
     scheme: str = "bearer"
@@ -63,7 +63,7 @@ class Auth:
     seconds: float = 300
     told: float | None = None
     post: int = 200
-    """The status with which a POST for a token is answered: 404 for a server that knows only GET."""
+    """The status with which a POST for a token is answered: 404 for a server that supports only GET."""
     realm: str = ""
     tokens: dict[str, tuple[float, set[str]]] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
@@ -94,7 +94,7 @@ class FakeRegistry:
         self.uploads: dict[str, bytearray] = {}
         self.seen: list[Seen] = []
         self.answering = 0
-        """Requests that are being answered."""
+        """The number of requests that are being answered."""
         self.port = 0
         self._writers: list[tuple[str, AbstractStreamWriter]] = []
         self._faults: list[list[Any]] = []
@@ -114,7 +114,7 @@ class FakeRegistry:
         await self.stop()
 
     async def stop(self) -> None:
-        """Be gone, as a machine that crashed; started again by ``async with``, on the same port."""
+        """Disappear, like a machine that crashed; ``async with`` starts it again on the same port."""
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
@@ -128,7 +128,7 @@ class FakeRegistry:
         return f"{'https' if self.tls else 'http'}://{self.host}"
 
     def add(self, what: Image, name: str) -> str:
-        """Serve an image or index as ``REPOSITORY:TAG``; its reference."""
+        """Serve an image or index as ``REPOSITORY:TAG``; returns its reference."""
         repository, tag = name.rsplit(":", 1)
         for digest, data in what.blobs.items():
             self.add_blob(repository, data)
@@ -139,28 +139,28 @@ class FakeRegistry:
         return f"{self.host}/{name}"
 
     def add_blob(self, repository: str, data: bytes) -> str:
-        """Serve a blob; its digest."""
+        """Serve a blob; returns its digest."""
         digest = digest_of(data)
         self.blobs[digest] = data
         self.repositories.setdefault(repository, set()).add(digest)
         return digest
 
     def inject(self, where: str, fault: Fault, *, times: int = 1, method: str = "") -> None:
-        """Answer the next ``times`` requests of a kind (``manifest``, ``blob``, ``upload``, ``token``, or part of a
-        path) by ``fault``.
+        """Let ``fault`` answer the next ``times`` requests of a kind (``manifest``, ``blob``, ``upload``, ``token``, or
+        part of a path).
         """
         self._faults.append([where, fault, times, method])
 
     def heal(self) -> None:
-        """Answer as one should from now on."""
+        """Answer correctly from now on."""
         self._faults.clear()
 
     def asked(self, method: str = "", part: str = "") -> list[Seen]:
-        """Requests so far."""
+        """The number of requests so far."""
         return [each for each in self.seen if (not method or each.method == method) and part in each.path]
 
     def served(self, part: str = "") -> int:
-        """Bytes that were sent so far, headers (less than 1 KiB for each request) included."""
+        """Bytes sent so far, headers included (less than 1 KiB for each request)."""
         return sum(writer.output_size for path, writer in self._writers if part in path)
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
@@ -365,7 +365,7 @@ def _kind(request: web.Request) -> str:
 
 
 def status(code: int, **headers: str) -> Fault:
-    """Another status, in a registry's words."""
+    """Another status, with a registry's error text."""
 
     async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
         said = {"errors": [{"code": "TROUBLE", "message": "injected"}]}
@@ -379,7 +379,7 @@ def status(code: int, **headers: str) -> Fault:
 
 
 def says(body: str) -> Fault:
-    """These words, as JSON, with the status 200."""
+    """This text, as JSON, with status 200."""
 
     async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
         return web.Response(body=body.encode(), content_type="application/json")
@@ -388,8 +388,8 @@ def says(body: str) -> Fault:
 
 
 def cut(after: int, *, seconds: float = 0.05) -> Fault:
-    """The right answer, and the connection lost after so many bytes of its body, ``seconds`` later: what was
-    written leaves before that.
+    """The right answer, but the connection is lost after ``after`` bytes of its body, ``seconds`` later: the bytes
+    before that are sent.
     """
 
     async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
@@ -420,7 +420,7 @@ def hang_up() -> Fault:
 
 
 def taking(registry: FakeRegistry, after: int) -> Fault:
-    """An upload to ``registry`` of which so many bytes are taken, and then the connection closed."""
+    """An upload to ``registry`` of which some bytes are accepted; then the connection is closed."""
 
     async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
         upload = registry.uploads[urllib.parse.unquote(request.path).rpartition("/")[2]]
@@ -443,7 +443,7 @@ def no_ranges(code: int) -> Fault:
 
 
 def odd_parts(content_range: str, content_type: str = "application/octet-stream") -> Fault:
-    """A request for a part is answered with 206 and this for its Content-Range; "" for none."""
+    """A request for a part is answered with 206 and this Content-Range; "" for none."""
 
     async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
         right = await serve()
@@ -460,7 +460,7 @@ def odd_parts(content_range: str, content_type: str = "application/octet-stream"
 
 
 def closed_ranges_only() -> Fault:
-    """As go-containerregistry's registry: a range without an end, or with one beyond the blob's, is refused."""
+    """Like go-containerregistry's registry: a range without an end, or with one beyond the blob's, is refused."""
 
     async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
         last = request.headers.get("Range", "").partition("-")[2]
@@ -473,8 +473,8 @@ def closed_ranges_only() -> Fault:
 
 
 def encoded(registry: FakeRegistry, coding: str, encode: Callable[[bytes], bytes], *, parts: bool = False) -> Fault:
-    """What was asked for as ``encode`` makes it, with a Content-Encoding. ``parts``: where a range is asked for,
-    that of the encoded bytes (an object store that was given them so); else all of them.
+    """The answer encoded by ``encode``, with a Content-Encoding. ``parts``: for a range, a part of the encoded bytes
+    (as an object store that has them encoded); otherwise all of them.
     """
 
     async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
@@ -512,7 +512,7 @@ def encoded(registry: FakeRegistry, coding: str, encode: Callable[[bytes], bytes
 
 
 def then(first: Fault, second: Fault) -> Fault:
-    """What ``second`` makes of the answer that ``first`` gives."""
+    """``second`` applied to the answer of ``first``."""
 
     async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
         return await second(request, lambda: first(request, serve))
@@ -521,8 +521,8 @@ def then(first: Fault, second: Fault) -> Fault:
 
 
 def sliced(most: int, aligned: int = 1) -> Fault:
-    """Parts of ``most`` bytes at most, which begin at a multiple of ``aligned``; less than was asked for, as some
-    content delivery networks do.
+    """Parts of at most ``most`` bytes that begin at a multiple of ``aligned``: less than was asked for, as some content
+    delivery networks answer.
     """
 
     async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
@@ -534,7 +534,7 @@ def sliced(most: int, aligned: int = 1) -> Fault:
         where, _, total = right.headers["Content-Range"].removeprefix("bytes ").partition("/")
         first = int(where.partition("-")[0])
         cut_off = first % aligned
-        whole = bytes(cut_off) + right.body  # what is before the part is no matter: it is dropped
+        whole = bytes(cut_off) + right.body  # what precedes the part does not matter: it is dropped
         part = whole[: most + cut_off]
         headers = {
             **right.headers,
@@ -547,8 +547,8 @@ def sliced(most: int, aligned: int = 1) -> Fault:
 
 
 def odd_http() -> Fault:
-    """The right answer as servers write it that only Go understands: two lengths, a blank before a colon, a large
-    header, a body for HEAD too.
+    """The right answer, written as only Go understands it: two lengths, a blank before a colon, a large header, a body
+    for HEAD too.
     """
 
     async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
@@ -573,7 +573,7 @@ def odd_http() -> Fault:
 
 
 def redirect(to: str, code: int = 307) -> Fault:
-    """Elsewhere: ``to``, or below it if it ends with a slash."""
+    """A redirect to ``to``, or below it if it ends with a slash."""
 
     async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
         where = f"{to.rstrip('/')}{request.path_qs}" if to.endswith("/") else to
@@ -583,7 +583,7 @@ def redirect(to: str, code: int = 307) -> Fault:
 
 
 def authorized(fault: Fault) -> Fault:
-    """``fault`` for whoever may; the others are refused as usual."""
+    """``fault`` for authorized requests; others are refused as usual."""
 
     async def faulty(request: web.Request, serve: Serve) -> web.StreamResponse:
         right = await serve()
@@ -593,7 +593,7 @@ def authorized(fault: Fault) -> Fault:
 
 
 def slow(rate: float, piece: int = 1024) -> Fault:
-    """So many bytes a second."""
+    """At most ``rate`` bytes a second."""
 
     async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
         right = await serve()
@@ -611,7 +611,7 @@ def slow(rate: float, piece: int = 1024) -> Fault:
 
 
 def silent(seconds: float = 60.0, after: int = 0) -> Fault:
-    """Nothing for a long time; ``after`` bytes of the body if that is not 0."""
+    """Silence for a long time; after ``after`` bytes of the body if that is not 0."""
 
     async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
         right = await serve()
@@ -631,7 +631,7 @@ def silent(seconds: float = 60.0, after: int = 0) -> Fault:
 
 
 def deaf(seconds: float = 60.0) -> Fault:
-    """A request whose body is never read."""
+    """A server that never reads the request's body."""
 
     async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
         await asyncio.sleep(seconds)
@@ -741,7 +741,7 @@ class Authority:
         return self.directory / f"{name}.crt", self.directory / f"{name}.key"
 
     def server(self, *, clients: bool = False) -> ssl.SSLContext:
-        """A server's context; ``clients``: it wants to see a certificate of ours."""
+        """A server's context; ``clients``: it requires one of our certificates."""
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(*self.issue("server"))
         if clients:

@@ -1,8 +1,8 @@
-"""A loop in which everything fails once: each wait of it, and of the tasks that it makes, raises when it is over.
+"""Makes everything in a loop fail once: each await in it, and in the tasks that it makes, raises once when it is done.
 
-:func:`failing` replaces the event loop's task factory while a block lasts, so the code that is tested knows nothing of
-it. A place is where a coroutine waits: the functions and lines from the loop's own down to the innermost. The pause
-after a failure (``kit.loops``) takes no time.
+:func:`failing` replaces the event loop's task factory during a block, so the tested code does not know about it. A
+place is where a coroutine awaits: the functions and lines from the loop's own down to the innermost. The pause after a
+failure (``kit.loops``) takes no time.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ Place = tuple[tuple[str, int], ...]
 
 
 class Failures:
-    """What has been raised, by its place."""
+    """The exceptions raised so far, by place."""
 
     def __init__(self, error: Callable[[], Exception]) -> None:
         self._error = error
         self.raised: dict[Place, Exception] = {}
 
     def at(self, place: Place) -> Exception | None:
-        """What is raised there now: nothing a second time."""
+        """The exception to raise at a place now; none the second time."""
         if not place or place in self.raised:
             return None
         self.raised[place] = error = self._error()
@@ -35,9 +35,7 @@ class Failures:
 
 @contextlib.contextmanager
 def failing(name: str, error: Callable[[], Exception]) -> Iterator[Failures]:
-    """While the block lasts, loops whose name matches the pattern ``name`` begin with an ``error`` of each place's
-    own.
-    """
+    """During the block, loops whose name matches the pattern ``name`` get an ``error`` at each place."""
     found = Failures(error)
     faulty: set[asyncio.Task[Any]] = set()
 
@@ -70,7 +68,7 @@ def _running(loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any] | None:
 
 
 class _Faulty(Coroutine[Any, Any, Any]):
-    """A coroutine that fails once wherever it waits, unless it is cancelled."""
+    """A coroutine that fails once at each await, unless it is cancelled."""
 
     def __init__(self, coroutine: Any, failures: Failures) -> None:
         self._coroutine = coroutine
@@ -95,7 +93,7 @@ class _Faulty(Coroutine[Any, Any, Any]):
         return waits_for
 
     def _pauses(self) -> bool:
-        """Whether it is the runner of loops itself that waits."""
+        """Whether the loops' own runner is awaiting."""
         inner = getattr(self._coroutine, "cr_await", None)
         return (
             getattr(self._coroutine, "cr_code", None) is loops.lasting.__code__

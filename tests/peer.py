@@ -1,5 +1,5 @@
-"""Debian's own containerd, started beside the tests: a suite that passes on it says what containerd does, not what
-we think it does.
+"""Debian's own containerd, started beside the tests: a suite that passes on it states what containerd does, not what we
+think it does.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import pytest
 from tests.support import eventually, listening, remove
 
 PROGRAMS = os.environ.get("SPLITD_TEST_CONTAINERD2", "")
-"""A directory with ``ctr`` and ``containerd`` of containerd 2, where they are not the machine's own (Debian 12 has
+"""The directory with ``ctr`` and ``containerd`` of containerd 2, if they are not the machine's own (Debian 12 has
 1.6).
 """
 
 
 def program2(name: str) -> str:
-    """The program of containerd 2; "" where there is none."""
+    """The program of containerd 2; "" if there is none."""
     found = shutil.which(f"{PROGRAMS}/{name}" if PROGRAMS else name)
     version = subprocess.run([found, "--version"], capture_output=True, text=True, check=True).stdout if found else ""
     return found if found and (" 2." in version or " v2." in version) else ""
 
 
 def program(name: str) -> str:
-    """As :func:`program2`, but the test is skipped where there is none."""
+    """As :func:`program2`; the test is skipped if there is none."""
     found = program2(name)
     if not found:
         pytest.skip(f"no {name} of containerd 2: name its directory in SPLITD_TEST_CONTAINERD2")
@@ -37,7 +37,7 @@ def program(name: str) -> str:
 
 
 def _beside(program: str) -> dict[str, str]:
-    """An environment in which the shim is the one beside ``program``, if there is one."""
+    """An environment in which the shim beside ``program`` is found, if there is one."""
     return (
         {**os.environ, "PATH": f"{os.path.dirname(program)}:{os.environ['PATH']}"}
         if "/" in program
@@ -49,10 +49,10 @@ def _beside(program: str) -> dict[str, str]:
 def containerd(
     directory: Path, program: str = "containerd", *, more: str = "", socket: Path | None = None
 ) -> Iterator[Path]:
-    """The socket of a containerd that keeps everything below ``directory``; the test is skipped where the program is
-    not installed.
+    """The socket of a containerd that keeps everything below ``directory``. The test is skipped if the program is not
+    installed.
 
-    ``more`` is added to its configuration; ``socket`` is where it listens, if that is not DIRECTORY/c.sock.
+    ``more`` is added to its configuration. ``socket`` is its address, if that is not DIRECTORY/c.sock.
     """
     if shutil.which(program) is None:
         pytest.skip(f"{program} is not installed")

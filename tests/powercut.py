@@ -1,8 +1,8 @@
-"""A disk that loses its power: an XFS in a file, shut down as it is, without its log; and a workload that remembers
-what it was answered.
+"""A disk that loses its power: an XFS in a file, shut down without writing its log; and a workload that remembers the
+answers it got.
 
-``XFS_IOC_GOINGDOWN`` stops a mounted XFS at once: nothing that was only in memory reaches the file any more, and
-mounting it again replays the log, as after a power cut.
+``XFS_IOC_GOINGDOWN`` stops a mounted XFS at once: nothing that was only in memory reaches the file any more. Mounting
+it again replays the log, as after a power cut.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Files = Mapping[str, bytes]
 
 
 def possible() -> str:
-    """ "", or why there can be no such disk here."""
+    """ "", or the reason why such a disk is not possible here."""
     if not Path("/dev/loop-control").exists():
         return "no loop devices here"
     if shutil.which("mkfs.xfs") is None:
@@ -54,9 +54,7 @@ def possible() -> str:
 
 
 class Disk:
-    """A disk of its own, mounted on ``directory``/disk. Whoever made the directory unmounts it
-    (``tests.support.remove``).
-    """
+    """A disk, mounted on ``directory``/disk. The creator of the directory unmounts it (``tests.support.remove``)."""
 
     def __init__(self, directory: Path, size: int = 4 << 30) -> None:
         self._file = directory / "disk.xfs"
@@ -68,11 +66,11 @@ class Disk:
         self.mount()
 
     def mount(self) -> None:
-        """As after a start of the machine."""
+        """Mount it, as at a start of the machine."""
         subprocess.run(["mount", "-o", "loop", str(self._file), str(self.top)], check=True)
 
     def cut(self) -> None:
-        """From now on nothing reaches it."""
+        """From now on nothing reaches the disk."""
         fd = os.open(self.top, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.ioctl(fd, _GOINGDOWN, struct.pack("I", _NO_LOG_FLUSH))
@@ -80,8 +78,8 @@ class Disk:
             os.close(fd)
 
     def unmount(self) -> None:
-        """Once nobody uses it; in no mount namespace either, such as a worker's of some other node that began
-        meanwhile: else it would be mounted again as it is, shut down.
+        """Unmount it once nothing uses it, in no mount namespace either, for example of another node's worker that
+        began meanwhile: otherwise it would be mounted again as it is, shut down.
         """
         eventually(
             lambda: subprocess.run(["umount", str(self.top)], check=False, capture_output=True).returncode == 0,
@@ -96,7 +94,7 @@ class Disk:
 
 
 class Machine:
-    """A node whose ROOT is on such a disk; its STATE is not, and is gone after a cut, as /run is."""
+    """A node whose ROOT is on such a disk. Its STATE is not, and is gone after a cut, as /run is."""
 
     def __init__(self, directory: Path) -> None:
         self.disk = Disk(directory)
@@ -104,7 +102,7 @@ class Machine:
         self.node.root = self.disk.top / "root"
 
     def cut(self) -> None:
-        """The power is gone: the disk first, then everybody."""
+        """Cut the power: first of the disk, then of all processes."""
         self.disk.cut()
         end = time.monotonic() + 15
         while left := self.node.remains():
@@ -117,26 +115,26 @@ class Machine:
         shutil.rmtree(self.node.state)
 
     def start(self) -> None:
-        """The power is back."""
+        """Restore the power."""
         self.disk.mount()
         self.node.up()
 
 
 @dataclass
 class Acknowledged:
-    """What a node was asked for and has answered, so that it must be so. What was asked for and not answered may be
-    or not, and is in ``doubt``.
+    """The requests that a node has answered, whose effects must therefore exist. Effects of unanswered requests may or
+    may not exist; these are in ``doubt``.
     """
 
     images: dict[str, tuple[str, Sequence[Files], Sequence[str]]] = field(default_factory=dict)
     """By name: its digest, each layer's files and the layers' chain ids."""
     gone: set[str] = field(default_factory=set)
-    """Names of images that were deleted."""
+    """Names of deleted images."""
     leases: set[str] = field(default_factory=set)
     blobs: dict[str, bytes] = field(default_factory=dict)
     snapshots: dict[str, Files] = field(default_factory=dict)
     doubt: dict[str, tuple[str, Sequence[Files], Sequence[str]]] = field(default_factory=dict)
-    """Images of which nobody knows."""
+    """Images that may or may not exist."""
     answers: int = 0
 
 
@@ -149,7 +147,7 @@ class Workload:
         self.known = Acknowledged()
 
     async def until_cut(self, channel: Channel, cut: Callable[[], None], seconds: float) -> None:
-        """Work until the power is cut after so many seconds. A call that fails before that is an error."""
+        """Work until the power is cut after ``seconds``. A call that fails before that is an error."""
         client = Client(channel, "power")
         going = [
             asyncio.ensure_future(self._repeated(each, client, channel))
@@ -177,7 +175,7 @@ class Workload:
         self.known.images[reference] = self.known.doubt.pop(reference)
 
     def _offered(self) -> tuple[str, tuple[str, Sequence[Files], Sequence[str]]]:
-        """A new image in the registry, of files of every size."""
+        """A new image in the registry, with files of every size."""
         unique = uuid.uuid4().hex
         layers: list[Files] = [
             {
@@ -226,7 +224,7 @@ class Workload:
         await asyncio.sleep(0.02)
 
     async def _commit(self, client: Client, channel: Channel) -> None:
-        """As ``nerdctl commit`` or a build does: nobody but the client knows what was written."""
+        """Commit as ``nerdctl commit`` or a build does: only the client knows what was written."""
         snapshotter = RemoteSnapshotter(channel, snapshotter="overlayfs", headers=client.headers)
         name, files = uuid.uuid4().hex, {f"{n}": self._generator.randbytes(1 + 3_000 * n) for n in range(8)}
         [mount] = await snapshotter.prepare(f"{name}-key", "", _ROOTED)
@@ -239,8 +237,8 @@ class Workload:
     # -------------------------------------------------------------------------------------- afterwards
 
     async def lost(self, channel: Channel, node: Node) -> list[str]:
-        """What was answered and is not so; and what images are that were in doubt, once they are pulled again: the
-        pull must not take files for there that are not.
+        """Effects of answered requests that are missing, and the state of doubtful images once they are pulled again:
+        the pull must not treat missing files as present.
         """
         client = Client(channel, "power")
         await client.collect()
@@ -299,7 +297,7 @@ async def _snapshot_lost(channel: Channel, client: Client, name: str, layers: Se
 
 
 def _directories(mounts: Sequence[Mount]) -> Iterator[str]:
-    """Of a view's layers, topmost first."""
+    """The layers' directories of a view, topmost first."""
     [mount] = mounts
     if mount.type == "bind":
         yield mount.source

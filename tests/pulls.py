@@ -1,5 +1,5 @@
-"""What tests of pulls share: images that no other test has, in every compression, and clients that pull them by
-Transfer: our own, and ctr of containerd 2 where there is one.
+"""Helpers for tests of pulls: images that no other test has, in every compression, and clients that pull them by
+Transfer: our own, and ctr of containerd 2 if there is one.
 """
 
 from __future__ import annotations
@@ -46,27 +46,25 @@ from tests.support import Node, eventually_async
 
 
 def made(layers: int = 2, kib: int = 300) -> Image:
-    """An image that no other test has, whose layers do not become smaller by compression."""
+    """An image that no other test has, whose layers do not compress well."""
     unique = random.Random(os.urandom(8))
     return image([tar_of([(f"file{n}", {"data": unique.randbytes(kib << 10)})]) for n in range(layers)])
 
 
 def marked(kib: int = 600) -> bytes:
-    """A layer that no other test has: ``/mark``, which says so, and so many KiB beside it that do not become
-    smaller.
-    """
+    """A layer that no other test has: ``/mark``, which identifies it, and some KiB beside it that do not compress."""
     return tar_of([("mark", {"data": uuid.uuid4().hex.encode()}), ("data", {"data": os.urandom(kib << 10)})])
 
 
 def runnable(layers: int = 1, kib: int = 600) -> Image:
-    """Busybox, and ``layers`` above it that no other test has: ``/mark`` shows that they are there. The layers of
-    busybox are the same for all tests, so a node fetches them once.
+    """Busybox with ``layers`` on top that no other test has: ``/mark`` shows that they are there. Busybox's layers are
+    the same for all tests, so a node fetches them once.
     """
     return busybox_image(*(marked(kib) for _ in range(layers)))
 
 
 def large() -> Image:
-    """As :func:`runnable`, with a layer of 49 MiB, which comes in parts where the server gives parts."""
+    """As :func:`runnable`, with a layer of 49 MiB, which is fetched in parts if the server serves parts."""
     return image_of([gzipped(busybox_layer()), gzipped(marked(49 << 10))])
 
 
@@ -77,7 +75,7 @@ def config_of(box: Image) -> str:
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer's blob: what it is compressed as, and what its descriptor says besides."""
+    """A layer's blob, its compression, and further fields of its descriptor."""
 
     data: bytes
     media_type: str
@@ -95,11 +93,11 @@ def gzipped(raw: bytes) -> Layer:
 
 
 def estargz(raw: bytes) -> Layer:
-    """A tar as eStargz: each file is a gzip member of its own, then a table of contents, the file
-    ``stargz.index.json``, and a footer that says where that begins.
+    """A tar as eStargz: each file is a gzip member of its own, followed by a table of contents, the file
+    ``stargz.index.json``, and a footer with the offset of that.
 
-    To everybody else it is gzip with one file more, which is why its diff id is another than the tar's.
-    (stargz-snapshotter, docs/estargz.md.)
+    Other programs read it as gzip with one more file, so its diff id differs from the tar's. (stargz-snapshotter,
+    docs/estargz.md.)
     """
     blob, plain, toc = b"", b"", []
     landmark = [(".no.prefetch.landmark", tarfile.REGTYPE, b"\xf0")]
@@ -144,8 +142,8 @@ def estargz(raw: bytes) -> Layer:
 
 
 def zstd_chunked(raw: bytes) -> Layer:
-    """A tar as zstd:chunked: each file is a zstd frame of its own, then the table of contents and a footer in
-    skippable frames, which a decompressor passes over. (containers/storage.)
+    """A tar as zstd:chunked: each file is a zstd frame of its own, followed by the table of contents and a footer in
+    skippable frames, which a decompressor skips. (containers/storage.)
     """
     compressor, blob, plain, toc = zstandard.ZstdCompressor(), b"", b"", []
 
@@ -206,7 +204,7 @@ def _entry(name: str, kind: bytes, data: bytes) -> bytes:
 
 
 def image_of(layers: Sequence[Layer]) -> Image:
-    """An image of layers that are compressed already."""
+    """An image of layers that are already compressed."""
     config = json.dumps(
         {
             "architecture": MACHINE,
@@ -279,13 +277,13 @@ class Client(Transfers):
         return int((await self._content.Status(content_pb2.StatusRequest(ref=ref), headers=self.headers)).status.offset)
 
     async def collect(self) -> None:
-        """Have all collected that nothing keeps."""
+        """Collect everything that is not kept."""
         lease = (await self._leases.Create(leases_pb2.CreateRequest(id="collect"), headers=self.headers)).lease.id
         await self._leases.Delete(leases_pb2.DeleteRequest(id=lease, sync=True), headers=self.headers, timeout=30)
 
     async def end_own_leases(self) -> None:
-        """Delete the leases that are not the node's: ctr 2 makes one for each pull, and leaves it to expire when it
-        is interrupted.
+        """Delete the leases that are not the node's: ctr 2 makes one for each pull, and leaves it to expire if it is
+        interrupted.
         """
         for lease, labels in (await self.leases()).items():
             if INCARNATION not in labels:
@@ -301,7 +299,7 @@ class Client(Transfers):
 
 @contextlib.asynccontextmanager
 async def answering(client: Client, user: str, password: str) -> AsyncIterator[tuple[str, list[str]]]:
-    """A stream on which credentials are answered; its id, and the hosts that were asked for."""
+    """A stream on which credentials are answered. Returns its id, and the hosts that were asked for."""
     hosts: list[str] = []
 
     async with client.stream("auth") as (name, stream):
@@ -329,7 +327,7 @@ def gets(registry: FakeRegistry, digest: str) -> list[Mapping[str, str]]:
 
 
 async def arriving(pulling: asyncio.Future[Any], client: Client, digest: str, at_least: int) -> None:
-    """Until so many bytes of a layer are there; a pull that fails meanwhile says why."""
+    """Wait until ``at_least`` bytes of a layer are there; a pull that fails meanwhile says why."""
 
     async def there() -> bool:
         if pulling.done():
@@ -343,15 +341,15 @@ async def arriving(pulling: asyncio.Future[Any], client: Client, digest: str, at
 
 
 class Pulling(Protocol):
-    """A pull under way."""
+    """A pull that is running."""
 
     @property
     def ended(self) -> asyncio.Future[str]:
-        """What the user is told in the end; "" if all is well."""
+        """The final output for the user; "" if the pull succeeded."""
         ...
 
     def interrupt(self) -> None:
-        """What ^C does."""
+        """Interrupt it, as ^C does."""
         ...
 
 
@@ -405,8 +403,8 @@ class OwnPulling:
 
 
 def pulling(node: Node, client: Client, reference: str, *, hosts: Path | None = None, user: str = "") -> Pulling:
-    """Begin to pull, into the client's namespace: by ctr of containerd 2 where there is one. ``hosts`` is a
-    directory with hosts.toml files, ``user`` is ``NAME:PASSWORD``.
+    """Begin a pull into the client's namespace: by ctr of containerd 2 if there is one. ``hosts`` is a directory with
+    hosts.toml files, ``user`` is ``NAME:PASSWORD``.
     """
     if program := program2("ctr"):
         return CtrPulling(node, program, client.namespace, reference, hosts=hosts, user=user)
@@ -417,7 +415,7 @@ def pulling(node: Node, client: Client, reference: str, *, hosts: Path | None = 
 
 
 async def check_pulled(node: Node, client: Client, reference: str, box: Image) -> None:
-    """The image is there, whole and right: every blob by its digest, unpacked, and it runs."""
+    """The image is there, complete and correct: every blob matches its digest, it is unpacked, and it runs."""
     assert (await client.images())[reference].target.digest == box.digest
     assert await client.blobs() == set(box.blobs)
     for digest in box.blobs:
@@ -439,8 +437,8 @@ async def check_pulled(node: Node, client: Client, reference: str, box: Image) -
 
 
 async def check_nothing_left(node: Node, channel: Channel, client: Client, *, resumable: bool = False) -> None:
-    """After a collection there is nothing but what images keep: no leases, ingests (unless they are ``resumable``),
-    half-made snapshots, and on the disk nothing that no record names.
+    """After a collection only what images keep is left: no leases, no ingests (unless ``resumable``), no half-made
+    snapshots, and nothing on the disk that no record names.
     """
 
     async def unleased() -> bool:

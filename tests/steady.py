@@ -1,14 +1,13 @@
-"""A clock for tests that stands still while the machine does.
+"""A clock for tests that stops while the machine stops.
 
-A virtual machine may stop for seconds, with all that runs on it. Then a timeout of half a second is over though nothing
-had the time to happen, and a test that says "at once" or "not before" is wrong about code that is right. Installed in
-the place of ``time.monotonic``, which our code, asyncio's timers and the tests' own measurements all ask, this clock
-leaves those seconds out: what takes long because somebody waits or works still takes long on it, what takes long
-because nobody ran does not.
+A virtual machine may stop for seconds, with everything that runs on it. Then a timeout of half a second expires though
+nothing had time to happen, and a test that says "at once" or "not before" fails although the code is right. This clock
+is installed in place of ``time.monotonic``, which our code, asyncio's timers and the tests' own measurements use. It
+leaves those seconds out: time that something waits or works still counts, time in which nothing could run does not.
 
-It knows by a thread that wakes every 20 ms: if nobody has looked at the clock for longer than 0.1 s, not even that
-thread, then no thread of this process could run, and the rest does not count. Other processes, and what the kernel
-waits for (sockets' own timeouts, locks), have the machine's time.
+A thread wakes every 20 ms and reads the clock. If nothing has read the clock for longer than 0.1 s, not even that
+thread, then no thread of this process could run, and the rest does not count. Other processes, and waits in the kernel
+(sockets' own timeouts, locks), use the machine's time.
 """
 
 from __future__ import annotations
@@ -19,17 +18,17 @@ from collections.abc import Callable
 
 TICK = 0.02
 LONGEST = 0.1
-"""Seconds between two looks that count in full."""
+"""The longest interval between two reads that counts in full, in seconds."""
 
 
 class SteadyClock:
-    """``monotonic`` of ``real``, less what was more than LONGEST between any two looks at it."""
+    """``monotonic`` of ``real``, without the part of each interval between two reads that exceeds LONGEST."""
 
     def __init__(self, real: Callable[[], float]) -> None:
         self._real = real
         self._seen = real()
         self._left_out = 0.0
-        self._lock = threading.RLock()  # a signal's handler may look while its own thread does
+        self._lock = threading.RLock()  # reentrant: a signal handler may read while its own thread does
 
     def monotonic(self) -> float:
         """Seconds that this process could have used, since some moment."""
@@ -41,7 +40,7 @@ class SteadyClock:
 
 
 def install() -> None:
-    """From now on ``time.monotonic`` is steady in this process."""
+    """Make ``time.monotonic`` steady in this process."""
     clock = SteadyClock(time.monotonic)
 
     def look() -> None:

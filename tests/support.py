@@ -1,6 +1,7 @@
-"""What all tiers of tests share: short directories, polling with a deadline, one service's process, a whole node, ctr.
+"""Helpers for all tiers of tests: short directories, polling with a deadline, a process of one service, a whole node,
+ctr.
 
-Import as ``from tests.support import ...``; the fixtures made of it are in tests/conftest.py.
+Import as ``from tests.support import ...``; the fixtures are in tests/conftest.py.
 """
 
 from __future__ import annotations
@@ -27,16 +28,17 @@ from services.kit import rpc
 
 T = TypeVar("T")
 TOP = Path(__file__).resolve().parent.parent
-"""The repository; processes are started with it as their working directory and import path."""
+"""The repository: the working directory and import path of the processes that tests start."""
 
 
 # ------------------------------------------------------------------------------------------ waiting
 
 
 def eventually(condition: Callable[[], T | None], why: str = "", seconds: float = 15.0) -> T:
-    """The first true answer of ``condition``, asked every 20 ms; an AssertionError with ``why`` when the time is over.
+    """The first true answer of ``condition``, which is polled every 20 ms. An AssertionError with ``why`` after
+    ``seconds``.
 
-    An AssertionError or OSError that it raises counts as not yet, and is part of the final message.
+    An AssertionError or OSError of ``condition`` counts as not yet, and is part of the final message.
     """
     end = time.monotonic() + seconds
     while True:
@@ -68,8 +70,8 @@ async def eventually_async(condition: Callable[[], Awaitable[T | None]], why: st
 
 @contextlib.contextmanager
 def within(seconds: float, at_least: float = 0.0) -> Iterator[None]:
-    """What is inside takes no longer (by the steady clock: a machine that stops takes no time), and no shorter (by
-    the machine's own).
+    """The block takes at most ``seconds`` (by the steady clock: a machine that stops takes no time) and at least
+    ``at_least`` (by the machine's own clock).
     """
     begun, really = time.monotonic(), time.perf_counter()
     yield
@@ -92,7 +94,7 @@ def mounts_below(directory: Path) -> list[str]:
 
 
 def remove(directory: Path) -> None:
-    """Delete a tree with all that a container may have left mounted in it."""
+    """Delete a tree with everything that a container may have left mounted in it."""
     for point in mounts_below(directory):
         subprocess.run(["umount", "-l", point], check=False, stderr=subprocess.DEVNULL)
     left = mounts_below(directory)
@@ -102,8 +104,8 @@ def remove(directory: Path) -> None:
 
 @contextlib.contextmanager
 def short_directory(on: Path | None = None) -> Iterator[Path]:
-    """A new directory whose path leaves room for socket names (107 bytes), gone afterwards; ``on`` another disk
-    than the other tests'.
+    """A new directory whose path leaves room for socket names (107 bytes); it is removed afterwards. ``on`` puts it on
+    another disk than the other tests'.
     """
     directory = Path(tempfile.mkdtemp(prefix="sp", dir=on or os.environ.get("SPLITD_TEST_DIR", "/tmp")))
     try:
@@ -114,7 +116,7 @@ def short_directory(on: Path | None = None) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def loop_disk(filesystem: str) -> Iterator[Path]:
-    """An empty file system of this kind on a loop device, mounted; gone afterwards, the device too."""
+    """An empty file system of this kind, mounted from a loop device; both are removed afterwards."""
     with short_directory() as directory:
         image, at = directory / "image", directory / "d"
         with image.open("wb") as file:
@@ -126,7 +128,7 @@ def loop_disk(filesystem: str) -> Iterator[Path]:
 
 
 def listening(path: Path) -> bool:
-    """Whether something accepts connections on a unix socket."""
+    """Whether a process accepts connections on a unix socket."""
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(str(path))
@@ -144,8 +146,8 @@ async def health(path: Path, service: str = "") -> int:
 
 
 def freeze(pid: int) -> None:
-    """SIGSTOP a process, and wait until none of its threads runs: the signal takes a moment to reach them all, in
-    which one may still answer.
+    """SIGSTOP a process, and wait until all its threads are stopped: the signal takes a moment to reach them, in which
+    one may still answer.
     """
     os.kill(pid, signal.SIGSTOP)
 
@@ -161,7 +163,7 @@ def freeze(pid: int) -> None:
 
 
 class ServiceProcess:
-    """``python -m MODULE --root ROOT --state STATE``, started at once and on its own; a context manager that ends it.
+    """``python -m MODULE --root ROOT --state STATE``, started alone and at once; a context manager that ends it.
 
     ``sockets`` are names below the state directory that must accept connections before the constructor returns. The log
     goes to ``STATE/MODULE.log``.
@@ -214,17 +216,17 @@ class ServiceProcess:
         return self._process.pid
 
     def text(self) -> str:
-        """What it has logged."""
+        """Its log."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def kill(self) -> None:
-        """SIGKILL, as a power cut or the OOM killer would."""
+        """SIGKILL it, as a power cut or the OOM killer would."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
 
     def stop(self, seconds: float = 20.0) -> int:
-        """SIGTERM; the exit code."""
+        """SIGTERM it; returns the exit code."""
         assert self._process is not None
         self._process.terminate()
         try:
@@ -234,7 +236,7 @@ class ServiceProcess:
             raise AssertionError(f"{self.module} did not end within {seconds:g} s of SIGTERM:\n{self.text()}") from None
 
     def wait(self, seconds: float = 20.0) -> int:
-        """Wait for it to end by itself; the exit code."""
+        """Wait until it ends by itself; returns the exit code."""
         assert self._process is not None
         return self._process.wait(seconds)
 
@@ -252,7 +254,7 @@ class ServiceProcess:
 def splitd(
     *arguments: str | Path, env: Mapping[str, str] | None = None, seconds: float = 90.0, ok: bool | None = True
 ) -> subprocess.CompletedProcess[str]:
-    """The splitd command; with ``ok`` True its exit code must be 0, with False it must not."""
+    """Run the splitd command. If ``ok`` is True its exit code must be 0, if False it must not be."""
     command = [sys.executable, "-m", "deploy", *map(str, arguments)]
     done = subprocess.run(
         command,
@@ -276,13 +278,13 @@ def _expect(command: list[str], done: subprocess.CompletedProcess[Any], ok: bool
 
 
 class Node:
-    """A node of its own below a short directory, run as an operator does: by ``splitd up`` and ``splitd down``."""
+    """A node below a short directory, run as an operator does: by ``splitd up`` and ``splitd down``."""
 
     def __init__(self, directory: Path, *, config: str = "", env: Mapping[str, str] | None = None) -> None:
         self.root, self.state = directory / "root", directory / "state"
         self.socket = self.state / "containerd.sock"
         self.env = dict(env or {})
-        # a program's node, such as a measurement's: pytest has a directory for all of its own
+        # for nodes outside pytest, such as a measurement's: pytest sets a directory for all its nodes
         if "SPLITD_NODES" not in os.environ:
             self.env.setdefault("SPLITD_NODES", str(directory / "nodes"))
         self.config: Path | None = None
@@ -293,7 +295,7 @@ class Node:
     def splitd(
         self, verb: str, *arguments: str, ok: bool | None = True, seconds: float = 90.0
     ) -> subprocess.CompletedProcess[str]:
-        """A verb of the splitd command for this node."""
+        """Run a verb of the splitd command for this node."""
         where: list[str | Path] = ["--root", self.root, "--state", self.state]
         if self.config is not None:
             where += ["--config", self.config]
@@ -303,21 +305,21 @@ class Node:
         self.splitd("up")
 
     def down(self, *, containers: bool = True) -> None:
-        """Stop the node; with ``containers`` the tasks too."""
+        """Stop the node; with ``containers`` its tasks too."""
         self.splitd("down", *(["--containers", "--grace", "0"] if containers else []))
 
     def status(self) -> dict[str, Any]:
-        """``splitd status --json``, healthy or not."""
+        """The answer of ``splitd status --json``, healthy or not."""
         found: dict[str, Any] = json.loads(self.splitd("status", "--json", ok=None).stdout)
         return found
 
     def pid(self, service: str) -> int:
-        """The process id of a service that runs; 0 if it does not."""
+        """The process id of a service; 0 if it does not run."""
         return self.pids()[service]
 
     def pids(self) -> dict[str, int]:
-        """Every service's process id; 0 where it does not run. Of supervisord itself: a splitd command takes half a
-        second, and tests ask often.
+        """The process id of every service; 0 if it does not run. supervisord is asked directly: a splitd command takes
+        half a second, and tests ask often.
         """
         return {
             name: status.pid
@@ -325,18 +327,18 @@ class Node:
         }
 
     def with_grpc(self) -> list[str]:
-        """The services whose process has imported grpc: its library is mapped."""
+        """The services whose process has imported grpc, so that its library is mapped."""
         return [name for name, pid in self.pids().items() if "cygrpc" in Path(f"/proc/{pid}/maps").read_text()]
 
     def kill(self, service: str) -> int:
-        """kill -9 a service; supervisord starts it again. The pid that died."""
+        """kill -9 a service, which supervisord starts again. Returns the pid that died."""
         pid = self.pid(service)
         assert pid, f"{service} does not run"
         os.kill(pid, signal.SIGKILL)
         return pid
 
     def wait_healthy(self, seconds: float = 15.0) -> None:
-        """Until every service runs and reports health."""
+        """Wait until every service runs and reports health."""
         eventually(lambda: self.status()["healthy"], "the node is not healthy", seconds)
 
     def ctr(
@@ -349,7 +351,7 @@ class Node:
         seconds: float = 120.0,
         text: bool = True,
     ) -> subprocess.CompletedProcess[Any]:
-        """ctr on this node; with ``ok`` True its exit code must be 0, with False it must not."""
+        """Run ctr on this node. If ``ok`` is True its exit code must be 0, if False it must not be."""
         command = [program, "-a", str(self.socket), "-n", namespace, *map(str, arguments)]
         done = subprocess.run(
             command,
@@ -364,11 +366,11 @@ class Node:
         return done
 
     def out(self, *arguments: object, **options: Any) -> str:
-        """What :meth:`ctr` prints."""
+        """The output of :meth:`ctr`."""
         return str(self.ctr(*arguments, **options).stdout)
 
     def tasks(self, namespace: str = "default") -> dict[str, tuple[int, str]]:
-        """``ctr task ls``: container to (pid, state)."""
+        """``ctr task ls`` as a dict from container to (pid, state)."""
         rows = [line.split() for line in self.out("tasks", "ls", namespace=namespace).splitlines()[1:]]
         return {row[0]: (int(row[1]), row[2]) for row in rows if row}
 
@@ -381,7 +383,7 @@ class Node:
         return processes_naming(self.state)
 
     def clear(self) -> None:
-        """End all that is left of the node, however it stands; for the end of a test."""
+        """End everything that is left of the node, whatever its state; for the end of a test."""
         with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
             self.down()
         end = time.monotonic() + 10
@@ -393,7 +395,7 @@ class Node:
 
 
 def processes_naming(path: Path) -> list[int]:
-    """Pids of the processes, this one aside, with ``path`` or something below it among their arguments."""
+    """Pids of the processes, except this one, that have ``path`` or something below it among their arguments."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
@@ -408,6 +410,6 @@ def processes_naming(path: Path) -> list[int]:
 
 
 async def turns(count: int = 5) -> None:
-    """Let everything run that can."""
+    """Let everything run that is ready to."""
     for _ in range(count):
         await asyncio.sleep(0)

@@ -1,6 +1,4 @@
-"""A program on a terminal that understands escape sequences, as its user sees it. For tests, which poll what is
-shown.
-"""
+"""A program on a terminal that understands escape sequences, as its user sees it. For tests, which poll the screen."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ from tests.support import TOP, eventually
 
 
 class Terminal:
-    """``command``, started on a terminal of so many columns and rows."""
+    """``command``, started on a terminal of ``columns`` and ``rows``."""
 
     def __init__(
         self, command: Sequence[str | Path], *, env: Mapping[str, str] | None = None, columns: int = 90, rows: int = 24
@@ -29,7 +27,7 @@ class Terminal:
         self.screen = pyte.Screen(columns, rows)
         self._stream = pyte.ByteStream(self.screen)
         self.output = b""
-        """All that was written."""
+        """All output so far."""
         self._code: int | None = None
         self.pid, self._fd = pty.fork()
         if self.pid == 0:
@@ -40,12 +38,12 @@ class Terminal:
 
     @property
     def lines(self) -> list[str]:
-        """What is on the screen now, without the blank rest."""
+        """The lines on the screen now, without trailing blanks."""
         self._read()
         return [line.rstrip() for line in self.screen.display if line.strip()]
 
     def until(self, seen: Callable[[list[str]], object], why: str, seconds: float = 60.0) -> list[str]:
-        """The lines, once they are as ``seen`` wants."""
+        """The lines, once ``seen`` accepts them."""
 
         def now() -> list[str]:
             lines = self.lines
@@ -55,17 +53,17 @@ class Terminal:
         return eventually(now, why, seconds)
 
     def resize(self, columns: int, rows: int) -> None:
-        """The window becomes larger or smaller; the program is told by SIGWINCH."""
+        """Resize the window; the program gets SIGWINCH."""
         self._read()
         self.screen.resize(rows, columns)
         _set_size(self._fd, columns, rows)
 
     def type(self, text: str) -> None:
-        """As if it came from the keyboard; ``\\x03`` is Ctrl-C."""
+        """Type ``text``; ``\\x03`` is Ctrl-C."""
         os.write(self._fd, text.encode())
 
     def wait(self, seconds: float = 60.0) -> int:
-        """Its exit code, when it has ended and all that it wrote is on the screen."""
+        """The program's exit code, once it has ended and all its output is on the screen."""
         eventually(lambda: not self._read(), "the program does not end", seconds)
         if self._code is None:
             self._code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
@@ -79,11 +77,11 @@ class Terminal:
         os.close(self._fd)
 
     def _read(self) -> bool:
-        """Show what was written; False once there will be no more."""
+        """Show new output; False once there will be no more."""
         while select.select([self._fd], [], [], 0)[0]:
             try:
                 data = os.read(self._fd, 1 << 16)
-            except OSError:  # EIO: nobody has the terminal open any more
+            except OSError:  # EIO: no process has the terminal open any more
                 return False
             self.output += data
             self._stream.feed(data)

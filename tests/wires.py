@@ -1,5 +1,5 @@
-"""HTTP/2 as a peer speaks it, for tests: frames built and read without the code that they test, and connections
-joined in memory.
+"""HTTP/2 as a peer speaks it, for tests: frames are built and read without the tested code, and connections are joined
+in memory.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ OK = [("grpc-status", "0")]
 
 
 class Frame(NamedTuple):
-    """One frame, as it is on the wire."""
+    """One frame, as on the wire."""
 
     kind: int
     flags: int
@@ -52,7 +52,7 @@ class Frame(NamedTuple):
 
 
 def parse(data: bytes) -> tuple[list[Frame], bytes]:
-    """The frames of ``data``, and what is left of an incomplete one."""
+    """The frames of ``data``, and the rest, an incomplete frame."""
     frames, at = [], 0
     while len(data) - at >= 9:
         length = int.from_bytes(data[at : at + 3], "big")
@@ -71,8 +71,8 @@ def parse(data: bytes) -> tuple[list[Frame], bytes]:
 
 
 def settings(**values: int) -> bytes:
-    """SETTINGS, by name: header_table_size, enable_push, max_concurrent_streams, initial_window_size,
-    max_frame_size, max_header_list_size.
+    """SETTINGS, by name: header_table_size, enable_push, max_concurrent_streams, initial_window_size, max_frame_size,
+    max_header_list_size.
     """
     names = (
         "header_table_size",
@@ -90,24 +90,24 @@ def settings(**values: int) -> bytes:
 
 
 def word(kind: int, stream: int, value: int) -> bytes:
-    """A frame that is one number: RST_STREAM, WINDOW_UPDATE."""
+    """A frame with one number: RST_STREAM, WINDOW_UPDATE."""
     return bytes(Frame(kind, 0, stream, struct.pack(">I", value)))
 
 
 def data(stream: int, payload: bytes = b"", *, end: bool = False, pad: int | None = None) -> bytes:
-    """DATA, padded if ``pad`` says by how much."""
+    """DATA, padded by ``pad`` bytes if given."""
     if pad is None:
         return bytes(Frame(DATA, END_STREAM * end, stream, payload))
     return bytes(Frame(DATA, PADDED | END_STREAM * end, stream, bytes([pad]) + payload + bytes(pad)))
 
 
 def grpc(message: bytes, flag: int = 0) -> bytes:
-    """A message with its five bytes."""
+    """A gRPC message with its five-byte prefix."""
     return struct.pack(">BI", flag, len(message)) + message
 
 
 def literal(fields: Iterable[tuple[str | bytes, str | bytes]]) -> bytes:
-    """A header block of literals without indexing: it means the same at any time."""
+    """A header block of literals without indexing: its meaning does not depend on earlier blocks."""
 
     def string(value: str | bytes) -> bytes:
         raw = value.encode() if isinstance(value, str) else value
@@ -123,14 +123,14 @@ def literal(fields: Iterable[tuple[str | bytes, str | bytes]]) -> bytes:
 
 
 def headers(stream: int, block: bytes | None = None, *, end: bool = False, whole: bool = True) -> bytes:
-    """HEADERS; of a usual request, if nothing else is said."""
+    """HEADERS; those of a usual request if nothing else is given."""
     return bytes(
         Frame(HEADERS, END_STREAM * end | END_HEADERS * whole, stream, literal(REQUEST) if block is None else block)
     )
 
 
 class Wire:
-    """A :class:`Connection` under test, and what a peer made of bytes does to it and sees of it."""
+    """A :class:`Connection` under test, and a peer made of bytes."""
 
     def __init__(self, *, client: bool = False, hello: bytes | None = None, **limits: Any) -> None:
         self.connection = Connection(client=client, limits=Limits(**limits))
@@ -146,7 +146,7 @@ class Wire:
         self.sent()
 
     def feed(self, *parts: bytes) -> list[Event]:
-        """The peer sends; what it means."""
+        """The peer sends bytes; returns the events."""
         events = self.connection.receive(b"".join(parts))
         self.events += events
         return events
@@ -155,18 +155,18 @@ class Wire:
         return b"".join(map(bytes, self.connection.take()))
 
     def sent(self) -> list[Frame]:
-        """What the connection has said since, frame by frame."""
+        """The frames that the connection has sent since the last call."""
         frames, self._unread = parse(self._unread + self.sent_bytes())
         return frames
 
     def one(self, kind: type, *parts: bytes) -> Any:
-        """Feed; the only event, of this kind."""
+        """Feed bytes; returns the only event, which must be of this kind."""
         events = self.feed(*parts)
         assert [type(event) for event in events] == [kind], events
         return events[0]
 
     def opened(self, stream: int, *, end: bool = False) -> Any:
-        """The peer opens a stream; the Stream."""
+        """The peer opens a stream; returns the Stream."""
         return self.feed(headers(stream, end=end))[0].stream
 
 
@@ -177,13 +177,13 @@ class Pipe:
         self.client = Connection(client=True, limits=client or Limits())
         self.server = Connection(client=False, limits=server or Limits())
         self.piece = piece
-        """Bytes that arrive at once; 0 for as many as there are."""
+        """Bytes that arrive at once; 0: all that there are."""
         self.client_events: list[Event] = []
         self.server_events: list[Event] = []
         self.turn()
 
     def turn(self) -> tuple[list[Event], list[Event]]:
-        """Carry bytes until nobody says anything more: what the client was told, what the server was."""
+        """Carry bytes until neither side sends more. Returns the events of the client and of the server."""
         client: list[Event] = []
         server: list[Event] = []
         while self.client.pending or self.server.pending:
@@ -203,7 +203,7 @@ class Pipe:
 
 
 class Transport(asyncio.Transport):
-    """A socket's other end, held in memory: what a link writes, and what it does to it."""
+    """A socket's other end, in memory: it records what a link writes and does."""
 
     def __init__(self, link: Any = None) -> None:
         super().__init__()
@@ -250,15 +250,15 @@ class Transport(asyncio.Transport):
         return 0
 
     def frames(self) -> list[Frame]:
-        """What was written since, frame by frame."""
+        """The frames that were written since the last call."""
         frames, rest = parse(bytes(self.written).removeprefix(PREFACE))
         self.written[:] = rest
         return frames
 
 
 def deliver(link: Any, payload: bytes) -> None:
-    """Bytes come in as the loop brings them: in no task. Their handlers' first steps are done when this returns,
-    however many slices of time that took.
+    """Deliver bytes as the loop does: outside any task. The first steps of their handlers are done when this returns,
+    however many slices of time they took.
     """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
@@ -272,6 +272,6 @@ def deliver(link: Any, payload: bytes) -> None:
 
 
 async def turns(count: int = 5) -> None:
-    """Let the loop do what it has to do."""
+    """Let the loop do everything that is pending."""
     for _ in range(count):
         await asyncio.sleep(0)

@@ -1,5 +1,5 @@
-"""What every life of containerd.services.containers.v1.Containers does; run on metadata's stores, its process, the
-gateway, and containerd itself.
+"""The suite of containerd.services.containers.v1.Containers. It runs on metadata's stores, its process, the gateway,
+and containerd itself.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ContainersSuite:
     """A subclass has a fixture ``clients``."""
 
     label_length = " length (4097 bytes)"
-    """What containerd says of a label that is too long, from 1.7 on."""
+    """Part of containerd's message about a label that is too long, from 1.7 on."""
 
     @pytest.fixture
     def containers(self, clients: Clients) -> Any:
@@ -59,7 +59,7 @@ class ContainersSuite:
         return names(found)
 
     async def test_what_is_created_comes_back(self, containers: Any, namespace: str) -> None:
-        """All fields, the Any values byte for byte; the times are the server's."""
+        """All fields come back, Any values byte for byte; the times are the server's."""
         made = container(
             "c1",
             image="i",
@@ -82,7 +82,7 @@ class ContainersSuite:
         assert found == made
 
     async def test_ids_are_identifiers(self, containers: Any, namespace: str) -> None:
-        """Others are INVALID_ARGUMENT, in containerd's words."""
+        """Other ids are INVALID_ARGUMENT, in containerd's words."""
         for bad in ("", "a/b", "a..b", "_a", "a" * 77):
             with pytest.raises(errors.InvalidArgument) as caught:
                 await self.create(containers, namespace, container(bad))
@@ -105,7 +105,7 @@ class ContainersSuite:
     async def test_invalid_containers_are_refused(
         self, containers: Any, namespace: str, value: pb.Container, message: str
     ) -> None:
-        """And not stored."""
+        """They are refused and not stored."""
         with pytest.raises(errors.InvalidArgument) as caught:
             await self.create(containers, namespace, value)
         assert (
@@ -115,7 +115,7 @@ class ContainersSuite:
         assert not await self.list(containers, namespace)
 
     async def test_an_id_is_taken_once_in_each_namespace(self, containers: Any, namespace: str) -> None:
-        """ALREADY_EXISTS in one, free in another."""
+        """The id is ALREADY_EXISTS in the same namespace, and free in another."""
         await self.create(containers, namespace, container("c"))
         with pytest.raises(errors.AlreadyExists) as caught:
             await self.create(containers, namespace, container("c"))
@@ -123,7 +123,7 @@ class ContainersSuite:
         await self.create(containers, new_namespace(), container("c"))
 
     async def test_an_unknown_one_is_not_found(self, containers: Any, namespace: str) -> None:
-        """By Get, Update and Delete, whether others are there or not."""
+        """Get, Update and Delete answer NOT_FOUND, whether the namespace has other containers or not."""
         with pytest.raises(errors.NotFound) as caught:
             await self.get(containers, namespace, "c")
         assert str(caught.value) == f'container "c" in namespace "{namespace}": not found'
@@ -142,13 +142,15 @@ class ContainersSuite:
         assert str(caught.value) == "container c: not found"
 
     async def test_a_namespace_is_required(self, containers: Any) -> None:
-        """Without one FAILED_PRECONDITION."""
+        """Calls without a namespace are FAILED_PRECONDITION."""
         with pytest.raises(errors.FailedPrecondition) as caught:
             await containers.List(pb.ListContainersRequest())
         assert str(caught.value) == "namespace is required: failed precondition"
 
     async def test_lists_are_filtered(self, containers: Any, namespace: str) -> None:
-        """By id, runtime.name, image and labels; in order of ids; one filter suffices."""
+        """Filters select by id, runtime.name, image and labels; results are ordered by id; one matching filter
+        suffices.
+        """
         await self.create(containers, namespace, container("b", image="docker.io/x:1", labels={"io.team": "red"}))
         await self.create(containers, namespace, container("a", runtime="other", labels={"io.team": "blue"}))
         assert await self.list(containers, namespace) == ["a", "b"]
@@ -165,7 +167,7 @@ class ContainersSuite:
             await self.list(containers, namespace, "id==")
 
     async def test_the_streamed_list_is_the_list(self, containers: Any, namespace: str) -> None:
-        """A message for each container."""
+        """The stream has one message for each container."""
         for id_ in ("a", "b", "c"):
             await self.create(containers, namespace, container(id_))
         found = [
@@ -178,7 +180,9 @@ class ContainersSuite:
         assert found[0] == await self.get(containers, namespace, "a")
 
     async def test_update_without_a_mask_replaces_what_may_change(self, containers: Any, namespace: str) -> None:
-        """Labels, spec, extensions, image and snapshot key; the creation time stays, the update time does not."""
+        """Labels, spec, extensions, image and snapshot key are replaced; the creation time stays, the update time
+        changes.
+        """
         old = await self.create(
             containers, namespace, container("c", image="i", snapshotter="s", snapshot_key="k", labels={"a": "1"})
         )
@@ -197,7 +201,7 @@ class ContainersSuite:
         assert await self.get(containers, namespace, "c") == updated
 
     async def test_update_with_a_mask_changes_only_that(self, containers: Any, namespace: str) -> None:
-        """Single labels and extensions too; an empty label goes."""
+        """Single labels and extensions can be changed too; an empty label is removed."""
         await self.create(
             containers, namespace, container("c", image="i", labels={"a": "1", "b": "2"}, extensions={"x": OPTIONS})
         )
@@ -213,9 +217,7 @@ class ContainersSuite:
         assert await self.get(containers, namespace, "c") == updated
 
     async def test_what_is_immutable_stays(self, containers: Any, namespace: str) -> None:
-        """The snapshotter and the runtime cannot change, nor an unknown field; the update must leave a valid
-        container.
-        """
+        """The snapshotter, the runtime and unknown fields cannot be changed; the updated container must be valid."""
         await self.create(containers, namespace, container("c", snapshotter="s", snapshot_key="k"))
 
         async def refused(value: pb.Container, *paths: str) -> str:
@@ -240,7 +242,7 @@ class ContainersSuite:
         )
 
     async def test_delete_removes(self, containers: Any, namespace: str) -> None:
-        """That one."""
+        """Delete removes only that container."""
         await self.create(containers, namespace, container("a"))
         await self.create(containers, namespace, container("b"))
         await containers.Delete(pb.DeleteContainerRequest(id="a"), headers=headers(namespace))

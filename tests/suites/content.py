@@ -1,8 +1,9 @@
-"""What a content store promises, as tests: run on the local store, on the served one, through the gateway, and on
-containerd itself.
+"""The promises of a content store, as tests. They run on the local store, on the served one, through the gateway, and
+on containerd itself.
 
-A subclass has a fixture ``store``, fresh for each test, and says with ``namespaced`` whether metadata's records are in
-between. Where they are, ``store`` writes under a lease, or the collector takes what the tests made.
+A subclass has a fixture ``store``, fresh for each test. Its attribute ``namespaced`` says whether metadata's records
+are involved. If they are, ``store`` writes under a lease, since the collector would otherwise remove what the tests
+made.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ async def put(store: Store, data: bytes, *, ref: str = "", labels: Mapping[str, 
     """Make ``data`` a blob."""
     digest = digest_of(data)
     writer = await store.writer(ref or f"put {digest}", len(data), digest)
-    await writer.write(data[writer.offset :])  # all of it may be there, in another namespace
+    await writer.write(data[writer.offset :])  # another namespace may have all of it already
     assert await writer.commit(len(data), digest, labels) == digest
     return digest
 
@@ -62,8 +63,8 @@ async def opened(store: Store, ref: str, total: int = 0, expected: Digest | None
 
 @contextlib.asynccontextmanager
 async def leased(channel: rpc.Channel, namespace: str) -> AsyncIterator[dict[str, str]]:
-    """The headers of a client that works in ``namespace`` under a lease of its own, so that the collector leaves
-    its blobs alone.
+    """The headers of a client that works in ``namespace`` under a lease of its own, so that the collector leaves its
+    blobs alone.
     """
     leases = channel.client(leases_stubs.LEASES)
     headers = {rpc.NAMESPACE: namespace}
@@ -73,7 +74,7 @@ async def leased(channel: rpc.Channel, namespace: str) -> AsyncIterator[dict[str
 
 
 class ContentSuite:
-    """Every promise of ``store.Store``. Tests' docstrings are the promises."""
+    """Every promise of ``store.Store``. The tests' docstrings are the promises."""
 
     namespaced = False
 
@@ -96,7 +97,7 @@ class ContentSuite:
         assert await get(store, digest) == data
 
     async def test_openings(self, store: Store) -> None:
-        """Writers of different refs are open side by side, with and without a total and an expected digest, and may
+        """Writers of different refs can be open at once, with and without a total and an expected digest, and may
         commit without naming either.
         """
         sizes = (1, 256, 3 << 20, 100, 5000)
@@ -136,8 +137,8 @@ class ContentSuite:
 
     @pytest.mark.parametrize("part", [0, 1, 2500, 4999, 5000])
     async def test_resume(self, store: Store, part: int) -> None:
-        """A writer that is closed leaves its bytes; the next one goes on at their offset, with the digest and the
-        start of the first.
+        """A closed writer leaves its bytes; the next one continues at their offset, with the digest and the start time
+        of the first.
         """
         data = bytes_of(5000)
         async with opened(store, "r", 5000) as writer:
@@ -155,7 +156,7 @@ class ContentSuite:
         assert await get(store, digest_of(data)) == data
 
     async def test_truncate(self, store: Store) -> None:
-        """A writer can begin anew at offset 0, also one that was resumed."""
+        """A writer can begin anew at offset 0, also a resumed one."""
         data = bytes_of(100)
         async with opened(store, "t") as writer:
             await writer.write(b"x" * 200)
@@ -170,8 +171,8 @@ class ContentSuite:
         assert await get(store, digest_of(data)) == data
 
     async def test_another_total_begins_anew(self, store: Store) -> None:
-        """An ingest that is opened again with another total than it began with is a new one: what is there belongs
-        to something else.
+        """An ingest that is opened again with another total begins anew: the existing bytes belong to something
+        else.
         """
         if self.namespaced:
             pytest.skip("containerd's records keep the first total")
@@ -183,7 +184,9 @@ class ContentSuite:
             assert await writer.commit(3) == digest_of(b"abc")
 
     async def test_one_writer_at_a_time(self, store: Store) -> None:
-        """A second writer of a ref is Unavailable, and told which ref; once the first has closed, it may."""
+        """A second writer of a ref is Unavailable, and the error names the ref; it can open once the first has
+        closed.
+        """
         async with opened(store, "the ref") as writer:
             await writer.write(b"abc")
             with pytest.raises(errors.Unavailable, match="the ref locked"):
@@ -194,7 +197,7 @@ class ContentSuite:
             assert writer.offset == 3
 
     async def test_a_cancelled_writer_unlocks(self, store: Store) -> None:
-        """Whoever is cancelled in the middle of a write leaves an ingest that can be resumed at once."""
+        """A writer that is cancelled in the middle of a write leaves an ingest that can be resumed at once."""
 
         async def write_for_ever() -> None:
             async with opened(store, "c") as writer:
@@ -245,8 +248,8 @@ class ContentSuite:
 
     @pytest.mark.parametrize("at_opening", [False, True])
     async def test_sha512(self, store: Store, at_opening: bool) -> None:
-        """A blob is named by the algorithm that its writer expects, at the opening or at the commit only, resumed
-        or not.
+        """A blob is named by the algorithm that its writer expects, at the opening or only at the commit, resumed or
+        not.
         """
         data = bytes_of(3000)
         digest = digest_of(data, "sha512")
@@ -265,7 +268,7 @@ class ContentSuite:
 
     @pytest.mark.parametrize("named", ["digest", "total"])
     async def test_wrong_digest(self, store: Store, named: str) -> None:
-        """A commit of other bytes than the opening named fails, makes no blob, and the next attempt starts clean."""
+        """A commit of other bytes than the opening named fails and makes no blob; the next attempt starts clean."""
         data = bytes_of(300)
         promise: tuple[int, Digest | None] = (0, digest_of(data)) if named == "digest" else (11, None)
         async with opened(store, "w", *promise) as writer:
@@ -296,7 +299,9 @@ class ContentSuite:
             assert writer.offset == 0
 
     async def test_wrong_commits_of_an_ingest_that_promised_nothing(self, store: Store) -> None:
-        """Its bytes are not wrong, only the commits are: they are kept, and the right commit makes the blob."""
+        """If the opening named nothing, a wrong commit is only a wrong commit: the bytes are kept, and the right commit
+        makes the blob.
+        """
         data = bytes_of(300)
         async with opened(store, "w") as writer:
             await writer.write(data)
@@ -313,7 +318,7 @@ class ContentSuite:
 
     @pytest.mark.parametrize("expected", [False, True])
     async def test_commit_of_an_existing_blob(self, store: Store, expected: bool) -> None:
-        """A commit of bytes that the store has is AlreadyExists, names the digest, and the ingest is gone."""
+        """A commit of bytes that the store has is AlreadyExists and names the digest; the ingest is removed."""
         data = bytes_of(300)
         digest = await put(store, data)
         async with opened(store, "again") as writer:
@@ -325,13 +330,13 @@ class ContentSuite:
         assert await get(store, digest) == data
 
     async def test_opening_for_an_existing_blob(self, store: Store) -> None:
-        """A writer that expects a blob which is there is told so at once."""
+        """A writer that expects an existing blob gets AlreadyExists at once."""
         digest = await put(store, b"there")
         with pytest.raises(errors.AlreadyExists, match=str(digest)):
             await store.writer("x", 5, digest)
 
     async def test_same_blob_at_once(self, store: Store) -> None:
-        """Of many who commit the same bytes at once one makes the blob, the others are told that it exists."""
+        """If many writers commit the same bytes at once, one makes the blob, and the others get AlreadyExists."""
         data = bytes_of(10000)
 
         async def one(ref: str) -> bool:
@@ -350,7 +355,7 @@ class ContentSuite:
     # ---------------------------------------------------------------- ingests
 
     async def test_statuses(self, store: Store) -> None:
-        """Ingests are listed while written and after, all of them or by ref; a committed one is no ingest any more."""
+        """Ingests are listed during and after writing, all or by ref; a committed one is no longer listed."""
         async with opened(store, "one", 10) as writer:
             await writer.write(b"abc")
         async with opened(store, "two") as writer:
@@ -364,8 +369,8 @@ class ContentSuite:
         assert [s.ref for s in await store.list_statuses()] == ["one"]
 
     async def test_statuses_of_many(self, store: Store) -> None:
-        """As of few, though they are asked for in several calls inside: each ingest once, under its ref, with its
-        offset; those of a filter alone.
+        """Many ingests are listed correctly, though this takes several calls inside: each once, under its ref, with its
+        offset; a filter selects.
         """
         for number in range(150):
             async with opened(store, f"many-{number}", 100) as writer:
@@ -384,7 +389,7 @@ class ContentSuite:
             await store.status("nobody's")
 
     async def test_abort(self, store: Store) -> None:
-        """An aborted ingest is gone; the ref can be used anew. Aborting what is not there is NotFound."""
+        """An aborted ingest is gone, and its ref can be used anew. Aborting an unknown ref is NotFound."""
         async with opened(store, "a") as writer:
             await writer.write(b"abc")
         await store.abort("a")
@@ -396,7 +401,9 @@ class ContentSuite:
             assert writer.offset == 0
 
     async def test_abort_of_an_open_ingest(self, store: Store) -> None:
-        """An ingest aborted under its writer never becomes a blob; the ref is free when the writer has closed."""
+        """An ingest that is aborted under its writer never becomes a blob; its ref is free once the writer has
+        closed.
+        """
         data = bytes_of(300)
         async with opened(store, "a") as writer:
             await writer.write(data)
@@ -409,7 +416,7 @@ class ContentSuite:
             assert writer.offset == 0
 
     async def test_a_committed_writer_is_closed(self, store: Store) -> None:
-        """After its commit a writer takes no more."""
+        """After its commit a writer refuses further calls."""
         async with opened(store, "z") as writer:
             await writer.write(b"z")
             await writer.commit()
@@ -419,8 +426,8 @@ class ContentSuite:
     # ---------------------------------------------------------------- reading
 
     async def test_read_ranges(self, store: Store) -> None:
-        """A read begins at its offset and ends after its size, or at the blob's end where that comes first or size
-        is 0.
+        """A read begins at its offset, and ends after its size; at the blob's end if that comes first or the size is
+        0.
         """
         data = bytes_of(2 * CHUNK + 1000)
         digest = await put(store, data)
@@ -438,12 +445,12 @@ class ContentSuite:
             assert await get(store, digest, offset, size) == data[offset : offset + size if size else None]
 
     async def test_read_pieces(self, store: Store) -> None:
-        """A blob comes in pieces of 1 MiB."""
+        """A blob is read in pieces of 1 MiB."""
         digest = await put(store, bytes_of(2 * CHUNK + 5))
         assert [len(piece) async for piece in store.read(digest)] == [CHUNK, CHUNK, 5]
 
     async def test_read_outside(self, store: Store) -> None:
-        """An offset past the end is OutOfRange, a blob that is not there NotFound and named."""
+        """An offset past the end is OutOfRange; an unknown blob is NotFound, and named."""
         digest = await put(store, b"12345")
         with pytest.raises(errors.OutOfRange, match="read past object length 5 bytes"):
             await get(store, digest, 6)
@@ -451,7 +458,7 @@ class ContentSuite:
             await get(store, digest_of(b"none"))
 
     async def test_read_given_up(self, store: Store) -> None:
-        """A reader may stop in the middle, many times over."""
+        """A reader may stop in the middle, many times."""
         digest = await put(store, bytes_of(4 * CHUNK))
         for _ in range(30):
             async with contextlib.aclosing(store.read(digest)) as pieces:  # type: ignore[type-var]
@@ -463,7 +470,7 @@ class ContentSuite:
     # ---------------------------------------------------------------- blobs
 
     async def test_info_of_no_blob(self, store: Store) -> None:
-        """Info, Update and Delete of a blob that is not there are NotFound and name it, in containerd's words."""
+        """Info, Update and Delete of an unknown blob are NotFound and name it, in containerd's words."""
         digest = digest_of(b"none")
         words = rf"^content (digest )?{digest}: not found$"
         with pytest.raises(errors.NotFound, match=words):
@@ -474,7 +481,7 @@ class ContentSuite:
             await store.delete(digest)
 
     async def test_delete(self, store: Store) -> None:
-        """A deleted blob is gone with its labels; the same bytes may come again, without them."""
+        """A deleted blob is gone with its labels; the same bytes may come again, without the labels."""
         data = bytes_of(100)
         digest = await put(store, data, labels={"a": "b"})
         await store.delete(digest)
@@ -485,8 +492,8 @@ class ContentSuite:
         assert (await store.info(digest)).labels == {}
 
     async def test_labels(self, store: Store) -> None:
-        """Update replaces all labels, or only those that its field paths name; the blob's time of update moves,
-        that of creation stays.
+        """Update replaces all labels, or only those that its field paths name; the update time changes, the creation
+        time stays.
         """
         digest = await put(store, bytes_of(100), labels={"k1": "v1", "k2": "v2"})
         created = await store.info(digest)
@@ -537,7 +544,7 @@ class ContentSuite:
 
 
 class FilesSuite:
-    """Every promise of ``store.Files``; fixtures ``store`` and ``files`` are two faces of one store."""
+    """Every promise of ``store.Files``; the fixtures ``store`` and ``files`` are two interfaces of one store."""
 
     async def test_locate(self, store: Store, files: Files) -> None:
         """A blob's file has its bytes and its size."""
@@ -549,8 +556,8 @@ class FilesSuite:
 
     @pytest.mark.parametrize("computed", [False, True])
     async def test_fill_and_commit(self, store: Store, files: Files, computed: bool) -> None:
-        """An ingest filled as a file becomes a blob with its labels, whether or not its writer has computed the
-        digest.
+        """An ingest that was filled as a file becomes a blob with its labels, whether its writer has computed the
+        digest or not.
         """
         data = bytes_of(5000)
         begun = await files.begin("f", 5000)
@@ -565,7 +572,7 @@ class FilesSuite:
 
     @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
     async def test_commit_hashes(self, files: Files, store: Store, algorithm: str) -> None:
-        """Without an expected digest the commit answers the sha256, with one it uses that one's algorithm."""
+        """Without an expected digest the commit answers the sha256; with one, it uses its algorithm."""
         data = bytes_of(5000)
         with _locked((await files.begin("f")).path) as fd:
             os.write(fd, data)
@@ -574,7 +581,7 @@ class FilesSuite:
         assert await get(store, digest) == data
 
     async def test_both_ways(self, files: Files, store: Store) -> None:
-        """An ingest may be begun as a stream, go on as a file, and be ended as a stream."""
+        """An ingest may begin as a stream, continue as a file, and end as a stream."""
         data = bytes_of(3000)
         async with opened(store, "b", 3000) as writer:
             await writer.write(data[:1000])
@@ -589,7 +596,7 @@ class FilesSuite:
             assert await writer.commit(3000, digest_of(data)) == digest_of(data)
 
     async def test_one_writer_of_either_kind(self, files: Files, store: Store) -> None:
-        """A file that is locked has a writer, and so has an open stream: whoever comes second is Unavailable."""
+        """A locked file has a writer, and so has an open stream: a second writer of either kind is Unavailable."""
         begun = await files.begin("l")
         with _locked(begun.path):
             for second in (store.writer("l"), files.begin("l"), files.commit("l")):
@@ -602,12 +609,12 @@ class FilesSuite:
             with pytest.raises(BlockingIOError), _locked(begun.path):
                 pass
 
-        assert (await files.begin("l")).offset == 0  # the stream is over, and so is its lock
+        assert (await files.begin("l")).offset == 0  # the stream has ended, and its lock with it
 
     @pytest.mark.parametrize("computed", [False, True])
     async def test_wrong(self, files: Files, store: Store, computed: bool) -> None:
-        """A file of another size or digest fails its commit and is gone; a digest that was computed is believed
-        only where the size fits.
+        """A file of another size or digest fails its commit and is removed; a computed digest is believed only if the
+        size matches.
         """
         for size, expected in ((3, digest_of(b"four")), *(() if computed else ((4, digest_of(b"five")),))):
             with _locked((await files.begin("w")).path) as fd:
@@ -621,7 +628,7 @@ class FilesSuite:
             await files.commit("w", 0, digest_of(b"five"), computed=computed)
 
     async def test_existing(self, files: Files, store: Store) -> None:
-        """Bytes that the store has are AlreadyExists at the commit, and the ingest is gone."""
+        """Bytes that the store has are AlreadyExists at the commit, and the ingest is removed."""
         await put(store, b"there")
         with _locked((await files.begin("x")).path) as fd:
             os.write(fd, b"there")
@@ -631,7 +638,7 @@ class FilesSuite:
             await store.status("x")
 
     async def test_commit_of_nothing(self, files: Files) -> None:
-        """Committing what was never begun is NotFound; beginning needs a ref."""
+        """A commit of an ingest that was never begun is NotFound; beginning one needs a ref."""
         with pytest.raises(errors.NotFound, match="never"):
             await files.commit("never", 0, digest_of(b""), computed=True)
         with pytest.raises(errors.InvalidArgument):
@@ -640,7 +647,7 @@ class FilesSuite:
 
 @contextlib.contextmanager
 def _locked(path: str):
-    """The file as its writer holds it."""
+    """The file, locked as by its writer."""
     fd = os.open(path, os.O_RDWR)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -650,5 +657,5 @@ def _locked(path: str):
 
 
 def _about(moment: int) -> int:
-    """File times come from a clock that ticks every few milliseconds and is read as of its last tick."""
+    """File times come from a clock that ticks every few milliseconds, and have the time of its last tick."""
     return moment - 20_000_000

@@ -1,8 +1,8 @@
-"""What every Diff promises: a layer applied is the tree that its entries say, and a layer made of two trees is what
-turns the one into the other.
+"""The promises of every Diff: a layer that is applied becomes the tree that its entries describe, and a layer made of
+two trees turns one into the other.
 
-A life of the interface is a fixture ``side``: the service, and the content that it works on. Which odd layer ends as
-which tree is told in ``diff_layers``, by containerd itself.
+The fixture ``side`` gives the implementation: the service, and the content that it works on. ``diff_layers`` has odd
+layers; containerd itself says which trees they become.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ SKIPPABLE = b"\x53\x2a\x4d\x18\x05\0\0\0hello"
 
 
 def names(root: Path) -> list[str]:
-    """All below a directory, by their paths from it."""
+    """All paths below a directory, relative to it."""
     return sorted(map(os.fsdecode, tree(root)))
 
 
@@ -59,16 +59,18 @@ class DiffSuite:
     """The promises."""
 
     namespaced = True
-    """Whether each namespace has its own content: a service over a bare content store has one for all."""
+    """Whether each namespace has its own content; a service over a bare content store has one for all."""
     newest = True
-    """Whether it has what came after containerd 1.6: SOURCE_DATE_EPOCH, zstd for layers that are made, and targets
-    of mounts.
+    """Whether it has features later than containerd 1.6: SOURCE_DATE_EPOCH, zstd for new layers, and targets of
+    mounts.
     """
 
     # -------------------------------------------------------------------------------------- Apply
 
     async def test_a_layer_becomes_what_its_entries_say(self, side: Side) -> None:
-        """Kinds, modes, owners, times, links and xattrs; the answer is the layer uncompressed: its diff id and size."""
+        """Kinds, modes, owners, times, links and xattrs are right; the answer is the uncompressed layer: its diff id
+        and size.
+        """
         layer = tar(
             directory(b"d/", 0o2750, uid=5, gid=6),
             reg(b"d/file", b"data", mode=0o4711, uid=7, gid=8),
@@ -103,8 +105,8 @@ class DiffSuite:
         assert found[b"ping"].xattrs == (("security.capability", CAPABILITY),)
 
     async def test_a_layer_changes_what_is_there(self, side: Side) -> None:
-        """Files are replaced and removed; a whiteout or an opaque directory takes what lower layers put there, and
-        not what the layer itself has.
+        """Files are replaced and removed; a whiteout or an opaque directory removes what lower layers put there, and
+        nothing of the layer itself.
         """
         root = side.directory("root")
         await side.apply(BASE, bind(root))
@@ -130,7 +132,9 @@ class DiffSuite:
         assert (root / "etc").stat().st_mode & 0o7777 == 0o750, "a parent that is not named stays as it was"
 
     async def test_an_overlay_gets_marks_for_what_is_gone(self, side: Side) -> None:
-        """On an overlay the lower directory stays as it is; whiteouts and opaque directories are overlayfs's own."""
+        """On an overlay the lower directory stays unchanged; whiteouts and opaque directories become overlayfs's
+        own.
+        """
         lower, upper, work = side.directory("lower"), side.directory("upper"), side.directory("work")
         await side.apply(BASE, bind(lower))
         before = tree(lower)
@@ -152,7 +156,7 @@ class DiffSuite:
         assert sorted(os.listdir(upper / "var/cache")) == ["new"]
 
     async def test_no_name_leads_out_of_the_target(self, side: Side) -> None:
-        """Dots, absolute names and links end below the target, as they would for a process whose root it is."""
+        """Dots, absolute names and links end below the target, as for a process whose root it is."""
         outside, root = side.directory("outside"), side.directory("root")
         await side.apply(
             tar(
@@ -183,7 +187,7 @@ class DiffSuite:
         ],
     )
     async def test_compression_is_told_by_the_bytes(self, blob: bytes, side: Side) -> None:
-        """Whatever the media type says, as long as it is a compressed layer's."""
+        """The bytes decide, whatever the media type says, as long as it is that of a compressed layer."""
         root = side.directory("root")
         applied = await side.apply(blob, bind(root), f"{TAR}+gzip")
         assert applied == descriptor_pb2.Descriptor(media_type=TAR, digest=digest_of(FILES), size=len(FILES))
@@ -191,13 +195,13 @@ class DiffSuite:
 
     @pytest.mark.parametrize("media_type", [f"{DOCKER}.diff.tar", f"{DOCKER}.diff.tar.gzip", f"{TAR}+zstd"])
     async def test_each_media_type_of_a_layer_is_taken(self, media_type: str, side: Side) -> None:
-        """Docker's and OCI's; what is answered is OCI's plain layer."""
+        """Docker's and OCI's types are accepted; the answer has OCI's plain layer type."""
         applied = await side.apply(ZIPPED, bind(side.directory("root")), media_type)
         assert (applied.media_type, applied.digest) == (TAR, digest_of(FILES))
 
     @pytest.mark.parametrize("media_type", ["application/vnd.oci.image.config.v1+json", "text/plain", ""])
     async def test_what_is_no_layer_is_refused(self, media_type: str, side: Side) -> None:
-        """By its type, before anything is written."""
+        """Other types are refused before anything is written."""
         root = side.directory("root")
         words = f"failed to get stream processor for {media_type}: no processor for media-type"
         with pytest.raises(errors.Unknown, match=f"^{re.escape(words)}$"):
@@ -216,13 +220,13 @@ class DiffSuite:
         ],
     )
     async def test_a_layer_that_is_damaged_is_refused(self, blob: bytes, side: Side) -> None:
-        """And the next one goes well."""
+        """It is refused, and the next layer is applied."""
         verdict, _ = await outcome(side.apply(blob, bind(side.directory("bad")), f"{TAR}+gzip"))
         assert verdict == "refused"
         await side.apply(FILES, bind(side.directory("good")))
 
     async def test_a_layer_of_nothing_changes_nothing(self, side: Side) -> None:
-        """It has a diff id all the same."""
+        """An empty layer has a diff id too."""
         root = side.directory("root")
         await side.apply(BASE, bind(root))
         before = tree(root)
@@ -236,7 +240,7 @@ class DiffSuite:
             await side.diff.Apply(apply_request(missing, bind(side.directory("root"))), headers=HEADERS)
 
     async def test_a_blob_of_another_namespace_is_not_there(self, side: Side) -> None:
-        """Neither to apply, nor one that was made for another."""
+        """Neither Apply nor Diff reaches blobs of another namespace."""
         if not self.namespaced:
             pytest.skip("its content has no namespaces")
         layer = digest_of(FILES)
@@ -247,7 +251,7 @@ class DiffSuite:
                 await side.diff.Apply(apply_request(digest, bind(side.place / "root")), headers={NAMESPACE: "another"})
 
     async def test_a_target_that_cannot_be_mounted_or_written(self, side: Side) -> None:
-        """Its error says why, and names what is missing."""
+        """The error says why, and names what is missing."""
         root, missing = side.directory("root"), side.place / "missing"
         for mounts in (bind(missing), overlay(missing, root, root)):
             with pytest.raises(errors.Unknown, match="no such file or directory"):
@@ -259,12 +263,12 @@ class DiffSuite:
         assert os.listdir(root) == []
 
     async def test_a_full_disk_is_said(self, side: Side) -> None:
-        """ENOSPC comes through in words."""
+        """The error says in words that the disk is full (ENOSPC)."""
         with pytest.raises(errors.Unknown, match="no space left on device"):
             await side.apply(FILES, [mount_pb2.Mount(type="tmpfs", source="x", options=["size=100k"])])
 
     async def test_sync_fs(self, side: Side) -> None:
-        """It is obeyed on each kind of target."""
+        """sync_fs works on each kind of target."""
         root = side.directory("root")
         await side.apply(BASE, bind(root), sync_fs=True)
         upper = side.directory("upper")
@@ -272,7 +276,7 @@ class DiffSuite:
         assert (upper / "bin/sh").read_bytes() == b"shell"
 
     async def test_layers_are_applied_side_by_side(self, side: Side) -> None:
-        """Six of one blob at once are as one."""
+        """Six applications of one blob at once give the same result as one."""
         roots = [side.directory(f"root{number}") for number in range(6)]
         blob = await side.write(ZIPPED)
         applied = await asyncio.gather(
@@ -291,8 +295,8 @@ class DiffSuite:
     async def test_a_layer_applied_gives_the_tree_that_it_was_made_of(
         self, change: Callable[[Path], None], side: Side
     ) -> None:
-        """Made of two trees and applied to the older, a layer gives the newer: but for xattrs, sockets and fractions
-        of seconds, which layers of containerd do not carry.
+        """A layer made of two trees and applied to the older one gives the newer one, except for xattrs, sockets and
+        fractions of seconds, which containerd's layers do not carry.
         """
         left, right = trees(side, change)
         layer = await side.make(bind(left), bind(right))
@@ -308,13 +312,13 @@ class DiffSuite:
         if change is odd_numbers:  # a time before 1970 is not applied, by containerd's rule
             assert one.pop(b"n3").modified == 0
             other.pop(b"n3")
-        if change is touched:  # a directory is the same whatever its time
+        if change is touched:  # a directory's time is not compared
             one.pop(b"etc")
             other.pop(b"etc")
         assert not differences(one, other)
 
     async def test_an_overlay_is_compared_with_its_lower_directory(self, side: Side) -> None:
-        """The usual case: left the parent, right an overlay on it, whose whiteouts and opaque directories become the
+        """The usual case: left is the parent, right an overlay on it, whose whiteouts and opaque directories become the
         layer's.
         """
         lower, upper, work = side.directory("lower"), side.directory("upper"), side.directory("work")
@@ -329,7 +333,7 @@ class DiffSuite:
         assert found == [".wh.lib", "var", "var/cache", "var/cache/.wh.a", "var/cache/new"]
 
     async def test_without_an_older_tree_all_is_in_the_layer(self, side: Side) -> None:
-        """As of an image that begins with it."""
+        """The layer then has everything, like the first layer of an image."""
         _, right = trees(side, nothing)
         layer = await side.make([], bind(right))
         copy = side.directory("copy")
@@ -350,13 +354,13 @@ class DiffSuite:
     async def test_a_layer_carries_its_diff_id(
         self, media_type: str, inflate: Callable[[bytes], bytes], side: Side
     ) -> None:
-        """The descriptor names the blob; a compressed one's label is the digest of what is in it, and the caller's
-        labels are there.
+        """The descriptor names the blob. A compressed one has a label with the digest of its uncompressed data, and the
+        caller's labels.
         """
         if media_type.endswith("zstd") and not self.newest:
             pytest.skip("containerd 1.6 makes none")
         left, right = trees(side, many_changes)
-        put(right / "unique", media_type.encode())  # a blob that is there already keeps its labels
+        put(right / "unique", media_type.encode())  # a blob that exists already keeps its labels
         mine = {"mine": "x", **KEPT}
         layer = await side.make(bind(left), bind(right), media_type=media_type, labels=mine, ref="my-ref")
         data = await side.read(layer.digest)
@@ -367,7 +371,7 @@ class DiffSuite:
         )
 
     async def test_the_same_trees_give_the_same_layer(self, side: Side) -> None:
-        """Asked again, under the ref of before too."""
+        """It does so when asked again, also under the same ref."""
         left, right = trees(side, emptied)
         put(right / "new")
         right_alone = [await side.make([], bind(right), ref="again") for _ in range(2)]
@@ -377,13 +381,13 @@ class DiffSuite:
             assert both[0] == both[1]
 
     async def test_no_difference_is_a_layer_too(self, side: Side) -> None:
-        """Without entries."""
+        """Such a layer has no entries."""
         left, right = trees(side, nothing)
         layer = await side.make(bind(left), bind(right), media_type=TAR)
         assert members(await side.read(layer.digest)) == []
 
     async def test_no_entry_is_later_than_the_source_date_epoch(self, side: Side) -> None:
-        """SOURCE_DATE_EPOCH bounds the times of all entries."""
+        """SOURCE_DATE_EPOCH is the latest time of any entry."""
         if not self.newest:
             pytest.skip("containerd 1.6 does not know it")
         left, right = trees(side, many_changes)
@@ -395,7 +399,7 @@ class DiffSuite:
         assert all(".wh." in name for name, when in times.items() if when == 0)
 
     async def test_what_cannot_be_made_is_said(self, side: Side) -> None:
-        """Another media type is UNIMPLEMENTED; a source that is not there fails to mount; no ingest stays."""
+        """Another media type is UNIMPLEMENTED; a missing source fails to mount; no ingest stays."""
         left, right = trees(side, nothing)
         docker = f"{DOCKER}.diff.tar.gzip"
         with pytest.raises(errors.Unimplemented, match=f"^unsupported diff media type: {docker}: not implemented$"):

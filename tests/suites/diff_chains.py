@@ -1,5 +1,5 @@
-"""Random chains of layers, and clients that make snapshots of them: by Transfer (imports and pulls), or layer by
-layer as clients do that unpack themselves (Prepare, Apply, Commit), here and on containerd.
+"""Random chains of layers, and clients that make snapshots of them, here and on containerd: by Transfer (imports and
+pulls), or layer by layer, as clients do that unpack themselves (Prepare, Apply, Commit).
 """
 
 from __future__ import annotations
@@ -56,17 +56,17 @@ def _joined(*parts: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry of a layer, small when printed."""
+    """An entry of a layer, short when printed."""
 
     kind: str
     path: bytes
     content: bytes = b""
-    """Or what a link names."""
+    """Or the target of a link."""
     attributes: tuple[tuple[str, int], ...] = ()
     xattrs: tuple[tuple[bytes, bytes], ...] = ()
 
     def encoded(self) -> bytes:
-        """In a tar."""
+        """The entry in a tar."""
         more = pax({b"SCHILY.xattr." + key: value for key, value in self.xattrs}) if self.xattrs else b""
         return more + self._encoded(dict(self.attributes))
 
@@ -91,8 +91,8 @@ class Entry:
 
 @st.composite
 def entries(draw: st.DrawFn, *, lowest: bool) -> list[Entry]:
-    """One entry, or a file and a hard link to it. An opaque marker in the lowest layer is left out: there
-    containerd loses files of the layer itself.
+    """One entry, or a file and a hard link to it. The lowest layer has no opaque markers: with them containerd loses
+    files of the layer itself.
     """
     where, name = draw(directories), draw(st.sampled_from(FILES))
     path = _joined(where, name)
@@ -147,7 +147,7 @@ _cases = itertools.count()
 
 
 def layers(chain: Sequence[Sequence[Entry]]) -> list[bytes]:
-    """A chain as tars. The lowest is one that no other test has, so that no snapshot of the chain is there yet."""
+    """A chain as tars. The lowest is one that no other test has, so that no snapshot of the chain exists."""
     case = Entry("file", b"case", str(next(_cases)).encode())
     return [tar(*(entry.encoded() for entry in layer)) for layer in ([case, *chain[0]], *chain[1:])]
 
@@ -180,7 +180,7 @@ class Snapshots:
         await self._client.Remove(pb.RemoveSnapshotRequest(snapshotter="overlayfs", key=key), headers=self._headers)
 
     async def tree(self, name: str) -> dict[bytes, Node]:
-        """What a container on the committed snapshot ``name`` sees."""
+        """The tree that a container on the committed snapshot ``name`` sees."""
         key = f"view {name}"
         request = pb.ViewSnapshotRequest(snapshotter="overlayfs", key=key, parent=name, labels=KEPT)
         mounts = (await self._client.View(request, headers=self._headers)).mounts
@@ -213,7 +213,7 @@ class Applying:
         self._side = Side("", channel.client(DIFF), channel.client(CONTENT), place)
 
     async def tree(self, layers: Sequence[bytes]) -> dict[bytes, Node]:
-        """What becomes of them. NodeError for what is refused."""
+        """The tree that the layers become. NodeError if they are refused."""
         parent = ""
         for layer, name in zip(layers, chain_ids(list(map(digest_of, layers))), strict=True):
             key = f"extract {name}"
@@ -229,7 +229,7 @@ class Applying:
 
 
 class Importing:
-    """A client that has the node import and unpack."""
+    """A client that lets the node import and unpack."""
 
     def __init__(self, channel: Channel, place: Path) -> None:
         place.mkdir()
@@ -246,7 +246,7 @@ class Importing:
 
 
 class Pulling:
-    """A client that has the node pull, and unpack what is arriving."""
+    """A client that lets the node pull, and unpack layers as they arrive."""
 
     def __init__(self, channel: Channel, place: Path, registry: FakeRegistry) -> None:
         place.mkdir()

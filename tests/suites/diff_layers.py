@@ -1,4 +1,4 @@
-"""Layers, ordinary, odd and malicious: what a Diff service must make the same of as containerd does."""
+"""Layers, ordinary, odd and malicious, of which a Diff service must make the same as containerd."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _GNU = b"ustar  \0"
 
 
 def _tarfile(fmt: int, *, encoding: str = "utf-8") -> bytes:
-    """What Python's tarfile makes of ordinary and long things, in one of its formats."""
+    """Ordinary and long things as Python's tarfile writes them, in one of its formats."""
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w", format=fmt, encoding=encoding, errors="surrogateescape") as archive:
         for name in (
@@ -83,7 +83,7 @@ def _tarfile(fmt: int, *, encoding: str = "utf-8") -> bytes:
 
 
 def _sparse_old(*, extended: bool) -> bytes:
-    """GNU tar --sparse --format=gnu."""
+    """As GNU tar --sparse --format=gnu writes it."""
     pieces = [(0, b"head"), (4096, b"x" * 10), (8192, b"y" * 512), (20000, b"tail")] + (
         [(30000 + 1000 * i, b"z" * 7) for i in range(24)] if extended else []
     )
@@ -811,7 +811,7 @@ ALL = [*ORDINARY, *REPLACED, *LINKED, *MALICIOUS, *WHITEOUTS, *XATTRS]
 
 
 def shuffled(seed: int) -> Case:
-    """A layer of random entries over a random layer, all of few names, so that they meet in every way."""
+    """A layer of random entries over a random layer. They have few names, so that entries meet in every way."""
     rng = random.Random(seed)
     names = [b"a", b"b", b"c", b"a/b", b"a/c", b"b/a", b"a/b/c", b"c/a/b", b"b/a/c"]
     opaques = rng.random() < 0.5
@@ -823,8 +823,8 @@ def shuffled(seed: int) -> Case:
             name = rng.choice(names)
             fields = {"uid": rng.randint(0, 3), "mtime": MTIME + rng.randint(0, 99)}
             if opaques or rng.random() < 0.5:
-                # directories named first: containerd's opaque marker removes those that are not, with what the layer
-                # has in them
+                # Named directories come first: containerd's opaque marker removes unnamed ones, with the layer's files
+                # in them.
                 parts = name.split(b"/")
                 made += [directory(b"/".join(parts[:i]), **fields) for i in range(1, len(parts))]
             match rng.randint(0, 11 if whiteouts and opaques else 10 if whiteouts else 8):

@@ -1,5 +1,5 @@
-"""The two sides of a comparison: Debian's own containerd, and our Diff service over a content service, both asked
-through their sockets; and trees as values.
+"""The two sides of a comparison: Debian's own containerd, and our Diff service over a content service, both through
+their sockets; and trees as values.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ DIFF = diff_stubs.DIFF
 TAR = "application/vnd.oci.image.layer.v1.tar"
 HEADERS = {"containerd-namespace": "diff"}
 KEPT = {"containerd.io/gc.root": "test"}
-"""Labels of what no collector is to take."""
+"""Labels that keep the collector away."""
 
 
 @dataclass
 class Side:
-    """A Diff service and the content it works on. ``place`` is a directory for its trees."""
+    """A Diff service and the content that it works on. ``place`` is a directory for its trees."""
 
     name: str
     diff: diff_stubs.Diff
@@ -45,7 +45,7 @@ class Side:
     place: Path
 
     async def write(self, data: bytes) -> str:
-        """A blob of ``data``; its digest. One that is there already will do."""
+        """Make a blob of ``data``, if it does not exist; returns its digest."""
         digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
         try:
             async with self.content.Write(headers=HEADERS) as stream:
@@ -138,14 +138,14 @@ class Containerd:
     @contextlib.asynccontextmanager
     async def side(self, place: Path) -> AsyncIterator[Side]:
         async with rpc.Channel(self.address, pings="never") as channel:
-            assert await channel.wait_connected(20)  # a loaded machine
+            assert await channel.wait_connected(20)  # a loaded machine is slow
             yield Side("containerd", channel.client(DIFF), channel.client(CONTENT), place)
 
 
 @contextlib.asynccontextmanager
 async def ours(directory: Path, place: Path, *, files: bool = True) -> AsyncIterator[Side]:
-    """Our service in this process, and in the gateway's place a content service of ours; without ``files`` it has
-    streams only.
+    """Our service in this process, with a content service of ours in place of the gateway; without ``files`` it has
+    only streams.
     """
     store = LocalStore(directory / "content")
     servicers: list[rpc.Servicer] = [ContentServicer(store), *([LocalFilesServicer(store.files)] if files else [])]
@@ -185,8 +185,8 @@ def overlay(upper: Path, work: Path, *lowers: Path, extra: tuple[str, ...] = ())
 
 @dataclass(frozen=True)
 class Node:
-    """What a name stands for. ``links`` are all names of the same inode; ``modified`` is None if that is since the
-    tests began.
+    """The file that a name stands for. ``links`` are all names of the same inode; ``modified`` is None if the time is
+    later than the tests' begin.
     """
 
     mode: int
@@ -200,8 +200,8 @@ class Node:
 
 
 def tree(root: Path) -> dict[bytes, Node]:
-    """All below ``root``, as values that two trees can be compared by; a directory's size is its filesystem's
-    affair.
+    """Everything below ``root``, as values by which two trees can be compared; a directory's size depends on the
+    filesystem.
     """
     found: dict[bytes, os.stat_result] = {}
     names: dict[tuple[int, int], list[bytes]] = {}
@@ -246,12 +246,12 @@ def _node(path: bytes, info: os.stat_result, links: tuple[bytes, ...]) -> Node:
 
 
 def _walk(directory: bytes) -> Iterator[bytes]:
-    # by descriptors: a layer may have paths longer than the kernel takes at once
+    # by descriptors: a layer may have paths longer than the kernel accepts at once
     for name in sorted(os.listdir(directory)):
         path = directory + b"/" + name
         try:
             mode = os.lstat(path).st_mode
-        except FileNotFoundError:  # a whiteout: overlayfs lists those that are in a directory of one layer only
+        except FileNotFoundError:  # a whiteout: overlayfs lists those in a directory of only one layer
             continue
         yield path
         if stat.S_ISDIR(mode):
@@ -259,7 +259,7 @@ def _walk(directory: bytes) -> Iterator[bytes]:
 
 
 def differences(one: dict[bytes, Node], other: dict[bytes, Node]) -> list[str]:
-    """What is not the same in two trees, for people to read."""
+    """The differences of two trees, for people to read."""
     return [
         f"{os.fsdecode(name)}: {one.get(name)} != {other.get(name)}"
         for name in sorted(one.keys() | other.keys())
@@ -268,7 +268,7 @@ def differences(one: dict[bytes, Node], other: dict[bytes, Node]) -> list[str]:
 
 
 async def outcome(work: Awaitable[object]) -> tuple[str, Any]:
-    """``("ok", result)``, or ``("refused", error)``. A side that is not there has not refused."""
+    """``("ok", result)``, or ``("refused", error)``. Unavailable does not count as refused."""
     try:
         return "ok", await work
     except errors.Unavailable:

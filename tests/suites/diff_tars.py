@@ -1,5 +1,5 @@
-"""Tar streams by hand, so that every field of every header can be as odd as a test wants it. Knows nothing of the
-code under test.
+"""Tar streams written by hand, so that a test can give every field of every header an odd value. Independent of the
+tested code.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def block(
     tail: bytes | None = None,
     checksum: bytes | None = None,
 ) -> bytes:
-    """One header. Numbers may be given as bytes; ``tail`` replaces all from byte 345 on."""
+    """One header. Numbers may be given as bytes; ``tail`` replaces everything from byte 345 on."""
 
     def number(value, width):
         return value.ljust(width, b"\0") if isinstance(value, bytes) else octal(value, width)
@@ -126,5 +126,5 @@ class Case:
     layer: bytes
     lower: bytes = b""
     differs: str = ""
-    """Why ours is to be unlike containerd's here; empty: it is not."""
+    """Why ours must differ from containerd's here; empty: it does not."""
     targets: tuple[str, ...] = field(default=("plain", "overlay"))

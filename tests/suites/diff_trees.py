@@ -1,4 +1,4 @@
-"""Two trees and what has become of one of them: what a Diff service makes layers of."""
+"""Pairs of trees, before and after changes: input for a Diff service that makes layers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def put(path: Path, data: bytes = b"data", *, mode: int = 0o644, when: float = O
 
 
 def settle(root: Path) -> None:
-    """Directories get a time of their own, so that both sides see the same."""
+    """Give directories a time of their own, so that both sides see the same."""
     for directory, _, _ in os.walk(root, topdown=False):
         os.utime(directory, (OLD, OLD))
 
@@ -128,7 +128,7 @@ def odd_numbers(root: Path) -> None:
 
 
 def linked(root: Path) -> None:
-    """One of three links changes its metadata, a new link of an unchanged file comes first and last."""
+    """One of three links changes its metadata; a new link of an unchanged file sorts first, and another last."""
     os.chown(root / "usr/lib/two.so", 9, 9)
     os.link(root / "etc/group", root / "zz-group")
     os.link(root / "var/log/x", root / "aa-x")
@@ -139,7 +139,7 @@ def linked(root: Path) -> None:
 
 
 def same_size_and_time(root: Path) -> None:
-    """Changes that only bytes tell, where times are whole seconds; and one that a fraction hides."""
+    """Changes that only the bytes show, where times are whole seconds; and one that a fraction of a second hides."""
     data = (root / "etc/group").read_bytes()
     put(root / "etc/group", data[::-1])
     (root / "lib").unlink()
@@ -162,7 +162,7 @@ def emptied(root: Path) -> None:
 
 
 def swapped(root: Path) -> None:
-    """Directories become files and files directories; names that sort around a slash."""
+    """Directories become files, and files directories; names sort around a slash."""
     shutil.rmtree(root / "usr")
     put(root / "usr")
     (root / "etc/passwd").unlink()
@@ -181,7 +181,7 @@ def members(data: bytes) -> list[tarfile.TarInfo]:
 
 
 def trees(side: Side, change: Callable[[Path], None], before: Callable[[Path], None] = base) -> tuple[Path, Path]:
-    """A tree and what has become of it, as copies that share nothing."""
+    """A tree before and after a change, as copies that share nothing."""
     left, right = side.directory("left"), side.directory("right")
     for root in (left, right):
         before(root)
@@ -191,7 +191,7 @@ def trees(side: Side, change: Callable[[Path], None], before: Callable[[Path], N
     change(right)
     for root in (left, right):
         for directory, directories, names in os.walk(os.fsencode(root)):
-            for name in (*names, *directories):  # links to directories are among the latter
+            for name in (*names, *directories):  # os.walk lists links to directories among the directories
                 each = directory + b"/" + name
                 if os.lstat(each).st_mtime > OLD + 100 and not os.lstat(each).st_mtime > 4 * 10**9:
                     os.utime(each, (OLD, OLD), follow_symlinks=False)

@@ -1,5 +1,5 @@
-"""What every life of containerd.services.events.v1.Events does; run on the exchange over a socket, on the gateway,
-and on containerd itself.
+"""The suite of containerd.services.events.v1.Events. It runs on the exchange over a socket, on the gateway, and on
+containerd itself.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ _numbers = itertools.count()
 
 
 async def publish(events: Any, topic: str, event: Message, namespace: str = "suite") -> None:
-    """Publish as a client of ``namespace`` does."""
+    """Publish as a client of ``namespace``."""
     value = event if isinstance(event, PbAny) else pack(event)
     await events.Publish(pb.PublishRequest(topic=topic, event=value), headers={NAMESPACE: namespace})
 
 
 def exit_of(container: str, pid: int = 7, exec_id: str = "") -> task_pb2.TaskExit:
-    """The exit of a container's process; its init's where no exec is named."""
+    """The exit event of a container's process: of its init if no exec is named."""
     event = task_pb2.TaskExit(container_id=container, id=exec_id or container, pid=pid, exit_status=3)
     event.exited_at.FromSeconds(1_700_000_000)
     return event
 
 
 class Subscriber:
-    """An open Subscribe call. Since nothing on the wire says when a subscription is in place, markers are published
-    until one comes through.
+    """An open Subscribe call. Nothing on the wire says when a subscription is in place, so markers are published until
+    one arrives.
     """
 
     def __init__(self, events: Any, stream: AsyncIterator[Envelope]) -> None:
@@ -66,7 +66,7 @@ class Subscriber:
         await publish(self._events, self._name + ("/last" if last else ""), task_pb2.TaskOOM())
 
     async def seen(self) -> list[Envelope]:
-        """All that came until now: until an event that is published now comes through."""
+        """All events that have come: up to an event that is published now."""
         await self._mark(last=True)
         found = []
         async with asyncio.timeout(10):
@@ -96,7 +96,7 @@ class EventsSuite:
     """A subclass has a fixture ``events``: a client of the service."""
 
     async def test_an_event_arrives_as_published(self, events: Any) -> None:
-        """Namespace, topic, type and bytes are the publisher's, the time is that of publishing."""
+        """Namespace, topic, type and bytes are the publisher's; the time is that of publishing."""
         before = time.time()
         async with subscribed(events) as subscriber:
             await publish(events, "/tasks/oom", task_pb2.TaskOOM(container_id="c1"), "teams.blue")
@@ -129,7 +129,7 @@ class EventsSuite:
             assert await two.topics() == wanted
 
     async def test_an_unknown_type_goes_through(self, events: Any) -> None:
-        """What is inside an event is its publisher's business."""
+        """The contents of an event are not interpreted."""
         odd = PbAny(type_url="example.com/Odd", value=b"\xff\x00odd")
         async with subscribed(events, 'topic=="/odd/thing"') as subscriber:
             await publish(events, "/odd/thing", odd)
@@ -161,7 +161,7 @@ class EventsSuite:
     )
     async def test_filters_select(self, events: Any, filters: Sequence[str], wanted: Sequence[str]) -> None:
         """Fields are namespace, topic, and the strings and labels of containerd's event types; numbers, times and
-        unknown types have none.
+        unknown types have no fields.
         """
         runtime = container_pb2.ContainerCreate.Runtime(name="io.containerd.runc.v2")
         cases: list[tuple[str, str, Message]] = [
@@ -182,7 +182,7 @@ class EventsSuite:
         assert found == [cases[int(number) - 1][0] for number in wanted]
 
     async def test_a_bad_filter_ends_the_call(self, events: Any) -> None:
-        """A filter that cannot be parsed is told as containerd tells it: without a class of its own."""
+        """A filter that cannot be parsed is reported as containerd reports it: without an error class of its own."""
         with pytest.raises(
             errors.Unknown, match=r"^subscription error: failed parsing subscription filters: .*parse error"
         ):
@@ -225,7 +225,7 @@ class EventsSuite:
         assert str(raised.value) == message
 
     async def test_publishing_needs_a_namespace(self, events: Any) -> None:
-        """Without the header, or with one that cannot be a namespace, nothing is published."""
+        """Without the header, or with an invalid namespace, nothing is published."""
         request = pb.PublishRequest(topic="/tasks/oom", event=pack(task_pb2.TaskOOM()))
         with pytest.raises(errors.FailedPrecondition) as missing:
             await events.Publish(request)
@@ -237,7 +237,7 @@ class EventsSuite:
             await events.Publish(request, headers={NAMESPACE: "a b"})
 
     async def test_a_forwarded_envelope_is_checked(self, events: Any) -> None:
-        """Namespace, topic and time must be right."""
+        """Namespace, topic and time must be valid."""
         good = Envelope(namespace="n", topic="/t", event=pack(task_pb2.TaskOOM()))
         good.timestamp.GetCurrentTime()
         bad = {name: Envelope() for name in ("namespace", "topic", "timestamp")}
@@ -258,7 +258,7 @@ class EventsSuite:
         assert str(raised.value) == "timestamp must be set on forwarded event: invalid argument"
 
     async def test_a_subscriber_that_left_is_forgotten(self, events: Any) -> None:
-        """Publishing goes on as before after one of two subscribers is gone."""
+        """When one of two subscribers is gone, publishing goes on as before."""
         async with subscribed(events) as stays:
             async with subscribed(events):
                 await publish(events, "/n/1", task_pb2.TaskOOM())
@@ -267,11 +267,11 @@ class EventsSuite:
 
 
 class NodeEventsSuite(EventsSuite):
-    """What a node does beyond containerd."""
+    """Promises of a node beyond containerd's."""
 
     async def test_a_second_report_of_an_exit_is_dropped(self, events: Any) -> None:
-        """The same namespace, container, exec and pid exit once, whoever reports it and whatever time they give;
-        anything else is another exit.
+        """Reports of an exit with the same namespace, container, exec and pid count once, whoever sends them and
+        whatever time they give; anything else is another exit.
         """
         pid = 100_000 + next(_numbers)
         again = exit_of("c1", pid)
@@ -286,8 +286,8 @@ class NodeEventsSuite(EventsSuite):
             assert await subscriber.topics() == ["/x/1", "/x/2", "/x/3", "/x/4", "/x/5"]
 
     async def test_a_second_report_of_a_deletion_is_dropped(self, events: Any) -> None:
-        """The same namespace, container and pid are deleted once; started again with that pid they can be deleted
-        again.
+        """Reports of a deletion with the same namespace, container and pid count once. After a start with that pid, it
+        can be deleted again.
         """
         pid = 100_000 + next(_numbers)
         deleted = task_pb2.TaskDelete(container_id="c1", pid=pid)

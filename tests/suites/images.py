@@ -1,5 +1,5 @@
-"""What every life of containerd.services.images.v1.Images does; run on the images process, on the gateway, and on
-containerd itself.
+"""The suite of containerd.services.images.v1.Images. It runs on the images process, on the gateway, and on containerd
+itself.
 """
 
 from __future__ import annotations
@@ -64,17 +64,17 @@ class Images:
 
 
 class ImagesSuite:
-    """A subclass has a fixture ``channel``, to a process that serves Images, and ``publisher``, to one that serves
+    """A subclass has the fixtures ``channel``, to a process that serves Images, and ``publisher``, to one that serves
     Events.
     """
 
     @pytest.fixture
     def images(self, channel: Channel) -> Images:
-        """In a namespace of the test's own."""
+        """The images of a namespace that only this test uses."""
         return Images(channel, f"images-{next(_numbers)}")
 
     async def test_what_was_created_is_there(self, images: Images) -> None:
-        """With its labels and its target; its times are the server's, whatever the client says."""
+        """It has its labels and its target; the times are the server's, whatever the client sends."""
         before = time.time()
         image = pb.Image(name="docker.io/library/x:1", labels={"team": "a"}, target=descriptor())
         image.created_at.FromSeconds(5)
@@ -85,7 +85,7 @@ class ImagesSuite:
         assert await images.get(image.name) == created
 
     async def test_images_belong_to_a_namespace(self, images: Images, channel: Channel) -> None:
-        """The same name in another one is another image."""
+        """The same name in another namespace is another image."""
         other = Images(channel, images.namespace + "-other")
         await images.create(pb.Image(name="x", target=descriptor("a")))
         with pytest.raises(errors.NotFound):
@@ -104,7 +104,7 @@ class ImagesSuite:
         assert (await images.get("x")).target == descriptor("a")
 
     async def test_what_is_not_there_is_not_found(self, images: Images) -> None:
-        """By Get, Update and Delete, in containerd's words, in a namespace that exists and in one that does not."""
+        """Get, Update and Delete answer NOT_FOUND in containerd's words, in an existing and in an unknown namespace."""
         for _ in range(2):
             for call in (images.get("x"), images.update(pb.Image(name="x", target=descriptor())), images.delete("x")):
                 with pytest.raises(errors.NotFound) as raised:
@@ -134,7 +134,7 @@ class ImagesSuite:
         ],
     )
     async def test_images_are_checked(self, images: Images, image: pb.Image, message: str) -> None:
-        """At Create and at Update; the words are those of containerd 2.4 (before it, "Target" had a capital)."""
+        """Create and Update check them; the words are those of containerd 2.4 (before it, "Target" had a capital)."""
         words = f"(?i:{re.escape(message[:1])}){re.escape(message[1:])}$"
         with pytest.raises(errors.InvalidArgument, match=words):
             await images.create(image)
@@ -143,7 +143,7 @@ class ImagesSuite:
             await images.update(image)
 
     async def test_labels_are_limited(self, images: Images) -> None:
-        """Key and value together hold 4096 bytes."""
+        """Key and value together may have 4096 bytes."""
         await images.create(pb.Image(name="fits", labels={"k": "v" * 4095}, target=descriptor()))
         with pytest.raises(
             errors.InvalidArgument, match=r"label key and value .*greater than maximum size \(4096 bytes\)"
@@ -167,7 +167,7 @@ class ImagesSuite:
         ],
     )
     async def test_list_filters(self, images: Images, filters: list[str], wanted: list[str]) -> None:
-        """By name, labels, and the target's digest and media type."""
+        """Filters select by name, labels, and the target's digest and media type."""
         await images.create(pb.Image(name="a:1", labels={"team": "x"}, target=descriptor("a")))
         await images.create(pb.Image(name="b:1", labels={"team": "y", "io.odd/key": "1"}, target=descriptor("b")))
         await images.create(
@@ -176,12 +176,12 @@ class ImagesSuite:
         assert await images.names(*filters) == wanted
 
     async def test_a_bad_filter_is_an_invalid_argument(self, images: Images) -> None:
-        """And the message shows where."""
+        """The message shows where it is malformed."""
         with pytest.raises(errors.InvalidArgument, match="parse error"):
             await images.names("name===")
 
     async def test_update_without_a_mask_replaces_all_but_the_creation_time(self, images: Images) -> None:
-        """Labels that are not named again are gone."""
+        """Labels that the update does not name are gone."""
         created = await images.create(pb.Image(name="x", labels={"a": "1"}, target=descriptor("a")))
         updated = await images.update(pb.Image(name="x", labels={"b": "2"}, target=descriptor("b")))
         assert (dict(updated.labels), updated.target) == ({"b": "2"}, descriptor("b"))
@@ -202,14 +202,14 @@ class ImagesSuite:
     async def test_update_with_a_mask_changes_what_it_names(
         self, images: Images, paths: list[str], labels: dict[str, str], target: str
     ) -> None:
-        """One label, all labels, or the target as a whole; a label named but not given is removed."""
+        """One label, all labels, or the whole target change; a label that is named but not given is removed."""
         await images.create(pb.Image(name="x", labels={"a": "1", "b": "2"}, target=descriptor("old")))
         await images.update(pb.Image(name="x", labels={"new": "1", "b": "9"}, target=descriptor("new")), *paths)
         found = await images.get("x")
         assert ({k: v for k, v in found.labels.items() if v}, found.target) == (labels, descriptor(target))
 
     async def test_other_fields_cannot_be_updated(self, images: Images) -> None:
-        """A mask may not name the time of creation, and nothing changes."""
+        """A mask may not name the creation time; nothing changes."""
         before = await images.create(pb.Image(name="x", target=descriptor()))
         with pytest.raises(errors.InvalidArgument) as raised:
             await images.update(pb.Image(name="x", target=descriptor("b")), "target", "created_at")
@@ -217,7 +217,7 @@ class ImagesSuite:
         assert await images.get("x") == before
 
     async def test_a_namespace_is_required(self, channel: Channel) -> None:
-        """For every method."""
+        """Every method requires one."""
         client = channel.client(IMAGES)
         image = pb.Image(name="x", target=descriptor())
         for call in (
@@ -231,7 +231,7 @@ class ImagesSuite:
                 await call
 
     async def test_changes_are_published(self, images: Images, publisher: Channel) -> None:
-        """Each after its change and in order, with name and labels; a change that was refused is none."""
+        """Each event comes after its change and in order, with name and labels; a refused change has no event."""
         async with subscribed(publisher.client(EVENTS), f"namespace=={images.namespace}") as subscriber:
             await images.create(pb.Image(name="x", labels={"a": "1"}, target=descriptor()))
             with pytest.raises(errors.AlreadyExists):
@@ -250,7 +250,7 @@ class ImagesSuite:
         assert [(e.topic, unpack(e.event, type(w))) for e, (_, w) in zip(found, wanted, strict=True)] == wanted
 
     async def test_a_synchronous_delete_answers_after_a_collection(self, images: Images) -> None:
-        """And the image is gone."""
+        """The image is gone by then."""
         await images.create(pb.Image(name="x", target=descriptor()))
         await images.delete("x", sync=True)
         assert await images.names() == []
@@ -265,7 +265,7 @@ class ImagesSuite:
 
 
 class NodeImagesSuite(ImagesSuite):
-    """What containerd has from 2.x on."""
+    """Features that containerd has from 2.x on."""
 
     async def test_delete_with_a_target_deletes_only_that(self, images: Images) -> None:
         """An image that was moved meanwhile stays."""
@@ -280,7 +280,7 @@ class NodeImagesSuite(ImagesSuite):
         assert await images.names() == []
 
     async def test_times_may_be_those_of_the_source(self, images: Images) -> None:
-        """source_date_epoch stands in for now, for reproducible builds."""
+        """source_date_epoch replaces the current time, for reproducible builds."""
         created = await images.create(
             pb.Image(name="x", target=descriptor()), source_date_epoch=Timestamp(seconds=1000)
         )
@@ -291,7 +291,7 @@ class NodeImagesSuite(ImagesSuite):
         assert (updated.created_at.seconds, updated.updated_at.seconds) == (1000, 2000)
 
     async def test_annotations_of_the_target_are_kept_and_updated(self, images: Images) -> None:
-        """One by one, or all."""
+        """They can be updated one by one, or all."""
         await images.create(pb.Image(name="x", target=descriptor(annotations={"a": "1", "b": "2"})))
         await images.update(pb.Image(name="x", target=descriptor(annotations={"b": "3"})), "annotations.b")
         assert dict((await images.get("x")).target.annotations) == {"a": "1", "b": "3"}

@@ -1,5 +1,5 @@
-"""What every life of containerd.services.introspection.v1 (and of version.v1) does; run on the servicers, on the
-gateway, and on containerd itself.
+"""The suite of containerd.services.introspection.v1 and version.v1. It runs on the servicers, on the gateway, and on
+containerd itself.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ LOOKED_FOR = [
         )
     ),
 ]
-"""Rows that clients ask for, or that people read off ``ctr plugins ls``."""
+"""Rows that clients look for, or that people read in the output of ``ctr plugins ls``."""
 
 
 async def plugins(introspection: Any, *filters: str) -> list[pb.Plugin]:
@@ -63,20 +63,20 @@ async def plugins(introspection: Any, *filters: str) -> list[pb.Plugin]:
 
 
 class IntrospectionSuite:
-    """A subclass has a fixture ``channel`` to a node whose services are all well."""
+    """A subclass has a fixture ``channel`` to a node whose services are all healthy."""
 
     @pytest.fixture
     def introspection(self, channel: Channel) -> Any:
         return channel.client(INTROSPECTION)
 
     async def test_the_rows_that_clients_look_for_are_there(self, introspection: Any) -> None:
-        """Once each, and well."""
+        """Each is there once, and is healthy."""
         found = [((row.type, row.id), row.init_err.code) for row in await plugins(introspection)]
         for row in LOOKED_FOR:
             assert [code for name, code in found if name == row] == [0], row
 
     async def test_snapshotters_differ_and_runtime_name_their_platform(self, introspection: Any) -> None:
-        """It is this machine's; services have none."""
+        """It is this machine's platform; services have none."""
         machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)
         for row in await plugins(introspection):
             if (row.type, row.id) in LOOKED_FOR and row.type.split(".")[2] in {"snapshotter", "differ", "runtime"}:
@@ -98,16 +98,16 @@ class IntrospectionSuite:
         ],
     )
     async def test_filters_select(self, introspection: Any, filters: list[str], wanted: set[tuple[str, str]]) -> None:
-        """By type and id; nothing else is a field."""
+        """Filters select by type and id; there are no other fields."""
         assert {(row.type, row.id) for row in await plugins(introspection, *filters)} == wanted
 
     async def test_a_bad_filter_is_an_error(self, introspection: Any) -> None:
-        """And the message is the parser's."""
+        """The message is the parser's."""
         with pytest.raises(errors.NodeError, match="parse error"):
             await plugins(introspection, "type==='")
 
     async def test_opt_exports_where_ctr_installs(self, introspection: Any) -> None:
-        """An absolute path, its bin and lib there."""
+        """It is an absolute path with bin and lib."""
         [row] = await plugins(introspection, "id==opt")
         path = Path(row.exports["path"])
         assert path.is_absolute()
@@ -115,19 +115,19 @@ class IntrospectionSuite:
         assert (path / "lib").is_dir()
 
     async def test_the_server_has_a_lasting_id(self, introspection: Any) -> None:
-        """A UUID, the same each time."""
+        """It is a UUID, the same each time."""
         first = (await introspection.Server(Empty())).uuid
         assert str(uuid.UUID(first)) == first
         assert (await introspection.Server(Empty())).uuid == first
 
     async def test_the_version_is_semantic(self, channel: Channel) -> None:
-        """Clients parse it and decide by it (nerdctl fails on one that does not parse)."""
+        """Clients parse it and depend on it (nerdctl fails if it cannot be parsed)."""
         answer = await channel.client(VERSION).Version(Empty())
         assert re.match(r"^[1-9]\d*\.\d+\.\d+([-+~][0-9A-Za-z.+~-]+)?$", answer.version)
 
 
 class NodeIntrospectionSuite(IntrospectionSuite):
-    """What containerd has from 2.0 on."""
+    """Features that containerd has from 2.0 on."""
 
     async def test_the_server_is_a_process_of_this_machine(self, introspection: Any) -> None:
         """Its pid runs in the pid namespace that it names."""
@@ -135,7 +135,7 @@ class NodeIntrospectionSuite(IntrospectionSuite):
         assert os.stat(f"/proc/{answer.pid}/ns/pid").st_ino == answer.pidns
 
     async def test_transfers_and_their_streams_are_there(self, introspection: Any) -> None:
-        """nerdctl and ctr 2 look whether the node has them."""
+        """nerdctl and ctr 2 check whether the node has them."""
         for type_, name in (
             ("image-verifier.v1", "bindir"),
             ("transfer.v1", "local"),
@@ -147,12 +147,12 @@ class NodeIntrospectionSuite(IntrospectionSuite):
             assert not row.init_err.code
 
     async def test_restart_names_its_policies(self, introspection: Any) -> None:
-        """nerdctl run --restart looks here first."""
+        """nerdctl run --restart checks it first."""
         [row] = await plugins(introspection, "id==restart")
         assert set(row.capabilities) == {"no", "always", "on-failure", "unless-stopped"}
 
     async def test_plugin_info_of_one_row(self, introspection: Any) -> None:
-        """The row as Plugins lists it; NOT_FOUND in containerd's words for another."""
+        """The row is the one that Plugins lists; another is NOT_FOUND in containerd's words."""
         [row] = await plugins(introspection, "id==opt")
         answer = await introspection.PluginInfo(pb.PluginInfoRequest(type=row.type, id=row.id))
         assert answer.plugin == row

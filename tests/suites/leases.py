@@ -1,5 +1,5 @@
-"""What every life of containerd.services.leases.v1.Leases does; run on metadata's stores, its process, the gateway,
-and containerd itself.
+"""The suite of containerd.services.leases.v1.Leases. It runs on metadata's stores, its process, the gateway, and
+containerd itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class LeasesSuite:
     """A subclass has a fixture ``clients``."""
 
     newest = True
-    """Whether it is containerd 2's API: leases hold images too."""
+    """Whether it has containerd 2's API: leases hold images too."""
 
     @pytest.fixture
     def leases(self, clients: Clients) -> Any:
@@ -52,7 +52,7 @@ class LeasesSuite:
         )
 
     async def test_without_an_id_one_is_chosen(self, leases: Any, namespace: str) -> None:
-        """Another each time."""
+        """It is a different one each time."""
         first, second = [await self.create(leases, namespace) for _ in range(2)]
         assert first.id
         assert first.id != second.id
@@ -60,13 +60,13 @@ class LeasesSuite:
         assert {lease.id for lease in await self.list(leases, namespace)} == {first.id, second.id}
 
     async def test_a_lease_keeps_its_labels(self, leases: Any, namespace: str) -> None:
-        """And its time of creation."""
+        """It keeps its creation time too."""
         made = await self.create(leases, namespace, "l", a="1")
         assert (made.id, dict(made.labels)) == ("l", {"a": "1"})
         assert await self.list(leases, namespace) == [made]
 
     async def test_an_id_is_taken_once_in_each_namespace(self, leases: Any, namespace: str) -> None:
-        """ALREADY_EXISTS in one, free in another."""
+        """The id is ALREADY_EXISTS in the same namespace, and free in another."""
         await self.create(leases, namespace, "l")
         with pytest.raises(errors.AlreadyExists) as caught:
             await self.create(leases, namespace, "l")
@@ -74,7 +74,7 @@ class LeasesSuite:
         await self.create(leases, new_namespace(), "l")
 
     async def test_lists_are_filtered(self, leases: Any, namespace: str) -> None:
-        """By id and labels, in order of ids."""
+        """Filters select by id and labels; results are ordered by id."""
         await self.create(leases, namespace, "b", team="red")
         await self.create(leases, namespace, "a", team="blue")
         assert names(await self.list(leases, namespace)) == ["a", "b"]
@@ -85,7 +85,7 @@ class LeasesSuite:
 
     @pytest.mark.parametrize("sync", [False, True])
     async def test_delete_removes_it_with_what_it_holds(self, leases: Any, namespace: str, sync: bool) -> None:
-        """Once; a new one of that id holds nothing."""
+        """A second delete is NOT_FOUND; a new lease with that id holds nothing."""
         await self.create(leases, namespace, "l")
         await self.add(leases, namespace, "l", "content", DIGEST)
         await leases.Delete(pb.DeleteRequest(id="l", sync=sync), headers=headers(namespace))
@@ -97,7 +97,7 @@ class LeasesSuite:
         assert await self.resources(leases, namespace, "l") == []
 
     async def test_a_lease_holds_what_it_is_told(self, leases: Any, namespace: str) -> None:
-        """Content, ingests, snapshots of a snapshotter, whether they exist or not; once each."""
+        """It holds content, ingests and snapshots of a snapshotter, whether they exist or not; each once."""
         await self.create(leases, namespace, "l")
         held = [
             ("content", DIGEST),
@@ -115,7 +115,7 @@ class LeasesSuite:
         assert sorted(await self.resources(leases, namespace, "l")) == sorted(held[2:])
 
     async def test_an_unknown_lease_is_not_found(self, leases: Any, namespace: str) -> None:
-        """By all that name one."""
+        """All methods that name one answer NOT_FOUND."""
         for call in (
             self.add(leases, namespace, "l", "content", DIGEST),
             self.remove(leases, namespace, "l", "content", DIGEST),
@@ -161,7 +161,7 @@ class LeasesSuite:
     async def test_types_of_resources_are_checked(
         self, leases: Any, namespace: str, type_: str, id_: str, kind: type[errors.NodeError], message: str
     ) -> None:
-        """When they are added, and when they are removed."""
+        """They are checked when resources are added and when they are removed."""
         await self.create(leases, namespace, "l")
         for operation in (self.add, self.remove):
             with pytest.raises(kind) as caught:

@@ -1,5 +1,5 @@
-"""What every life of containerd.services.namespaces.v1.Namespaces does; run on metadata's stores, its process, the
-gateway, and containerd itself.
+"""The suite of containerd.services.namespaces.v1.Namespaces. It runs on metadata's stores, its process, the gateway,
+and containerd itself.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ NAMESPACES = namespaces_stubs.NAMESPACES
 CONTAINERS = containers_stubs.CONTAINERS
 LEASES = leases_stubs.LEASES
 CALLER = headers("suite")
-"""Before containerd 1.7 the caller needed a namespace of his own."""
+"""Before containerd 1.7 the caller needed a namespace of its own."""
 
 
 class NamespacesSuite:
     """A subclass has a fixture ``clients``."""
 
     label_length = " length (4097 bytes)"
-    """What containerd says of a label that is too long, from 1.7 on."""
+    """Part of containerd's message about a label that is too long, from 1.7 on."""
 
     @pytest.fixture
     def namespaces(self, clients: Clients) -> Any:
@@ -60,24 +60,24 @@ class NamespacesSuite:
         )
 
     async def test_an_unknown_name_has_no_labels_and_is_not_listed(self, namespaces: Any, name: str) -> None:
-        """Get of a name that nobody wrote to succeeds."""
+        """Get of a name in which nothing was written succeeds."""
         assert await self.labels(namespaces, name) == {}
         assert name not in await self.all(namespaces)
 
     async def test_what_is_created_is_there(self, namespaces: Any, name: str) -> None:
-        """With its labels; one with an empty value is none."""
+        """It has its labels; one with an empty value does not count."""
         assert (await self.create(namespaces, name, a="1", b="")).name == name
         assert await self.labels(namespaces, name) == {"a": "1"}
         assert name in await self.all(namespaces)
 
     async def test_names_are_listed_in_order(self, namespaces: Any, name: str) -> None:
-        """By their bytes."""
+        """They are ordered by their bytes."""
         for suffix in ("b", "a", "B"):
             await self.create(namespaces, name + suffix)
         assert [n for n in await self.all(namespaces) if n.startswith(name)] == [name + "B", name + "a", name + "b"]
 
     async def test_a_second_create_is_refused(self, namespaces: Any, name: str) -> None:
-        """In containerd's words."""
+        """The words are containerd's."""
         await self.create(namespaces, name)
         with pytest.raises(errors.AlreadyExists) as caught:
             await self.create(namespaces, name)
@@ -91,7 +91,7 @@ class NamespacesSuite:
         assert str(caught.value).startswith("identifier ")
 
     async def test_a_label_is_at_most_4096_bytes(self, namespaces: Any, name: str) -> None:
-        """Key and value together."""
+        """Key and value count together."""
         await self.create(namespaces, name, k="v" * 4095)
         with pytest.raises(errors.InvalidArgument) as caught:
             await self.create(namespaces, name + "2", k="v" * 4096)
@@ -102,13 +102,13 @@ class NamespacesSuite:
         )
 
     async def test_update_without_a_mask_replaces_all_labels(self, namespaces: Any, name: str) -> None:
-        """Those that are not named go."""
+        """Labels that the update does not name are removed."""
         await self.create(namespaces, name, a="1", b="2")
         await self.update(namespaces, name, {"b": "3", "c": "4"})
         assert await self.labels(namespaces, name) == {"b": "3", "c": "4"}
 
     async def test_update_with_a_mask_changes_the_named_labels(self, namespaces: Any, name: str) -> None:
-        """An empty value removes one; others stay."""
+        """An empty value removes a label; other labels stay."""
         await self.create(namespaces, name, a="1", b="2", c="3")
         await self.update(namespaces, name, {"a": "9", "c": "8"}, "labels.a", "labels.b")
         assert await self.labels(namespaces, name) == {"a": "9", "c": "3"}
@@ -121,7 +121,7 @@ class NamespacesSuite:
         assert str(caught.value) == 'cannot update "name" field'
 
     async def test_delete_takes_an_empty_one(self, namespaces: Any, name: str) -> None:
-        """Once; then it is NOT_FOUND."""
+        """A second delete is NOT_FOUND."""
         await self.create(namespaces, name, a="1")
         await namespaces.Delete(pb.DeleteNamespaceRequest(name=name), headers=CALLER)
         assert name not in await self.all(namespaces)
@@ -131,7 +131,7 @@ class NamespacesSuite:
         assert str(caught.value) == f'namespace "{name}": not found'
 
     async def test_delete_names_what_is_left_in_it(self, clients: Clients, namespaces: Any, name: str) -> None:
-        """A container; when it is gone the namespace can go."""
+        """It names a container; when that is deleted, the namespace can be deleted."""
         containers = clients(CONTAINERS)
         container = containers_pb2.Container(
             id="c", runtime=containers_pb2.Container.Runtime(name="r"), spec=PbAny(type_url="x", value=b"{}")
@@ -147,7 +147,7 @@ class NamespacesSuite:
         await namespaces.Delete(pb.DeleteNamespaceRequest(name=name), headers=CALLER)
 
     async def test_leases_do_not_keep_a_namespace(self, clients: Clients, namespaces: Any, name: str) -> None:
-        """They make it, and go with it."""
+        """They create it, and are deleted with it."""
         leases = clients(LEASES)
         await leases.Create(leases_pb2.CreateRequest(id="l"), headers=headers(name))
         assert name in await self.all(namespaces)

@@ -1,5 +1,5 @@
-"""What every life of splitd.records.v1.Records does, with the methods of Content and Snapshots that metadata
-answers; run on metadata's stores and on its process.
+"""The suite of splitd.records.v1.Records, and of the methods of Content and Snapshots that metadata answers. It runs on
+metadata's stores and on its process.
 """
 
 from __future__ import annotations
@@ -43,24 +43,24 @@ _salt = 0
 
 
 def digest(number: int) -> str:
-    """Digests of one test are its own: namespaces share what has the same."""
+    """A digest that no other test uses: namespaces share equal content."""
     return f"sha256:{_salt:032x}{number:032x}"
 
 
 class Life(Protocol):
-    """A metadata service, and what stands in for the raw services that its intents ask."""
+    """A metadata service, and a stand-in for the raw services that its intents ask."""
 
     raw: RawStandIn
 
     def client(self, service: ServiceDescriptor) -> Any: ...
 
     def published(self, namespace: str) -> list[tuple[str, Message]]:
-        """Topics and messages that it published by itself, so far."""
+        """Topics and messages that it has published by itself."""
         ...
 
 
 class World:
-    """One gateway, one namespace, one lease: what most tests need."""
+    """One gateway, one namespace and one lease: enough for most tests."""
 
     def __init__(self, life: Life, *, lease: str = "l") -> None:
         self.life = life
@@ -237,14 +237,14 @@ class GatewaySuite(Suite):
     """Connect."""
 
     async def test_the_store_id_stays(self, world: World) -> None:
-        """Whichever gateway connects."""
+        """It is the same for every gateway that connects."""
         first = await world.connect()
         assert uuid.UUID(first)
         world.incarnation = "another"
         assert await world.connect() == first
 
     async def test_who_has_not_connected_begins_nothing(self, world: World) -> None:
-        """All that names an incarnation is FAILED_PRECONDITION with another one."""
+        """Calls that name another incarnation are FAILED_PRECONDITION."""
         await world.open("r")
         await world.snapshot("k")
         world.incarnation = "other"
@@ -258,7 +258,7 @@ class GatewaySuite(Suite):
             await refused(call, errors.FailedPrecondition, message)
 
     async def test_a_lease_must_exist(self, world: World) -> None:
-        """NOT_FOUND for all that would be held by it."""
+        """All calls that would put something under it are NOT_FOUND."""
         await world.open("r")
         await world.snapshot("k")
         world.lease = "nope"
@@ -273,7 +273,7 @@ class GatewaySuite(Suite):
         assert await world.ingests() == ["r"]
 
     async def test_a_namespace_is_required(self, world: World) -> None:
-        """And must be an identifier."""
+        """It must be an identifier."""
         await refused(
             world.records.ListIngests(Empty()), errors.FailedPrecondition, "namespace is required: failed precondition"
         )
@@ -285,7 +285,9 @@ class ContentRecordsSuite(Suite):
     """Ingests and blobs."""
 
     async def test_an_ingest_has_a_raw_ref_of_its_own(self, world: World) -> None:
-        """NAMESPACE/NUMBER/REF; the same when it is opened again, another number for another one."""
+        """It is NAMESPACE/NUMBER/REF: the same when the ingest is opened again, with another number for another
+        ingest.
+        """
         first, second, again = await world.open("a/b", total=5), await world.open("c"), await world.open("a/b")
         assert re.fullmatch(rf"{world.namespace}/\d+/a/b", first.raw_ref)
         assert (first.backend, first.shared, first.ref) == ("content", False, "a/b")
@@ -299,17 +301,17 @@ class ContentRecordsSuite(Suite):
         ).raw_ref == second.raw_ref
 
     async def test_a_number_is_never_used_again(self, world: World) -> None:
-        """Not after the ingest was aborted either."""
+        """It is not used again after an abort either."""
         first = await world.open("r")
         await world.records.ForgetIngest(pb.GetIngestRequest(ref="r"), headers=world.headers)
         assert (await world.open("r")).raw_ref != first.raw_ref
 
     async def test_a_ref_is_required(self, world: World) -> None:
-        """INVALID_ARGUMENT."""
+        """A call without one is INVALID_ARGUMENT."""
         await refused(world.open(""), errors.InvalidArgument, "ref must not be empty: invalid argument")
 
     async def test_abort_forgets_the_ingest(self, world: World) -> None:
-        """Answers what it was, once."""
+        """It answers the ingest once, then NOT_FOUND."""
         ingest = await world.open("r")
         forgotten = await world.records.ForgetIngest(pb.GetIngestRequest(ref="r"), headers=world.headers)
         assert forgotten.raw_ref == ingest.raw_ref
@@ -320,7 +322,7 @@ class ContentRecordsSuite(Suite):
             )
 
     async def test_a_commit_makes_a_blob(self, world: World) -> None:
-        """With its labels but for empty ones; the lease holds it in place of the ingest; the event rides in the
+        """The blob has the labels except empty ones; the lease holds it instead of the ingest; the event is part of the
         answer.
         """
         await world.open("r", expected=digest(1))
@@ -351,7 +353,7 @@ class ContentRecordsSuite(Suite):
         assert (await other.begin_commit("r", digest(1))).finished.size == 0
 
     async def test_a_write_makes_its_namespace(self, world: World, life: Life) -> None:
-        """Listed with the first ingest."""
+        """The namespace is listed from the first ingest on."""
         other = World(life, lease="")
         other.incarnation = world.incarnation
         await other.open("r")
@@ -359,7 +361,9 @@ class ContentRecordsSuite(Suite):
         assert other.namespace in names(found, "name")
 
     async def test_thousands_of_labels_are_set_like_one(self, world: World) -> None:
-        """Those of the mask only; what another sets at the same time is kept, and what is wrong is said."""
+        """Only the labels in the mask are set. Labels that another call sets at the same time are kept, and errors are
+        reported.
+        """
         await world.blob(digest(1), keep="k", gone="g")
         labels = {f"l{n}": str(n) for n in range(3000)} | {"gone": ""}
 
@@ -382,7 +386,7 @@ class ContentRecordsSuite(Suite):
         assert dict((await update(labels, [])).labels) == {f"l{n}": str(n) for n in range(3000)}
 
     async def test_finish_answers_the_same_again(self, world: World) -> None:
-        """Events included; and cancelling what is finished changes nothing."""
+        """The answer has the same events; cancelling a finished intent changes nothing."""
         await world.open("r")
         intent = await world.begin_commit("r", digest(1))
         first = await world.finish(intent, digest(1), 7)
@@ -392,7 +396,7 @@ class ContentRecordsSuite(Suite):
         assert await world.finish(intent, digest(1), 7) == first
 
     async def test_cancel_leaves_the_ingest(self, world: World) -> None:
-        """As often as it is said; it can be committed again, and what is cancelled cannot be finished."""
+        """Cancel can be repeated. The ingest can be committed again, and a cancelled intent cannot be finished."""
         await world.open("r")
         intent = await world.begin_commit("r", digest(1))
         await world.cancel(intent)
@@ -403,11 +407,11 @@ class ContentRecordsSuite(Suite):
         assert (await world.info(digest(1))).size == 7
 
     async def test_a_commit_needs_its_ingest(self, world: World) -> None:
-        """NOT_FOUND otherwise."""
+        """Without it, the commit is NOT_FOUND."""
         await refused(world.begin_commit("r", digest(1)), errors.NotFound, "reference r: not found")
 
     async def test_labels_of_a_commit_are_checked(self, world: World) -> None:
-        """Before anything happens."""
+        """They are checked before anything happens."""
         await world.open("r")
         await refused(
             world.begin_commit("r", digest(1), k="v" * 4096),
@@ -419,7 +423,7 @@ class ContentRecordsSuite(Suite):
         )
 
     async def test_what_the_namespace_has_needs_no_writer(self, world: World) -> None:
-        """ALREADY_EXISTS, and the lease holds it."""
+        """The call is ALREADY_EXISTS, and the lease holds the blob."""
         await world.blob(digest(1))
         world.lease = "m"
         await world.leases.Create(leases_pb2.CreateRequest(id="m"), headers=headers(world.namespace))
@@ -428,7 +432,7 @@ class ContentRecordsSuite(Suite):
         assert await world.ingests() == []
 
     async def test_what_came_meanwhile_ends_the_commit(self, world: World) -> None:
-        """ALREADY_EXISTS at the commit forgets the ingest."""
+        """If the namespace gets the blob meanwhile, the commit is ALREADY_EXISTS and forgets the ingest."""
         await world.open("slow")
         await world.blob(digest(1))
         await refused(
@@ -438,7 +442,7 @@ class ContentRecordsSuite(Suite):
         assert await world.held() == {("content", digest(1))}
 
     async def test_a_second_commit_of_the_same_waits_for_the_first(self, world: World) -> None:
-        """Then it is ALREADY_EXISTS."""
+        """It is then ALREADY_EXISTS."""
         await world.open("a")
         await world.open("b")
         first = await world.begin_commit("a", digest(1))
@@ -449,7 +453,7 @@ class ContentRecordsSuite(Suite):
         await refused(second, errors.AlreadyExists, f"content {digest(1)}: already exists")
 
     async def test_a_second_commit_goes_on_where_the_first_failed(self, world: World) -> None:
-        """Its intent is answered when the other is cancelled."""
+        """It continues when the first one's intent is cancelled."""
         await world.open("a")
         await world.open("b")
         first = await world.begin_commit("a", digest(1))
@@ -459,8 +463,8 @@ class ContentRecordsSuite(Suite):
         assert await world.ingests() == ["a"]
 
     async def test_a_commit_that_turns_out_to_be_known_is_refused(self, world: World) -> None:
-        """Without an expected digest only the raw store knows: Finish is ALREADY_EXISTS, each time, and the ingest
-        is over.
+        """Without an expected digest only the raw store knows it: Finish is then ALREADY_EXISTS, each time, and the
+        ingest is over.
         """
         await world.blob(digest(1))
         await world.open("r")
@@ -472,14 +476,14 @@ class ContentRecordsSuite(Suite):
         assert await world.ingests() == []
 
     async def test_a_finish_without_a_digest_asks_the_raw_store(self, world: World) -> None:
-        """For the size of what was expected."""
+        """It asks for the size of the expected blob."""
         world.raw.blobs[digest(1)] = 11
         await world.open("r")
         finished = await world.finish(await world.begin_commit("r", digest(1)))
         assert (finished.digest, finished.size) == (digest(1), 11)
 
     async def test_what_another_namespace_has_is_shared(self, world: World) -> None:
-        """No bytes: the commit is finished at once, with its event."""
+        """No bytes are needed: the commit is finished at once, with its event."""
         await world.blob(digest(1), 7)
         other = await world.beside()
         ingest = await other.open("r", total=7, expected=digest(1))
@@ -492,7 +496,7 @@ class ContentRecordsSuite(Suite):
         assert await other.ingests() == []
 
     async def test_a_shared_commit_is_checked(self, world: World) -> None:
-        """As the raw one would be; and what the caller takes for another size is not shared."""
+        """It is checked as the raw commit would be. A blob for which the caller expects another size is not shared."""
         await world.blob(digest(1), 7)
         other = await world.beside()
         assert not (await other.open("odd", total=8, expected=digest(1))).shared
@@ -509,7 +513,7 @@ class ContentRecordsSuite(Suite):
         )
 
     async def test_delete_takes_the_record(self, world: World) -> None:
-        """Of this namespace only; its event rides in the answer."""
+        """Only this namespace's record is removed; the event is part of the answer."""
         await world.blob(digest(1))
         other = await world.beside()
         await other.open("r", expected=digest(1))
@@ -528,7 +532,7 @@ class ContentRecordsSuite(Suite):
         assert (await other.info(digest(1))).size == 3
 
     async def test_digests_are_checked(self, world: World) -> None:
-        """In the words that containerd uses for each call."""
+        """The words are those that containerd uses for each call."""
         await refused(world.info("x"), errors.InvalidArgument, '"x" failed validation')
         await refused(
             world.records.ResolveBlob(pb.ResolveBlobRequest(digest="x"), headers=world.headers),
@@ -542,7 +546,7 @@ class ContentRecordsSuite(Suite):
         )
 
     async def test_labels_are_updated(self, world: World) -> None:
-        """All of them, or those that the mask names; nothing else."""
+        """All labels change, or those that the mask names; nothing else can be updated."""
         await world.blob(digest(1), a="1", b="2")
 
         async def update(labels: dict[str, str], *paths: str) -> dict[str, str]:
@@ -570,7 +574,7 @@ class ContentRecordsSuite(Suite):
             await update({"k": "v" * 4096})
 
     async def test_blobs_are_listed(self, world: World) -> None:
-        """By the hundred, in order, filtered by digest and labels."""
+        """They come in hundreds, in order, filtered by digest and labels."""
         for number in range(101):
             await world.blob(digest(number), kind="even" if number % 2 == 0 else "odd")
 
@@ -594,7 +598,9 @@ class SnapshotRecordsSuite(Suite):
     """Prepare, View, Commit, Remove, Update, Stat, List."""
 
     async def test_prepare_makes_an_active_snapshot(self, world: World) -> None:
-        """Under a raw key of its own; only inherited labels go down; the event rides in the answer."""
+        """It has a raw key of its own; only inherited labels are passed to the backend; the event is part of the
+        answer.
+        """
         labels = {"a": "1", "containerd.io/snapshot/x": "2", "containerd.io/snapshot.y": "3", "empty": ""}
         intent = await world.begin_snapshot("k/1", labels=labels)
         assert re.fullmatch(rf"{world.namespace}/\d+/k/1", intent.raw_key)
@@ -619,13 +625,13 @@ class SnapshotRecordsSuite(Suite):
         assert await world.resolve("k/1") == pb.Snapshot(raw_key=intent.raw_key, backend="snapshots.overlayfs")
 
     async def test_a_view_has_no_event(self, world: World) -> None:
-        """And is of kind view."""
+        """Its kind is view."""
         intent = await world.begin_snapshot("v", view=True)
         assert not (await world.finish(intent)).events
         assert (await world.stat("v")).kind == snapshots_pb2.VIEW
 
     async def test_commit_turns_the_key_into_a_name(self, world: World) -> None:
-        """With labels of its own; the lease holds the name in place of the key."""
+        """The committed snapshot has labels of its own; the lease holds the name instead of the key."""
         active = await world.snapshot("k", labels={"old": "1"})
         intent = await world.begin_commit_snapshot("n", "k", labels={"containerd.io/snapshot/x": "2", "new": "3"})
         assert (intent.raw_key, intent.raw_parent, dict(intent.raw_labels)) == (
@@ -650,7 +656,7 @@ class SnapshotRecordsSuite(Suite):
         assert (await world.resolve("n")).raw_key == intent.raw_name
 
     async def test_children_name_their_parent(self, world: World) -> None:
-        """As the namespace knows it, and raw to the backend; the parent stays while they do."""
+        """The namespace sees the parent's name, the backend its raw name; a parent with children cannot be removed."""
         below = await world.committed("base")
         child = await world.begin_snapshot("k", "base")
         assert child.raw_parent == below.raw_name
@@ -670,7 +676,7 @@ class SnapshotRecordsSuite(Suite):
         await world.remove("base")
 
     async def test_a_parent_must_exist(self, world: World) -> None:
-        """NOT_FOUND, also where it went between the beginning and the end."""
+        """The call is NOT_FOUND, also if the parent is removed between begin and end."""
         await refused(world.begin_snapshot("k", "p"), errors.NotFound, "parent snapshot p does not exist: not found")
         await world.committed("p")
         intent = await world.begin_snapshot("k", "p")
@@ -679,7 +685,7 @@ class SnapshotRecordsSuite(Suite):
         await refused(world.stat("k"), errors.NotFound, "snapshot k does not exist: not found")
 
     async def test_rebase_sets_the_parent_of_an_orphan(self, world: World) -> None:
-        """A parent given at commit counts where the snapshot was prepared without one."""
+        """A parent given at commit counts if the snapshot was prepared without one."""
         below = await world.committed("base")
         await world.snapshot("k")
         intent = await world.begin_commit_snapshot("n", "k", parent="base")
@@ -699,7 +705,7 @@ class SnapshotRecordsSuite(Suite):
         )
 
     async def test_a_chain_may_be_committed_at_once(self, world: World) -> None:
-        """A commit may begin when that of its parent has; it ends after that one, whoever is heard of first."""
+        """A commit may begin once its parent's has begun; it ends after that one, whichever reports first."""
         for key in "abc":
             await world.snapshot(key)
         first = await world.begin_commit_snapshot("1", "a")
@@ -714,7 +720,7 @@ class SnapshotRecordsSuite(Suite):
         assert [(await world.stat(name)).parent for name in "123"] == ["", "1", "2"]
 
     async def test_of_a_chain_that_breaks_nothing_stands_on_air(self, world: World) -> None:
-        """Where the parent's commit comes to nothing, NOT_FOUND."""
+        """If the parent's commit fails, its children's commits are NOT_FOUND."""
         for key in "ab":
             await world.snapshot(key)
         first = await world.begin_commit_snapshot("1", "a")
@@ -727,7 +733,7 @@ class SnapshotRecordsSuite(Suite):
         assert (await world.stat("a")).kind == snapshots_pb2.ACTIVE
 
     async def test_a_chain_stands_on_what_it_was_put_on(self, world: World) -> None:
-        """Another snapshot of the parent's name is another parent: NOT_FOUND."""
+        """A different snapshot with the parent's name is a different parent: NOT_FOUND."""
         for key in "abc":
             await world.snapshot(key)
         first = await world.begin_commit_snapshot("1", "a")
@@ -737,7 +743,7 @@ class SnapshotRecordsSuite(Suite):
         await refused(world.finish(second), errors.NotFound, "parent snapshot 1 does not exist: not found")
 
     async def test_keys_and_names_are_taken_once(self, world: World) -> None:
-        """ALREADY_EXISTS, and the lease holds what is there."""
+        """A second one is ALREADY_EXISTS, and the lease holds the existing one."""
         await world.committed("n")
         await world.snapshot("k")
         world.lease = "m"
@@ -749,7 +755,7 @@ class SnapshotRecordsSuite(Suite):
         await (await world.beside()).snapshot("k")
 
     async def test_a_second_prepare_of_a_key_waits_for_the_first(self, world: World) -> None:
-        """Then it is ALREADY_EXISTS."""
+        """It is then ALREADY_EXISTS."""
         first = await world.begin_snapshot("k")
         second = asyncio.ensure_future(world.begin_snapshot("k"))
         await world.ingests()
@@ -758,7 +764,7 @@ class SnapshotRecordsSuite(Suite):
         await refused(second, errors.AlreadyExists, 'snapshot "k": already exists')
 
     async def test_two_commits_of_a_name(self, world: World) -> None:
-        """The second one waits, and its key stays when it is told ALREADY_EXISTS."""
+        """The second one waits; it is then ALREADY_EXISTS, and its key stays."""
         await world.snapshot("k1")
         await world.snapshot("k2")
         first = await world.begin_commit_snapshot("n", "k1")
@@ -768,11 +774,11 @@ class SnapshotRecordsSuite(Suite):
         assert (await world.stat("k2")).kind == snapshots_pb2.ACTIVE
 
     async def test_commit_needs_the_key(self, world: World) -> None:
-        """NOT_FOUND."""
+        """Without it, the call is NOT_FOUND."""
         await refused(world.begin_commit_snapshot("n", "k"), errors.NotFound, "snapshot k does not exist: not found")
 
     async def test_cancelled_it_is_as_before(self, world: World) -> None:
-        """No snapshot by a Prepare, an active one by a Commit."""
+        """After a cancelled Prepare there is no snapshot, after a cancelled Commit an active one."""
         intent = await world.begin_snapshot("k")
         await world.cancel(intent)
         await refused(world.stat("k"), errors.NotFound, "snapshot k does not exist: not found")
@@ -783,7 +789,7 @@ class SnapshotRecordsSuite(Suite):
         assert (await world.resolve("k")).raw_key == again.raw_key
 
     async def test_a_finish_is_repeatable(self, world: World) -> None:
-        """Of each operation."""
+        """Finish can be repeated for each operation."""
         intent = await world.begin_snapshot("k")
         assert await world.finish(intent) == await world.finish(intent)
         intent = await world.begin_commit_snapshot("n", "k")
@@ -791,7 +797,7 @@ class SnapshotRecordsSuite(Suite):
         assert [(i.name, i.kind) for i in await world.list()] == [("n", snapshots_pb2.COMMITTED)]
 
     async def test_remove_takes_the_record(self, world: World) -> None:
-        """Once; its event rides in the answer."""
+        """A second Remove is NOT_FOUND; the event is part of the answer."""
         await world.snapshot("k")
         [event] = (await world.remove("k")).events
         assert event.topic == "/snapshot/remove"
@@ -803,7 +809,7 @@ class SnapshotRecordsSuite(Suite):
         await refused(world.resolve("k"), errors.NotFound, "snapshot k does not exist: not found")
 
     async def test_update_changes_labels(self, world: World) -> None:
-        """All, or those that the mask names; what is inherited is to be passed on, by a mask of its own."""
+        """All labels change, or those that the mask names; inherited ones are passed on, with a mask of their own."""
         await world.snapshot("k", labels={"a": "1", "containerd.io/snapshot/x": "1", "containerd.io/snapshot/y": "1"})
 
         async def update(labels: dict[str, str], *paths: str) -> pb.UpdatedSnapshot:
@@ -838,7 +844,9 @@ class SnapshotRecordsSuite(Suite):
         )
 
     async def test_lists_are_filtered(self, world: World) -> None:
-        """By kind, name, parent and labels; in order of names; each snapshotter has its own."""
+        """Filters select by kind, name, parent and labels; results are ordered by name; each snapshotter has its own
+        list.
+        """
         await world.committed("base", labels={"a": "1"})
         await world.snapshot("k", "base")
         await world.snapshot("v", "base", view=True)
@@ -873,7 +881,7 @@ class SnapshotRecordsSuite(Suite):
             )
 
     async def test_labels_are_checked(self, world: World) -> None:
-        """Of Prepare and Commit."""
+        """Prepare and Commit check them."""
         message = (
             "info.Labels: label key and value length (4097 bytes) greater than maximum size (4096 bytes), key: "
             "k: invalid argument"
@@ -883,7 +891,7 @@ class SnapshotRecordsSuite(Suite):
         await refused(world.begin_commit_snapshot("n", "k", labels={"k": "v" * 4096}), errors.InvalidArgument, message)
 
     async def test_a_recorded_target_needs_no_snapshot(self, world: World) -> None:
-        """ALREADY_EXISTS, and the lease holds the target."""
+        """The call is ALREADY_EXISTS, and the lease holds the target."""
         await world.committed("target")
         world.lease = "m"
         await world.leases.Create(leases_pb2.CreateRequest(id="m"), headers=headers(world.namespace))
@@ -895,7 +903,9 @@ class SnapshotRecordsSuite(Suite):
         assert await world.held() == {("snapshots/overlayfs", "target")}
 
     async def test_what_the_backend_has_is_adopted(self, world: World) -> None:
-        """It becomes the record of the target, with the labels of both; the caller is told ALREADY_EXISTS."""
+        """The existing snapshot becomes the record of the target, with the labels of both; the caller gets
+        ALREADY_EXISTS.
+        """
         below = await world.committed("base")
         intent = await world.begin_snapshot("k", "base", labels={REF: "target", "a": "1"})
         assert (intent.target, dict(intent.raw_labels)) == ("target", {REF: "target"})
@@ -923,7 +933,7 @@ class SnapshotRecordsSuite(Suite):
         await refused(world.stat("k"), errors.NotFound, "snapshot k does not exist: not found")
 
     async def test_what_stands_on_something_else_is_not_adopted(self, world: World) -> None:
-        """INVALID_ARGUMENT, and no record."""
+        """If its parent is another one, the call is INVALID_ARGUMENT, and there is no record."""
         await world.committed("base")
         intent = await world.begin_snapshot("k", "base", labels={REF: "target"})
         world.raw.snapshots["raw-target"] = "committed"
@@ -938,7 +948,7 @@ class SnapshotRecordsSuite(Suite):
         await refused(world.stat("target"), errors.NotFound, "snapshot target does not exist: not found")
 
     async def test_what_is_gone_is_not_adopted(self, world: World) -> None:
-        """ABORTED: the caller may begin again."""
+        """The call is ABORTED: the caller may begin again."""
         intent = await world.begin_snapshot("k", labels={REF: "target"})
         found = snapshots_pb2.Info(name="raw-target", kind=snapshots_pb2.COMMITTED, labels={REF: "target"})
         await refused(
@@ -950,14 +960,16 @@ class SnapshotRecordsSuite(Suite):
 
 
 class DeadGatewaySuite(Suite):
-    """What a gateway left open when it died: resolved when the next one connects, by asking the raw services."""
+    """Intents that a dead gateway left open are resolved when the next one connects, by asking the raw services."""
 
     async def next_gateway(self, world: World) -> None:
         world.incarnation = str(uuid.uuid4())
         await world.connect()
 
     async def test_what_was_done_is_finished(self, world: World, life: Life) -> None:
-        """A commit of content, a Prepare, a commit of a snapshot: they have records, and their events are published."""
+        """A commit of content, a Prepare and a commit of a snapshot get their records, and their events are
+        published.
+        """
         await world.open("r")
         await world.begin_commit("r", digest(1), 7, a="1")
         world.raw.blobs[digest(1)] = 7
@@ -989,16 +1001,16 @@ class DeadGatewaySuite(Suite):
         }
 
     async def test_what_was_not_done_is_cancelled(self, world: World) -> None:
-        """All is as before, and can be begun again."""
+        """Everything is as before, and can be begun again."""
         ingest = await world.open("r")
         world.raw.ingests.add(ingest.raw_ref)
-        world.raw.blobs[digest(1)] = 7  # by somebody else: the ingest itself was not committed
+        world.raw.blobs[digest(1)] = 7  # by another client: the ingest itself was not committed
         commit = await world.begin_commit("r", digest(1))
         prepared = await world.begin_snapshot("k")
         await world.snapshot("k2")
         committing = await world.begin_commit_snapshot("n", "k2")
         await self.next_gateway(world)
-        # each of these waits until what is begun already has ended
+        # each of these waits until the operations that have begun have ended
         again = [
             await world.begin_commit("r", digest(1)),
             await world.begin_snapshot("k"),
@@ -1013,7 +1025,7 @@ class DeadGatewaySuite(Suite):
         assert names(await world.list(), "name") == ["k", "n"]
 
     async def test_what_nobody_can_say_stays_open(self, world: World) -> None:
-        """Until the raw service answers."""
+        """It stays open until the raw service answers."""
         world.raw.away = True
         prepared = await world.begin_snapshot("k")
         world.raw.snapshots[prepared.raw_key] = "active"
@@ -1027,7 +1039,7 @@ class DeadGatewaySuite(Suite):
         await eventually_async(recorded)
 
     async def test_the_same_gateway_keeps_its_intents(self, world: World) -> None:
-        """When metadata, not the gateway, was away."""
+        """Its intents stay open if metadata, not the gateway, was away."""
         intent = await world.begin_snapshot("k")
         await world.connect()
         await world.connect()
@@ -1035,7 +1047,7 @@ class DeadGatewaySuite(Suite):
         assert names(await world.list(), "name") == ["k"]
 
     async def test_a_late_finish_of_the_dead_still_counts(self, world: World) -> None:
-        """Where it was not resolved yet; and is answered the same where it was."""
+        """It counts if the intent was not resolved yet; if it was, the answer is the same."""
         world.raw.away = True
         intent = await world.begin_snapshot("k")
         await self.next_gateway(world)

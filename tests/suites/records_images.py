@@ -1,5 +1,5 @@
-"""What every life of the image records does: splitd.records.v1.Records here, containerd.services.images.v1.Images
-on containerd, whose answers they must be.
+"""The suite of the image records: splitd.records.v1.Records here, containerd.services.images.v1.Images on containerd.
+Their answers must be the same.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def image(name: str, to: Descriptor | None = None, **labels: str) -> pb.Image:
 
 
 class ImagesOf:
-    """The five methods, whatever they are called."""
+    """The five methods, under their names in either service."""
 
     def __init__(self, client: Any, *, records: bool) -> None:
         self.get, self.list, self.create, self.update, self.delete = (
@@ -41,10 +41,12 @@ class ImagesOf:
 
 
 class ImageRecordsSuite:
-    """A subclass has a fixture ``images`` (an :class:`ImagesOf`) and one ``clients``."""
+    """A subclass has the fixtures ``images`` (an :class:`ImagesOf`) and ``clients``."""
 
     newest = True
-    """Whether it is containerd 2's: annotations can be updated and filtered by, leases hold images that expire."""
+    """Whether it has containerd 2's features: annotations can be updated and filtered by, leases hold images that
+    expire.
+    """
 
     @pytest.fixture
     def namespace(self) -> str:
@@ -70,7 +72,7 @@ class ImageRecordsSuite:
         )
 
     async def test_what_is_created_comes_back(self, images: ImagesOf, namespace: str) -> None:
-        """Labels but for empty ones; the times are the server's."""
+        """It has the labels except empty ones; the times are the server's."""
         made = image("docker.io/x:1", a="1", empty="")
         created = await self.create(images, namespace, made)
         assert created.created_at.seconds > 1_600_000_000
@@ -80,7 +82,7 @@ class ImageRecordsSuite:
         assert (found.name, found.target, dict(found.labels)) == ("docker.io/x:1", target(), {"a": "1"})
 
     async def test_a_name_is_taken_once_in_each_namespace(self, images: ImagesOf, namespace: str) -> None:
-        """ALREADY_EXISTS in one, free in another."""
+        """The name is ALREADY_EXISTS in the same namespace, and free in another."""
         await self.create(images, namespace, image("i"))
         with pytest.raises(errors.AlreadyExists) as caught:
             await self.create(images, namespace, image("i"))
@@ -99,26 +101,26 @@ class ImageRecordsSuite:
     async def test_invalid_images_are_refused(
         self, images: ImagesOf, namespace: str, value: pb.Image, message: str
     ) -> None:
-        """By Create and Update."""
+        """Create and Update refuse them."""
         with pytest.raises(errors.InvalidArgument) as caught:
             await self.create(images, namespace, value)
-        # containerd 2.3 and before begin with a capital
+        # containerd 2.3 and earlier begin the field name with a capital
         assert str(caught.value).lower() == f"{message}: invalid argument".lower()
         await self.create(images, namespace, image("i"))
         with pytest.raises(errors.InvalidArgument) as caught:
             await self.update(images, namespace, value)
-        # containerd 2.3 and before begin with a capital
+        # containerd 2.3 and earlier begin the field name with a capital
         assert str(caught.value).lower() == f"{message}: invalid argument".lower()
         assert (await self.get(images, namespace, "i")).target == target()
 
     async def test_labels_are_checked(self, images: ImagesOf, namespace: str) -> None:
-        """4096 bytes with their keys."""
+        """A label may have 4096 bytes with its key."""
         with pytest.raises(errors.InvalidArgument) as caught:
             await self.create(images, namespace, image("i", k="v" * 4096))
         assert str(caught.value).startswith("image.Labels: label key and value")
 
     async def test_an_unknown_one_is_not_found(self, images: ImagesOf, namespace: str) -> None:
-        """By Get, Update and Delete."""
+        """Get, Update and Delete answer NOT_FOUND."""
         for call in (
             self.get(images, namespace, "i"),
             self.update(images, namespace, image("i")),
@@ -129,7 +131,7 @@ class ImageRecordsSuite:
             assert str(caught.value) == 'image "i": not found'
 
     async def test_lists_are_filtered(self, images: ImagesOf, namespace: str) -> None:
-        """By name, target and labels; in order of names."""
+        """Filters select by name, target and labels; results are ordered by name."""
         await self.create(images, namespace, image("b", target(2, media_type="t/x"), team="red"))
         await self.create(images, namespace, image("a", team="blue"))
         assert await self.list(images, namespace) == ["a", "b"]
@@ -141,7 +143,7 @@ class ImageRecordsSuite:
             await self.list(images, namespace, "name=a")
 
     async def test_update_without_a_mask_replaces_it(self, images: ImagesOf, namespace: str) -> None:
-        """But for the time of its creation."""
+        """Only the creation time stays."""
         old = await self.create(images, namespace, image("i", a="1"))
         new = await self.update(images, namespace, image("i", target(2), b="2"))
         assert (new.target, dict(new.labels), new.created_at) == (target(2), {"b": "2"}, old.created_at)
@@ -149,7 +151,7 @@ class ImageRecordsSuite:
         assert await self.get(images, namespace, "i") == new
 
     async def test_update_with_a_mask_changes_only_that(self, images: ImagesOf, namespace: str) -> None:
-        """The target as a whole, labels all or one by one."""
+        """The whole target, all labels or single ones change."""
         await self.create(images, namespace, image("i", a="1", b="2"))
         new = await self.update(images, namespace, image("i", target(2), a="9"), "target")
         assert (new.target, dict(new.labels)) == (target(2), {"a": "1", "b": "2"})
@@ -162,7 +164,7 @@ class ImageRecordsSuite:
         assert str(caught.value) == 'cannot update "name" field on image "i": invalid argument'
 
     async def test_delete_removes(self, images: ImagesOf, namespace: str) -> None:
-        """That one; with ``sync`` after a collection."""
+        """Only that image is removed; with ``sync`` the answer comes after a collection."""
         for name in ("a", "b", "c"):
             await self.create(images, namespace, image(name))
         await images.delete(pb.DeleteImageRequest(name="a"), headers=headers(namespace))
@@ -170,7 +172,7 @@ class ImageRecordsSuite:
         assert await self.list(images, namespace) == ["c"]
 
     async def test_delete_may_ask_for_a_target(self, images: ImagesOf, namespace: str) -> None:
-        """With another digest it is NOT_FOUND, and stays."""
+        """If the image has another digest, the call is NOT_FOUND and the image stays."""
         if not self.newest:
             pytest.skip("containerd has it from 1.7 on")
         await self.create(images, namespace, image("i"))
@@ -181,14 +183,14 @@ class ImageRecordsSuite:
         assert await self.list(images, namespace) == []
 
     async def test_times_may_be_given(self, images: ImagesOf, namespace: str) -> None:
-        """As the source date epoch of reproducible builds."""
+        """They are the source date epoch of reproducible builds."""
         if not self.newest:
             pytest.skip("containerd has it from 1.7 on")
         created = await self.create(images, namespace, image("i"), source_date_epoch=Timestamp(seconds=1000))
         assert (created.created_at.seconds, created.updated_at.seconds) == (1000, 1000)
 
     async def test_annotations_of_the_target(self, images: ImagesOf, namespace: str) -> None:
-        """Are kept, and updated all or one by one."""
+        """They are kept, and updated all or one by one."""
         if not self.newest:
             pytest.skip("containerd has it from 1.7 on")
         await self.create(images, namespace, image("i", target(annotations={"a": "1", "b": "2"})))
@@ -198,7 +200,7 @@ class ImageRecordsSuite:
         assert dict(new.target.annotations) == {"c": "3"}
 
     async def test_a_lease_holds_images_that_expire(self, images: ImagesOf, clients: Clients, namespace: str) -> None:
-        """Others hold themselves."""
+        """Other images need no lease."""
         if not self.newest:
             pytest.skip("containerd has it from 2.0 on")
         leases = clients(LEASES)

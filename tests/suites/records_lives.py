@@ -1,5 +1,5 @@
-"""How the suites of metadata reach a life of it: clients by service, called alike whether there is a socket between
-or not.
+"""The ways in which metadata's suites reach an implementation: clients for each service, called alike with or without a
+socket in between.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from services.metadata.store import Event, Kind
 from services.metadata.transactions import Transactions
 
 Clients = Callable[[ServiceDescriptor], Any]
-"""A client for a service."""
+"""Makes a client for a service."""
 
 _numbers = itertools.count()
 
 
 def new_namespace() -> str:
-    """One that no other test uses."""
+    """A namespace that no other test uses."""
     return f"suite-{next(_numbers)}"
 
 
 def headers(namespace: str, lease: str = "") -> dict[str, str]:
-    """What a client of ``namespace`` sends."""
+    """The headers of a client of ``namespace``."""
     return {NAMESPACE: namespace} | ({LEASE: lease} if lease else {})
 
 
 class LocalClient:
-    """The methods of a servicer, called as those of a ``rpc.Client``. Messages are copied through bytes, as a wire
-    does.
+    """The methods of a servicer, called like those of an ``rpc.Client``. Messages are copied through bytes, as on a
+    wire.
     """
 
     def __init__(self, servicer: Servicer) -> None:
@@ -69,7 +69,7 @@ class LocalClient:
 
 
 class RawStandIn:
-    """What the raw services have, as far as intents ask. ``away``: they do not answer."""
+    """The raw things that the raw services have, as far as intents ask. ``away``: they do not answer."""
 
     def __init__(self) -> None:
         self.blobs: dict[str, int] = {}
@@ -101,7 +101,7 @@ class RawStandIn:
 
 
 class LocalMetadata:
-    """All services over a store, in this process, and what they published."""
+    """All services over a store, in this process, and the events that they published."""
 
     def __init__(
         self,
@@ -132,5 +132,5 @@ def over(channel: Channel) -> Clients:
 
 
 def names(values: Iterable[Any], field: str = "id") -> list[str]:
-    """One field of each."""
+    """One field of each item."""
     return [getattr(value, field) for value in values]

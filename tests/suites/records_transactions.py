@@ -1,4 +1,4 @@
-"""What every life of metadata's store of ordered keys does."""
+"""The suite of metadata's store of ordered keys."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TransactionsSuite:
         return store.view(lambda tx: [key for key, _ in tx.scan(prefix, **options)])  # type: ignore[arg-type]
 
     async def test_what_is_put_is_there(self, store: Transactions) -> None:
-        """Until it is deleted; the last value counts; any bytes."""
+        """A value is there until it is deleted; the last one counts; it may be any bytes."""
         every = bytes(range(256))
         await store.write(lambda tx: tx.put(("a", "b"), b"1"))
         await store.write(lambda tx: tx.put(("a", "b"), every))
@@ -36,7 +36,7 @@ class TransactionsSuite:
         assert store.view(lambda tx: tx.get(("a", "b"))) is None
 
     async def test_keys_are_in_the_order_of_their_parts(self, store: Transactions) -> None:
-        """Whatever characters they have; a part ends before any character."""
+        """Whatever characters they have: a part ends before any character."""
         keys = [
             ("a",),
             ("a", ""),
@@ -59,7 +59,7 @@ class TransactionsSuite:
         assert sorted(keys) == keys
 
     async def test_a_scan_takes_whole_parts(self, store: Transactions) -> None:
-        """Not keys whose part only begins so."""
+        """Keys of which a part only begins like the prefix are not among the results."""
         await self.put(store, ("a",), ("a", "x"), ("a", "y", "z"), ("ab", "x"), ("a\0", "x"), ("b", "x"))
         assert self.keys(store, "a") == [("a",), ("a", "x"), ("a", "y", "z")]
         assert self.keys(store, "a", "y") == [("a", "y", "z")]
@@ -67,7 +67,7 @@ class TransactionsSuite:
         assert self.keys(store, "c") == []
 
     async def test_a_scan_can_be_continued(self, store: Transactions) -> None:
-        """Behind a key, some at a time."""
+        """It continues behind a key, some keys at a time."""
         await self.put(store, *(("a", str(n)) for n in range(5)), ("b", "0"))
         assert self.keys(store, "a", limit=2) == [("a", "0"), ("a", "1")]
         assert self.keys(store, "a", after=("a", "1"), limit=2) == [("a", "2"), ("a", "3")]
@@ -75,7 +75,7 @@ class TransactionsSuite:
         assert self.keys(store, "a", after=("a", "1"))[0] == ("a", "2")
 
     async def test_all_below_a_prefix_is_deleted(self, store: Transactions) -> None:
-        """Whole parts count, and what was read before is not remembered."""
+        """Whole parts count, and values that were read before are not cached."""
         await self.put(store, ("a",), ("a", "x"), ("a", "y", "z"), ("ab",), ("b", "x"))
         assert store.view(lambda tx: tx.get(("a", "x"))) is not None
         await store.write(lambda tx: tx.delete_all(("a",)))
@@ -83,7 +83,7 @@ class TransactionsSuite:
         assert store.view(lambda tx: tx.get(("a", "x"))) is None
 
     async def test_who_watches_is_told_what_is_set(self, store: Transactions) -> None:
-        """From the state that it reads on: not what was there, and all that is written besides."""
+        """A watch gets everything written after the state that is read in it, and nothing that was there before."""
         await self.put(store, ("before",))
         with store.watch() as written:
             seen = await store.read(lambda tx: [key for key, _ in tx.scan(())])
@@ -95,7 +95,7 @@ class TransactionsSuite:
         assert ("after",) not in written
 
     async def test_a_watch_that_begins_while_others_write_misses_nothing(self, store: Transactions) -> None:
-        """What is in no state that is read behind it is told."""
+        """It gets everything that is in no state read afterwards."""
         for round_ in range(20):
             writing = asyncio.ensure_future(self.put(store, ("k", str(round_))))
             for _ in range(round_ % 5):
@@ -106,7 +106,7 @@ class TransactionsSuite:
                 assert ("k", str(round_)) in {*seen, *written}
 
     async def test_work_sees_its_own_changes(self, store: Transactions) -> None:
-        """By get and by scan."""
+        """Both get and scan show them."""
         await self.put(store, ("a", "1"), ("a", "2"))
 
         def work(tx: Transaction) -> tuple[bytes | None, bytes | None, list[Key]]:
@@ -117,7 +117,7 @@ class TransactionsSuite:
         assert await store.write(work) == (b"new", None, [("a", "2"), ("a", "3")])
 
     async def test_many_are_set_and_removed_as_one_is(self, store: Transactions) -> None:
-        """Those who watch are not told; what was remembered of them is not answered any more."""
+        """Watches do not get them; cached values are not answered any more."""
         keys: list[Key] = [("a", str(n)) for n in range(5)]
         assert store.view(lambda tx: tx.get(keys[0])) is None
         with store.watch() as written:
@@ -128,7 +128,7 @@ class TransactionsSuite:
             assert list(written) == []
 
     async def test_some_of_many_are_removed(self, store: Transactions) -> None:
-        """The first of those with a prefix."""
+        """The first keys with a prefix are removed."""
         keys: list[Key] = [("a", str(n)) for n in range(5)]
         await self.put(store, *keys, ("b",))
         assert store.view(lambda tx: tx.get(keys[0])) is not None
@@ -137,7 +137,7 @@ class TransactionsSuite:
         assert self.keys(store) == [*keys[2:], ("b",)]
 
     async def test_a_failure_leaves_nothing(self, store: Transactions) -> None:
-        """Of that work; others in the same moment are not touched by it."""
+        """Nothing of that work is written; works at the same moment are not affected."""
 
         def failing(tx: Transaction) -> None:
             tx.put(("bad",), b"")
@@ -151,7 +151,7 @@ class TransactionsSuite:
         assert self.keys(store) == [("good", "0"), ("good", "1"), ("good", "2"), ("good", "9")]
 
     async def test_work_at_the_same_time_is_done_one_after_the_other(self, store: Transactions) -> None:
-        """A hundred additions make a hundred."""
+        """A hundred increments make a hundred."""
 
         def add(tx: Transaction) -> int:
             now = int(tx.get(("n",)) or b"0") + 1
@@ -163,7 +163,7 @@ class TransactionsSuite:
         assert store.view(lambda tx: tx.get(("n",))) == b"100"
 
     async def test_readers_see_one_state(self, store: Transactions) -> None:
-        """Both keys are always written together, so they are always equal."""
+        """Two keys are always written together, so readers always see equal values."""
         done = False
 
         async def writer() -> None:
@@ -186,7 +186,7 @@ class TransactionsSuite:
         assert len(seen) > 1
 
     async def test_what_is_cancelled_is_done_completely_or_not_at_all(self, store: Transactions) -> None:
-        """And the store works on."""
+        """The store works on afterwards."""
 
         def work(tx: Transaction) -> None:
             tx.put(("a",), b"")

@@ -1,13 +1,13 @@
-"""What a snapshotter promises, as tests: run on the local ones, on the served ones, through the gateway, and on
-containerd itself.
+"""The promises of a snapshotter, as tests. They run on the local snapshotters, on the served ones, through the gateway,
+and on containerd itself.
 
-A subclass has a fixture ``snapshotter``, fresh for each test or not: keys are new for each. It says which one it is
-(``name``) and with ``namespaced`` whether metadata's records are in between: then some errors are worded there, and
-files go when the collector comes. Mounts are really made, so root is needed.
+A subclass has a fixture ``snapshotter``; it need not be fresh, since each test uses new keys. The subclass says which
+snapshotter it is (``name``), and with ``namespaced`` whether metadata's records are involved: metadata then words some
+errors, and files are removed when the collector runs. Snapshots are really mounted, so root is needed.
 
-A stranger's snapshotter passes it too. What is optional a subclass says: ``rebases`` that a commit may bring the
-parent, ``worded = False`` that its errors have the classes and not the words of containerd's. How it mounts is its own
-matter; of overlayfs and native the suite knows it.
+A third party's snapshotter can pass this suite too. A subclass declares what is optional: ``rebases`` if a commit may
+set the parent, ``worded = False`` if its errors have containerd's classes but not its words. Any mounts are accepted;
+for overlayfs and native the suite checks them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from services.oci.mounts import Mount
 from services.snapshots.store import GID_MAPPING, UID_MAPPING, Info, Kind, Snapshotter, Usage
 
 ROOTED = {"containerd.io/gc.root": "suite"}
-"""Labels that keep the collector away, where there is one."""
+"""Labels that keep the collector away, if there is one."""
 
 T = TypeVar("T", bound=Callable[..., object])
 Change = Callable[[Path], None]
@@ -45,7 +45,7 @@ _numbers = itertools.count()
 
 @contextlib.contextmanager
 def mounted(mounts: Sequence[Mount], at: Path) -> Iterator[Path]:
-    """``at``, made if needed, with a snapshot mounted on it as a client does."""
+    """``at``, created if needed, with a snapshot mounted on it as a client does it."""
     at.mkdir(parents=True, exist_ok=True)
     done = 0
     try:
@@ -61,7 +61,8 @@ def mounted(mounts: Sequence[Mount], at: Path) -> Iterator[Path]:
 def _mount(mount: Mount, at: Path) -> None:
     options, where = list(mount.options), None
     lowers = next((o for o in options if o.startswith("lowerdir=")), "")
-    if len(lowers) > 2000:  # a page is all that mount(2) takes: name the layers from where they are, as containerd does
+    # mount(2) takes only a page of options: name the layers relative to their directory, as containerd does
+    if len(lowers) > 2000:
         where = os.path.dirname(os.path.commonpath(lowers.removeprefix("lowerdir=").split(":")) + "/")
         options[options.index(lowers)] = lowers.replace(f"{where}/", "")
     kind = [] if mount.type == "bind" else ["-t", mount.type]
@@ -69,7 +70,7 @@ def _mount(mount: Mount, at: Path) -> None:
 
 
 def directories(mounts: Sequence[Mount]) -> list[str]:
-    """Those of a snapshot that an overlay or a bind is made of."""
+    """The directories that a snapshot's overlay or bind is made of."""
     found = [
         o.split("=")[1]
         for mount in mounts
@@ -80,7 +81,7 @@ def directories(mounts: Sequence[Mount]) -> list[str]:
 
 
 def files(top: Path) -> dict[str, tuple[Any, ...]]:
-    """All below ``top``: its path, and what it is: type and mode, owner, contents, hard links (directories aside),
+    """Everything below ``top``: its path, and its type and mode, owner, contents, hard links (not of directories), and
     xattrs.
     """
     found: dict[str, tuple[Any, ...]] = {}
@@ -153,14 +154,14 @@ class SnapshotterSuite:
     rebases = False
     """Whether it has the capability ``rebase``."""
     worded = True
-    """Whether its errors say what containerd's say."""
+    """Whether its errors have containerd's words."""
     mountable = True
-    """Whether what it answers can be mounted: of one that has no files only the records are tested."""
+    """Whether its mounts can be mounted: if it has no files, only the records are tested."""
     namespaced = False
     containerd = False
-    """Whether containerd itself answers; where we do better than it, that is not asked of it."""
+    """Whether this is containerd itself; it is not tested for promises where we do better."""
     index_first = False
-    """containerd 1.6 has the option index=off before the directories, later ones behind them."""
+    """containerd 1.6 has the option index=off before the directories, later versions behind them."""
 
     @pytest.fixture(autouse=True)
     def _mountable(self, request: pytest.FixtureRequest) -> None:
@@ -169,11 +170,11 @@ class SnapshotterSuite:
 
     @pytest.fixture
     def key(self) -> str:
-        """Beginning of the keys and names of one test, new for each."""
+        """Prefix of the keys and names of one test, new for each."""
         return f"{next(_numbers)}-{uuid.uuid4().hex[:8]}"
 
     def refused(self, kind: type[errors.NodeError], words: str) -> AbstractContextManager[Any]:
-        """As ``pytest.raises``, the words only where they are promised."""
+        """As ``pytest.raises``; the words count only where they are promised."""
         return pytest.raises(kind, match=words if self.worded else None)
 
     async def layer(self, snapshotter: Snapshotter, work: Path, name: str, parent: str, *changes: Change) -> str:
@@ -187,7 +188,7 @@ class SnapshotterSuite:
         return name
 
     async def same_as_flat(self, snapshotter: Snapshotter, place: Path, key: str, *layers: list[Change]) -> None:
-        """Layers made one on the other show what the same changes make of one directory; each is looked at in a
+        """Layers on top of each other show the same as the same changes in one directory; each layer is checked in a
         view.
         """
         flat = place / "flat"
@@ -207,8 +208,8 @@ class SnapshotterSuite:
     # -------------------------------------------------------------- lifecycle
 
     async def test_a_life(self, snapshotter: Snapshotter, place: Path, key: str) -> None:
-        """Prepared, mounted, changed, committed, used as a parent, viewed, removed: the files are those that were
-        written.
+        """A snapshot is prepared, mounted, changed, committed, used as a parent, viewed and removed; its files are
+        those that were written.
         """
         first = [write("foo", "foo\n", 0o777), mkdir("a"), mkdir("a/b"), mkdir("a/b/c")]
         second = [write("bar", "bar\n", 0o777), write("foo", "bar\n", 0o777), delete("a/b")]
@@ -239,7 +240,7 @@ class SnapshotterSuite:
 
     @of_records
     async def test_stat(self, snapshotter: Snapshotter, place: Path, key: str) -> None:
-        """Kind, parent, labels and times are those of the making; a parent's parent is found by its name."""
+        """Kind, parent, labels and times are those of its making; a parent's parent is found by its name."""
         before = time.time_ns()
         await snapshotter.prepare(f"{key}-a", "", {**ROOTED, "one": "1", "none": ""})
         active = await snapshotter.stat(f"{key}-a")
@@ -257,7 +258,7 @@ class SnapshotterSuite:
 
     @of_records
     async def test_a_key_is_taken_once(self, snapshotter: Snapshotter, place: Path, key: str) -> None:
-        """Neither prepare, view nor commit takes a key or name that is in use, of whatever kind."""
+        """Neither Prepare, View nor Commit takes a key or name that is in use, of whatever kind."""
         base = await self.layer(snapshotter, place, f"{key}-base", "")
         await snapshotter.prepare(f"{key}-active", base, ROOTED)
         await snapshotter.view(f"{key}-view", base, ROOTED)
@@ -272,7 +273,7 @@ class SnapshotterSuite:
 
     @of_records
     async def test_of_many_at_once_one_gets_the_key(self, snapshotter: Snapshotter, key: str) -> None:
-        """Twenty prepares of one key at once make one snapshot; twenty of different keys make twenty."""
+        """Twenty Prepares of one key at once make one snapshot; twenty of different keys make twenty."""
         outcomes = await asyncio.gather(
             *(snapshotter.prepare(f"{key}-same", "", ROOTED) for _ in range(20)), return_exceptions=True
         )
@@ -285,7 +286,7 @@ class SnapshotterSuite:
 
     @of_records
     async def test_what_is_not_there(self, snapshotter: Snapshotter, key: str) -> None:
-        """Every operation on a key that does not exist is NotFound, a missing parent too."""
+        """Every operation on an unknown key is NotFound, and so is one with an unknown parent."""
         for asked in (
             snapshotter.stat(key),
             snapshotter.mounts(key),
@@ -302,13 +303,15 @@ class SnapshotterSuite:
 
     @of_records
     async def test_what_a_kind_cannot_do(self, snapshotter: Snapshotter, place: Path, key: str) -> None:
-        """Only committed snapshots are parents, only active ones are committed, and committed ones have no mounts."""
+        """Only committed snapshots can be parents, only active ones can be committed, and committed ones have no
+        mounts.
+        """
         base = await self.layer(snapshotter, place, f"{key}-base", "")
         await snapshotter.prepare(f"{key}-active", base, ROOTED)
         for number, parent in enumerate([None, base]):
             view = f"{key}-view-{number}"
             await snapshotter.view(view, parent or "", ROOTED)
-            if not (self.containerd and parent):  # its native one looks for a directory that such a view has not
+            if not (self.containerd and parent):  # its native one looks for a directory that such a view does not have
                 with self.refused(errors.FailedPrecondition, "is not active: failed precondition$"):
                     await snapshotter.commit(f"{key}-name", view, ROOTED)
             with self.refused(errors.InvalidArgument, "not committed snapshot: invalid argument$"):
@@ -322,7 +325,9 @@ class SnapshotterSuite:
 
     @of_records
     async def test_remove(self, snapshotter: Snapshotter, place: Path, key: str) -> None:
-        """A removed key is free at once; a parent stays while it has a child, be it active, a view or committed."""
+        """A removed key is free at once; a parent cannot be removed while it has a child, be it active, a view or
+        committed.
+        """
         base = await self.layer(snapshotter, place, f"{key}-base", "")
         middle = await self.layer(snapshotter, place, f"{key}-middle", base)
         for make in (snapshotter.prepare, snapshotter.view):
@@ -339,7 +344,7 @@ class SnapshotterSuite:
 
     @of_records
     async def test_update(self, snapshotter: Snapshotter, place: Path, key: str) -> None:
-        """Labels change as the mask says, of every kind, and nothing else does."""
+        """Labels change as the mask says, for every kind; nothing else changes."""
         base = await self.layer(snapshotter, place, f"{key}-base", "")
         await snapshotter.prepare(f"{key}-active", base, ROOTED)
         await snapshotter.view(f"{key}-view", base, ROOTED)
@@ -371,7 +376,7 @@ class SnapshotterSuite:
 
     @of_records
     async def test_list(self, snapshotter: Snapshotter, place: Path, key: str) -> None:
-        """Filters select by kind, name, parent and labels; several are alternatives, and names are in order."""
+        """Filters select by kind, name, parent and labels; several are alternatives; results are ordered by name."""
         mine = {"containerd.io/gc.root": f"suite-{key}"}
         p, p_wl = f"{key}-p", f"{key}-p-wl"
         await snapshotter.prepare(f"{key}-a-np", "", mine)
@@ -404,9 +409,7 @@ class SnapshotterSuite:
 
     @of_records
     async def test_what_is_listed_can_be_asked_for_meanwhile(self, snapshotter: Snapshotter, key: str) -> None:
-        """A List of more than one message shows every snapshot as Stat does, and other calls are answered while it
-        runs.
-        """
+        """A List of more than one message shows every snapshot as Stat does, and other calls are answered meanwhile."""
         await asyncio.gather(*(snapshotter.prepare(f"{key}-{n:03}", "", ROOTED) for n in range(130)))
         seen = []
         async for info in snapshotter.list([f"name~=^{key}-"]):
@@ -417,8 +420,8 @@ class SnapshotterSuite:
     # -------------------------------------------------------------- what is mounted
 
     async def test_layers_show_what_one_directory_would(self, snapshotter: Snapshotter, place: Path, key: str) -> None:
-        """A file is rewritten, a directory replaced, owners and modes change, files go, move and are linked: layer
-        on layer, each seen in a view.
+        """A file is rewritten, a directory replaced, owners and modes change, files are removed, moved and linked:
+        layer on layer, each checked in a view.
         """
         # the kernel's overlay refuses to rename a lower layer's directory
         renames = [] if self.name == "overlayfs" else [rename("dir1", "dir9")]
@@ -486,8 +489,8 @@ class SnapshotterSuite:
         )
 
     async def test_many_layers(self, snapshotter: Snapshotter, place: Path, key: str) -> None:
-        """128 layers are mounted as one view, the topmost shown in front."""
-        count = 128 if self.name == "overlayfs" else 16  # a copy for each is slow, and says no more
+        """128 layers are mounted as one view, with the topmost in front."""
+        count = 128 if self.name == "overlayfs" else 16  # copying each is slow, and shows no more
         parent = await self.layer(
             snapshotter,
             place,
@@ -517,8 +520,8 @@ class SnapshotterSuite:
             assert [p.name for p in (view / "only").iterdir()] == [str(count - 1)]
 
     async def test_a_view_is_read_only(self, snapshotter: Snapshotter, place: Path, key: str) -> None:
-        """Nothing can be written to a view of nothing, of one layer and of two; and its files do not change with
-        its parent's children.
+        """Nothing can be written to a view of nothing, of one layer or of two; its files do not change with its
+        parent's children.
         """
         base = await self.layer(snapshotter, place, f"{key}-1", "", write("f", "1"))
         top = await self.layer(snapshotter, place, f"{key}-2", base, write("f", "2"))
@@ -529,7 +532,7 @@ class SnapshotterSuite:
                 assert not parent or (view / "f").read_text() == str(number)
 
     async def test_the_root_directory(self, snapshotter: Snapshotter, place: Path, key: str) -> None:
-        """A new root is 0755 whatever the umask, and belongs to whom the parent's belongs."""
+        """A new root is 0755 whatever the umask, and has the owner of the parent's root."""
         old = os.umask(0o077)
         try:
             mounts = await snapshotter.prepare(f"{key}-making", "", ROOTED)
@@ -548,8 +551,8 @@ class SnapshotterSuite:
     async def test_everything_in_a_parent_is_in_its_child(
         self, snapshotter: Snapshotter, place: Path, key: str
     ) -> None:
-        """Modes, owners, times, xattrs, capabilities, devices, fifos, sockets, links, holes and odd names of a
-        parent are its child's.
+        """A child has the modes, owners, times, xattrs, capabilities, devices, fifos, sockets, links, holes and odd
+        names of its parent.
         """
 
         def fill(top: Path) -> None:
@@ -592,8 +595,8 @@ class SnapshotterSuite:
             assert (await snapshotter.usage(f"{key}-child")).size < 1 << 20
 
     async def test_mounts(self, snapshotter: Snapshotter, place: Path, key: str) -> None:
-        """Each kind on no, one and two layers is mounted as containerd's snapshotter of that name does it, and
-        Mounts says again what its making said.
+        """Each kind on no, one and two layers has the mounts of containerd's snapshotter of that name, and Mounts
+        repeats them.
         """
         base = await self.layer(snapshotter, place, f"{key}-1", "")
         top = await self.layer(snapshotter, place, f"{key}-2", base)
@@ -639,8 +642,8 @@ class SnapshotterSuite:
         assert made["v2"] == [overlay(f"lowerdir={lower}")]
 
     async def test_usage(self, snapshotter: Snapshotter, place: Path, key: str) -> None:
-        """Usage counts allocated blocks and inodes, hard links once, without the parents; of a committed snapshot
-        as it was committed.
+        """Usage counts allocated blocks and inodes, hard links once, without the parents; for a committed snapshot as
+        of its commit.
         """
         parent = await self.layer(snapshotter, place, f"{key}-base", "", write("lower", "x" * 100_000))
         mounts = await snapshotter.prepare(f"{key}-a", "", ROOTED)
@@ -672,7 +675,9 @@ class SnapshotterSuite:
         assert await snapshotter.usage(f"{key}-view") == Usage()
 
     async def test_mapped_ids(self, snapshotter: Snapshotter, place: Path, key: str) -> None:
-        """Labels of a user namespace give the root directory to its root, and tell the mounter the mapping."""
+        """Labels of a user namespace give the root directory to that namespace's root, and put the mapping into the
+        mounts.
+        """
         if self.name != "overlayfs" or self.index_first:
             pytest.skip("only containerd 2's overlayfs maps ids")
         labels = {**ROOTED, UID_MAPPING: "0:2000:65536", GID_MAPPING: "0:3000:65536"}
@@ -689,8 +694,8 @@ class SnapshotterSuite:
                 await snapshotter.stat(f"{key}-bad")
 
     async def test_a_chain_is_rebased_at_once(self, snapshotter: Snapshotter, place: Path, key: str) -> None:
-        """Commits that are asked for in order, one upon the other, need not wait for each other's answers. After
-        one that fails, all above fail.
+        """Commits that are requested in order, one on top of the other, need not wait for each other's answers. If one
+        fails, all above it fail.
         """
         if self.containerd or not self.rebases:
             pytest.skip("rebase is optional")
@@ -716,7 +721,7 @@ class SnapshotterSuite:
         assert (await snapshotter.stat(f"{key}-above-apart")).kind is Kind.ACTIVE
 
     async def test_rebase(self, snapshotter: Snapshotter, place: Path, key: str) -> None:
-        """Layers made apart from each other are put on one another when they are committed."""
+        """Layers that were made separately are put on top of each other when they are committed."""
         if self.containerd or not self.rebases:
             pytest.skip("rebase is optional")
         base = await self.layer(snapshotter, place, f"{key}-base", "", write("a", "1"), write("b", "1"))
@@ -737,8 +742,8 @@ class SnapshotterSuite:
     # -------------------------------------------------------------- what is left
 
     async def test_nothing_is_left_of_what_was_removed(self, snapshotter: Snapshotter, place: Path, key: str) -> None:
-        """After a cleanup removed snapshots cannot be mounted, and their directories are gone, mounted once or not,
-        full or empty, and all others are there.
+        """After a cleanup removed snapshots cannot be mounted and their directories are gone, whether they were mounted
+        or not, full or empty; all others are there.
         """
         if self.namespaced:
             pytest.skip("files go when the collector comes")

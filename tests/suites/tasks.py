@@ -1,6 +1,7 @@
-"""What every Tasks promises, on real shims and a real runc; run on the store itself and on the served process.
+"""The promises of every Tasks, on real shims and a real runc. The suite runs on the store itself and on the served
+process.
 
-A life of the interface is a fixture ``tasks``; ``node`` is the small gateway beside it, ``runtime`` the shim to use.
+The fixture ``tasks`` gives the implementation; ``node`` is the small gateway beside it, ``runtime`` the shim to use.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ LIFE = ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"]
 
 
 def runtimes() -> list[str]:
-    """Debian's shim as clients name it, and those of SPLITD_TEST_SHIMS (paths, with colons between)."""
+    """Debian's shim, under the name that clients use, and those of SPLITD_TEST_SHIMS (paths, separated by colons)."""
     return ["io.containerd.runc.v2", *filter(None, os.environ.get("SPLITD_TEST_SHIMS", "").split(":"))]
 
 
 def crun_beside(place: Path) -> Path:
-    """crun, to be named as a runtime's program. It takes a machine that has both versions of cgroups for one of the
-    second only: it is not shown that one.
+    """crun, for use as a runtime's program. It takes a machine with both versions of cgroups for one with only the
+    second; the first is hidden from it.
     """
     if not shutil.which("crun"):
         pytest.skip("crun is not installed")
@@ -53,7 +54,7 @@ exec unshare -m sh -c 'umount /sys/fs/cgroup/unified; exec crun "$@"' crun "$@"
 
 
 class Hindered:
-    """A shim's program whose ``delete`` can be made to hang, and a runc that can be removed."""
+    """A shim program whose ``delete`` can be made to hang, and a runc that can be removed."""
 
     def __init__(self, place: Path, runtime: str) -> None:
         self.runc, self.program, self._hangs = place / "runc", place / "containerd-shim-runc-v2", place / "hangs"
@@ -88,8 +89,8 @@ def any_of(message: Any) -> Opaque:
 
 
 async def listed_as(tasks: Tasks, wanted: Mapping[str, Status]) -> None:
-    """Until the list has these tasks, so: a machine that stops for longer than a shim is given makes any of them
-    UNKNOWN for a moment.
+    """Wait until the list has these tasks in these states: if the machine stops for longer than a shim may take, any of
+    them is UNKNOWN for a moment.
     """
 
     async def there() -> bool:
@@ -118,7 +119,7 @@ def shim_of(node: FakeGateway, name: str) -> int:
 
 
 def leftovers(node: FakeGateway) -> list[object]:
-    """What tasks that are no more have left: shims, mounts, bundles, runc's state."""
+    """Remains of tasks that no longer exist: shims, mounts, bundles, runc's state."""
     root = node.state.parent / "root"
     return [
         *(pid for pid in processes_naming(node.state) if "containerd-shim" in Path(f"/proc/{pid}/cmdline").read_text()),
@@ -165,7 +166,9 @@ class TasksSuite:
         return str(request.param)
 
     async def test_a_task_lives_as_the_shim_says(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
-        """CREATED, RUNNING, STOPPED with the exit status, gone; four events in this order, and nothing stays behind."""
+        """A task is CREATED, RUNNING, STOPPED with its exit status, and gone; four events come in this order, and
+        nothing is left.
+        """
         node.add("a", "sh", "-c", "read x; exit 7", runtime=runtime)
         async with output(node.state, "a") as o:
             pid = await tasks.create(NS, "a", CreateOptions(io=o.io(), rootfs=(node.mount,)))
@@ -190,7 +193,7 @@ class TasksSuite:
         assert node.topics("a") == LIFE
 
     async def test_what_is_not_there_is_named(self, tasks: Tasks, node: FakeGateway) -> None:
-        """Without a container its absence is reported, in its owner's words; without a task, the task's."""
+        """Without a container the error is about the container, in metadata's words; without a task, about the task."""
         node.add("idle", "true")
         for verb in (tasks.start, tasks.get, tasks.delete, tasks.pause, tasks.resume, tasks.pids, tasks.wait):
             with pytest.raises(errors.NotFound, match=r'^container "none" in namespace "acc": not found$'):
@@ -248,7 +251,7 @@ class TasksSuite:
         await tasks.delete(NS, "once")
 
     async def test_unknown_runtimes_are_named(self, tasks: Tasks, node: FakeGateway) -> None:
-        """containerd's words, and nothing left behind."""
+        """The words are containerd's, and nothing is left."""
         for runtime, words in (
             (
                 "io.containerd.nosuch.v9",
@@ -279,7 +282,7 @@ class TasksSuite:
         assert leftovers(node) == []
 
     async def test_a_failed_create_leaves_nothing(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
-        """What runc says is passed on, and shim, mounts and bundle are gone; the name is free."""
+        """runc's error is passed on; shim, mounts and bundle are gone; the name is free."""
         node.add("f", "no-such-program", runtime=runtime)
         with pytest.raises(errors.NodeError, match=r"^failed to create shim task: .*no-such-program"):
             await tasks.create(NS, "f", CreateOptions(rootfs=(node.mount,)))
@@ -289,7 +292,7 @@ class TasksSuite:
         await tasks.delete(NS, "f")
 
     async def test_id_mapped_mounts_are_not_ignored(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
-        """A runtime that cannot say that it has them, as Debian's runc 1.1, is refused such a spec, and nothing is
+        """A runtime that does not announce support, such as Debian's runc 1.1, is refused such a spec, and nothing is
         left.
         """
         record = node.add("i", "true", runtime=runtime)
@@ -323,7 +326,7 @@ class TasksSuite:
         await end(tasks, "d")
 
     async def test_execs(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
-        """An exec is added, started, waited for, its status kept until it is deleted; ids are checked."""
+        """An exec is added, started and waited for; its status is kept until it is deleted; ids are checked."""
         await start(tasks, node, "x", "sleep", "100", runtime=runtime)
         async with output(node.state, "x1") as o:
             await tasks.exec(NS, "x", "e1", exec_spec("sh", "-c", "echo hello; exit 9"), o.io())
@@ -357,8 +360,8 @@ class TasksSuite:
         ] == ["/tasks/exec-added", "/tasks/exec-started", "/tasks/exit"]
 
     async def test_requests_are_checked_before_the_shim(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
-        """Payloads, options and stdio: InvalidArgument that names the field, nothing is left, and the task goes on.
-        (A shim would only refuse these, too.)
+        """Invalid payloads, options and stdio are InvalidArgument that names the field; nothing is left, and the task
+        goes on. (A shim would also refuse these.)
         """
         missing = str(node.state / "missing")
         node.add("c", "true", runtime=runtime)
@@ -391,8 +394,8 @@ class TasksSuite:
         await end(tasks, "q")
 
     async def test_signals(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
-        """A signal reaches the init; killing what has stopped is NotFound; with everything, execs die too, and that
-        may be repeated.
+        """A signal reaches the init; killing a stopped task is NotFound; with ``all``, execs die too, and that may be
+        repeated.
         """
         await start(tasks, node, "k", "sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.05; done", runtime=runtime)
         await tasks.exec(NS, "k", "e", exec_spec("sleep", "100"), IO())
@@ -418,8 +421,8 @@ class TasksSuite:
         await tasks.delete(NS, "all")
 
     async def test_killing_everything_spares_who_shares_the_cgroup(self, tasks: Tasks, node: FakeGateway) -> None:
-        """Clients put same-named containers of two nodes into one cgroup; removing one by force leaves the other
-        alone, if they have pid namespaces.
+        """Clients put containers of the same name from two nodes into one cgroup; removing one by force does not affect
+        the other, if they have pid namespaces.
         """
         shared = "/splitd-test/shared"
         await start(tasks, node, "mine", "sh", "-c", "sleep 100 & wait", cgroup=shared)
@@ -430,7 +433,7 @@ class TasksSuite:
         await end(tasks, "other")
 
     async def test_everything_without_a_pid_namespace(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
-        """In the host's pid namespace the init's children do not die with it; everything reaches them."""
+        """In the host's pid namespace the init's children do not die with it; a kill with ``all`` reaches them."""
         record = node.add("host", "sh", "-c", "sleep 100 & wait", runtime=runtime)
         spec = json.loads(record.spec.value)
         spec["linux"]["namespaces"] = [n for n in spec["linux"]["namespaces"] if n["type"] != "pid"]
@@ -448,8 +451,8 @@ class TasksSuite:
             await gone(pid)
 
     async def test_a_spec_with_more_than_is_known(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
-        """What a client put into a field of its own, 3000 levels of it, is nobody's business: the task runs, and is
-        killed with everything.
+        """A client's own field in a spec, 3000 levels deep, does no harm: the task runs, and a kill with ``all`` ends
+        it.
         """
         record = node.add("deep", "sleep", "100", runtime=runtime)
         record.spec.value = (
@@ -468,7 +471,7 @@ class TasksSuite:
         await tasks.delete(NS, "deep")
 
     async def test_pause_and_resume(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
-        """A paused task is PAUSED and goes on when resumed; both are told."""
+        """A paused task is PAUSED and goes on when resumed; both have events."""
         await start(tasks, node, "p", "sleep", "100", runtime=runtime)
         await tasks.pause(NS, "p")
         assert (await tasks.get(NS, "p")).status is Status.PAUSED
@@ -485,7 +488,7 @@ class TasksSuite:
     async def test_a_paused_task_of_another_runtime_is_killed(
         self, tasks: Tasks, node: FakeGateway, runtime: str, place: Path, *, everything: bool
     ) -> None:
-        """crun does not thaw what it kills: the task dies all the same, and whoever shares its cgroup does not."""
+        """crun does not thaw what it kills: the task dies nevertheless, and others in its cgroup do not."""
         crun = oci_pb2.Options(binary_name=str(crun_beside(place)))
         other = await start(
             tasks, node, "beside", "sleep", "100", runtime=runtime, cgroup="/splitd-test/thawed", options=crun
@@ -495,12 +498,12 @@ class TasksSuite:
         assert (await tasks.get(NS, "paused")).status is Status.PAUSED
         await tasks.kill(NS, "paused", "", signal.SIGKILL, everything=everything)
         assert (await asyncio.wait_for(tasks.wait(NS, "paused"), 15)).status == 137
-        assert alive(other)  # until crun deletes its half: it kills all that is in the cgroup
+        assert alive(other)  # before crun deletes its half, which kills everything in the cgroup
         await tasks.delete(NS, "paused")
         await end(tasks, "beside")
 
     async def test_closing_stdin_ends_what_reads_it(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
-        """After close_stdin, and with the client's own end closed, ``cat`` comes to the end of its input."""
+        """After close_stdin, and once the client has closed its own end, ``cat`` comes to the end of its input."""
         async with output(node.state, "c") as o:
             await start(tasks, node, "c", "cat", io=o.io(), runtime=runtime)
             o.write("through\n")
@@ -513,8 +516,8 @@ class TasksSuite:
     async def test_who_asks_for_a_task_that_is_being_created_waits(
         self, tasks: Tasks, node: FakeGateway, runtime: str
     ) -> None:
-        """Its state is asked for, and its input closed, before Create is answered: it is there, and reads to the
-        end.
+        """State and CloseIO are called before Create is answered: they find the task, and it reads to the end of its
+        input.
         """
         node.add("c", "cat", runtime=runtime)
         async with output(node.state, "c") as o:
@@ -532,7 +535,7 @@ class TasksSuite:
         await tasks.delete(NS, "c")
 
     async def test_who_asks_for_a_task_that_cannot_be_created_is_told_so(self, tasks: Tasks, node: FakeGateway) -> None:
-        """There is none."""
+        """The caller gets NotFound."""
         node.add("c", "/nothing/there")
         creating = asyncio.create_task(tasks.create(NS, "c", CreateOptions(rootfs=(node.mount,))))
         await eventually_async(lambda: asyncio.sleep(0, (node.state / TASKS / NS / "c").exists()), "no bundle")
@@ -542,7 +545,7 @@ class TasksSuite:
             await creating
 
     async def test_a_terminal_has_its_size(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
-        """A terminal's size is what it was last set to, for the init and for an exec."""
+        """A terminal has the size that was last set, for the init and for an exec."""
         async with output(node.state, "t") as o, output(node.state, "te") as e:
             await start(tasks, node, "t", "sh", terminal=True, io=o.io(terminal=True), runtime=runtime)
             await tasks.resize(NS, "t", "", 101, 33)
@@ -556,7 +559,7 @@ class TasksSuite:
             await end(tasks, "t")
 
     async def test_pids_metrics_and_update(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
-        """Pids are the kernel's; statistics come in the shim's own type; a new limit is in force."""
+        """Pids are the kernel's; statistics have the shim's own type; a new limit is in force."""
         pid = await start(tasks, node, "m", "sh", "-c", "sleep 100 & wait", runtime=runtime)
 
         async def both() -> bool:
@@ -587,8 +590,8 @@ class TasksSuite:
         await end(tasks, "m")
 
     async def test_a_dead_shim_takes_its_task_with_it(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
-        """Killed with -9: its processes die, waiters are answered 137, exit and deletion are published, nothing
-        stays, and others do not notice.
+        """After kill -9 of the shim its processes die, waiters get 137, exit and deletion are published, nothing is
+        left, and other tasks are not affected.
         """
         other = await start(tasks, node, "other", "sleep", "100", runtime=runtime)
         pid = await start(tasks, node, "s", "sleep", "100", runtime=runtime)
@@ -621,8 +624,8 @@ class TasksSuite:
     async def test_a_task_whose_cleaning_up_fails_is_not_forgotten(
         self, tasks: Tasks, node: FakeGateway, runtime: str, place: Path, hindrance: str
     ) -> None:
-        """However its shim's program fails, the exit is told when its processes are dead, once, and then nothing of
-        it is left and the name is free.
+        """However the shim's program fails, the exit is published once its processes are dead, once; then nothing of
+        the task is left, and the name is free.
         """
         shim = Hindered(place, runtime)
         pid = await start(
@@ -657,8 +660,8 @@ class TasksSuite:
         await end(tasks, "s")
 
     async def test_a_silent_shim_is_only_slow(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
-        """A shim that does not answer fails its own calls by deadline, and is listed as UNKNOWN; others answer
-        meanwhile; afterwards all is as before.
+        """Calls to a shim that does not answer end at their deadline, and its task is listed as UNKNOWN; others answer
+        meanwhile; afterwards everything is as before.
         """
         pid = await start(tasks, node, "h", "sleep", "100", runtime=runtime)
         await start(tasks, node, "i", "sleep", "100", runtime=runtime)
@@ -678,8 +681,8 @@ class TasksSuite:
         await end(tasks, "i")
 
     async def test_grouped_tasks_share_a_shim(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
-        """Deleting one of a group leaves the shim to the other; deleting the last ends it; killed, it takes all of
-        the group with it.
+        """Deleting one task of a group leaves the shim to the other; deleting the last ends it; killing the shim ends
+        the whole group.
         """
         group: dict[str, Any] = {"annotations": {"io.containerd.runc.v2.group": "g1"}}
         await start(tasks, node, "g1", "sleep", "100", runtime=runtime, **group)
@@ -704,7 +707,7 @@ class TasksSuite:
         assert leftovers(node) == []
 
     async def test_running_out_of_memory_is_told(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
-        """A task over its memory limit is killed, 137, with an OOM event from the shim."""
+        """A task that exceeds its memory limit is killed, 137, with an OOM event from the shim."""
         record = node.add(
             "oom", "sh", "-c", "sleep 0.3; dd if=/dev/zero of=/dev/null bs=64M count=1; exit 3", runtime=runtime
         )
@@ -718,10 +721,10 @@ class TasksSuite:
         await tasks.delete(NS, "oom")
 
     async def test_waiting_is_given_up_without_trace(self, tasks: Tasks, node: FakeGateway) -> None:
-        """Fifty cancelled waits leave the task alone; the next is answered."""
+        """Fifty cancelled waits do not affect the task; the next one is answered."""
         await start(tasks, node, "w", "sleep", "100")
         waits = [asyncio.create_task(tasks.wait(NS, "w")) for _ in range(50)]
-        await tasks.get(NS, "w")  # a call after them was answered: they have come
+        await tasks.get(NS, "w")  # a later call was answered, so the waits have arrived
         for one in waits:
             one.cancel()
         await asyncio.gather(*waits, return_exceptions=True)
@@ -766,8 +769,8 @@ class TasksSuite:
     async def test_a_create_that_waits_for_fifos_is_undone_when_it_is_given_up(
         self, tasks: Tasks, node: FakeGateway, runtime: str, *, removed: bool
     ) -> None:
-        """Its client is killed before it opened them, and perhaps removed them: the name is free within 5 s, and
-        nothing is left.
+        """Its client is killed before it has opened the FIFOs, and perhaps after removing them: the name is free within
+        5 s, and nothing is left.
         """
         stdin, stdout, stderr = paths = [node.state / f"f.{stream}" for stream in ("in", "out", "err")]
         for path in paths:
@@ -798,10 +801,11 @@ class TasksSuite:
         assert leftovers(node) == []
 
     async def test_checkpoint(self, tasks: Tasks, node: FakeGateway, place: Path) -> None:
-        """Two blobs, the image and the spec, written under the caller's lease; with an image path none, and the image
-        is there.
+        """Two blobs, the image and the spec, are written under the caller's lease; with an image path there are none,
+        and the image is in that path.
 
-        CRIU does not run on every machine, so a runc that writes an image without it stands in for this one verb.
+        CRIU does not run on every machine, so a runc that writes an image without it replaces it for this one
+        operation.
         """
         runc = place / "runc-with-checkpoints"
         runc.write_text("""#!/bin/sh
@@ -829,7 +833,7 @@ echo memory > "$image/core-1.img"
         await end(tasks, "cp")
 
     async def test_what_criu_says_is_passed_on(self, tasks: Tasks, node: FakeGateway) -> None:
-        """Restoring from what is no image fails with the words of the shim, and leaves nothing."""
+        """Restoring from something that is no image fails with the shim's words, and leaves nothing."""
         node.add("bad", "true")
         node.blobs["sha256:0"] = bytes(10240)  # an empty tar
         with pytest.raises(errors.NodeError, match="criu|restore|checkpoint"):
@@ -849,7 +853,7 @@ echo memory > "$image/core-1.img"
         assert leftovers(node) == []
 
     async def test_checkpoint_options_are_checked(self, tasks: Tasks, node: FakeGateway) -> None:
-        """Options of another type are refused before the shim is asked."""
+        """Options of another type are refused before the shim is called."""
         await start(tasks, node, "co", "sleep", "100")
         with pytest.raises(errors.Unknown, match=r"^invalid task checkpoint option for io.containerd.runc.v2$"):
             await tasks.checkpoint(NS, "co", any_of(oci_pb2.Options()))

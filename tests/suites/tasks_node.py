@@ -1,5 +1,5 @@
-"""What a tasks service needs around it, for its tests: a small gateway that answers from memory, containers of
-busybox, FIFOs to read.
+"""The surroundings of a tasks service, for its tests: a small gateway that answers from memory, containers of busybox,
+and FIFOs to read.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def spec(*args: str, terminal: bool = False, root: str = "rootfs", cgroup: str =
 
 
 class FakeGateway:
-    """internal.sock and containerd.sock.ttrpc of a node, with as much behind them as tasks asks for. ``events`` are
-    all that came, as topic and message.
+    """internal.sock and containerd.sock.ttrpc of a node, with the services that tasks calls. ``events`` are all events
+    that came, as topic and message.
     """
 
     def __init__(self, state: Path, rootfs: Path) -> None:
@@ -129,7 +129,7 @@ class FakeGateway:
         options: Message | None = None,
         **how: Any,
     ) -> containers_pb2.Container:
-        """A container's record."""
+        """Add a container's record."""
         how.setdefault("cgroup", f"/splitd-test/{self.state.parent.name}/{namespace}/{name}")
         record = containers_pb2.Container(id=name, labels=labels or {}, snapshotter="overlayfs", snapshot_key=name)
         record.runtime.name = runtime
@@ -154,7 +154,7 @@ class FakeGateway:
         return [event for topic, event in self.events if topic == "/tasks/exit" and event.container_id == name]
 
     async def topic(self, name: str, topic: str, seconds: float = 15.0) -> Any:
-        """The first event of a topic about a container, waited for."""
+        """Wait for the first event of a topic about a container."""
 
         async def seen() -> Any:
             return next((e for t, e in self.events if t == topic and e.container_id == name), None)
@@ -257,31 +257,31 @@ class _TtrpcEvents(_Part):
 
 
 class Output:
-    """FIFOs as a client makes them for a process: ``stdout`` is read all along, ``stdin`` written on demand."""
+    """FIFOs for a process, as a client makes them: ``stdout`` is read all the time, ``stdin`` is written on demand."""
 
     def __init__(self, directory: Path, name: str) -> None:
         self.stdin, self.stdout = str(directory / f"{name}.in"), str(directory / f"{name}.out")
         for path in (self.stdin, self.stdout):
             os.mkfifo(path)
-        # Opened for both: no end of file, and no waiting for the other side.
+        # Opened for both directions: this gives no end of file and no waiting for the other side.
         self._in = os.open(self.stdin, os.O_RDWR | os.O_NONBLOCK)
         self._out = os.open(self.stdout, os.O_RDWR | os.O_NONBLOCK)
         self._text = b""
 
     def io(self, *, terminal: bool = False) -> IO:
-        """For a create or exec call; what goes to stderr comes out with the rest."""
+        """For a create or exec call; stderr comes together with stdout."""
         return IO(self.stdin, self.stdout, "" if terminal else self.stdout, terminal)
 
     def write(self, text: str) -> None:
         os.write(self._in, text.encode())
 
     def close_stdin(self) -> None:
-        """Let go of our end."""
+        """Close our end."""
         os.close(self._in)
         self._in = -1
 
     def text(self) -> str:
-        """All that was written so far."""
+        """All output so far."""
         with contextlib.suppress(BlockingIOError):
             while piece := os.read(self._out, 65536):
                 self._text += piece
@@ -324,7 +324,7 @@ async def gone(pid: int, seconds: float = 10.0) -> None:
 
 
 def contained(node: FakeGateway) -> list[int]:
-    """Pids of what runs in containers of this gateway: they have its root filesystem for their own."""
+    """Pids of the processes in containers of this gateway: those whose root filesystem is its own."""
     found = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
@@ -334,7 +334,7 @@ def contained(node: FakeGateway) -> list[int]:
 
 
 def end_all(node: FakeGateway) -> None:
-    """For the end of a test, however it went: no shim and no container of its, frozen ones neither, is left running."""
+    """For the end of every test: no shim and no container of this gateway, not even a frozen one, is left running."""
 
     def ended() -> bool:
         left = [
@@ -348,7 +348,7 @@ def end_all(node: FakeGateway) -> None:
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            # no such process by now, or cgroups of version 2 only, where the dead need not be thawed
+            # the process is gone, or there are only cgroups of version 2, where the dead need not be thawed
             with contextlib.suppress(OSError):
                 group = next(
                     (

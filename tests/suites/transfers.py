@@ -1,5 +1,5 @@
-"""What every life of containerd.services.transfer.v1 and of streaming.v1 does, pulls and pushes aside; run on a
-node, and on a containerd 2 where there is one.
+"""The suite of containerd.services.transfer.v1 and streaming.v1, without pulls and pushes. It runs on a node, and on a
+containerd 2 if there is one.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def files(contents: Mapping[str, bytes]) -> bytes:
 
 
 def names_in(archive: bytes) -> list[str]:
-    """Of the files of a tar."""
+    """The names of the files in a tar."""
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         return tar.getnames()
 
@@ -76,7 +76,7 @@ def layout(images: Mapping[str, Image], **more: bytes) -> bytes:
 
 
 def saved(layers: Sequence[bytes], *names: str, architecture: str = MACHINE) -> bytes:
-    """What docker save writes of an image."""
+    """An image as docker save writes it."""
     config = {
         "architecture": architecture,
         "os": "linux",
@@ -93,12 +93,12 @@ def saved(layers: Sequence[bytes], *names: str, architecture: str = MACHINE) -> 
 
 
 class Transfers:
-    """A client of one namespace, as containerd's own: streams, transfers, and what shows their results."""
+    """A client of one namespace, like containerd's own: streams, transfers, and calls that show their results."""
 
     _ids = itertools.count()
     patience = 0.0
-    """Seconds to wait for the last bytes of an export. containerd may still be sending when the transfer returns;
-    our node must not.
+    """Seconds to wait for the last bytes of an export. containerd may still be sending when the transfer returns; our
+    node must not.
     """
 
     def __init__(self, channel: Channel, namespace: str, lease: str = "") -> None:
@@ -122,7 +122,7 @@ class Transfers:
             yield name, stream
 
     async def transfer(self, source: Any, destination: Any, *, told: list[Progress] | None = None) -> None:
-        """One Transfer; its progress goes to ``told``."""
+        """Make a transfer; its progress goes to ``told``."""
         request = transfer_pb2.TransferRequest(source=kit_any.pack(source), destination=kit_any.pack(destination))
         if told is None:
             await self._transfer.Transfer(request, headers=self.headers, timeout=60)
@@ -141,7 +141,7 @@ class Transfers:
         told: list[Progress] | None = None,
         **options: Any,
     ) -> None:
-        """Import an archive, sent as containerd's client sends it: in pieces of 32 KiB, no more than is allowed."""
+        """Import an archive, sent as containerd's client sends it: in pieces of 32 KiB, and no more than is allowed."""
         async with self.stream("import") as (name, stream):
             sending = asyncio.ensure_future(_send(stream, archive))
             try:
@@ -155,7 +155,7 @@ class Transfers:
                 await asyncio.wait((sending,))
 
     async def export(self, *names: str, told: list[Progress] | None = None, **options: Any) -> bytes:
-        """Export images; the archive as a client has it when the transfer returns."""
+        """Export images. Returns the archive that a client has when the transfer returns."""
         references = [imagestore_pb2.ImageReference(name=name) for name in names]
         async with self.stream("export") as (name, stream):
             archive = bytearray()
@@ -173,17 +173,17 @@ class Transfers:
                 await asyncio.wait((receiving,))
 
     async def images(self) -> dict[str, images_pb2.Image]:
-        """By name."""
+        """All images, by name."""
         return {
             i.name: i for i in (await self._images.List(images_pb2.ListImagesRequest(), headers=self.headers)).images
         }
 
     async def delete_image(self, name: str) -> None:
-        """Delete it and collect what it kept."""
+        """Delete the image, and collect what it kept."""
         await self._images.Delete(images_pb2.DeleteImageRequest(name=name, sync=True), headers=self.headers, timeout=30)
 
     async def labels(self, digest: str) -> dict[str, str]:
-        """A blob's; NotFound."""
+        """A blob's labels; NotFound."""
         return dict(
             (await self._content.Info(content_pb2.InfoRequest(digest=digest), headers=self.headers)).info.labels
         )
@@ -207,7 +207,7 @@ class Transfers:
         }
 
     async def snapshots(self) -> dict[str, snapshots_pb2.Info]:
-        """Of overlayfs, by name."""
+        """Snapshots of overlayfs, by name."""
         request = snapshots_pb2.ListSnapshotsRequest(snapshotter="overlayfs")
         return {
             info.name: info async for page in self._snapshots.List(request, headers=self.headers) for info in page.info
@@ -263,7 +263,7 @@ class TransferSuite:
         return Transfers(channel, f"transfer{os.getpid()}-{next(self.numbers)}")
 
     async def test_an_import_stores_and_labels_what_its_images_refer_to(self, client: Transfers) -> None:
-        """And tells so; what nothing refers to is collected."""
+        """It also reports progress; blobs to which nothing refers are collected."""
         box, told = image([tar_of([("a", {"data": b"a"})]), tar_of([("b", {"data": b"b"})])]), list[Progress]()
         await client.import_(layout({"example.com/box:1": box}, stray=b"stray"), told=told)
         found = (await client.images())["example.com/box:1"]
@@ -289,7 +289,7 @@ class TransferSuite:
         assert await client.blobs() == set(box.blobs)
 
     async def test_an_import_unpacks(self, client: Transfers) -> None:
-        """Each layer to a snapshot by its chain id, found by labels."""
+        """Each layer becomes a snapshot under its chain id, which labels refer to."""
         layers = [tar_of([("a", {"data": b"1"})]), tar_of([("b", {"data": b"2"})])]
         box = image(layers)
         await client.import_(
@@ -311,7 +311,7 @@ class TransferSuite:
         assert not await client.blobs()
 
     async def test_a_layer_that_is_not_what_the_config_says_is_refused(self, client: Transfers) -> None:
-        """No image, and no snapshot."""
+        """There is no image and no snapshot."""
         box = image([tar_of([("a", {"data": b"1"})])])
         config = json.loads(box.blobs[json.loads(box.blobs[box.digest])["config"]["digest"]])
         config["rootfs"]["diff_ids"] = [digest_of(b"other")]
@@ -343,7 +343,7 @@ class TransferSuite:
         )
 
     async def test_names_come_from_prefixes_and_digests(self, client: Transfers) -> None:
-        """Tags behind the prefix, digests where they are wanted, labels on all."""
+        """Tags follow the prefix, digests are added where wanted, and all images have the labels."""
         box = image([b"x"])
         entry = {**box.descriptor, "annotations": {"org.opencontainers.image.ref.name": "v1"}}
         whole = json.dumps({"manifests": [entry, box.descriptor]}).encode()
@@ -359,7 +359,7 @@ class TransferSuite:
         )
         await client.import_(archive, imagestore_pb2.ImageStore(extra_references=[reference], labels={"a": "b"}))
         found = await client.images()
-        # containerd 2.1 has not the index's
+        # containerd 2.1 does not have the index's
         assert found.keys() - {f"example.com/p@{digest_of(whole)}"} == {
             "example.com/p:v1",
             f"example.com/p@{box.digest}",
@@ -367,7 +367,7 @@ class TransferSuite:
         assert all(i.labels == {"a": "b"} for i in found.values())
 
     async def test_an_import_lasts_under_a_lease_of_its_own(self, client: Transfers) -> None:
-        """So what has come is not collected before its image is there; in the end the lease is gone."""
+        """So nothing of it is collected before there is an image; at the end the lease is gone."""
         archive = layout({"example.com/box:1": image([os.urandom(100_000)])})
         leases: list[dict[str, Mapping[str, str]]] = []
 
@@ -382,7 +382,7 @@ class TransferSuite:
         assert not await client.leases()
 
     async def test_a_callers_lease_keeps_what_was_imported(self, channel: Channel, client: Transfers) -> None:
-        """Also when its image goes; no other lease is made."""
+        """It keeps it also when the image is deleted; no other lease is made."""
         await client._leases.Create(leases_pb2.CreateRequest(id="mine"), headers=client.headers)
         leased = Transfers(channel, client.headers[NAMESPACE], "mine")
         box = image([b"kept"])
@@ -417,7 +417,7 @@ class TransferSuite:
         }
 
     async def test_an_index_is_exported_for_platforms(self, client: Transfers) -> None:
-        """This machine's where none is named; all where all are wanted."""
+        """It is exported for this machine's platform if none is named, and for all if all are wanted."""
         here, there = image([b"here"]), image([b"there"], architecture="mips64")
         multi = index(here, there)
         await client.import_(layout({"example.com/multi:1": multi}))
@@ -456,7 +456,7 @@ class TransferSuite:
             await client.transfer(store(name="example.com/none:1"), store(name="example.com/tag:1"))
 
     async def test_what_cannot_be_says_why(self, client: Transfers) -> None:
-        """In the words that clients know."""
+        """The words are those that clients know."""
         with pytest.raises(errors.Unknown, match="unrecognized image format"):
             await client.import_(files({"a": b"x"}))
         with pytest.raises(errors.Unknown, match="invalid tar header"):
@@ -481,7 +481,7 @@ class TransferSuite:
                     await again.receive()
 
     async def test_many_at_once(self, channel: Channel, client: Transfers) -> None:
-        """Imports of the same layers into the same and other namespaces, unpacked, exports beside them."""
+        """Imports of the same layers into the same and other namespaces, unpacked, with exports at the same time."""
         box = image([tar_of([("a", {"data": os.urandom(200_000)})])])
         archive = layout({"example.com/box:1": box})
         store = imagestore_pb2.ImageStore(extra_references=[NAMED], unpacks=[UNPACK])
@@ -493,12 +493,12 @@ class TransferSuite:
 
 
 class NodeTransferSuite(TransferSuite):
-    """What only our node promises."""
+    """Promises that only our node makes."""
 
     @pytest.mark.parametrize("skip", [False, True])
     async def test_digests_are_the_names_of_what_has_no_others(self, client: Transfers, skip: bool) -> None:
-        """As by containerd since 2.3 (its TestTransferImport/DigestOnly): the index and each of its manifests
-        become PREFIX@DIGEST.
+        """As in containerd since 2.3 (its TestTransferImport/DigestOnly): the index and each of its manifests become
+        PREFIX@DIGEST.
         """
         boxes = [image([b"x"]), image([b"y"])]
         whole = json.dumps({"manifests": [box.descriptor for box in boxes]}).encode()
@@ -513,7 +513,7 @@ class NodeTransferSuite(TransferSuite):
         }
 
     async def test_a_client_that_goes_away_leaves_nothing(self, client: Transfers) -> None:
-        """Neither image, lease nor ingest; what came in is collected."""
+        """No image, lease or ingest is left; blobs that came are collected."""
         archive = layout({"example.com/box:1": image([os.urandom(300_000), os.urandom(300_000)])})
         sent = asyncio.Event()
 
@@ -539,7 +539,7 @@ class NodeTransferSuite(TransferSuite):
         assert not await client.ingests()
 
     async def test_another_snapshotter_and_none_that_there_is(self, client: Transfers) -> None:
-        """Any of the node's will do; containerd's must be in its configuration."""
+        """Any of the node's snapshotters is accepted; containerd's must be in its configuration."""
         archive = layout({"example.com/box:1": image([tar_of([("a", {"data": b"1"})])])})
         unpack = imagestore_pb2.UnpackConfiguration
         await client.import_(
