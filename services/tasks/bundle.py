@@ -5,13 +5,12 @@
         rootfs/             where the shim mounts the root filesystem
         work -> ROOT/io.containerd.runtime.v2.task/NAMESPACE/ID
         log                 a FIFO that the shim logs to
-        shim-binary-path    the shim's program, written before it is started: whoever finds the bundle can clean up with
-                            it
-        bootstrap.json      how to reach the shim: protocol, address, version of its task API. Absent: it never got that
-                            far
-        address, init.pid, options.json, runtime ...    the shim's own
+        shim-binary-path    the shim's program, written before it is started, so that it can clean up in any case
+        bootstrap.json      how to reach the shim: protocol, address, version of its task API. It is absent if the shim
+                            was not started
+        address, init.pid, options.json, runtime ...    files of the shim's own
 
-A bundle is deleted by renaming it to a hidden name first, so that a half deleted one is never taken for a task.
+To delete a bundle it is renamed to a hidden name first, so that a half deleted one is never taken for a task.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ _ADDRESS = Struct({"version": INTEGER, "address": TEXT, "protocol": TEXT})
 
 
 def address_of(data: bytes) -> Address | None:
-    """An address in the JSON of ``bootstrap.json``, which shims print too; None if it is none."""
+    """The address in the JSON of a ``bootstrap.json``, which shims print too; None if there is none in it."""
     try:
         found = gojson.read(data, _ADDRESS)
     except gojson.Malformed:
@@ -64,7 +63,7 @@ def address_of(data: bytes) -> Address | None:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """One task's directory; nothing here needs it to exist."""
+    """The directory of one task. It need not exist."""
 
     namespace: str
     id: str
@@ -76,15 +75,15 @@ class Bundle:
         return cls(namespace, name, state / TASKS / namespace / name, root / TASKS / namespace / name)
 
     def validate(self) -> None:
-        """InvalidArgument, in containerd's words, for a name that cannot be a directory's."""
+        """InvalidArgument, in containerd's words, if the name is no identifier."""
         try:
             identifiers.validate(self.id)
         except errors.InvalidArgument as error:
             raise errors.InvalidArgument.verbatim(f"invalid task id {self.id}: {error}") from None
 
     def create(self, spec: bytes | None, *, gid: int = 0) -> None:
-        """Make the directories and write the spec. ``gid`` is the group that a user namespace maps its root to: it
-        may enter then.
+        """Make the directories and write the spec. ``gid`` is the group that the user namespace maps its root to; it
+        gets access.
         """
         self.validate()
         for directory in (*reversed(self.path.parents[:2]), *reversed(self.work.parents[:2])):
@@ -108,8 +107,8 @@ class Bundle:
             raise (errors.of_machine(error, f"failed to create bundle {self.path}") or error) from None
 
     def delete(self) -> None:
-        """Unmount the root filesystem and remove all; what is not there is no error. Never removes anything *in* a
-        root filesystem.
+        """Unmount the root filesystem and remove the bundle, as far as it exists. Files *in* a root filesystem are
+        never removed.
         """
         rootfs = self.path / "rootfs"
         if self.path.exists():
@@ -125,7 +124,7 @@ class Bundle:
         _remove(self.work)
 
     def mounted(self) -> bool:
-        """Whether the root filesystem is mounted; unmounting may take its time."""
+        """Return whether the root filesystem is mounted; to unmount it may take long."""
         return os.path.ismount(self.path / "rootfs")
 
     # -- what is remembered about the shim
@@ -135,7 +134,7 @@ class Bundle:
         return self.path / "log"
 
     def write_program(self, program: str) -> None:
-        """Remember the shim's program."""
+        """Write down the shim's program."""
         _write(self.path / "shim-binary-path", program, 0o600)
 
     def program(self) -> str:
@@ -146,16 +145,15 @@ class Bundle:
             return ""
 
     def write_address(self, address: Address) -> None:
-        """Remember how to reach the shim."""
+        """Write down how to reach the shim."""
         fields = {"version": address.version, "address": address.address, "protocol": address.protocol}
         _write(self.path / "bootstrap.json", json.dumps(fields, separators=(",", ":")), 0o644)
 
     def read_address(self) -> Address | None:
-        """How to reach the shim; None if that was never known. Shims before 1.7 leave a bare ``address``, which
+        """How to reach the shim; None if that was never written. Shims before 1.7 leave a bare ``address``, which
         containerd reads too.
 
-        DataLoss if the address was known, and what is there now holds none: that says nothing of the shim, which may
-        run.
+        DataLoss if the files that should have the address do not. This says nothing about the shim, which may run.
         """
         damaged = None
         try:
@@ -175,20 +173,20 @@ class Bundle:
         return Address("ttrpc", text, 2) if text else None
 
     def readable_address(self) -> Address | None:
-        """The same; None also for an address that cannot be read."""
+        """As :meth:`read_address`, but None also for an address that cannot be read."""
         with contextlib.suppress(errors.DataLoss, OSError):
             return self.read_address()
         return None
 
     def spec(self) -> dict[str, Any]:
-        """The OCI spec; empty if there is none to read."""
+        """The OCI spec; empty if there is none, or it cannot be read."""
         try:
             return specs.read((self.path / "config.json").read_bytes())
         except (OSError, errors.Unknown):
             return {}
 
     def init_pid(self) -> int:
-        """The pid that the shim wrote down for the task's init, 0 if it never had one."""
+        """The pid that the shim wrote down for the task's init; 0 if there is none."""
         try:
             return int((self.path / "init.pid").read_text())
         except (FileNotFoundError, ValueError):
@@ -204,9 +202,9 @@ def _mkdir(path: Path, mode: int, *, exist_ok: bool = False) -> None:
 
 
 def _write(path: Path, text: str, mode: int) -> None:
-    """Replace a file at once: a reader after a crash finds all of it or nothing."""
+    """Replace a file by a rename: after a crash a reader finds the old or the new text, whole."""
     temporary = path.with_name(f".{path.name}")
-    # which writes what a single call would leave out
+    # open() goes on where a single write() writes only a part
     with open(temporary, "w", opener=lambda name, flags: os.open(name, flags, mode)) as file:
         file.write(text)
     os.rename(temporary, path)
@@ -224,8 +222,8 @@ def _remove(path: Path) -> None:
 
 
 def _unmount(rootfs: Path) -> None:
-    """Unmount all that is at or below ``rootfs``. The common case, one mount or none, costs one call and does not
-    read the mount table.
+    """Unmount everything at or below ``rootfs``. The common case, one mount or none, costs one call and does not read
+    the mount table.
     """
     while True:
         if _libc.umount2(os.fsencode(rootfs), 0) == 0:
@@ -236,7 +234,7 @@ def _unmount(rootfs: Path) -> None:
         if code != errno.EBUSY:
             raise OSError(code, f"unmount rootfs {rootfs}: {os.strerror(code)}")
         _unmount_below(rootfs)
-        # MNT_DETACH: somebody still looks at it; it goes when they are done
+        # MNT_DETACH: the filesystem is busy; it is unmounted when it is no longer used
         if _libc.umount2(os.fsencode(rootfs), 2) != 0:
             code = ctypes.get_errno()
             raise OSError(code, f"unmount rootfs {rootfs}: {os.strerror(code)}")

@@ -1,12 +1,12 @@
-"""What buries a shim: how that is cleaned up which a dead one left, until nothing of it is there.
+"""Burying: cleaning up after a dead shim until nothing of its task is left.
 
-The program of the shim has an action for this, ``delete``: it kills the task's processes and unmounts its root
-filesystem. It may say that all is well though its runtime has failed, hang, or fail for want of a file in the bundle.
-So no task is forgotten before its processes are seen dead, and those that live are killed here (``dead_shim.py``).
-Then the exit of each process and the deletion are published, and the bundle goes.
+The shim's program has an action for this, ``delete``, which kills the task's processes and unmounts its root
+filesystem. It may report success although its runtime failed, it may hang, and it may fail for want of a file in the
+bundle. So a task is forgotten only when its processes are seen to be dead; those that live are killed here
+(``dead_shim.py``). Then the exits and the deletion are published, and the bundle is removed.
 
-Where the processes cannot be ended the task is shown as UNKNOWN, its name stays taken, and its exit untold. It is tried
-again with growing pauses, at once when the task is killed or deleted, and at the next start.
+If the processes cannot be ended the task is shown as UNKNOWN, its name stays taken, and no exit is published. Cleaning
+up is tried again with growing pauses, at once when a client kills or deletes the task, and at the next start.
 """
 
 from __future__ import annotations
@@ -30,13 +30,15 @@ from services.tasks.task import KILLED, Life, Task
 log = logging.getLogger(__name__)
 
 ENDING = 5.0
-"""Seconds for which killed processes are waited for each time."""
+"""Seconds to wait for killed processes to end, in each attempt."""
 AGAIN, AGAIN_AT_MOST = 0.25, 60.0
-"""Seconds until what failed is tried again: after the first time, and at most."""
+"""Seconds between two attempts: after the first one, and at most."""
 
 
 class Burial:
-    """Of the tasks of one service. ``end`` kills what a task left, as :func:`services.tasks.dead_shim.end`."""
+    """Buries the shims of one service. ``end`` kills the processes that a task left, as
+    :func:`services.tasks.dead_shim.end`.
+    """
 
     def __init__(
         self, service: Service, names: Names, *, end: Callable[[Sighting, float], list[int]] = dead_shim.end
@@ -45,20 +47,21 @@ class Burial:
         self._end = end
 
     def begin(self, task: Task, *, told: bool = True) -> None:
-        """The shim of a task is dead. From here on the task is DEAD, and its name is taken until it is GONE. Not
-        ``told`` is the end of a task that was never made.
+        """Start to bury a dead shim. The task is DEAD from now on, and its name is taken until it is GONE. Its end is
+        published if it is ``told``; that of a task that was never made is not.
         """
         task.dies()
         self._names.tasks[task.key] = task
         self._service.spawn(self._bury(task, self._names.claim(task.key), told=told))
 
     async def begun(self, task: Task) -> None:
-        """Wait until it is done, or was tried in vain once."""
+        """Wait until the burial is done, or one attempt has failed."""
         await task.until(lambda: task.life is Life.GONE or task.cleaning.trouble)
 
     async def hurry(self, task: Task) -> None:
-        """Try now. FailedPrecondition with what is in the way, if it still is."""
-        before = task.cleaning.attempts + task.cleaning.underway  # one that began earlier tells nothing of now
+        """Make an attempt now. FailedPrecondition, with the reason, if it fails."""
+        # An attempt that runs already may fail for a reason that is past.
+        before = task.cleaning.attempts + task.cleaning.underway
         task.cleaning.hurried.set()
         if (
             not await task.until(
@@ -70,7 +73,7 @@ class Burial:
             raise task.in_the_way()
 
     async def last_state(self, task: Task) -> Process:
-        """UNKNOWN. NotFound if the end of the task is a matter of moments."""
+        """The state of a DEAD task: UNKNOWN. NotFound if it is gone within the time that a state may take."""
         await task.until(lambda: task.life is Life.GONE or task.cleaning.trouble, self._service.config.state_timeout)
         if task.life is Life.GONE:
             raise errors.NotFound.verbatim(task_not_found(task.name))
@@ -109,17 +112,17 @@ class Burial:
         node.deleted(task.namespace, task.name, how)
 
     async def clean(self, task: Task) -> Exit | None:
-        """Have the program's ``delete`` do its work, and end what that leaves alive; how the task ended. None, and
-        ``cleaning.trouble`` says why, where it is to be tried again.
+        """Make one attempt: run the program's ``delete``, and kill the processes that it left. Return how the task
+        ended, or None if the attempt failed; then ``cleaning.trouble`` has the reason.
 
-        The program may fail though the processes are dead, which is what counts. Then it is tried once more, for
-        cgroups and the runtime's state, and no longer.
+        Dead processes are what counts. If they are dead and only the program fails, it is tried once more, for cgroups
+        and the runtime's state, and then no longer.
         """
         cleaning = task.cleaning
         cleaning.underway = True
         try:
             died, trouble = await self._cleaned(task)
-        # such as no more threads; whatever it is, the task is neither forgotten nor given up
+        # such as no more threads: on any failure the task is neither forgotten nor given up
         except Exception as error:
             if not isinstance(error, OSError):
                 log.exception("cleaning up after the dead shim of %s", task)
@@ -133,8 +136,8 @@ class Burial:
         return died
 
     async def _cleaned(self, task: Task) -> tuple[Exit | None, str]:
-        """How the task ended, or why that is not known. OSError where its processes cannot be looked for: that
-        tells nothing of them.
+        """How the task ended, or the reason for the failure. OSError if its processes cannot be looked for: then they
+        may live.
         """
         service = self._service
         died, trouble = None, ""
@@ -155,15 +158,15 @@ class Burial:
             died = Exit(KILLED if task.init.pid else 255, time.time_ns(), task.init.pid)
         if died is None:
             return None, trouble
-        # of a runtime that could not
+        # what a runtime that failed left of its state
         await asyncio.to_thread(shutil.rmtree, service.runc_root / task.namespace / task.name, ignore_errors=True)
         return Exit(died.status, died.at, died.pid or task.init.pid), ""
 
     def _ensure_runc_files(self, task: Task) -> None:
-        """The shim of runc reads its state directory from the bundle; one that died before it wrote it would look in
-        the machine's, and delete others' containers.
+        """Write the two files that the ``delete`` of runc's shim reads, if the shim died before it wrote them.
 
-        It also wants to read there which program is runc: nothing in the file is its own choice.
+        ``options.json`` names runc's state directory. Without it ``delete`` works in the machine's default directory,
+        and deletes other nodes' containers. ``runtime`` names runc's program; an empty file means the default.
         """
         if not checks.of_runc(task.program.path):
             return
@@ -172,15 +175,15 @@ class Burial:
                 path.write_text(text)
 
     async def forget(self, task: Task) -> None:
-        """Nothing runs any more: remove the bundle and the entry."""
+        """Remove the bundle, the notes and the name of a task that has no processes any more."""
         service, bundle = self._service, task.bundle
         with _logged(task):
-            service.notes.forget_sighting(bundle)  # first: a bundle without it is only looked at once more
+            service.notes.forget_sighting(bundle)  # first: a bundle without a sighting is only loaded again
         with _logged(task):
             if bundle.mounted():
                 await asyncio.to_thread(bundle.delete)
             else:
-                bundle.delete()  # a dozen small files: less than the way to a thread takes
+                bundle.delete()  # a dozen small files take less time than a thread
         with _logged(task):
             service.notes.forget(bundle)
         self._names.forget(task)
@@ -192,7 +195,7 @@ class Burial:
 
 @contextlib.contextmanager
 def _logged(task: Task) -> Iterator[None]:
-    """What cannot be removed stays: the task is gone all the same, and its name is free."""
+    """Log what cannot be removed, and go on: the task is gone all the same, and its name is free."""
     try:
         yield
     except OSError as error:

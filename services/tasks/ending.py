@@ -1,4 +1,4 @@
-"""How a shim that lives is ended, when its task is deleted, or was never made whole."""
+"""Ending a shim that lives: its task is deleted, or its create is undone."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _GROUPS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
 
 
 class Ending:
-    """Of the shims of one service."""
+    """Ends the shims of one service."""
 
     def __init__(self, service: Service, names: Names, burial: Burial) -> None:
         self._service, self._names, self._burial = service, names, burial
 
     async def end(self, task: Task) -> bool:
-        """Ask the shim of a task that is ENDING to end, and wait until it has, unless it serves other tasks; one that
-        does not is killed. Whether it ended by itself, and so left nothing.
+        """Ask the shim of a task that is ENDING to end, wait for that, and kill a shim that does not end. A shim that
+        serves other tasks stays. Return whether it stays, or ended by itself and so left nothing.
         """
         connection, seconds = task.connection, self._service.config.shutdown_timeout
         if connection is not None:
@@ -55,7 +55,7 @@ class Ending:
         return False
 
     async def abandon(self, task: Task) -> None:
-        """End a shim whose task was never made or is to be undone, and remove all that either left."""
+        """Undo a create: end the shim, and remove everything that shim and task left."""
         task.ends()
         if (connection := task.connection) is not None:
             seconds = self._service.config
@@ -68,8 +68,8 @@ class Ending:
         await self.clear_away(task)
 
     async def clear_away(self, task: Task) -> None:
-        """Remove all that a shim left which has ended, or was killed, and forget the task. Where that fails it is
-        tried again, and the name is taken until then.
+        """Forget a task whose shim has ended, and remove everything that it left. If that fails the shim is buried, and
+        the name is taken until that is done.
         """
         if (
             (task.bundle.path.exists() or task.seen)
@@ -81,8 +81,8 @@ class Ending:
         await self._burial.forget(task)
 
     async def sweep(self, task: Task) -> None:
-        """Remove half of a create. The shim may run although its address was not written down: runc's has a socket
-        that can be computed.
+        """Undo a create that was interrupted. Its shim may run although its address was not written: the socket path
+        of runc's shim can be computed.
         """
         for address in (
             task.bundle.readable_address(),
@@ -96,7 +96,7 @@ class Ending:
         await self.abandon(task)
 
     def _is_shared(self, task: Task) -> bool:
-        """Whether the shim serves another task that is known here, or is about to be."""
+        """Return whether the shim serves another task that is known, is being created, or is still being loaded."""
         own, path = task.readable_address(), task.bundle.path
         others = [
             *(known.readable_address() for known in self._names.with_shims() if known is not task),
@@ -107,7 +107,7 @@ class Ending:
     def _expected_address(self, bundle: Bundle) -> Address | None:
         annotations = bundle.spec().get("annotations") or {}
         if any(group in annotations for group in _GROUPS):
-            return None  # the shim of somebody else's task, perhaps
+            return None  # the socket may be that of another task's shim
         gateway = self._service.environment.grpc_address
         digest = hashlib.sha256(f"{gateway}/{bundle.namespace}/{bundle.id}".encode()).hexdigest()
         path = f"/run/containerd/s/{digest}"

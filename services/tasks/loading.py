@@ -1,17 +1,16 @@
-"""What became of the tasks that were there before this start of the service.
+"""Loading: finding out, when the service starts, what became of the tasks that were there before.
 
-They are found by their bundles, and by their sightings where a bundle was removed by hand. Each is asked for at its
-shim, and is then one of four:
+Tasks are found by their bundles, or by their sightings if a bundle was removed by hand. Then each shim is asked for its
+task. There are four cases:
 
-* The shim answers: the task is known again, and an exit that nobody saw is published.
-* It does not answer, though somebody listens: it is slow, and kept.
-* Nobody listens, or its process is dead: it is buried.
-* There is no address, or the shim knows of no such task: it is half of a create. The shim is ended, and what it made
-  is removed.
+* The shim answers. The task is known again; an exit that was not published yet is published.
+* The shim accepts a connection, or does not refuse it, but does not answer. It is slow: the task is kept.
+* No process listens at the address, or the shim's process is dead. The shim is buried.
+* There is no address, or the shim does not know the task: a create was interrupted. It is undone.
 
-Where that cannot be found out, as the bundle cannot be read or no process can be started, the task is in *doubt*: it
-may run, and another would be started beside it. It is shown as UNKNOWN, its name is taken, and it is looked at again
-with growing pauses, at once when it is killed or deleted.
+If none of this can be found out, because a file of the bundle cannot be read or no program can be started, the task is
+in *doubt*. It may run, so its name is taken: else a second one could be started beside it. It is shown as UNKNOWN, and
+loaded again with growing pauses, at once when a client kills or deletes it.
 """
 
 from __future__ import annotations
@@ -35,11 +34,11 @@ from services.tasks.task import Task, nobody_listens
 log = logging.getLogger(__name__)
 
 SECONDS = 2.0
-"""For which a start waits until all tasks were looked at once."""
+"""How long a start waits until each task was tried once."""
 
 
 class Loading:
-    """At the start of one service, which waits for at most ``seconds``."""
+    """Loads the tasks of one service. The start waits for them for at most ``seconds``."""
 
     def __init__(
         self, service: Service, names: Names, burial: Burial, ending: Ending, *, seconds: float = SECONDS
@@ -49,8 +48,8 @@ class Loading:
         self._seconds = seconds
 
     async def load(self) -> None:
-        """Find the shims that run. Those that answer are known when this returns; slow ones soon after, and until
-        then their names are taken.
+        """Find the shims that run. The tasks of shims that answer in time are known when this returns. The names of
+        the others are taken, and they are known soon after.
         """
         limit = asyncio.Semaphore(self._service.config.load_parallel)
         self._names.found = {(bundle.namespace, bundle.id): bundle for bundle in self._bundles()}
@@ -67,7 +66,7 @@ class Loading:
         await asyncio.to_thread(self._remove_orphans, here)
 
     async def look_again(self, key: Key) -> None:
-        """Look now at a task of which it is not known what has become, and wait for that."""
+        """Load a task that is in doubt again now, and wait for that."""
         doubt = self._names.doubts.get(key)
         if doubt is None:
             return
@@ -75,7 +74,7 @@ class Loading:
         doubt.hurried.set()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2 * (config.load_timeout + config.cleanup_timeout + ENDING)):
-                for _ in range(1 + doubt.trying):  # a look that began earlier tells nothing of now
+                for _ in range(1 + doubt.trying):  # one that runs already may fail for a reason that is past
                     if self._names.doubts.get(key) is doubt:
                         await doubt.tried.wait()
 
@@ -91,14 +90,14 @@ class Loading:
                     shutil.rmtree(path, ignore_errors=True)  # half deleted
                 elif path.is_dir():
                     found.append(self._service.bundle(space.name, path.name))
-        for key in self._service.notes.sighted():  # whose bundle was removed by hand
+        for key in self._service.notes.sighted():  # their bundles were removed by hand
             if not (bundle := self._service.bundle(*key)).path.exists():
                 found.append(bundle)
         return found
 
     def _remove_orphans(self, here: set[Key]) -> None:
-        """Work directories outlive a reboot, bundles do not. Remove those, and what was noted of tasks that are no
-        more; not of those that were ``here`` at the start: a bundle that was removed by hand may be back only soon.
+        """Remove work directories and notes of tasks that have no bundle: work directories outlive a reboot, bundles
+        do not. Those of the tasks that are ``here`` stay: if a bundle was removed by hand, loading restores it later.
         """
         bundles = self._service.state / TASKS
         for path in (self._service.root / TASKS).glob("*/*"):
@@ -117,7 +116,7 @@ class Loading:
         claim: contextlib.AbstractContextManager[None],
         limit: asyncio.Semaphore,
     ) -> None:
-        """Find out what became of a task, however often that must be tried."""
+        """Try until it is known what became of a task."""
         names, pause, attempts = self._names, AGAIN, 0
         try:
             while True:
@@ -143,7 +142,7 @@ class Loading:
                     )
                 finally:
                     doubt.trying = False
-                # since the claim was given up nobody else has run: the name is never free
+                # No other code has run since the claim ended: the name is never free.
                 names.doubts[key] = doubt
                 doubt.again()
                 claim = contextlib.nullcontext()
@@ -163,7 +162,7 @@ class Loading:
         try:
             await self._load_task(task)
         except BaseException:
-            if self._names.tasks.get(task.key) is not task:  # it is to be looked at anew
+            if self._names.tasks.get(task.key) is not task:  # the next try makes another one
                 task.leaves()
                 await task.close()
             raise
@@ -190,7 +189,7 @@ class Loading:
         await self._examine(task, task.connection)
 
     async def _bury(self, task: Task) -> None:
-        """Wait for its burial only as long as the first try takes: others are to be loaded."""
+        """Bury the shim, and wait for the first attempt only: other tasks wait to be loaded."""
         self._burial.begin(task)
         await self._burial.begun(task)
 
@@ -199,7 +198,7 @@ class Loading:
         task.follow(self._burial.begin)
 
     def _keep(self, task: Task) -> None:
-        """A slow shim is known without having been asked; what it could not tell yet is learnt from its Wait."""
+        """Keep the task of a slow shim. Its exit is learnt from a Wait, even if it was before the start."""
         task.init.pid = task.seen.pid if task.seen else 0
         self._adopt(task)
         waiting = task.watch(task.init)
@@ -207,11 +206,11 @@ class Loading:
             self._service.spawn(self._tell_exit(task, waiting))
 
     async def _tell_exit(self, task: Task, waiting: asyncio.Task[Exit]) -> None:
-        """Publish the exit, which nobody may have heard of. The gateway drops it if its shim has told it too."""
+        """Publish the exit. The gateway drops it if the shim has published it already."""
         self._service.node.exited(task.namespace, task.name, "", await waiting)
 
     async def _examine(self, task: Task, connection: Connection | None) -> None:
-        """Ask a shim that was found what has become of its task."""
+        """Ask a shim for the state of its task."""
         assert connection is not None
         seconds = self._service.config.load_timeout
         try:
@@ -245,7 +244,7 @@ class Loading:
             await self._find_execs(task, connection)
 
     async def _find_execs(self, task: Task, connection: Connection) -> None:
-        """Wait for the execs that run, too. Shims name them where they list a task's pids."""
+        """Wait for the exits of the execs too. The list of the task's pids names them."""
         try:
             for info in await connection.pids(self._service.config.state_timeout):
                 exec_id = exec_id_of(info)

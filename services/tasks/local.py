@@ -1,17 +1,16 @@
-"""The tasks of this node: which there are, how one is made, and every verb handed to the right shim.
+"""The tasks of this node: creating them, and passing each request to the right shim.
 
-How a shim is followed: ``task.py``. Each task has a connection of its own to its shim, and, once the shim has said who
-it is, a pidfd of it. A connection that ends is made anew; only a shim whose process is dead, or whose socket nobody
-listens to, is buried: ``burial.py``. A shim that does not answer is asked again and again, and holds up nobody but
-those who ask for it. What became of the tasks that were there before: ``loading.py``.
+How a shim is followed is told in ``task.py``, how tasks are found again after a start in ``loading.py``, how a shim is
+ended in ``ending.py``, and how a dead one is cleaned up after in ``burial.py``. A shim that does not answer delays only
+the requests for its own task.
 
-How exits are learnt. One Wait per process is outstanding at its shim, however many wait here. The shim itself sends
-the exit's event; this service publishes it only where that may have got lost: exits found when it starts, exits while
-the gateway was away, those of the dead, and the last ones of 2.x shims. (The gateway drops the second of two.) A file
-remembers that the exit of a task was seen, so that the next start does not report it again (``notes.py``).
+Exits. One Wait for each process is outstanding at its shim, for any number of clients. The shim publishes the exit's
+event itself. This service publishes it where that event may be lost: exits that are found at a start, exits while the
+gateway was away, exits by the death of the shim, and the last exits before a 2.x shim ends. The gateway drops the
+second of two events. A note on the disk tells the next start that an exit is known (``notes.py``).
 
-What a crash leaves. A bundle without an address, or whose shim knows of no such task, is half of a create: the shim is
-ended, and what it made is removed.
+Crashes. A bundle without an address, or whose shim does not know its task, is an interrupted create. It is undone at
+the next start.
 """
 
 from __future__ import annotations
@@ -63,10 +62,10 @@ T = TypeVar("T")
 
 class LocalTasks:
     """A :class:`services.tasks.store.Tasks` of real shims, below a root and a state directory. Use as ``async with``:
-    entering finds the shims that run.
+    entering finds the shims that run, leaving lets them run on.
 
-    Leaving it leaves them alone. ``on_exit`` is told of every exit of a task's init (namespace, name, how), ``on_gone``
-    of every task that is no more.
+    ``on_exit`` is called with namespace, name and exit when a task's init has ended, ``on_gone`` with namespace and
+    name when a task is gone.
     """
 
     def __init__(
@@ -105,8 +104,8 @@ class LocalTasks:
             await task.close()
 
     def gateway_returned(self, since: float) -> None:
-        """The gateway was away since a moment before ``since`` (seconds since 1970): report the exits that it may
-        not have been told.
+        """The gateway is back, and was last there before ``since`` (seconds since 1970): publish the exits since
+        then.
         """
         for task in self._names.tasks.values():
             for process in (task.init, *task.execs.values()):
@@ -118,7 +117,7 @@ class LocalTasks:
     async def create(self, namespace: str, name: str, options: CreateOptions) -> int:
         container = await self._node.container(namespace, name)
         key = (namespace, name)
-        # A deletion may be in its last steps. Of two creations one wins, and the other finds the task, or its turn.
+        # A deletion may be in its last steps. Of two creations one wins; the other finds its task, or gets its turn.
         await self._names.settled(key)
         if self._names.is_taken(key):
             raise errors.AlreadyExists(f"task {name}")
@@ -184,12 +183,14 @@ class LocalTasks:
             return task.init.pid
 
     async def _make_bundle(self, bundle: Bundle, container: Container, options: CreateOptions, image: str) -> str:
-        """Make the bundle; the directory of the checkpoint to restore, which is ``image`` if that is one."""
+        """Make the bundle. Return the directory of the checkpoint to restore: ``image``, one that is fetched, or an
+        empty string.
+        """
         notes = self._service.notes
         try:
             if not image and options.checkpoint is not None:
                 if "RestoreFromPath" in options.checkpoint.annotations:
-                    # the CRI plugin's way; it starts the task, too
+                    # The CRI plugin restores so, and has the task started too.
                     raise errors.Unimplemented("restore from a path")
                 image = str(notes.checkpoint_of(bundle))
                 await checkpoint.load(self._node, bundle.namespace, options.checkpoint, Path(image))
@@ -198,7 +199,7 @@ class LocalTasks:
             try:
                 bundle.create(spec, gid=gid)
             except FileExistsError:
-                # Left by something that went wrong: there is no such task, so it is in nobody's way.
+                # There is no such task: the bundle was left by a deletion that failed halfway.
                 task = Task(bundle, self._service.program_of(bundle), self._service)
                 await self._ending.sweep(task)
                 if task.life is not Life.GONE:
@@ -222,7 +223,7 @@ class LocalTasks:
             await task.connect(address, 5.0)
 
     async def _undo(self, task: Task) -> None:
-        """A create failed: leave nothing of it; nor a shim that runs, though its program did not say where."""
+        """Remove everything that a failed create made; also a shim whose program did not say its address."""
         try:
             await (self._ending.abandon(task) if task.connection is not None else self._ending.sweep(task))
         except Exception:
@@ -231,19 +232,18 @@ class LocalTasks:
     # ---------------------------------------------------------------------------------------------- asking
 
     async def _find(self, namespace: str, name: str) -> Task:
-        """The task; one that is being created is waited for, as containerd's shim has the others wait, and so is one
-        that is still looked at after the start. NotFound if there is none.
+        """The task. Wait for one that is being created, as containerd does, or loaded. NotFound if there is none.
 
-        A client whose input ends at once asks to close it before its Create is answered, and tries that only once
-        (nerdctl run -i).
+        ``nerdctl run -i`` needs the wait: if its input ends at once it closes stdin before its Create is answered, and
+        tries that only once.
         """
         key = (namespace, name)
         task = await self._names.look(key)
         if task is None and (doubt := self._names.doubts.get(key)) is not None:
             raise DoubtfulError(f"task {name}: it may run, and what became of it cannot be found out: {doubt.trouble}")
         if task is None:
-            # The absence of a container comes first. That is only about the error's words, and clients ask for a task
-            # that they have just deleted (ctr run twice): two hops less each time.
+            # A missing container is reported first. Only the error's words depend on that, so a client that asks for a
+            # task that it has just deleted (ctr run does, twice) is spared the two hops.
             if not self._names.has_just_ended(key):
                 await self._node.container(namespace, name)
             raise errors.NotFound.verbatim(task_not_found(name))
@@ -257,7 +257,7 @@ class LocalTasks:
     async def start(self, namespace: str, name: str, exec_id: str = "") -> int:
         task = await self._find(namespace, name)
         pid = await task.converse(lambda c: c.start(exec_id, self._config.call_timeout))
-        process = task.watched(exec_id)  # only now: what a client names need not be there
+        process = task.watched(exec_id)  # only now, since the exec may not exist
         process.pid = pid
         task.watch(process)
         return pid
@@ -281,8 +281,8 @@ class LocalTasks:
             except errors.NotFound as error:
                 if task.life in (Life.ENDING, Life.GONE):  # another call has deleted it
                     raise
-                missing = error  # deleted before, but not taken down
-            if task.life is Life.DEAD:  # its shim ended as soon as it had answered: whoever buries it removes the rest
+                missing = error  # a deletion before this one was not finished
+            if task.life is Life.DEAD:  # the shim ended right after its answer; the burial removes the rest
                 await self._burial.hurry(task)
                 if missing is not None:
                     raise missing
@@ -295,7 +295,7 @@ class LocalTasks:
         return how
 
     async def _take_down(self, task: Task, how: Exit, *, told: bool) -> None:
-        """The shim has forgotten the task: end it, and remove the rest."""
+        """End the shim, which has deleted the task, and remove the rest."""
         with self._names.claim(task.key):
             task.ends()
             del self._names.tasks[task.key]
@@ -307,8 +307,8 @@ class LocalTasks:
             await (self._burial.forget(task) if ended else self._ending.clear_away(task))
 
     def _tell_the_end(self, task: Task, how: Exit) -> None:
-        """Shims of containerd 2.x end without waiting for their last events to be taken, and those that were killed
-        have not waited: tell what those were. (Told twice they are dropped.)
+        """Publish the last events of a shim. Shims of containerd 2.x end without waiting until their events are taken,
+        and a killed shim does not wait either. The gateway drops events that it has already.
         """
         for process in (*task.execs.values(), task.init):
             if process.exit is not None and (process.exit.at or 0) > time.time_ns() - 30_000_000_000:
@@ -316,7 +316,7 @@ class LocalTasks:
         self._node.deleted(task.namespace, task.name, how)
 
     async def delete_process(self, namespace: str, name: str, exec_id: str) -> Exit:
-        if not exec_id:  # a shim would take it for the init, and delete that alone
+        if not exec_id:  # a shim would delete the init, and only that
             raise errors.InvalidArgument.verbatim("exec id cannot be empty")
         task = await self._find(namespace, name)
         how = await task.converse(lambda c: c.delete(exec_id, self._config.call_timeout))
@@ -358,9 +358,9 @@ class LocalTasks:
         return [process for process in found if process is not None]
 
     async def kill(self, namespace: str, name: str, exec_id: str, signal: int, *, everything: bool) -> None:
-        # For an exec containerd does not pass ``everything`` on. And runc finds everything by its cgroup, which the
-        # same-named container of another node on this machine shares; where SIGKILL of the init is enough (its pid
-        # namespace goes with it) nobody else's processes are to be killed.
+        # For an exec containerd does not pass ``everything`` on. runc finds everything by the cgroup, which a container
+        # of the same name on another node of this machine shares. So where SIGKILL of the init is enough, as its pid
+        # namespace ends with it, only the init is killed.
         await self._loading.look_again((namespace, name))
         task = await self._find(namespace, name)
         if task.life is Life.DEAD:
@@ -380,21 +380,21 @@ class LocalTasks:
         try:
             await task.converse(lambda c: c.kill(exec_id, signal, everything, self._config.call_timeout))
         except errors.NodeError:
-            # Everything is dead already: runc says so of an init that is to be killed, but not where all are, and
-            # clients delete by force that way.
+            # The task has ended already. runc reports that for its init, but not where everything is to be killed,
+            # and clients kill everything before they delete by force.
             if not with_init or (await self.get(namespace, name)).status is not Status.STOPPED:
                 raise
         if not exec_id and signal == SIGKILL:
             await self._thaw(namespace, name)
 
     async def _thaw(self, namespace: str, name: str) -> None:
-        """Let a paused task die of the SIGKILL that waits for it: in a frozen cgroup of v1 it has no effect, and
-        runc thaws that one, but crun does not.
+        """Resume a paused task that was sent SIGKILL. In a frozen cgroup of version 1 the signal has no effect; runc
+        thaws the cgroup itself, crun does not.
         """
         try:
             if (await self.get(namespace, name)).status in (Status.PAUSED, Status.PAUSING):
                 await self.resume(namespace, name)
-        except errors.NodeError as error:  # it is dead by now: its runtime thawed it
+        except errors.NodeError as error:  # its runtime thawed it, and it is dead
             log.debug("thawing %s/%s, which was killed: %s", namespace, name, error)
 
     async def exec(self, namespace: str, name: str, exec_id: str, spec: Opaque | None, io: IO) -> None:
@@ -475,8 +475,8 @@ class LocalTasks:
 
 
 async def _or_abandoned(making: asyncio.Future[int], abandoned: asyncio.Event, waited_for: list[int]) -> int:
-    """What a shim's Create answers. Once its caller is gone nobody opens these FIFOs any more: they are opened
-    here, lest the shim wait for that.
+    """The answer of a shim's Create, which waits until the client opens its FIFOs. If the client has gone, they are
+    opened here, so that the shim does not wait for ever.
     """
     giving_up = loops.task("the wait for a caller that gives up", abandoned.wait())
     either: set[asyncio.Future[Any]] = {making, giving_up}

@@ -1,9 +1,8 @@
-"""Which tasks there are, and whose name is taken by something else: a creation, a deletion, or a doubt.
+"""The names of the tasks that are known, and the names that are taken by a creation, a deletion or a doubt.
 
-A name is in ``tasks`` from the moment that a task is made until it is deleted; a task whose shim is dead stays there
-until all that it left is cleaned up. Whoever makes a task, ends it, or looks at it for the first time *claims* its name
-meanwhile. Claims do not exclude each other: who must not meet another one looks first (:meth:`Names.is_taken`), and
-claims without waiting in between.
+A task is in ``tasks`` from its creation to its deletion. If its shim is dead it stays there until the burial is done.
+The code that creates, ends, buries or first loads a task *claims* its name meanwhile. Claims do not exclude each other:
+``create``, which must not meet another claim, looks first (:meth:`Names.is_taken`), and does not wait before it claims.
 """
 
 from __future__ import annotations
@@ -19,57 +18,57 @@ from services.tasks.service import Key
 from services.tasks.task import Task
 
 _REMEMBERED = 1.0
-"""Seconds for which the container of a task that was here is taken to be there still."""
+"""Seconds after the end of a task in which its container is assumed to exist still."""
 
 
 class DoubtfulError(errors.FailedPrecondition):
-    """What became of a task cannot be found out."""
+    """It cannot be found out what became of a task."""
 
 
 class Doubt:
-    """A task that was found at the start, as long as it is not known what has become of it."""
+    """A task that was found at the start, until it is known what became of it."""
 
     __slots__ = ("hurried", "tried", "trouble", "trying")
 
     def __init__(self) -> None:
         self.trouble = ""
-        """Why not; empty until it was looked at once."""
+        """Why the last try failed; empty before."""
         self.trying = False
-        """It is being looked at at this moment."""
+        """A try runs at this moment."""
         self.hurried = asyncio.Event()
-        """Set by who wants it looked at at once."""
+        """Set to have the next try made at once."""
         self.tried = asyncio.Event()
-        """Set when it was looked at once more, and then another one takes its place."""
+        """Set, and replaced, after each try."""
 
     def again(self) -> None:
-        """It was looked at, with whatever result."""
+        """A try has ended, with whatever result."""
         tried, self.tried = self.tried, asyncio.Event()
         tried.set()
 
 
 class Names:
-    """By namespace and name."""
+    """The names of one service's tasks."""
 
     def __init__(self) -> None:
         self.tasks: dict[Key, Task] = {}
-        """Those that are known."""
+        """The tasks that are known."""
         self.found: dict[Key, Bundle] = {}
-        """Those that were found at the start, and of which it is still to be learnt what has become ..."""
+        """The bundles that were found at the start, until it is known what became of their tasks."""
         self.doubts: dict[Key, Doubt] = {}
-        """... and this in vain so far."""
+        """Those of them for which a try has failed."""
         self._claims: dict[Key, asyncio.Event] = {}
-        """Set when the claim is given up."""
+        """The claims; each event is set when its claim ends."""
         self._creations: dict[Key, Task | None] = {}
-        """The claims that are creations, and what they make, as soon as it has a shim."""
+        """The claims that are creations, with their tasks once these have a shim."""
         self._ended: dict[Key, float] = {}
-        """When tasks that are no more went; those of the last moments."""
+        """When the tasks that ended a moment ago did, by the monotonic clock."""
 
     def is_taken(self, key: Key) -> bool:
-        """Whether no task may be made by this name."""
+        """Return whether no task of this name may be created."""
         return key in self.tasks or key in self._claims or key in self.doubts
 
     def claim(self, key: Key, *, creating: bool = False) -> contextlib.AbstractContextManager[None]:
-        """The name is claimed from now until the context that this returns ends."""
+        """Claim the name from now until the end of the returned context."""
         event = self._claims[key] = asyncio.Event()
         if creating:
             self._creations[key] = None
@@ -88,21 +87,21 @@ class Names:
         return claimed()
 
     def is_made(self, task: Task) -> None:
-        """A creation has got as far as to have a shim."""
+        """The task of a creation has a shim now."""
         self._creations[task.key] = task
 
     def with_shims(self) -> Iterator[Task]:
-        """The tasks that are known, or are being created and have a shim already."""
+        """The tasks that are known, and those that are being created and have a shim already."""
         yield from self.tasks.values()
         yield from (task for task in self._creations.values() if task is not None)
 
     async def settled(self, key: Key) -> None:
-        """Wait for a claim that may leave the name free."""
+        """Wait for a claim that may leave the name free when it ends."""
         if key not in self.tasks and (claim := self._claims.get(key)) is not None:
             await claim.wait()
 
     async def look(self, key: Key, seconds: float | None = None) -> Task | None:
-        """The task; one that is being created, or was found at the start, is waited for, for at most ``seconds``."""
+        """The task, or None. Wait at most ``seconds`` for one that is being created or loaded."""
         if (
             key not in self.tasks
             and (key in self._creations or key in self.found)
@@ -114,7 +113,7 @@ class Names:
         return self.tasks.get(key)
 
     def forget(self, task: Task) -> None:
-        """The task is no more."""
+        """Remove a task that has ended."""
         if self.tasks.get(task.key) is task:
             del self.tasks[task.key]
         now = time.monotonic()
@@ -123,5 +122,5 @@ class Names:
         self._ended[task.key] = now
 
     def has_just_ended(self, key: Key) -> bool:
-        """Whether a task of this name was here a moment ago."""
+        """Return whether a task of this name ended a moment ago."""
         return self._ended.get(key, -_REMEMBERED) >= time.monotonic() - _REMEMBERED

@@ -1,9 +1,11 @@
-"""What the service itself remembers of its tasks, below STATE/tasks; shims and operators' tools know nothing of it::
+"""Notes that the service keeps about its tasks, for itself alone. They are below STATE/tasks::
 
-sightings/NAMESPACE:ID      what must be known to end a task whatever becomes of its bundle (dead_shim.py)
-exits/NAMESPACE:ID          the exit of the task's init was seen: the next start of the service reports it no more
-checkpoints/NAMESPACE:ID/   the image that the task is restored from
-checkpoints/checkpoint-*/   an image on its way to the content store
+    sightings/NAMESPACE:ID      the data by which a task can be ended even without its bundle (dead_shim.py)
+    exits/NAMESPACE:ID          empty; the exit of the task's init is known, so the next start does not publish it
+    checkpoints/NAMESPACE:ID/   the image from which the task is restored
+    checkpoints/checkpoint-*/   an image on its way to the content store
+
+All notes about a task are removed with it.
 """
 
 from __future__ import annotations
@@ -20,21 +22,21 @@ from services.tasks.dead_shim import Sighting
 
 
 class Notes:
-    """The directories above, in ``directory``; a task is named by its bundle."""
+    """The directories above, below ``directory``. A task's bundle gives its name."""
 
     def __init__(self, directory: Path) -> None:
         self.checkpoints = directory / "checkpoints"
         self._sightings, self._exits = directory / "sightings", directory / "exits"
 
     def make(self) -> None:
-        """Make the directories, where they are not there."""
+        """Make the directories that do not exist."""
         for directory in (self._exits, self._sightings, self.checkpoints):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     # -- sightings
 
     def sighting(self, bundle: Bundle) -> Sighting | None:
-        """What was written; None if there is nothing that can be understood."""
+        """The sighting of a task; None if there is none, or it is malformed."""
         return dead_shim.read(self._sightings / _name(bundle))
 
     def write_sighting(self, bundle: Bundle, seen: Sighting) -> None:
@@ -44,7 +46,7 @@ class Notes:
         (self._sightings / _name(bundle)).unlink(missing_ok=True)
 
     def sighted(self) -> Iterator[tuple[str, str]]:
-        """Namespaces and names of the tasks of which there is a sighting, in order."""
+        """Namespace and name of each task that has a sighting, in order."""
         for path in sorted(self._sightings.iterdir()):
             namespace, _, name = path.name.partition(":")
             if not path.name.startswith("."):
@@ -56,14 +58,14 @@ class Notes:
         return (self._exits / _name(bundle)).exists()
 
     def note_exit(self, bundle: Bundle) -> None:
-        """Where that fails, the next start reports the exit again, which is dropped."""
+        """If this fails the next start publishes the exit again, and the gateway drops it."""
         with contextlib.suppress(OSError):
             os.close(os.open(self._exits / _name(bundle), os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
 
     # -- checkpoints
 
     def checkpoint_of(self, bundle: Bundle) -> Path:
-        """An empty directory for what a task is restored from; it stays as long as the task."""
+        """Make an empty directory for the image of a task; it stays as long as the task."""
         self.forget_checkpoint(bundle)
         path = self.checkpoints / _name(bundle)
         path.mkdir(mode=0o700)
@@ -77,7 +79,7 @@ class Notes:
     # -- all of them
 
     def forget(self, bundle: Bundle) -> None:
-        """The bundle is no more: nor is what was noted beside its sighting."""
+        """Remove the exit and the checkpoint of a task."""
         (self._exits / _name(bundle)).unlink(missing_ok=True)
         self.forget_checkpoint(bundle)
 

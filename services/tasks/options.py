@@ -1,6 +1,6 @@
-"""A runtime's options: a message of the runtime's own type, which clients send with a task or keep with its container.
+"""Runtime options: a message of the runtime's own type, which clients send with a create or store with the container.
 
-runc's are read here, since three of their fields concern the node; those of other runtimes are passed on as they are.
+Only runc's are read here, once for each create. Those of other runtimes are passed on as they are.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ _RUNC = oci_pb2.Options.DESCRIPTOR.full_name
 
 @dataclass(frozen=True, slots=True)
 class RuntimeOptions:
-    """What the options of a create mean."""
+    """The options of a create, read."""
 
     given: Opaque | None
-    """What the shim is given."""
+    """The options for the shim."""
     image: str = ""
-    """The directory of a checkpoint to restore; empty for none."""
+    """The directory of the checkpoint to restore; empty for none."""
 
 
 def read(program: str, call: Opaque | None, container: Opaque | None, runc_root: Path) -> RuntimeOptions:
-    """The options of the create ``call``, or the container's where that has none. InvalidArgument for what is none of
-    the shim at ``program``.
+    """Read the options of the ``call``, or the ``container``'s if the call has none. InvalidArgument for options that
+    the shim at ``program`` does not take, or that are malformed.
 
-    Where runc's options name no state directory, it is ``runc_root``: runc's own default is one directory for every
-    containerd of the machine, where same-named containers of two nodes would be one.
+    If runc's options name no state directory, ``runc_root`` is filled in. runc's own default is the same directory for
+    every containerd of the machine: there, containers of the same name on two nodes would be one.
     """
     checks.runtime_options("options", program, call)
     checks.runtime_options("the container's runtime options", program, container)
@@ -55,7 +55,7 @@ def read(program: str, call: Opaque | None, container: Opaque | None, runc_root:
 
 
 def checkpoint_image(runtime: str, options: Opaque | None) -> str:
-    """The directory in which the options of a Checkpoint call want the image; empty for the content store."""
+    """The directory that the options of a Checkpoint call name for the image; empty for the content store."""
     value = opaque_to_pb(options)
     if value is None:
         return ""

@@ -1,4 +1,4 @@
-"""What all tasks of one service have in common: its directories and settings, the node around it, the work beside."""
+"""The service that all its tasks share: directories, settings, the node around it, and the background work."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 Key = tuple[str, str]
-"""A task: its namespace and its name."""
+"""The namespace and the name of a task."""
 
 ExitHook = Callable[[str, str, Exit], None]
-"""Is told of the exit of a task's init: namespace, name, how."""
+"""Called with namespace, name and exit when a task's init has ended."""
 GoneHook = Callable[[str, str], None]
-"""Is told of a task that is no more: namespace, name."""
+"""Called with namespace and name when a task is gone."""
 
 
 class Service:
-    """Made once, with the service. Shims are connected to by ``connection``."""
+    """Made once. ``connection`` is the class of the connections to shims."""
 
     def __init__(
         self,
@@ -48,11 +48,11 @@ class Service:
         self.connection = connection
         self.notes = Notes(state / "tasks")
         self.runc_root = state / "runc"
-        """Where runc keeps the state of the containers whose options name no directory."""
+        """The state directory of runc for containers whose options name none."""
         self.environment = Environment(state / "containerd.sock", state / "containerd.sock.ttrpc", config.shim_env)
         self.programs = Programs()
         self.background = loops.Tasks()
-        """The work of :meth:`spawn`."""
+        """The tasks that :meth:`spawn` started."""
 
     def bundle(self, namespace: str, name: str) -> Bundle:
         return Bundle.of(self.root, self.state, namespace, name)
@@ -62,12 +62,12 @@ class Service:
         return Program(path, bundle, self.environment)
 
     def program_of(self, bundle: Bundle, seen: Sighting | None = None) -> Program:
-        """The program that a bundle names, else its sighting; runc's where neither does."""
+        """The program that the bundle names, else the sighting, else runc's shim."""
         path = bundle.program() or (seen.program if seen else "") or self.programs.find("io.containerd.runc.v2")
         return self.program(bundle, path)
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Work that nobody waits for. It ends with the service; its failure is logged."""
+        """Start work in the background. It ends with the service; its failure is logged."""
         job = self.background.keep(loops.task("a task's follower", work))
         job.add_done_callback(_log_failure)
         return job
@@ -75,7 +75,7 @@ class Service:
 
 @contextlib.contextmanager
 def prefixed(words: str) -> Iterator[None]:
-    """Errors from inside say first what was being done; their class stays."""
+    """Put ``words`` before the message of an error, and keep its class; an OSError becomes one of ours."""
     try:
         yield
     except errors.NodeError as error:

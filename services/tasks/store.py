@@ -1,19 +1,19 @@
-"""What a task is, and what one can do with it; the domain of the tasks service.
+"""The domain of the tasks service: tasks, and the requests that clients make of them.
 
 Words:
 
-container   a record (metadata's): image, spec, runtime, labels. It does not run.
-task        a container that runs, or is about to, or did and was not deleted yet. At most one for each container, and
-named as it.
+container   a record of the metadata service: image, spec, runtime, labels. It does not run.
+task        a container that runs, or is about to run, or has run and was not deleted yet. A container has at most one
+            task, which has the container's name.
 exec        one more process in a task, named by its exec id. The task's own first process, its *init*, has the empty
-exec id.
-runtime     what runs containers, named like ``io.containerd.runc.v2``: a program ``containerd-shim-runc-v2``, or a path
-of one.
-shim        that program at work for a task (or a group of them): the parent of its processes. It is independent of this
-service and outlives it.
-bundle      the directory of a task: its OCI spec, its root filesystem's mount point, and how to reach its shim.
+            exec id.
+runtime     the program that runs containers, named like ``io.containerd.runc.v2``: ``containerd-shim-runc-v2``, or the
+            path of a program.
+shim        that program at work for a task, or for a group of tasks: the parent of their processes. It does not depend
+            on this service, and outlives it.
+bundle      the directory of a task: its OCI spec, the mount point of its root filesystem, and the address of its shim.
 
-A task's life::
+A task's life, as clients see it::
 
             create          start           (its init exits)          delete
     (none) -------> CREATED ------> RUNNING ----------------> STOPPED -------> (none)
@@ -21,12 +21,12 @@ A task's life::
                                pause v  | resume
                                     PAUSED
 
-The shim knows the state; nothing here caches it but exits, which happen once. A shim that dies takes its task with it:
-the task's processes are killed, it counts as exited with status 137, and is gone without being deleted. Nothing else
-ends a task: a shim that does not answer is only slow.
+The shim knows the status; this service caches only exits, which happen once. If a shim dies its task ends too: the
+processes of the task are killed, the task counts as exited with status 137, and is gone without a delete. Nothing else
+ends a task: a shim that does not answer is only slow. (``task.py`` has the states in which this service sees a task.)
 
-Errors that a shim reports are passed on in its words. A task that is not there is NotFound, ``task NAME not found``;
-its container's absence is reported first.
+Errors that a shim reports are passed on in its words. A task that does not exist is NotFound, ``task NAME not found``.
+If its container does not exist either, that is reported instead.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class Status(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class IO:
-    """Where a process reads and writes: paths of FIFOs, or URIs (``binary://``, ``file://``), as its shim
-    understands them; empty for nothing.
+    """The standard input, output and error of a process: paths of FIFOs, or URIs (``binary://``, ``file://``) that the
+    shim understands. Empty for none.
     """
 
     stdin: str = ""
@@ -66,7 +66,7 @@ class IO:
 
 @dataclass(frozen=True, slots=True)
 class CreateOptions:
-    """How to make a task. An empty ``rootfs`` is legal: the spec then names a directory. ``runtime`` overrides the
+    """The options of a create. An empty ``rootfs`` is legal if the spec names a directory. ``runtime`` overrides the
     container's.
     """
 
@@ -108,7 +108,7 @@ class ProcessInfo:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """Statistics of a task, in whatever type its shim has them, and when they were taken (nanoseconds)."""
+    """Statistics of a task, of the shim's own type, and when they were taken (nanoseconds since 1970)."""
 
     id: str
     at: int
@@ -117,7 +117,7 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """What a task needs to know of its container's record."""
+    """The part of a container's record that its task needs."""
 
     id: str
     runtime: str
@@ -134,21 +134,21 @@ class Tasks(Protocol):
     """The tasks of a node, by namespace and name. An empty ``exec_id`` means the task's init."""
 
     async def create(self, namespace: str, name: str, options: CreateOptions) -> int:
-        """Start a shim and make the task, not yet running; its init's pid. AlreadyExists where it has one; a caller
-        that gives up undoes it.
+        """Start a shim and create the task, which does not run yet; return its init's pid. AlreadyExists if there is
+        one. If the caller gives up the create is undone.
         """
         ...
 
     async def start(self, namespace: str, name: str, exec_id: str = "") -> int:
-        """Run a created process; its pid."""
+        """Run a created process; return its pid."""
         ...
 
     async def delete(self, namespace: str, name: str) -> Exit:
-        """Forget a stopped task, and end its shim; how it ended. While it runs the shim refuses."""
+        """Delete a stopped task, and end its shim; return its exit. The shim refuses while the task runs."""
         ...
 
     async def delete_process(self, namespace: str, name: str, exec_id: str) -> Exit:
-        """Forget a stopped exec. InvalidArgument for an empty exec id."""
+        """Delete a stopped exec; return its exit. InvalidArgument for an empty exec id."""
         ...
 
     async def get(self, namespace: str, name: str, exec_id: str = "") -> Process:
@@ -160,14 +160,14 @@ class Tasks(Protocol):
         ...
 
     async def kill(self, namespace: str, name: str, exec_id: str, signal: int, *, everything: bool) -> None:
-        """Send a signal, with ``everything`` to all processes of the task. NotFound where the process has ended;
-        everything may be killed again, though.
+        """Send a signal, with ``everything`` to all processes of the task. NotFound if the process has ended; with
+        ``everything`` that is no error.
         """
         ...
 
     async def exec(self, namespace: str, name: str, exec_id: str, spec: Opaque | None, io: IO) -> None:
-        """Make one more process, not yet running. InvalidArgument for an exec id that is no identifier, and for
-        what a shim must not see.
+        """Create an exec, which does not run yet. InvalidArgument for an exec id that is no identifier, and for a
+        request that a shim must not be sent (``checks.py``).
         """
         ...
 
@@ -194,8 +194,8 @@ class Tasks(Protocol):
     async def checkpoint(
         self, namespace: str, name: str, options: Opaque | None, *, lease: str = ""
     ) -> Sequence[Descriptor]:
-        """Write a task's state to the content store (under ``lease``), or, where the options name a path, there,
-        and then no descriptors.
+        """Write a task's state to the content store, under ``lease``, and return the descriptors. If the options name
+        a directory it is written there, and no descriptors are returned.
         """
         ...
 
@@ -204,8 +204,8 @@ class Tasks(Protocol):
         ...
 
     async def metrics(self, namespace: str, filters: Sequence[str]) -> Sequence[Metric]:
-        """Statistics of the tasks that one of ``filters`` matches (fields id and namespace); of all where there are
-        none.
+        """Statistics of the tasks that one of ``filters`` matches (fields id and namespace), or of all tasks if there
+        are no filters.
         """
         ...
 
@@ -215,7 +215,7 @@ class Tasks(Protocol):
 
 
 class Node(Protocol):
-    """What tasks needs of the rest of the node."""
+    """The rest of the node, as far as tasks needs it."""
 
     async def container(self, namespace: str, name: str) -> Container:
         """A container's record, or NotFound in its owner's words."""
@@ -238,7 +238,7 @@ class Node(Protocol):
         ...
 
     async def write_blob(self, namespace: str, lease: str, ref: str, media_type: str, file: BinaryIO) -> Descriptor:
-        """Put the rest of ``file`` into the content store; a blob that is there already is as good."""
+        """Write the rest of ``file`` to the content store. It is no error if the blob is there already."""
         ...
 
     async def read_blob(self, namespace: str, digest: str, file: BinaryIO) -> None:
@@ -246,9 +246,7 @@ class Node(Protocol):
         ...
 
     def exited(self, namespace: str, name: str, exec_id: str, how: Exit) -> None:
-        """Publish the exit of a process. Known exits are published once, whoever else reports them. Never waits,
-        never fails.
-        """
+        """Publish the exit of a process; the gateway drops one that was published before. Never waits, never fails."""
         ...
 
     def deleted(self, namespace: str, name: str, how: Exit) -> None:
@@ -257,7 +255,7 @@ class Node(Protocol):
 
     @property
     def reachable(self) -> bool:
-        """Whether events reach their subscribers now."""
+        """True while events reach their subscribers."""
         ...
 
 

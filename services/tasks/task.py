@@ -3,49 +3,51 @@
 Theory of operation
 ===================
 
-A task's life is a state, and every change of it is a row of :data:`TRANSITIONS`. Two rules protect this:
+A task has a state, and each change of the state is a row of :data:`TRANSITIONS`. Two rules protect the table:
 
-1. Only :meth:`Task._move` changes the state, and it does nothing that waits. An event that the table does not have for
-   a state is a defect, and raises.
-2. What a state stands for begins with it, in ``_move`` too: CONNECTED asks the shim who it is, LOST connects to it
-   anew. So each begins once for each time that the state is entered.
+1. Only :meth:`Task._move` changes the state, and it never waits. An event that the table does not have for a state is
+   a defect, and raises.
+2. ``_move`` also begins the work that belongs to a state: in CONNECTED the shim is asked for its pid, in LOST it is
+   connected to again. So this work begins exactly once each time the state is entered.
 
-=========  =====================================================================================================
-NEW        Whoever creates a task, or finds it at a start, has it for itself. The loss of a connection means nothing
+=========  ============================================================================================================
+NEW        The task belongs to the code that creates it, or that finds it at a start. No other code knows it
 CONNECTED  The task is known, and its shim is connected to
-LOST       The task is known. The connection has ended, or could not be made yet: it is made anew until that succeeds,
-           or the shim turns out to be dead
-ENDING     The shim is ended on purpose: the task is deleted, or half of a create is undone
-DEAD       The shim is dead, and what it left is being cleaned up (``burial.py``). The task is shown as UNKNOWN
-GONE       Nothing of it is left
-LEFT       Nothing more is done here. Its shim goes on: the service ends, or another Task takes this one's place
-=========  =====================================================================================================
+LOST       The task is known. The connection has ended, or was never made. It is tried again until it is made, or until
+           the shim is known to be dead
+ENDING     The shim is being ended on purpose: the task is deleted, or a create is undone
+DEAD       The shim is dead, and what it left is being cleaned up (``burial.py``). Clients see the status UNKNOWN
+GONE       Nothing of the task is left
+LEFT       This object does nothing more, and the shim goes on: the service ends, or another object takes over
+=========  ============================================================================================================
 
-A shim is dead if its process is, which its pidfd tells, or, as long as its pid is not known, if nobody listens at its
-address. It is never taken for dead because it is silent.
+A shim is dead if its process is, which a pidfd tells. As long as its pid is not known, it is dead if no process listens
+at its address. A shim is never taken for dead because it is silent.
 
-Between two awaits nobody else runs. So a state that was looked at is certain until the next await, and no longer. Each
-place that waits, and then acts, and why it may:
+No other code runs between two awaits. So a state is certain from the moment it is read until the next await. These
+functions wait, and then act:
 
-* ``connect`` looks at the state when the connection is there. If the task was deleted or buried meanwhile nobody would
-  ever close it: it is closed at once. If the shim's process has died meanwhile (a process that is dying takes
-  connections) there was no connection whose end anybody could have noticed: that is an error as if it had refused.
-* A connection that ends calls ``_lost``, which looks whether it is still the task's: each is lost once, whoever
-  notices first, the connection itself or the pidfd (over gRPC only that one does).
-* ``_recover`` belongs to the state LOST, and looks at it after each wait. Another one can begin only after it has
-  left LOST by connecting; so a shim is found dead once, and its task is buried once.
-* ``_identify`` belongs to one connection, and ends with it: the pid that a former shim has told is not taken for that
-  of its successor, and the pidfd is opened once, and not behind the back of ``close``.
-* ``converse`` uses the connection that it was given, which may have ended by then: the call fails as Unavailable, and
-  nothing is asked twice. Only then it waits for what becomes of the task, and says that.
-* A call that succeeded says nothing of the state: its shim may have ended right behind its answer. Whoever acts on the
-  answer looks at the state first (``LocalTasks._delete``).
-* ``_await_exit`` learns exits from a connection's Wait. That answer may come after the one to Delete, when the task is
-  GONE: then the exit is not noted on the disk, where it would be taken for that of the next task of this name.
-* A NEW task's connection may end unseen. It is looked at when the task becomes known (``follow``): it is CONNECTED only
-  if the connection is there, and LOST, from which it is followed like any, if not.
-* DEAD is entered where the shim is found dead, not when its burial gets its turn. So no verb that runs in between takes
-  it for alive; and its name is taken from that moment (``Burial.begin``).
+* ``connect`` reads the state after the connection is made. If the task was deleted or buried meanwhile, the connection
+  is closed: no other code would close it. If the shim's process has died meanwhile, the connection counts as refused: a
+  dying process still accepts connections, and the task had none whose end could have been noticed.
+* ``_lost`` ignores a connection that is no longer the task's. So a connection is lost once, whether its own end or the
+  pidfd is noticed first. Over gRPC only the pidfd tells.
+* ``_recover`` works in the state LOST only, and reads the state after each wait. The next one starts when the state is
+  entered again, so there is never a second one. Therefore a shim is found dead once, and its task is buried once.
+* ``_identify`` belongs to one connection, and stops with it. So the pid of an earlier shim is not taken for that of its
+  successor, and no pidfd is opened after ``close``.
+* ``converse`` sends a request once, over the connection that it got. If that has ended the request fails as
+  Unavailable. Only then does it wait to learn what became of the task, and reports that.
+* The success of a request says nothing about the state: the shim may have died right after its answer. Code that acts
+  on an answer reads the state first (``LocalTasks._delete``).
+* ``_await_exit`` may get the answer to its Wait after the task was deleted. Then ``exited`` does not note the exit on
+  the disk: there it would count for the next task of this name.
+* ``follow`` reads the connection and ``died`` when the task becomes known, since a NEW task may lose its connection
+  without notice. The task is CONNECTED if the connection is there, else LOST.
+* ``Burial.begin`` enters DEAD and takes the name at the moment at which the shim is found dead, not when the burial
+  gets its turn. So no request in between takes the task for alive, and no create takes its name.
+* ``Names.with_shims`` counts tasks that are still being created, since a shim may serve a group. ``Ending.end`` asks
+  again after each wait, before it kills a shim.
 """
 
 from __future__ import annotations
@@ -91,18 +93,18 @@ class Event(enum.Enum):
     """What changes them."""
 
     ADOPTED = enum.auto()
-    """It is known from here on, and its shim is connected to."""
+    """The task is known from now on, and its shim is connected to."""
     KEPT = enum.auto()
-    """It is known from here on, though its shim is not connected to."""
+    """The task is known from now on; its shim is not connected to."""
     CONNECTED = enum.auto()
     LOST = enum.auto()
     """The connection has ended."""
     ENDED = enum.auto()
-    """Its shim is to end."""
+    """The shim is to end."""
     DIED = enum.auto()
-    """Its shim is dead, and has left something."""
+    """The shim is dead."""
     FORGOTTEN = enum.auto()
-    """All is removed."""
+    """Everything is removed."""
     LEFT = enum.auto()
 
 
@@ -131,16 +133,16 @@ TRANSITIONS: dict[Life, dict[Event, Life]] = {
 }
 
 FOLLOWED = (Life.CONNECTED, Life.LOST)
-"""The end of the connection means that something happened to the shim."""
+"""States in which the task is known, and its shim is thought to live."""
 _OVER = (Life.GONE, Life.LEFT)
 
 
 class IllegalTransitionError(Exception):
-    """A defect of this service: an event that cannot be in this state."""
+    """An event that cannot happen in this state: a defect of this service."""
 
 
 class Watched:
-    """A process whose exit is waited for."""
+    """A process of the task, and the Wait for its exit."""
 
     __slots__ = ("exec_id", "exit", "pid", "waiter")
 
@@ -152,19 +154,19 @@ class Watched:
 
 
 class Cleaning:
-    """The cleaning up after a dead shim, as those see it who ask for its task."""
+    """The progress of cleaning up after a dead shim."""
 
     __slots__ = ("attempts", "hurried", "trouble", "underway")
 
     def __init__(self) -> None:
         self.underway = False
-        """It is being tried at this moment."""
+        """An attempt runs at this moment."""
         self.attempts = 0
-        """How often it was tried in vain."""
+        """The number of attempts that failed."""
         self.trouble = ""
-        """Why it failed, the last time."""
+        """Why the last attempt failed."""
         self.hurried = asyncio.Event()
-        """Set by who wants it tried at once."""
+        """Set to have the next attempt made at once."""
 
 
 class Task:
@@ -206,7 +208,7 @@ class Task:
     # ---------------------------------------------------------------------------------------------- life
 
     def _move(self, event: Event) -> None:
-        """Change the state, and begin what the new one stands for."""
+        """Change the state, and begin the work that belongs to the new one."""
         before = self.life
         try:
             self.life = TRANSITIONS[before][event]
@@ -220,38 +222,36 @@ class Task:
         self.notify()
 
     def follow(self, on_death: Callable[[Task], None]) -> None:
-        """The task is known from here on, and its shim followed: where that turns out to be dead, ``on_death`` is
-        told, once.
-        """
+        """Follow the shim of a task that is known from now on. ``on_death`` is called once if the shim is dead."""
         self._on_death = on_death
         if self.died.is_set():
             self._part()
         self._move(Event.KEPT if self.connection is None else Event.ADOPTED)
 
     def ends(self) -> None:
-        """Its shim is ended from here on."""
+        """The shim is being ended from now on."""
         self._move(Event.ENDED)
 
     def dies(self) -> None:
-        """From here on the task only waits for its burial."""
+        """The shim is dead: from now on the task waits for its burial."""
         self._part()
         self._move(Event.DIED)
 
     def forgotten(self) -> None:
-        """Nothing of it is left but what :meth:`close` lets go of."""
+        """Nothing of the task is left on the disk. :meth:`close` it next."""
         self._move(Event.FORGOTTEN)
 
     def leaves(self) -> None:
-        """Nothing more is done here; :meth:`close` it when nobody works on it any more."""
+        """Do nothing more for this task. :meth:`close` it once its background work has ended."""
         self._move(Event.LEFT)
 
     def notify(self) -> None:
-        """Something has changed: those who wait look again."""
+        """Have all that wait in :meth:`until` look again."""
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
     async def until(self, so: Callable[[], object], seconds: float | None = None) -> bool:
-        """Wait until it is so, for at most ``seconds``. Whether it is: nothing changed since then."""
+        """Wait until ``so()`` is true, for at most ``seconds``; return whether it is."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while not so():
@@ -259,7 +259,7 @@ class Task:
         return bool(so())
 
     async def close(self) -> None:
-        """Let go of the connection, the log and the pidfd."""
+        """Close the connection, the log and the pidfd."""
         await self.disconnect()
         loop = asyncio.get_running_loop()
         for fd in (self._log, self._pidfd):
@@ -271,7 +271,7 @@ class Task:
     # ---------------------------------------------------------------------------------------------- the bundle
 
     def see(self) -> None:
-        """Write down what must be known to end the task whatever becomes of its bundle."""
+        """Write the task's sighting, by which it can be ended even without its bundle."""
         try:
             self.seen = dead_shim.see(self.bundle, self.program.path, self.address(), self.init.pid)
             self._service.notes.write_sighting(self.bundle, self.seen)
@@ -279,7 +279,7 @@ class Task:
             log.warning("the sighting of %s: %s", self, error)
 
     def mend(self) -> None:
-        """Put a bundle that was removed back, as far as a shim needs it for killing and deleting."""
+        """Restore a bundle that was removed, as far as the shim needs it to kill and delete the task."""
         if self.seen is not None and not self.bundle.path.exists():
             log.warning("the bundle of %s was removed", self)
             try:
@@ -288,28 +288,26 @@ class Task:
                 log.warning("the bundle of %s: %s", self, error)
 
     def address(self) -> Address | None:
-        """Where its shim listens; None if that was never known. DataLoss, or OSError, where it cannot be read any
-        more.
-        """
+        """The address of the shim; None if it was never known. DataLoss or OSError if it cannot be read any more."""
         if self.connection is not None:
             return self.connection.address
         seen = self.seen.address if self.seen else None
         return (self.bundle.read_address() if seen is None else self.bundle.readable_address()) or seen
 
     def readable_address(self) -> Address | None:
-        """The same; None also for an address that cannot be read."""
+        """As :meth:`address`, but None also for an address that cannot be read."""
         with contextlib.suppress(errors.DataLoss, OSError):
             return self.address()
         return None
 
     def open_log(self) -> None:
-        """Read what the shim logs, from before it starts: one whose log is full blocks."""
+        """Open the log, and copy it to stderr. This comes before the shim starts: a shim whose log is full blocks."""
         try:
             with contextlib.suppress(FileExistsError):
                 os.mkfifo(self.bundle.log, 0o700)
             self._log = os.open(self.bundle.log, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
             asyncio.get_running_loop().add_reader(self._log, self._copy_log)
-        except OSError as error:  # it is only a log
+        except OSError as error:  # the task works without its log
             log.warning("log of %s: %s", self, error)
 
     def _copy_log(self) -> None:
@@ -325,7 +323,7 @@ class Task:
         return self._pidfd >= 0 or self.died.is_set()
 
     def follow_pid(self, pid: int) -> None:
-        """Learn of the death of the shim's process. A shim that does not say its pid (0) is not followed so."""
+        """Open a pidfd of the shim's process, to learn of its death. A shim that does not say its pid says 0."""
         if not pid or self.has_pid:
             return
         self.shim_pid = pid
@@ -341,8 +339,8 @@ class Task:
         self._has_died()
 
     def _has_died(self) -> None:
-        """The connection need not end with the process (over gRPC), so it ends here. In the other states those who
-        work on the task wait for ``died``.
+        """End the connection too, which over gRPC does not end with the process. In the other states the code that
+        works on the task waits for ``died``.
         """
         self.died.set()
         if self.life is Life.CONNECTED:
@@ -351,7 +349,7 @@ class Task:
         self.notify()
 
     def kill_shim(self) -> bool:
-        """Send SIGKILL. Whether it was alive, as far as is known."""
+        """Send SIGKILL; return whether the process was thought to live."""
         if self._pidfd < 0 or self.died.is_set():
             return False
         with contextlib.suppress(ProcessLookupError):
@@ -359,7 +357,7 @@ class Task:
         return True
 
     async def _identify(self, connection: Connection) -> None:
-        """Ask the shim for its pid, however long it takes to answer."""
+        """Ask the shim for its pid until it answers."""
         pause = 0.1
         while self.connection is connection and not self.has_pid:
             try:
@@ -369,7 +367,7 @@ class Task:
                 return
             except errors.NodeError as error:
                 log.debug("shim of %s: %s", self, error)
-            except Exception:  # such as no more descriptors
+            except Exception:  # such as EMFILE
                 log.exception("asking the shim of %s for its pid", self)
             await asyncio.sleep(pause)
             pause = min(pause * 2, 5.0)
@@ -377,8 +375,8 @@ class Task:
     # ---------------------------------------------------------------------------------------------- the connection
 
     async def connect(self, address: Address, seconds: float) -> None:
-        """Make the connection. Unavailable, caused by an OSError, if nobody listens; nothing if the task is ended
-        meanwhile.
+        """Make the connection, within ``seconds``. Unavailable if it fails, caused by the OSError if no process
+        listens. If the task is ended meanwhile no connection is made.
         """
         connection = self._service.connection(address, self.namespace, self.name, lambda: self._lost(connection))
         try:
@@ -400,26 +398,26 @@ class Task:
             self._move(Event.LOST)
 
     async def disconnect(self) -> None:
-        """Close the connection; its end means nothing."""
+        """Close the connection without a change of the state."""
         connection, self.connection = self.connection, None
         if connection is not None:
             await connection.close()
 
     def _part(self) -> None:
-        """The same, without waiting for it."""
+        """As :meth:`disconnect`, without waiting."""
         connection, self.connection = self.connection, None
         if connection is not None:
             self._service.spawn(connection.close())
 
     async def _recover(self) -> None:
-        """Make the connection anew, or find that the shim is dead."""
+        """Connect again, or find the shim dead."""
         pause = 0.005
         while self.life is Life.LOST and not self.died.is_set():
             try:
                 if (address := self.address()) is None:
                     break
                 await self.connect(address, 2.0)
-            except Exception as error:  # whatever it is, the task has to be followed again
+            except Exception as error:  # on any failure: the task must be followed again
                 if not isinstance(error, errors.NodeError | OSError | ValueError):
                     log.exception("connecting to the shim of %s", self)
                 if not self.has_pid and nobody_listens(error):
@@ -432,8 +430,8 @@ class Task:
     # ---------------------------------------------------------------------------------------------- asking
 
     async def usable(self, seconds: float | None) -> Connection:
-        """The connection, waited for while it is being made. NotFound once the task is gone; FailedPrecondition where
-        its shim is dead, and what that left cannot be cleaned up.
+        """The connection; while it is being made, wait at most ``seconds``. Unavailable after that, NotFound if the
+        task is gone, FailedPrecondition if its shim is dead and cleaning up fails.
         """
 
         def known() -> bool:
@@ -450,8 +448,8 @@ class Task:
         return self.connection
 
     async def converse(self, question: Callable[[Connection], Awaitable[T]]) -> T:
-        """Ask the shim. One that is lost meanwhile is asked no second time; if it was dead, there is no such task any
-        more.
+        """Ask the shim. If the connection is lost meanwhile the question is not repeated: the result is NotFound if
+        the shim has died, else Unavailable.
         """
         config = self._service.config
         connection = await self.usable(config.load_timeout)
@@ -466,7 +464,7 @@ class Task:
             ) from None
 
     def in_the_way(self) -> errors.FailedPrecondition:
-        """The answer to who asks for a task that is DEAD."""
+        """The error for requests to a task that is DEAD."""
         return errors.FailedPrecondition(
             f"task {self.name}: its shim is dead, and what it left cannot be cleaned up yet: "
             f"{self.cleaning.trouble or 'it takes long'}"
@@ -475,7 +473,7 @@ class Task:
     # ---------------------------------------------------------------------------------------------- exits
 
     def watched(self, exec_id: str) -> Watched:
-        """A process of the task: its init, or an exec, which need not be there."""
+        """The init for an empty ``exec_id``, else the exec, which need not exist at the shim."""
         if not exec_id:
             return self.init
         found = self.execs.get(exec_id)
@@ -484,7 +482,7 @@ class Task:
         return found
 
     def watch(self, process: Watched) -> asyncio.Task[Exit]:
-        """The one Wait for a process."""
+        """The Wait for a process, of which there is one at a time."""
         if process.waiter is None or (process.waiter.done() and process.exit is None):
             process.waiter = self._service.spawn(self._await_exit(process))
         return process.waiter
@@ -499,7 +497,7 @@ class Task:
             except errors.NotFound:
                 if process.exit is None:
                     raise
-                break  # its shim is dead
+                break  # the burial has set it
             try:
                 exit_ = await connection.wait(process.exec_id)
             except errors.Unavailable:
@@ -508,7 +506,7 @@ class Task:
                 continue
             except errors.NodeError:
                 if process.exec_id and not process.pid and self.execs.get(process.exec_id) is process:
-                    del self.execs[process.exec_id]  # nobody knows that there is such an exec
+                    del self.execs[process.exec_id]  # there is no such exec, as far as is known
                 raise
             self.exited(process, Exit(exit_.status, exit_.at, process.pid))
             if not self._service.node.reachable and process.pid:
@@ -517,7 +515,7 @@ class Task:
         return process.exit
 
     def exited(self, process: Watched, how: Exit) -> None:
-        """A process has ended. That of the init is noted on the disk, as long as there is such a task."""
+        """Record the exit of a process. The init's is noted on the disk too, unless the task is gone already."""
         process.exit = how
         if process.exec_id or self.life is Life.GONE:
             return
@@ -527,5 +525,5 @@ class Task:
 
 
 def nobody_listens(error: BaseException) -> bool:
-    """Whether that is why a connection failed: what would listen has ended."""
+    """Return whether a connection failed because no process listens at the address."""
     return isinstance(error.__cause__, ConnectionRefusedError | FileNotFoundError)
