@@ -21,8 +21,6 @@ _DOCUMENTS = ("manifest-", "index-", "config-")
 
 
 class Stage(enum.StrEnum):
-    """The stage of a part."""
-
     WAITING = "waiting"
     DOWNLOADING = "downloading"
     UPLOADING = "uploading"
@@ -85,8 +83,6 @@ class Rate:
 
 @dataclass(slots=True)
 class Part:
-    """A part of a transfer."""
-
     name: str
     digest: str = ""
     """Empty for an archive."""

@@ -479,7 +479,6 @@ def become(place: Place, lock: int) -> None:
 
 
 def answers(place: Place) -> bool:
-    """Whether supervisord answers."""
     try:
         Supervisor(place).pid()
     except Failure:

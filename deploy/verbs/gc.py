@@ -55,4 +55,4 @@ def _run(here: Place, *, release: bool) -> None:
             "recorded: pull the images again"
         )
     if any(outcome.trouble for outcome in outcomes):
-        raise Failure(f"some of it is still held back: mend that, then run {here.hint('gc --release')}")
+        raise Failure(f"some of it is still held back: repair that, then run {here.hint('gc --release')}")

@@ -238,7 +238,7 @@ def export(arguments: argparse.Namespace) -> int:
     wanted = transferring.wanted_platforms(arguments)
     binary = arguments.file == "-"
     if binary and arguments.json:
-        raise Failure("the archive goes to standard output: there is no room for --json", 2)
+        raise Failure("the archive goes to standard output, so --json cannot", 2)
     if binary and sys.stdout.isatty():
         raise Failure(
             ("an archive cannot be written to a terminal: name a file, or send standard output to a program"), 2

@@ -87,7 +87,7 @@ def _list(arguments: argparse.Namespace) -> int:
                     age(now - lease.created_at),
                     lease.expires or "never",
                     held(lease, sizes),
-                    f"{lease.pull}{' (goes on)' if lease.running else ''}" or "-",
+                    f"{lease.pull}{' (under way)' if lease.running else ''}" or "-",
                 )
                 for lease in leases
             ),

@@ -171,7 +171,7 @@ def troubled(registries: list[health.Registry], now: float) -> list[str]:
         if each.state != "good"
     ] + [
         f"registry {each.host} refuses parts of blobs ({each.ranges_refused}): a layer comes whole, on one connection, "
-        "and one that was cut from its first byte; "
+        "and an interrupted one begins at its first byte; "
         f"parts are asked for again in {_duration(each.ranges_refused_until - now)} (at "
         f"{_clock(each.ranges_refused_until)})"
         for each in registries

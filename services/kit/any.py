@@ -17,7 +17,6 @@ M = TypeVar("M", bound=Message)
 
 
 def pack(message: Message) -> Any:
-    """Pack ``message`` into an Any."""
     return Any(type_url=message.DESCRIPTOR.full_name, value=message.SerializeToString(deterministic=True))
 
 

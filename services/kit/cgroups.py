@@ -63,7 +63,7 @@ def join(path: str, *, mounts: Path = Path("/proc/self/mountinfo"), own: Path = 
                 _make(directory, top)
             elif not directory.is_dir():
                 raise errors.FailedPrecondition(
-                    f"[cgroup] path: {directory} is not there, and with cgroup v2 it must be"
+                    f"[cgroup] path: {directory} does not exist, and with cgroup v2 it must"
                 )
             (directory / "cgroup.procs").write_text("0")
         except OSError as error:

@@ -195,7 +195,7 @@ class Channel:
         that is made all the same would wait for it once more.
         """
         if not self.connected() and not await self.wait_connected(seconds):
-            raise errors.Disconnected(f"service {self.name} is not reachable (nobody answers on {self.address})")
+            raise errors.Disconnected(f"service {self.name} is not reachable (nothing answers on {self.address})")
 
     async def unary(
         self,

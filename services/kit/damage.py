@@ -140,7 +140,11 @@ class Log:
                 else:
                     each.unlink()
         except OSError as error:
-            log.warning("%s: the next start says of its log again what this one did: %s", self._database, error)
+            log.warning(
+                ("%s: the loss of log records cannot be noted, so the next start reports it again: %s"),
+                self._database,
+                error,
+            )
 
     def _found(self, connection: sqlite3.Connection) -> str:
         if not self._committed:
@@ -148,7 +152,7 @@ class Log:
         try:
             frames = read(connection)
         except sqlite3.Error as error:  # a full disk, on which the database cannot grow
-            log.warning("%s: whether its log has lost something is not known: %s", self._database, error)
+            log.warning("%s: cannot tell whether its log has lost something: %s", self._database, error)
             return ""
         if 0 < self._committed <= frames:
             return ""

@@ -342,10 +342,10 @@ def _scanned(text: str, shallow: int, *, first: bool) -> Any:
         brackets = bare.encode().translate(None, _NOT_BRACKETS)
         values = brackets.count(b"[") + brackets.count(b"{") + bare.count(",")
         if values > VALUES:
-            raise Malformed(f"{values} values, of which {VALUES} are read")
+            raise Malformed(f"{values} values, more than {VALUES}")
         depth = max(accumulate(map(_STEPS.__getitem__, brackets)), default=0)
         if depth > shallow and values > DEEP_VALUES:
-            raise Malformed(f"{values} values, of which {DEEP_VALUES} are read where they are {depth} levels deep")
+            raise Malformed(f"{values} values, more than {DEEP_VALUES} in a document {depth} levels deep")
         if depth > shallow:  # and if the text is not JSON, it is not deeper than this before the error
             return _Scanner(text).document(first=first)
     try:

@@ -179,7 +179,6 @@ class Server:
         self._tasks = loops.Tasks()
 
     def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """A client has connected."""
         connection = _Connection(self, reader, writer)
         if len(self._open) >= self.limits.connections:
             if (longest := next(iter(self.waiting), None)) is None:

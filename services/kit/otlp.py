@@ -253,7 +253,7 @@ def _place(endpoint: Variable, url: str, ports: Mapping[str, int], alpn: str) ->
         usual = ports[parts.scheme]
         port = usual if parts.port is None else parts.port
     except (ValueError, KeyError):
-        raise endpoint.wrong("it is no http:// or https:// address") from None
+        raise endpoint.wrong("it is not an http:// or https:// address") from None
     if not parts.hostname or not port:
         raise endpoint.wrong("it names no host or no port")
     tls = _tls(alpn) if parts.scheme == "https" else None

@@ -115,7 +115,7 @@ async def relayed(route: Route, request: bytes, call: Call, *, together: bool = 
             if attempt >= route.repeats:
                 raise
             attempt += 1
-            log.info("%s is asked again: service %s went away", call.method, upstream.name)
+            log.info("%s is repeated: service %s went away", call.method, upstream.name)
             await asyncio.sleep(0.05)
 
 

@@ -140,7 +140,6 @@ class Entry:
     """(offset, length) of each piece of data in a sparse file, in order."""
 
     def xattrs(self) -> list[tuple[bytes, bytes]]:
-        """Extended attributes."""
         return [(key[len(XATTR) :], value) for key, value in self.records.items() if key.startswith(XATTR)]
 
 

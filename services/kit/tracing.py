@@ -96,7 +96,7 @@ class _Listening(logging.Handler):
         self._said = said
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._said.append(f"OpenTelemetry, of a variable OTEL_...: {record.getMessage()}")
+        self._said.append(f"OpenTelemetry, about a variable OTEL_...: {record.getMessage()}")
 
 
 def _made(service: str) -> Any:

@@ -70,7 +70,7 @@ def take_back(database: Path) -> None:
         except FileNotFoundError:
             continue
         except OSError as error:
-            log.warning("no room kept for the log of %s: %s", database, error)
+            log.warning("cannot keep room for the log of %s: %s", database, error)
 
 
 def _empty(wal: str) -> None:
@@ -101,7 +101,7 @@ def make_room(database: Path) -> None:
         finally:
             os.close(fd)
     except OSError as error:
-        log.warning("no room made for the log of %s: %s", database, error)
+        log.warning("cannot make room for the log of %s: %s", database, error)
 
 
 _SQLITE_FULL = 13

@@ -54,8 +54,6 @@ _VARIANTS = {
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """An OCI platform."""
-
     os: str = ""
     architecture: str = ""
     variant: str = ""

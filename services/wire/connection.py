@@ -201,7 +201,7 @@ class Connection(Sender):
 
     def _idled(self) -> None:
         if not self._idle.take():
-            raise ConnectionFault(Code.ENHANCE_YOUR_CALM, "too many frames that bring nothing")
+            raise ConnectionFault(Code.ENHANCE_YOUR_CALM, "too many frames without content")
 
     def _stream_fault(self, number: int, fault: StreamFault) -> None:
         """The peer's fault in one stream resets it. Too many of them end the connection."""
@@ -417,7 +417,7 @@ class Connection(Sender):
     ) -> None:
         if stream is None:
             if self._is_idle(number):
-                raise ConnectionFault(Code.PROTOCOL_ERROR, f"HEADERS on stream {number}, which nobody opened")
+                raise ConnectionFault(Code.PROTOCOL_ERROR, f"HEADERS on stream {number}, which was not opened")
             self._decoder(_any, block)
             self._late()
             return
@@ -502,7 +502,7 @@ class Connection(Sender):
             self._idled()
             return
         if len(payload) % 6:
-            raise ConnectionFault(Code.FRAME_SIZE_ERROR, "SETTINGS are of six bytes each")
+            raise ConnectionFault(Code.FRAME_SIZE_ERROR, "SETTINGS are six bytes each")
         window = self._peer_window
         for at in range(0, len(payload), 6):
             if at:
@@ -545,7 +545,7 @@ class Connection(Sender):
             self._prefix = headers.TABLE_EMPTIED  # to be sent with the next block (RFC 7541, section 4.2)
 
     def _on_push_promise(self, flags: int, number: int, payload: bytes) -> None:
-        raise ConnectionFault(Code.PROTOCOL_ERROR, "PUSH_PROMISE, which nobody allowed")
+        raise ConnectionFault(Code.PROTOCOL_ERROR, "PUSH_PROMISE, which is not enabled")
 
     def _on_ping(self, flags: int, number: int, payload: bytes) -> None:
         if number:

@@ -62,5 +62,5 @@ class Deadlines:
                 try:
                     item.expire()
                 except Exception:
-                    log.exception("a deadline could not be dealt with")
+                    log.exception("a deadline could not be handled")
         self._timer = self._loop.call_later(TICK, self._tick) if self._due else None

@@ -74,17 +74,14 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
 
 
 def settings(values: dict[int, int]) -> bytes:
-    """A SETTINGS frame."""
     return frame(SETTINGS, 0, 0, b"".join(SETTING.pack(k, v) for k, v in values.items()))
 
 
 def window_update(stream: int, increment: int) -> bytes:
-    """A WINDOW_UPDATE frame."""
     return frame(WINDOW_UPDATE, 0, stream, _WORD.pack(increment))
 
 
 def rst_stream(stream: int, code: Code) -> bytes:
-    """An RST_STREAM frame."""
     return frame(RST_STREAM, 0, stream, _WORD.pack(code))
 
 

@@ -204,7 +204,7 @@ def _checked(pairs: Pairs, pseudo: Sequence[bytes]) -> tuple[dict[bytes, bytes],
         if not _NAME.fullmatch(name) or _BAD_VALUE.search(value):
             raise StreamFault(Code.PROTOCOL_ERROR, "malformed header field")
         if name in _OF_CONNECTION or (name == b"te" and value != b"trailers"):
-            raise StreamFault(Code.PROTOCOL_ERROR, f"header {name.decode()} is of HTTP/1.1")
+            raise StreamFault(Code.PROTOCOL_ERROR, f"header {name.decode()} belongs to HTTP/1.1")
         rest.append((name, value))
     return special, rest
 

@@ -216,7 +216,7 @@ class Link(asyncio.Protocol):
             try:
                 _TELL[type(event)](self, event)
             except Exception:
-                log.exception("%s could not be dealt with", type(event).__name__)
+                log.exception("%s could not be handled", type(event).__name__)
                 self._give_up(getattr(event, "stream", None))
 
     def _give_up(self, stream: Stream | None) -> None:
@@ -346,7 +346,6 @@ class Link(asyncio.Protocol):
         self.flush()
 
     def reset(self, stream: Stream, code: Code) -> None:
-        """End a stream."""
         self.connection.reset(stream, code)
         self.flush_soon()
         self.on_idle()

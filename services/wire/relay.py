@@ -476,7 +476,7 @@ class Passage:
         allowed = 3 if unseen and route.repeats < 3 else route.repeats
         if not self._answered and self._kept is not None and self._attempt < allowed:
             self._attempt += 1
-            log.info("%s is asked again: service %s went away", self.head.path, self._name())
+            log.info("%s is repeated: service %s went away", self.head.path, self._name())
             self._again()
             return
         self.fail(self._carrier().disconnected(reason))

@@ -265,7 +265,6 @@ class Sender:
         stream.queued = 0
 
     def _remember(self, number: int, under_way: int = 0) -> None:
-        """Remember a stream that we reset."""
         reset = self._reset
         reset[number] = under_way
         if len(reset) > min(self.limits.streams, _REMEMBERED):

@@ -119,7 +119,7 @@ class WireServer(Server):
             try:
                 link.sweep(now)
             except Exception:  # in this connection: the others must still be checked
-                log.exception("a connection could not be looked at, and is ended")
+                log.exception("a connection could not be checked, and is closed")
                 link.abort("an internal error")
 
     async def close(self, grace: float) -> None:

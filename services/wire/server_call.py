@@ -160,7 +160,7 @@ class ServerCall:
             self._started = True
             self._task = eager.start(self._run(self), self.link.loop)
         elif end:
-            self.fail(errors.Internal("a call that takes one request came without it"))
+            self.fail(errors.Internal("the call has no request message"))
         else:
             self.link.incomplete[self] = time.monotonic() + self.link.limits.request
 
@@ -191,7 +191,7 @@ class ServerCall:
             else:
                 client_of(self.stream).admit(self, found[0], counted=not self._method.arity.server_stream)
         elif end and not self._started:
-            self._broken(errors.Internal("a call that takes one request came without it"))
+            self._broken(errors.Internal("the call has no request message"))
 
     def start(self, argument: Any) -> None:
         """Run the handler of a call that takes one request."""

@@ -277,7 +277,7 @@ async def test_what_an_interrupted_pull_keeps_is_listed_and_dropped(
         await pulls[0].wait()
         lines = (await run(node, "leases", "ls")).stdout.splitlines()
         assert sum(line.endswith(references[0]) and " blobs (" in line for line in lines) == 1, lines
-        assert sum(line.endswith(f"{references[1]} (goes on)") for line in lines) == 1, lines
+        assert sum(line.endswith(f"{references[1]} (under way)") for line in lines) == 1, lines
         removed = (await run(node, "leases", "rm", "--interrupted", "--sync")).stdout.splitlines()
         assert [line.partition("-")[0] for line in removed] == ["removed lease splitd", "removed ingest layer"], removed
         leases, refs = await listed()

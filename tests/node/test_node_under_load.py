@@ -474,7 +474,7 @@ async def test_floods_of_a_client_that_never_reads(node: Node, frame: bytes) -> 
                         break
             for raw in flooding:
                 away = raw.until(sent_away)[0]
-                assert (away.code, away.reason) == (Code.ENHANCE_YOUR_CALM, "too many frames that bring nothing")
+                assert (away.code, away.reason) == (Code.ENHANCE_YOUR_CALM, "too many frames without content")
 
     async with others(node):
         await in_thread(load)

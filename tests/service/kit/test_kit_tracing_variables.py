@@ -50,7 +50,7 @@ def test_a_service_serves_and_the_variable_is_named(variables: dict[str, str], p
 def test_check_says_what_the_sdk_warns_of(name: str, value: str) -> None:
     """It goes on with another value, which is not the wanted one."""
     done = splitd("config", "check", "--config", "/dev/null", env={**ENDPOINT, name: value}, ok=False)
-    assert "OpenTelemetry, of a variable OTEL_...: " in done.stderr
+    assert "OpenTelemetry, about a variable OTEL_...: " in done.stderr
     assert value in done.stderr
     # without an endpoint nothing is traced
     assert not splitd("config", "check", "--config", "/dev/null", env={name: value}).stderr

@@ -180,7 +180,7 @@ async def test_what_cannot_be_released_is_named_and_stops_no_other(place: Path) 
         done = splitd("gc", "--release", *where, ok=False)
         assert "metadata: released" in done.stdout
         assert "snapshots.overlayfs: not released: " in done.stdout
-        assert "still held back: mend that, then run" in done.stderr
+        assert "still held back: repair that, then run" in done.stderr
         assert held.exists()
         [still] = [line for line in splitd("gc", *where).stdout.splitlines() if "held back since" in line]
         assert still.startswith("snapshots.overlayfs:")

@@ -68,7 +68,7 @@ MISTYPED = [
     (["completion", "tcsh"], "shell 'tcsh' is not known (bash, zsh, fish)"),
     (["leases", "remove"], "say which leases, or --interrupted"),
     (["leases", "rm", "x", "--interrupted"], "name no leases with it"),
-    (["images", "export", "-", "x", "--json"], "no room for --json"),
+    (["images", "export", "-", "x", "--json"], "so --json cannot"),
 ]
 
 

@@ -85,7 +85,7 @@ def test_where_there_is_no_cgroup_the_command_is_not_run(tmp_path: Path) -> None
     own.write_text("0::/system.slice\n")
     with pytest.raises(
         errors.FailedPrecondition,
-        match=r"^\[cgroup\] path: /sys/fs/cgroup/splitd-none is not there, and with cgroup v2 it must be: ",
+        match=r"^\[cgroup\] path: /sys/fs/cgroup/splitd-none does not exist, and with cgroup v2 it must: ",
     ):
         cgroups.join("/splitd-none", mounts=mounts, own=own)
 

@@ -79,7 +79,7 @@ async def test_on_a_full_disk_what_a_crash_left_is_opened(
             while True:
                 file.write(bytes(4096))
         assert await opened(full / "left.db") == ("", 20)
-        assert "whether its log has lost something is not known: database or disk is full" in caplog.text
+        assert "cannot tell whether its log has lost something: database or disk is full" in caplog.text
     finally:
         subprocess.run(["umount", "--lazy", str(full)], check=True)
 

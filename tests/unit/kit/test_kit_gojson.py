@@ -188,18 +188,15 @@ def test_strings_are_neither_depth_nor_values() -> None:
 def test_a_document_of_too_many_values_is_refused() -> None:
     """Whoever waits for the process must not wait long for one document."""
     assert read('{"x":[' + "1," * (gojson.VALUES - 10) + "1]}") == {}
-    assert (
-        refused('{"x":[' + "1," * gojson.VALUES + "1]}")
-        == f"{gojson.VALUES + 2} values, of which {gojson.VALUES} are read"
-    )
+    assert refused('{"x":[' + "1," * gojson.VALUES + "1]}") == f"{gojson.VALUES + 2} values, more than {gojson.VALUES}"
     assert (
         refused('{"x":[' + "[]," * gojson.VALUES + "1]}")
-        == f"{2 * gojson.VALUES + 2} values, of which {gojson.VALUES} are read"
+        == f"{2 * gojson.VALUES + 2} values, more than {gojson.VALUES}"
     )
     many = "[" * 101 + "1," * gojson.DEEP_VALUES + "1" + "]" * 101
     assert (
         refused(many)
-        == f"{gojson.DEEP_VALUES + 101} values, of which {gojson.DEEP_VALUES} are read where they are 101 levels deep"
+        == f"{gojson.DEEP_VALUES + 101} values, more than {gojson.DEEP_VALUES} in a document 101 levels deep"
     )
 
 

@@ -113,7 +113,7 @@ def test_http_knows_no_unix_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor does the specification."""
     monkeypatch.setenv(PREFIX + "ENDPOINT", "unix:/x.sock")
     monkeypatch.setenv(PREFIX + "PROTOCOL", "http/protobuf")
-    with pytest.raises(ValueError, match=f"^{PREFIX}ENDPOINT=unix:/x.sock: it is no http:// or https:// address$"):
+    with pytest.raises(ValueError, match=f"^{PREFIX}ENDPOINT=unix:/x.sock: it is not an http:// or https:// address$"):
         otlp.configured()
 
 
