@@ -1,11 +1,11 @@
-"""The surroundings of a tasks service, for its tests: a small gateway that answers from memory, containers of busybox,
-and FIFOs to read.
-"""
+"""What a tasks service's tests ask of the node around it, containers of busybox, and FIFOs to read."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import itertools
 import json
 import os
 import shutil
@@ -13,28 +13,31 @@ import signal
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
-
-from google.protobuf.empty_pb2 import Empty
-from google.protobuf.message import Message
+from typing import Any, Self
 
 from api.containerd.events import task_pb2 as events
 from api.containerd.services.containers.v1 import containers_pb2, containers_stubs
-from api.containerd.services.content.v1 import content_pb2, content_stubs
-from api.containerd.services.events.v1 import events_stubs
-from api.containerd.services.namespaces.v1 import namespaces_pb2, namespaces_stubs
+from api.containerd.services.events.v1 import events_pb2, events_stubs
+from api.containerd.services.leases.v1 import leases_pb2, leases_stubs
 from api.containerd.services.snapshots.v1 import snapshots_pb2, snapshots_stubs
-from api.containerd.services.ttrpc.events.v1 import events_stubs as ttrpc_events_stubs
-from api.containerd.types import mount_pb2
-from services.kit import errors, filters, rpc, ttrpc
-from services.kit.any import type_name
+from api.containerd.types.runc.options import oci_pb2
+from services.content.remote import RemoteStore
+from services.kit import errors, loops, rpc
+from services.kit.any import pack, type_name
+from services.oci.digests import Digest
 from services.oci.mounts import Mount
+from services.tasks.bundle import TASKS
 from services.tasks.store import IO
-from tests.support import eventually, eventually_async, processes_naming
+from tests.suites.content import put
+from tests.suites.events import publish
+from tests.support import eventually, eventually_async, mounts_below, processes_naming
 
-NS = "acc"
 SPEC = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 RUNC = "io.containerd.runc.v2"
+RESTART = "containerd.io/restart."
+_MARKER = "/suite/subscribed"
+_PATIENCE = 15.0
+_numbers = itertools.count()
 
 
 def busybox(directory: Path) -> Path:
@@ -81,70 +84,125 @@ def spec(*args: str, terminal: bool = False, root: str = "rootfs", cgroup: str =
     }
 
 
-class FakeGateway:
-    """internal.sock and containerd.sock.ttrpc of a node, with the services that tasks calls. ``events`` are all events
-    that came, as topic and message.
+class TasksNode:
+    """A node that has a tasks service, as ``channel`` reaches it: containers of a namespace of its own, the events
+    about them, blobs. It keeps everything below ``home``, in ``r`` and ``s`` as its root and state, and runc's state in
+    ``runc``; ``place`` is the test's own directory.
+
+    ``records`` are the containers as they were added. Use as an async context manager: within, ``events`` are all that were published of tasks since, as topic and
+    message, and a gateway that comes back is subscribed to again.
     """
 
-    def __init__(self, state: Path, rootfs: Path) -> None:
-        self.state = state
-        self.rootfs = rootfs
-        self.records: dict[tuple[str, str], containers_pb2.Container] = {}
+    def __init__(self, channel: rpc.Channel, home: Path, place: Path, runc: Path | None = None) -> None:
+        self.channel, self.home, self.place = channel, home, place
+        self.state, self.root = home / "s", home / "r"
+        self.runc = runc or self.state / "runc"
+        self.ns = f"suite{next(_numbers)}"
+        self.rootfs = busybox(place)
+        self.records: dict[str, containers_pb2.Container] = {}
         self.events: list[tuple[str, Any]] = []
-        self.doubles: list[tuple[str, Any]] = []
-        self.blobs: dict[str, bytes] = {}
-        self.leases: list[str] = []
+        self._headers = {rpc.NAMESPACE: self.ns}
+        self._containers = channel.client(containers_stubs.CONTAINERS)
+        self._events = channel.client(events_stubs.EVENTS)
+        self._snapshots = channel.client(snapshots_stubs.SNAPSHOTS)
+        self._leases = channel.client(leases_stubs.LEASES)
+        self._content = RemoteStore(channel, self._headers)
         self._stack = contextlib.AsyncExitStack()
 
-    async def start(self) -> None:
-        self.state.mkdir(parents=True, exist_ok=True)
-        await self._stack.enter_async_context(
-            rpc.serving(
-                self.state / "internal.sock",
-                [_Containers(self), _Namespaces(self), _Snapshots(self), _Content(self), _Events(self)],
-                grace=0.1,
-            )
-        )
-        await self._stack.enter_async_context(
-            ttrpc.serving(self.state / "containerd.sock.ttrpc", [_TtrpcEvents(self)], grace=0.1)
-        )
+    async def __aenter__(self) -> Self:
+        subscribed = asyncio.Event()
+        await self._stack.enter_async_context(loops.running("the events", functools.partial(self._listen, subscribed)))
 
-    async def stop(self) -> None:
-        await self._stack.aclose()
+        async def marked() -> bool:
+            await publish(self._events, _MARKER, events.TaskOOM(), self.ns)
+            return subscribed.is_set()
 
-    async def __aenter__(self) -> FakeGateway:
-        await self.start()
+        await eventually_async(marked, "no event comes")
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        await self.stop()
+        await self._stack.aclose()
 
-    def add(
+    async def _listen(self, subscribed: asyncio.Event) -> None:
+        request = events_pb2.SubscribeRequest(filters=[f"namespace=={self.ns}"])
+        while True:
+            try:
+                async for envelope in self._events.Subscribe(request, timeout=None):
+                    if envelope.topic == _MARKER:
+                        subscribed.set()
+                    elif envelope.topic.startswith("/tasks/"):
+                        kind = getattr(events, type_name(envelope.event).rpartition(".")[2])
+                        self.events.append((envelope.topic, kind.FromString(envelope.event.value)))
+            except errors.Unavailable:
+                await asyncio.sleep(0.05)
+
+    # ------------------------------------------------------------------------------------------ containers
+
+    def spec(self, name: str, *args: str, **how: Any) -> dict[str, Any]:
+        """The OCI spec that :meth:`add` gives to a container."""
+        return spec(*args, **{"cgroup": f"/splitd-test/{self.home.name}/{self.ns}/{name}", **how})
+
+    async def add(
         self,
         name: str,
         *args: str,
         runtime: str = RUNC,
-        namespace: str = NS,
-        labels: dict[str, str] | None = None,
-        options: Message | None = None,
+        options: oci_pb2.Options | None = None,
+        written: bytes = b"",
+        snapshot: str = "",
         **how: Any,
-    ) -> containers_pb2.Container:
-        """Add a container's record."""
-        how.setdefault("cgroup", f"/splitd-test/{self.state.parent.name}/{namespace}/{name}")
-        record = containers_pb2.Container(id=name, labels=labels or {}, snapshotter="overlayfs", snapshot_key=name)
+    ) -> None:
+        """A container's record, in the place of one of that name; ``written`` is its spec where it is not to be what
+        :meth:`spec` says.
+        """
+        record = containers_pb2.Container(id=name)
         record.runtime.name = runtime
         record.spec.type_url = SPEC
-        record.spec.value = json.dumps(spec(*args, **how)).encode()
+        record.spec.value = written or json.dumps(self.spec(name, *args, **how)).encode()
+        if self.runc != self.state / "runc":  # that of splitd's own tasks, if nobody says another
+            options = options or oci_pb2.Options()
+            options.root = options.root or str(self.runc)
         if options is not None:
-            record.runtime.options.type_url = options.DESCRIPTOR.full_name
-            record.runtime.options.value = options.SerializeToString()
-        self.records[namespace, name] = record
-        return record
+            record.runtime.options.CopyFrom(pack(options))
+        if snapshot:
+            record.snapshotter, record.snapshot_key = "overlayfs", snapshot
+        with contextlib.suppress(errors.NotFound):
+            await self._containers.Delete(containers_pb2.DeleteContainerRequest(id=name), headers=self._headers)
+        await self._containers.Create(
+            containers_pb2.CreateContainerRequest(container=record), headers=self._headers, timeout=_PATIENCE
+        )
+        self.records[name] = record
+
+    async def labels(self, name: str) -> dict[str, str]:
+        """A container's."""
+        request = containers_pb2.GetContainerRequest(id=name)
+        return dict((await self._containers.Get(request, headers=self._headers)).container.labels)
+
+    async def label(self, name: str, **labels: str) -> None:
+        """Set labels of a container, given without their beginning, ``containerd.io/restart.``"""
+        request = containers_pb2.UpdateContainerRequest(container=containers_pb2.Container(id=name))
+        for key, value in labels.items():
+            request.container.labels[f"{RESTART}{key}"] = value
+            request.update_mask.paths.append(f"labels.{RESTART}{key}")
+        await self._containers.Update(request, headers=self._headers)
 
     @property
     def mount(self) -> Mount:
         """The root filesystem as a snapshotter would describe it."""
         return Mount("bind", str(self.rootfs), ("rbind", "rw"))
+
+    async def snapshot(self, *keys: str) -> None:
+        """Active snapshots of the root filesystem."""
+        kept = {"containerd.io/gc.root": "test"}
+        prepare = functools.partial(snapshots_pb2.PrepareSnapshotRequest, snapshotter="overlayfs", labels=kept)
+        (mount,) = (await self._snapshots.Prepare(prepare(key="base"), headers=self._headers)).mounts
+        shutil.copytree(self.rootfs, mount.source, symlinks=True, dirs_exist_ok=True)
+        commit = snapshots_pb2.CommitSnapshotRequest(snapshotter="overlayfs", key="base", name="busybox", labels=kept)
+        await self._snapshots.Commit(commit, headers=self._headers)
+        for key in keys:
+            await self._snapshots.Prepare(prepare(key=key, parent="busybox"), headers=self._headers)
+
+    # ------------------------------------------------------------------------------------------ events
 
     def topics(self, name: str) -> list[str]:
         """Topics of the events about a container, in their order."""
@@ -161,99 +219,37 @@ class FakeGateway:
 
         return await eventually_async(seen, f"no {topic} of {name}: {self.events}", seconds)
 
-    def receive(self, envelope: Any) -> Empty:
-        message = getattr(events, type_name(envelope.event).rpartition(".")[2]).FromString(envelope.event.value)
-        if envelope.topic in ("/tasks/exit", "/tasks/delete") and any(
-            t == envelope.topic and (e.container_id, e.id, e.pid) == (message.container_id, message.id, message.pid)
-            for t, e in self.events
-        ):
-            self.doubles.append((envelope.topic, message))
-        else:
-            self.events.append((envelope.topic, message))
-        return Empty()
+    # ------------------------------------------------------------------------------------------ blobs
 
+    async def blob(self, digest: str) -> bytes:
+        """What a blob has in it."""
+        return b"".join([piece async for piece in self._content.read(Digest.parse(digest))])
 
-class _Part:
-    def __init__(self, gateway: FakeGateway) -> None:
-        self.gateway = gateway
+    async def put(self, data: bytes) -> str:
+        """A blob of ``data``; its digest."""
+        return str(await put(self._content, data, labels={"containerd.io/gc.root": "test"}))
 
+    async def lease(self, name: str) -> None:
+        """A lease of this name."""
+        await self._leases.Create(leases_pb2.CreateRequest(id=name), headers=self._headers)
 
-class _Containers(_Part):
-    SERVICE = containers_stubs.CONTAINERS
+    async def leased(self, name: str) -> set[str]:
+        """The digests of the blobs that a lease holds."""
+        request = leases_pb2.ListResourcesRequest(id=name)
+        found = (await self._leases.ListResources(request, headers=self._headers)).resources
+        return {resource.id for resource in found if resource.type == "content"}
 
-    async def Get(self, request, call):
-        record = self.gateway.records.get((call.namespace, request.id))
-        if record is None:
-            raise errors.NotFound(f'container "{request.id}" in namespace "{call.namespace}"')
-        return containers_pb2.GetContainerResponse(container=record)
+    # ------------------------------------------------------------------------------------------ processes
 
-    async def List(self, request, call):
-        wanted = filters.parse(request.filters)
-        found = [
-            r
-            for (ns, _), r in self.gateway.records.items()
-            if ns == call.namespace
-            and wanted.match(
-                lambda path, r=r: filters.of_map(path[1:], r.labels) if path[0] == "labels" else ("", False)  # type: ignore[misc]
-            )
-        ]
-        return containers_pb2.ListContainersResponse(containers=found)
-
-    async def Update(self, request, call):
-        record = self.gateway.records[call.namespace, request.container.id]
-        for path in request.update_mask.paths:
-            key = path.removeprefix("labels.")
-            record.labels[key] = request.container.labels[key]
-        return containers_pb2.UpdateContainerResponse(container=record)
-
-
-class _Namespaces(_Part):
-    SERVICE = namespaces_stubs.NAMESPACES
-
-    async def List(self, request, call):
-        return namespaces_pb2.ListNamespacesResponse(
-            namespaces=[namespaces_pb2.Namespace(name=n) for n in sorted({ns for ns, _ in self.gateway.records})]
-        )
-
-
-class _Snapshots(_Part):
-    SERVICE = snapshots_stubs.SNAPSHOTS
-
-    async def Mounts(self, request, call):
-        mount = self.gateway.mount
-        return snapshots_pb2.MountsResponse(
-            mounts=[mount_pb2.Mount(type=mount.type, source=mount.source, options=mount.options)]
-        )
-
-
-class _Content(_Part):
-    SERVICE = content_stubs.CONTENT
-
-    async def Write(self, requests, call):
-        data = b""
-        self.gateway.leases.append(call.lease)
-        async for request in requests:
-            data += request.data
-            if request.action == content_pb2.COMMIT:
-                self.gateway.blobs[request.expected] = data
-            yield content_pb2.WriteContentResponse(action=request.action, offset=len(data), digest=request.expected)
-
-    async def Read(self, request, call):
-        yield content_pb2.ReadContentResponse(data=self.gateway.blobs[request.digest])
-
-
-class _Events(_Part):
-    SERVICE = events_stubs.EVENTS
-
-    async def Forward(self, request, call):
-        return self.gateway.receive(request.envelope)
-
-
-class _TtrpcEvents(_Part):
-    SERVICE = ttrpc_events_stubs.EVENTS
-
-    async def Forward(self, request, call):
-        return self.gateway.receive(request.envelope)
+    def shims(self, name: str = "") -> list[int]:
+        """Pids of the shims, of one task or all."""
+        found, named = [], f"-id\0{name}\0" if name else "-id\0"
+        for pid in processes_naming(self.home):
+            with contextlib.suppress(OSError):
+                line = Path(f"/proc/{pid}/cmdline").read_text()
+                if "containerd-shim" in line and f"-namespace\0{self.ns}\0" in line and named in line:
+                    found.append(pid)
+        return found
 
 
 class Output:
@@ -323,8 +319,8 @@ async def gone(pid: int, seconds: float = 10.0) -> None:
     await eventually_async(dead, f"{pid} lives", seconds)
 
 
-def contained(node: FakeGateway) -> list[int]:
-    """Pids of the processes in containers of this gateway: those whose root filesystem is its own."""
+def contained(node: TasksNode) -> list[int]:
+    """Pids of what runs in containers of this node: they have its root filesystem for their own."""
     found = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
@@ -333,18 +329,25 @@ def contained(node: FakeGateway) -> list[int]:
     return found
 
 
-def end_all(node: FakeGateway) -> None:
+def leftovers(node: TasksNode) -> list[object]:
+    """What tasks that are no more have left: shims, mounts, bundles, runc's state."""
+    return [
+        *node.shims(),
+        *mounts_below(node.state / TASKS / node.ns),
+        *(node.state / TASKS).glob(f"{node.ns}/*"),
+        *(node.root / TASKS).glob(f"{node.ns}/*"),
+        *node.runc.glob(f"{node.ns}/*"),
+        *(node.state / "tasks/exits").glob("*"),
+        *(node.state / "tasks/sightings").glob("*"),
+        *(node.state / "tasks/checkpoints").glob("*"),
+    ]
+
+
+def end_all(node: TasksNode) -> None:
     """For the end of every test: no shim and no container of this gateway, not even a frozen one, is left running."""
 
     def ended() -> bool:
-        left = [
-            *(
-                pid
-                for pid in processes_naming(node.state)
-                if b"containerd-shim" in Path(f"/proc/{pid}/cmdline").read_bytes()
-            ),
-            *contained(node),
-        ]
+        left = [*node.shims(), *contained(node)]
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -363,20 +366,23 @@ def end_all(node: FakeGateway) -> None:
         return not left
 
     eventually(ended, "a test's processes do not end")
+    name = f"splitd-test/{node.home.name}"
+    for groups in (Path("/sys/fs/cgroup") / name, *Path("/sys/fs/cgroup").glob(f"*/{name}")):
+        for group in sorted(groups.glob("**/"), reverse=True):
+            with contextlib.suppress(OSError):  # another test's, which are its own affair
+                group.rmdir()
 
 
-__all__ = [
-    "NS",
-    "RUNC",
-    "SPEC",
-    "FakeGateway",
-    "Output",
-    "alive",
-    "asyncio",
-    "busybox",
-    "contained",
-    "end_all",
-    "gone",
-    "output",
-    "spec",
-]
+@contextlib.asynccontextmanager
+async def tasks_node(socket: Path, home: Path, place: Path, runc: Path | None = None) -> AsyncIterator[TasksNode]:
+    """A :class:`TasksNode` for one test; what the test leaves running is ended."""
+    # containerd ends connections that are pinged
+    async with (
+        rpc.Channel(socket, pings="never" if runc else "calls") as channel,
+        TasksNode(channel, home, place, runc) as node,
+    ):
+        try:
+            yield node
+            await eventually_async(lambda: asyncio.sleep(0, leftovers(node) == []), "something is left")
+        finally:
+            await asyncio.to_thread(end_all, node)

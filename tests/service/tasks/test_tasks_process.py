@@ -20,9 +20,9 @@ from services.kit import errors, rpc
 from services.tasks.bundle import TASKS
 from services.tasks.remote import RemoteTasks
 from services.tasks.store import IO, CreateOptions, Status
-from tests.suites.tasks import LIFE, Hindered, end, exec_spec, in_status, leftovers, listed_as, runtimes, shim_of, start
-from tests.suites.tasks_node import NS, FakeGateway, alive, busybox, end_all, gone, output
-from tests.support import ServiceProcess, eventually_async, freeze, mounts_below, processes_naming
+from tests.suites.tasks import LIFE, Hindered, end, exec_spec, in_status, listed_as, runtimes, shim_of, start
+from tests.suites.tasks_node import RESTART, TasksNode, alive, gone, leftovers, output, tasks_node
+from tests.support import ServiceProcess, eventually_async, freeze, mounts_below
 
 pytestmark = pytest.mark.root
 
@@ -35,23 +35,21 @@ cleanup_timeout = "2s"
 
 
 class Service:
-    """The process, its gateway, and a client."""
+    """The process beside those of a node, and a client."""
 
-    def __init__(self, place: Path) -> None:
-        (place / "c.toml").write_text(CONFIG)
-        self.faults = place / "faults"
+    def __init__(self, node: TasksNode, gateway: ServiceProcess) -> None:
+        self.node, self.gateway = node, gateway
+        self.config, self.faults = node.place / "c.toml", node.place / "faults"
+        self.config.write_text(CONFIG)
         self.faults.mkdir()
-        self.root, self.config = place / "root", place / "c.toml"
-        self.node = FakeGateway(place / "s", busybox(place))
-        self.channel = rpc.Channel(self.node.state / "tasks.sock")
+        self.channel = rpc.Channel(node.state / "tasks.sock")
         self.tasks = RemoteTasks(self.channel)
 
     async def open(self) -> None:
-        await self.node.start()
         self.process = await asyncio.to_thread(
             ServiceProcess,
             "services.tasks",
-            self.root,
+            self.node.root,
             self.node.state,
             config=self.config,
             env={"SPLITD_FAULTS": str(self.faults)},
@@ -60,8 +58,6 @@ class Service:
     async def close(self) -> None:
         await self.channel.close()
         await asyncio.to_thread(self.process.stop)
-        await asyncio.to_thread(end_all, self.node)
-        await self.node.stop()
         assert "Traceback" not in self.process.text(), self.process.text()
 
     async def kill(self) -> None:
@@ -74,7 +70,7 @@ class Service:
     async def answering(self) -> None:
         async def there() -> bool:
             try:
-                await self.tasks.list(NS)
+                await self.tasks.list(self.node.ns)
             except errors.Unavailable:
                 return False
             return True
@@ -83,59 +79,58 @@ class Service:
 
 
 @pytest.fixture
-async def service(place: Path) -> AsyncIterator[Service]:
-    made = Service(place)
-    await made.open()
-    try:
-        yield made
-        assert leftovers(made.node) == []
-    finally:
-        await made.close()
+async def service(gateway: ServiceProcess, others: Path, place: Path) -> AsyncIterator[Service]:
+    async with tasks_node(others / "s/internal.sock", others, place) as node:
+        made = Service(node, gateway)
+        await made.open()
+        try:
+            yield made
+        finally:
+            await made.close()
 
 
 async def test_killed_service_finds_every_shim_again(service: Service) -> None:
     """After kill -9 and a start the same pids run, terminals, execs and Wait work, and a log that filled up
     meanwhile is read again.
     """
-    async with output(service.node.state, "one") as o:
+    async with output(service.node.place, "one") as o:
         pid = await start(service.tasks, service.node, "one", "cat", io=o.io())
         other = await start(service.tasks, service.node, "two", "sleep", "100")
-        await service.tasks.exec(NS, "two", "e", exec_spec("sleep", "100"), IO())
-        inner = await service.tasks.start(NS, "two", "e")
+        await service.tasks.exec(service.node.ns, "two", "e", exec_spec("sleep", "100"), IO())
+        inner = await service.tasks.start(service.node.ns, "two", "e")
         shims = [shim_of(service.node, n) for n in ("one", "two")]
         for _ in range(3):
             await service.kill()
             assert all(map(alive, [pid, other, inner, *shims]))
             await service.again()
             await service.answering()
-            assert {p.id: (p.pid, p.status) for p in await service.tasks.list(NS)} == {
+            assert {p.id: (p.pid, p.status) for p in await service.tasks.list(service.node.ns)} == {
                 "one": (pid, Status.RUNNING),
                 "two": (other, Status.RUNNING),
             }
         o.write("still here\n")
         await o.says("still here\n")
-        waiting = asyncio.create_task(service.tasks.wait(NS, "two", "e"))
-        await service.tasks.kill(NS, "two", "e", signal.SIGKILL, everything=False)
+        waiting = asyncio.create_task(service.tasks.wait(service.node.ns, "two", "e"))
+        await service.tasks.kill(service.node.ns, "two", "e", signal.SIGKILL, everything=False)
         assert (await asyncio.wait_for(waiting, 15)).status == 137
-        await end(service.tasks, "one")
-        await end(service.tasks, "two")
+        await end(service.tasks, service.node, "one")
+        await end(service.tasks, service.node, "two")
     assert service.node.topics("one") == LIFE
-    assert service.node.doubles == []
 
 
 async def test_sigterm_leaves_the_shims_alone(service: Service) -> None:
     """A service that is stopped politely ends within seconds, waits outstanding or not, and containers run on."""
     pid = await start(service.tasks, service.node, "p", "sleep", "100")
-    waiting = asyncio.create_task(service.tasks.wait(NS, "p"))
-    await service.tasks.get(NS, "p")  # a call after it was answered: the wait has come
+    waiting = asyncio.create_task(service.tasks.wait(service.node.ns, "p"))
+    await service.tasks.get(service.node.ns, "p")  # a call after it was answered: the wait has come
     assert await asyncio.to_thread(service.process.stop) == 0
     with pytest.raises(errors.Unavailable):
         await waiting
     assert alive(pid)
     await service.again()
     await service.answering()
-    assert (await service.tasks.get(NS, "p")).pid == pid
-    await end(service.tasks, "p")
+    assert (await service.tasks.get(service.node.ns, "p")).pid == pid
+    await end(service.tasks, service.node, "p")
 
 
 def _catches(pid: int, number: int) -> bool:
@@ -163,43 +158,44 @@ async def test_exits_while_it_was_away_are_told_once(service: Service) -> None:
     await gone(pid)
     await service.again()
     await service.answering()
-    await in_status(service.tasks, "gone", Status.STOPPED)
-    assert (await service.tasks.wait(NS, "gone")).status == 5
+    await in_status(service.tasks, service.node, "gone", Status.STOPPED)
+    assert (await service.tasks.wait(service.node.ns, "gone")).status == 5
     await service.node.topic("gone", "/tasks/exit")
-    for _ in range(2):  # what was told is not told again
+    for _ in range(2):  # what was told is not told again, to a gateway that does not know of it neither
         await service.kill()
+        await asyncio.to_thread(service.gateway.kill)
+        await asyncio.to_thread(service.gateway.start)
         await service.again()
         await service.answering()
     assert [e.exit_status for e in service.node.exits("gone")] == [5]
-    assert len(service.node.doubles) <= 1
-    assert (await service.tasks.delete(NS, "gone")).status == 5
+    assert (await service.tasks.delete(service.node.ns, "gone")).status == 5
 
 
 async def test_exit_that_no_forward_brought_is_told(service: Service) -> None:
     """Gateway and service both away, and the shim's own report lost: the service tells the exit when both are back."""
     pid = await start(service.tasks, service.node, "lost", "sleep", "100")
     await service.kill()
-    await service.node.stop()
+    await asyncio.to_thread(service.gateway.kill)
     os.kill(pid, signal.SIGKILL)
     await gone(pid)
     service.node.events.clear()  # as if the shim had given up
-    await service.node.start()
+    await asyncio.to_thread(service.gateway.start)
     await service.again()
     event = await service.node.topic("lost", "/tasks/exit")
     assert (event.pid, event.exit_status) == (pid, 137)
-    await end(service.tasks, "lost")
+    await end(service.tasks, service.node, "lost")
     assert len(service.node.exits("lost")) == 1
 
 
 async def test_gateway_outage_loses_no_exit(service: Service) -> None:
     """An exit while the gateway is away is told when it is back, once."""
     pid = await start(service.tasks, service.node, "o", "sleep", "100")
-    await service.node.stop()
+    await asyncio.to_thread(service.gateway.kill)
     os.kill(pid, signal.SIGKILL)
     await gone(pid)
-    await service.node.start()
+    await asyncio.to_thread(service.gateway.start)
     assert (await service.node.topic("o", "/tasks/exit")).pid == pid
-    await end(service.tasks, "o")
+    await end(service.tasks, service.node, "o")
     await service.node.topic("o", "/tasks/delete", 25)
     assert len(service.node.exits("o")) == 1
 
@@ -217,7 +213,7 @@ async def test_shim_that_died_while_it_was_away(service: Service) -> None:
     assert [(e.pid, e.exit_status) for e in service.node.exits("d")] == [(pid, 137)]
     await gone(pid)
     with pytest.raises(errors.NotFound, match="task d not found"):
-        await service.tasks.get(NS, "d")
+        await service.tasks.get(service.node.ns, "d")
 
 
 async def test_a_task_that_cannot_be_looked_at_after_a_start(service: Service) -> None:
@@ -228,20 +224,20 @@ async def test_a_task_that_cannot_be_looked_at_after_a_start(service: Service) -
     pid = await start(tasks, node, "u", "sleep", "100")
     other = await start(tasks, node, "other", "sleep", "100")
     await service.kill()
-    program = node.state / TASKS / NS / "u" / "shim-binary-path"
+    program = node.state / TASKS / node.ns / "u" / "shim-binary-path"
     words = program.read_text()
     program.unlink()
     program.mkdir()  # as unreadable as a file on a bad disk
     await service.again()
     await service.answering()
-    await listed_as(tasks, {"other": Status.RUNNING, "u": Status.UNKNOWN})
-    assert (await tasks.get(NS, "u")).status is Status.UNKNOWN
+    await listed_as(tasks, node, {"other": Status.RUNNING, "u": Status.UNKNOWN})
+    assert (await tasks.get(node.ns, "u")).status is Status.UNKNOWN
     with pytest.raises(errors.AlreadyExists, match="^task u: already exists$"):
-        await tasks.create(NS, "u", CreateOptions(rootfs=(node.mount,)))
+        await tasks.create(node.ns, "u", CreateOptions(rootfs=(node.mount,)))
     for refused in (
-        tasks.kill(NS, "u", "", signal.SIGKILL, everything=True),
-        tasks.delete(NS, "u"),
-        tasks.pids(NS, "u"),
+        tasks.kill(node.ns, "u", "", signal.SIGKILL, everything=True),
+        tasks.delete(node.ns, "u"),
+        tasks.pids(node.ns, "u"),
     ):
         with pytest.raises(
             errors.FailedPrecondition,
@@ -249,16 +245,16 @@ async def test_a_task_that_cannot_be_looked_at_after_a_start(service: Service) -
         ):
             await refused
     assert alive(pid)
-    assert (await tasks.get(NS, "other")).pid == other
-    waiting = asyncio.create_task(tasks.wait(NS, "u"))
+    assert (await tasks.get(node.ns, "other")).pid == other
+    waiting = asyncio.create_task(tasks.wait(node.ns, "u"))
     program.rmdir()
     program.write_text(words)
-    await tasks.kill(NS, "u", "", signal.SIGKILL, everything=False)
+    await tasks.kill(node.ns, "u", "", signal.SIGKILL, everything=False)
     assert (await asyncio.wait_for(waiting, 15)).status == 137
     await gone(pid)
-    await in_status(tasks, "u", Status.STOPPED)
-    assert (await tasks.delete(NS, "u")).pid == pid
-    await end(tasks, "other")
+    await in_status(tasks, node, "u", Status.STOPPED)
+    assert (await tasks.delete(node.ns, "u")).pid == pid
+    await end(tasks, node, "other")
     assert len(node.exits("u")) == 1
 
 
@@ -267,24 +263,24 @@ async def test_a_shim_whose_address_cannot_be_read(service: Service) -> None:
     tasks, node = service.tasks, service.node
     pid = await start(tasks, node, "u", "sleep", "100")
     await service.kill()
-    bundle = node.state / TASKS / NS / "u"
+    bundle = node.state / TASKS / node.ns / "u"
     address = (bundle / "bootstrap.json").read_text()
     (bundle / "bootstrap.json").write_text("{")
     (bundle / "address").unlink(missing_ok=True)
-    (node.state / "tasks/sightings" / f"{NS}:u").unlink()
+    (node.state / "tasks/sightings" / f"{node.ns}:u").unlink()
     await service.again()
     await service.answering()
-    await listed_as(tasks, {"u": Status.UNKNOWN})
+    await listed_as(tasks, node, {"u": Status.UNKNOWN})
     with pytest.raises(
         errors.FailedPrecondition, match=r"task u: it may run, .*bootstrap\.json: no address of a shim is in it"
     ):
-        await tasks.delete(NS, "u")
+        await tasks.delete(node.ns, "u")
     assert alive(pid)
     (bundle / "bootstrap.json").write_text(address)
-    await tasks.kill(NS, "u", "", signal.SIGKILL, everything=False)
+    await tasks.kill(node.ns, "u", "", signal.SIGKILL, everything=False)
     await gone(pid)
-    await in_status(tasks, "u", Status.STOPPED)
-    assert (await tasks.delete(NS, "u")).pid == pid
+    await in_status(tasks, node, "u", Status.STOPPED)
+    assert (await tasks.delete(node.ns, "u")).pid == pid
 
 
 @pytest.mark.parametrize("runtime", runtimes())
@@ -298,12 +294,12 @@ async def test_what_a_dead_shim_left_is_shown_until_it_is_gone(service: Service,
     )
     shim.hang()
     os.kill(shim_of(node, "s"), signal.SIGKILL)
-    await listed_as(tasks, {"s": Status.UNKNOWN})
+    await listed_as(tasks, node, {"s": Status.UNKNOWN})
     with pytest.raises(errors.AlreadyExists, match="^task s: already exists$"):
-        await tasks.create(NS, "s", CreateOptions(rootfs=(node.mount,)))
+        await tasks.create(node.ns, "s", CreateOptions(rootfs=(node.mount,)))
     assert "/tasks/delete" not in node.topics("s")
-    assert (node.state / TASKS / NS / "s").exists()
-    await tasks.delete(NS, "s")
+    assert (node.state / TASKS / node.ns / "s").exists()
+    await tasks.delete(node.ns, "s")
     await gone(pid)
     await node.topic("s", "/tasks/delete")
     assert [e.exit_status for e in node.exits("s")] == [137]
@@ -337,7 +333,7 @@ async def test_killed_while_it_cleans_up(service: Service, place: Path, runtime:
         os.kill(pid, signal.SIGKILL)
     await service.again()
     await service.answering()
-    await listed_as(tasks, dict.fromkeys(names, Status.UNKNOWN))
+    await listed_as(tasks, node, dict.fromkeys(names, Status.UNKNOWN))
     await service.kill()
     await service.again()
     for name, pid in zip(names, pids, strict=True):
@@ -358,13 +354,13 @@ async def test_a_bundle_that_was_removed(service: Service, runtime: str, *, away
     if away:
         await service.again()
     await service.answering()
-    await in_status(service.tasks, "b", Status.RUNNING)
-    await end(service.tasks, "b")
+    await in_status(service.tasks, service.node, "b", Status.RUNNING)
+    await end(service.tasks, service.node, "b")
     await gone(pid)
 
 
-def _remove_bundle(node: FakeGateway, name: str) -> None:
-    bundle = node.state / TASKS / NS / name
+def _remove_bundle(node: TasksNode, name: str) -> None:
+    bundle = node.state / TASKS / node.ns / name
     for mount in mounts_below(bundle):
         subprocess.run(["umount", "-l", mount], check=True)
     shutil.rmtree(bundle)
@@ -376,25 +372,23 @@ async def test_half_made_tasks_are_cleaned(service: Service, point: str) -> None
     the name can be used.
     """
     other = await start(service.tasks, service.node, "other", "sleep", "100")
-    service.node.add("half", "sleep", "100")
+    await service.node.add("half", "sleep", "100")
     (service.faults / point).touch()
     with pytest.raises(errors.Unavailable):
-        await service.tasks.create(NS, "half", CreateOptions(rootfs=(service.node.mount,)))
+        await service.tasks.create(service.node.ns, "half", CreateOptions(rootfs=(service.node.mount,)))
     assert not (service.faults / point).exists()
     await service.again()
     await service.answering()
 
     async def clean() -> bool:
-        return (
-            not (service.node.state / TASKS / NS / "half").exists() and len(processes_naming(service.node.state)) == 2
-        )
+        return not (service.node.state / TASKS / service.node.ns / "half").exists() and len(service.node.shims()) == 1
 
     await eventually_async(clean, "half a task is left")
     assert "half" not in {e.container_id for _, e in service.node.events if e.DESCRIPTOR.name != "TaskDelete"}
-    assert (await service.tasks.get(NS, "other")).pid == other
+    assert (await service.tasks.get(service.node.ns, "other")).pid == other
     await start(service.tasks, service.node, "half", "sleep", "100")
-    await end(service.tasks, "half")
-    await end(service.tasks, "other")
+    await end(service.tasks, service.node, "half")
+    await end(service.tasks, service.node, "other")
 
 
 async def test_a_hung_shim_does_not_hold_up_the_start(service: Service) -> None:
@@ -410,15 +404,15 @@ async def test_a_hung_shim_does_not_hold_up_the_start(service: Service) -> None:
         await service.again()
         async with asyncio.timeout(5):
             await service.answering()
-        await listed_as(service.tasks, {"hung": Status.UNKNOWN, "fine": Status.RUNNING})
+        await listed_as(service.tasks, service.node, {"hung": Status.UNKNOWN, "fine": Status.RUNNING})
     finally:
         os.kill(shim, signal.SIGCONT)
-    await in_status(service.tasks, "hung", Status.RUNNING)
-    waiting = asyncio.create_task(service.tasks.wait(NS, "hung"))
+    await in_status(service.tasks, service.node, "hung", Status.RUNNING)
+    waiting = asyncio.create_task(service.tasks.wait(service.node.ns, "hung"))
     os.kill(pid, signal.SIGKILL)
     assert (await asyncio.wait_for(waiting, 15)).status == 137
-    await end(service.tasks, "hung")
-    await end(service.tasks, "fine")
+    await end(service.tasks, service.node, "hung")
+    await end(service.tasks, service.node, "fine")
 
 
 async def test_an_exit_that_a_slow_shim_could_not_tell(service: Service) -> None:
@@ -430,18 +424,20 @@ async def test_an_exit_that_a_slow_shim_could_not_tell(service: Service) -> None
     await service.kill()
     os.kill(pid, signal.SIGKILL)
     await service.node.topic("slow", "/tasks/exit")
-    service.node.events.clear()  # as if the shim had given up
+    await asyncio.to_thread(service.gateway.kill)  # with it goes all that was told
+    await asyncio.to_thread(service.gateway.start)
+    service.node.events.clear()
     freeze(shim)
     try:
         await service.again()
         await service.answering()
-        await listed_as(service.tasks, {"slow": Status.UNKNOWN})
+        await listed_as(service.tasks, service.node, {"slow": Status.UNKNOWN})
         assert service.node.exits("slow") == []
     finally:
         os.kill(shim, signal.SIGCONT)
     event = await service.node.topic("slow", "/tasks/exit")
     assert (event.pid, event.exit_status) == (pid, 137)
-    await end(service.tasks, "slow")
+    await end(service.tasks, service.node, "slow")
     assert len(service.node.exits("slow")) == 1
 
 
@@ -460,20 +456,20 @@ async def test_a_task_that_is_not_yet_looked_at_is_there_all_the_same(service: S
     try:
         await service.kill()
         await service.again()
-        listing = asyncio.create_task(service.tasks.list(NS))
+        listing = asyncio.create_task(service.tasks.list(service.node.ns))
         with pytest.raises(errors.AlreadyExists, match="^task z: already exists$"):
-            await service.tasks.create(NS, "z", CreateOptions(rootfs=(service.node.mount,)))
+            await service.tasks.create(service.node.ns, "z", CreateOptions(rootfs=(service.node.mount,)))
         assert alive(pid)
         listed = {p.id: p.status for p in await listing}
         assert sorted(listed) == [*hung, "z"]
         assert listed["z"] in (Status.UNKNOWN, Status.RUNNING)
-        assert (await service.tasks.get(NS, "z")).pid == pid
+        assert (await service.tasks.get(service.node.ns, "z")).pid == pid
     finally:
         for shim in shims:
             os.kill(shim, signal.SIGCONT)
     for name in (*hung, "z"):
-        await in_status(service.tasks, name, Status.RUNNING)
-        await end(service.tasks, name)
+        await in_status(service.tasks, service.node, name, Status.RUNNING)
+        await end(service.tasks, service.node, name)
 
 
 async def test_a_shim_that_does_not_end_is_killed_when_its_task_is_deleted(service: Service) -> None:
@@ -482,11 +478,11 @@ async def test_a_shim_that_does_not_end_is_killed_when_its_task_is_deleted(servi
     """
     pid = await start(service.tasks, service.node, "hung", "sleep", "100")
     shim = shim_of(service.node, "hung")
-    waiting = asyncio.create_task(service.tasks.wait(NS, "hung"))
+    waiting = asyncio.create_task(service.tasks.wait(service.node.ns, "hung"))
     os.kill(pid, signal.SIGKILL)
     await waiting
     (service.faults / "tasks.deleted").write_text("sleep 2")
-    deleting = asyncio.create_task(service.tasks.delete(NS, "hung"))
+    deleting = asyncio.create_task(service.tasks.delete(service.node.ns, "hung"))
     await eventually_async(
         lambda: asyncio.sleep(0, not (service.faults / "tasks.deleted").exists()), "the task is not deleted"
     )
@@ -500,7 +496,7 @@ async def test_a_shim_that_does_not_end_is_killed_when_its_task_is_deleted(servi
     assert service.node.topics("hung") == LIFE
     assert leftovers(service.node) == []
     await start(service.tasks, service.node, "hung", "sleep", "100")
-    await end(service.tasks, "hung")
+    await end(service.tasks, service.node, "hung")
 
 
 async def test_twenty_tasks_are_found_again_at_once(service: Service) -> None:
@@ -516,40 +512,39 @@ async def test_twenty_tasks_are_found_again_at_once(service: Service) -> None:
     await service.kill()
     await service.again()
     await service.answering()
-    assert {p.id: p.pid for p in await service.tasks.list(NS)} == pids
-    await asyncio.gather(*(end(service.tasks, n) for n in names))
+    assert {p.id: p.pid for p in await service.tasks.list(service.node.ns)} == pids
+    await asyncio.gather(*(end(service.tasks, service.node, n) for n in names))
 
 
 async def test_restart_policies(service: Service) -> None:
     """always comes back and is counted, on-failure:1 once, unless-stopped not when it was stopped on purpose;
     stopped is stopped.
     """
-    label = "containerd.io/restart."
     node, tasks = service.node, service.tasks
-    log = node.state / "log.txt"
-    pid = await start(tasks, node, "always", "sh", "-c", "echo started; sleep 100")
-    await start(tasks, node, "failing", "sh", "-c", "exit 1")
-    await start(tasks, node, "kept", "sleep", "100")
+    log = node.place / "log.txt"
+    await node.snapshot("always", "failing", "kept")
+    pid = await start(tasks, node, "always", "sh", "-c", "echo started; sleep 100", snapshot="always")
+    await start(tasks, node, "failing", "sh", "-c", "exit 1", snapshot="failing")
+    await start(tasks, node, "kept", "sleep", "100", snapshot="kept")
     # now that they run: what is created only is not what "running" wants
     for name, labels in (
         ("always", {"status": "running", "loguri": f"file://{log}"}),
         ("failing", {"status": "running", "policy": "on-failure:1"}),
         ("kept", {"status": "running", "policy": "unless-stopped", "explicitly-stopped": "true"}),
     ):
-        for key, value in labels.items():
-            node.records[NS, name].labels[label + key] = value
+        await node.label(name, **labels)
     os.kill(pid, signal.SIGKILL)
-    await tasks.kill(NS, "kept", "", signal.SIGKILL, everything=False)
+    await tasks.kill(node.ns, "kept", "", signal.SIGKILL, everything=False)
 
     async def back() -> bool:
         try:
-            process = await tasks.get(NS, "always")
+            process = await tasks.get(node.ns, "always")
         except errors.NotFound:
             return False
         return process.pid != pid and process.status is Status.RUNNING
 
     await eventually_async(back, "not restarted")
-    assert node.records[NS, "always"].labels[f"{label}count"] == "1"
+    assert (await node.labels("always"))[f"{RESTART}count"] == "1"
 
     async def logged() -> bool:
         return log.exists() and "started" in log.read_text()
@@ -560,18 +555,18 @@ async def test_restart_policies(service: Service) -> None:
         return [e.exit_status for e in node.exits("failing")] == [1, 1]
 
     await eventually_async(given_up)
-    assert node.records[NS, "failing"].labels[f"{label}count"] == "1"
-    assert (await tasks.get(NS, "kept")).status is Status.STOPPED
-    node.records[NS, "always"].labels[f"{label}status"] = "stopped"
+    assert (await node.labels("failing"))[f"{RESTART}count"] == "1"
+    assert (await tasks.get(node.ns, "kept")).status is Status.STOPPED
+    await node.label("always", status="stopped")
 
     async def stopped() -> bool:
         try:
-            await tasks.get(NS, "always")
+            await tasks.get(node.ns, "always")
         except errors.NotFound:
             return True
         return False
 
     await eventually_async(stopped, "not stopped")
     assert [e.exit_status for e in node.exits("failing")] == [1, 1]
-    await tasks.delete(NS, "failing")
-    await tasks.delete(NS, "kept")
+    await tasks.delete(node.ns, "failing")
+    await tasks.delete(node.ns, "kept")

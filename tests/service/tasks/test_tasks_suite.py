@@ -1,4 +1,6 @@
-"""The suite of tasks on its two lives: the store in this process, and a served process."""
+"""The suite of tasks on its lives: the store in this process, its process through the node's gateway, and Debian's
+containerd, which says whether the suite is right.
+"""
 
 from __future__ import annotations
 
@@ -14,83 +16,80 @@ from typing import Any
 import pytest
 
 from api.containerd.types.runc.options import oci_pb2
-from services.kit import errors, rpc
+from services.kit import errors
 from services.kit.publisher import Publisher
 from services.tasks.config import Config
 from services.tasks.gateway import Gateway
 from services.tasks.local import LocalTasks
 from services.tasks.remote import RemoteTasks
 from services.tasks.shim import Connection
-from services.tasks.store import CreateOptions, Exit, Tasks
+from services.tasks.store import Container, CreateOptions, Exit, Tasks
 from services.tasks.task import Task
-from tests.suites.tasks import TasksSuite, end, leftovers, shim_of, start
-from tests.suites.tasks_node import NS, FakeGateway, alive, busybox, end_all
-from tests.support import ServiceProcess, eventually_async
+from tests.suites.tasks import TasksSuite, end, shim_of, start
+from tests.suites.tasks_node import RUNC, TasksNode, alive, leftovers, tasks_node
+from tests.support import eventually_async
 
 pytestmark = pytest.mark.root
 
 
-@pytest.fixture
-async def node(place: Path) -> AsyncIterator[FakeGateway]:
-    async with FakeGateway(place / "s", busybox(place)) as gateway:
-        try:
-            yield gateway
-            assert leftovers(gateway) == []
-        finally:
-            await asyncio.to_thread(end_all, gateway)
-
-
 @contextlib.asynccontextmanager
-async def local_tasks(
-    node: FakeGateway, place: Path, config: Config = Config(), connection: type[Connection] = Connection
+async def local(
+    node: TasksNode, config: Config = Config(), connection: type[Connection] = Connection
 ) -> AsyncIterator[LocalTasks]:
+    """The store, in this process and in the place of a node's."""
     async with (
-        rpc.Channel(node.state / "internal.sock") as channel,
-        Publisher(channel).running() as publisher,
-        LocalTasks(place / "root", node.state, Gateway(channel, publisher), config, connection=connection) as tasks,
+        Publisher(node.channel).running() as publisher,
+        LocalTasks(node.root, node.state, Gateway(node.channel, publisher), config, connection=connection) as tasks,
     ):
         yield tasks
 
 
 @pytest.mark.once
 class TestLocal(TasksSuite):
+    """The store."""
+
     @pytest.fixture
-    async def tasks(self, node: FakeGateway, place: Path) -> AsyncIterator[Tasks]:
-        async with local_tasks(node, place) as tasks:
+    async def node(self, others: Path, place: Path) -> AsyncIterator[TasksNode]:
+        async with tasks_node(others / "s/internal.sock", others, place) as node:
+            yield node
+
+    @pytest.fixture
+    async def tasks(self, node: TasksNode) -> AsyncIterator[Tasks]:
+        async with local(node) as tasks:
             yield tasks
 
-    async def test_what_a_client_names_is_not_kept(self, tasks: LocalTasks, node: FakeGateway) -> None:
+    async def test_what_a_client_names_is_not_kept(self, tasks: LocalTasks, node: TasksNode) -> None:
         """Execs that are not there leave nothing behind, whatever is asked of them."""
         await start(tasks, node, "k", "sleep", "100")
         for n in range(20):
             for verb in (tasks.start, tasks.wait, tasks.get, tasks.close_stdin, tasks.delete_process):
                 with pytest.raises(errors.NodeError, match="no-"):
-                    await verb(NS, "k", f"no-{n}")
+                    await verb(node.ns, "k", f"no-{n}")
         (task,) = tasks._names.tasks.values()
         assert task.execs == {}
-        await end(tasks, "k")
+        await end(tasks, node, "k")
 
-    async def test_nothing_waits_for_the_shim_of_a_task_that_is_gone(
-        self, tasks: LocalTasks, node: FakeGateway
-    ) -> None:
+    async def test_nothing_waits_for_the_shim_of_a_task_that_is_gone(self, tasks: LocalTasks, node: TasksNode) -> None:
         """In a group it lives on, for the others."""
         group: dict[str, Any] = {"annotations": {"io.containerd.runc.v2.group": "g"}}
         await start(tasks, node, "g", "sleep", "100", **group)
-        await eventually_async(lambda: asyncio.sleep(0, tasks._names.tasks[NS, "g"].has_pid), "its shim is not known")
+        await eventually_async(
+            lambda: asyncio.sleep(0, tasks._names.tasks[node.ns, "g"].has_pid), "its shim is not known"
+        )
         before = len(tasks._service.background)
         for n in range(3):
             await start(tasks, node, f"g{n}", "sleep", "100", **group)
             await eventually_async(
-                lambda n=n: asyncio.sleep(0, tasks._names.tasks[NS, f"g{n}"].has_pid),  # type: ignore[misc]
+                lambda n=n: asyncio.sleep(0, tasks._names.tasks[node.ns, f"g{n}"].has_pid),  # type: ignore[misc]
                 "its shim is not known",
             )
-            await end(tasks, f"g{n}")
+            await end(tasks, node, f"g{n}")
         await eventually_async(
             lambda: asyncio.sleep(0, len(tasks._service.background) == before), "something waits for ever"
         )
-        await end(tasks, "g")
+        await end(tasks, node, "g")
 
-    async def test_a_shim_that_dies_while_it_is_connected_to_is_noticed(self, node: FakeGateway, place: Path) -> None:
+    async def test_a_shim_that_dies_while_it_is_connected_to_is_noticed(self, node: TasksNode) -> None:
         """A process that is dying takes connections as long as its socket is there."""
         connecting = asyncio.Event()
 
@@ -103,9 +102,9 @@ class TestLocal(TasksSuite):
                     await asyncio.wait_for(task.died.wait(), timeout)
 
         task: Task | None = None
-        async with local_tasks(node, place, connection=Dying) as tasks:
+        async with local(node, connection=Dying) as tasks:
             await start(tasks, node, "d", "sleep", "100")
-            one = tasks._names.tasks[NS, "d"]
+            one = tasks._names.tasks[node.ns, "d"]
             await eventually_async(lambda: asyncio.sleep(0, one.has_pid), "its shim is not known")
             task = one
             assert task.connection is not None
@@ -115,7 +114,7 @@ class TestLocal(TasksSuite):
             await node.topic("d", "/tasks/delete")
 
     async def test_a_shim_in_whose_group_a_task_is_being_created_is_not_killed(
-        self, node: FakeGateway, place: Path
+        self, node: TasksNode, place: Path
     ) -> None:
         """Where it does not end, since it is about to serve that one, when its last task is deleted."""
         slow, creating, runc = place / "slow", place / "creating", place / "runc"
@@ -138,25 +137,25 @@ exec {shutil.which("runc") or "/usr/sbin/runc"} "$@"
                 how = await super().delete(exec_id, timeout)
                 if not made:
                     slow.touch()
-                    made.append(asyncio.create_task(tasks.create(NS, "g2", CreateOptions(rootfs=(node.mount,)))))
+                    made.append(asyncio.create_task(tasks.create(node.ns, "g2", CreateOptions(rootfs=(node.mount,)))))
                     await eventually_async(lambda: asyncio.sleep(0, creating.exists()), "it is not being created")
                 return how
 
-        async with local_tasks(node, place, Config(shutdown_timeout=1.0), connection=Late) as tasks:
+        async with local(node, Config(shutdown_timeout=1.0), connection=Late) as tasks:
             await start(tasks, node, "g1", "sleep", "100", **group)
             shim = shim_of(node, "g1")
             await eventually_async(
-                lambda: asyncio.sleep(0, tasks._names.tasks[NS, "g1"].has_pid), "its shim is not known"
+                lambda: asyncio.sleep(0, tasks._names.tasks[node.ns, "g1"].has_pid), "its shim is not known"
             )
-            node.add("g2", "sleep", "100", **group)
-            await end(tasks, "g1")
+            await node.add("g2", "sleep", "100", **group)
+            await end(tasks, node, "g1")
             assert alive(shim)
             slow.unlink()
             await asyncio.wait_for(made[0], 15)
-            await tasks.start(NS, "g2")
-            await end(tasks, "g2")
+            await tasks.start(node.ns, "g2")
+            await end(tasks, node, "g2")
 
-    async def test_a_shim_whose_program_does_not_end_is_ended(self, node: FakeGateway, place: Path) -> None:
+    async def test_a_shim_whose_program_does_not_end_is_ended(self, node: TasksNode, place: Path) -> None:
         """Its start left it behind, and said nothing: when the create fails it has no container, and nobody else
         would end it.
         """
@@ -168,20 +167,59 @@ for verb; do :; done
 exec sleep 1000
 """)
         program.chmod(0o755)
-        async with local_tasks(node, place, Config(call_timeout=4.0)) as tasks:
-            node.add("s", "sleep", "100", runtime=str(program))
+        async with local(node, Config(call_timeout=4.0)) as tasks:
+            await node.add("s", "sleep", "100", runtime=str(program))
             with pytest.raises(errors.DeadlineExceeded, match="start: not done after 4 s"):
-                await tasks.create(NS, "s", CreateOptions(rootfs=(node.mount,)))
+                await tasks.create(node.ns, "s", CreateOptions(rootfs=(node.mount,)))
             assert leftovers(node) == []
 
+    async def test_bad_names_never_reach_the_disk(
+        self, tasks: LocalTasks, node: TasksNode, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A container id that is no identifier is InvalidArgument, whoever has a record of it."""
 
-class TestServed(TasksSuite):
+        async def container(_: Gateway, namespace: str, name: str) -> Container:
+            return Container(name, RUNC)
+
+        monkeypatch.setattr(Gateway, "container", container)
+        with pytest.raises(errors.InvalidArgument, match=r"^invalid task id ../evil: identifier .* must match"):
+            await tasks.create(node.ns, "../evil", CreateOptions(rootfs=(node.mount,)))
+        assert leftovers(node) == []
+
+
+class TestGateway(TasksSuite):
+    """python -m services.tasks, through the gateway."""
+
     @pytest.fixture
-    async def tasks(self, node: FakeGateway, place: Path) -> AsyncIterator[Tasks]:
-        process = await asyncio.to_thread(ServiceProcess, "services.tasks", place / "root", node.state)
-        try:
-            async with rpc.Channel(node.state / "tasks.sock") as channel:
-                yield RemoteTasks(channel)
-        finally:
-            await asyncio.to_thread(process.stop)
-            assert "Traceback" not in process.text(), process.text()
+    async def node(self, served: Path, place: Path) -> AsyncIterator[TasksNode]:
+        async with tasks_node(served / "s/containerd.sock", served, place) as node:
+            yield node
+
+    @pytest.fixture
+    async def tasks(self, node: TasksNode) -> Tasks:
+        tasks = RemoteTasks(node.channel)
+
+        async def found() -> bool:
+            try:
+                return list(await tasks.list(node.ns)) == []
+            except errors.Unavailable:
+                return False
+
+        await eventually_async(found, "the gateway does not find the process, which began after it")
+        return tasks
+
+
+@pytest.mark.once
+class TestContainerd(TasksSuite):
+    """Debian's containerd."""
+
+    containerd = True
+
+    @pytest.fixture
+    async def node(self, debian: Path, place: Path) -> AsyncIterator[TasksNode]:
+        async with tasks_node(debian / "c.sock", debian, place, debian / "runc") as node:
+            yield node
+
+    @pytest.fixture
+    async def tasks(self, node: TasksNode) -> Tasks:
+        return RemoteTasks(node.channel)
