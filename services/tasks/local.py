@@ -332,7 +332,14 @@ class LocalTasks:
             return Process(name, 0, Status.UNKNOWN)
         if task.life is Life.DEAD and not exec_id:
             return await self._burial.last_state(task)
-        return await task.converse(lambda c: c.state(exec_id, self._config.state_timeout))
+        try:
+            return await task.converse(lambda c: c.state(exec_id, self._config.state_timeout))
+        except errors.DeadlineExceeded as error:
+            if exec_id:
+                raise
+            # As containerd answers: a client may take an error for a task that does not run, and bury it.
+            log.warning("state of %s: %s", task, error)
+            return Process(task.name, task.init.pid, Status.UNKNOWN)
 
     async def list(self, namespace: str) -> Sequence[Process]:
         async def state(task: Task) -> Process | None:

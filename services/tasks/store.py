@@ -152,7 +152,7 @@ class Tasks(Protocol):
         ...
 
     async def get(self, namespace: str, name: str, exec_id: str = "") -> Process:
-        """The state of a process."""
+        """The state of a process; of a task whose shim does not answer, UNKNOWN."""
         ...
 
     async def list(self, namespace: str) -> Sequence[Process]:
