@@ -1,4 +1,4 @@
-"""Checkpoints as blobs: a directory that CRIU wrote (or will read) as a tar, beside the container's spec."""
+"""Checkpoints as blobs: the directory that CRIU writes or reads, as a tar, and the container's spec."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _pack(image: Path, file: io.BufferedRandom) -> None:
 
 
 def _unpack(file: io.BufferedRandom, image: Path) -> None:
-    """By the reader of layers, whose headers are bounded: anybody may have made this one."""
+    """Unpack with the reader of layers, which bounds headers: any client may have made this tar."""
     reader = tar.Reader(tar.Stream(iter(functools.partial(file.read, _PIECE), b"")))
     try:
         while (entry := reader.next()) is not None:
@@ -62,7 +62,7 @@ def _unpack(file: io.BufferedRandom, image: Path) -> None:
 
 
 def _unpack_entry(entry: tar.Entry, reader: tar.Reader, image: Path) -> None:
-    """Only files, directories and links, and none through a link: an image is CRIU's, flat."""
+    """Accept only files, directories and links, and no path through a link: CRIU's images are flat."""
     name = os.fsdecode(entry.name)
     parts = Path(name).parts
     inside = (

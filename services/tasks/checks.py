@@ -1,12 +1,13 @@
-"""What a request for a task must have before its shim sees it.
+"""Checks of requests before they reach a shim.
 
-A shim is one process for all of a task (or of a pod): what makes it end, or wait for ever, takes the containers with
-it. Debian's shims of runc (containerd 1.6, 1.7 and 2.1) do not look: one ends at an Exec without a spec, an Update
-without resources, options of another type; a path of stdio that is not there leaves a create waiting, and runc's half
-of the container behind. So these requests are refused here, as InvalidArgument that names the field.
+A shim is one process for a task, or for a pod: a request that makes it end, or wait for ever, takes the containers with
+it. Debian's shims of runc (containerd 1.6, 1.7 and 2.1) do not check their requests. They end at an Exec without a
+spec, an Update without resources, and options of another type. A path of stdio that does not exist leaves a create
+waiting, and runc's half of the container behind. So such requests are refused here, as InvalidArgument that names the
+field.
 
-Other runtimes' shims (kata's, gVisor's) have their own options, and their own schemes of stdio: of those nothing is
-asked but that paths are there.
+The shims of other runtimes (kata, gVisor) have their own options and their own URIs for stdio. For them it is only
+checked that paths exist.
 """
 
 from __future__ import annotations
@@ -26,32 +27,32 @@ from services.oci.opaque import Opaque
 from services.tasks.store import IO
 
 STAT_SECONDS = 5.0
-"""For looking at the paths of stdio, which a client chooses: one may be on a network file system that does not
+"""Time for looking at the paths of stdio. Clients choose them, so they may be on a network file system that does not
 answer.
 """
 STATS = 32
-"""Looks at once. One that gets no answer keeps its thread, which therefore is nobody else's, and does not hold up
-the end of the process.
+"""Requests whose paths are looked at at the same time. Each look has a thread of its own, since it may never return.
+The thread does not delay the end of the process.
 """
 
 _OPTIONS = "containerd.runc.v1.Options"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
-"""What Go's url.Parse takes for the beginning of a URI."""
+"""The beginning of a URI, for Go's url.Parse."""
 
 
 def of_runc(program: str) -> bool:
-    """Whether this is the program of runc's shim, by its name as everywhere."""
+    """Return whether this is the program of runc's shim, by its name."""
     return Path(program).name.startswith("containerd-shim-runc-")
 
 
 def payload(field: str, value: Opaque | None) -> None:
-    """``value`` is there, and is more than a type."""
+    """Refuse a message that is absent, or has only a type."""
     if value is None or not value.value:
         raise errors.InvalidArgument(f"{field} is required")
 
 
 def runtime_options(field: str, program: str, options: Opaque | None) -> None:
-    """A shim of runc is given runc's options, or none."""
+    """Refuse options for a shim of runc that are not runc's."""
     if not of_runc(program) or options is None or not options.value:
         return
     name = options.type_url.rpartition("/")[2]
@@ -62,8 +63,8 @@ def runtime_options(field: str, program: str, options: Opaque | None) -> None:
 
 
 async def mounts(program: str, rootfs: Sequence[Mount]) -> None:
-    """The shim can make them. A mount with mapped ids, which one before containerd 2.0 would give to the kernel as
-    it is ("invalid argument"), is a FailedPrecondition that says why.
+    """Refuse mounts that the shim cannot make. A shim before containerd 2.0 passes a mount with mapped ids to the
+    kernel as it is, which says "invalid argument": that is a FailedPrecondition with the reason.
     """
     mapped = next(
         (mount for mount in rootfs if any(option.startswith(("uidmap=", "gidmap=")) for option in mount.options)), None
@@ -96,10 +97,10 @@ async def stdio(
     free: threading.BoundedSemaphore = _free,
     are_there: Callable[[dict[str, str]], object] = _are_there,
 ) -> None:
-    """Whatever is a path is that of a FIFO, a file or a device. Shims of runc want all outputs or none; a terminal has
-    one, and a URI is both.
+    """Refuse paths of stdio that are no FIFO, file or device. A shim of runc also needs all outputs or none; a terminal
+    has one, and a URI is both.
 
-    ``are_there`` looks, for at most ``seconds`` of ours; ``free`` is for how many such looks there is room.
+    ``are_there`` looks at the paths, for at most ``seconds``; ``free`` limits how many looks there are at once.
     """
     if of_runc(program) and not io.stdout and (io.stdin or io.stderr or io.terminal):
         raise errors.InvalidArgument("stdout is required where there is a terminal, stdin or stderr")
@@ -129,6 +130,6 @@ async def stdio(
             await threads.apart("stdio", look)
     except TimeoutError:
         raise errors.DeadlineExceeded(f"{named}: no answer from the file system") from None
-    except RuntimeError as error:  # no more threads: nobody looked
+    except RuntimeError as error:  # no more threads
         free.release()
         raise errors.Unavailable(f"{named}: {error}") from None

@@ -1,5 +1,5 @@
-"""The domain's values as protobuf messages and back: for the API (server, remote), for shims, and for what is read
-through the gateway.
+"""The domain's values as protobuf messages and back: those of the API (server, remote), of shims, and of the records
+that are read through the gateway.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def process_from_pb(value: task_pb2.Process) -> Process:
 
 
 def process_from_shim(name: str, state: shim.StateResponse) -> Process:
-    """What a shim says of the process ``name``; a status of the future is UNKNOWN."""
+    """A shim's answer about the process ``name``; a status that is not known here is UNKNOWN."""
     status = Status(state.status) if state.status in _STATUSES else Status.UNKNOWN
     return Process(
         name,
@@ -122,7 +122,7 @@ def delete_to_pb(value: Exit, exec_id: str = "") -> pb.DeleteResponse:
 
 
 def delete_from_pb(value: pb.DeleteResponse | shim.DeleteResponse) -> Exit:
-    """Of the API or of a shim, which have the same fields for this."""
+    """Of the API or of a shim: both have these fields."""
     return Exit(value.exit_status, _exited_at(value), value.pid)
 
 
@@ -131,7 +131,7 @@ def wait_to_pb(value: Exit) -> pb.WaitResponse:
 
 
 def wait_from_pb(value: pb.WaitResponse | shim.WaitResponse, pid: int = 0) -> Exit:
-    """Of the API or of a shim; neither says the pid."""
+    """Of the API or of a shim; neither has the pid."""
     return Exit(value.exit_status, _exited_at(value), pid)
 
 
@@ -149,7 +149,7 @@ def container_from_pb(value: containers_pb2.Container) -> Container:
 
 
 def exec_id_of(info: ProcessInfo) -> str:
-    """The exec id in runc's ProcessDetails; empty where a process has none, or something else."""
+    """The exec id in runc's ProcessDetails; empty if the process has none, or another type of details."""
     value = opaque_to_pb(info.info)
     try:
         details = None if value is None else unpack(value, oci_pb2.ProcessDetails)
@@ -168,8 +168,8 @@ _FEATURES = Struct(
 
 
 def features_from_info(output: bytes) -> dict[str, object] | None:
-    """The OCI runtime's features in a shim's RuntimeInfo, those that are asked for; None where it has none, or of
-    another type.
+    """The OCI runtime's features in a shim's RuntimeInfo, as far as they are needed; None if it has none, or of another
+    type.
     """
     try:
         info = introspection_pb2.RuntimeInfo.FromString(output)

@@ -1,12 +1,13 @@
-"""What a dead shim may have left running, and how it is ended where the shim's own program cannot.
+"""The processes that a dead shim left, and how they are killed if the shim's own program does not do it.
 
-When a task is made, what one must know to end it without its bundle is written to STATE/tasks/sightings/NAMESPACE:ID: a
-*sighting*. A task of an older build has none; then the bundle's init.pid counts, if the runtime's state says that the
-process with this pid began when the task's did. A pid alone proves nothing: it may be another's by now.
+When a task is created, the data by which it can be ended without its bundle is written to
+STATE/tasks/sightings/NAMESPACE:ID: a *sighting*. A task of an older build has none. Then the bundle's init.pid counts,
+if the runtime's state says that the process with this pid began when the task's init did. A pid alone proves nothing:
+another process may have it by now.
 
-The init that is the first of its pid namespace takes all of the task with it. Where the task has no pid namespace of
-its own, a process is the task's if it is in the same mount namespace *and* in the same cgroups, or below them, and
-began later: a cgroup alone may be shared with the containers of another node.
+If the init is the first process of its pid namespace, all processes of the task die with it. If the task has no pid
+namespace of its own, a process belongs to it if it is in the same mount namespace *and* in the same cgroups or below
+them, and began later. The cgroup alone does not tell: containers of another node may share it.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from services.tasks.bundle import Address, Bundle
 log = logging.getLogger(__name__)
 
 _GONE = (FileNotFoundError, NotADirectoryError, ProcessLookupError, PermissionError)
-"""What the kernel says of a file or a process that is not there, or is not ours to look at. Any other error, such
-as too many open files, tells nothing of it.
+"""The kernel's errors for a file or a process that does not exist, or that we may not see. Any other error, such as
+EMFILE, tells nothing about it.
 """
 _LIMIT = 1 << 22
-"""Bytes of a file of state that are read. runc's has the container's whole configuration."""
+"""The largest state file that is read, in bytes. runc's has the container's whole configuration."""
 _FILES = ("options.json", "runtime", "init.pid")
-"""What the program of runc's shim reads in the bundle when it is to clean up."""
+"""The files of the bundle that runc's shim reads when it cleans up."""
 
 _NUMBER = Integer(0, (1 << 64) - 1)
 _SHAPE = Struct(
@@ -58,8 +59,8 @@ _STATES = {"state.json": ("init_process_pid", "init_process_start"), "status": (
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """A task as it was when it was made. ``began`` is in the kernel's ticks since it started, as in /proc/PID/stat;
-    zeros are not known.
+    """A task as it was when it was created. ``began`` is in clock ticks since the machine started, as in
+    /proc/PID/stat. Zeros are unknown.
     """
 
     program: str = ""
@@ -67,14 +68,14 @@ class Sighting:
     pid: int = 0
     began: int = 0
     alone: bool = False
-    """Whether the init is the first of its pid namespace: with it, all of the task dies."""
+    """True if the init is the first process of its pid namespace: then all of the task dies with it."""
     mounts: int = 0
-    """The inode of its mount namespace, if that is not this process's."""
+    """The inode of the task's mount namespace; 0 if that is this process's."""
     cgroups: str = ""
     files: dict[str, str] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
-        """Replace ``path`` at once."""
+        """Replace ``path`` by a rename."""
         address = self.address or Address("", "", 0)
         fields = {
             "program": self.program,
@@ -94,7 +95,7 @@ class Sighting:
 
 
 def read(path: Path) -> Sighting | None:
-    """What :meth:`Sighting.write` wrote; None if there is none, or none that can be understood."""
+    """Read the file of :meth:`Sighting.write`; None if there is none, or it is malformed."""
     try:
         found = gojson.read(_bytes(path), _SHAPE)
     except FileNotFoundError:
@@ -120,7 +121,7 @@ def read(path: Path) -> Sighting | None:
 
 
 def see(bundle: Bundle, program: str, address: Address | None, pid: int) -> Sighting:
-    """A task whose init is ``pid`` now. OSError where the kernel does not tell what is to be known of it."""
+    """The sighting of a task whose init is ``pid``. OSError if the kernel does not tell the data."""
     files = {}
     for name in _FILES:
         with contextlib.suppress(*_GONE):
@@ -149,8 +150,8 @@ def see(bundle: Bundle, program: str, address: Address | None, pid: int) -> Sigh
 
 
 def in_bundle(bundle: Bundle, program: str, root: Path) -> Sighting:
-    """A task of which no sighting was written: by its bundle and by its runtime's state (below ``root``, unless the
-    bundle names another). OSError: see :func:`see`.
+    """The sighting of a task for which none was written, from its bundle and its runtime's state. The state is below
+    ``root``, unless the bundle names another directory. OSError as in :func:`see`.
     """
     pid = bundle.init_pid()
     with contextlib.suppress(*_GONE, gojson.Malformed):
@@ -166,7 +167,7 @@ def in_bundle(bundle: Bundle, program: str, root: Path) -> Sighting:
 
 
 def restore(bundle: Bundle, seen: Sighting) -> None:
-    """Give a bundle that was removed, or parts of it, back what the shim's program needs to clean up."""
+    """Restore what the shim's program needs to clean up, in a bundle that was removed as a whole or in part."""
     bundle.path.mkdir(0o700, parents=True, exist_ok=True)
     (bundle.path / "rootfs").mkdir(0o711, exist_ok=True)
     for name, text in seen.files.items():
@@ -175,10 +176,10 @@ def restore(bundle: Bundle, seen: Sighting) -> None:
 
 
 def end(seen: Sighting, seconds: float) -> list[int]:
-    """Send SIGKILL to all that the task left running, thaw it, and wait for it to end; the pids of what lives after
-    ``seconds``. Blocks.
+    """Send SIGKILL to all processes that the task left, thaw them, and wait for their end. Return the pids of those
+    that live after ``seconds``. Blocks.
 
-    OSError where that cannot be known, such as EMFILE.
+    OSError, such as EMFILE, if it cannot be known which processes live.
     """
     until = time.monotonic() + seconds
     while True:
@@ -224,7 +225,7 @@ def _living(seen: Sighting) -> Iterator[tuple[int, int]]:
 
 
 def _within(cgroups: str, others: str) -> bool:
-    """Whether these are the others, or below them, in each hierarchy."""
+    """Return whether these are the others, or below them, in each hierarchy."""
     mine, theirs = cgroups.splitlines(), others.splitlines()
     return len(mine) == len(theirs) and all(
         a == b or a.startswith(b.rstrip("/") + "/") for a, b in zip(mine, theirs, strict=True)
@@ -232,7 +233,7 @@ def _within(cgroups: str, others: str) -> bool:
 
 
 def _began(pid: int) -> int:
-    """When a process that has not ended began; ProcessLookupError for one that has (a zombie, too)."""
+    """When a process began; ProcessLookupError if it has ended, even if it is a zombie still."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except FileNotFoundError:
@@ -253,8 +254,8 @@ def _pidfd(pid: int, began: int) -> int | None:
 
 
 def _thaw(pid: int) -> None:
-    """In a frozen cgroup of version 1 SIGKILL has no effect."""
-    with contextlib.suppress(OSError):  # it has ended, or there is no such hierarchy
+    """Thaw the cgroup of a process: in a frozen one of version 1 SIGKILL has no effect."""
+    with contextlib.suppress(OSError):  # the process has ended, or there is no such hierarchy
         for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
             _, names, group = line.split(":", 2)
             state = Path(f"/sys/fs/cgroup/freezer{group}/freezer.state")

@@ -1,4 +1,4 @@
-"""The rest of the node as tasks sees it: everything through the gateway's internal socket, like any other client."""
+"""The rest of the node for tasks: it calls the gateway's internal socket, like any other client."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class Gateway:
         self._content = channel.client(content_stubs.CONTENT)
         self._health = channel.client(health_stubs.HEALTH)
         self.reachable = True
-        """Until the contrary is seen: at the start nothing has been missed yet."""
+        """True until an outage is seen: at the start no event was missed yet."""
         self._seen = time.time()
-        """When it was last there, while it is not."""
+        """During an outage: when the gateway was last there."""
 
     async def container(self, namespace: str, name: str) -> Container:
         response = await self._containers.Get(
@@ -83,7 +83,7 @@ class Gateway:
         hashing, size = hashlib.sha256(), 0
         writer = await store.writer(ref)
         try:
-            await writer.truncate()  # it may be the ref of one that failed
+            await writer.truncate()  # the ref may have data of a write that failed
             while piece := await asyncio.to_thread(file.read, _PIECE):
                 hashing.update(piece)
                 size += len(piece)
@@ -113,8 +113,8 @@ class Gateway:
 
     @contextlib.asynccontextmanager
     async def watched(self, returned: Callable[[float], None]) -> AsyncIterator[None]:
-        """Keep ``reachable`` true to life, and tell ``returned`` when the gateway is back after an outage: with the
-        time at which it was last there.
+        """Keep ``reachable`` up to date. After an outage call ``returned`` with the time at which the gateway was last
+        there, in seconds since 1970.
         """
         async with loops.running("the watch of the gateway", functools.partial(self._watch, returned)):
             yield
@@ -125,7 +125,7 @@ class Gateway:
                 async for _ in self._health.Watch(health_pb2.HealthCheckRequest()):
                     if not self.reachable:
                         returned(self._seen)
-                        self.reachable = True  # not before: what was missed is told again if that failed
+                        self.reachable = True  # only now: if that failed it is tried again
             except errors.NodeError as error:
                 log.debug("the gateway is away: %s", error)
             finally:

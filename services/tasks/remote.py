@@ -1,6 +1,4 @@
-"""Tasks in another process: the interface of store.py over a channel. The restart monitor's tests and the suite use
-it.
-"""
+"""Tasks in another process: the interface of store.py over a channel, for the suites."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The restart monitor: containers labelled ``containerd.io/restart.status`` are kept in the state that the label wants.
+"""The restart monitor keeps containers labelled ``containerd.io/restart.status`` in the state that the label names.
 
 A client (nerdctl, for one) sets on the container::
 
@@ -8,11 +8,13 @@ A client (nerdctl, for one) sets on the container::
     containerd.io/restart.loguri              where a restarted task writes (a URI; a path in the older restart.logpath)
     containerd.io/restart.count               counted up here at each restart
 
-Every container is looked at once in an interval, as containerd does, and one whose task has just exited after a second,
-but none is restarted more often than once in an interval. When a node starts (``nodestart.py``), "true" becomes "false"
-for containers whose policy is always: that is what tells them from those of unless-stopped (as in containerd since
-2.4.0). The second is there for whoever kills a task to remove it (then nothing is looked at); and a container that has
-no task at all is left to who may just be making one until it is seen so a second time.
+The monitor looks at every container once in an interval, as containerd does, and at a container whose task has exited
+a second after that. It restarts none more often than once in an interval. The second leaves time to a client that kills
+a task in order to remove it: a container without a task is not looked at then. A container that has no task at all may
+be about to get one from a client, so it is started only when the monitor finds it so a second time.
+
+When a node starts (``nodestart.py``) "explicitly-stopped" becomes false for containers with the policy always. This is
+the difference from unless-stopped (as in containerd since 2.4.0).
 """
 
 from __future__ import annotations
@@ -39,21 +41,21 @@ STATUS, POLICY, COUNT, STOPPED = PREFIX + "status", PREFIX + "policy", PREFIX + 
 LOG_URI, LOG_PATH = PREFIX + "loguri", PREFIX + "logpath"
 
 ENDING = 60.0
-"""Seconds in which a task that was killed must have ended."""
+"""Seconds within which a task that was killed must have ended."""
 
 _TRUE = frozenset({"1", "t", "T", "true", "TRUE", "True"})
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """When a task that should run but does not is started again. ``retries`` 0 is without limit."""
+    """The rule by which a task that should run, but does not, is started again. ``retries`` 0 means no limit."""
 
     name: str
     retries: int = 0
 
     @classmethod
     def parse(cls, text: str) -> Policy:
-        """InvalidArgument for what is none, in containerd's words."""
+        """Read a label. InvalidArgument, in containerd's words, if it is no policy."""
         name, separator, retries = text.partition(":")
         if name in ("", "always", "no", "unless-stopped"):
             if separator:
@@ -67,7 +69,7 @@ class Policy:
         raise errors.InvalidArgument(f'restart policy "{text}" not supported')
 
     def restarts(self, exit_status: int, labels: Mapping[str, str]) -> bool:
-        """Whether a task that ended so, and was not stopped on purpose, is to be started again."""
+        """Return whether to restart a task that ended with ``exit_status``, and was not stopped on purpose."""
         if self.name in ("always", "unless-stopped"):
             return True
         if self.name == "on-failure":
@@ -79,7 +81,9 @@ class Policy:
 
 
 def decide(labels: Mapping[str, str], status: Status | None, exit_status: int) -> str:
-    """What to do with a container whose task is in ``status`` (None: it has none): ``start``, ``stop`` or nothing."""
+    """Decide what to do with a container whose task is in ``status`` (None if it has none): ``start``, ``stop`` or an
+    empty string.
+    """
     wanted = labels.get(STATUS, "")
     if status is not None and wanted == status.name.lower():
         return ""
@@ -102,8 +106,8 @@ class RestartMonitor:
         ending: float = ENDING,
         start: NodeStart | None = None,
     ) -> None:
-        """A task that is killed has ``ending`` seconds to end. ``start`` says whether the node has just been
-        started; without it it has not.
+        """A task that is killed has ``ending`` seconds to end. ``start`` tells whether the node has just started;
+        without it the node has not.
         """
         self._ending = ending
         self._node = node
@@ -133,7 +137,7 @@ class RestartMonitor:
             await self._hurried.cancel()
 
     def exited(self, namespace: str, name: str, how: Exit) -> None:
-        """A task's init has exited: look at its container soon."""
+        """Look at a container soon, since its task's init has exited."""
         if self._tasks is not None:
             self.gone(namespace, name)
             self._soon[namespace, name] = asyncio.get_running_loop().call_later(
@@ -141,7 +145,7 @@ class RestartMonitor:
             )
 
     def gone(self, namespace: str, name: str) -> None:
-        """The task is no more: whoever deleted it does not want it back at once."""
+        """Do not look at the container soon: the client that deleted its task does not want it back at once."""
         timer = self._soon.pop((namespace, name), None)
         if timer is not None:
             timer.cancel()
@@ -153,7 +157,7 @@ class RestartMonitor:
     async def _look_at_one(self, namespace: str, name: str) -> None:
         try:
             assert self._tasks is not None
-            await self._tasks.get(namespace, name)  # one that is gone is for the next interval
+            await self._tasks.get(namespace, name)  # one without a task is left to the next interval
             container = await self._node.container(namespace, name)
             if STATUS in container.labels:
                 await self._look_at(namespace, container)
@@ -187,22 +191,20 @@ class RestartMonitor:
             await asyncio.sleep(self._interval)
 
     async def _allow(self, namespace: str) -> None:
-        """Containers that are always to run may be started again, though they were stopped on purpose while the
-        node was up before.
-        """
+        """Let containers with the policy always run again that were stopped on purpose before the node's start."""
         for container in await self._node.containers(namespace, f'labels."{STATUS}"'):
             try:
                 always = Policy.parse(container.labels.get(POLICY, "")).name == "always"
             except errors.InvalidArgument:
-                continue  # it is told when the container is looked at
-            # Who was stopped since then was not stopped while the node was up before.
+                continue  # this is reported when the container is looked at
+            # A container that was changed since the start may have been stopped since, and stays stopped.
             if always and container.labels.get(STOPPED, "") in _TRUE and container.updated_at < self._begun:
                 try:
                     await self._node.set_label(namespace, container.id, STOPPED, "false")
                 except errors.NotFound:
                     continue
                 except (errors.Unavailable, errors.ResourceExhausted, errors.DeadlineExceeded):
-                    raise  # of the node, and passes; all others are of this container, and hold up nobody else's
+                    raise  # these concern the node, and pass; all others concern this container alone
                 except errors.NodeError as error:
                     log.error("restart monitor: %s/%s stays stopped: %s", namespace, container.id, error)
 
@@ -212,7 +214,7 @@ class RestartMonitor:
         except errors.NodeError as error:
             log.error("restart monitor: namespace %s: %s", namespace, error)
             return
-        except Exception:  # of this one: the others are looked into all the same
+        except Exception:  # in this namespace: the others are looked into all the same
             log.exception("restart monitor: namespace %s", namespace)
             return
         await asyncio.gather(*(self._look_at(namespace, c) for c in containers))
@@ -226,7 +228,7 @@ class RestartMonitor:
             await self._reconcile(namespace, container)
         except errors.NodeError as error:
             log.error("restart monitor: %s/%s: %s", namespace, container.id, error)
-        except Exception:  # of this one, which a stranger has made: the others are looked at all the same
+        except Exception:  # of this container, which any client may have made: the others are looked at all the same
             log.exception("restart monitor: %s/%s", namespace, container.id)
         finally:
             self._working.discard(key)
@@ -239,7 +241,7 @@ class RestartMonitor:
             status, exit_status = process.status, process.exit_status
             self._missing.pop((namespace, container.id), None)
             if status is Status.UNKNOWN:
-                return  # what a dead shim left is being cleaned up
+                return  # its dead shim is being buried
         except errors.NotFound:
             if (
                 time.monotonic() - self._missing.setdefault((namespace, container.id), time.monotonic())
@@ -267,7 +269,7 @@ class RestartMonitor:
             await self._start(namespace, container)
 
     async def _stop(self, namespace: str, name: str) -> None:
-        """Kill whatever runs, and delete the task."""
+        """Kill the task if it runs, and delete it."""
         assert self._tasks is not None
         with contextlib.suppress(errors.NotFound):
             process = await self._tasks.get(namespace, name)
@@ -289,7 +291,7 @@ class RestartMonitor:
         labels = container.labels
         count = labels.get(COUNT, "")
         number = int(count) + 1 if count.isdecimal() else 1
-        log.info("restart monitor: starting %s/%s, for the %d. time", namespace, container.id, number)
+        log.info("restart monitor: starting %s/%s (attempt %d)", namespace, container.id, number)
         await self._node.set_label(namespace, container.id, COUNT, str(number))
         await self._stop(namespace, container.id)
         where = labels.get(LOG_URI, "") or (f"file://{labels[LOG_PATH]}" if labels.get(LOG_PATH) else "")
@@ -307,9 +309,7 @@ class RestartMonitor:
             raise
 
     async def _rootfs(self, namespace: str, container: Container, spec: Mapping[str, Any]) -> tuple[Mount, ...]:
-        """The snapshot's mounts, with the spec's SELinux label, as a client that starts the container would send
-        them.
-        """
+        """The snapshot's mounts with the spec's SELinux label, as a client sends them when it creates the task."""
         if not container.snapshot_key:
             return ()
         if not container.snapshotter:

@@ -1,9 +1,9 @@
-"""Shims, from outside: how their programs are found, started and asked to clean up, and how one that runs is talked to.
+"""Shims, from outside: finding, starting and cleaning up with their programs, and the connection to one that runs.
 
-The contract is containerd's runtime v2 (its core/runtime/v2/README.md). A shim's program has two actions. ``start``, in
-the bundle: it leaves a process of its own behind and prints where that listens. ``delete``: it kills and unmounts what
-a dead shim left, and prints how the task ended. What listens has the Task service, version 2 or 3 (the same messages),
-over ttrpc or gRPC.
+The contract is containerd's runtime v2 (its core/runtime/v2/README.md). A shim's program is run in the bundle, and has
+two actions. ``start`` leaves a process behind, and prints the address at which that listens. ``delete`` kills and
+unmounts what a dead shim left, and prints how the task ended. The process serves the Task service, version 2 or 3 (with
+the same messages), over ttrpc or gRPC.
 """
 
 from __future__ import annotations
@@ -43,20 +43,22 @@ NEWEST = 3
 
 _STDOUT_LIMIT = 1 << 20
 _SHOWN = 200
-"""Bytes of an answer that is none which its error shows."""
+"""Bytes of a malformed answer that its error shows."""
 
 
 # ---------------------------------------------------------------------------------------------- the program
 
 
 class Programs:
-    """Finds the program of a runtime by its name. What was found is remembered; what was not is looked for again."""
+    """Finds the programs of runtimes. It remembers those that it found, and looks again for those that it did not."""
 
     def __init__(self) -> None:
         self._found: dict[str, str] = {}
 
     def find(self, runtime: str) -> str:
-        """The path for ``io.containerd.runc.v2`` (or an absolute path, as it is); errors in containerd's words."""
+        """The path for a name like ``io.containerd.runc.v2``; an absolute path is returned as it is. Unknown, in
+        containerd's words, if there is no such program.
+        """
         if not runtime:
             raise errors.Unknown("no runtime name")
         if runtime.startswith("/"):
@@ -83,14 +85,14 @@ class Programs:
 
 
 def _os_error(what: str, error: OSError) -> errors.NodeError:
-    """In Go's words, which are what clients know: lower case."""
+    """In Go's words, which clients know: lower case."""
     return errors.Unknown(f"{what}: {errors.words(error)}")
 
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What every shim of a node is told: the node's public socket, exactly (shims hash it into their own sockets'
-    names), and the one for events.
+    """The environment of every shim of a node: the node's public socket, whose exact path shims hash into the names of
+    their own sockets, and the socket for events.
     """
 
     grpc_address: Path
@@ -124,10 +126,10 @@ class Program:
         self._environment = environment
 
     async def start(self, options: Opaque | None, timeout: float) -> Address:
-        """Start a shim, or be told of one that runs and will do; where it listens.
+        """Start a shim, or learn that a running one serves this task too; return its address.
 
-        Its standard input holds the runtime's options as an Any; a program of containerd 2.3 or later refuses that, and
-        is then given BootstrapParams.
+        The program's standard input has the runtime's options as an Any. A program of containerd 2.3 or later refuses
+        that, and is given BootstrapParams then.
         """
         key = (self.path, os.stat(self.path).st_mtime_ns)
         if key not in self._modern:
@@ -143,7 +145,7 @@ class Program:
         return parse_address(output)
 
     async def delete(self, timeout: float) -> Exit:
-        """Clean up after a dead shim: kill what it ran, unmount; how the task counts as ended."""
+        """Clean up after a dead shim: kill its processes, and unmount. Return the exit that its task counts as."""
         code, output, trouble = await self._run(["-bundle", str(self.bundle.path), "delete"], b"", timeout)
         if code != 0:
             raise _failed(code, trouble)
@@ -159,9 +161,7 @@ class Program:
             ) from None
 
     async def features(self, options: Opaque | None, timeout: float) -> dict[str, Any] | None:
-        """What the OCI runtime behind the shim says that it can do (``runc features``); None for a runtime that
-        does not say.
-        """
+        """The features of the OCI runtime behind the shim (``runc features``); None if it does not tell them."""
         code, output, trouble = await self._execute(["-info"], _legacy_input(options), timeout)
         if code != 0:
             raise errors.Unknown(
@@ -201,8 +201,8 @@ class Program:
         )
 
     async def _execute(self, arguments: Sequence[str], stdin: bytes, timeout: float) -> tuple[int, bytes, bytes]:
-        """Exit code, standard output and error. They are files in memory, not pipes: whoever inherits them cannot
-        make us wait.
+        """Run the program; return its exit code, standard output and standard error. Those are files in memory, not
+        pipes, so that a process that inherits them cannot delay us.
         """
         with _memory_file(stdin) as given, _memory_file() as output, _memory_file() as trouble:
             try:
@@ -225,7 +225,7 @@ class Program:
             except (TimeoutError, asyncio.CancelledError) as error:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
-                # one that waits for a disk does not even die before that answers
+                # a process that waits for a disk dies only when that answers
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(process.wait(), 1.0)
                 if isinstance(error, asyncio.CancelledError):
@@ -248,8 +248,8 @@ def _legacy_input(options: Opaque | None) -> bytes:
 
 
 def _publisher() -> str:
-    """The program that a shim would run to publish an event, had it no TTRPC_ADDRESS. All have; the flag must only
-    name something.
+    """The program that a shim without TTRPC_ADDRESS runs to publish an event. All shims have that variable; the flag
+    must only name a program.
     """
     return sys.executable
 
@@ -264,8 +264,8 @@ def _status(code: int) -> str:
 
 
 def check_id_mapped_mounts(features: dict[str, Any] | None) -> None:
-    """Refuse a runtime that would silently ignore id mapped mounts, in containerd's words; one that does not tell
-    its features is not known to.
+    """Refuse, in containerd's words, a runtime that would silently ignore id mapped mounts. A runtime that does not
+    tell its features is accepted.
     """
     if features is None:
         return
@@ -280,7 +280,7 @@ def check_id_mapped_mounts(features: dict[str, Any] | None) -> None:
 
 
 def parse_address(output: bytes) -> Address:
-    """What ``start`` printed: a BootstrapResult, JSON, or, as shims up to 1.7 do, only an address."""
+    """Read the output of ``start``: a BootstrapResult, JSON, or only an address, as shims up to 1.7 print it."""
     with contextlib.suppress(DecodeError):
         result = bootstrap_pb2.BootstrapResult.FromString(output)
         if result.address and result.protocol in ("ttrpc", "grpc"):
@@ -305,10 +305,10 @@ def _supported(address: Address) -> Address:
 
 
 class Connection:
-    """The Task service of one running shim, for one task. Calls fail with Unavailable when the connection is lost;
-    ``on_close`` is told once.
+    """The Task service of one running shim, for one task. When the connection is lost all calls fail with Unavailable,
+    and ``on_close`` is called once (not over gRPC).
 
-    Each method takes ``timeout`` in seconds, None for no limit.
+    Each method takes ``timeout`` in seconds; None means no limit.
     """
 
     def __init__(self, address: Address, namespace: str, name: str, on_close: Callable[[], None]) -> None:
@@ -324,7 +324,7 @@ class Connection:
             self.channel = ttrpc.Channel(path, f"shim {name}", on_close=on_close)
 
     async def connect(self, timeout: float) -> None:
-        """Unavailable, caused by an OSError, where nobody listens."""
+        """Connect. Unavailable if that fails, caused by the OSError if no process listens."""
         if isinstance(self.channel, ttrpc.Channel):
             await self.channel.connect(timeout)
         elif not await self.channel.wait_connected(timeout):
@@ -351,13 +351,13 @@ class Connection:
                     response.FromString,
                 )
             except errors.Unimplemented as error:
-                # A shim that was started by an older program than the one that told its version.
+                # An older program started this shim than the one that told the version.
                 if self.version < NEWEST or "service" not in str(error):
                     raise
                 self.version -= 1
 
     async def connect_pids(self, timeout: float) -> tuple[int, int]:
-        """The shim's own pid and its task's; 0 for a task that was not created."""
+        """The pid of the shim, and that of its task; 0 for a task that was not created."""
         response: pb.ConnectResponse = await self._call(
             "Connect", pb.ConnectRequest(id=self._id), pb.ConnectResponse, timeout
         )
@@ -452,25 +452,25 @@ class Connection:
         return opaque_from_pb(response.stats, present=response.HasField("stats"))
 
     async def wait(self, exec_id: str) -> Exit:
-        """However long it takes."""
+        """Wait for the exit of a process, without limit."""
         return convert.wait_from_pb(
             await self._call("Wait", pb.WaitRequest(id=self._id, exec_id=exec_id), pb.WaitResponse, None)
         )
 
     async def shutdown(self, timeout: float) -> None:
-        """Ask the shim to end; one that serves other tasks does not."""
+        """Ask the shim to end. A shim that serves other tasks stays."""
         await self._call("Shutdown", pb.ShutdownRequest(id=self._id), Empty, timeout)
 
 
 def _refusal(path: str) -> OSError | None:
-    """Why nobody can connect there; None if somebody listens. (A gRPC channel tries again and again, and does not
-    say.)
+    """The reason for which a connection to ``path`` fails; None if a process listens. (A gRPC channel tries again and
+    again, and does not tell the reason.)
     """
     try:
         with socket.socket(socket.AF_UNIX) as probe:
             probe.setblocking(False)
             probe.connect(path)
-    except BlockingIOError:  # his queue is full
+    except BlockingIOError:  # the queue of the listener is full
         return None
     except OSError as error:
         return error
@@ -478,7 +478,7 @@ def _refusal(path: str) -> OSError | None:
 
 
 def socket_path(address: str) -> str:
-    """The path of a shim's socket, for an abstract one its name after a zero character."""
+    """The path of a shim's socket; for an abstract one its name after a zero character."""
     scheme, separator, rest = address.partition("://")
     if not separator:
         return f"\0{address}"

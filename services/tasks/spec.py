@@ -1,5 +1,5 @@
-"""The OCI spec of a container, as far as it is read here: clients wrote it, and the runtime reads it itself, so it
-is never changed, and what is not listed here may be anything.
+"""The OCI spec of a container, as far as it is read here. Clients write it and the runtime reads it, so it is never
+changed here, and the fields that are not listed may hold anything.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ _SPEC = Struct(
 
 
 def read(spec: bytes, what: str = "spec", kind: type[errors.NodeError] = errors.Unknown) -> dict[str, Any]:
-    """Its fields by Go's names, as ``kit.gojson`` reads them; an error of ``kind`` that begins with ``what``."""
+    """The listed fields, as ``kit.gojson`` reads them. An error of ``kind`` that begins with ``what`` if malformed."""
     found: dict[str, Any] = gojson.document(spec, _SPEC, what, kind)
     return found
 
 
 async def looked_into(spec: bytes, look: Callable[[bytes], T]) -> T:
-    """What ``look`` finds in it, however large it is."""
+    """The result of ``look``, which runs apart if the spec is large."""
     return await gojson.apart(len(spec), lambda: look(spec))
 
 
 def own_pids(spec: dict[str, Any]) -> bool:
-    """Whether it asks for a pid namespace of its own: with its init all of the task dies then."""
+    """Return whether the task has a pid namespace of its own: then all its processes die with its init."""
     return any(
         each.get("type") == "pid" and not each.get("path") for each in (spec.get("linux") or {}).get("namespaces") or ()
     )
 
 
 def remapped_gid(spec: bytes) -> int:
-    """The host's group for group 0 of the user namespace; 0 if it has none. Unknown for what is no spec."""
+    """The host's group for group 0 of the user namespace; 0 if there is none. Unknown if the spec is malformed."""
     if not _may_say(spec, b"gidmappings"):
         return 0
     mappings = (read(spec).get("linux") or {}).get("gidMappings") or ()
@@ -58,7 +58,7 @@ def remapped_gid(spec: bytes) -> int:
 
 
 def uses_id_mapped_mounts(spec: bytes) -> bool:
-    """Whether it has mounts with ids of their own. InvalidArgument for what is no spec."""
+    """Return whether a mount has mapped ids. InvalidArgument if the spec is malformed."""
     if not _may_say(spec, b"idmap") and not _may_say(spec, b"uidmappings"):
         return False
     mounts = read(spec, "unmarshal spec", errors.InvalidArgument).get("mounts") or ()
@@ -71,8 +71,8 @@ def uses_id_mapped_mounts(spec: bytes) -> bool:
 
 
 def _may_say(spec: bytes, word: bytes) -> bool:
-    """Whether ``word``, in small letters, may be in it, in any of the ways to spell it. Most specs say nothing of
-    ids, and are not parsed.
+    """Return whether the spec may contain the lower case ``word``, in any spelling that Go accepts. Most specs do not
+    mention ids, and need not be parsed.
     """
     spec = spec.lower()
     return word in spec or b"\\u" in spec or b"\xc5\xbf" in spec  # that letter is an s to Go
