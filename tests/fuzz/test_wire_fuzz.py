@@ -230,7 +230,7 @@ def load(path: Path) -> tuple[str, list[Step]]:
 
 
 @pytest.mark.parametrize("path", sorted(CORPUS.glob("*.script")), ids=lambda path: path.stem)
-def test_what_was_found_before_is_found_no_more(path: Path) -> None:
+def test_crashes_found_before_are_mended(path: Path) -> None:
     """Each script of the corpus, on what it was found, and on all the others."""
     named, script = load(path)
     assert named in WORLDS

@@ -69,7 +69,7 @@ def peer(running: Path, request: pytest.FixtureRequest) -> Peer:
     return Peer(running, request.param)
 
 
-def test_a_running_containerd_keeps_what_is_its_own(peer: Peer) -> None:
+def test_a_running_containerd_keeps_its_files(peer: Peer) -> None:
     """Root, state and socket are named, with the file that says so; not a file is written, in the foreground
     neither.
     """

@@ -40,7 +40,7 @@ def config(configured: Node) -> Iterator[Path]:
     configured.config.write_text(AS_STARTED)
 
 
-def test_dump_says_what_runs_and_what_of_the_file_does_not(configured: Node, config: Path) -> None:
+def test_dump_shows_the_running_configuration_and_its_differences_from_the_file(configured: Node, config: Path) -> None:
     """Until the service is started again, which reads it; what is supervisord's waits for the next up."""
     assert not configured.splitd("config", "dump").stderr
     config.write_text("[content]\ngrace = '4s'\n[watchdog]\nsilence = '41s'\n")

@@ -46,7 +46,7 @@ def flip(path: Path) -> None:
 
 @pytest.mark.parametrize("spoil", [Path.unlink, cut], ids=["missing", "cut"])
 @pytest.mark.parametrize("which", ["layer", "config", "manifest"])
-async def test_a_pull_mends_what_it_would_rely_on(
+async def test_a_pull_repairs_the_blobs_that_it_relies_on(
     node: Node, channel: Channel, fake: FakeRegistry, spoil: Callable[[Path], None], which: str
 ) -> None:
     """In this namespace and in another that shares the blob, whether the layers are unpacked already or not;
@@ -79,7 +79,9 @@ async def test_wrong_bytes_are_found_where_asked(node: Node, channel: Channel, f
     assert not damaged(node, box)
 
 
-async def test_what_cannot_be_fetched_again_is_said(node: Node, channel: Channel, fake: FakeRegistry) -> None:
+async def test_a_damaged_blob_that_cannot_be_fetched_again_is_reported(
+    node: Node, channel: Channel, fake: FakeRegistry
+) -> None:
     """The pull fails, and names the blob; another mends it once the registry has it again."""
     box, client = made(), Client(channel, "gone")
     reference = fake.add(box, "gone:1")

@@ -172,7 +172,7 @@ def nested(depth: int) -> Image:
         "40 indexes",
     ],
 )
-async def test_what_no_image_is_is_refused(
+async def test_a_document_that_is_no_image_is_refused(
     node: Node,
     channel: Channel,
     client: Client,
@@ -192,7 +192,7 @@ async def test_what_no_image_is_is_refused(
     await check_nothing_left(node, channel, client)
 
 
-async def test_what_is_named_many_times_is_seen_to_once(client: Client, fake: FakeRegistry) -> None:
+async def test_a_blob_that_is_named_many_times_is_fetched_once(client: Client, fake: FakeRegistry) -> None:
     """Ten indexes that name the next one twice, above an image, and that on two ways: 5,119 references, and fourteen
     documents and blobs. And an index that is named by another and by whoever names that comes to a registry before
     both.

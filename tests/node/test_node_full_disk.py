@@ -56,7 +56,7 @@ def fill(directory: Path) -> Path:
     return path
 
 
-def test_a_full_root_keeps_no_service_down_and_what_is_deleted_makes_room(node: Node, place: Path) -> None:
+def test_services_start_on_a_full_root_and_deletions_make_room(node: Node, place: Path) -> None:
     """After a stop, and after kill -9: nothing could be deleted to make room if the services that delete it were
     down.
     """

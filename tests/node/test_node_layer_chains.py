@@ -85,7 +85,9 @@ def without_times(found: dict[bytes, File], right: dict[bytes, File]) -> dict[by
     return {name: aside(name, file) for name, file in found.items()}
 
 
-async def test_a_group_goes_down_to_what_no_layer_names(node: Node, peers: dict[str, Path], place: Path) -> None:
+async def test_a_directory_that_no_layer_names_inherits_the_group(
+    node: Node, peers: dict[str, Path], place: Path
+) -> None:
     """As Debian's /usr/local/lib/python3*, 2775 root:staff, and layers with files below it and no directories."""
     python = b"usr/local/lib/python3"
     lower = [Entry("directory", name) for name in (b"usr", b"usr/local", b"usr/local/lib")] + [
@@ -112,9 +114,7 @@ async def test_a_directory_that_is_named_last_keeps_attributes_of_the_layers_bel
     assert [found[name].owner[1] for name in (b"a", b"a/b")] == [7, 50]
 
 
-async def test_a_default_acl_goes_down_to_what_is_made_in_a_directory(
-    node: Node, peers: dict[str, Path], place: Path
-) -> None:
+async def test_files_in_a_directory_inherit_its_default_acl(node: Node, peers: dict[str, Path], place: Path) -> None:
     """Files too; and the layers above see it."""
     lower = Entry("directory", b"a", b"", (), ((b"system.posix_acl_default", DEFAULT_ACL),))
     async with everybody(node, peers, place) as all_of_them:
@@ -122,7 +122,7 @@ async def test_a_default_acl_goes_down_to_what_is_made_in_a_directory(
     assert all("system.posix_acl_access" in dict(found[name].xattrs) for name in (b"a/b", b"a/b/f", b"a/b/g"))
 
 
-async def test_what_is_refused_is_named(node: Node, place: Path) -> None:
+async def test_an_error_names_the_refused_entry(node: Node, place: Path) -> None:
     """The layer, and the path in it."""
     async with Channel(node.socket) as channel:
         made = layers([[], [Entry("file", b"a")], [Entry("file", b"a/b/f")]])

@@ -105,7 +105,7 @@ def test_a_node_with_damaged_pages_says_so_at_once(place: Path) -> None:
         node.clear()
 
 
-def test_a_snapshotter_whose_database_is_not_to_be_read(place: Path) -> None:
+def test_a_snapshotter_whose_database_cannot_be_read(place: Path) -> None:
     """It alone is out of use: ``up``, ``status`` and its clients' errors name the file and what to do, nothing of
     it is collected, and the other snapshotter works.
     """

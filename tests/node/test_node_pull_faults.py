@@ -333,7 +333,7 @@ async def test_http_that_only_go_understands(case: Case, fake: FakeRegistry) -> 
 
 
 @pytest.mark.parametrize("made", [runnable, large], ids=["in one piece", "in parts"])
-async def test_what_comes_compressed(case: Case, fake: FakeRegistry, made: Callable[[], Image]) -> None:
+async def test_bodies_that_are_compressed_in_transit(case: Case, fake: FakeRegistry, made: Callable[[], Image]) -> None:
     """Blobs and manifests with a Content-Encoding nobody asked for: they are decoded, and no parts taken."""
     box = made()
     reference = fake.add(box, "box:1")

@@ -89,7 +89,7 @@ async def test_a_pull_stores_labels_and_unpacks(client: Client, fake: FakeRegist
     assert not await client.snapshots()
 
 
-async def test_what_is_there_is_not_fetched_again(client: Client, fake: FakeRegistry) -> None:
+async def test_existing_blobs_are_not_fetched_again(client: Client, fake: FakeRegistry) -> None:
     """And is said to be in the second repository too."""
     box, told = made(), list[Progress]()
     await client.pull(fake.add(box, "one:1"), unpack=False)
@@ -180,7 +180,7 @@ async def test_two_pulls_fetch_each_blob_once(client: Client, channel: Channel, 
 
 
 @pytest.mark.parametrize("made_as", [zstd, estargz, zstd_chunked])
-async def test_layers_of_other_kinds_are_what_they_also_are(
+async def test_estargz_and_zstd_chunked_layers_are_unpacked_as_gzip_and_zstd(
     node: Node, client: Client, fake: FakeRegistry, made_as: Callable[[bytes], Layer]
 ) -> None:
     """zstd; eStargz, which is gzip; zstd:chunked, which is zstd: unpacked as such, and snapshotters are told what
@@ -263,7 +263,7 @@ async def test_hosts_are_the_requests(client: Client, fake: FakeRegistry, place:
 # ---------------------------------------------------------------------------------------------- pushes
 
 
-async def test_a_push_sends_blobs_before_what_names_them(client: Client, fake: FakeRegistry) -> None:
+async def test_a_push_sends_blobs_before_the_documents_that_name_them(client: Client, fake: FakeRegistry) -> None:
     """An index and all below it, under its tag alone; then it can be pulled from there. Told as ctr shows it."""
     both, told = index(made(2), image([os.urandom(100)], architecture="mips64")), list[Progress]()
     await client.pull(fake.add(both, "from:1"), name="pushed", platforms=(), unpack=False)
@@ -291,7 +291,7 @@ async def test_a_push_sends_blobs_before_what_names_them(client: Client, fake: F
         await client.pull(reference, name="back", platforms=(), unpack=False)
 
 
-async def test_a_push_mounts_what_the_host_has(client: Client, fake: FakeRegistry) -> None:
+async def test_a_push_mounts_blobs_that_the_host_has(client: Client, fake: FakeRegistry) -> None:
     """From the repository that the labels tell of; not a byte is sent."""
     box, told = made(2), list[Progress]()
     await client.pull(fake.add(box, "team/box:1"), name="box", unpack=False)

@@ -268,7 +268,7 @@ async def test_requests_go_to_the_log_without_a_stream(node: Node, fake: FakeReg
     assert re.search(rf"{reference}: \d+> HEAD {fake.url}/v2/logged/manifests/1", log.stdout)
 
 
-async def test_who_does_not_read_what_is_shown_holds_up_no_pull(node: Node, fake: FakeRegistry) -> None:
+async def test_a_client_that_does_not_read_its_output_delays_no_pull(node: Node, fake: FakeRegistry) -> None:
     """And a pull that is over does not wait for him for long."""
     reference = fake.add(busybox_image(), "unread:1")
     async with Channel(node.socket) as channel, asyncio.timeout(30):

@@ -59,7 +59,7 @@ def installed() -> Iterator[Installed]:
         node.splitd("down")
 
 
-def test_a_node_says_what_it_runs_and_goes_over_to_what_is_installed(installed: Installed) -> None:
+def test_a_node_reports_its_revision_and_switches_to_the_installed_one(installed: Installed) -> None:
     """One service, then all, then what only the start of the node changes: each time ``up`` and ``status`` name
     what is left, with both revisions and the command, and nothing once nothing is.
     """
@@ -92,7 +92,7 @@ def test_a_node_says_what_it_runs_and_goes_over_to_what_is_installed(installed: 
     assert "supervisord" not in installed.splitd("up")
 
 
-def test_what_was_stopped_on_purpose_stays_so(installed: Installed) -> None:
+def test_services_stopped_on_purpose_stay_stopped(installed: Installed) -> None:
     """``restart --all`` starts nothing that its operator has stopped."""
     installed.splitd("down", "images")
     assert "images is stopped, and stays so\n" in installed.splitd("restart", "--all")

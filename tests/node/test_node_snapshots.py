@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.node, pytest.mark.root]
 ROOTED = {"containerd.io/gc.root": "2026-01-01T00:00:00Z"}
 
 
-async def test_mounts_are_what_the_snapshotter_says_and_only_of_what_is_recorded(node: Node) -> None:
+async def test_mounts_are_the_snapshotters_and_only_of_recorded_snapshots(node: Node) -> None:
     """Asked again, after a restart too; gone with the record, in other namespaces not there, and new for a new
     snapshot of the same key.
     """

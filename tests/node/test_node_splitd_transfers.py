@@ -231,7 +231,7 @@ async def test_ctrl_c_cancels_in_the_node_and_the_same_command_goes_on(
     assert not await client.leases()
 
 
-async def test_what_an_interrupted_pull_keeps_is_listed_and_dropped(
+async def test_the_ingests_of_an_interrupted_pull_are_listed_and_can_be_dropped(
     node: Node, client: Client, fake: FakeRegistry
 ) -> None:
     """Its lease, with the layers that were whole, and what it had begun; not what is being pulled, nor another's
@@ -495,7 +495,7 @@ def test_another_snapshotter_and_another_namespace(node: Node, registry: Registr
 # ---------------------------------------------------------------------------------------------- push
 
 
-async def test_a_push_sends_what_the_registry_lacks(node: Node, registry: Registry, fake: FakeRegistry) -> None:
+async def test_a_push_sends_only_missing_blobs(node: Node, registry: Registry, fake: FakeRegistry) -> None:
     """To a real registry; again, it has everything. The source may have another name."""
     box = made(2)
     reference = fake.add(box, "team/source:1")
@@ -642,7 +642,7 @@ def test_an_archive_is_exported_and_imported(node: Node, mine: str, tmp_path: Pa
         node.splitd("images", "-n", namespace, "remove", "--sync", mine)
 
 
-def test_an_import_leaves_out_what_is_for_other_platforms(node: Node, tmp_path: Path) -> None:
+def test_an_import_leaves_out_images_for_other_platforms(node: Node, tmp_path: Path) -> None:
     """And says so; with nothing left it has failed. All platforms are taken where that is asked for, whole."""
 
     def archive(name: str, *entries: dict[str, Any]) -> str:
@@ -706,7 +706,7 @@ def test_an_import_leaves_out_what_is_for_other_platforms(node: Node, tmp_path: 
         node.splitd("images", "-n", namespace, "remove", *node.out("images", "ls", "-q", namespace=namespace).split())
 
 
-def test_what_is_wrong_with_an_archive_is_said_with_its_name(node: Node, mine: str, tmp_path: Path) -> None:
+def test_an_error_in_an_archive_names_the_file(node: Node, mine: str, tmp_path: Path) -> None:
     """And nothing is left of an export that fails."""
     (tmp_path / "bad.tar").write_bytes(os.urandom(2000))
     for words, said in (

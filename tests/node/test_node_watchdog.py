@@ -89,7 +89,7 @@ def test_loops_that_hang_are_dumped_killed_and_started_anew(node: Node, faults: 
     assert told["metadata"] == {"silent": 0.0, "killed": 0, "why": "", "at": 0.0}
 
 
-def test_who_is_stopped_starts_slowly_or_waits_in_the_kernel_is_not_killed(node: Node, faults: Path) -> None:
+def test_a_stopped_slowly_starting_or_kernel_waiting_process_is_not_killed(node: Node, faults: Path) -> None:
     """Two services under SIGSTOP, one that takes its time to start, one in state D, all for longer than the time of
     silence. Only the last is reported. Afterwards all answer.
     """
@@ -121,7 +121,7 @@ def test_who_is_stopped_starts_slowly_or_waits_in_the_kernel_is_not_killed(node:
     assert killed(node) == kills
 
 
-def test_a_watchdog_that_did_not_run_and_a_machine_that_is_busy_end_nobody(node: Node) -> None:
+def test_a_late_watchdog_or_a_busy_machine_ends_no_process(node: Node) -> None:
     """supervisord stopped for longer than the time of silence, then twenty busy loops for as long."""
     pids, kills = node.pids(), killed(node)
     supervisord = node.status()["supervisord"]["pid"]

@@ -77,7 +77,7 @@ def test_status_tells_each_service_and_is_zero_only_if_all_are_healthy(node: Nod
         node.up()
 
 
-def test_up_starts_only_what_was_stopped(node: Node) -> None:
+def test_up_starts_only_stopped_processes(node: Node) -> None:
     """After ``down images`` the others keep their pids."""
     before = pids(node)
     node.splitd("down", "images")
@@ -120,7 +120,7 @@ def test_down_leaves_containers_running_and_up_finds_them(node: Node, sleeper: i
     assert node.out("tasks", "exec", "--exec-id", "x", "sleeper", "echo", "inside") == "inside\n"
 
 
-def test_what_was_stopped_on_purpose_starts_with_the_node_and_not_with_tasks(node: Node, box: str) -> None:
+def test_a_container_stopped_on_purpose_starts_with_the_node_but_not_with_tasks(node: Node, box: str) -> None:
     """Of the policy always, as with docker and containerd since 2.4.0; unless-stopped stays stopped. Another
     container, which is only restarted, shows that the monitor has looked.
     """
@@ -178,7 +178,7 @@ def test_a_killed_supervisord_takes_the_services_along_and_up_starts_anew(node: 
     assert node.tasks()["sleeper"] == (sleeper, "RUNNING")
 
 
-def test_up_works_over_what_a_power_cut_left(node: Node) -> None:
+def test_up_works_after_a_power_cut(node: Node) -> None:
     """All processes killed at once: stale sockets, pid files and locks are no obstacle."""
     supervisor, services = supervisord(node), pids(node).values()
     freeze(supervisor)  # else it starts them again, or its death ends them in good order

@@ -179,7 +179,7 @@ class ContainersSuite:
         assert names(found) == ["a", "c"]
         assert found[0] == await self.get(containers, namespace, "a")
 
-    async def test_update_without_a_mask_replaces_what_may_change(self, containers: Any, namespace: str) -> None:
+    async def test_update_without_a_mask_replaces_mutable_fields(self, containers: Any, namespace: str) -> None:
         """Labels, spec, extensions, image and snapshot key are replaced; the creation time stays, the update time
         changes.
         """
@@ -216,7 +216,7 @@ class ContainersSuite:
         assert dict(updated.extensions) == {"x": SPEC, "y": SPEC}
         assert await self.get(containers, namespace, "c") == updated
 
-    async def test_what_is_immutable_stays(self, containers: Any, namespace: str) -> None:
+    async def test_immutable_fields_stay(self, containers: Any, namespace: str) -> None:
         """The snapshotter, the runtime and unknown fields cannot be changed; the updated container must be valid."""
         await self.create(containers, namespace, container("c", snapshotter="s", snapshot_key="k"))
 

@@ -80,7 +80,7 @@ class ContentSuite:
 
     # ---------------------------------------------------------------- writing
 
-    async def test_a_blob_is_what_was_written(self, store: Store) -> None:
+    async def test_a_blob_has_the_written_bytes(self, store: Store) -> None:
         """After a commit the blob has the bytes, their size and digest, the labels, and the time of the commit."""
         data = bytes_of(3000)
         async with opened(store, "a", len(data)) as writer:
@@ -514,7 +514,7 @@ class ContentSuite:
             assert (found.labels, found.created_at) == (expected, created.created_at)
             last = found.updated_at
 
-    async def test_update_of_what_never_changes(self, store: Store) -> None:
+    async def test_update_of_immutable_fields(self, store: Store) -> None:
         """Only labels can be updated; other field paths are InvalidArgument, and nothing changes."""
         digest = await put(store, bytes_of(100), labels={"a": "b"})
         with pytest.raises(errors.InvalidArgument, match='cannot update "size" field on content info'):

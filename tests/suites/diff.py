@@ -67,7 +67,7 @@ class DiffSuite:
 
     # -------------------------------------------------------------------------------------- Apply
 
-    async def test_a_layer_becomes_what_its_entries_say(self, side: Side) -> None:
+    async def test_a_layer_becomes_the_tree_that_its_entries_describe(self, side: Side) -> None:
         """Kinds, modes, owners, times, links and xattrs are right; the answer is the uncompressed layer: its diff id
         and size.
         """
@@ -104,7 +104,7 @@ class DiffSuite:
         assert {node.modified for node in found.values()} == {MTIME * 10**9}
         assert found[b"ping"].xattrs == (("security.capability", CAPABILITY),)
 
-    async def test_a_layer_changes_what_is_there(self, side: Side) -> None:
+    async def test_a_layer_changes_existing_files(self, side: Side) -> None:
         """Files are replaced and removed; a whiteout or an opaque directory removes what lower layers put there, and
         nothing of the layer itself.
         """
@@ -131,7 +131,7 @@ class DiffSuite:
         assert (root / "etc/group").read_bytes() == b"new"
         assert (root / "etc").stat().st_mode & 0o7777 == 0o750, "a parent that is not named stays as it was"
 
-    async def test_an_overlay_gets_marks_for_what_is_gone(self, side: Side) -> None:
+    async def test_an_overlay_gets_marks_for_deleted_files(self, side: Side) -> None:
         """On an overlay the lower directory stays unchanged; whiteouts and opaque directories become overlayfs's
         own.
         """
@@ -200,7 +200,7 @@ class DiffSuite:
         assert (applied.media_type, applied.digest) == (TAR, digest_of(FILES))
 
     @pytest.mark.parametrize("media_type", ["application/vnd.oci.image.config.v1+json", "text/plain", ""])
-    async def test_what_is_no_layer_is_refused(self, media_type: str, side: Side) -> None:
+    async def test_a_blob_that_is_no_layer_is_refused(self, media_type: str, side: Side) -> None:
         """Other types are refused before anything is written."""
         root = side.directory("root")
         words = f"failed to get stream processor for {media_type}: no processor for media-type"
@@ -398,7 +398,7 @@ class DiffSuite:
         assert set(times.values()) == {OLD - 1000, 0}
         assert all(".wh." in name for name, when in times.items() if when == 0)
 
-    async def test_what_cannot_be_made_is_said(self, side: Side) -> None:
+    async def test_errors_of_diff(self, side: Side) -> None:
         """Another media type is UNIMPLEMENTED; a missing source fails to mount; no ingest stays."""
         left, right = trees(side, nothing)
         docker = f"{DOCKER}.diff.tar.gzip"

@@ -73,7 +73,7 @@ class ImagesSuite:
         """The images of a namespace that only this test uses."""
         return Images(channel, f"images-{next(_numbers)}")
 
-    async def test_what_was_created_is_there(self, images: Images) -> None:
+    async def test_a_created_image_is_there(self, images: Images) -> None:
         """It has its labels and its target; the times are the server's, whatever the client sends."""
         before = time.time()
         image = pb.Image(name="docker.io/library/x:1", labels={"team": "a"}, target=descriptor())
@@ -103,7 +103,7 @@ class ImagesSuite:
         assert str(raised.value) == 'image "x": already exists'
         assert (await images.get("x")).target == descriptor("a")
 
-    async def test_what_is_not_there_is_not_found(self, images: Images) -> None:
+    async def test_an_unknown_image_is_not_found(self, images: Images) -> None:
         """Get, Update and Delete answer NOT_FOUND in containerd's words, in an existing and in an unknown namespace."""
         for _ in range(2):
             for call in (images.get("x"), images.update(pb.Image(name="x", target=descriptor())), images.delete("x")):
@@ -199,7 +199,7 @@ class ImagesSuite:
             (["labels.a"], {"b": "2"}, "old"),
         ],
     )
-    async def test_update_with_a_mask_changes_what_it_names(
+    async def test_update_with_a_mask_changes_the_named_fields(
         self, images: Images, paths: list[str], labels: dict[str, str], target: str
     ) -> None:
         """One label, all labels, or the whole target change; a label that is named but not given is removed."""

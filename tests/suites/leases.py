@@ -84,7 +84,7 @@ class LeasesSuite:
             await self.list(leases, namespace, "id==a,")
 
     @pytest.mark.parametrize("sync", [False, True])
-    async def test_delete_removes_it_with_what_it_holds(self, leases: Any, namespace: str, sync: bool) -> None:
+    async def test_delete_removes_a_lease_with_its_resources(self, leases: Any, namespace: str, sync: bool) -> None:
         """A second delete is NOT_FOUND; a new lease with that id holds nothing."""
         await self.create(leases, namespace, "l")
         await self.add(leases, namespace, "l", "content", DIGEST)
@@ -96,7 +96,7 @@ class LeasesSuite:
         await self.create(leases, namespace, "l")
         assert await self.resources(leases, namespace, "l") == []
 
-    async def test_a_lease_holds_what_it_is_told(self, leases: Any, namespace: str) -> None:
+    async def test_a_lease_holds_its_resources(self, leases: Any, namespace: str) -> None:
         """It holds content, ingests and snapshots of a snapshotter, whether they exist or not; each once."""
         await self.create(leases, namespace, "l")
         held = [

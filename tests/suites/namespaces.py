@@ -64,7 +64,7 @@ class NamespacesSuite:
         assert await self.labels(namespaces, name) == {}
         assert name not in await self.all(namespaces)
 
-    async def test_what_is_created_is_there(self, namespaces: Any, name: str) -> None:
+    async def test_a_created_namespace_is_there(self, namespaces: Any, name: str) -> None:
         """It has its labels; one with an empty value does not count."""
         assert (await self.create(namespaces, name, a="1", b="")).name == name
         assert await self.labels(namespaces, name) == {"a": "1"}
@@ -130,7 +130,9 @@ class NamespacesSuite:
             await namespaces.Delete(pb.DeleteNamespaceRequest(name=name), headers=CALLER)
         assert str(caught.value) == f'namespace "{name}": not found'
 
-    async def test_delete_names_what_is_left_in_it(self, clients: Clients, namespaces: Any, name: str) -> None:
+    async def test_delete_names_the_contents_of_the_namespace(
+        self, clients: Clients, namespaces: Any, name: str
+    ) -> None:
         """It names a container; when that is deleted, the namespace can be deleted."""
         containers = clients(CONTAINERS)
         container = containers_pb2.Container(

@@ -243,7 +243,7 @@ class GatewaySuite(Suite):
         world.incarnation = "another"
         assert await world.connect() == first
 
-    async def test_who_has_not_connected_begins_nothing(self, world: World) -> None:
+    async def test_a_gateway_that_has_not_connected_cannot_begin_anything(self, world: World) -> None:
         """Calls that name another incarnation are FAILED_PRECONDITION."""
         await world.open("r")
         await world.snapshot("k")
@@ -422,7 +422,7 @@ class ContentRecordsSuite(Suite):
             ),
         )
 
-    async def test_what_the_namespace_has_needs_no_writer(self, world: World) -> None:
+    async def test_a_blob_of_the_namespace_needs_no_writer(self, world: World) -> None:
         """The call is ALREADY_EXISTS, and the lease holds the blob."""
         await world.blob(digest(1))
         world.lease = "m"
@@ -431,7 +431,7 @@ class ContentRecordsSuite(Suite):
         assert await world.held() == {("content", digest(1))}
         assert await world.ingests() == []
 
-    async def test_what_came_meanwhile_ends_the_commit(self, world: World) -> None:
+    async def test_a_blob_that_came_meanwhile_ends_the_commit(self, world: World) -> None:
         """If the namespace gets the blob meanwhile, the commit is ALREADY_EXISTS and forgets the ingest."""
         await world.open("slow")
         await world.blob(digest(1))
@@ -482,7 +482,7 @@ class ContentRecordsSuite(Suite):
         finished = await world.finish(await world.begin_commit("r", digest(1)))
         assert (finished.digest, finished.size) == (digest(1), 11)
 
-    async def test_what_another_namespace_has_is_shared(self, world: World) -> None:
+    async def test_a_blob_of_another_namespace_is_shared(self, world: World) -> None:
         """No bytes are needed: the commit is finished at once, with its event."""
         await world.blob(digest(1), 7)
         other = await world.beside()
@@ -719,7 +719,7 @@ class SnapshotRecordsSuite(Suite):
         await asyncio.gather(*ends)
         assert [(await world.stat(name)).parent for name in "123"] == ["", "1", "2"]
 
-    async def test_of_a_chain_that_breaks_nothing_stands_on_air(self, world: World) -> None:
+    async def test_no_commit_of_a_broken_chain_succeeds(self, world: World) -> None:
         """If the parent's commit fails, its children's commits are NOT_FOUND."""
         for key in "ab":
             await world.snapshot(key)
@@ -732,7 +732,7 @@ class SnapshotRecordsSuite(Suite):
         await refused(world.stat("2"), errors.NotFound, "snapshot 2 does not exist: not found")
         assert (await world.stat("a")).kind == snapshots_pb2.ACTIVE
 
-    async def test_a_chain_stands_on_what_it_was_put_on(self, world: World) -> None:
+    async def test_a_chain_needs_the_very_parent_it_was_put_on(self, world: World) -> None:
         """A different snapshot with the parent's name is a different parent: NOT_FOUND."""
         for key in "abc":
             await world.snapshot(key)
@@ -902,7 +902,7 @@ class SnapshotRecordsSuite(Suite):
         )
         assert await world.held() == {("snapshots/overlayfs", "target")}
 
-    async def test_what_the_backend_has_is_adopted(self, world: World) -> None:
+    async def test_an_existing_snapshot_of_the_backend_is_adopted(self, world: World) -> None:
         """The existing snapshot becomes the record of the target, with the labels of both; the caller gets
         ALREADY_EXISTS.
         """
@@ -932,7 +932,7 @@ class SnapshotRecordsSuite(Suite):
         assert ("snapshots/overlayfs", "target") in await world.held()
         await refused(world.stat("k"), errors.NotFound, "snapshot k does not exist: not found")
 
-    async def test_what_stands_on_something_else_is_not_adopted(self, world: World) -> None:
+    async def test_a_snapshot_with_another_parent_is_not_adopted(self, world: World) -> None:
         """If its parent is another one, the call is INVALID_ARGUMENT, and there is no record."""
         await world.committed("base")
         intent = await world.begin_snapshot("k", "base", labels={REF: "target"})
@@ -947,7 +947,7 @@ class SnapshotRecordsSuite(Suite):
         )
         await refused(world.stat("target"), errors.NotFound, "snapshot target does not exist: not found")
 
-    async def test_what_is_gone_is_not_adopted(self, world: World) -> None:
+    async def test_a_removed_snapshot_is_not_adopted(self, world: World) -> None:
         """The call is ABORTED: the caller may begin again."""
         intent = await world.begin_snapshot("k", labels={REF: "target"})
         found = snapshots_pb2.Info(name="raw-target", kind=snapshots_pb2.COMMITTED, labels={REF: "target"})
@@ -966,7 +966,7 @@ class DeadGatewaySuite(Suite):
         world.incarnation = str(uuid.uuid4())
         await world.connect()
 
-    async def test_what_was_done_is_finished(self, world: World, life: Life) -> None:
+    async def test_an_operation_that_was_done_is_finished(self, world: World, life: Life) -> None:
         """A commit of content, a Prepare and a commit of a snapshot get their records, and their events are
         published.
         """
@@ -1000,7 +1000,7 @@ class DeadGatewaySuite(Suite):
             ("snapshots/overlayfs", "n"),
         }
 
-    async def test_what_was_not_done_is_cancelled(self, world: World) -> None:
+    async def test_an_operation_that_was_not_done_is_cancelled(self, world: World) -> None:
         """Everything is as before, and can be begun again."""
         ingest = await world.open("r")
         world.raw.ingests.add(ingest.raw_ref)
@@ -1024,7 +1024,7 @@ class DeadGatewaySuite(Suite):
             await world.finish(intent, digest(1), 7)
         assert names(await world.list(), "name") == ["k", "n"]
 
-    async def test_what_nobody_can_say_stays_open(self, world: World) -> None:
+    async def test_an_intent_with_an_unknown_outcome_stays_open(self, world: World) -> None:
         """It stays open until the raw service answers."""
         world.raw.away = True
         prepared = await world.begin_snapshot("k")

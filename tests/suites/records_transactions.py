@@ -23,7 +23,7 @@ class TransactionsSuite:
     def keys(self, store: Transactions, *prefix: str, **options: object) -> list[Key]:
         return store.view(lambda tx: [key for key, _ in tx.scan(prefix, **options)])  # type: ignore[arg-type]
 
-    async def test_what_is_put_is_there(self, store: Transactions) -> None:
+    async def test_a_value_that_was_put_is_there(self, store: Transactions) -> None:
         """A value is there until it is deleted; the last one counts; it may be any bytes."""
         every = bytes(range(256))
         await store.write(lambda tx: tx.put(("a", "b"), b"1"))
@@ -82,7 +82,7 @@ class TransactionsSuite:
         assert self.keys(store) == [("ab",), ("b", "x")]
         assert store.view(lambda tx: tx.get(("a", "x"))) is None
 
-    async def test_who_watches_is_told_what_is_set(self, store: Transactions) -> None:
+    async def test_a_watch_gets_the_keys_that_are_set(self, store: Transactions) -> None:
         """A watch gets everything written after the state that is read in it, and nothing that was there before."""
         await self.put(store, ("before",))
         with store.watch() as written:
@@ -185,7 +185,7 @@ class TransactionsSuite:
         await writing
         assert len(seen) > 1
 
-    async def test_what_is_cancelled_is_done_completely_or_not_at_all(self, store: Transactions) -> None:
+    async def test_cancelled_work_is_done_completely_or_not_at_all(self, store: Transactions) -> None:
         """The store works on afterwards."""
 
         def work(tx: Transaction) -> None:

@@ -302,7 +302,7 @@ class SnapshotterSuite:
         assert not await self.listed(snapshotter, f"name~=^{key}")
 
     @of_records
-    async def test_what_a_kind_cannot_do(self, snapshotter: Snapshotter, place: Path, key: str) -> None:
+    async def test_operations_that_a_kind_does_not_allow(self, snapshotter: Snapshotter, place: Path, key: str) -> None:
         """Only committed snapshots can be parents, only active ones can be committed, and committed ones have no
         mounts.
         """
@@ -408,7 +408,7 @@ class SnapshotterSuite:
             await self.listed(snapshotter, "name=~x")
 
     @of_records
-    async def test_what_is_listed_can_be_asked_for_meanwhile(self, snapshotter: Snapshotter, key: str) -> None:
+    async def test_calls_are_answered_during_a_list(self, snapshotter: Snapshotter, key: str) -> None:
         """A List of more than one message shows every snapshot as Stat does, and other calls are answered meanwhile."""
         await asyncio.gather(*(snapshotter.prepare(f"{key}-{n:03}", "", ROOTED) for n in range(130)))
         seen = []
@@ -419,7 +419,7 @@ class SnapshotterSuite:
 
     # -------------------------------------------------------------- what is mounted
 
-    async def test_layers_show_what_one_directory_would(self, snapshotter: Snapshotter, place: Path, key: str) -> None:
+    async def test_layers_show_the_same_as_one_directory(self, snapshotter: Snapshotter, place: Path, key: str) -> None:
         """A file is rewritten, a directory replaced, owners and modes change, files are removed, moved and linked:
         layer on layer, each checked in a view.
         """
@@ -741,7 +741,7 @@ class SnapshotterSuite:
 
     # -------------------------------------------------------------- what is left
 
-    async def test_nothing_is_left_of_what_was_removed(self, snapshotter: Snapshotter, place: Path, key: str) -> None:
+    async def test_removed_snapshots_leave_nothing(self, snapshotter: Snapshotter, place: Path, key: str) -> None:
         """After a cleanup removed snapshots cannot be mounted and their directories are gone, whether they were mounted
         or not, full or empty; all others are there.
         """

@@ -184,7 +184,7 @@ class TasksSuite:
         await node.topic("a", "/tasks/delete")
         assert node.topics("a") == LIFE
 
-    async def test_what_is_not_there_is_named(self, tasks: Tasks, node: TasksNode) -> None:
+    async def test_an_error_names_the_missing_container_or_task(self, tasks: Tasks, node: TasksNode) -> None:
         """Without a container the error is about the container, in metadata's words; without a task, about the task."""
         await node.add("idle", "true")
         for verb in (tasks.start, tasks.get, tasks.delete, tasks.pause, tasks.resume, tasks.pids, tasks.wait):
@@ -412,7 +412,7 @@ class TasksSuite:
             await tasks.kill(node.ns, "all", "", signal.SIGKILL, everything=False)
         await tasks.delete(node.ns, "all")
 
-    async def test_killing_everything_spares_who_shares_the_cgroup(self, tasks: Tasks, node: TasksNode) -> None:
+    async def test_killing_everything_spares_others_in_the_cgroup(self, tasks: Tasks, node: TasksNode) -> None:
         """Clients put containers of the same name from two nodes into one cgroup; removing one by force does not affect
         the other, if they have pid namespaces.
         """
@@ -489,7 +489,7 @@ class TasksSuite:
         await tasks.delete(node.ns, "paused")
         await end(tasks, node, "beside")
 
-    async def test_closing_stdin_ends_what_reads_it(self, tasks: Tasks, node: TasksNode, runtime: str) -> None:
+    async def test_closing_stdin_ends_the_reader(self, tasks: Tasks, node: TasksNode, runtime: str) -> None:
         """After close_stdin, and once the client has closed its own end, ``cat`` comes to the end of its input."""
         async with output(node.place, "c") as o:
             await start(tasks, node, "c", "cat", io=o.io(), runtime=runtime)
@@ -500,7 +500,7 @@ class TasksSuite:
             assert (await asyncio.wait_for(tasks.wait(node.ns, "c"), 15)).status == 0
         await tasks.delete(node.ns, "c")
 
-    async def test_who_asks_for_a_task_that_is_being_created_waits(
+    async def test_calls_wait_for_a_task_that_is_being_created(
         self, tasks: Tasks, node: TasksNode, runtime: str
     ) -> None:
         """State and CloseIO are called before Create is answered: they find the task, and it reads to the end of its
@@ -522,7 +522,7 @@ class TasksSuite:
             assert (await asyncio.wait_for(tasks.wait(node.ns, "c"), 15)).status == 0
         await tasks.delete(node.ns, "c")
 
-    async def test_who_asks_for_a_task_that_cannot_be_created_is_told_so(self, tasks: Tasks, node: TasksNode) -> None:
+    async def test_calls_for_a_task_whose_creation_fails_are_not_found(self, tasks: Tasks, node: TasksNode) -> None:
         """The caller gets NotFound."""
         self.only_ours("it answers that there is no container yet")
         await node.add("c", "/nothing/there")
@@ -824,7 +824,7 @@ echo memory > "$image/core-1.img"
         assert (place / "image/core-1.img").read_text() == "memory\n"
         await end(tasks, node, "cp")
 
-    async def test_what_criu_says_is_passed_on(self, tasks: Tasks, node: TasksNode) -> None:
+    async def test_criu_errors_are_passed_on(self, tasks: Tasks, node: TasksNode) -> None:
         """Restoring from something that is no image fails with the shim's words, and leaves nothing."""
         await node.add("bad", "true")
         image = await node.put(bytes(10240))  # an empty tar

@@ -262,7 +262,7 @@ class TransferSuite:
     def client(self, channel: Channel) -> Transfers:
         return Transfers(channel, f"transfer{os.getpid()}-{next(self.numbers)}")
 
-    async def test_an_import_stores_and_labels_what_its_images_refer_to(self, client: Transfers) -> None:
+    async def test_an_import_stores_and_labels_the_blobs_of_its_images(self, client: Transfers) -> None:
         """It also reports progress; blobs to which nothing refers are collected."""
         box, told = image([tar_of([("a", {"data": b"a"})]), tar_of([("b", {"data": b"b"})])]), list[Progress]()
         await client.import_(layout({"example.com/box:1": box}, stray=b"stray"), told=told)
@@ -310,7 +310,7 @@ class TransferSuite:
         assert not await client.snapshots()
         assert not await client.blobs()
 
-    async def test_a_layer_that_is_not_what_the_config_says_is_refused(self, client: Transfers) -> None:
+    async def test_a_layer_that_does_not_match_its_diff_id_is_refused(self, client: Transfers) -> None:
         """There is no image and no snapshot."""
         box = image([tar_of([("a", {"data": b"1"})])])
         config = json.loads(box.blobs[json.loads(box.blobs[box.digest])["config"]["digest"]])
@@ -332,7 +332,7 @@ class TransferSuite:
         assert not await client.images()
         assert not await client.snapshots()
 
-    async def test_what_docker_saved_gets_the_same_digests_everywhere(self, client: Transfers) -> None:
+    async def test_a_docker_save_archive_has_the_same_digests_everywhere(self, client: Transfers) -> None:
         """So an image that went through docker is the same on each node."""
         await client.import_(
             saved([files({"a": b"a"}), files({"b": b"b"})], "box:1", "example.com/x/box:2", architecture="amd64")
@@ -381,7 +381,7 @@ class TransferSuite:
         assert "containerd.io/gc.expire" in labels
         assert not await client.leases()
 
-    async def test_a_callers_lease_keeps_what_was_imported(self, channel: Channel, client: Transfers) -> None:
+    async def test_the_callers_lease_keeps_imported_blobs(self, channel: Channel, client: Transfers) -> None:
         """It keeps it also when the image is deleted; no other lease is made."""
         await client._leases.Create(leases_pb2.CreateRequest(id="mine"), headers=client.headers)
         leased = Transfers(channel, client.headers[NAMESPACE], "mine")
@@ -455,7 +455,7 @@ class TransferSuite:
         with pytest.raises(errors.NotFound, match='image "example.com/none:1": not found'):
             await client.transfer(store(name="example.com/none:1"), store(name="example.com/tag:1"))
 
-    async def test_what_cannot_be_says_why(self, client: Transfers) -> None:
+    async def test_errors_of_transfers(self, client: Transfers) -> None:
         """The words are those that clients know."""
         with pytest.raises(errors.Unknown, match="unrecognized image format"):
             await client.import_(files({"a": b"x"}))
@@ -496,7 +496,7 @@ class NodeTransferSuite(TransferSuite):
     """Promises that only our node makes."""
 
     @pytest.mark.parametrize("skip", [False, True])
-    async def test_digests_are_the_names_of_what_has_no_others(self, client: Transfers, skip: bool) -> None:
+    async def test_images_without_names_are_named_by_digest(self, client: Transfers, skip: bool) -> None:
         """As in containerd since 2.3 (its TestTransferImport/DigestOnly): the index and each of its manifests become
         PREFIX@DIGEST.
         """

@@ -137,7 +137,7 @@ async def test_a_blob_that_stops_growing_fails(appliers: Appliers, place: Path) 
             await appliers.apply(onto(place / "root"), blob.file.fileno(), detect=True, growth=blob.growth)
 
 
-async def test_whoever_waits_for_a_blob_can_be_cancelled(appliers: Appliers, place: Path) -> None:
+async def test_a_wait_for_a_blob_can_be_cancelled(appliers: Appliers, place: Path) -> None:
     """Its worker is gone when the call is; the others and the program go on."""
     with growing(place, LAYER) as blob:
         work = asyncio.ensure_future(
@@ -476,7 +476,7 @@ def test_a_default_acl_comes_too_late(place: Path) -> None:
         inherit(f"{place}/root", [f"{place}/lower"], [Unnamed(b"/a")])
 
 
-def test_what_is_inherited_is_found_through_links(place: Path) -> None:
+def test_attributes_are_inherited_through_links(place: Path) -> None:
     """As containerd resolves them, within the layer; what is no directory down there gives nothing; what is none
     here, or is below one down there, is an error.
     """

@@ -68,7 +68,7 @@ async def test_a_shims_event_reaches_clients(gateway: ServiceProcess) -> None:
             await shim.client(TTRPC_EVENTS).Forward(ttrpc_pb.ForwardRequest(envelope=sent))
 
 
-async def test_what_services_publish_reaches_clients(gateway: ServiceProcess) -> None:
+async def test_events_of_services_reach_clients(gateway: ServiceProcess) -> None:
     """The internal socket leads into the same exchange."""
     async with (
         rpc.Channel(gateway.state / "internal.sock") as inside,

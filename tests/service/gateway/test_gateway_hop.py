@@ -177,7 +177,7 @@ def replace(routes: Routes, place: Path, name: str, socket: str) -> None:
 
 
 @pytest.mark.parametrize("many", [False, True], ids=["alone", "among many"])
-async def test_a_call_that_is_relayed_goes_to_who_is_there_now(place: Path, many: bool) -> None:
+async def test_a_relayed_call_goes_to_the_current_upstream(place: Path, many: bool) -> None:
     """On the connection and with the headers of the calls before, of which the transport remembers what became."""
     async with (
         rpc.serving(place / "images.sock", [Images("one")], relayed=True),
@@ -197,7 +197,7 @@ async def test_a_call_that_is_relayed_goes_to_who_is_there_now(place: Path, many
         assert await names() == {"other"}
 
 
-async def test_a_call_that_is_made_again_goes_to_who_is_there_now(place: Path) -> None:
+async def test_a_repeated_call_goes_to_the_current_upstream(place: Path) -> None:
     """A Wait lasts; when the service that it went to ends, it is asked of the one in its place."""
     old, new = Tasks(None), Tasks(7)
     async with rpc.serving(place / "other.sock", [new]), gateway(place) as (routes, channel):
@@ -285,7 +285,7 @@ async def test_an_intent_ends_where_it_began(place: Path) -> None:
         assert await mounted() == "other"
 
 
-async def test_one_that_nobody_has_started_is_named(place: Path) -> None:
+async def test_an_upstream_that_was_not_started_is_named(place: Path) -> None:
     """Not the one before, which is there."""
     async with rpc.serving(place / "images.sock", [Images("one")]), gateway(place) as (routes, channel):
         client = channel.client(images_stubs.IMAGES)

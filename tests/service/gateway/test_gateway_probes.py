@@ -95,7 +95,7 @@ async def found(probes: Probes, page: str = "/health") -> tuple[int, Mapping[str
     return response.status, json.loads(response.body)
 
 
-async def test_what_counts_is_what_the_services_say(place: Path) -> None:
+async def test_the_services_own_health_counts(place: Path) -> None:
     """A database that is damaged is told, though its service is there; a snapshotter of others beside ours that is away
     is told, and the node works; in the place of one of ours it does not.
     """

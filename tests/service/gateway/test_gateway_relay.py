@@ -260,7 +260,7 @@ async def test_raw_calls_are_for_the_internal_socket(place: Path) -> None:
                 await channel.client(CONTENT).Info(content_pb2.InfoRequest(), headers=headers)
 
 
-async def test_a_service_that_nobody_serves_is_unimplemented_by_name(place: Path) -> None:
+async def test_an_unserved_service_is_unimplemented_by_name(place: Path) -> None:
     """A feature that is not there says so."""
     async with gateway(place) as channel:
         with pytest.raises(errors.Unimplemented, match=r"containerd\.services\.sandbox\.v1\.Store"):
@@ -334,7 +334,7 @@ async def test_a_call_that_is_reset_at_once_never_reaches_its_service(place: Pat
 
 
 @pytest.mark.usefixtures("wire")
-async def test_who_asks_for_much_is_not_before_all_others(place: Path) -> None:
+async def test_a_client_with_many_calls_does_not_delay_others(place: Path) -> None:
     """Three clients with a thousand calls each, which take their service three seconds; the next client's first
     call is answered among the first of those that wait.
     """
@@ -374,7 +374,7 @@ async def test_calls_that_hang_keep_their_client_from_no_others(place: Path) -> 
 
 
 @pytest.mark.usefixtures("wire")
-async def test_large_answers_that_a_client_does_not_take_keep_nobody_from_theirs(place: Path) -> None:
+async def test_large_unread_answers_do_not_delay_other_clients(place: Path) -> None:
     """Its further calls wait until it reads; their service, which has one connection for all, answers the others,
     and holds little.
     """

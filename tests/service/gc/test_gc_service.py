@@ -123,7 +123,7 @@ async def test_an_ingest_goes_with_its_lease(client: Client) -> None:
     assert await client.raw_ingests() == set()
 
 
-async def test_an_expired_lease_frees_what_it_held_on_an_idle_node(client: Client) -> None:
+async def test_an_expired_lease_frees_its_resources_on_an_idle_node(client: Client) -> None:
     """Nobody calls anything, and it goes all the same."""
     used = False
     while not used:
@@ -179,7 +179,7 @@ async def test_a_store_that_is_away_is_swept_when_it_is_back(processes: Processe
     await eventually_async(lambda: _empty(client), "it is still there", SOON)
 
 
-async def test_what_is_committed_while_it_is_swept_is_there(client: Client) -> None:
+async def test_a_blob_committed_while_it_is_swept_is_there(client: Client) -> None:
     """Writers of the same few blobs, each with a lease of its own, and collections all the time: what was committed
     under a lease can be read.
     """

@@ -52,7 +52,7 @@ async def gone(pid: int) -> bool:
         return True
 
 
-async def test_a_program_is_told_what_containerd_tells(tmp_path: Path) -> None:
+async def test_a_program_gets_containerds_arguments(tmp_path: Path) -> None:
     """By arguments and on standard input; it may leave that unread."""
     program(tmp_path, "a", f'echo "$@" >{tmp_path}.arguments; cat >{tmp_path}.stdin; echo fine')
     program(tmp_path, "b", "exec <&-; echo fine too")
@@ -68,7 +68,7 @@ async def test_a_program_is_told_what_containerd_tells(tmp_path: Path) -> None:
     }
 
 
-async def test_nobody_to_ask_is_no_objection(tmp_path: Path) -> None:
+async def test_no_verifier_is_no_objection(tmp_path: Path) -> None:
     """A directory that is not there, or is empty, or none at all; but what is no directory is a mistake."""
     await verifier(tmp_path / "absent").verify(NAME, ROOT)
     await verifier(tmp_path).verify(NAME, ROOT)
@@ -103,7 +103,7 @@ async def test_a_long_reason_is_cut_and_read_to_its_end(tmp_path: Path, reason: 
     assert Path(f"{tmp_path}.done").exists()
 
 
-async def test_what_cannot_be_started_blocks(tmp_path: Path) -> None:
+async def test_a_program_that_cannot_be_started_blocks(tmp_path: Path) -> None:
     """A file that is not executable, a directory, a program without an interpreter."""
     for name, words, make in (
         ("a", "Permission denied", lambda: program(tmp_path, "a", "exit 0", 0o644)),
@@ -119,7 +119,7 @@ async def test_what_cannot_be_started_blocks(tmp_path: Path) -> None:
             left.rmdir() if left.is_dir() else left.unlink()
 
 
-async def test_what_is_ended_by_a_signal_blocks(tmp_path: Path) -> None:
+async def test_a_program_ended_by_a_signal_blocks(tmp_path: Path) -> None:
     """It has no exit code."""
     program(tmp_path, "a", "kill -9 $$")
     assert (await refused(tmp_path)).endswith("): waiting on command to exit: signal: Killed")
@@ -158,7 +158,7 @@ async def test_a_child_that_goes_on_by_itself_is_let_go(tmp_path: Path) -> None:
     os.kill(child, 9)
 
 
-async def test_who_gives_up_leaves_no_program(tmp_path: Path) -> None:
+async def test_a_cancelled_pull_leaves_no_program(tmp_path: Path) -> None:
     """A pull that is cancelled, and a rejection while another program still runs."""
     pids = Path(f"{tmp_path}.pids")
     program(tmp_path, "a", f"echo $$ >{pids}; exec sleep 60")

@@ -96,7 +96,7 @@ async def test_those_of_the_dead_are_ended(channel: Channel) -> None:
         await eventually_async(ended)
 
 
-async def test_nobody_waits_for_a_gateway_that_is_away(metadata: ServiceProcess, channel: Channel) -> None:
+async def test_calls_do_not_wait_for_an_absent_gateway(metadata: ServiceProcess, channel: Channel) -> None:
     """Leases of the dead are ended when it is back; so are our own that could not be ended in time."""
     await cut_off(channel)
     leases = Leases(channel)

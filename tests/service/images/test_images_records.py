@@ -51,7 +51,7 @@ class Asked(Hop[rpc.Channel]):
         return super().to(namespace, key)
 
 
-async def test_each_call_goes_to_who_is_there_now(place: Path) -> None:
+async def test_each_call_goes_to_the_current_upstream(place: Path) -> None:
     """Those that read, those that change, and the collection; with the namespace, and the image's name."""
     stores = [Metadata("one"), Metadata("other")]
     async with (

@@ -77,7 +77,7 @@ def test_a_loop_that_hangs_is_silent(content: ServiceProcess, heard: socket.sock
     content.kill()
 
 
-def test_nobody_who_listens_is_no_trouble(content: ServiceProcess, heard: socket.socket) -> None:
+def test_no_listener_is_no_error(content: ServiceProcess, heard: socket.socket) -> None:
     """A supervisor that goes away, and one that comes back: the process goes on, and is heard again."""
     path = heard.getsockname()
     os.rename(path, path + ".away")

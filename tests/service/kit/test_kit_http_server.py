@@ -124,7 +124,7 @@ def test_an_ordinary_client(place: Path) -> None:
     ],
     ids=["a whole URL", "an empty line before", "LF alone", "a minor version to come", "no body, said"],
 )
-async def test_what_is_taken(request_: bytes, path: bytes) -> None:
+async def test_accepted_requests(request_: bytes, path: bytes) -> None:
     """What RFC 9112 has servers take."""
     async with serving() as server, connected(server) as peer:
         await peer.send(request_)
@@ -161,7 +161,7 @@ async def test_what_is_taken(request_: bytes, path: bytes) -> None:
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
     ],
 )
-async def test_what_is_refused(request_: bytes, status: int) -> None:
+async def test_refused_requests(request_: bytes, status: int) -> None:
     """The client is told why, however much it sends, and nothing behind it is taken for a request."""
     async with serving() as server, connected(server) as peer:
         await peer.send(request_ + GET)
@@ -350,7 +350,7 @@ def test_addresses(text: str, found: Path | tuple[str, int]) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "x", "127.0.0.1", "h:", "h:70000", "::1:80", "h:8x", "/" + "x" * 107])
-def test_what_is_no_address(text: str) -> None:
+def test_malformed_addresses(text: str) -> None:
     """Said with the text."""
     with pytest.raises(ValueError, match="is neither|in brackets|longer than"):
         http_server.parse_address(text)

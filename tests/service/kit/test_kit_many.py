@@ -77,7 +77,7 @@ async def ask(client: Any, *digests: str, headers: Any = {}) -> list[Any]:
     return [answer if isinstance(answer, BaseException) else answer.info.digest for answer in answers]
 
 
-async def test_what_is_asked_together_goes_as_one_call() -> None:
+async def test_concurrent_requests_go_as_one_call() -> None:
     """With each one's headers; what is asked alone goes alone."""
     async with content() as (servicer, client, channel):
         assert await ask(client, *map(str, range(100)), headers={rpc.NAMESPACE: "n"}) == list(map(str, range(100)))
@@ -219,7 +219,7 @@ async def test_all_that_are_under_way_fail_when_the_server_goes() -> None:
             assert all(isinstance(end, errors.Unavailable | errors.Cancelled) for end in await asked), asked.result()
 
 
-async def test_what_failed_is_forgotten_without_a_look_for_cycles() -> None:
+async def test_failures_are_freed_without_the_garbage_collector() -> None:
     """Frames of a failed call hold what it was about; if they held the failure too, all that would stay until the
     garbage collector looks, which a busy process cannot often do.
     """

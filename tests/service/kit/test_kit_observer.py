@@ -325,7 +325,7 @@ async def test_ttrpc(heard: Calls, place: Path) -> None:
         )
 
 
-async def test_who_listens_no_more_hears_no_more(place: Path) -> None:
+async def test_a_removed_listener_gets_no_calls(place: Path) -> None:
     """And the first listener, tracing, is again the only one: that costs no more than a call of it."""
     alone = observer.began
 

@@ -154,7 +154,7 @@ async def test_a_unix_socket_is_an_endpoint_too(transport: str, place: Path, env
 
 
 async def test_gzip_is_understood(collector: Collector, environ: Callable[..., None]) -> None:
-    """By servers of both kinds; and by test_what_is_sent it is gzip."""
+    """By servers of both kinds; and by test_the_export_request it is gzip."""
     environ(COMPRESSION="gzip")
     exporter = otlp.configured()
     assert await export(exporter, *["the same name"] * 500) is OK
@@ -163,7 +163,7 @@ async def test_gzip_is_understood(collector: Collector, environ: Callable[..., N
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip"])
-async def test_what_is_sent(compression: str, environ: Callable[..., None]) -> None:
+async def test_the_export_request(compression: str, environ: Callable[..., None]) -> None:
     """Seen as bytes, since our own header blocks are plain: the encoding is told, and done."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         environ(ENDPOINT=f"http://127.0.0.1:{listener.getsockname()[1]}", COMPRESSION=compression, TIMEOUT=1)
@@ -195,9 +195,7 @@ async def test_what_is_sent(compression: str, environ: Callable[..., None]) -> N
         (throttled(errors.ResourceExhausted, 0.1), 0.4),
     ],
 )
-async def test_what_may_work_later_is_tried_again(
-    error: errors.NodeError, seconds: float, collector: Collector
-) -> None:
+async def test_transient_failures_are_retried(error: errors.NodeError, seconds: float, collector: Collector) -> None:
     """After a pause, and not before the collector says; RESOURCE_EXHAUSTED only if it does say."""
     exporter = otlp.configured()
     collector.answers = [error]
@@ -217,7 +215,7 @@ async def test_what_may_work_later_is_tried_again(
         throttled(errors.Unavailable, 60),
     ],
 )
-async def test_what_cannot_work_is_given_up(
+async def test_permanent_failures_are_given_up(
     error: errors.NodeError, collector: Collector, caplog: pytest.LogCaptureFixture
 ) -> None:
     """At once; so is what could be tried again only after the timeout. The log says it once, and when it is over."""
@@ -317,7 +315,7 @@ async def test_a_big_batch_goes_through_both_windows(collector: Collector) -> No
 @pytest.mark.parametrize(
     "answer", [b"", b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n", b"\0\0\0\4\0\0\0\0\0", b"x" * 1000]
 )
-async def test_what_is_no_grpc_server_is_a_failure(
+async def test_a_server_without_grpc_is_a_failure(
     answer: bytes, environ: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
     """It hangs up, speaks HTTP/1.1, says nothing more, or nonsense."""
@@ -352,7 +350,7 @@ assert "grpc" not in sys.modules
 """
 
 
-async def test_a_process_that_ends_exports_what_is_left_and_nothing_about_that(collector: Collector) -> None:
+async def test_a_process_that_ends_exports_pending_spans_without_spans_about_it(collector: Collector) -> None:
     """The export is no span, or it would never end."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-P", "-c", PROCESS, env={**_environment(), "PYTHONPATH": str(TOP)}
@@ -474,7 +472,7 @@ async def test_http_posts_the_same_message(
     ("status", "after", "seconds"),
     [(429, "1", 1), (502, "", 0.4), (503, "0", 0.4), (504, "Fri, 31 Dec 1999 23:59:59 GMT", 0.4)],
 )
-async def test_http_tries_again_what_may_work_later(
+async def test_http_retries_transient_failures(
     status: int, after: str, seconds: float, receiver: HttpCollector
 ) -> None:
     """After a pause, and not before Retry-After says."""
@@ -490,7 +488,7 @@ async def test_http_tries_again_what_may_work_later(
     "answer",
     [(400, {}), (401, {}), (404, {}), (500, {}), (302, {"location": "/elsewhere"}), (503, {"retry-after": "60"})],
 )
-async def test_http_gives_up_what_cannot_work(
+async def test_http_gives_up_on_permanent_failures(
     answer: tuple[int, dict[str, str]], receiver: HttpCollector, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As OTLP's table has it; redirects are not followed."""

@@ -82,7 +82,7 @@ async def test_a_refused_event_does_not_hold_up_the_next(place: Path, caplog: py
     assert "refused event no slash of namespace n: envelope topic" in caplog.text
 
 
-async def test_the_end_of_a_service_sends_what_is_left(place: Path) -> None:
+async def test_the_end_of_a_service_sends_pending_events(place: Path) -> None:
     """Events published just before the end are not lost where the gateway is there."""
     exchange = Exchange()
     subscription = exchange.subscribe()

@@ -244,7 +244,7 @@ async def test_a_deadline_reaches_the_handler_and_ends_the_call() -> None:
         assert servicer.seen[1].remaining() is None
 
 
-async def test_a_call_to_nobody_is_disconnected_and_names_the_service() -> None:
+async def test_a_call_without_a_server_fails_and_names_the_service() -> None:
     """The error says which process is away."""
     with short_directory() as directory:
         async with rpc.Channel(directory / "none.sock", "content") as channel:

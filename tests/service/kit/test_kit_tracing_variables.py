@@ -47,7 +47,7 @@ def test_a_service_serves_and_the_variable_is_named(variables: dict[str, str], p
 @pytest.mark.parametrize(
     ("name", "value"), [("OTEL_TRACES_SAMPLER", "sometimes"), ("OTEL_RESOURCE_ATTRIBUTES", "nothing")]
 )
-def test_check_says_what_the_sdk_warns_of(name: str, value: str) -> None:
+def test_check_reports_the_sdks_warnings(name: str, value: str) -> None:
     """It goes on with another value, which is not the wanted one."""
     done = splitd("config", "check", "--config", "/dev/null", env={**ENDPOINT, name: value}, ok=False)
     assert "OpenTelemetry, about a variable OTEL_...: " in done.stderr

@@ -131,7 +131,7 @@ async def test_a_damaged_value(place: Path, how: str) -> None:
         )
 
 
-async def test_what_was_saved_of_a_damaged_database_looks_whole(place: Path) -> None:
+async def test_a_database_saved_from_damage_looks_whole(place: Path) -> None:
     """Records are gone from it, and nothing in it says so: nothing at all is collected until an operator says
     otherwise, over a restart.
     """
@@ -165,7 +165,7 @@ async def test_what_was_saved_of_a_damaged_database_looks_whole(place: Path) -> 
         assert splitd("gc", *where).stdout.startswith("nothing is held back")
 
 
-async def test_what_cannot_be_released_is_named_and_stops_no_other(place: Path) -> None:
+async def test_a_store_that_cannot_be_released_is_named_and_stops_no_other(place: Path) -> None:
     """A snapshotter that does not run stays held back, and the operator is told why; metadata is released."""
     config = place / "config.toml"
     config.write_text(NO_COLLECTION)
@@ -186,7 +186,7 @@ async def test_what_cannot_be_released_is_named_and_stops_no_other(place: Path) 
         assert still.startswith("snapshots.overlayfs:")
 
 
-async def test_what_can_be_read_of_a_damaged_database_is_saved(place: Path) -> None:
+async def test_readable_rows_of_a_damaged_database_are_saved(place: Path) -> None:
     """``splitd salvage`` puts a new one in its place and keeps the damaged one; metadata serves again, with most of
     the records, and collects nothing until an operator says so.
     """

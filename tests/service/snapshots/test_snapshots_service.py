@@ -161,7 +161,7 @@ async def test_the_contract_on_the_wire(process: ServiceProcess) -> None:
             await client.Update(pb.UpdateSnapshotRequest())
 
 
-def test_what_cannot_be_configured(place: Path) -> None:
+def test_an_unknown_key_ends_the_process(place: Path) -> None:
     """An unknown key ends the process with one line that names it."""
     config = place / "config.toml"
     config.write_text("[snapshots.overlayfs]\nmount_option = []\n")
@@ -169,7 +169,7 @@ def test_what_cannot_be_configured(place: Path) -> None:
         ServiceProcess("services.snapshots", place / "r", place / "s", sockets=SOCKETS, config=config)
 
 
-async def test_what_is_configured(place: Path) -> None:
+async def test_mount_options_and_labels_of_the_configuration(place: Path) -> None:
     """Mount options come before those that the kernel needs and are not doubled; snapshots show their directory as
     a label.
     """

@@ -39,7 +39,7 @@ async def test_a_blob_is_written(channel: rpc.Channel) -> None:
     assert not await store.list_statuses()
 
 
-async def test_what_an_attempt_left_behind_is_no_part_of_the_next(channel: rpc.Channel) -> None:
+async def test_remains_of_an_attempt_are_no_part_of_the_next(channel: rpc.Channel) -> None:
     """It has the same ref."""
     left = await RemoteStore(channel).writer("/checkpoint")
     await left.write(b"of one that failed")

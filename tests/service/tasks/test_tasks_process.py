@@ -284,7 +284,9 @@ async def test_a_shim_whose_address_cannot_be_read(service: Service) -> None:
 
 
 @pytest.mark.parametrize("runtime", runtimes())
-async def test_what_a_dead_shim_left_is_shown_until_it_is_gone(service: Service, place: Path, runtime: str) -> None:
+async def test_remains_of_a_dead_shim_are_shown_until_they_are_gone(
+    service: Service, place: Path, runtime: str
+) -> None:
     """While its program's delete hangs the task is UNKNOWN, is not created anew, and nothing of it is told;
     deleting it cleans up.
     """

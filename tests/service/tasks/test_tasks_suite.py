@@ -58,7 +58,7 @@ class TestLocal(TasksSuite):
         async with local(node) as tasks:
             yield tasks
 
-    async def test_what_a_client_names_is_not_kept(self, tasks: LocalTasks, node: TasksNode) -> None:
+    async def test_names_from_clients_are_not_kept(self, tasks: LocalTasks, node: TasksNode) -> None:
         """Execs that are not there leave nothing behind, whatever is asked of them."""
         await start(tasks, node, "k", "sleep", "100")
         for n in range(20):

@@ -92,7 +92,7 @@ async def greeted(*raws: Raw) -> None:
 pytestmark = [pytest.mark.usefixtures("wire"), pytest.mark.once]
 
 
-async def test_a_thousand_requests_in_one_write_hold_nobody_up() -> None:
+async def test_a_thousand_requests_in_one_write_delay_no_other() -> None:
     """They take a second. Who asks after them is answered long before."""
     async with content() as (servicer, path):
         with Raw(path) as many, Raw(path) as one:
@@ -174,7 +174,7 @@ async def test_too_many_connections_cost_the_one_that_was_idle_longest() -> None
                 await said(busy)
 
 
-async def test_who_says_nothing_is_gone_after_the_handshakes_time() -> None:
+async def test_a_silent_peer_is_dropped_after_the_handshake_timeout() -> None:
     """Within a second, where that time is half of one."""
     with limited(handshake=0.5):
         async with content() as (_, path):
@@ -188,7 +188,7 @@ async def test_who_says_nothing_is_gone_after_the_handshakes_time() -> None:
                 await said(idle)
 
 
-async def test_who_does_not_read_is_gone_in_the_end() -> None:
+async def test_a_peer_that_does_not_read_is_dropped() -> None:
     """Its answers fill the socket, then our memory up to the limit, then it is not read any more; then its time is
     over. Everybody else is answered.
     """
@@ -214,7 +214,7 @@ async def test_who_does_not_read_is_gone_in_the_end() -> None:
                 await said(other)
 
 
-async def test_who_hangs_up_half_and_does_not_read_is_gone_too() -> None:
+async def test_a_half_closed_peer_that_does_not_read_is_dropped() -> None:
     """The rest of its answer is not kept for it."""
     with limited(linger=0.2):
         async with content() as (servicer, path):

@@ -17,7 +17,7 @@ def figures(seed, around, spread):
 
 @pytest.mark.parametrize("more", [False, True])
 @pytest.mark.parametrize("factor", [0.5, 0.9, 1.0, 1.02])
-def test_what_is_not_worse_by_three_parts_in_a_hundred_is_not_worse(factor, more):
+def test_a_difference_below_three_percent_is_not_worse(factor, more):
     """However quiet the old build is. A rate is worse when it falls."""
     quiet = [100.0] * 7
     found = verdict([100.0 * (1 / factor if more else factor)] * 7, quiet, quiet, more=more)

@@ -89,7 +89,7 @@ async def test_a_small_answer_does_not_wait_behind_all_of_a_large_one():
         sender.close()
 
 
-async def test_a_client_that_does_not_read_holds_its_server_back_and_nobody_else():
+async def test_a_client_that_does_not_read_slows_only_its_server():
     sent = 0
 
     async def pouring(_, writer):
@@ -117,7 +117,7 @@ async def test_a_client_that_does_not_read_holds_its_server_back_and_nobody_else
         sender.transport.abort()
 
 
-async def test_what_cannot_be_reached_hangs_up():
+async def test_an_unreachable_target_hangs_up():
     async with await asyncio.start_server(lambda *_: None, "127.0.0.1", 0) as server:
         closed = server.sockets[0].getsockname()[1]
     async with await relay(closed, ROUND_TRIP, 1e12) as far:
@@ -126,7 +126,7 @@ async def test_what_cannot_be_reached_hangs_up():
         writer.close()
 
 
-def test_the_window_is_no_limit_at_what_the_bench_asks_for():
+def test_the_window_does_not_limit_the_benchs_rates():
     from bench.distant import RATE
     from bench.distant import ROUND_TRIP as BENCH_ROUND_TRIP
 
@@ -134,7 +134,7 @@ def test_the_window_is_no_limit_at_what_the_bench_asks_for():
     assert WINDOW / 2 >= RATE * BENCH_ROUND_TRIP / 2
 
 
-async def test_as_a_process_of_its_own_it_relays_and_ends_with_whoever_started_it():
+async def test_as_a_process_it_relays_and_ends_with_its_parent():
     async def echo(reader, writer):
         writer.write(await reader.readexactly(5))
         writer.close()

@@ -45,7 +45,7 @@ def test_before_anything_is_known_there_is_the_title() -> None:
     assert bars.lines(Tally(0.0), "pulling box", 75.0, 80, 24) == ["pulling box  1m15s"]
 
 
-def test_who_is_silent_stands_below_the_title() -> None:
+def test_a_silent_host_is_shown_below_the_title() -> None:
     """Until there is something else to say."""
     made = tally(*LAYERS)
     made.take(Progress("waiting for r.test, silent for 12 s", parents=("r.test\n",), progress=12), 1.0)

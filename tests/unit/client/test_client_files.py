@@ -32,7 +32,7 @@ async def test_a_file_is_there_when_it_is_whole(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["other", "x.tar"]
 
 
-async def test_what_failed_leaves_nothing(tmp_path: Path) -> None:
+async def test_a_failed_download_leaves_nothing(tmp_path: Path) -> None:
     """Neither a part of the file nor the temporary one."""
     with pytest.raises(RuntimeError), files.replaced(str(tmp_path / "x.tar")) as fd:
         os.write(fd, b"half")

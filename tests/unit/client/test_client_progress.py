@@ -48,7 +48,7 @@ def test_a_layer_goes_through_its_stages() -> None:
     ]
 
 
-def test_what_exists_is_not_counted_even_where_it_is_extracted() -> None:
+def test_existing_layers_are_not_counted_even_if_extracted() -> None:
     """The blob was there; only its snapshot was not."""
     tally = pull()
     for what in ("waiting", "already exists", "extracting", "extracted"):
@@ -146,7 +146,7 @@ def test_a_rate_is_that_of_the_last_seconds() -> None:
     assert rate.at(10.0 + RATE_SECONDS) == 0
 
 
-def test_only_what_moves_has_a_rate() -> None:
+def test_only_active_jobs_have_a_rate() -> None:
     """A layer that is being unpacked had one."""
     part = Part(LAYER, stage=Stage.DOWNLOADING)
     part.rate.add(0.0, 0)

@@ -83,7 +83,7 @@ def test_at_the_bottom_the_terminal_scrolls() -> None:
     assert emulated.shown == ["1", "2", "3", "4"]
 
 
-def test_what_the_user_types_is_gone_with_the_last_frame() -> None:
+def test_typed_characters_disappear_with_the_last_frame() -> None:
     """The terminal echoes ^C where the cursor rests."""
     emulated = Emulated()
     emulated.draw("one", "two")

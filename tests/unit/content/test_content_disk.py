@@ -64,7 +64,7 @@ async def test_an_ingest_that_is_just_being_begun_is_not_listed(store: LocalStor
         assert [status.ref for status in await store.list_statuses()] == ["the ref"]
 
 
-async def test_an_ingest_has_what_is_there_without_a_gap(store: LocalStore) -> None:
+async def test_the_offset_of_an_ingest_ends_at_the_first_gap(store: LocalStore) -> None:
     """Of a file that somebody fills in several places: that is what its status says, and what a writer goes on with
     once nobody fills it.
     """

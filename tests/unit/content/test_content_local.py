@@ -98,9 +98,7 @@ async def test_a_removal_that_its_caller_gave_up_is_over_before_the_next(
     assert store._disk.info(two).size == 3
 
 
-async def test_what_is_begun_by_the_hundred_keeps_no_write_waiting(
-    store: LocalStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_hundred_begun_ingests_delay_no_write(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pull's files by path, and the ingests that it gives up, have a few threads of their own: a Write beside
     them is opened, written and committed while they all wait.
     """

@@ -68,7 +68,7 @@ def test_all_errors_are_said_at_once(place: Path) -> None:
     assert len(configuration.check(path).errors) == 3
 
 
-def test_what_is_containerds_and_means_nothing_here_is_a_warning(place: Path) -> None:
+def test_containerd_keys_without_meaning_here_are_warnings(place: Path) -> None:
     """A configuration brought along from containerd starts a node, and its owner knows what has no effect."""
     path = place / "config.toml"
     path.write_text(

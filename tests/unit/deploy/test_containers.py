@@ -91,7 +91,7 @@ async def test_one_that_does_not_answer_keeps_no_other_running(tasks: Tasks, pla
     assert list(tasks.states) == ["a"]
 
 
-async def test_tasks_whose_records_are_lost_are_stopped_too(
+async def test_tasks_without_records_are_stopped_too(
     tasks: Tasks, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A namespace that has bundles need not be known to metadata, and that need not be able to say any."""

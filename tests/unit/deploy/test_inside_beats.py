@@ -96,7 +96,7 @@ def test_the_socket_is_roots_alone_and_takes_the_place_of_an_older_one(beats: He
     again.socket.close()
 
 
-def test_what_fails_is_logged_once_and_ends_nothing(beats: Heard) -> None:
+def test_a_failure_is_logged_once_and_ends_nothing(beats: Heard) -> None:
     """An exception would end supervisord, and the node; a line for each turn of its loop would fill the log."""
     beats.groups["broken"] = SimpleNamespace()
     assert beats.readable()

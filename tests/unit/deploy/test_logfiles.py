@@ -40,7 +40,7 @@ def test_several_logs_are_one_in_the_order_of_time() -> None:
     ]
 
 
-def test_what_is_appended_is_followed_over_rotations(tmp_path: Path) -> None:
+def test_appended_lines_are_followed_over_rotations(tmp_path: Path) -> None:
     """A line is shown when it is whole, of a file that was rotated away its last ones too; a log that is truncated
     begins anew.
     """

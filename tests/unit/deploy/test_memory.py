@@ -47,7 +47,7 @@ def test_each_state_has_a_memory_of_its_own(place: Path) -> None:
     assert memory.of(one) is None
 
 
-def test_up_does_what_it_did_the_last_time(place: Path) -> None:
+def test_up_repeats_its_last_options(place: Path) -> None:
     """What was given is given again; what a file said is read there again, since it may say something else now."""
     state, config = place / "s", place / "c.toml"
     config.write_text(f"root = '{place}/one'\n")
@@ -80,7 +80,7 @@ def test_a_broken_file_tells_the_node_that_was_started_with_it(place: Path, monk
     assert places.find(words()) == places.Place(place / "r", place / "default", None)
 
 
-def test_what_is_remembered_is_not_written_again(
+def test_unchanged_options_are_not_written_again(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """So a full disk stops no start of the same node; one with other words is started too, and says what it could

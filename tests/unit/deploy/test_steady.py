@@ -11,7 +11,7 @@ from tests.steady import LONGEST, SteadyClock
 from tests.support import within
 
 
-def test_what_nobody_saw_pass_does_not_count() -> None:
+def test_unobserved_time_does_not_count() -> None:
     """Of three seconds in which no thread looked at the clock the first tenth is all that passed; it goes on from
     there.
     """

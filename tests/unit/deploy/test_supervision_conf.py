@@ -137,7 +137,7 @@ def test_a_node_in_a_container_is_another(tmp_path: Path, *, inside: bool) -> No
             process.kill()
 
 
-def test_who_only_looks_stops_no_start(tmp_path: Path) -> None:
+def test_a_reader_does_not_prevent_a_start(tmp_path: Path) -> None:
     """For a moment he has the lock too, as every other who asks whether a node is up."""
     here = Place(tmp_path / "root", tmp_path / "state", None)
     here.state.mkdir()

@@ -17,7 +17,7 @@ async def failing(error: errors.NodeError) -> None:
     raise error
 
 
-def test_what_is_kept_is_said_where_a_service_went_away() -> None:
+def test_an_error_of_a_service_that_went_away_says_how_to_continue() -> None:
     """As when it is restarted for an upgrade. What a registry does is its own matter, and has its own words."""
     stopped = errors.Unavailable(
         "service images is not reachable (/containerd.services.transfer.v1.Transfer/Transfer: the service is stopping: "
@@ -44,7 +44,7 @@ def test_each_way_to_be_away_is_known(said: str) -> None:
         transferring.run(failing(errors.Unavailable(f"service snapshots.overlayfs {said}")), "the same command goes on")
 
 
-async def test_who_accepts_no_connections_is_not_waited_for_longer_than_others(place: Path) -> None:
+async def test_a_process_that_accepts_no_connections_is_not_waited_for_longer(place: Path) -> None:
     """A gateway that was stopped, and whose queue is full: a blocking connect would wait for ever, and not hear
     Ctrl-C.
     """

@@ -102,7 +102,7 @@ def test_the_successor_of_a_killed_process_has_its_own_time(node: Node) -> None:
     assert node.watchdog.kills["content"].count == 1
 
 
-def test_who_answers_after_the_question_is_spared(node: Node) -> None:
+def test_a_process_that_answers_after_the_question_is_spared(node: Node) -> None:
     """A beat between the stacks and the kill: it was slow, not hung."""
     node.seconds(33)
     assert node.sent == [(7, DUMP)]
@@ -211,7 +211,7 @@ def test_a_process_that_is_stopped_on_purpose_is_left_to_its_supervisor(node: No
     assert node.sent == [(7, DUMP)]
 
 
-def test_a_beat_of_a_pid_that_is_nobodys_changes_nothing(node: Node) -> None:
+def test_a_heartbeat_of_an_unknown_pid_changes_nothing(node: Node) -> None:
     """The kernel tells who sent it: another's beat does not count for a process that hangs."""
     for _ in range(40):
         node.second()

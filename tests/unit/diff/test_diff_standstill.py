@@ -28,7 +28,7 @@ def running(code: str) -> Iterator[subprocess.Popen[bytes]]:
             program.kill()
 
 
-def test_who_waits_in_one_system_call_stands_still() -> None:
+def test_a_process_in_one_long_system_call_stands_still() -> None:
     """The seconds add up from one look to the next; they do not count while it is stopped."""
     with running("os.read(0, 1)") as program:
         still = Watch(60)
@@ -55,7 +55,7 @@ def test_a_process_that_is_gone_does_not_stand_still() -> None:
         assert still.seconds(program.pid) == still.seconds(program.pid) == 0.0
 
 
-def test_time_in_which_nobody_looked_counts_as_one_look() -> None:
+def test_time_without_looks_counts_as_at_most_two_intervals() -> None:
     """A machine that was suspended finds nobody dead."""
     with running("os.read(0, 1)") as program:
         still = Watch(0.004)

@@ -61,7 +61,7 @@ def test_many_are_swept_up_at_once(monkeypatch: pytest.MonkeyPatch, count: int, 
     assert disk.begun == []
 
 
-def test_a_disk_that_cannot_write_is_for_who_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_error_is_raised_to_the_syncs_caller(monkeypatch: pytest.MonkeyPatch) -> None:
     """Unpacking goes on, and the next sweep comes."""
     calls: list[int] = []
 

@@ -77,7 +77,7 @@ def test_matches_as_go_does(pattern: str, text: str, found: bool) -> None:
         "[[:word",
     ],
 )
-def test_refuses_what_go_refuses(pattern: str) -> None:
+def test_patterns_that_go_refuses_are_refused(pattern: str) -> None:
     """What Go does not compile, and the little that is not supported, is a ValueError."""
     with pytest.raises(ValueError):
         regexp.compile(pattern)
@@ -135,7 +135,7 @@ def test_a_match_is_bounded() -> None:
         dear.found_in("a" * 100_000)
 
 
-def test_what_is_compiled_is_bounded() -> None:
+def test_the_size_of_patterns_is_bounded() -> None:
     """The oldest are dropped, and compiled again when they are used."""
     cache = regexp.Cache(1 << 20)
     kept = [regexp.compile(f"x{n}y", cache=cache) for n in range(20)]
@@ -144,7 +144,7 @@ def test_what_is_compiled_is_bounded() -> None:
     assert all(expression.found_in(f"x{n}y") for n, expression in enumerate(kept))
 
 
-def test_what_is_not_in_use_is_forgotten() -> None:
+def test_unused_patterns_are_dropped() -> None:
     """Each time that it is called: what was not matched since the last time. It is compiled again when it is
     matched.
     """

@@ -24,7 +24,7 @@ def test_an_announcement_is_kept(tmp_path: Path) -> None:
     assert announced.kept(tmp_path) == ABOUTS
 
 
-def test_what_releases_before_did_not_say(tmp_path: Path) -> None:
+def test_fields_that_earlier_releases_do_not_send(tmp_path: Path) -> None:
     """Is as if nothing was wrong with it."""
     (tmp_path / "gateway").mkdir()
     (tmp_path / "gateway/snapshotters.json").write_text(
@@ -54,7 +54,7 @@ def test_before_the_first_announcement_stores_tell_which_there_are(tmp_path: Pat
         " " * (2 << 20),
     ],
 )
-def test_what_is_damaged_is_announced_anew(tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_announcement_is_replaced(tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
     """It keeps no gateway from starting, and the log says so."""
     (tmp_path / "gateway").mkdir()
     (tmp_path / "gateway/snapshotters.json").write_text(text)

@@ -79,7 +79,9 @@ async def carried_out(backend: Backend, told: Told) -> Outcome:
     [([DONE], [], DONE), ([DIED], [LATER], LATER), ([SILENT], [LATER], LATER), ([DIED, DONE], [None], DONE)],
     ids=["at once", "died after it", "silent after it", "died before it"],
 )
-async def test_what_happened_becomes_records(made: list[Answer], asked: list[Answer], outcome: Outcome) -> None:
+async def test_operations_that_happened_become_records(
+    made: list[Answer], asked: list[Answer], outcome: Outcome
+) -> None:
     """Whether the raw service said so itself, or was asked afterwards; it is asked only where it did not say."""
     backend, told = Backend(made, asked), Told()
     assert await carried_out(backend, told) == outcome
@@ -93,7 +95,7 @@ async def test_what_happened_becomes_records(made: list[Answer], asked: list[Ans
     [([REFUSED], [], REFUSED), ([LOCKED], [], LOCKED), ([DIED, REFUSED], [None], REFUSED)],
     ids=["refused", "busy", "refused when made again"],
 )
-async def test_what_did_not_happen_is_cancelled(
+async def test_operations_that_did_not_happen_are_cancelled(
     made: list[Answer], asked: list[Answer], error: errors.NodeError
 ) -> None:
     """The raw service's word is the client's answer."""
@@ -132,7 +134,7 @@ async def test_an_end_that_metadata_does_not_take_is_told_once(caplog: pytest.Lo
     assert told.ends == [("i", LATER)]
 
 
-async def test_what_metadata_says_of_an_end_is_the_clients() -> None:
+async def test_the_client_gets_metadatas_answer_to_the_end_of_an_intent() -> None:
     """Such as ALREADY_EXISTS, of a snapshot that the backend had already."""
     backend, told = Backend([DONE], []), Told(errors.AlreadyExists("snapshot k"))
     with pytest.raises(errors.AlreadyExists):

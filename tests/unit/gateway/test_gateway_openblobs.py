@@ -91,7 +91,7 @@ async def test_a_deleted_blob_is_not_read_and_not_kept(blobs: OpenBlobs, located
     assert blobs.read("a", 0, 10) == bytearray(DATA[::-1][:10])
 
 
-async def test_what_is_not_the_blobs_file_is_not_opened(blobs: OpenBlobs, located: Located) -> None:
+async def test_a_file_that_is_not_the_blobs_is_not_opened(blobs: OpenBlobs, located: Located) -> None:
     """Nothing, a file of another size, a link, a FIFO, a directory."""
     before = files()
     (located.directory / "link").symlink_to("a")
@@ -115,7 +115,7 @@ async def test_of_many_those_that_were_read_last_stay_open(blobs: OpenBlobs, loc
     assert files() == before
 
 
-async def test_one_that_nobody_reads_is_closed(located: Located) -> None:
+async def test_an_unread_blob_is_closed(located: Located) -> None:
     """So that a deleted blob gives its space back."""
     blobs = OpenBlobs(idle=0.01, flags=IN_MEMORY)
     before = files()
@@ -150,7 +150,7 @@ async def test_nor_is_one_whose_file_system_cannot_say_what_is_in_memory(located
     assert located.asked == ["a"]
 
 
-async def test_what_is_opened_while_all_are_closed_is_closed_too(located: Located) -> None:
+async def test_a_file_opened_during_the_closing_of_all_is_closed_too(located: Located) -> None:
     """The content service came back at that moment."""
     blobs = OpenBlobs(flags=IN_MEMORY)
     before = files()

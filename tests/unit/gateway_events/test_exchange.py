@@ -57,7 +57,7 @@ def exit_of(pid: int, at: int, container: str = "c") -> task_pb2.TaskExit:
     return event
 
 
-async def test_a_subscriber_gets_what_comes_after_it() -> None:
+async def test_a_subscriber_gets_later_events() -> None:
     """And no longer anything once it has left."""
     exchange = Exchange(replay_seconds=0)
     publish(exchange, "/before")
@@ -125,7 +125,7 @@ async def test_an_event_is_kept_once() -> None:
     assert exchange._backlog.bytes == 0
 
 
-async def test_what_a_slow_subscriber_got_has_no_gap() -> None:
+async def test_the_events_of_a_slow_subscriber_have_no_gap() -> None:
     """Reading stops it from being cut off as long as it keeps within the bound; what it read is a run without holes."""
     exchange = Exchange(replay_seconds=0, queue_events=10)
     subscription = exchange.subscribe()
@@ -173,7 +173,7 @@ async def test_a_waiting_reader_is_told_that_it_is_cut_off() -> None:
         await asyncio.wait_for(reading, 5)
 
 
-async def test_who_comes_soon_after_a_start_gets_what_was_published_since() -> None:
+async def test_a_subscriber_soon_after_a_start_gets_events_since_the_start() -> None:
     """Filtered and in order, before anything newer; after five seconds nobody does, and nothing is kept."""
     clock = Clock()
     exchange = Exchange(clock=clock)

@@ -156,7 +156,7 @@ def test_nothing_goes_that_lives(seed: int, monkeypatch: pytest.MonkeyPatch) -> 
     assert not mark(read_records(state), NOW).dead
 
 
-def test_what_was_written_during_a_sweep_is_looked_at_once() -> None:
+def test_keys_written_during_a_sweep_are_looked_at_once() -> None:
     """And not kept: a sweep may take hours. What came to be named stays all the same."""
     world = World()
     with world.transactions.watch() as written:
@@ -169,7 +169,7 @@ def test_what_was_written_during_a_sweep_is_looked_at_once() -> None:
         assert Raw(CONTENT, "blob", digest(9)) not in spared
 
 
-def test_a_record_goes_before_what_it_refers_to() -> None:
+def test_a_record_is_removed_before_those_it_refers_to() -> None:
     """So that nobody finds one that refers to what is gone."""
     world = World()
     for number in range(1, 30):
@@ -182,7 +182,7 @@ def test_a_record_goes_before_what_it_refers_to() -> None:
     assert snapshots == sorted(snapshots, reverse=True)
 
 
-async def test_what_a_collection_looks_at_in_its_transactions_is_what_it_removes() -> None:
+async def test_transactions_of_a_collection_look_only_at_the_records_they_remove() -> None:
     """However many records live, and however many raw things stay."""
 
     async def cost(living: int) -> int:

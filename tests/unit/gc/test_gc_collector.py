@@ -132,7 +132,7 @@ async def test_children_go_before_their_parents(world: World, stores: MemoryRawS
     assert stores.calls.index(("cleanup", OVERLAY)) > stores.calls.index(("remove", keys[0]))
 
 
-async def test_ancestors_of_what_stays_stay(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+async def test_ancestors_of_kept_snapshots_stay(world: World, stores: MemoryRawStores, collector: Collector) -> None:
     """A raw parent without a record is left in peace as long as a recorded snapshot stands on it."""
     world.container("c", "top")
     top = world.snapshot("top")
@@ -205,9 +205,7 @@ async def _async(value: object) -> object:
     return value
 
 
-async def test_a_backend_that_hangs_holds_up_nobody(
-    world: World, stores: MemoryRawStores, collector: Collector
-) -> None:
+async def test_a_hanging_backend_delays_no_other(world: World, stores: MemoryRawStores, collector: Collector) -> None:
     """Records are removed, other backends swept and marks of others set while one backend does not answer."""
     hanging = asyncio.Event()
 
@@ -263,7 +261,7 @@ async def test_a_commit_of_an_unknown_digest_holds_all_blobs(
     await eventually_async(lambda: _async(blob(1) not in stores))
 
 
-async def test_who_wants_a_sweeping_blob_waits_until_it_is_gone(
+async def test_a_caller_that_wants_a_blob_being_swept_waits_until_it_is_gone(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
     """A commit that comes while the blob is being removed begins after that, and finds it gone."""
@@ -360,7 +358,7 @@ def _adopted(key: str):
 
 
 @pytest.mark.parametrize("tuning", [Tuning(retry=0.02)], ids=["small"])
-async def test_a_removal_that_nobody_knows_the_end_of_keeps_its_mark(
+async def test_a_removal_with_an_unknown_outcome_keeps_its_mark(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
     """The removal may still happen: the mark stays until the backend says, and what was not asked for yet is
@@ -668,7 +666,7 @@ async def test_no_blob_goes_unlisted_while_a_commit_is_open_of_an_unknown_digest
     assert raws[0] in stores
 
 
-async def test_what_came_to_live_while_the_dead_were_removed_is_not_swept(
+async def test_records_revived_during_a_collection_are_not_swept(
     world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its record was spared, and nobody wrote its raw name anew."""
@@ -685,7 +683,7 @@ async def test_what_came_to_live_while_the_dead_were_removed_is_not_swept(
 
 
 @pytest.mark.parametrize("tuning", [Tuning(together=4, victims=4)], ids=["small"])
-async def test_who_does_not_know_his_digest_yet_does_not_wait_for_a_whole_sweep(
+async def test_a_commit_of_an_unknown_digest_does_not_wait_for_a_whole_sweep(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
     """Some blobs are marked at any time, since the next are while some are removed; but not while he waits."""
@@ -751,7 +749,7 @@ def held(world: World, lease: str = "l") -> int:
 
 
 @pytest.mark.parametrize("by", ["delete", "expiry"])
-async def test_what_a_lease_held_goes_bit_by_bit(
+async def test_resources_of_a_deleted_lease_are_removed_in_steps(
     world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
     """However much it was, no transaction takes long; and a lease of the same name has nothing of it."""
@@ -780,7 +778,7 @@ async def test_what_a_lease_held_goes_bit_by_bit(
     assert held(world, "other") == 1
 
 
-async def test_a_new_lease_has_nothing_of_what_one_before_it_held(
+async def test_a_new_lease_has_no_resources_of_an_earlier_one(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
     """Of which a process that died may have left some; and what is left of others holds nothing."""
@@ -863,7 +861,7 @@ async def test_a_lease_made_later_is_noticed(world: World, stores: MemoryRawStor
 
 
 @pytest.mark.parametrize("by", ["look", "collection"])
-async def test_what_expires_is_noticed_though_its_commit_was_under_way(
+async def test_an_expiry_is_noticed_though_its_commit_was_under_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
     """Who looked before it was committed looks again."""
@@ -906,7 +904,7 @@ async def test_what_expires_is_noticed_though_its_commit_was_under_way(
 
 
 @pytest.mark.parametrize("tuning", [Tuning(look=0.02)], ids=["small"])
-async def test_what_expires_is_noticed_though_it_was_written_during_a_collection(
+async def test_an_expiry_written_during_a_collection_is_noticed(
     world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After its look at all records."""
@@ -991,7 +989,7 @@ async def test_a_failed_collection_is_repeated(
     await eventually_async(lambda: _async(not world.living() and not stores.snapshots))
 
 
-async def test_a_store_that_cannot_write_fails_who_waits(
+async def test_a_store_that_cannot_write_fails_waiting_callers(
     world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error is the store's, and the collector goes on."""
@@ -1008,7 +1006,7 @@ async def test_a_store_that_cannot_write_fails_who_waits(
     assert world.living() == set()
 
 
-async def test_after_the_end_nobody_waits_in_vain(world: World, stores: MemoryRawStores) -> None:
+async def test_after_the_end_callers_get_an_error(world: World, stores: MemoryRawStores) -> None:
     """A collector that ended, or ends while somebody waits, says so."""
     collector = Collector(world.database, stores, QUIET, lambda _: None)
     never = asyncio.Event()
@@ -1094,7 +1092,7 @@ async def test_a_collection_can_be_seen(
     assert (found[("gc.sweep", OVERLAY)] or {})["removed"] == 0
 
 
-async def test_a_call_of_many_removals_that_nobody_knows_the_end_of_keeps_their_marks(
+async def test_many_removals_with_an_unknown_outcome_keep_their_marks(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
     """All of it may have happened, so all stay marked; the next sweep asks again, and finds what is gone."""

@@ -73,7 +73,9 @@ async def test_numbers_that_are_given_out_anew_do_not_end_it(world: World, store
     assert "ns/2/lost" in reason(world)
 
 
-async def test_it_outlives_the_process_and_what_is_known_goes_meanwhile(world: World, stores: MemoryRawStores) -> None:
+async def test_a_hold_survives_the_process_and_known_things_are_collected(
+    world: World, stores: MemoryRawStores
+) -> None:
     """The next metadata process holds back the same; its own garbage goes."""
     stores.add(LOST)
     async with Collector(world.database, stores, QUIET, lambda _: None).running() as first:
@@ -220,7 +222,7 @@ async def test_nothing_is_collected_before_it_is_known_whether_the_database_is_w
 
 
 @pytest.mark.parametrize("stamp", ["another", ""])
-async def test_what_is_somebody_elses_is_not_released(world: World, stamp: str) -> None:
+async def test_a_store_declared_foreign_is_not_released(world: World, stamp: str) -> None:
     """A proxy plugin may be another node's snapshotter, which that node uses: it holds back nothing of ours, and an
     operator who releases ours says nothing of it.
     """

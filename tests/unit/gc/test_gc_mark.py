@@ -24,7 +24,7 @@ def test_nothing_is_nothing(world: World) -> None:
     assert world.marking().wake is None
 
 
-def test_what_nobody_refers_to_is_dead(world: World) -> None:
+def test_unreferenced_records_are_dead(world: World) -> None:
     """Content, snapshots and ingests without a root are dead; an active snapshot is no root by itself."""
     world.blob(1)
     world.snapshot("committed")
@@ -34,7 +34,7 @@ def test_what_nobody_refers_to_is_dead(world: World) -> None:
     assert world.dead() == {"content 1", "snapshot committed", "snapshot active", "snapshot view", "ingest ref"}
 
 
-def test_an_image_holds_its_target_and_what_that_refers_to(world: World) -> None:
+def test_an_image_keeps_its_target_and_its_references(world: World) -> None:
     """An image keeps its target; the target keeps what its gc.ref.content labels name, and so on."""
     world.image("image", 1)
     world.blob(1, {"gc.ref.content.config": digest(2), "gc.ref.content.l.0": digest(3), "gc.ref.content/x": digest(6)})
@@ -83,7 +83,7 @@ def test_roots_by_label(world: World) -> None:
     assert world.dead() == {"snapshot other"}
 
 
-def test_a_lease_holds_what_it_was_given(world: World) -> None:
+def test_a_lease_keeps_its_resources(world: World) -> None:
     """A lease keeps its content, snapshots, ingests and images, with all that those refer to."""
     world.lease(
         "lease", ("content", digest(1)), ("snapshots/overlayfs", "top"), ("ingests", "held"), ("images", "expired")

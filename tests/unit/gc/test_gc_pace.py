@@ -101,7 +101,7 @@ def test_the_deletion_threshold_does_not_wait_for_a_turn() -> None:
     assert pace.due() == pytest.approx(100.04)
 
 
-def test_who_asks_does_not_wait_for_a_turn() -> None:
+def test_a_request_does_not_wait_for_a_turn() -> None:
     """It is due schedule_delay later, but never later than it would be anyway."""
     pace = started()
     pace.asked(100.05)
@@ -111,7 +111,7 @@ def test_who_asks_does_not_wait_for_a_turn() -> None:
     assert pace.due() == pytest.approx(100.245)
 
 
-def test_what_comes_while_a_collection_runs_is_for_the_next() -> None:
+def test_changes_during_a_collection_count_for_the_next() -> None:
     """A collection forgets what was counted before it began, and no more."""
     pace = started()
     pace.changed(100.1, deletion=True)

@@ -8,7 +8,7 @@ from services.images.concurrency.budget import Budget, Gate
 from tests.support import turns
 
 
-async def test_the_lowest_layer_goes_first_whoever_came_before() -> None:
+async def test_the_lowest_layer_goes_first() -> None:
     """And of equals the one that came first."""
     gate, order = Gate(1), list[str]()
 
@@ -21,7 +21,7 @@ async def test_the_lowest_layer_goes_first_whoever_came_before() -> None:
     assert order == ["first", "low", "low too", "middle", "high"]
 
 
-async def test_a_place_is_not_lost_by_who_does_not_want_it_any_more() -> None:
+async def test_a_cancelled_waiter_does_not_lose_a_place() -> None:
     """Cancelled while it waits, and cancelled in the moment in which it is given the place."""
     gate = Gate(1)
     entered = asyncio.Event()

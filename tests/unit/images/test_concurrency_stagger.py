@@ -45,7 +45,7 @@ async def test_the_first_begin_before_the_others() -> None:
     assert sorted(begun) == list(range(20))
 
 
-async def test_nobody_waits_for_an_answer_that_never_comes() -> None:
+async def test_a_start_does_not_wait_for_an_answer_that_never_comes() -> None:
     """Where the first ask nothing, as they wait for somebody else's work on the same layers, the others begin."""
     await asyncio.wait_for(asyncio.gather(*map(may_start, range(20))), 15)
     carrier = Carrier()

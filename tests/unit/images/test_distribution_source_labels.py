@@ -18,7 +18,7 @@ def test_a_source_is_noted_once_for_its_host() -> None:
     assert with_source({key: "x" * 4090}, reference) == {}
 
 
-def test_what_is_mounted_comes_from_the_repository_most_alike() -> None:
+def test_a_blob_is_mounted_from_the_most_similar_repository() -> None:
     """Never from the target itself, nor from another host."""
     reference = Reference.parse("example.com/team/app/box:1")
     key = source_key(reference)

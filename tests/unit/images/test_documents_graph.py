@@ -90,7 +90,7 @@ async def test_references_are_counted_as_often_as_they_are_met(node: MemoryNode)
     assert str(caught.value) == f"too many descriptors (limit {REFERENCES}): resource exhausted"
 
 
-async def test_what_is_met_again_is_not_read_again(node: MemoryNode) -> None:
+async def test_a_document_met_again_is_not_read_again(node: MemoryNode) -> None:
     """Twelve indexes that name the next one twice are 8,190 references, and twelve documents to read and to label:
     each time that would be calls, and a minute of them.
     """
@@ -102,7 +102,7 @@ async def test_what_is_met_again_is_not_read_again(node: MemoryNode) -> None:
         await walked(Walk(node), index(node, (at, at)))
 
 
-async def test_what_was_walked_before_its_last_way_was_known_counts_for_each(node: MemoryNode) -> None:
+async def test_descriptors_count_on_each_way_to_them(node: MemoryNode) -> None:
     """A walk of several branches at once may be at the bottom before it meets the bottom again."""
     bottom = index(node, [Descriptor(media_types.MANIFEST, D, n + 1) for n in range(REFERENCES // 2)])
     middle = index(node, (bottom,))
@@ -127,7 +127,7 @@ async def test_the_same_document_for_another_platform_is_another_walk(node: Memo
         assert walk.first(other)
 
 
-async def test_only_what_is_wanted_counts(node: MemoryNode) -> None:
+async def test_only_wanted_descriptors_count(node: MemoryNode) -> None:
     """As in containerd, which counts what is left of an index for the platforms that are pulled."""
     entries = [
         Descriptor(media_types.MANIFEST, D, 1, platform=Platform("linux", "amd64" if n % 2 else "s390x"))

@@ -91,7 +91,7 @@ async def test_the_config_becomes_dockers(node: MemoryNode) -> None:
         (CONFIG.replace(b'"sha256:x"', b'"a", "b"'), OCTET_STREAM),
     ],
 )
-async def test_what_is_no_old_image_stays(node: MemoryNode, config: bytes, media_type: str) -> None:
+async def test_a_manifest_of_no_old_image_stays(node: MemoryNode, config: bytes, media_type: str) -> None:
     """An image of today, and artifacts with whatever config."""
     manifest = put(node, config, media_type)
     assert await converted(node, manifest) == manifest

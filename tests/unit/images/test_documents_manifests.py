@@ -157,7 +157,7 @@ def test_children_are_the_config_and_then_the_layers() -> None:
         (b'{"manifests":{"a":1}}', media_types.INDEX, "manifests: an object instead of a list"),
     ],
 )
-def test_a_document_that_is_not_what_its_descriptor_says(document: bytes, media_type: str, why: str) -> None:
+def test_a_document_that_does_not_match_its_descriptor(document: bytes, media_type: str, why: str) -> None:
     with pytest.raises(errors.Unknown, match=why):
         manifests.children_in(document, Descriptor(media_type, D[0], 0))
 
@@ -214,12 +214,12 @@ def test_kinds_of_layers(media_type: str, layer: bool, foreign: bool) -> None:
         (media_types.MANIFEST, {"org.opencontainers.image.ref.name": "v1"}, f"manifest-v1@{D[1]}"),
     ],
 )
-def test_refs_say_what_is_transferred(media_type: str, annotations: dict[str, str], ref: str) -> None:
+def test_refs_of_transfers(media_type: str, annotations: dict[str, str], ref: str) -> None:
     """ctr shows them, and groups by them."""
     assert Descriptor(media_type, D[1], 1, annotations).ref == ref
 
 
-def test_a_config_says_for_what_it_is() -> None:
+def test_the_platform_in_a_config() -> None:
     document = json.dumps(
         {"os": "linux", "architecture": "x86_64", "rootfs": {"type": "layers", "diff_ids": D[:2]}}
     ).encode()

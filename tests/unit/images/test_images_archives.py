@@ -175,7 +175,7 @@ async def test_files_with_the_same_bytes_are_one_blob(node: MemoryNode) -> None:
     ]
 
 
-async def test_what_is_named_many_times_is_labelled_once(node: MemoryNode) -> None:
+async def test_a_document_that_is_named_many_times_is_labelled_once(node: MemoryNode) -> None:
     """Ten indexes that name the next one twice are a thousand ways to the image below them."""
     made = Made()
     at = made.image(b"layer")
@@ -260,7 +260,7 @@ async def test_an_import_of_nothing_that_is_wanted_says_so(node: MemoryNode) -> 
     assert not node.images
 
 
-async def test_what_is_for_other_platforms_is_left_out_where_only_wanted_images_are(node: MemoryNode) -> None:
+async def test_images_for_other_platforms_are_left_out_if_only_wanted_ones_are_stored(node: MemoryNode) -> None:
     """Whether the index says so or only the config does; and so the index has no name. What is for no platform is
     taken; an attestation by itself is not.
     """
@@ -304,7 +304,7 @@ async def test_what_is_for_other_platforms_is_left_out_where_only_wanted_images_
     ]
 
 
-async def test_an_archive_of_which_all_is_left_out_says_of_each_what_it_is_for(node: MemoryNode) -> None:
+async def test_an_archive_without_wanted_images_reports_their_platforms(node: MemoryNode) -> None:
     made, told = Made(), Told()
     store = ImageStore(platforms=(Platform("linux", "s390x"),), references=(NAMED,), only_wanted=True)
     await imported(
@@ -348,7 +348,7 @@ def docker(entries: object, files: Mapping[str, bytes | str]) -> bytes:
 CONFIG = json.dumps({"os": "linux", "architecture": "amd64", "rootfs": {"type": "layers", "diff_ids": ["x"]}}).encode()
 
 
-async def test_what_docker_saves_gets_the_manifest_that_containerd_makes_of_it(node: MemoryNode) -> None:
+async def test_a_docker_save_archive_gets_containerds_manifest(node: MemoryNode) -> None:
     """The digests are those of containerd 1.6 and 2.1 for the same archive (tests/node compares with both ways)."""
     entry = {"Config": "c.json", "RepoTags": ["box:1", "example.com/x/y:2"], "Layers": ["a/layer.tar", "b/layer.tar"]}
     await imported(docker([entry], {"c.json": CONFIG, "a/layer.tar": b"layer", "b/layer.tar": "../a/layer.tar"}), node)
@@ -439,7 +439,7 @@ async def test_a_layer_that_the_node_has_compressed_is_that_one(node: MemoryNode
         (docker([], {"x": "nowhere"}), 'no target for symlink layer from "x" to "nowhere"'),
     ],
 )
-async def test_what_is_no_archive_of_images(node: MemoryNode, archive: bytes, why: str) -> None:
+async def test_archives_that_have_no_images(node: MemoryNode, archive: bytes, why: str) -> None:
     with pytest.raises((errors.Unknown, errors.InvalidArgument), match=why):
         await imported(archive, node)
     assert not node.images
@@ -601,7 +601,7 @@ def blobs_in(files: Mapping[str, bytes]) -> set[str]:
     return {digest_of(data) for name, data in files.items() if name.startswith("blobs/sha256/")}
 
 
-async def test_an_archive_has_what_its_images_refer_to(node: MemoryNode) -> None:
+async def test_an_archive_has_all_blobs_of_its_images(node: MemoryNode) -> None:
     """Each once, an entry for each name, and manifest.json for docker."""
     made = Made()
     image = made.image(b"layer")
@@ -653,7 +653,7 @@ async def test_non_distributable_layers_stay_where_they_are_on_demand(node: Memo
     assert digest_of(b"foreign") not in blobs_in(await exported(node, "a:1", skip_non_distributable=True))
 
 
-async def test_what_is_missing_or_is_no_image_is_an_error(node: MemoryNode) -> None:
+async def test_missing_blobs_and_other_documents_are_errors(node: MemoryNode) -> None:
     made = Made()
     image = made.image(b"layer")
     await stored(node, made, a_1=image, odd_1=made.put("text/plain", b"x"))

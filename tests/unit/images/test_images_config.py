@@ -145,7 +145,7 @@ def test_platforms_are_parsed(text: str, platform: Platform) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "linux/", "linux/amd64/v1/x", "linux amd64", "(x)"])
-def test_what_is_no_platform_is_refused(text: str) -> None:
+def test_malformed_platforms_are_refused(text: str) -> None:
     """By its own words."""
     with pytest.raises(ValueError, match="is not a platform such as linux/amd64"):
         parse(text)
@@ -174,7 +174,7 @@ def test_a_table_of_another_version_means_nothing() -> None:
     ]
 
 
-def test_what_of_the_cri_plugins_tables_has_no_effect() -> None:
+def test_keys_of_the_cri_plugins_tables_without_effect() -> None:
     """Key by key; of its other tables in one line."""
     table = OLDER[:-1]
     text = f"""

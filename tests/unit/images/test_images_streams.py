@@ -129,7 +129,7 @@ async def test_objects_go_both_ways_until_the_service_closes(streams: Streams) -
         stream.offer(WindowUpdate())
 
 
-async def test_who_waits_for_a_client_that_went_away_is_told(streams: Streams) -> None:
+async def test_a_waiter_for_a_client_that_went_away_gets_an_error(streams: Streams) -> None:
     async with Client(streams, "a") as client:
         stream = streams.get("ns", "a")
         receiving = asyncio.ensure_future(stream.receive())
@@ -143,7 +143,7 @@ async def test_who_waits_for_a_client_that_went_away_is_told(streams: Streams) -
                 await waiting
 
 
-async def test_a_stream_is_finished_when_what_was_offered_is_passed_on(streams: Streams) -> None:
+async def test_a_stream_is_finished_once_offered_objects_are_passed_on(streams: Streams) -> None:
     """What a client shows at the end of its transfer is what came before the answer."""
     async with Client(streams, "a") as client:
         stream = streams.get("ns", "a")
@@ -369,7 +369,7 @@ STORE = ImageStore(
 )
 
 
-async def test_a_pull_gets_what_the_client_said(streams: Streams) -> None:
+async def test_a_pull_gets_the_clients_options(streams: Streams) -> None:
     """And asks for credentials on the client's stream, as its progress goes there."""
     pulls = Pulls()
     registry = registry_pb2.OCIRegistry(
@@ -449,7 +449,7 @@ async def test_a_push_is_the_pushers(streams: Streams) -> None:
         (imagestore_pb2.ImageStore(), Data()),
     ],
 )
-async def test_what_there_is_not_is_not_implemented(streams: Streams, source: Any, destination: Any) -> None:
+async def test_unknown_kinds_of_transfers_are_unimplemented(streams: Streams, source: Any, destination: Any) -> None:
     """In containerd's words; without a puller and a pusher there are no pulls and pushes."""
     with pytest.raises(
         errors.Unimplemented,
@@ -559,7 +559,7 @@ async def test_jobs_are_told_as_they_get_on() -> None:
     assert all(p.descriptor is not None for p in told)
 
 
-async def test_a_client_that_sends_junk_ends_what_waits_for_it(streams: Streams) -> None:
+async def test_an_undecodable_object_ends_the_waiting_transfer(streams: Streams) -> None:
     """An object that is not what it says it is: who sends bytes, and who receives them, hears so and does not wait
     for ever.
     """

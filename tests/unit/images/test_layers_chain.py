@@ -58,7 +58,7 @@ async def test_those_that_are_ready_are_committed_at_once_and_the_lowest_first()
     assert commits.begun == [2, 3, 4, 5, 6, 7, 8]
 
 
-async def test_what_ends_before_those_below_waits_for_them() -> None:
+async def test_a_layer_that_is_done_before_those_below_waits_for_them() -> None:
     """A layer is not committed because its own commit has answered; and where one below fails, whoever wants it
     hears of that.
     """
@@ -91,7 +91,7 @@ async def test_a_layer_that_is_there_already_has_its_turn() -> None:
     assert commits.begun == [0, 2]
 
 
-async def test_what_failed_in_company_is_tried_once_more_in_order() -> None:
+async def test_a_commit_that_failed_in_a_group_is_repeated_in_order() -> None:
     """One may have come too early, where somebody had to be asked twice."""
     chain, commits = Chain(0, 3), Commits()
     commits.failing = {1: [errors.Unavailable("gone")], 2: [errors.NotFound("parent 1")]}
@@ -100,7 +100,7 @@ async def test_what_failed_in_company_is_tried_once_more_in_order() -> None:
     assert commits.begun == [0, 1, 2, 1, 2]
 
 
-async def test_what_fails_is_told_to_whoever_wants_it() -> None:
+async def test_a_failed_commit_is_raised_to_its_caller() -> None:
     """Those above wait, until somebody stops them."""
     chain, commits = Chain(0, 3), Commits()
     commits.failing = {1: [errors.FailedPrecondition("twice"), errors.FailedPrecondition("once")]}

@@ -137,7 +137,7 @@ async def test_an_image_does_not_say_whose_its_files_are(node: MemoryNode, snap:
         }
 
 
-async def test_what_is_unpacked_is_not_asked_for(node: MemoryNode, snap: MemorySnapshotter) -> None:
+async def test_existing_layers_are_not_fetched(node: MemoryNode, snap: MemorySnapshotter) -> None:
     """Its blob need not even be there."""
     snap.committed[CHAIN[0]] = ("", {})
     asked: list[int] = []
@@ -151,7 +151,7 @@ async def test_what_is_unpacked_is_not_asked_for(node: MemoryNode, snap: MemoryS
 
 
 @pytest.mark.parametrize("there", [1, 3])
-async def test_what_its_snapshotter_has_lost_is_not_said_to_be_there(
+async def test_a_layer_that_its_snapshotter_has_lost_is_an_error(
     node: MemoryNode, snap: MemorySnapshotter, there: int
 ) -> None:
     """The records say so; a container of it could not start. The refusal names the verb that forgets them."""
@@ -232,7 +232,7 @@ async def test_layers_side_by_side_do_not_wait_for_each_other(node: MemoryNode, 
 
 
 @pytest.mark.parametrize("by_another", [None, "lowest", "below", "below, at the end"])
-async def test_what_a_layer_leaves_out_comes_from_those_below(
+async def test_unnamed_directories_take_attributes_from_the_layers_below(
     by_another: str | None, node: MemoryNode, snap: MemorySnapshotter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before it is committed, and only where it was unpacked alone. Where somebody else made any of them meanwhile,
@@ -263,7 +263,7 @@ async def test_what_a_layer_leaves_out_comes_from_those_below(
     assert not snap.active
 
 
-async def test_a_layer_that_cannot_get_what_it_leaves_out_is_unpacked_on_those_below(
+async def test_a_layer_that_cannot_inherit_is_unpacked_on_those_below(
     node: MemoryNode, snap: MemorySnapshotter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once more, when they are there; what is above it waits, and nothing of the first time is left."""
@@ -291,7 +291,7 @@ async def test_a_layer_that_cannot_get_what_it_leaves_out_is_unpacked_on_those_b
     assert not snap.active
 
 
-async def test_what_begins_anew_is_unpacked_anew(
+async def test_a_restarted_ingest_is_unpacked_again(
     node: MemoryNode, snap: MemorySnapshotter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When it is there, onto another snapshot."""
@@ -375,7 +375,7 @@ async def test_two_that_want_the_same_layers_unpack_them_once(node: MemoryNode, 
     assert node.applied == [layer.digest for layer in LAYERS]
 
 
-async def test_a_cancelled_unpacking_removes_what_it_was_making(node: MemoryNode, snap: MemorySnapshotter) -> None:
+async def test_a_cancelled_unpacking_removes_its_snapshots(node: MemoryNode, snap: MemorySnapshotter) -> None:
     begun = asyncio.Event()
 
     async def available(number: int) -> None:
@@ -406,7 +406,7 @@ def test_unpackings_are_for_this_system_by_the_usual_snapshotter_unless_another_
         unpacker.accepted(wanted[:1])
 
 
-def test_what_is_supported_limits_unpackings_and_names_their_snapshotter(caplog: pytest.LogCaptureFixture) -> None:
+def test_supported_unpackings_limit_wanted_ones_and_give_the_snapshotter(caplog: pytest.LogCaptureFixture) -> None:
     """As containerd's unpack_config: overlayfs is preferred, else the first of the platform; what is left out is in
     the log.
     """

@@ -64,7 +64,7 @@ async def test_bytes_land_in_any_order(tmp_path: Path) -> None:
     await ingest.close()
 
 
-async def test_what_landed_before_is_kept_and_hashed(tmp_path: Path) -> None:
+async def test_bytes_of_an_earlier_attempt_are_kept_and_hashed(tmp_path: Path) -> None:
     """All bytes that were taken are in the file, also those of a batch that was not full; what lies beyond a gap is
     not.
     """
@@ -82,7 +82,7 @@ async def test_what_landed_before_is_kept_and_hashed(tmp_path: Path) -> None:
     await second.close()
 
 
-async def test_what_landed_before_is_kept_by_whoever_leaves_while_it_is_hashed(tmp_path: Path) -> None:
+async def test_bytes_of_an_earlier_attempt_are_kept_on_a_close_while_they_are_hashed(tmp_path: Path) -> None:
     """Cancelled before the offset is known, for the second time perhaps."""
     (tmp_path / "data").write_bytes(DATA[:1_500_000])
     ingest = ingest_of(tmp_path / "data")
@@ -96,7 +96,7 @@ async def test_what_landed_before_is_kept_by_whoever_leaves_while_it_is_hashed(t
     assert (tmp_path / "data").read_bytes() == DATA[:1_500_000]
 
 
-async def test_whoever_is_killed_leaves_gaps_that_are_found(tmp_path: Path) -> None:
+async def test_gaps_left_by_a_killed_process_are_found(tmp_path: Path) -> None:
     """A file with a hole is gone on with before it; the block in which the hole begins may be half empty."""
     with (tmp_path / "data").open("wb") as file:
         file.write(DATA[:1_500_000])
@@ -153,7 +153,7 @@ async def test_an_ingest_can_be_followed(tmp_path: Path) -> None:
     assert not early.broken
 
 
-async def test_an_ingest_is_kept_for_who_will_follow_it(tmp_path: Path) -> None:
+async def test_an_ingest_is_kept_open_for_followers(tmp_path: Path) -> None:
     """Once it is a blob, until it is let go of; one that was given up is not."""
     ingest, lost = (ingest_of(tmp_path / name) for name in ("data", "lost"))
     for each in (ingest, lost):

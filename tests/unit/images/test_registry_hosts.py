@@ -219,7 +219,7 @@ def test_addresses(tmp_path: Path, key: str, url: str) -> None:
         ("server = ", "Invalid value"),
     ],
 )
-def test_what_is_wrong_in_a_file(tmp_path: Path, text: str, words: str) -> None:
+def test_errors_in_a_hosts_toml(tmp_path: Path, text: str, words: str) -> None:
     """Line and key are named. Nothing is asked of that namespace, not even itself: the file may be what keeps it
     from being asked. Others are not concerned.
     """
@@ -390,7 +390,7 @@ def test_config_path_wins() -> None:
         ({"config_path": 1}, "registry.config_path: 1 is not a string"),
     ],
 )
-def test_what_is_wrong_in_the_tables(registry: dict[str, object], words: str) -> None:
+def test_errors_in_the_tables(registry: dict[str, object], words: str) -> None:
     """File and key are named."""
     with pytest.raises(errors.InvalidArgument, match=f"^config.toml: io.containerd.grpc.v1.cri {words}"):
         Registries.of({"plugins": {"io.containerd.grpc.v1.cri": {"registry": registry}}}, "config.toml")

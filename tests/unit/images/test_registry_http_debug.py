@@ -36,7 +36,7 @@ def test_of_a_url_only_known_parameters_are_shown(url: str, text: str) -> None:
     assert address(url) == text
 
 
-def test_of_a_request_nothing_is_shown_that_says_who_asks() -> None:
+def test_nothing_that_identifies_the_client_is_shown() -> None:
     """Headers of hosts.toml and of the client included, and what is sent."""
     exchange, lines = shown()
     exchange.request(
@@ -92,7 +92,7 @@ def test_of_an_answer_secrets_are_left_out() -> None:
     ]
 
 
-def test_bodies_are_shown_if_they_are_text_and_nobodys_secret() -> None:
+def test_text_bodies_without_secrets_are_shown() -> None:
     """Not too much of them, and no character that moves a cursor."""
     exchange, lines = shown()
     exchange.body(b'{"a":\n"\x1b[2J"}', "application/json")

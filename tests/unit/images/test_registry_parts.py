@@ -76,7 +76,7 @@ def test_challenges(headers: list[str], found: list[Challenge]) -> None:
         ("https://a.test@evil.test/", "https://a.test/", False),
     ],
 )
-def test_who_may_know_what_a_host_knows(one: str, other: str, same: bool) -> None:
+def test_the_hosts_that_may_get_a_hosts_secrets(one: str, other: str, same: bool) -> None:
     """The same scheme, name and port; or with TLS where there was none, never the other way."""
     assert same_host(one, other) is same
 
@@ -124,13 +124,13 @@ def test_explanations() -> None:
         (b'{"layers":[]}', ""),
     ],
 )
-def test_what_a_manifest_says_of_itself(data: bytes, media_type: str) -> None:
+def test_the_media_type_in_a_manifest(data: bytes, media_type: str) -> None:
     """However odd it is."""
     assert manifests.media_type_in(data) == media_type
 
 
 @pytest.mark.parametrize("data", [b"[]", b"[" * 5000, b"\xff", b"", b'{"schemaVersion":"2"}', b'{"mediaType":{}}'])
-def test_what_is_no_manifest_is_malformed(data: bytes) -> None:
+def test_a_document_that_is_no_manifest_is_malformed(data: bytes) -> None:
     """With words that say why."""
     with pytest.raises(gojson.Malformed):
         manifests.media_type_in(data)

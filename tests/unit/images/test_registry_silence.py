@@ -18,7 +18,7 @@ class Clock:
         return self.now
 
 
-def test_who_has_been_silent_longest() -> None:
+def test_the_host_that_has_been_silent_longest() -> None:
     """Since something came last; a host of which many things are asked is not silent as long as one of them comes;
     whoever has nothing to say, as nobody asks, is not either.
     """

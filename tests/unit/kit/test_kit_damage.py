@@ -50,7 +50,7 @@ async def opened(path: Path, *, noted: bool = True) -> tuple[str, int]:
         await store.close()
 
 
-async def test_what_a_crash_leaves_has_lost_nothing(crashed: Path) -> None:
+async def test_a_log_left_by_a_crash_has_lost_nothing(crashed: Path) -> None:
     """All of it is there; nor has a log that was cut within its last transaction, which nobody was answered."""
     again = crashed.with_name("again.db")
     for suffix in ("", "-wal"):
@@ -64,7 +64,7 @@ async def test_what_a_crash_leaves_has_lost_nothing(crashed: Path) -> None:
 
 
 @pytest.mark.root
-async def test_on_a_full_disk_what_a_crash_left_is_opened(
+async def test_a_database_left_by_a_crash_opens_on_a_full_disk(
     crashed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Though the log cannot be written back, for which the database would have to grow; all that is in it is there."""
@@ -183,7 +183,7 @@ async def test_a_log_that_the_disk_does_not_give_back_is_named(crashed: Path, mo
         SqliteTransactions(crashed)
 
 
-def test_what_the_disk_does_not_give_back_is_damage() -> None:
+def test_unreadable_pages_are_damage() -> None:
     """A page that cannot be read is as good as one that is not what it was; no room is neither."""
     found = {}
     for name in (

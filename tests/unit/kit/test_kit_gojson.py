@@ -139,7 +139,7 @@ def test_a_document_is_what_go_makes_of_it(text: str | bytes, found: dict[str, A
         ('{"data":[256]}', "data[0]: a number that is no integer from 0 to 255"),
     ],
 )
-def test_what_go_refuses_is_refused_in_plain_words(text: str | bytes, why: str) -> None:
+def test_documents_that_go_refuses_are_refused_in_plain_words(text: str | bytes, why: str) -> None:
     """The words tell the place, and follow upon the name of the document."""
     assert refused(text) == why
     with pytest.raises(errors.InvalidArgument) as caught:

@@ -108,7 +108,7 @@ def test_a_client_writes_no_lines_of_its_own(lines: pytest.LogCaptureFixture) ->
         (errno.EMFILE, errors.Unknown),
     ],
 )
-def test_what_the_machine_cannot_do_is_no_defect(number: int, kind: type[errors.NodeError]) -> None:
+def test_errors_of_the_machine_are_no_defects(number: int, kind: type[errors.NodeError]) -> None:
     """The kernel's words, and the path where it is known."""
     found = errors.of_machine(OSError(number, os.strerror(number), "/run/x"), "create task t")
     assert type(found) is kind

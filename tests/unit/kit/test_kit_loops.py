@@ -54,7 +54,7 @@ async def test_a_loop_that_fails_is_told_and_begins_anew(caplog: pytest.LogCaptu
     assert task.cancelled()
 
 
-async def test_a_loop_outlives_the_cancellation_of_what_it_waits_for(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_loop_survives_the_cancellation_of_its_awaitable(caplog: pytest.LogCaptureFixture) -> None:
     """Nobody cancelled the loop: it would end without a word in the log."""
     waited: list[asyncio.Future[None]] = []
     again = asyncio.Event()
@@ -117,7 +117,7 @@ async def fails() -> None:
     raise ZeroDivisionError("unthought of")
 
 
-async def test_a_task_that_fails_is_told_though_somebody_keeps_it(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failed_task_is_reported_although_it_is_referenced(caplog: pytest.LogCaptureFixture) -> None:
     """Once, with its name; one that ends well, or is cancelled, is not. One that somebody awaits tells whoever that
     is.
     """
@@ -182,7 +182,7 @@ def stops():
     ["asyncio.run(main())", "loops.thread('the commits', stops, vital=True); time.sleep(60)"],
     ids=["task", "thread"],
 )
-def test_a_process_ends_with_what_it_cannot_go_on_without(begin: str) -> None:
+def test_a_process_ends_when_a_vital_task_fails(begin: str) -> None:
     """Its supervisor starts it again; else all who wait for that work would wait for ever."""
     done = subprocess.run(
         [sys.executable, "-c", ENDING.format(begin=begin)],

@@ -91,7 +91,7 @@ def test_cycles_are_looked_for_when_there_is_time(by: int, share: list[float], f
     assert (grown(by, *share)() is None) == freed
 
 
-def test_what_was_loaded_is_looked_through_once() -> None:
+def test_loaded_modules_are_scanned_once() -> None:
     """A look for cycles among all that a process has loaded takes 40 ms of its loop; it stays loaded, so the next
     looks pass over it. What calls have in their hands does not.
     """
@@ -101,7 +101,7 @@ def test_what_was_loaded_is_looked_through_once() -> None:
     assert gc.get_freeze_count() > 1000
 
 
-def test_what_was_in_use_at_a_look_is_freed_later() -> None:
+def test_memory_in_use_at_a_look_is_freed_later() -> None:
     """While a process rests, it may still hold what is garbage once it has worked on; while it works a little,
     nothing that it has is taken for what stays.
     """
@@ -140,7 +140,7 @@ def test_caches_hear_of_a_burst_that_is_over(grown_by: int, share: list[float], 
     assert len(heard) == told
 
 
-def test_what_libraries_remember_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_caches_of_libraries_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the packages that are named, and not of others: what those keep they may need."""
     here, there = ModuleType("here.addresses"), ModuleType("there")
     for module in (here, there):

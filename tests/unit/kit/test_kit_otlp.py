@@ -91,7 +91,7 @@ def test_the_variable_for_traces_is_stronger(monkeypatch: pytest.MonkeyPatch) ->
         ("ENDPOINT", "http://box:0"),
     ],
 )
-def test_what_is_wrong_is_named(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_name_the_setting(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error of a process that cannot start says which variable, and what it was."""
     monkeypatch.setenv(PREFIX + "ENDPOINT", "http://box:1")
     monkeypatch.setenv(PREFIX + name, value)

@@ -42,7 +42,7 @@ async def records(path: Path, count: int) -> list[bytes]:
 
 
 @pytest.mark.parametrize("pages", [range(0), range(60, 61), range(60, 75), range(4, 7), range(2, 150)], ids=str)
-async def test_all_but_what_was_on_damaged_pages_is_saved(tmp_path: Path, pages: range) -> None:
+async def test_all_rows_except_those_on_damaged_pages_are_saved(tmp_path: Path, pages: range) -> None:
     """Whatever is read is as it was; the new database is whole, is opened like any other, and can be written."""
     old, new = tmp_path / "old.db", tmp_path / "new.db"
     all_of_them = await records(old, 3000)
@@ -62,7 +62,7 @@ async def test_all_but_what_was_on_damaged_pages_is_saved(tmp_path: Path, pages:
         await store.close()
 
 
-async def test_what_a_log_has_is_saved_too(tmp_path: Path) -> None:
+async def test_the_contents_of_the_log_are_saved_too(tmp_path: Path) -> None:
     """As kill -9 leaves it."""
     running, old = tmp_path / "running.db", tmp_path / "old.db"
     store = SqliteTransactions(running)

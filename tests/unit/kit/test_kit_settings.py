@@ -118,7 +118,7 @@ class Checked:
         ("[proxy]\naddress = '/a'\ncount = 0", r"\[proxy\] count: 0 is less than 1"),
     ],
 )
-def test_what_a_table_must_have_and_what_it_may_not_are_named(tmp_path: Path, text: str, words: str) -> None:
+def test_errors_name_missing_and_forbidden_keys(tmp_path: Path, text: str, words: str) -> None:
     """A missing key, and a value that the class itself refuses."""
     path = tmp_path / "config.toml"
     path.write_text(text)

@@ -31,7 +31,7 @@ async def test_each_turn_has_one_slice() -> None:
     assert all(max(one) - min(one) >= 5 * 8 for one in seen)
 
 
-async def test_what_begins_together_shares_a_turn() -> None:
+async def test_work_that_begins_together_shares_a_turn() -> None:
     """A client may send ten requests at once: each with a slice of its own would be ten slices without a turn."""
     lane = Lane()
     first, second = lane.slice(), lane.slice()
@@ -43,7 +43,7 @@ async def test_what_begins_together_shares_a_turn() -> None:
     assert lane.slice()._end > first._end
 
 
-async def test_who_is_cancelled_takes_nobodys_turn() -> None:
+async def test_cancelled_work_takes_no_turn() -> None:
     """The others go on."""
     lane, turn = Lane(), [0]
     tasks = [asyncio.ensure_future(work(lane.slice(), 100, turn, [])) for _ in range(10)]

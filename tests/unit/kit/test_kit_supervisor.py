@@ -49,7 +49,7 @@ def test_an_answer(place: Path) -> None:
     "body",
     [b"", b"<html>500</html>", b"<methodResponse>", b"<methodResponse><params></params></methodResponse>", b"\xff"],
 )
-def test_what_is_no_answer_is_an_error_that_callers_expect(place: Path, body: bytes) -> None:
+def test_a_malformed_answer_is_an_error_that_callers_expect(place: Path, body: bytes) -> None:
     """Of a supervisord that fails, or of another server at that path: the gateway then takes a service for not
     stopped.
     """

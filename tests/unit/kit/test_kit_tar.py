@@ -50,7 +50,7 @@ def test_empty_chunks_are_no_end() -> None:
 
 @pytest.mark.parametrize("fmt", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 @pytest.mark.parametrize("seed", range(20))
-def test_what_tarfile_writes_is_read(fmt: int, seed: int) -> None:
+def test_tars_written_by_tarfile_are_read(fmt: int, seed: int) -> None:
     """Random members of an archive by another writer come out as they went in."""
     rng = random.Random(seed)
     data = io.BytesIO()

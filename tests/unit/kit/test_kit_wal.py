@@ -19,7 +19,7 @@ def size(path: Path) -> int:
     return Path(f"{path}-wal").stat().st_size
 
 
-def test_what_is_in_a_log_with_room_outlives_a_crash(tmp_path: Path) -> None:
+def test_the_log_of_a_process_survives_its_crash(tmp_path: Path) -> None:
     """Copied as a kill leaves it, with the room behind its frames, and opened again; room that is there is not made
     twice.
     """

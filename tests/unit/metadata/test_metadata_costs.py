@@ -160,7 +160,7 @@ async def test_an_end_costs_the_same_whatever_there_is(store: Counting, local: L
     assert await cost(3) == await cost(100)
 
 
-async def test_only_those_are_woken_who_wait_for_what_ended(store: Counting, world: World) -> None:
+async def test_only_writes_that_wait_for_the_ended_operation_are_woken(store: Counting, world: World) -> None:
     """A chain of commits whose raw commits were done in the wrong order: each end is tried a few times, whatever
     the length.
     """
@@ -176,7 +176,7 @@ async def test_only_those_are_woken_who_wait_for_what_ended(store: Counting, wor
     assert [(await world.stat(f"n{i}")).parent for i in range(length)] == ["", *(f"n{i}" for i in range(length - 1))]
 
 
-async def test_what_ends_between_two_looks_is_not_missed(local: LocalMetadata, world: World) -> None:
+async def test_an_end_between_two_looks_is_not_missed(local: LocalMetadata, world: World) -> None:
     """A second comer is answered as soon as the first has ended, at whatever moment that is."""
     for turns in range(8):
         first = await world.begin_snapshot(f"k{turns}")
@@ -254,7 +254,7 @@ async def test_callers_take_turns(tmp_path: Path) -> None:
     await store.close()
 
 
-async def test_what_must_last_is_not_committed_without_the_disk(tmp_path: Path) -> None:
+async def test_lasting_writes_are_not_committed_without_the_disk(tmp_path: Path) -> None:
     """Though it came right behind something that need not."""
     store = SqliteTransactions(tmp_path / "metadata.db")
     modes = await asyncio.gather(

@@ -29,7 +29,7 @@ def fill(tx: Transaction) -> None:
         tx.put(("many", f"{number:05}"), _VALUE)
 
 
-async def test_what_is_not_used_any_more_is_given_back_when_nobody_writes(place: Path) -> None:
+async def test_free_pages_are_given_back_when_idle(place: Path) -> None:
     """Down to what is kept in reserve; writers come between, and what they wrote is there."""
     path = place / "m.db"
     store = SqliteTransactions(path, quiet=0.05)

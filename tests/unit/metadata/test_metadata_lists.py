@@ -82,7 +82,7 @@ async def test_few_walks_have_a_state_of_their_own(store: Transactions) -> None:
     assert not everybody._open
 
 
-async def test_a_walk_that_gets_no_state_takes_nobodys_place(
+async def test_a_walk_that_gets_no_state_does_not_take_anothers(
     store: Transactions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when the process has no descriptors left."""
@@ -197,7 +197,7 @@ async def test_an_answer_in_pieces_is_one_message() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 20_000], ids=["small", "large"])
-async def test_a_damaged_blob_is_told_by_who_asks_for_it(size: int) -> None:
+async def test_a_damaged_blob_is_reported_by_its_reader(size: int) -> None:
     """Its record is read outside of the store, and the large one's in steps: the process is told all the same."""
     local, said = LocalMetadata(MemoryTransactions()), list[str]()
     local.database.damaged = said.append

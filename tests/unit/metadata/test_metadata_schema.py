@@ -11,7 +11,7 @@ from services.metadata.store import Blob, Container
 from services.oci.opaque import Opaque
 
 
-def test_what_is_remembered_is_bounded() -> None:
+def test_the_cache_is_bounded() -> None:
     """A container that is asked for again is decoded once; one as large as a message may be is not kept in memory."""
     small, large = (Container(id="c", runtime="r", spec=Opaque("t", b" " * size)) for size in (20_000, 9_000_000))
     for container, kept in ((small, True), (large, False)):

@@ -111,7 +111,7 @@ async def test_a_database_is_what_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"this is no database" * 100, b"SQLite format 3\0" + bytes(4096)])
-def test_what_is_no_database_is_said_so(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path, content: bytes) -> None:
     """With its path; it is left as it is."""
     path = tmp_path / "metadata.db"
     path.write_bytes(content)
@@ -150,7 +150,7 @@ async def test_commits_are_grouped(tmp_path: Path) -> None:
     await store.close()
 
 
-async def test_what_need_not_last_does_not_wait_for_the_disk(tmp_path: Path) -> None:
+async def test_writes_that_need_not_last_do_not_wait_for_the_disk(tmp_path: Path) -> None:
     """It is there for all, also after this process was killed; together with what must last it is durable as that
     is.
     """

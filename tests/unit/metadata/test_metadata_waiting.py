@@ -109,7 +109,7 @@ async def test_waiting_ends(local: LocalMetadata, world: World) -> None:
     assert local.database.view(lambda tx: len(list(schema.INTENTS.scan(tx)))) == 1
 
 
-async def test_intents_of_an_earlier_life_hold_nobody_up(local: LocalMetadata, world: World) -> None:
+async def test_intents_of_an_earlier_process_do_not_block_writes(local: LocalMetadata, world: World) -> None:
     """Metadata was killed before it could answer Begin, so nobody may know of the intent: the next one is answered
     at once.
     """
@@ -145,7 +145,7 @@ async def test_an_intent_that_its_gateway_does_not_know_of_is_resolved(local: Lo
     await world.finish(newer)
 
 
-async def test_an_intent_that_nobody_knows_of_is_resolved_in_the_end(local: LocalMetadata, world: World) -> None:
+async def test_an_intent_unknown_to_the_gateway_is_resolved_in_the_end(local: LocalMetadata, world: World) -> None:
     """Though its gateway lives: when it is older than the gateway's patience."""
     intent = await world.begin_snapshot("k")
 
@@ -165,7 +165,7 @@ async def test_an_intent_that_nobody_knows_of_is_resolved_in_the_end(local: Loca
     await eventually_async(gone)
 
 
-async def test_who_waits_hears_of_the_end_though_a_gateway_connects_just_then(tmp_path: Path) -> None:
+async def test_a_waiting_write_is_woken_though_a_gateway_connects_just_then(tmp_path: Path) -> None:
     """It ends the resolving of what earlier ones left, which has just come to an end in the same commit."""
     store = SqliteTransactions(tmp_path / "metadata.db")
     local = LocalMetadata(store, patience=10)
@@ -284,7 +284,7 @@ async def test_the_collector_hears_of_changes(local: LocalMetadata, world: World
     assert collector.take() == ["collect everything"]
 
 
-async def test_what_was_named_is_remembered(local: LocalMetadata, world: World) -> None:
+async def test_named_raw_things_are_recorded(local: LocalMetadata, world: World) -> None:
     """Until the collector says that it is gone: a foreign store is swept of nothing else."""
     ingest = await world.open("r", expected=digest(1))
     await world.finish(await world.begin_commit("r", digest(1)), digest(1), 3)

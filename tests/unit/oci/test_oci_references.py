@@ -58,7 +58,7 @@ def test_references(text: str, host: str, repository: str, tag: str, digest: str
         ("docker.io/a@", "invalid checksum digest format"),
     ],
 )
-def test_what_is_no_reference(text: str, words: str) -> None:
+def test_malformed_references(text: str, words: str) -> None:
     """The error has the reference and what is wrong with it."""
     with pytest.raises(errors.InvalidArgument, match=words) as raised:
         Reference.parse(text)
@@ -108,6 +108,6 @@ def test_the_complete_form_keeps_both_the_tag_and_the_digest() -> None:
 
 
 @pytest.mark.parametrize("given", ["", "Busybox", "a b", "x:", "x@sha256:12", HEX, "a//b", "-a/b.c/"])
-def test_what_is_no_short_reference(given: str) -> None:
+def test_malformed_short_references(given: str) -> None:
     with pytest.raises(errors.InvalidArgument):
         references.normalized(given)

@@ -43,7 +43,7 @@ async def base(snapshotter: BtrfsSnapshotter, place: Path) -> str:
     return "base"
 
 
-async def test_usage_is_what_differs_from_the_parent(snapshotter: BtrfsSnapshotter, place: Path) -> None:
+async def test_usage_is_the_difference_from_the_parent(snapshotter: BtrfsSnapshotter, place: Path) -> None:
     """What was only read does not count, though the kernel notes when; a file that was changed counts as a whole."""
     parent = await base(snapshotter, place)
     assert (await snapshotter.usage(parent)).inodes == 304
@@ -73,7 +73,7 @@ async def test_usage_is_what_differs_from_the_parent(snapshotter: BtrfsSnapshott
     assert await snapshotter.usage("top") == usage
 
 
-async def test_what_is_committed_is_read_only_for_everybody(
+async def test_committed_snapshots_are_read_only_for_everybody(
     snapshotter: BtrfsSnapshotter, directory: Path, place: Path
 ) -> None:
     """Also by a mount that was made before, and by its directory."""

@@ -26,7 +26,7 @@ def some_tree(top: Path, count: int) -> None:
             os.symlink("nowhere", directory / f"{number}-symbolic")
 
 
-async def test_usage_is_what_du_says(place: Path) -> None:
+async def test_usage_equals_dus(place: Path) -> None:
     """Walked here or by du, a tree's usage is the same: allocated blocks and inodes, hard links once."""
     top = place / "t"
     top.mkdir()
@@ -54,7 +54,7 @@ async def test_usage_while_files_vanish(place: Path) -> None:
     assert all(usage.inodes >= 1 for usage in usages)
 
 
-async def test_usage_of_what_is_not_there(place: Path) -> None:
+async def test_usage_of_a_missing_directory(place: Path) -> None:
     """A directory that is not there has no usage, and the answer names it."""
     with pytest.raises(errors.Unknown, match=f"{place}/none: no such file or directory"):
         await disk.usage(f"{place}/none")
@@ -104,7 +104,7 @@ async def test_remove(place: Path) -> None:
     assert (place / "busy" / "fs" / "precious").read_text() == "x", "nothing on another filesystem is touched"
 
 
-def test_what_a_container_left_is_removed_here(place: Path) -> None:
+def test_small_trees_are_removed_without_a_program(place: Path) -> None:
     """Files, links (themselves, not what they lead to), devices, directories in directories; too many are left for
     a program.
     """
@@ -126,7 +126,7 @@ def test_what_a_container_left_is_removed_here(place: Path) -> None:
     assert len(list(tree.rglob("*"))) == before
 
 
-def test_two_who_remove_the_same_do_not_leave_it_to_each_other(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_concurrent_removals_leave_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who finds something gone in the middle does not take the whole for removed."""
     tree = place / "7"
     tree.mkdir()

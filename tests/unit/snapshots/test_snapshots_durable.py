@@ -69,7 +69,9 @@ async def test_an_error_is_told_to_those_that_wait_for_it(place: Path, monkeypat
     await sync.aclose()
 
 
-async def test_what_may_have_lost_files_is_not_committed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_snapshot_that_may_have_lost_files_is_not_committed(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A disk says once that it lost something, and not whose: no snapshot that was begun by then is committed,
     however often it is tried; one begun later is.
     """
@@ -90,7 +92,7 @@ async def test_what_may_have_lost_files_is_not_committed(place: Path, monkeypatc
         await snapshotter.commit("committed", "later")
 
 
-async def test_an_error_that_nobody_waited_for_is_not_forgotten(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_sync_error_without_a_waiter_is_not_forgotten(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever asked for it went away, or copied a parent: what others had begun by then may have been lost all the
     same.
     """

@@ -145,7 +145,7 @@ async def test_a_start_that_ends_before_it_holds_anything_leaves_that_to_the_nex
     assert [each.name.partition("-2")[0] for each in left.glob("*.damaged-*")] == ["metadata.db-wal.damaged"]
 
 
-async def test_what_a_crash_leaves_without_a_record_goes(place: Path) -> None:
+async def test_things_without_a_record_are_removed_after_a_crash(place: Path) -> None:
     """Where the records are whole, it was never answered."""
     left = await _crashed(place)
     (left / "snapshots" / "new-77").mkdir()

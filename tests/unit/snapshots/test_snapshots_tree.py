@@ -57,7 +57,7 @@ async def test_work_that_fails_changes_nothing_of_others(tree: Tree) -> None:
     assert found.info.labels == {"a": "ü\U0001f600"}
 
 
-async def test_what_was_asked_for_together_is_committed_together(tree: Tree) -> None:
+async def test_requests_made_together_are_committed_together(tree: Tree) -> None:
     """While one commit is under way the work that comes is gathered: a hundred changes need a few commits."""
     commits = 0
     go = threading.Event()
@@ -230,7 +230,7 @@ async def test_a_disk_that_gives_nothing_back(place: Path) -> None:
             await started("overlayfs", lambda _: failing(errno.ENOSPC), place, stack)
 
 
-async def test_what_a_start_has_opened_is_closed_where_it_fails(place: Path) -> None:
+async def test_a_failed_start_closes_its_files(place: Path) -> None:
     """The page that tells the last number may be the damaged one: nothing is left open, and nothing runs."""
     async with OverlaySnapshotter(place / "o") as snapshotter:
         await snapshotter.prepare("k")

@@ -141,7 +141,7 @@ def test_an_address_that_cannot_be_read_is_no_absent_one(place: Path, name: str)
 
 
 @pytest.mark.root
-def test_what_is_remembered_is_whole_or_what_it_was(place: Path) -> None:
+def test_a_state_file_is_complete_or_unchanged(place: Path) -> None:
     """The kernel writes a part of it where no more has room."""
     bundle = of(place)
     bundle.path.mkdir(parents=True)

@@ -52,7 +52,7 @@ async def test_cleaning_up_is_tried_again_whatever_it_fails_for(place: Path, fai
     assert not names.is_taken(("ns", "c"))
 
 
-async def test_what_cannot_be_killed_stays(place: Path) -> None:
+async def test_a_task_that_cannot_be_killed_stays(place: Path) -> None:
     """It is UNKNOWN, its name is taken, nothing is told, and who deletes it hears why it cannot be; at last it goes."""
     living = [4711]
     around = service(place)
@@ -74,7 +74,7 @@ async def test_what_cannot_be_killed_stays(place: Path) -> None:
     await asyncio.wait_for(around.background.wait(), 10)
 
 
-async def test_what_cannot_be_removed_keeps_no_task(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_files_that_cannot_be_removed_keep_no_task(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Its processes are dead: it is gone, and its name free, though the disk refuses to remove a file."""
     around = service(place)
     dead = task(around, delete=deleted)

@@ -59,7 +59,7 @@ def test_only_the_process_that_was_seen_is_killed(place: Path, sleeper: subproce
 
 
 @pytest.mark.parametrize("of", ["pidfd_open", "stat"])
-def test_what_cannot_be_looked_at_is_not_dead(
+def test_a_process_that_cannot_be_checked_is_not_dead(
     place: Path, sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, of: str
 ) -> None:
     """A process that runs out of open files learns nothing of a task's processes, and says so: else it would forget
@@ -109,7 +109,7 @@ def test_without_a_sighting_the_runtimes_state_counts(place: Path, sleeper: subp
 
 
 @pytest.mark.root
-def test_without_a_pid_namespace_what_shares_mounts_and_cgroups_is_killed(
+def test_without_a_pid_namespace_processes_with_its_mounts_and_cgroups_are_killed(
     place: Path, sleeper: subprocess.Popen[bytes]
 ) -> None:
     """The init is dead, its child lives: it is killed; what has the same cgroups, but other mounts, is not."""

@@ -27,7 +27,7 @@ class Channel:
         self.goes.clear()
 
 
-async def test_an_outage_is_told_until_somebody_has_heard_of_it() -> None:
+async def test_an_outage_is_reported_until_it_was_read() -> None:
     """The exits of that time would be lost, if what is done about them fails once: each time it is told when the
     gateway was last there.
     """

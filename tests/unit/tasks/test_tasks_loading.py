@@ -14,7 +14,7 @@ from services.tasks.names import Names
 from tests.unit.tasks.tasks_fakes import ADDRESS, connections, service, task
 
 
-async def test_what_is_left_of_tasks_that_are_no_more_is_removed(place: Path) -> None:
+async def test_remains_of_ended_tasks_are_removed(place: Path) -> None:
     """Work directories, exits and checkpoints; not those of a task whose bundle was removed by hand, and which is not
     looked at yet when the others have been.
     """

@@ -265,7 +265,7 @@ async def test_stopped_is_killed_and_deleted() -> None:
     assert tasks.created == []
 
 
-async def test_when_a_node_starts_what_always_runs_is_no_longer_stopped_on_purpose(tmp_path: Path) -> None:
+async def test_a_start_of_the_node_ends_stopped_on_purpose_for_always(tmp_path: Path) -> None:
     """Once for each start of the node, which is that of this process's parent; not for other policies, and not where
     it was stopped since then. Until metadata answers it is tried again.
     """
@@ -347,9 +347,7 @@ async def test_a_task_that_does_not_end_holds_up_no_other(
     assert "begins anew" not in caplog.text
 
 
-async def test_a_container_that_fails_in_a_way_that_nobody_thought_of_holds_up_no_other(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+async def test_an_unexpected_failure_of_a_container_delays_no_other(caplog: pytest.LogCaptureFixture) -> None:
     """It is named in the log with the failure, and the others are looked at in every interval."""
     node, tasks = FakeNode(container("bad", {}), container("good", {})), FakeTasks()
     get = tasks.get

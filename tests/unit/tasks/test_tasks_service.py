@@ -10,7 +10,7 @@ from services.kit import errors
 from services.tasks.service import prefixed
 
 
-def test_what_the_system_said_is_told_in_gos_words() -> None:
+def test_system_errors_have_gos_words() -> None:
     """Behind what was being done, and with the path; an error of ours keeps its class."""
     with pytest.raises(errors.Unknown) as caught, prefixed("failed to start shim: "):
         os.stat("/Absent/program")

@@ -65,7 +65,7 @@ def test_the_group_that_root_becomes() -> None:
         (b'{"\\u0041":' + b"[" * 20_000, "exceeded max depth"),
     ],
 )
-def test_what_is_no_spec_is_an_error(spec: bytes, why: str) -> None:
+def test_a_malformed_spec_is_an_error(spec: bytes, why: str) -> None:
     """Of the class and in the words that containerd has for either."""
     with pytest.raises(errors.Unknown) as unknown:
         remapped_gid(spec)

@@ -59,7 +59,7 @@ def test_every_state_is_reached_and_none_is_left_out() -> None:
 
 @pytest.mark.parametrize("life", Life)
 @pytest.mark.parametrize("event", Event)
-async def test_what_the_table_does_not_have_is_a_defect(
+async def test_a_transition_that_is_not_in_the_table_is_a_defect(
     place: Path, life: Life, event: Event, close: list[Task]
 ) -> None:
     """The state stays what it was."""
@@ -215,7 +215,7 @@ async def test_an_exit_that_is_learnt_late_is_not_noted_for_the_next_of_this_nam
     assert one._service.notes.exit_was_seen(one.bundle)
 
 
-async def test_those_who_wait_hear_of_the_end_of_the_service(place: Path, close: list[Task]) -> None:
+async def test_waiters_get_an_error_when_the_service_ends(place: Path, close: list[Task]) -> None:
     """As of an outage, not as of the end of the task."""
     one = task(service(place))
     close.append(one)

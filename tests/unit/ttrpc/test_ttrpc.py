@@ -258,7 +258,7 @@ async def test_server_takes_frames_in_any_pieces(served: tuple[Task, Path]) -> N
         (ttrpc.frame(1, 1, b"\xff\xff\xff"), "unmarshal request error"),
     ],
 )
-async def test_server_names_what_is_wrong(served: tuple[Task, Path], data: bytes, words: str) -> None:
+async def test_server_errors_name_the_argument(served: tuple[Task, Path], data: bytes, words: str) -> None:
     """Frames that break the protocol are answered INVALID_ARGUMENT as ttrpc's own server does, and the connection
     goes on.
     """

@@ -222,7 +222,7 @@ async def test_calls_take_turns_where_the_server_allows_few_at_once() -> None:
     assert "".join(order) == "abc" * 3
 
 
-async def test_room_that_nobody_takes_is_passed_on() -> None:
+async def test_unused_room_is_passed_on() -> None:
     """A call that was given a stream and is cancelled in the same moment."""
     calling = Calling(settings(max_concurrent_streams=1))
     first, second, third = calling.unary(), calling.unary(), calling.unary()
@@ -267,7 +267,7 @@ def goaway(last: int, code: int = 0) -> bytes:
     return bytes(Frame(GOAWAY, 0, 0, struct.pack(">II", last, code)))
 
 
-async def test_a_goaway_moves_what_was_not_looked_at() -> None:
+async def test_a_goaway_moves_unprocessed_calls() -> None:
     """Calls above it are asked again on another connection; those below end on this one, which is closed then, and
     forgotten.
     """
@@ -617,7 +617,7 @@ async def test_a_request_that_is_sent_again_keeps_its_window() -> None:
     await passing.gone()
 
 
-async def test_what_is_kept_for_another_try_is_no_more_than_its_bytes() -> None:
+async def test_memory_for_repeatable_calls_is_their_bytes() -> None:
     """Not the reads that they came in: a byte of a request may have come with a megabyte of others."""
     passing = Passing(settings(max_concurrent_streams=0))
     passing.down.call(1, PATH, end=False)

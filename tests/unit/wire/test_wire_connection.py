@@ -88,7 +88,7 @@ def test_settings_are_acknowledged_and_the_first_are_told() -> None:
 
 
 @pytest.mark.parametrize("first", [b"GET / HTTP/1.1\r\n\r\n", b"P", b"PRI * HTTP/2.0\r\n\r\nSX"])
-def test_what_is_no_preface_is_no_http2(first: bytes) -> None:
+def test_a_wrong_preface_is_refused(first: bytes) -> None:
     """As soon as it differs from the preface, the connection is over; a part of it is waited for."""
     wire = Wire(hello=b"")
     wire.connection._preface = True
@@ -543,7 +543,7 @@ def test_pings_are_answered_and_answers_told() -> None:
 # ---------------------------------------------------------------------------------------------- resets and the end
 
 
-def test_a_reset_drops_what_is_queued_and_tells() -> None:
+def test_a_reset_drops_queued_data_and_is_reported() -> None:
     """The peer's RST_STREAM: the event has its code, and nothing more is sent on the stream."""
     wire = Wire(hello=settings(initial_window_size=0))
     stream = wire.opened(1, end=True)

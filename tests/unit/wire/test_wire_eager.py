@@ -31,7 +31,7 @@ async def start(request: pytest.FixtureRequest) -> Start:
     return start
 
 
-async def test_what_does_not_wait_has_ended(start: Start) -> None:
+async def test_handlers_that_do_not_wait_end_at_once(start: Start) -> None:
     """No task, and its work is done."""
     done = []
 
@@ -42,7 +42,7 @@ async def test_what_does_not_wait_has_ended(start: Start) -> None:
     assert done == [True]
 
 
-async def test_what_waits_goes_on_in_a_task(start: Start) -> None:
+async def test_handlers_that_wait_go_on_in_a_task(start: Start) -> None:
     """For a future, for the next turn, for another task; its first step is done already."""
     steps: list[str] = []
     future: asyncio.Future[str] = asyncio.get_running_loop().create_future()

@@ -82,7 +82,7 @@ def test_streams_that_wait_for_the_connection_take_turns() -> None:
     assert served == [(1, 1000), (3, 1000), (5, 1000)] * 2
 
 
-def test_a_stream_without_a_window_keeps_nobody_waiting() -> None:
+def test_a_stream_without_a_window_delays_no_other() -> None:
     """Its own is empty: the connection's goes to the others."""
     wire = Wire(hello=settings(initial_window_size=10))
     stuck, good = wire.opened(1, end=True), wire.opened(3, end=True)

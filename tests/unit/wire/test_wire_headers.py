@@ -222,7 +222,7 @@ def test_size_updates_are_few() -> None:
     ],
     ids=bytes.hex,
 )
-def test_what_is_no_hpack_ends_the_connection(block: bytes) -> None:
+def test_malformed_hpack_ends_the_connection(block: bytes) -> None:
     """COMPRESSION_ERROR: index 0, unending numbers, strings cut off, bad Huffman codes, entries that are not there,
     a late size update.
     """

@@ -288,7 +288,7 @@ def test_many_settings_in_one_frame_count_each() -> None:
     assert over(wire, many) == Code.ENHANCE_YOUR_CALM
 
 
-def test_a_new_initial_window_costs_what_it_makes_us_do() -> None:
+def test_the_work_for_a_new_initial_window_is_limited() -> None:
     """It changes each stream's window: with many streams a few a second are as much work as hundreds of pings."""
     wire = Wire(idle_frames=100, idle_frames_rate=1, idle_frames_earned=1, streams=2000)
     for number in range(1, 4001, 2):

@@ -120,7 +120,7 @@ def test_compressed_without_an_encoding(encoding: str) -> None:
         gzip.compress(b"abc")[:-8] + bytes(8),
     ],
 )
-def test_what_cannot_be_inflated(packed: bytes) -> None:
+def test_messages_that_cannot_be_inflated(packed: bytes) -> None:
     """INTERNAL: empty, no gzip, cut off, or with a wrong checksum."""
     with pytest.raises(errors.Internal, match="failed to decompress"):
         Assembler(LIMIT, "gzip").feed(grpc(packed, 1))

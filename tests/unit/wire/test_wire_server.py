@@ -389,7 +389,7 @@ async def test_a_client_that_never_reads_holds_up_its_own_handlers_only() -> Non
     await served.gone()
 
 
-async def test_who_sends_megabytes_takes_turns() -> None:
+async def test_senders_of_megabytes_take_turns() -> None:
     """A socket may have much more than was read: once a peer has had its slice of a turn, the others come first."""
     served = Served()
     served.link._lane = slices.Lane(0.0)

@@ -93,7 +93,7 @@ async def test_a_cut_blob_goes_on(quick: Registry, fake: FakeRegistry, name: str
     assert (blob, body.ranges) == (LAYER, False)
 
 
-async def test_a_part_of_what_it_is_compressed_to(quick: Registry, fake: FakeRegistry, name: str) -> None:
+async def test_a_part_of_the_compressed_blob(quick: Registry, fake: FakeRegistry, name: str) -> None:
     """It cannot be decoded from its middle: the host is asked for the whole, and for no parts from then on."""
     fake.inject("blob", encoded(fake, "gzip", lambda data: gzip.compress(data, 0), parts=True), times=ALWAYS)
     with within(5):
@@ -109,7 +109,7 @@ async def test_a_part_of_what_it_is_compressed_to(quick: Registry, fake: FakeReg
     assert "from byte 1000 on, and the answer is a part of it as gzip" in host.ranges_refused
 
 
-async def test_what_has_the_right_size_is_only_mislabelled(quick: Registry, fake: FakeRegistry, name: str) -> None:
+async def test_a_body_of_the_right_size_is_only_mislabelled(quick: Registry, fake: FakeRegistry, name: str) -> None:
     """A layer that an object store was given as "gzip", which it is; its parts are parts of it."""
     fake.inject("blob", encoded(fake, "gzip", sized_right, parts=True), times=ALWAYS)
     blob, body = await fetched(quick.client(), name, LAYER_DESCRIPTOR)
@@ -119,7 +119,9 @@ async def test_what_has_the_right_size_is_only_mislabelled(quick: Registry, fake
 
 
 @pytest.mark.parametrize("coding", ["gzip", "zstd", "deflate"])
-async def test_what_ends_early_is_asked_for_again(quick: Registry, fake: FakeRegistry, name: str, coding: str) -> None:
+async def test_a_body_that_ends_early_is_requested_again(
+    quick: Registry, fake: FakeRegistry, name: str, coding: str
+) -> None:
     """As a lost connection, since some servers end so."""
     header, encode = CODINGS[coding]
     half = encoded(fake, header, lambda data: encode(data)[: len(encode(data)) // 2])
@@ -150,7 +152,7 @@ async def test_what_ends_early_is_asked_for_again(quick: Registry, fake: FakeReg
     ],
     ids=["unknown", "many", "nothing in much", "no gzip", "no deflate", "no zstd", "large window"],
 )
-async def test_what_cannot_be_decoded(
+async def test_bodies_that_cannot_be_decoded(
     quick: Registry,
     fake: FakeRegistry,
     other: FakeRegistry,

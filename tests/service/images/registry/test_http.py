@@ -97,14 +97,14 @@ async def outcome(registry: Registry, case: Case, piece: int) -> tuple[int, byte
 
 
 @pytest.mark.parametrize("piece", [0, 7], ids=["at once", "in pieces"])
-async def test_what_go_takes_is_taken(quick: Registry, piece: int) -> None:
+async def test_answers_that_go_accepts_are_accepted(quick: Registry, piece: int) -> None:
     """However the bytes arrive."""
     found = {case.name: await outcome(quick, case, piece) for case in CASES if case.body is not None}
     assert found == {case.name: (case.status, case.body) for case in CASES if case.body is not None}
 
 
 @pytest.mark.parametrize("piece", [0, 7], ids=["at once", "in pieces"])
-async def test_what_go_refuses_is_refused(quick: Registry, piece: int) -> None:
+async def test_answers_that_go_refuses_are_refused(quick: Registry, piece: int) -> None:
     """With words of ours that name the host."""
     found = {case.name: await outcome(quick, case, piece) for case in CASES if case.body is None}
     assert not [name for name, said in found.items() if not isinstance(said, str)]
@@ -112,7 +112,7 @@ async def test_what_go_refuses_is_refused(quick: Registry, piece: int) -> None:
 
 
 @pytest.mark.parametrize("case", BEYOND, ids=lambda case: case.name)
-async def test_what_is_beyond_the_limits_is_refused(quick: Registry, case: Case) -> None:
+async def test_answers_beyond_the_limits_are_refused(quick: Registry, case: Case) -> None:
     """Soon, with the host and the limit."""
     async with answering(case.raw) as (host, _):
         with (
@@ -128,7 +128,7 @@ async def test_what_is_beyond_the_limits_is_refused(quick: Registry, case: Case)
             await asked(quick, host, "GET")
 
 
-async def test_what_a_header_says(quick: Registry) -> None:
+async def test_values_of_headers(quick: Registry) -> None:
     """As Go has it: without the blanks around it, with those of several lines joined; what is no UTF-8 is replaced,
     and what has a blank in its name nobody finds.
     """
@@ -206,7 +206,7 @@ class Line(asyncio.Transport):
         return
 
 
-async def test_whoever_reads_a_body_is_told_that_there_is_no_more() -> None:
+async def test_the_reader_of_a_broken_body_gets_an_error() -> None:
     """When it cannot be parsed, and when the connection is gone: whatever the parser says of it."""
     for event in (lambda answers: answers.data_received(b"x"), lambda answers: answers.connection_lost(None)):
         answers = Answers(asyncio.get_running_loop())

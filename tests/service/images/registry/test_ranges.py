@@ -51,7 +51,7 @@ def large(fake: FakeRegistry, name: str) -> str:
 
 
 @pytest.mark.parametrize("code", [400, 403, 405, 406, 412, 416, 418, 501])
-async def test_who_refuses_a_part_is_asked_for_the_whole(
+async def test_a_host_that_refuses_a_part_is_asked_for_the_whole_blob(
     quick: Registry, fake: FakeRegistry, name: str, code: int
 ) -> None:
     """Once, in the middle of a blob that was cut: what is known of it is dropped. And the next time it is asked for
@@ -76,7 +76,7 @@ async def test_who_refuses_a_part_is_asked_for_the_whole(
 
 
 @pytest.mark.parametrize("content_range", ["", "bytes 300001-1048575/1048576", "bytes 0-299999/1048576", "elephants"])
-async def test_who_answers_with_another_part_is_asked_for_the_whole(
+async def test_a_host_that_sends_another_part_is_asked_for_the_whole_blob(
     quick: Registry, fake: FakeRegistry, name: str, content_range: str
 ) -> None:
     """As one that refuses: containerd pulls from such a host, since it asks for no parts. No Content-Range is also
@@ -96,7 +96,7 @@ async def test_who_answers_with_another_part_is_asked_for_the_whole(
     assert f'from byte 300000 on, and the answer is of "{content_range or "an unknown range"}"' in host.ranges_refused
 
 
-async def test_who_fails_over_parts_twice_is_asked_for_the_whole(
+async def test_a_host_that_fails_twice_on_parts_is_asked_for_the_whole_blob(
     quick: Registry, fake: FakeRegistry, name: str
 ) -> None:
     """Not at once: it may be in trouble, whatever it is asked for."""
@@ -107,7 +107,7 @@ async def test_who_fails_over_parts_twice_is_asked_for_the_whole(
     assert [seen.status for seen in fake.asked("GET", "/blobs/")] == [500, 500, 200]
 
 
-async def test_who_is_in_trouble_once_gives_parts(quick: Registry, fake: FakeRegistry, name: str) -> None:
+async def test_a_host_that_failed_once_is_asked_for_parts_again(quick: Registry, fake: FakeRegistry, name: str) -> None:
     """And is not remembered for giving none."""
     fake.inject("blob", status(500))
     blob, body = await fetched(quick.client(), name, LAYER_DESCRIPTOR, 1000)
@@ -116,7 +116,7 @@ async def test_who_is_in_trouble_once_gives_parts(quick: Registry, fake: FakeReg
 
 
 @pytest.mark.parametrize("code", [401, 404])
-async def test_who_refuses_the_whole_too_is_not_remembered_for_parts(
+async def test_a_host_that_refuses_the_whole_blob_too_is_not_remembered_for_parts(
     quick: Registry, fake: FakeRegistry, name: str, code: int
 ) -> None:
     """Nor asked once more than it has to be."""
@@ -270,7 +270,9 @@ async def test_a_large_layer_comes_whole_where_there_are_no_parts(
     assert len(fake.asked("GET", "/blobs/")) <= 4
 
 
-async def test_who_gives_the_first_part_only(quick: Registry, fake: FakeRegistry, large: str, tmp_path: Path) -> None:
+async def test_a_host_that_serves_only_the_first_part(
+    quick: Registry, fake: FakeRegistry, large: str, tmp_path: Path
+) -> None:
     """The rest comes on one connection: the whole once, and not once for each part."""
 
     async def first_only(request, serve):

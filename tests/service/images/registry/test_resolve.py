@@ -62,7 +62,7 @@ async def test_schema_1_is_refused(quick: Registry, fake: FakeRegistry, media_ty
         await quick.client().resolve(f"{fake.host}/box:1")
 
 
-async def test_what_is_no_image_is_refused(quick: Registry, fake: FakeRegistry) -> None:
+async def test_documents_that_are_no_image_are_refused(quick: Registry, fake: FakeRegistry) -> None:
     """With its media type."""
     fake.manifests["box", "1"] = ("application/json", b'{"a": 1}')
     with within(5), pytest.raises(errors.Unimplemented, match='media type "application/json", which is neither'):
@@ -128,7 +128,7 @@ NO_MANIFESTS = [
 
 
 @pytest.mark.parametrize("head", [True, False], ids=["HEAD", "no HEAD"])
-async def test_what_a_mirror_has_is_no_manifest(
+async def test_a_mirror_that_serves_no_manifest(
     fake: FakeRegistry, other: FakeRegistry, tmp_path: Path, head: bool
 ) -> None:
     """Though it says 200: that is the mirror's failure, and the origin is asked. Without one the error says what it
