@@ -108,31 +108,32 @@ async def _of_node(place: Place, statuses: dict[str, Status]) -> list[Health]:
     snapshotters = [f"snapshots.{name}" for name in running.snapshotters(place)]
     processes = [p for p in PROCESSES if statuses[p.name].state == RUNNING]
     async with rpc.Channel(place.socket, "gateway") as gateway:
-        answers = await asyncio.gather(
-            *(
-                _trouble(
-                    place,
-                    p,
-                    gateway,
-                    [
-                        each
-                        for each in (*p.upstreams, *(snapshotters if p.name == SNAPSHOTS else ()))
-                        if each not in others
-                    ],
+        answers, runs = await asyncio.gather(
+            asyncio.gather(
+                *(
+                    _trouble(
+                        place,
+                        p,
+                        gateway,
+                        [
+                            each
+                            for each in (*p.upstreams, *(snapshotters if p.name == SNAPSHOTS else ()))
+                            if each not in others
+                        ],
+                    )
+                    for p in processes
                 )
-                for p in processes
-            )
+            ),
+            asyncio.gather(*(_runs(place, p) for p in processes)),
         )
-        runs = dict(
-            zip((p.name for p in processes), await asyncio.gather(*(_runs(place, p) for p in processes)), strict=True)
-        )
+    revisions = dict(zip((p.name for p in processes), runs, strict=True))
     troubles = dict(zip((p.name for p in processes), answers, strict=True))
     return [
         Health(
             s,
             pss(s.pid),
             _and_silence(troubles[name].words, s) if name in troubles else _state_trouble(s),
-            runs.get(name),
+            revisions.get(name),
             name in troubles and troubles[name].lasting,
         )
         for name, s in statuses.items()
