@@ -50,7 +50,8 @@ def in_memory(request: pytest.FixtureRequest) -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as environment:
         if (
-            ON_DISK.isdisjoint(request.path.relative_to(TOP / "tests").parts)
+            request.path.is_relative_to(TOP / "tests")  # and not a stranger's, who runs a suite on something of theirs
+            and ON_DISK.isdisjoint(request.path.relative_to(TOP / "tests").parts)
             and "SPLITD_TEST_DIR" not in os.environ
             and _room(MEMORY) > ROOM
         ):
