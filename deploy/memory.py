@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.failure import Failure
+from services.kit import files
 
 NODES = Path("/var/lib/splitd.nodes")
 """Beside the default root, not in it, since it also has nodes with other roots. SPLITD_NODES in the environment
@@ -73,21 +74,7 @@ def keep(state: Path, node: Remembered) -> None:
         "root_given": node.root_given,
         "config_given": node.config_given,
     }
-    temporary = path.with_suffix(".new")
-    try:
-        with temporary.open("w") as file:
-            file.write(json.dumps(values) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    files.replace(path, json.dumps(values) + "\n")
 
 
 def forget(state: Path) -> None:

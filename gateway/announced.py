@@ -12,10 +12,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from services.kit import files
 from services.snapshots.store import About
 
 log = logging.getLogger(__name__)
@@ -45,18 +45,7 @@ def kept(root: Path) -> tuple[About, ...]:
 
 def keep(root: Path, announced: Sequence[About]) -> None:
     """Store an announcement, durably. OSError as it comes."""
-    path = _path(root)
-    new = path.with_suffix(".new")
-    with new.open("w") as file:
-        json.dump([dataclasses.asdict(each) for each in announced], file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    new.rename(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    files.replace(_path(root), json.dumps([dataclasses.asdict(each) for each in announced], indent=1))
 
 
 def _path(root: Path) -> Path:

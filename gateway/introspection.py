@@ -29,7 +29,7 @@ from api.containerd.types.platform_pb2 import Platform
 from gateway.config import ProxyPlugin
 from gateway.machine import Programs
 from services.kit import any as kit_any
-from services.kit import errors, filters, opt
+from services.kit import errors, files, filters, opt
 from services.kit.rpc import Call
 from services.kit.settings import Node
 from services.kit.slices import Lane
@@ -334,15 +334,5 @@ def kept_uuid(path: Path) -> str:
             raise errors.Internal(f"{path} does not hold a UUID: {text[:64]!r}") from None
     text = str(uuid.uuid4())
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    new = path.with_suffix(".new")
-    with open(new, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(new, path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    files.replace(path, text)
     return text

@@ -40,6 +40,7 @@ from pathlib import Path
 from services.content.store import CHUNK, Info, Status
 from services.kit import errors, tracing
 from services.kit.faults import fault
+from services.kit.files import sync_directory
 from services.kit.holes import without_holes
 from services.oci.digests import ALGORITHMS, CANONICAL, Digest
 
@@ -63,15 +64,6 @@ def format_time(nanoseconds: int) -> str:
     seconds, rest = divmod(nanoseconds, 10**9)
     text = datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S")
     return text + (f".{rest:09d}".rstrip("0") if rest else "") + "Z"
-
-
-def sync_directory(directory: str) -> None:
-    """Make files that were renamed into ``directory`` survive a power cut."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 class DirectorySync:

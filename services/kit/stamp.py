@@ -8,12 +8,11 @@ stamped, and is durable before Set answers.
 from __future__ import annotations
 
 import asyncio
-import os
 from pathlib import Path
 
 from api.splitd.stamp.v1 import stamp_pb2 as pb
 from api.splitd.stamp.v1 import stamp_stubs
-from services.kit import errors
+from services.kit import errors, files
 from services.kit.call import Call
 
 
@@ -62,14 +61,4 @@ class StampServicer:
             return
         if current and current != replaces:
             raise errors.FailedPrecondition(f"store {self._root} belongs to metadata store {current}")
-        new = self._path.with_suffix(".new")
-        with new.open("w", encoding="utf-8") as file:
-            file.write(f"{store_id}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        new.rename(self._path)
-        directory = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        files.replace(self._path, f"{store_id}\n")

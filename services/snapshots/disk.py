@@ -33,15 +33,6 @@ def disk_error(error: OSError, what: str) -> errors.NodeError:
     return errors.of_system(error, what)
 
 
-def sync_directory(directory: str) -> None:
-    """Make the entries of ``directory`` survive a power cut."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def sync_filesystem(fd: int) -> None:
     """Make everything on the filesystem of an open file survive a power cut. For many files this is less work than an
     fsync of each. It blocks.

@@ -34,6 +34,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 from services.kit import damage, errors, filters, loops, tracing
 from services.kit.faults import fault
+from services.kit.files import sync_directory
 from services.kit.slices import Lane
 from services.oci.mounts import Mount
 from services.snapshots import disk, kernel
@@ -105,7 +106,7 @@ class LocalSnapshotter(ABC):
                 self._tree.file.noted()
         try:
             for made in (root, root.parent):
-                disk.sync_directory(str(made))
+                sync_directory(str(made))
             self._ids = itertools.count(max([self._tree.last_id(), *map(_id_in, self.names())]) + 1)
         except BaseException:
             self._tree.give_up()
@@ -522,7 +523,7 @@ class LocalSnapshotter(ABC):
         log.error("%s; things without a record in %s stay; %s", lost, self.root, damage.WHAT_TO_DO)
         try:
             (self.root / HELD).write_text(f"{lost}\n")
-            disk.sync_directory(str(self.root))
+            sync_directory(str(self.root))
         except OSError as error:
             log.error("%s: %s", self.root / HELD, error)
             self._held_in_memory = lost

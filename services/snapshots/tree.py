@@ -23,8 +23,8 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from services.kit import damage, errors, loops, wal
 from services.kit.faults import fault
+from services.kit.files import sync_directory
 from services.kit.sqlite import File, Layout, Work, run, undo
-from services.snapshots.disk import sync_directory
 from services.snapshots.store import Info, Kind, Usage
 
 log = logging.getLogger(__name__)
