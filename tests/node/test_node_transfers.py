@@ -173,7 +173,7 @@ def test_a_transfer_that_an_images_process_dies_in_can_be_made_again(node: Node,
 
 @pytest.mark.parametrize("packed", ["gzip", "zstd"])
 @pytest.mark.parametrize("kind", [b"x", b"L"], ids=["PAX header", "long name"])
-async def test_a_header_of_gigabytes_stops_nobody(node: Node, packed: str, kind: bytes) -> None:
+async def test_a_header_of_gigabytes_delays_no_other(node: Node, packed: str, kind: bytes) -> None:
     """Archives of some megabytes may have one. It is refused, others are answered meanwhile, and the process is no
     larger afterwards.
     """

@@ -317,7 +317,7 @@ async def test_a_second_layer_onto_one_upper_directory_is_roots_too(appliers: Ap
     assert ((place / "upper/d").stat().st_gid, (place / "upper/d/f").stat().st_gid) == (7, 0)
 
 
-async def test_the_end_ends_what_is_under_way(appliers: Appliers, place: Path) -> None:
+async def test_aclose_ends_calls_under_way_with_an_error(appliers: Appliers, place: Path) -> None:
     """Whoever still waits for a worker is told."""
     with growing(place, LAYER) as blob:
         work = asyncio.ensure_future(

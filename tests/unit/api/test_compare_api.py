@@ -71,7 +71,7 @@ def test_a_change_is_named(compare_api: ModuleType, old: str, new: str, lines: l
     assert compare_api.compare(declared(compare_api), ours, {}) == lines
 
 
-def test_what_only_ours_have_is_an_addition_and_no_difference(compare_api: ModuleType) -> None:
+def test_additions_of_ours_are_no_differences(compare_api: ModuleType) -> None:
     theirs, ours = declared(compare_api), declared(compare_api)
     ours |= {"x.Blob field 9": "string ref", "x.New": "message", "x.New field 1": "string id"}
     assert compare_api.compare(theirs, ours, {}) == []

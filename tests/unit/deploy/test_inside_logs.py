@@ -102,7 +102,7 @@ def test_a_disk_that_is_gone_costs_lines_and_raises_nothing(log: Log, capsys: py
     assert log.text() == "again\n"
 
 
-def test_what_was_lost_is_told_after_a_restart_of_the_process_too(log: Log) -> None:
+def test_lost_bytes_are_reported_after_a_restart_of_the_process_too(log: Log) -> None:
     """supervisord makes a new handler then, of the same file; the old one's file is closed with it."""
     opened = len(os.listdir("/proc/self/fd"))
     shutil.rmtree(log.path.parent)

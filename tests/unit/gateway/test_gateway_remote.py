@@ -52,7 +52,7 @@ class Metadata:
 FINISHED = pb.Finished(events=[pb.Event(namespace="n", topic="/snapshot/prepare")])
 
 
-async def test_who_waits_hears_of_a_full_disk_and_metadata_is_told_without_him(
+async def test_a_waiting_caller_gets_disk_full_and_metadata_learns_the_outcome(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Not after ten minutes, in which a client without a deadline hangs; when there is room again the intent ends,

@@ -505,7 +505,7 @@ async def test_a_new_store_becomes_ours(world: World, stores: MemoryRawStores, c
     assert (await collector.collect()).removed == (f"content {digest(2)}",)
 
 
-async def test_an_unstamped_store_with_somebodys_things_is_not_wiped(
+async def test_an_unstamped_store_with_contents_is_not_wiped(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
     """A store that was filled by somebody else, or by a database that is lost, keeps what we do not know; what we
@@ -565,7 +565,7 @@ async def test_an_older_copy_of_the_database_removes_nothing_that_it_does_not_kn
     assert len(stores.snapshots) == 2
 
 
-async def test_in_a_foreign_store_only_what_we_named_goes(
+async def test_in_a_foreign_store_only_things_that_we_named_are_removed(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
     """A snapshotter without Stamp has things of others: of them only our own are removed, also those that only an

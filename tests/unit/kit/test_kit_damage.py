@@ -148,7 +148,7 @@ async def test_a_damaged_log_is_kept_once(crashed: Path) -> None:
 
 
 @pytest.mark.parametrize("where", [32 + 12 * FRAME + 1000, 14])
-async def test_a_damaged_log_that_cannot_be_kept_keeps_nobody_down(
+async def test_a_damaged_log_that_cannot_be_kept_prevents_no_start(
     crashed: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: int
 ) -> None:
     """On a full disk the process starts all the same, else nothing could be deleted to make room; half a copy is

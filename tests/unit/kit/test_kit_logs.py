@@ -40,7 +40,7 @@ def test_info_is_the_level_without_one() -> None:
     assert said(None) == said("") == ""
 
 
-def test_a_mistyped_level_is_told_once_and_stops_nobody() -> None:
+def test_a_mistyped_level_is_reported_once_and_stops_no_process() -> None:
     """With the levels there are; INFO is used."""
     (line,) = said("DEBGU").splitlines()
     assert "SPLITD_LOG=DEBGU is no level (DEBUG, INFO, WARNING, ERROR, CRITICAL): INFO is used" in line

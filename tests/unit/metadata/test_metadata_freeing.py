@@ -51,7 +51,7 @@ async def test_free_pages_are_given_back_when_idle(place: Path) -> None:
         await store.close()
 
 
-async def test_a_log_that_somebody_made_long_becomes_short_again(place: Path) -> None:
+async def test_a_log_that_grew_long_becomes_short_again(place: Path) -> None:
     """While an old state is read the log cannot begin anew; once it does, it has the size that is kept for it, also
     over a stop.
     """

@@ -61,7 +61,7 @@ def test_socket_paths() -> None:
 
 
 @pytest.mark.parametrize("protocol", ["ttrpc", "grpc"])
-async def test_whether_nobody_listens_is_told_from_whether_nobody_answers(place: Path, protocol: str) -> None:
+async def test_a_closed_and_a_silent_socket_are_told_apart(place: Path, protocol: str) -> None:
     """The first is a dead shim, whose task is buried; the second a slow one, which is kept."""
     causes: list[type[BaseException | None]] = []
     with socket.socket(socket.AF_UNIX) as dead, socket.socket(socket.AF_UNIX) as silent:

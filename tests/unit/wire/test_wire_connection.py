@@ -643,7 +643,7 @@ def test_a_closed_connection_says_nothing_any_more() -> None:
     assert wire.sent() == []
 
 
-def test_a_fault_says_what_was_to_be_said_before_it() -> None:
+def test_answers_of_the_same_read_go_out_before_the_goaway() -> None:
     """Answers of the same read go out before the GOAWAY."""
     wire = Wire()
     wire.feed(bytes(Frame(PING, 0, 0, b"12345678")), bytes(Frame(PING, 0, 0, b"")))

@@ -149,7 +149,7 @@ def test_the_cache_has_bounds() -> None:
     assert len(decoder._cache) == before
 
 
-def test_what_was_read_is_forgotten_when_a_burst_is_over() -> None:
+def test_a_cache_is_dropped_when_a_burst_is_over() -> None:
     """A few kilobytes for each connection, which would keep megabytes; what is sent is forgotten likewise."""
     decoder = headers.Decoder(Limits())
     block = literal([("a", "b")])
