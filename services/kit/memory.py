@@ -29,6 +29,10 @@ _LARGE = 48 << 20
 """Bytes of growth above which a process has, or had, much to do. It then has so many objects that a garbage collection
 of them all may take 100 ms and more.
 """
+_MANY = 200_000
+"""Objects beyond those at the start, of which a garbage collection takes some ten milliseconds."""
+_SELDOM = 1000
+"""A process with more collects again after so many times as long as the last collection took."""
 _IDLE = 0.1
 """The share of a processor that a process with little to do uses."""
 _RESTING = 0.02
@@ -94,6 +98,8 @@ async def give_back(
     trim: Callable[[], None] = _trim,
     used: Callable[[], float] = time.process_time,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    objects: Callable[[], int] = sys.getallocatedblocks,
+    clock: Callable[[], float] = time.monotonic,
     caches: Sequence[Callable[[], None]] = _caches,
 ) -> None:
     """Return freed memory to the kernel, once a burst is over. Otherwise half of what 5,000 connections took would stay
@@ -102,9 +108,11 @@ async def give_back(
     It looks while more is resident than there once was, for about a thousandth of the time, since a look takes some
     milliseconds in which nothing else happens. Garbage is collected only in an idle process, since that takes 40 ms and
     more. All objects of the process are collected only when it rests, or once for each second that it worked: the
-    frames of a failed call are often a cycle, with everything that they hold.
+    frames of a failed call are often a cycle, with everything that they hold. A process with very many objects collects
+    them seldom: 200 ms for ten thousand open Writes.
     """
     least, pause, frozen, looked = resident(), look, 0, 0.0
+    many, seldom = objects() + _MANY, 0.0
     settled, passes = least, 0
     while True:
         worked = used()
@@ -113,7 +121,8 @@ async def give_back(
         idle, resting = share < _IDLE, share < _RESTING
         pause = look
         if resident() > least + _GROWN:
-            start = time.monotonic()
+            start = clock()
+            may_look = objects() < many or start >= seldom
             if resident() > settled + _GROWN:
                 passes = _PASSES
             dropped = idle and passes > 0
@@ -121,16 +130,16 @@ async def give_back(
                 passes -= 1
                 for drop in caches:
                     drop()
-            if resting and (used() > looked + 1 or len(sys.modules) != frozen):
+            if resting and may_look and (used() > looked + 1 or len(sys.modules) != frozen):
                 gc.unfreeze()
                 gc.collect()
                 # the objects that stay, most of them modules, are not collected again soon; calls now hold nothing that
                 # could become a cycle later
                 gc.freeze()
                 looked, frozen = used(), len(sys.modules)
-            elif idle and resident() <= least + _LARGE:
+            elif idle and may_look and resident() <= least + _LARGE:
                 gc.collect()
-            elif idle and used() > looked + 1:
+            elif idle and may_look and used() > looked + 1:
                 gc.unfreeze()
                 gc.collect()
                 looked, frozen = used(), 0
@@ -138,9 +147,11 @@ async def give_back(
                 gc.freeze()  # hides all objects, and costs nothing
                 gc.collect()  # empties the free lists
                 gc.unfreeze()
-                frozen = 0
+                frozen, may_look = 0, False
+            if may_look:
+                seldom = clock() + _SELDOM * (clock() - start)
             trim()
             if dropped:
                 settled = resident()
-            pause = min(max(pause, 1000 * (time.monotonic() - start)), _LOOK_AGAIN)
+            pause = min(max(pause, _SELDOM * (clock() - start)), _LOOK_AGAIN)
         least = min(least, resident())

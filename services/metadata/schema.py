@@ -386,9 +386,9 @@ _PLAIN = re.compile(rb'\{"size":\d+,"backend":"([^"\\]+)"(?:,"created":\d+)?(?:,
 """The encoded record of a blob without labels."""
 
 
-def blob_backends_and_labels(tx: Reader) -> Iterator[tuple[Key, str, Labels]]:
+def blob_backends_and_labels(tx: Reader) -> Iterator[tuple[Key, str, Labels] | None]:
     """The namespace and digest, the backend and the labels of each blob, for the collector. Blobs are the most numerous
-    records, and most have no labels; only the others are decoded.
+    records, and most have no labels; only the others are decoded. None comes between the steps in which a large one is.
     """
     backends: dict[bytes, str] = {}
     for key, value in tx.scan((BLOBS.name,)):
@@ -397,7 +397,16 @@ def blob_backends_and_labels(tx: Reader) -> Iterator[tuple[Key, str, Labels]]:
         if backend is not None:
             yield key[1:], backend, _NO_LABELS
             continue
-        blob = BLOBS.decode(key[1:], value) if BLOBS.read is None else BLOBS.read(key[1:], value)
+        if len(value) > LARGE:
+            reading = read_blob_in_steps(key[1:], value)
+            while True:
+                try:
+                    yield next(reading)
+                except StopIteration as end:
+                    blob = end.value
+                    break
+        else:
+            blob = BLOBS.decode(key[1:], value) if BLOBS.read is None else BLOBS.read(key[1:], value)
         if plain is not None:
             backends[plain[1]] = blob.backend
         yield key[1:], blob.backend, blob.labels

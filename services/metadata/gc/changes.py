@@ -72,7 +72,7 @@ def revived(tx: Reader, records: Records, marking: Marking, changed: set[Node]) 
         node = stack.pop()
         current = fresh if node in changed else records
         for other in (*marking.back_references.get(node, ()), *refers_to(current, node), *conditional(current, node)):
-            reached = other._replace(flat=False)
+            reached = other._replace(flat=False) if other.flat else other
             if reached not in seen and (
                 reached in marking.flat or reached in marking.back_references or is_dead(records, marking, reached)
             ):

@@ -5,6 +5,7 @@ at is what was written.
 from __future__ import annotations
 
 import random
+from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from services.metadata.gc.mark import STEP, Node, mark, read_records
 from services.metadata.gc.memory import MemoryRawStores
 from services.metadata.gc.raw import Listing
 from services.metadata.gc.tuning import Tuning
-from services.metadata.store import Raw, Resource
+from services.metadata.store import LABELS_PER_STEP, Raw, Resource
 from services.metadata.transactions import Reader
 from tests.unit.gc.gc_graphs import CONTENT, HOUR, NOW, OVERLAY, World, digest, stamp
 from tests.unit.metadata.test_metadata_costs import Counting
@@ -124,6 +125,39 @@ def test_one_record_that_refers_to_ten_thousand_is_many_steps(held: bool) -> Non
             most, before = max(most, looked - before), looked
     assert looked >= 10_000
     assert max(most, looked - before) <= 2 * STEP
+
+
+def test_large_records_are_looked_at_one_by_one() -> None:
+    """Clients choose how large they are: whoever else is served waits for one of them, and for a part of the largest,
+    not for two hundred.
+    """
+    world = World()
+    large = {f"l{number}": "x" * 4000 for number in range(50)}
+    for number in range(20):
+        world.lease(f"l{number}", labels=large)
+        world.image(f"i{number}", number, large)
+        world.blob(number, large)
+    world.blob(20, {f"gc.ref.content.m.{number}": digest(number) for number in range(10_000)})
+    state, records, names = world.transactions._state, [0], [0]
+    scan = state.scan
+
+    def counted(*args: Any, **how: Any) -> Any:
+        for key, value in scan(*args, **how):
+            records[-1] += len(value) > 100_000
+            yield key, value
+
+    def counted_names(text: str, at: int) -> Any:
+        names[-1] += 1
+        return scanstring(text, at)
+
+    with pytest.MonkeyPatch.context() as looked:
+        looked.setattr(state, "scan", counted)
+        looked.setattr(schema, "scanstring", counted_names)
+        for _ in _examine(state):
+            records.append(0)
+            names.append(0)
+    assert (sum(records), max(records)) == (61, 1)
+    assert (sum(names), max(names)) == (22_000, 2 * LABELS_PER_STEP)
 
 
 @pytest.mark.parametrize("seed", range(150))

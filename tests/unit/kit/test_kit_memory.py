@@ -8,6 +8,7 @@ import gc
 import sys
 import weakref
 from collections.abc import Callable, Iterator
+from itertools import chain, repeat
 from types import ModuleType
 from typing import Any
 
@@ -138,6 +139,27 @@ def test_caches_hear_of_a_burst_that_is_over(grown_by: int, share: list[float], 
     heard = list[str]()
     run(Sizes(grown_by), *share, caches=[lambda: heard.append("drop")])
     assert len(heard) == told
+
+
+@pytest.mark.parametrize(("more", "least", "most"), [(100_000, 60, 60), (1_000_000, 3, 4)])
+def test_very_many_objects_are_looked_through_seldom(
+    more: int, least: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten thousand open Writes take a fifth of a second, in which nobody is answered: 600 s have three looks then."""
+    now, looks = [0.0], [0]
+
+    def collect() -> int:
+        looks[0] += not gc.get_freeze_count()
+        now[0] += 0.2
+        return 0
+
+    def trim() -> None:
+        now[0] += 10
+
+    monkeypatch.setattr(gc, "collect", collect)
+    counts = chain([1_000_000], repeat(1_000_000 + more))
+    run(Sizes(), *[0.09] * 60, look=200.0, trim=trim, objects=lambda: next(counts), clock=lambda: now[0])
+    assert least <= looks[0] <= most
 
 
 def test_caches_of_libraries_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
