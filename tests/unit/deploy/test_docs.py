@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 from pathlib import Path
@@ -34,3 +35,27 @@ def test_the_targets_and_verbs_that_a_document_names_exist(document: str) -> Non
     targets = set(re.findall(r"make ([a-z][a-z-]+)", shown))
     assert set(re.findall(r"(?:`|^)make ([a-z][a-z-]+)", text, re.MULTILINE)) <= targets
     assert set(re.findall(r"(?:`|^)splitd ([a-z]+)", text, re.MULTILINE)) <= set(VERBS)
+
+
+def test_the_messages_that_damaged_database_md_quotes_are_in_the_source() -> None:
+    """Each part of a quoted message, between its placeholders; SQLite's own words are not ours to check."""
+    table = re.findall(r"^\| (.*?) \| [A-Z]", (TOP / "docs/damaged-database.md").read_text(), re.MULTILINE)
+    quoted = [quote for row in table for quote in re.findall(r"`([^`]+)`", row)]
+    parts = [
+        part
+        for quote in quoted
+        for part in re.split(r"\s*\.\.\.\s*|ROOT/|NAME|\bN\b|frame|metadata\.db", quote)
+        if len(part.split()) > 2 and "file is not a database" not in part
+    ]
+    assert len(parts) >= 8
+    literals = "\n".join(_literals(path) for path in (TOP / "services").rglob("*.py"))
+    literals += "\n".join(_literals(path) for path in (TOP / "gateway").rglob("*.py"))
+    assert [part for part in parts if part.strip() not in literals] == []
+
+
+def _literals(path: Path) -> str:
+    """The strings of a source file, of those with placeholders the parts between them."""
+    tree = ast.parse(path.read_text())
+    return "\n".join(
+        node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
