@@ -24,11 +24,13 @@ from api.splitd.records.v1 import records_pb2, records_stubs
 from gateway.config import Config
 from gateway.content import ContentServicer
 from gateway.events import Exchange
+from gateway.hop import Hop
 from gateway.intents import Intents
 from gateway.relay import Relay
 from gateway.remote import RemoteRecords
 from gateway.routes import Routes
 from gateway.snapshots import SnapshotsServicer
+from gateway.upstream import Upstream
 from gateway.writes import Commit
 from services.kit import errors, rpc
 from services.kit.rpc import NAMESPACE, Call
@@ -247,6 +249,42 @@ async def test_mounts_are_forgotten_and_small_blobs_are_not(place: Path) -> None
             assert (await read(DIGEST), await read(LARGE_DIGEST), await source()) == (SMALL, LARGE, "other")
         assert (contents[0].reads, snapshotters[0].asked) == (3, 1)
         assert (contents[1].reads, snapshotters[1].asked) == (2, 1)
+
+
+async def test_a_hop_is_asked_with_what_the_call_is_about(place: Path) -> None:
+    """For each call: its namespace, and the key where the gateway reads the request."""
+    async with (
+        rpc.serving(place / "metadata.sock", [Metadata()]),
+        rpc.serving(place / "content.sock", [Content({DIGEST: SMALL, LARGE_DIGEST: LARGE})]),
+        rpc.serving(place / "images.sock", [Images("one")]),
+        rpc.serving(place / "snapshots-overlayfs.sock", [Snapshotter("one")]),
+        gateway(place) as (routes, channel),
+    ):
+        asked: dict[str, list[tuple[str, str]]] = {}
+
+        def note(hop: Hop) -> None:
+            to = hop.to
+
+            def noted(namespace: str, key: str = "") -> Upstream:
+                asked[hop.name].append((namespace, key))
+                return to(namespace, key)
+
+            hop.to = noted  # type: ignore[method-assign]
+
+        for name in ("content", "images", "snapshots.overlayfs"):
+            note(routes[name])
+        for namespace in ("n", "m"):
+            asked |= {"content": [], "images": [], "snapshots.overlayfs": []}
+            headers = {NAMESPACE: namespace}
+            await channel.client(images_stubs.IMAGES).Get(images_pb2.GetImageRequest(name="i"), headers=headers)
+            mounts = snapshots_pb2.MountsRequest(snapshotter="overlayfs", key="k")
+            await channel.client(snapshots_stubs.SNAPSHOTS).Mounts(mounts, headers=headers)
+            piece = content_pb2.ReadContentRequest(digest=LARGE_DIGEST, size=1)
+            async for _ in channel.client(content_stubs.CONTENT).Read(piece, headers=headers):
+                continue
+            assert set(asked["images"]) == {(namespace, "")}
+            assert asked["snapshots.overlayfs"] == [(namespace, "k")]
+            assert set(asked["content"]) == {(namespace, LARGE_DIGEST), (namespace, "")}
 
 
 async def test_an_intent_ends_where_it_began(place: Path) -> None:
