@@ -1,9 +1,9 @@
 """The mounts that a snapshotter answered, kept while its process lives: clients ask for them twice more in each ``ctr
 run``.
 
-How a snapshot of one of our own snapshotters is mounted never changes, and a raw key means one snapshot for ever. What
-another process would answer is another matter: all is forgotten when the snapshotter's hop has changed. Whether a
-namespace has the snapshot is asked each time, and is never remembered here.
+The mounts of a snapshot of our own snapshotters never change, and a raw key means one snapshot for ever. Another
+process may answer otherwise, so all are forgotten when the snapshotter's hop has changed. metadata is asked each time
+whether the namespace has the snapshot; its answer is never remembered here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LIMIT = 256
 
 
 class Mounts(Generic[T]):
-    """By raw key, of the snapshotter behind ``hop``; those that were answered last."""
+    """Mounts by raw key, of the snapshotter behind ``hop``: those that were answered last."""
 
     def __init__(self, hop: Hop, *, limit: int = LIMIT) -> None:
         self._limit = limit
@@ -30,13 +30,13 @@ class Mounts(Generic[T]):
         hop.changed.append(self._kept.clear)
 
     def get(self, upstream: Upstream, raw_key: str) -> Sequence[T] | None:
-        """What ``upstream`` answered, if that is here."""
-        who, mounts = self._kept.get(raw_key, (None, ()))
-        return mounts if who is upstream else None
+        """The mounts that ``upstream`` answered, if they are kept."""
+        answerer, mounts = self._kept.get(raw_key, (None, ()))
+        return mounts if answerer is upstream else None
 
     def put(self, upstream: Upstream, raw_key: str, mounts: Sequence[T]) -> None:
-        """Keep what ``upstream`` answered, if it is one of ours: a foreign one may mount the same snapshot otherwise
-        tomorrow.
+        """Keep the mounts that ``upstream`` answered, if it is one of ours: a foreign one may mount the same snapshot
+        otherwise tomorrow.
         """
         if upstream.program:
             self._kept[raw_key] = upstream, mounts

@@ -50,7 +50,7 @@ class Health(NamedTuple):
 
 @dataclass(slots=True)
 class _Asked:
-    """What a service said of itself, until when that is good, and the lock of whoever asks it."""
+    """A service's last word about itself, until when that is good, and the lock of whoever asks it."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     trouble: str = ""
@@ -108,7 +108,7 @@ class Probes:
         return Health(asked.trouble, counts)
 
     async def _said(self, upstream: Upstream) -> str:
-        """What is wrong with a service, as it says itself if it can be asked; "" if nothing."""
+        """The trouble with a service, in its own words if it can be asked; "" if there is none."""
         try:
             serves, why = await health.check(upstream.channel, "", self._patience)
         except errors.Unimplemented:  # other people's may not have it

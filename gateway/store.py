@@ -1,40 +1,42 @@
-"""What the gateway joins, and how: records with raw things, by intents.
+"""The gateway joins records with raw things, by intents.
 
-The words. metadata has *records*: which namespace has which blob, ingest and snapshot. The content service and the
-snapshotters have the *raw* things themselves, and know no namespaces; each of them is a *backend*. Raw names are
-metadata's to give: ``NAMESPACE/NUMBER/REF`` of an ingest, ``NAMESPACE/NUMBER/KEY`` of a snapshot; a blob's is its
-digest. An *ingest* is content that is being written. A *shared* one is of a blob that another namespace has already:
-nothing is written, its commit makes a record.
+The words. metadata has *records*: they say which namespace has which blob, ingest and snapshot. The content service and
+the snapshotters have the *raw* things themselves, and know no namespaces; each of these services is a *backend*.
+metadata gives out raw names: ``NAMESPACE/NUMBER/REF`` for an ingest, ``NAMESPACE/NUMBER/KEY`` for a snapshot; a blob's
+is its digest. An *ingest* is content that is being written. A *shared* ingest is for a blob that another namespace has
+already: nothing is written, and its commit makes a record.
 
-What only reads, or only removes a record, is one call to metadata. What makes a raw thing, or gives it its last name,
-is two processes' work: a commit of content, the making of a snapshot, its commit. Each of these is one *operation* with
-one *raw call*, and an *intent* is metadata's record that the operation has begun. It names all that the raw call
-touches, so that the collector leaves that alone, and the gateway that began it, by that gateway's *incarnation*, a UUID
-that is new at each start.
+A method that only reads, or only removes a record, is one call to metadata. A method that makes a raw thing, or gives
+it its last name, is the work of two processes: a commit of content, the making of a snapshot, its commit. Each of these
+is one *operation* with one *raw call*. An *intent* is metadata's record that the operation has begun. It names all that
+the raw call touches, so that the collector leaves that alone. It names the gateway that began it, too, by the gateway's
+*incarnation*, a UUID that is new at each start.
 
 The life of an intent::
 
-                 begin               the raw call answered              finish
-    (nothing) ----------> begun ------------------------------> done ----------> records, and their events
-                            |                                    ^
-                            | no answer came                     | it is there
-                            +-----------------> unknown ---------+
-                            |                      |
-                            | an error             | it is not there, after a second raw call
-                            v                      v            cancel
-                            +--------------------> undone -----------> nothing
+                               the raw call answered
+    (nothing) --begin--> begun ------------------------> done --finish--> records, and their events
+                           |                               ^
+                           |   no answer came              | it is there
+                           +--------------> unknown -------+
+                           |                   |
+                           | an error          | it is not there; the raw call, made once more, failed
+                           v                   v
+                         undone <--------------+
+                           |
+                           +--cancel--> (nothing)
 
-What may happen in between, and what then:
+These things may happen in between:
 
-- **The client leaves, or its deadline is over.** From its beginning on an operation runs shielded from its client.
+- **The client leaves, or its deadline passes.** From its beginning on, an operation runs shielded from its client.
 - **The raw service refuses.** Its error is the client's answer; nothing happened (:data:`Fate.UNDONE`).
-- **The raw service goes away, or does not answer in time.** Whether it did what it was asked, it alone can tell
+- **The raw service goes away, or does not answer in time.** It alone can tell whether it did what it was asked
   (:data:`Fate.UNKNOWN`). It is waited for and asked; if nothing happened, the raw call is made once more. If the
-  service stays away, the client is answered UNAVAILABLE, and the asking goes on without it. A timeout is never taken
-  for an answer, and nothing is ever undone by the gateway.
-- **metadata goes away.** The end is told again until it answers. Finish and Cancel may be repeated.
-- **metadata's disk is full.** The client is told so soon; the end is told again until there is room.
-- **The gateway dies.** The next one announces itself with another incarnation, and metadata brings the intents of the
+  service stays away, the client is answered UNAVAILABLE, and the asking goes on without it, for ten minutes. A timeout
+  is never taken for an answer, and the gateway never undoes anything.
+- **metadata goes away.** It is told the end again until it answers, for ten minutes. Finish and Cancel may be repeated.
+- **metadata's disk is full.** The client is told so soon; metadata is told the end again until there is room.
+- **The gateway dies.** The next one announces itself with another incarnation. Then metadata brings the intents of the
   one before to their end: it asks the raw services itself, through the new gateway.
 - **A backend or metadata is replaced** (:mod:`gateway.hop`). The operation ends with those with whom it began.
 """
@@ -121,7 +123,7 @@ class Intent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a raw call did: what its records are made of, and what its client is answered."""
+    """The effect of a raw call: its records are made of it, and its client is answered by it."""
 
     digest: str = ""
     """Of content."""
@@ -134,7 +136,7 @@ class Outcome:
 
 
 class Fate(enum.Enum):
-    """What an error of a raw call, or of the way to it, says of the operation."""
+    """The meaning of an error of a raw call, or of the way to it, for the operation."""
 
     UNDONE = "it did not happen, and never will"
     UNKNOWN = "it may have happened"

@@ -191,7 +191,7 @@ class _Write:
                 await self._stream.done_sending()
                 while await received(self._raw, self._stream, self._stall) is not None:
                     continue  # containerd repeats its last answer
-            except errors.NodeError as error:  # what it acknowledged is there, and the client asks for no more
+            except errors.NodeError as error:  # the acknowledged bytes are there, and the client asks for no more
                 log.info("the write of %s ended after its client's end: %s", self._ingest.ref, error)
 
     async def _close(self) -> None:
