@@ -18,8 +18,9 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
-from services.kit import errors
+from services.kit import errors, threads
 from services.tasks import checks, dead_shim
 from services.tasks.dead_shim import Sighting
 from services.tasks.names import Names
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 
 ENDING = 5.0
 """Seconds to wait for killed processes to end, in each attempt."""
+_APART = "cleaning up after a dead shim"
+"""This work has threads of its own: processes and filesystems that hang keep them, and must not delay other tasks."""
 AGAIN, AGAIN_AT_MOST = 0.25, 60.0
 """Seconds between two attempts: after the first one, and at most."""
 
@@ -152,7 +155,7 @@ class Burial:
             died = await task.program.delete(service.config.cleanup_timeout)
         except (errors.NodeError, OSError, ValueError) as error:
             trouble = str(error)
-        if task.seen is not None and (left := await asyncio.to_thread(self._end, task.seen, ENDING)):
+        if task.seen is not None and (left := await threads.apart(_APART, partial(self._end, task.seen, ENDING))):
             return None, f"{', '.join(map(str, left))} cannot be killed"
         if died is None and task.cleaning.attempts and task.seen is not None:
             died = Exit(KILLED if task.init.pid else 255, time.time_ns(), task.init.pid)
@@ -180,8 +183,8 @@ class Burial:
         with _logged(task):
             service.notes.forget_sighting(bundle)  # first: a bundle without a sighting is only loaded again
         with _logged(task):
-            if bundle.mounted():
-                await asyncio.to_thread(bundle.delete)
+            if task.life is Life.DEAD or bundle.mounted():
+                await threads.apart(_APART, bundle.delete)
             else:
                 bundle.delete()  # a dozen small files take less time than a thread
         with _logged(task):
@@ -200,3 +203,5 @@ def _logged(task: Task) -> Iterator[None]:
         yield
     except OSError as error:
         log.error("what %s left cannot be removed: %s", task, errors.words_of_path(error))
+    except Exception:  # such as no more threads
+        log.exception("what %s left cannot be removed", task)

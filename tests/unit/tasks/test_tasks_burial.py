@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import threading
 from pathlib import Path
 
 import pytest
 
 from services.kit import errors
+from services.tasks.bundle import Bundle
 from services.tasks.burial import Burial
 from services.tasks.dead_shim import Sighting
 from services.tasks.names import Names
 from services.tasks.store import Exit, Status
 from services.tasks.task import Life
+from tests.support import eventually_async
 from tests.unit.tasks.tasks_fakes import FakeNode, service, task
 
 
@@ -74,10 +77,21 @@ async def test_a_task_that_cannot_be_killed_stays(place: Path) -> None:
     await asyncio.wait_for(around.background.wait(), 10)
 
 
-async def test_files_that_cannot_be_removed_keep_no_task(place: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Its processes are dead: it is gone, and its name free, though the disk refuses to remove a file."""
+class Stubborn(Bundle):
+    """One that cannot be deleted."""
+
+    def delete(self) -> None:
+        raise RuntimeError("can't start new thread")
+
+
+@pytest.mark.parametrize("kind", [Bundle, Stubborn])
+async def test_files_that_cannot_be_removed_keep_no_task(
+    place: Path, caplog: pytest.LogCaptureFixture, kind: type[Bundle]
+) -> None:
+    """Its processes are dead: it is gone, and its name free, though a file cannot be removed."""
     around = service(place)
     dead = task(around, delete=deleted)
+    dead.bundle = kind(dead.bundle.namespace, dead.bundle.id, dead.bundle.path, dead.bundle.work)
     (place / "state/tasks/sightings/ns:c").mkdir()
     (place / "state/tasks/exits/ns:c").mkdir()
     names = Names()
@@ -86,6 +100,29 @@ async def test_files_that_cannot_be_removed_keep_no_task(place: Path, caplog: py
     burial.begin(dead)
     await asyncio.wait_for(around.background.wait(), 10)
     assert dead.life is Life.GONE
-    assert not dead.bundle.path.exists()
+    assert dead.bundle.path.exists() is (kind is Stubborn)
     assert not names.is_taken(("ns", "c"))
-    assert "what ns/c left cannot be removed: " in caplog.text
+    assert "what ns/c left cannot be removed" in caplog.text
+
+
+async def test_processes_that_do_not_die_delay_no_other_task(place: Path) -> None:
+    """However many tasks have some: on a file system that does not answer all have."""
+    going_on, waiting = threading.Event(), list[Sighting]()
+
+    def end(seen: Sighting, _seconds: float) -> list[int]:
+        waiting.append(seen)
+        going_on.wait(30)
+        return []
+
+    around = service(place)
+    burial = Burial(around, Names(), end=end)
+    try:
+        for number in range(40):
+            dead = task(around, f"c{number}", delete=deleted)
+            dead.seen = Sighting("/bin/shim")
+            burial.begin(dead)
+        await eventually_async(lambda: asyncio.sleep(0, len(waiting) == 40), "some wait for others' ends")
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: "at once"), 10) == "at once"
+    finally:
+        going_on.set()
+    await asyncio.wait_for(around.background.wait(), 10)
