@@ -99,7 +99,8 @@ class MemoryFilling:
         assert self.fd < 0, "committed while open"
         data = self._path.read_bytes()
         assert (digest_of(data), len(data)) == (digest, size)
-        self._node.put(data, labels)
+        if digest not in self._node.blobs:
+            self._node.put(data, labels)
 
 
 class MemorySnapshotter:
@@ -258,7 +259,7 @@ class MemoryNode:
         self.blobs[descriptor.digest] = data
 
     async def document(self, descriptor: Descriptor) -> bytes:
-        return self._there(descriptor.digest)
+        return self._there(descriptor.digest) if (brought := descriptor.brought) is None else brought
 
     @contextlib.asynccontextmanager
     async def reading(self, digest: str) -> AsyncIterator[int]:

@@ -1,0 +1,54 @@
+"""The suite of a transfer's node on the node itself: its gateway, and the processes behind that."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from services.images.node.leases_remote import Leases
+from services.images.node.remote import RemoteNode
+from services.images.transfer import Node
+from services.kit.rpc import NAMESPACE, Channel
+from services.snapshots.diff.workers import Appliers
+from tests.suites.transfer_node import Damage, NodeSuite
+from tests.support import ServiceProcess, short_directory
+
+pytestmark = [pytest.mark.root, pytest.mark.once]
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[Path]:
+    """The directory of a node without tasks; its root is ``r``, its state ``s``."""
+    with short_directory() as directory:
+        root, state = directory / "r", directory / "s"
+        with (
+            ServiceProcess("services.content", root, state),
+            ServiceProcess("services.metadata", root, state),
+            ServiceProcess("services.snapshots", root, state, sockets=("snapshots-native.sock",)),
+            ServiceProcess("services.images", root, state),
+            ServiceProcess("gateway", root, state, sockets=("internal.sock",)),
+        ):
+            yield directory
+
+
+class TestRemote(NodeSuite):
+    """As the images process has it."""
+
+    @pytest.fixture
+    async def node(self, home: Path, place: Path) -> AsyncIterator[Node]:
+        appliers = Appliers(str(place))
+        async with Channel(home / "s/internal.sock", "gateway") as gateway, Leases(gateway).running() as leases:
+            async with RemoteNode(gateway, leases, {NAMESPACE: "suite"}, appliers).leased() as node:
+                yield node
+        await appliers.aclose()
+
+    @pytest.fixture
+    def damage(self, home: Path) -> Damage:
+        def write(digest: str, data: bytes) -> None:
+            path = home / "r/content/blobs" / digest.replace(":", "/")
+            path.chmod(0o600)
+            path.write_bytes(data)
+
+        return write
