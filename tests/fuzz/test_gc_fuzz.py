@@ -1,12 +1,12 @@
-"""The collector and clients at random, each coming between any two steps of the other: nothing goes that somebody
-needs, and in the end nothing stays that nobody needs.
+"""The collector and clients at random, interleaved between any two steps: nothing that is needed is removed, and in the
+end nothing that is not needed stays.
 
-What the collector finds by one look at all records, and by what was written since, is compared with a full look at the
+The collector decides by one look at all records and by later writes. Its result is compared with a full look at the
 instant of each removal. Clients use the services as the gateway does, with the raw calls between Begin and Finish;
 every record that they can see has its raw thing, always.
 
-``make fuzz`` goes on for a tenth of its time, from a seed of its own; here some worlds are lived through, each from a
-seed that a failure prints. In memory the same seed is the same course of events; on SQLite its commits' times differ.
+``make fuzz`` runs it for a tenth of its time, from a random seed; here some worlds run, each from a seed that a failure
+prints. In memory the same seed gives the same course of events; on SQLite the times of commits differ.
 """
 
 from __future__ import annotations
@@ -46,26 +46,26 @@ T = TypeVar("T")
 
 WORLDS = {"memory": 27, "sqlite": 5}
 SEED = 122
-"""From here on few worlds meet with whatever the collector could forget to look at."""
+"""From this seed on, few worlds contain every case that the collector could miss."""
 CLIENTS, CALLS = 4, 40
 NAMES = 6
-"""Of each kind in each namespace: few, so that all meet."""
+"""The number of names of each kind in each namespace: few, so that all are shared."""
 
 
 class Chance:
-    """What is random of a world."""
+    """The random choices of a world."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
 
     async def pause(self, most: int = 6) -> None:
-        """Let others come between, or not."""
+        """Let other tasks run, or not."""
         for _ in range(self.random.choice((0, 0, 1, self.random.randrange(most)))):
             await asyncio.sleep(0)
 
 
 class Memory(MemoryTransactions):
-    """As slow as a disk, now and then; what is read may be old when it arrives."""
+    """A store in memory that is sometimes as slow as a disk; a read may be old when it arrives."""
 
     chance: Chance
 
@@ -83,7 +83,7 @@ class Memory(MemoryTransactions):
 
 
 class Sqlite(SqliteTransactions):
-    """The same, on SQLite: what it answers is late."""
+    """The same on SQLite, with late answers."""
 
     chance: Chance
 
@@ -94,7 +94,7 @@ class Sqlite(SqliteTransactions):
 
 
 class Slow(Lane):
-    """Looks at all records bit by bit, and others come between."""
+    """A collector whose looks at all records are done in small steps, with other tasks between them."""
 
     def __init__(self, chance: Chance) -> None:
         super().__init__()
@@ -112,9 +112,7 @@ class Slow(Lane):
 
 
 class Raws(MemoryRawStores):
-    """Raw stores that take their time and fail now and then; of a removal that failed nobody knows whether it was
-    done.
-    """
+    """Raw stores that take their time and sometimes fail; after a failed removal its outcome is unknown."""
 
     def __init__(self, chance: Chance, **stamps: str | None) -> None:
         super().__init__(**stamps)
@@ -143,7 +141,7 @@ class Raws(MemoryRawStores):
 
 
 class Asked:
-    """What intents ask of the raw stores."""
+    """The raw stores as intents ask them."""
 
     def __init__(self, raws: Raws) -> None:
         self._raws = raws
@@ -171,7 +169,7 @@ SMALL = Tuning(
 
 
 class World:
-    """Clients, the gateway and the raw stores, in one."""
+    """Clients, the gateway and the raw stores in one."""
 
     def __init__(self, chance: Chance, transactions: Memory | Sqlite, raws: Raws) -> None:
         self.chance = chance
@@ -204,7 +202,7 @@ class World:
     # -- what must be so
 
     def _removing(self, raw: Raw) -> None:
-        """A raw thing goes now."""
+        """Check a raw thing at the moment of its removal."""
 
         def check(tx: Reader) -> None:
             assert schema.is_marked(tx, raw), f"{raw} goes without a mark"
@@ -221,7 +219,7 @@ class World:
         self.database.view(check)
 
     def whole(self) -> None:
-        """Each record has its raw thing."""
+        """Check that each record has its raw thing."""
 
         def check(tx: Reader) -> list[Raw]:
             records = read_records(tx)
@@ -276,14 +274,14 @@ class World:
         return {f"containerd.io/{key}": value for key, value in one.sample(pool, one.choice((0, 1, 2, 3, 4)))}
 
     def _lease(self, namespace: str) -> str:
-        """One that is there, or none."""
+        """Return an existing lease, or none."""
         found = self.database.view(lambda tx: [key[1] for key, _ in schema.LEASES.scan(tx, namespace)])
         return self.chance.random.choice(["", *found])
 
     # -- calls
 
     async def client(self) -> None:
-        """Calls, one after the other."""
+        """Run calls, one after the other."""
         for _ in range(CALLS):
             call = self.chance.random.choice(self.CALLS)
             try:
@@ -302,7 +300,7 @@ class World:
             await self.chance.pause(20)
 
     async def push(self) -> None:
-        """Write and commit content, with its digest or without."""
+        """Write and commit content, with its digest or without it."""
         namespace, made = self._ns, self._digest
         lease, ref = self._lease(namespace), f"r{self._number}"
         ingest = await self.content.open(namespace, lease, "g", ref, 0, self.chance.random.choice(("", made)))
@@ -334,7 +332,7 @@ class World:
         await self._through(intent, commit)
 
     async def _through(self, intent: Intent, done: Callable[[], Outcome]) -> None:
-        """What the gateway does between Begin and the end."""
+        """Do what the gateway does between Begin and the end."""
         await self.chance.pause(30)
         if self.chance.random.random() < 0.1:
             await self.intents.cancel(intent.id)
@@ -344,7 +342,7 @@ class World:
         await self.intents.finish(intent.id, outcome)
 
     async def prepare(self) -> None:
-        """A snapshot on another, and maybe one that the backend has already."""
+        """Prepare a snapshot on another, sometimes one that the backend has already."""
         one, namespace = self.chance.random, self._ns
         parent = one.choice(("", f"c{self._number}"))
         labels = self._labels()
@@ -386,7 +384,7 @@ class World:
         await self._through(intent, make)
 
     async def commit(self) -> None:
-        """An active snapshot becomes a committed one."""
+        """Commit an active snapshot."""
         namespace = self._ns
         intent = await self.snapshots.begin_commit(
             self.intents,
@@ -415,7 +413,7 @@ class World:
         await self.intents.finish(intent.id, Outcome())
 
     async def remote(self) -> None:
-        """A snapshotter makes something of its own accord."""
+        """Let a snapshotter create something of its own accord."""
         number = self._number
         raw, below = Raw(OVERLAY, "snapshot", f"remote-{number}"), Raw(OVERLAY, "snapshot", f"remote-{number - 1}")
         if raw not in self.raws:
@@ -492,7 +490,7 @@ class World:
                 )
 
     async def wait(self) -> None:
-        """Time passes."""
+        """Let time pass."""
         self.now += self.chance.random.choice((SECOND, 2 * HOUR, 13 * HOUR))
 
     CALLS: tuple[Callable[[World], Awaitable[None]], ...] = (
@@ -524,7 +522,7 @@ class World:
     # -- a life
 
     async def live(self) -> None:
-        """Clients call while it is collected again and again; then they are done."""
+        """Run clients while collections run again and again, until the clients are done."""
         await self.transactions.write(
             lambda tx: schema.GATEWAY.put(
                 tx, value=Gateway(incarnation="g", content=CONTENT, snapshotters=("overlayfs",))
@@ -546,7 +544,7 @@ class World:
         self.database.view(self._clean)
 
     def _clean(self, tx: Reader) -> None:
-        """What a full look calls living is left, and nothing else."""
+        """Check that exactly the records that a full look calls living are left."""
         assert not list(schema.INTENTS.scan(tx))
         assert not list(schema.CLAIMS.scan(tx))
         assert not any(list(schema.marked(tx, backend)) for backend in (CONTENT, OVERLAY))
@@ -566,7 +564,7 @@ class World:
 
 @pytest.fixture(autouse=True)
 def checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small steps, each of them looked at."""
+    """Run the collector in small steps and check each of them."""
     remove_batch, marks = collector._remove_batch, sweep.Sweeper._mark
 
     def checked_removal(tx: Transaction, found: collector._Found, batch: list[Node], *args: Any) -> collector._Removed:
@@ -597,7 +595,7 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> None:
 async def live(
     seed: int, kind: str, root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A world of that seed."""
+    """Run a world of that seed."""
     chance = Chance(seed)
     transactions = Memory() if kind == "memory" else Sqlite(root / f"{seed}.db")
     world = World(chance, transactions, Raws(chance, content=None, snapshots_overlayfs=None))
@@ -618,7 +616,7 @@ async def live(
 async def test_nothing_goes_that_is_needed_and_nothing_else_stays(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whoever comes between whatever steps."""
+    """This holds however the steps are interleaved."""
     end = time.monotonic() + float(os.environ.get("FUZZ_SECONDS", "0")) / 20
     seed = int(os.environ.get("FUZZ_SEED", SEED))
     worlds = WORLDS[kind]

@@ -1,5 +1,5 @@
-"""The processes that a collection takes part in, for real: content, snapshots, metadata, the gateway; and a client
-of theirs.
+"""The real processes that take part in a collection (content, snapshots, metadata and the gateway), and a client of
+them.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from tests.support import ServiceProcess, eventually_async
 SNAPSHOTTERS = ("overlayfs", "native")
 
 PACE = "[metadata.gc]\npause_threshold = 0.5\n"
-"""Collections take half of the time at most, by what they took on average. By default it is a fiftieth: after one
-that a busy machine made slow the next would be long in coming.
+"""Collections take at most half of the time, on average. By default it is a fiftieth: after a collection that a busy
+machine made slow, the next would be long in coming.
 """
 
 
 class Processes:
-    """Four of a node's processes below ``directory``; ``faults`` is where fault points are asked for."""
+    """Four of a node's processes below ``directory``; fault points are requested in ``faults``."""
 
     def __init__(self, directory: Path) -> None:
         self.root, self.state, self.faults = directory / "r", directory / "s", directory / "f"
@@ -58,12 +58,12 @@ class Processes:
         self._stack.close()
 
     def fault(self, point: str) -> None:
-        """The next process to come to ``point`` dies there."""
+        """Let the next process that comes to ``point`` die there."""
         (self.faults / point).touch()
 
 
 class Client:
-    """One namespace of the node, and what is below all namespaces. Use as ``async with``."""
+    """A client of one namespace of the node, and of the raw stores. Use it as ``async with``."""
 
     def __init__(self, processes: Processes, namespace: str = "ns") -> None:
         self.processes = processes
@@ -99,7 +99,7 @@ class Client:
         await self.leases.Delete(leases_pb2.DeleteRequest(id=id_, sync=sync), headers=self.headers(), timeout=60)
 
     async def open(self, ref: str, data: bytes, lease: str = "") -> None:
-        """Write an ingest, and leave it there."""
+        """Write an ingest and leave it open."""
         async with self.content.Write(headers=self.headers(lease)) as stream:
             await stream.send(content_pb2.WriteContentRequest(action=content_pb2.WRITE, ref=ref, data=data))
             await stream.receive()
@@ -107,7 +107,7 @@ class Client:
     async def write(
         self, data: bytes, labels: Mapping[str, str] = {}, lease: str = "", ref: str = "", *, say: bool = True
     ) -> str:
-        """Write and commit a blob; ``say`` its digest beforehand. The digest."""
+        """Write and commit a blob; with ``say`` its digest is given beforehand. Return the digest."""
         digest = digest_of(data)
         expected = digest if say else ""
         async with self.content.Write(headers=self.headers(lease), timeout=60) as stream:
@@ -212,7 +212,7 @@ class Client:
         }
 
     async def raw_layers(self) -> set[str]:
-        """Raw keys of all snapshotters."""
+        """Return the raw keys of all snapshotters."""
         return {
             info.name
             for name in SNAPSHOTTERS
@@ -223,15 +223,15 @@ class Client:
         }
 
     async def raw(self) -> set[str]:
-        """All of it."""
+        """Return everything in the raw stores."""
         return await self.raw_blobs() | await self.raw_ingests() | await self.raw_layers()
 
     def directories(self, snapshotter: str = "overlayfs") -> int:
-        """Snapshot directories on disk."""
+        """Return the snapshot directories on disk."""
         return len(list((self.processes.root / "snapshots" / snapshotter / "snapshots").iterdir()))
 
     async def listed(self) -> tuple[set[str], set[str]]:
-        """Digests and snapshots of the namespace's records."""
+        """Return the digests and snapshots of the namespace's records."""
         blobs = {
             info.digest
             async for answer in self.content.List(content_pb2.ListContentRequest(), headers=self.headers())
@@ -248,7 +248,7 @@ class Client:
         return blobs, layers
 
     async def ready(self) -> None:
-        """Until all processes answer."""
+        """Wait until all processes answer."""
         last: object = None
 
         async def answering() -> bool:
@@ -270,8 +270,8 @@ class Client:
             raise AssertionError(f"{error}; the last collection: {last}{logs}") from None
 
     async def _known(self) -> bool:
-        """Whether the gateway has noticed that metadata is there: one that was away for longer than a call is held
-        for gets none until then.
+        """Return whether the gateway has noticed that metadata is there. After an absence longer than a call is held,
+        it holds no calls until then.
         """
         try:
             await self.leases.List(leases_pb2.ListRequest(), headers=self.headers())
@@ -280,8 +280,8 @@ class Client:
         return True
 
     async def _stamped(self) -> bool:
-        """Whether each store that tests look into is swept as our own: there may be more, such as that of a
-        snapshotter that does not work here.
+        """Return whether each store that tests look into is swept as our own. There may be further stores, such as that
+        of a snapshotter that does not work here.
         """
         root = self.processes.root
         return all(

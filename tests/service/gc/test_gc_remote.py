@@ -1,4 +1,4 @@
-"""What the collector says to a backend, on the wire: a snapshotter of somebody else's, with less than ours has."""
+"""The collector's calls to a backend on the wire, here a foreign snapshotter, which has fewer methods than ours."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from services.metadata.store import Raw
 
 
 class Foreign:
-    """Snapshots.List and Remove, as containerd's proxy contract has them; no Cleanup, no Stamp."""
+    """Snapshots.List and Remove as in containerd's proxy contract; no Cleanup, no Stamp."""
 
     SERVICE = snapshots_stubs.SNAPSHOTS
 
@@ -42,7 +42,9 @@ class Foreign:
 
 
 async def test_a_foreign_snapshotter_is_asked_as_a_proxy_plugin_is(place: Path) -> None:
-    """Without a namespace, with the backend named to the gateway; what it does not have is no failure."""
+    """Calls have no namespace and name the backend to the gateway. A method that the snapshotter does not have is no
+    failure.
+    """
     foreign = Foreign()
     async with rpc.serving(place / "s.sock", [foreign]), rpc.Channel(place / "s.sock") as channel:
         stores = RemoteRawStores(channel)
@@ -66,7 +68,7 @@ async def test_a_foreign_snapshotter_is_asked_as_a_proxy_plugin_is(place: Path) 
 
 
 async def test_many_removals_are_one_call_and_each_has_its_own_outcome(place: Path) -> None:
-    """In their order; what one of them fails for is said, a fault of ours in no other words than "internal error"."""
+    """Outcomes are in the order of the removals, each with its error; a defect of ours is only "internal error"."""
     asked: list[Sequence[tuple[str, str]]] = []
 
     async def remove(things: Sequence[tuple[str, str]]) -> Sequence[BaseException | None]:

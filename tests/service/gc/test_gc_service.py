@@ -25,7 +25,7 @@ from tests.service.gc.gc_node import SNAPSHOTTERS, Client, Processes
 from tests.support import eventually_async, short_directory
 
 SOON = 60.0
-"""Seconds until a collection that nobody asks for; how soon it comes depends on how long others took."""
+"""Seconds within which a collection without a request must come; its time depends on how long earlier ones took."""
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,8 @@ async def client(processes: Processes) -> AsyncIterator[Client]:
 
 
 async def test_garbage_goes_down_to_the_disk(processes: Processes, client: Client) -> None:
-    """Unreferenced content, ingests and snapshots of both snapshotters are gone after a collection, files and
-    directories too; leased ones stay.
+    """Unreferenced content, ingests and snapshots of both snapshotters are gone after a collection, with their files
+    and directories; leased ones stay.
     """
     lease = await client.lease("keep")
     kept = await client.write(b"kept", lease=lease)
@@ -80,7 +80,9 @@ async def test_garbage_goes_down_to_the_disk(processes: Processes, client: Clien
 
 
 async def test_references_by_label_hold(client: Client) -> None:
-    """An image keeps its manifest, that keeps layers and snapshots by labels; with the image all of it goes."""
+    """An image keeps its manifest, which keeps layers and snapshots by labels. All of them are removed with the
+    image.
+    """
     lease = await client.lease("pull")
     layer = await client.write(b"layer", lease=lease)
     await client.layer("base", lease=lease)
@@ -98,7 +100,7 @@ async def test_references_by_label_hold(client: Client) -> None:
 
 
 async def test_a_synchronous_delete_returns_when_all_is_gone(client: Client) -> None:
-    """Lease and image alike; without sync it happens soon after."""
+    """This holds for a lease and for an image; without sync they are removed soon after."""
     await client.write(b"1", lease=await client.lease("one"))
     await client.unlease("one", sync=True)
     assert await client.raw() == set()
@@ -115,7 +117,7 @@ async def _empty(client: Client) -> bool:
 
 
 async def test_an_ingest_goes_with_its_lease(client: Client) -> None:
-    """What was half written under a lease is aborted when the lease is gone."""
+    """A half-written ingest under a lease is aborted when the lease is gone."""
     await client.open("part", b"half", lease=await client.lease("pull"))
     await client.collect()
     assert len(await client.raw_ingests()) == 1
@@ -124,7 +126,7 @@ async def test_an_ingest_goes_with_its_lease(client: Client) -> None:
 
 
 async def test_an_expired_lease_frees_its_resources_on_an_idle_node(client: Client) -> None:
-    """Nobody calls anything, and it goes all the same."""
+    """They are removed without any call from a client."""
     used = False
     while not used:
         end = time.time() + 2.0
@@ -166,7 +168,7 @@ async def test_snapshots_that_the_collector_removes_are_announced(client: Client
 
 
 async def test_a_store_that_is_away_is_swept_when_it_is_back(processes: Processes, client: Client) -> None:
-    """While content is dead the snapshotters are swept; content is when it comes back, without anybody asking."""
+    """While content is dead the snapshotters are swept; content is swept when it comes back, without a request."""
     await client.write(b"later")
     await client.layer("now")
     processes.content.kill()
@@ -180,8 +182,8 @@ async def test_a_store_that_is_away_is_swept_when_it_is_back(processes: Processe
 
 
 async def test_a_blob_committed_while_it_is_swept_is_there(client: Client) -> None:
-    """Writers of the same few blobs, each with a lease of its own, and collections all the time: what was committed
-    under a lease can be read.
+    """Writers of the same few blobs, each with its own lease, run while collections run all the time: a blob that was
+    committed under a lease can be read.
     """
     collected = 0
     committed = 0
@@ -216,7 +218,7 @@ async def test_a_blob_committed_while_it_is_swept_is_there(client: Client) -> No
 
 
 async def test_snapshots_that_are_made_while_others_are_swept_work(client: Client) -> None:
-    """Chains are built under leases while collections remove what is no longer held: each can be stood on and
+    """Chains are built under leases while collections remove unheld snapshots: each snapshot can be a parent and be
     mounted.
     """
     built = 0
@@ -253,8 +255,8 @@ async def test_snapshots_that_are_made_while_others_are_swept_work(client: Clien
 
 @pytest.mark.parametrize("point", ["gc.after-records", "gc.after-mark", "gc.mid-sweep", "gc.before-unmark"])
 async def test_killed_in_the_middle_it_goes_on_where_it_was(processes: Processes, client: Client, point: str) -> None:
-    """metadata dies by kill -9 at any point of a collection: after its restart nothing is orphaned, what was held
-    is there, and nobody waits for a mark.
+    """metadata dies by kill -9 at any point of a collection. After its restart nothing is orphaned, held things are
+    there, and no caller waits for a mark.
     """
     lease = await client.lease("keep")
     kept = await client.write(b"kept", lease=lease)
@@ -294,8 +296,8 @@ async def test_killed_in_the_middle_it_goes_on_where_it_was(processes: Processes
 async def test_killed_while_hundreds_go_it_goes_on_where_it_was(
     processes: Processes, client: Client, point: str
 ) -> None:
-    """The same where blobs go by the hundred, and while records are still being removed: what is written anew is
-    there, and stays.
+    """The same where hundreds of blobs are removed, and while records are still being removed: a blob that is written
+    again is there and stays.
     """
     await client.collect()
     lease = await client.lease("keep")
@@ -327,7 +329,9 @@ async def test_killed_while_hundreds_go_it_goes_on_where_it_was(
 
 
 async def test_killed_at_random_nothing_is_lost_or_left(processes: Processes, client: Client) -> None:
-    """Ten times kill -9 at some moment of collections: what the lease holds is there, and in the end nothing else."""
+    """Ten times kill -9 at a random moment of collections: everything that the lease holds is there, and in the end
+    nothing else.
+    """
     lease = await client.lease("keep")
     kept = {await client.write(b"kept %d" % n, lease=lease) for n in range(3)}
     chance = random.Random(6)
@@ -350,8 +354,8 @@ async def test_killed_at_random_nothing_is_lost_or_left(processes: Processes, cl
 
 
 async def test_a_lost_database_deletes_nothing(processes: Processes, client: Client, tmp_path: Path) -> None:
-    """Started with an empty database on full raw stores, metadata removes nothing from them and says why; with the
-    old one back it goes on as before.
+    """Started with an empty database on full raw stores, metadata removes nothing from them and says why; with the old
+    database it goes on as before.
     """
     lease = await client.lease("keep")
     kept = await client.write(b"precious", lease=lease)

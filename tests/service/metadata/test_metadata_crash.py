@@ -1,4 +1,4 @@
-"""kill -9 at random moments: every transaction that was acknowledged is there afterwards, and none is there in part."""
+"""kill -9 at random moments: every acknowledged transaction is there afterwards, and none is there in part."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("seed", range(6))
 def test_the_database_keeps_what_it_acknowledged(tmp_path: Path, seed: int) -> None:
-    """Eight writers at once, killed twice."""
+    """Eight writers run at once; their process is killed twice."""
     rng = random.Random(seed)
     path = tmp_path / "metadata.db"
     acknowledged: dict[str, int] = {}
@@ -90,7 +90,7 @@ def test_the_database_keeps_what_it_acknowledged(tmp_path: Path, seed: int) -> N
 
 
 async def test_the_process_keeps_what_it_acknowledged(place: Path) -> None:
-    """Containers, an open intent and the gateway's incarnation outlive a kill -9 of metadata."""
+    """Containers, an open intent and the gateway's incarnation survive a kill -9 of metadata."""
     with ServiceProcess("services.metadata", place / "root", place / "state") as process:
         async with rpc.Channel(place / "state" / "metadata.sock") as channel:
             world = await World(Life(channel, StandIn(RawStandIn()))).begin()
@@ -119,8 +119,8 @@ async def test_the_process_keeps_what_it_acknowledged(place: Path) -> None:
     ("point", "recorded"), [("metadata.begun", False), ("metadata.before-finish", True), ("metadata.finished", True)]
 )
 async def test_metadata_dies_within_an_intent(place: Path, point: str, recorded: bool) -> None:
-    """Before it could answer Begin: no intent is left that nobody knows of. Before or after it wrote what Finish
-    makes: a repeated Finish makes it once.
+    """Before the answer to Begin: no intent is left that its gateway does not know. Before or after it wrote the
+    records that Finish makes: a repeated Finish makes them once.
     """
     faults = place / "faults"
     faults.mkdir()
@@ -172,8 +172,8 @@ async def _logged(process: ServiceProcess, text: str) -> bool:
 
 
 async def test_one_process_serves_a_directory(place: Path) -> None:
-    """Whoever comes second waits for a moment, and is then told whose the directory is; when the first has ended it
-    is his.
+    """A second process waits for a moment and then reports which process has the directory; when the first has ended,
+    the second gets it.
     """
     directory = place / "root" / "metadata"
     with ServiceProcess("services.metadata", place / "root", place / "state"):

@@ -1,5 +1,5 @@
-"""Damage of the database on a running process: it is said, and nothing unknown is collected until an operator says
-so.
+"""Damage of the database of a running process: it is reported, and nothing unknown is collected until an operator
+releases it.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ async def filled(socket: Path, count: int) -> None:
 
 
 async def test_one_flipped_bit_of_the_log(place: Path) -> None:
-    """What was answered and stood behind it is lost: the log says so, and the guard is up until ``splitd gc
-    --release``, over a restart too.
+    """Answered writes behind it are lost: the log says so, and the guard is up until ``splitd gc --release``, over a
+    restart too.
     """
     config = place / "config.toml"
     config.write_text(NO_COLLECTION)
@@ -61,8 +61,8 @@ async def test_one_flipped_bit_of_the_log(place: Path) -> None:
 
 
 async def test_damaged_pages(place: Path) -> None:
-    """A check after the start finds them: the process is not healthy, and says which file it is. Who meets them is
-    told so, and not ``internal error``.
+    """A check after the start finds them: the process is not healthy and names the file. A call that meets them gets an
+    error that says so, not ``internal error``.
     """
     config = place / "config.toml"
     config.write_text(NO_COLLECTION)
@@ -93,8 +93,8 @@ async def test_damaged_pages(place: Path) -> None:
 
 @pytest.mark.parametrize("how", ["List", "Update"])
 async def test_a_damaged_value(place: Path, how: str) -> None:
-    """To SQLite its page is whole, so a check of all pages finds nothing: whoever meets it is told which record it
-    is, the process is not healthy, and nothing is collected.
+    """To SQLite the page is whole, so a check of all pages finds nothing. A call that meets the value gets an error
+    with its record, the process is not healthy, and nothing is collected.
     """
     config = place / "config.toml"
     config.write_text(NO_COLLECTION)
@@ -132,8 +132,8 @@ async def test_a_damaged_value(place: Path, how: str) -> None:
 
 
 async def test_a_database_saved_from_damage_looks_whole(place: Path) -> None:
-    """Records are gone from it, and nothing in it says so: nothing at all is collected until an operator says
-    otherwise, over a restart.
+    """Records are missing from it, and nothing in it says so: nothing at all is collected until an operator releases
+    it, over a restart too.
     """
     config = place / "config.toml"
     config.write_text(NO_COLLECTION)
@@ -187,8 +187,8 @@ async def test_a_store_that_cannot_be_released_is_named_and_stops_no_other(place
 
 
 async def test_readable_rows_of_a_damaged_database_are_saved(place: Path) -> None:
-    """``splitd salvage`` puts a new one in its place and keeps the damaged one; metadata serves again, with most of
-    the records, and collects nothing until an operator says so.
+    """``splitd salvage`` replaces the database with a new one and keeps the damaged one. Metadata serves again with
+    most of the records, and collects nothing until an operator releases it.
     """
     config = place / "config.toml"
     config.write_text(NO_COLLECTION)

@@ -1,5 +1,5 @@
-"""The suites of Records on metadata's process, with a stand-in for the gateway; that of images on containerd too,
-which says whether it is right.
+"""The suites of Records on metadata's process, with a stand-in for the gateway. The suite of images runs on containerd
+too, to check the suite itself.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from tests.suites.records_lives import Clients, RawStandIn, over
 from tests.support import ServiceProcess, short_directory
 
 NO_COLLECTION = '[metadata.gc]\nschedule_delay = "1h"\nstartup_delay = "0s"\nmutation_threshold = 0\n'
-"""The suites hold what they need by leases, but not all of it."""
+"""The suites hold most of what they need by leases, but not all of it."""
 
 
 class StandIn:
-    """What the process asks of internal.sock: the raw services, and where events go."""
+    """The services that the process calls on internal.sock: the raw services and the receiver of events."""
 
     def __init__(self, raw: RawStandIn) -> None:
         self.raw = raw
@@ -78,7 +78,7 @@ class StandIn:
 
 
 class Life:
-    """The process."""
+    """Metadata's process for the suites."""
 
     def __init__(self, channel: rpc.Channel, stand_in: StandIn) -> None:
         self._channel = channel
@@ -136,10 +136,10 @@ class TestDeadGateway(records.DeadGatewaySuite):
 
 
 class TestEvents:
-    """Of what metadata publishes itself."""
+    """Events that metadata publishes itself."""
 
     async def test_events_come_in_order_with_their_namespaces_and_times(self, life: Life) -> None:
-        """Those of a namespace and of a container in it, though the gateway was away when they happened."""
+        """Events of a namespace and of a container in it arrive although the gateway was absent when they happened."""
         from tests.suites import containers, namespaces
 
         space = records.new_namespace()
@@ -174,7 +174,7 @@ class TestEvents:
 
 
 class TestImages(records_images.ImageRecordsSuite):
-    """The process, by Records."""
+    """The process, called by Records."""
 
     @pytest.fixture
     def clients(self, life: Life) -> Clients:
@@ -196,7 +196,7 @@ def debian() -> Iterator[Path]:
 
 @pytest.mark.root
 class TestImagesOfContainerd(records_images.ImageRecordsSuite):
-    """Debian's containerd, by Images."""
+    """Debian's containerd, called by Images."""
 
     newest = False
 

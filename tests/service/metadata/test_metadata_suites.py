@@ -1,5 +1,5 @@
-"""The suites of metadata's public services over sockets: its process, and Debian's containerd, which says whether
-the suites are right.
+"""The suites of metadata's public services over sockets: on its process, and on Debian's containerd, to check the
+suites themselves.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.support import ServiceProcess, short_directory
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Path]:
-    """The socket of a metadata process; no gateway is there, so its events wait."""
+    """The socket of a metadata process without a gateway, so its events wait."""
     with short_directory() as directory, ServiceProcess("services.metadata", directory / "root", directory / "state"):
         yield directory / "state" / "metadata.sock"
 
@@ -58,20 +58,14 @@ class TestLeases(Served, leases.LeasesSuite):
 
 @pytest.mark.root
 class TestNamespacesOfContainerd(Debian, namespaces.NamespacesSuite):
-    """Debian's containerd."""
-
     label_length = ""
 
 
 @pytest.mark.root
 class TestContainersOfContainerd(Debian, containers.ContainersSuite):
-    """Debian's containerd."""
-
     label_length = ""
 
 
 @pytest.mark.root
 class TestLeasesOfContainerd(Debian, leases.LeasesSuite):
-    """Debian's containerd."""
-
     newest = False

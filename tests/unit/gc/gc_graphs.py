@@ -1,4 +1,4 @@
-"""Small worlds for the collector's tests: records written by one line each, into the memory store."""
+"""Small record graphs for the collector's tests: each record is written by one line, into the memory store."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONTENT, OVERLAY = "content", "snapshots.overlayfs"
 
 
 def stamp(nanoseconds: int) -> str:
-    """RFC 3339, as labels have it."""
+    """A time in RFC 3339, as labels have it."""
     return datetime.fromtimestamp(nanoseconds / 1e9, UTC).isoformat().replace("+00:00", "Z")
 
 
@@ -31,7 +31,9 @@ def digest(number: int) -> str:
 
 @dataclass
 class World:
-    """Records to be; every method returns what it wrote, and takes ``labels`` with ``containerd.io/`` left out."""
+    """A builder of records: every method returns what it wrote and takes ``labels`` with ``containerd.io/`` left
+    out.
+    """
 
     transactions: MemoryTransactions = field(default_factory=MemoryTransactions)
 

@@ -1,5 +1,5 @@
-"""What is decided once about all records, and what was written since: nothing goes that lives, and what is looked
-at is what was written.
+"""The decision that a collection makes once about all records, and its correction by later writes: no living record is
+removed, and only records that were written since are looked at again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _looked(state: Reader) -> _Found:
 
 
 def change(world: World, rng: random.Random) -> None:
-    """One random record, or one less."""
+    """Make one random change: add a record or remove one."""
     number, other = rng.randrange(NAMES), rng.randrange(NAMES)
     labels = {"gc.root": "x"} if rng.random() < 0.05 else {}
     for _ in range(rng.choice([0, 0, 1, 2, 3])):
@@ -104,7 +104,9 @@ def change(world: World, rng: random.Random) -> None:
 
 @pytest.mark.parametrize("held", [False, True])
 def test_one_record_that_refers_to_ten_thousand_is_many_steps(held: bool) -> None:
-    """An index may, alive or dead: whoever else is served waits for a few hundred of them, not for all."""
+    """An index may name ten thousand blobs, alive or dead. Other callers wait for a few hundred of them, not for
+    all.
+    """
     world = World()
     world.blob(1, {f"gc.ref.content.m.{number}": digest(number + 2) for number in range(10_000)})
     if held:
@@ -162,8 +164,8 @@ def test_large_records_are_looked_at_one_by_one() -> None:
 
 @pytest.mark.parametrize("seed", range(150))
 def test_nothing_goes_that_lives(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is written between the look and each batch: what goes is dead by a look at all records. And where
-    nothing is written all goes that is dead.
+    """Records are written between the look and each batch: every removed record is dead by a full look at all records.
+    Without such writes every dead record is removed.
     """
     monkeypatch.setattr("time.time_ns", lambda: NOW)
     rng = random.Random(seed)
@@ -191,7 +193,7 @@ def test_nothing_goes_that_lives(seed: int, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_keys_written_during_a_sweep_are_looked_at_once() -> None:
-    """And not kept: a sweep may take hours. What came to be named stays all the same."""
+    """They are not kept, since a sweep may take hours. A thing that came to be named stays nevertheless."""
     world = World()
     with world.transactions.watch() as written:
         spared = Spared(Listing(CONTENT), written)
@@ -204,7 +206,7 @@ def test_keys_written_during_a_sweep_are_looked_at_once() -> None:
 
 
 def test_a_record_is_removed_before_those_it_refers_to() -> None:
-    """So that nobody finds one that refers to what is gone."""
+    """So no caller finds a record that refers to a missing one."""
     world = World()
     for number in range(1, 30):
         world.blob(number, {"gc.ref.content.0": digest(number - 1)} if number > 1 else {})
@@ -217,7 +219,7 @@ def test_a_record_is_removed_before_those_it_refers_to() -> None:
 
 
 async def test_transactions_of_a_collection_look_only_at_the_records_they_remove() -> None:
-    """However many records live, and however many raw things stay."""
+    """This holds however many records live and however many raw things stay."""
 
     async def cost(living: int) -> int:
         store = Counting()

@@ -1,4 +1,6 @@
-"""Collecting, on raw stores in memory: what goes, what stays, and what happens when somebody comes in between."""
+"""Collecting on raw stores in memory: which records and raw things are removed, which stay, and what happens when a
+client writes in between.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ from tests.support import eventually_async
 from tests.unit.gc.gc_graphs import CONTENT, HOUR, NOW, OVERLAY, SECOND, World, digest, stamp
 
 QUIET = Config(startup_delay=3600.0)
-"""Nothing is collected but what a test asks for."""
+"""With these settings only collections that a test requests run."""
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def world() -> World:
 
 @pytest.fixture(params=["one at a time", "together"])
 async def stores(world: World, request: pytest.FixtureRequest) -> MemoryRawStores:
-    """The raw stores, ours by their stamps."""
+    """The raw stores; their stamps say that they are ours."""
     store_id = await world.database.store_id()
     made = MemoryRawStores(content=store_id, snapshots_overlayfs=store_id)
     made.together = request.param == "together"
@@ -51,7 +53,7 @@ def events() -> list[Event]:
 
 @pytest.fixture
 def tuning() -> Tuning:
-    """The usual ones; a test that wants others is parametrized with them."""
+    """The default tuning; a test that needs another one is parametrized with it."""
     return Tuning()
 
 
@@ -79,7 +81,7 @@ def raw_snapshot(key: str) -> Raw:
 async def test_dead_records_go_with_their_raw_things(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
-    """A collection removes records that nothing refers to, and then the raw things; what lives stays with its own."""
+    """A collection removes records that nothing refers to, and then their raw things. Living records keep theirs."""
     world.image("image", 1)
     kept = [world.blob(1), world.ingest("young", NOW + HOUR)]
     gone = [world.blob(2), world.ingest("old", NOW - 1), world.snapshot("s")]
@@ -96,7 +98,7 @@ async def test_dead_records_go_with_their_raw_things(
 
 
 async def test_raw_things_without_a_record_go(world: World, stores: MemoryRawStores, collector: Collector) -> None:
-    """In a store of ours what no record names is garbage, whether we ever knew it or not."""
+    """In a store of ours a raw thing that no record names is garbage, whether we ever knew it or not."""
     for raw in (blob(1), Raw(CONTENT, "ingest", "ns/0/x"), raw_snapshot("ns/0/s"), raw_snapshot("odd")):
         stores.add(raw)
     done = await collector.collect()
@@ -107,8 +109,8 @@ async def test_raw_things_without_a_record_go(world: World, stores: MemoryRawSto
 
 
 async def test_a_blob_goes_with_its_last_namespace(world: World, stores: MemoryRawStores, collector: Collector) -> None:
-    """Raw content stays while any namespace has a record of it, or a writer was told that its bytes are there
-    already.
+    """Raw content stays while any namespace has a record of it, or while a writer has been told that its bytes are
+    there already.
     """
     raw = world.blob(1)
     world.blob(1, {"gc.root": "x"}, ns="other")
@@ -133,7 +135,7 @@ async def test_children_go_before_their_parents(world: World, stores: MemoryRawS
 
 
 async def test_ancestors_of_kept_snapshots_stay(world: World, stores: MemoryRawStores, collector: Collector) -> None:
-    """A raw parent without a record is left in peace as long as a recorded snapshot stands on it."""
+    """A raw parent without a record stays as long as a recorded snapshot stands on it."""
     world.container("c", "top")
     top = world.snapshot("top")
     stores.add(raw_snapshot("ns/0/base"))
@@ -159,7 +161,7 @@ async def test_events_are_those_of_containerd(
 
 
 async def test_one_failure_stops_nothing_else(world: World, stores: MemoryRawStores, collector: Collector) -> None:
-    """What cannot be removed is reported, unmarked and tried again by the next collection."""
+    """A raw thing that cannot be removed is reported, unmarked and tried again by the next collection."""
     raws = [world.snapshot(name) for name in "abc"]
     for raw in raws:
         stores.add(raw)
@@ -183,7 +185,7 @@ async def test_one_failure_stops_nothing_else(world: World, stores: MemoryRawSto
 async def test_a_backend_that_is_away_postpones_only_itself(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
-    """The others are swept, and the one that was away is, as soon as it is back, without being asked for."""
+    """The other backends are swept. The absent one is swept as soon as it is back, without a request."""
     gone = [world.blob(1), world.snapshot("s")]
     for raw in gone:
         stores.add(raw)
@@ -206,7 +208,7 @@ async def _async(value: object) -> object:
 
 
 async def test_a_hanging_backend_delays_no_other(world: World, stores: MemoryRawStores, collector: Collector) -> None:
-    """Records are removed, other backends swept and marks of others set while one backend does not answer."""
+    """Records are removed, other backends are swept and their marks are set while one backend does not answer."""
     hanging = asyncio.Event()
 
     async def hang(method: str, name: str) -> None:
@@ -235,7 +237,7 @@ async def test_a_hanging_backend_delays_no_other(world: World, stores: MemoryRaw
 async def test_a_commit_between_listing_and_marking_is_safe(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
-    """A blob that was garbage when it was listed, and has a record or an intent by the time of marking, stays."""
+    """A blob that was garbage when it was listed, but has a record or an intent when it would be marked, stays."""
     for number in (1, 2, 3):
         stores.add(blob(number))
 
@@ -252,7 +254,7 @@ async def test_a_commit_between_listing_and_marking_is_safe(
 async def test_a_commit_of_an_unknown_digest_holds_all_blobs(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
-    """While a commit is open that did not say its digest no blob goes; afterwards the sweep comes back by itself."""
+    """While a commit without a digest is open, no blob is removed; afterwards the sweep resumes by itself."""
     stores.add(blob(1))
     stores.add(Raw(CONTENT, "ingest", "ns/0/old"))
     intent = world.intent("commit-ingest", ref="r", raw_ref="ns/1/r")
@@ -264,7 +266,7 @@ async def test_a_commit_of_an_unknown_digest_holds_all_blobs(
 async def test_a_caller_that_wants_a_blob_being_swept_waits_until_it_is_gone(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
-    """A commit that comes while the blob is being removed begins after that, and finds it gone."""
+    """A commit that comes while the blob is being removed begins after the removal and finds the blob gone."""
     stores.add(blob(1))
     removing, go_on = asyncio.Event(), asyncio.Event()
 
@@ -294,8 +296,8 @@ async def test_a_caller_that_wants_a_blob_being_swept_waits_until_it_is_gone(
 async def test_a_snapshot_that_an_open_prepare_asks_for_stays(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
-    """While somebody asks for a target no raw snapshot with that label goes, nor what it stands on; a mark tells
-    for which target it is.
+    """While a Prepare asks for a target, no raw snapshot with that label is removed, nor any snapshot below it. A mark
+    says for which target it is.
     """
     stores.add(raw_snapshot("ns/0/base"))
     stores.add(raw_snapshot("ns/0/remote"), parent="ns/0/base", reference="chain")
@@ -317,7 +319,7 @@ async def test_a_snapshot_that_an_open_prepare_asks_for_stays(
 async def test_a_victim_that_gets_a_record_before_its_batch_is_spared(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
-    """Victims are marked some at a time and looked at again: one that was adopted meanwhile stays."""
+    """Victims are marked in batches and checked again: one that was adopted meanwhile stays."""
     keys = [f"ns/0/{n:03}" for n in range(40)]
     for key in keys:
         stores.add(raw_snapshot(key))
@@ -335,7 +337,7 @@ async def test_a_victim_that_gets_a_record_before_its_batch_is_spared(
 
 
 def _after_the_look(collector: Collector, monkeypatch: pytest.MonkeyPatch, then: Callable[[], Awaitable[None]]) -> None:
-    """Something happens when a collection has looked at all records."""
+    """Run an action when a collection has looked at all records."""
     through = collector.lane.through
 
     async def looked(steps: Any) -> Any:
@@ -361,8 +363,8 @@ def _adopted(key: str):
 async def test_a_removal_with_an_unknown_outcome_keeps_its_mark(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
-    """The removal may still happen: the mark stays until the backend says, and what was not asked for yet is
-    unmarked.
+    """The removal may still happen, so its mark stays until the backend answers. Things whose removal was not requested
+    yet are unmarked.
     """
     stores.together = False
     for number in (1, 2):
@@ -385,7 +387,7 @@ async def test_a_removal_with_an_unknown_outcome_keeps_its_mark(
 async def test_a_removal_that_takes_too_long_does_not_stop_the_others(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
-    """It stays marked, since it may still happen, and the next sweep looks what became of it."""
+    """It stays marked, since it may still happen; the next sweep checks its outcome."""
     stores.together = False
     slow = True
 
@@ -408,7 +410,7 @@ async def test_a_removal_that_takes_too_long_does_not_stop_the_others(
 async def test_a_repeated_removal_that_finds_nothing_was_ours(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
-    """Where the first answer was lost, NOT_FOUND to the second is success."""
+    """If the first answer was lost, NOT_FOUND to the second call counts as success."""
     stores.add(blob(1))
     first = True
 
@@ -427,7 +429,7 @@ async def test_a_repeated_removal_that_finds_nothing_was_ours(
 async def test_marks_of_a_dead_process_are_resolved(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
-    """What is still there is removed, what is gone or was recorded is unmarked."""
+    """Things that still exist are removed; things that are gone or have a record are unmarked."""
     there, gone, recorded = blob(1), blob(2), world.blob(3, {"gc.root": "x"})
     base = raw_snapshot("ns/0/base")
     for raw in (there, recorded, base):
@@ -444,7 +446,9 @@ async def test_marks_of_a_dead_process_are_resolved(
 async def test_marks_of_many_blobs_that_a_dead_process_left_are_resolved(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
-    """As those of single ones, whatever became of each of the blobs that were to go in one call."""
+    """Marks of blobs that were to be removed in one call are resolved as single ones are, whatever became of each
+    blob.
+    """
     there, gone, recorded = blob(1), blob(2), world.blob(3, {"gc.root": "x"})
     for raw in (there, recorded):
         stores.add(raw)
@@ -458,8 +462,8 @@ async def test_marks_of_many_blobs_that_a_dead_process_left_are_resolved(
 async def test_of_many_blobs_that_go_in_one_call_each_is_marked(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
-    """Whoever wants one of them waits until the call is over, then it is gone; one that was not removed is unmarked
-    like the others, and stays named.
+    """A caller that wants one of them waits until the call is over, and then the blob is gone. A blob that was not
+    removed is unmarked as the others are, and stays named.
     """
     await collector.collect()
     raws = [world.blob(number) for number in range(100)]
@@ -494,7 +498,7 @@ async def test_of_many_blobs_that_go_in_one_call_each_is_marked(
 
 
 async def test_a_new_store_becomes_ours(world: World, stores: MemoryRawStores, collector: Collector) -> None:
-    """An empty store, or one that has nothing but what we named, is stamped; then what nobody knows in it is
+    """A store that is empty, or has only things that we named, is stamped; from then on unknown things in it are
     garbage.
     """
     stores.stamps = {CONTENT: "", OVERLAY: ""}
@@ -508,8 +512,8 @@ async def test_a_new_store_becomes_ours(world: World, stores: MemoryRawStores, c
 async def test_an_unstamped_store_with_contents_is_not_wiped(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
-    """A store that was filled by somebody else, or by a database that is lost, keeps what we do not know; what we
-    named and gave up goes.
+    """A store that was filled by another system, or by a database that is lost, keeps the things that we do not know.
+    Things that we named and gave up are removed.
     """
     stores.stamps[CONTENT] = ""
     stores.add(blob(1))
@@ -523,8 +527,8 @@ async def test_an_unstamped_store_with_contents_is_not_wiped(
 async def test_a_store_that_was_anothers_is_ours_once_an_operator_says_so(
     world: World, stores: MemoryRawStores, collector: Collector, stamp: str
 ) -> None:
-    """That it is not is said by what is held back, so that an operator learns of it; then what nobody knows goes,
-    and the next is swept as our own.
+    """The report of held-back things tells the operator that the store is not ours. After the release unknown things
+    are removed, and later sweeps treat the store as ours.
     """
     stores.stamps[CONTENT] = stamp
     stores.add(blob(1))
@@ -543,7 +547,9 @@ async def test_a_store_that_was_anothers_is_ours_once_an_operator_says_so(
 async def test_another_databases_store_is_not_touched(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
-    """In a store with another id nothing is removed, not even what we named: it may be a second database's."""
+    """In a store with another id nothing is removed, not even things that we named: the store may be a second
+    database's.
+    """
     stores.stamps[CONTENT] = "another"
     stores.add(blob(1))
     stores.add(world.blob(2))
@@ -557,7 +563,7 @@ async def test_another_databases_store_is_not_touched(
 async def test_an_older_copy_of_the_database_removes_nothing_that_it_does_not_know(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
-    """A raw key with a number that was never given out says that this database is older than the store."""
+    """A raw key with a number that was never given out shows that this database is older than the store."""
     known = world.snapshot("known")
     for raw in (known, raw_snapshot("ns/99/later"), raw_snapshot("elsewhere/1/x")):
         stores.add(raw)
@@ -568,8 +574,8 @@ async def test_an_older_copy_of_the_database_removes_nothing_that_it_does_not_kn
 async def test_in_a_foreign_store_only_things_that_we_named_are_removed(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
-    """A snapshotter without Stamp has things of others: of them only our own are removed, also those that only an
-    intent named, and none under another's child.
+    """A snapshotter without Stamp has things of other clients. Only our own are removed, including those that only an
+    intent named, and none that another's child stands on.
     """
     stores.stamps[OVERLAY] = None
     ours, under = world.snapshot("ours"), world.snapshot("under")
@@ -588,7 +594,7 @@ async def test_in_a_foreign_store_only_things_that_we_named_are_removed(
 async def test_names_of_things_that_never_came_to_be_are_forgotten(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
-    """What was named and is not there does not keep the collector busy for ever."""
+    """Names of things that do not exist do not keep the collector busy for ever."""
     world.end(world.intent("prepare", key="k", raw_key="ns/7/k"))
     await collector.collect()
     assert world.named() == set()
@@ -600,8 +606,8 @@ async def test_names_of_things_that_never_came_to_be_are_forgotten(
 async def test_a_content_store_that_was_looked_through_is_not_listed_again(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
-    """A synchronous delete costs what goes, not what is there; what nobody ever named has to wait for a collection
-    of everything.
+    """A synchronous delete costs as much as it removes, not as much as the store has. Things that were never named wait
+    for a full collection.
     """
     await collector.collect()
     stores.calls.clear()
@@ -623,7 +629,7 @@ async def test_a_content_store_that_was_looked_through_is_not_listed_again(
 async def test_it_is_listed_again_when_something_was_not_as_it_should_be(
     world: World, stores: MemoryRawStores, collector: Collector, what: str
 ) -> None:
-    """A removal that failed, a store that is not ours any more, a database that is held to be old."""
+    """The reasons: a removal that failed, a store that is no longer ours, a database that is held to be old."""
     await collector.collect()
 
     async def refuse(method: str, name: str) -> None:
@@ -648,7 +654,7 @@ async def test_it_is_listed_again_when_something_was_not_as_it_should_be(
 async def test_no_blob_goes_unlisted_while_a_commit_is_open_of_an_unknown_digest(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
-    """Nor one that came to be named since the records were read."""
+    """This includes blobs that came to be named since the records were read."""
     await collector.collect()
     raws = [world.blob(number) for number in (1, 2)]
     for raw in raws:
@@ -669,7 +675,7 @@ async def test_no_blob_goes_unlisted_while_a_commit_is_open_of_an_unknown_digest
 async def test_records_revived_during_a_collection_are_not_swept(
     world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its record was spared, and nobody wrote its raw name anew."""
+    """Their records were spared, and no call wrote their raw names anew."""
     await collector.collect()
     raws = [world.blob(number) for number in (1, 2)]
     for raw in raws:
@@ -686,7 +692,9 @@ async def test_records_revived_during_a_collection_are_not_swept(
 async def test_a_commit_of_an_unknown_digest_does_not_wait_for_a_whole_sweep(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
-    """Some blobs are marked at any time, since the next are while some are removed; but not while he waits."""
+    """Some blobs are marked at any time, since the next batch is marked while one is removed; but none is marked while
+    the commit waits.
+    """
     for number in range(200):
         stores.add(blob(number))
     waiting: list[asyncio.Task[int]] = []
@@ -715,8 +723,8 @@ async def test_a_sweep_waits_for_the_disk_once(
     foreign: bool,
     waits: int,
 ) -> None:
-    """Before the first thing goes: then the end of every record is there, and a mark that a power cut takes is of
-    something that nobody names. A foreign store may go on.
+    """It waits before the first removal: then the end of every record is on disk, and a mark that is lost in a power
+    cut is of a thing that no record names. A sweep of a foreign store may go on without it.
     """
     if foreign:
         stores.stamps[CONTENT] = None
@@ -752,7 +760,7 @@ def held(world: World, lease: str = "l") -> int:
 async def test_resources_of_a_deleted_lease_are_removed_in_steps(
     world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
-    """However much it was, no transaction takes long; and a lease of the same name has nothing of it."""
+    """No transaction takes long, however much the lease held; a new lease with the same id holds nothing of it."""
     world.lease(
         "l",
         *(("content", digest(number)) for number in range(5 * schema.RESOURCES_PER_STEP // 2)),
@@ -781,7 +789,7 @@ async def test_resources_of_a_deleted_lease_are_removed_in_steps(
 async def test_a_new_lease_has_no_resources_of_an_earlier_one(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
-    """Of which a process that died may have left some; and what is left of others holds nothing."""
+    """A process that died may have left some of them. Leftovers of other leases hold nothing either."""
     leases, last = Leases(world.database), schema.RESOURCES_PER_STEP + 3
     for name in ("l", "m"):
         world.lease(name, *(("content", digest(number)) for number in range(last + 1)))
@@ -799,7 +807,7 @@ async def test_a_new_lease_has_no_resources_of_an_earlier_one(
 async def test_a_collection_begins_after_it_was_asked_for(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
-    """Who asks while a collection runs gets one that saw what was so at the time of asking."""
+    """A caller that asks while a collection runs gets one that saw the state at the time of asking."""
     listing, go_on = asyncio.Event(), asyncio.Event()
 
     async def hold(method: str, name: str) -> None:
@@ -819,9 +827,7 @@ async def test_a_collection_begins_after_it_was_asked_for(
 
 
 async def test_after_a_deletion_it_comes_by_itself(world: World, stores: MemoryRawStores, events: list[Event]) -> None:
-    """A scheduled collection sweeps the backends that have something which nobody names any more, and asks nothing
-    of the others.
-    """
+    """A scheduled collection sweeps the backends that have unnamed things, and calls no other backend."""
     async with Collector(world.database, stores, Config(startup_delay=0.01), events.append).running() as collector:
         await eventually_async(lambda: _async(("list", OVERLAY) in stores.calls))
         await asyncio.wait_for(collector.collect(), 5)
@@ -835,7 +841,7 @@ async def test_after_a_deletion_it_comes_by_itself(world: World, stores: MemoryR
 
 
 async def test_it_wakes_when_a_lease_expires(world: World, stores: MemoryRawStores, events: list[Event]) -> None:
-    """Nobody has to write anything for an expired lease to free what it held (containerd issue 6294)."""
+    """An expired lease frees its resources without any write (containerd issue 6294)."""
     async with Collector(world.database, stores, Config(startup_delay=0.01), events.append).running() as collector:
         raw = world.blob(1)
         stores.add(raw)
@@ -847,7 +853,7 @@ async def test_it_wakes_when_a_lease_expires(world: World, stores: MemoryRawStor
 
 
 async def test_a_lease_made_later_is_noticed(world: World, stores: MemoryRawStores, events: list[Event]) -> None:
-    """After a write it looks whether something expires earlier than all that is known."""
+    """After a write the collector checks whether a record expires earlier than all that it knows."""
     async with Collector(
         world.database, stores, Config(startup_delay=0.01), events.append, tuning=Tuning(look=0.02)
     ).running() as collector:
@@ -864,7 +870,7 @@ async def test_a_lease_made_later_is_noticed(world: World, stores: MemoryRawStor
 async def test_an_expiry_is_noticed_though_its_commit_was_under_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
-    """Who looked before it was committed looks again."""
+    """A check that came before the commit is repeated after it."""
     store = SqliteTransactions(tmp_path / "metadata.db")
     database = Database(store)
     looked, disk = asyncio.Event(), threading.Event()
@@ -907,7 +913,7 @@ async def test_an_expiry_is_noticed_though_its_commit_was_under_way(
 async def test_an_expiry_written_during_a_collection_is_noticed(
     world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After its look at all records."""
+    """The write comes after the collection has read all records."""
     _after_the_look(
         collector,
         monkeypatch,
@@ -928,7 +934,7 @@ async def test_an_expiry_written_during_a_collection_is_noticed(
 async def test_a_mark_that_could_not_be_taken_off_is_with_the_next(
     world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else who wants the thing would wait for what is over."""
+    """Otherwise a caller that wants the thing would wait for a removal that is over."""
     stores.together = False
     for number in (1, 2):
         stores.add(blob(number))
@@ -954,7 +960,7 @@ async def test_a_mark_that_could_not_be_taken_off_is_with_the_next(
 async def test_another_gateway_brings_other_backends(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
-    """When a gateway connects all its backends are looked through."""
+    """When a gateway connects, all its backends are swept."""
     stores.stamps["snapshots.new"] = ""
     await collector.collect()
     world._write(
@@ -970,7 +976,7 @@ async def test_another_gateway_brings_other_backends(
 async def test_a_failed_collection_is_repeated(
     world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody has to ask again, and what was to be looked through is."""
+    """No caller has to ask again, and all backends of the failed collection are swept."""
     world.blob(1)
     stores.add(world.snapshot("s"))
     write, refusals = world.transactions.write, 2
@@ -992,7 +998,7 @@ async def test_a_failed_collection_is_repeated(
 async def test_a_store_that_cannot_write_fails_waiting_callers(
     world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The error is the store's, and the collector goes on."""
+    """The callers get the store's error, and the collector goes on."""
     world.blob(1)
 
     async def full(work: object, *, lasting: bool = True) -> None:
@@ -1007,7 +1013,7 @@ async def test_a_store_that_cannot_write_fails_waiting_callers(
 
 
 async def test_after_the_end_callers_get_an_error(world: World, stores: MemoryRawStores) -> None:
-    """A collector that ended, or ends while somebody waits, says so."""
+    """A collector that has ended, or that ends while a caller waits, raises an error that says so."""
     collector = Collector(world.database, stores, QUIET, lambda _: None)
     never = asyncio.Event()
 
@@ -1051,7 +1057,7 @@ async def test_coalesced_runs_never_overlap() -> None:
 
 
 async def test_a_run_that_never_began_does_not_block_the_next() -> None:
-    """It was cancelled, or failed, while another ran; a caller that asks then gets a run all the same."""
+    """The run was cancelled or failed while another ran; a caller that asks then gets a run nevertheless."""
     go_on = asyncio.Event()
 
     async def work() -> bool:
@@ -1073,7 +1079,7 @@ async def test_a_run_that_never_began_does_not_block_the_next() -> None:
 
 @pytest.fixture
 def spans() -> Iterator[InMemorySpanExporter]:
-    """Tracing on, into a list."""
+    """Spans of the process, collected in a list."""
     exporter = InMemorySpanExporter()
     tracing.setup("test", exporter=exporter)
     yield exporter
@@ -1083,7 +1089,7 @@ def spans() -> Iterator[InMemorySpanExporter]:
 async def test_a_collection_can_be_seen(
     world: World, stores: MemoryRawStores, spans: InMemorySpanExporter, collector: Collector
 ) -> None:
-    """One span for the records, one for each backend, with what they counted."""
+    """There is one span for the records and one for each backend, with their counts."""
     stores.add(world.blob(1))
     await collector.collect()
     found = {(s.name, s.attributes.get("backend")): s.attributes for s in spans.get_finished_spans()}
@@ -1095,7 +1101,9 @@ async def test_a_collection_can_be_seen(
 async def test_many_removals_with_an_unknown_outcome_keep_their_marks(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
-    """All of it may have happened, so all stay marked; the next sweep asks again, and finds what is gone."""
+    """All removals of the call may have happened, so all marks stay. The next sweep asks again and finds what is
+    gone.
+    """
     stores.together = away = True
     for number in range(3):
         stores.add(blob(number))
@@ -1118,7 +1126,7 @@ async def test_many_removals_with_an_unknown_outcome_keep_their_marks(
 async def test_a_backend_is_asked_once_whether_it_takes_many_removals(
     stores: MemoryRawStores, collector: Collector
 ) -> None:
-    """Where it does they are few calls, however many things go."""
+    """If it does, removals take few calls, however many things are removed."""
     for number in range(1000):
         stores.add(blob(number))
     assert len((await collector.collect()).removed) == 1000

@@ -24,7 +24,7 @@ def test_the_defaults_are_containerds() -> None:
 
 
 def test_containerds_table_is_read_and_ours_wins() -> None:
-    """A containerd config can stay as it is; [metadata.gc] says more."""
+    """A containerd config can stay as it is; keys in [metadata.gc] take precedence."""
     found = load(
         file("""
         [plugins."io.containerd.gc.v1.scheduler"]
@@ -39,7 +39,7 @@ def test_containerds_table_is_read_and_ours_wins() -> None:
 
 
 def test_values_are_brought_into_containerds_bounds() -> None:
-    """As containerd does, silently."""
+    """Values are clamped silently, as in containerd."""
     assert load(file("[metadata.gc]\npause_threshold = 0.7\nmutation_threshold = -3")) == Config(
         pause_threshold=0.5, mutation_threshold=0
     )
@@ -47,12 +47,12 @@ def test_values_are_brought_into_containerds_bounds() -> None:
 
 @pytest.mark.parametrize("table", ["metadata.gc", 'plugins."io.containerd.gc.v1.scheduler"'])
 def test_a_wrong_value_is_named_with_its_table(table: str) -> None:
-    """The message says where it stands."""
+    """The message names the table and the key."""
     with pytest.raises(errors.InvalidArgument) as caught:
         load(file(f"[{table}]\nschedule_delay = 5"))
     assert f"[{table}] schedule_delay" in str(caught.value)
 
 
 def test_the_service_reads_it() -> None:
-    """[metadata] has the collector's table below it."""
+    """The collector's table is a subtable of [metadata]."""
     assert metadata_config.load(file("[metadata.gc]\ndeletion_threshold = 7")).gc.deletion_threshold == 7

@@ -1,4 +1,4 @@
-"""A database that is older than its stores removes nothing that it does not know, until an operator says so."""
+"""A database that is older than its stores removes nothing that it does not know, until an operator releases it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def stores(world: World) -> MemoryRawStores:
 
 @pytest.fixture
 def tuning() -> Tuning:
-    """The usual ones; a test that wants others is parametrized with them."""
+    """The default tuning; a test that needs another one is parametrized with it."""
     return Tuning()
 
 
@@ -54,8 +54,8 @@ BLOB = Raw(CONTENT, "blob", digest(9))
 
 
 async def test_numbers_that_are_given_out_anew_do_not_end_it(world: World, stores: MemoryRawStores) -> None:
-    """The database lost its second number, and gives it out again before anybody looks: what was made by it the
-    first time is known by nobody, and stays.
+    """The database lost its second number and gives it out again before any check. The thing that got the number the
+    first time is unknown to every record, and stays.
     """
     stores.add(world.snapshot("first", labels={"gc.root": "x"}))
     async with Collector(world.database, stores, QUIET, lambda _: None).running() as before:
@@ -76,7 +76,7 @@ async def test_numbers_that_are_given_out_anew_do_not_end_it(world: World, store
 async def test_a_hold_survives_the_process_and_known_things_are_collected(
     world: World, stores: MemoryRawStores
 ) -> None:
-    """The next metadata process holds back the same; its own garbage goes."""
+    """The next metadata process holds back the same things; its own garbage is removed."""
     stores.add(LOST)
     async with Collector(world.database, stores, QUIET, lambda _: None).running() as first:
         await first.collect()
@@ -93,8 +93,8 @@ async def test_a_hold_survives_the_process_and_known_things_are_collected(
 async def test_a_sign_that_comes_during_a_sweep_counts(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
-    """What was found to be nobody's before it, and was not yet removed, is judged by it: what was never named here
-    stays.
+    """Things that were found unreferenced before the sign, and were not yet removed, are judged by it: things that were
+    never named here stay.
     """
     unknown, known = [Raw(CONTENT, "blob", digest(n)) for n in range(1, 5)], world.blob(9)
     for raw in (*unknown, known):
@@ -114,8 +114,8 @@ async def test_a_sign_that_comes_during_a_sweep_counts(
 async def test_by_a_damaged_database_nothing_is_collected(
     world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    """An image's record that was on a lost page named blobs whose own records are there, or not, and what says that
-    they were once named: all stay, until an operator says otherwise.
+    """A lost page had the record of an image. The blobs that it named may have records or not, and the notes that they
+    were once named may be lost too: all blobs stay until an operator releases them.
     """
     blobs = [world.blob(n) for n in range(1, 5)]
     for raw in blobs:
@@ -156,7 +156,9 @@ async def test_by_a_damaged_database_nothing_is_collected(
 
 
 async def test_an_operator_ends_it(world: World, stores: MemoryRawStores, collector: Collector) -> None:
-    """Then what nobody knows is garbage, numbers that were never given out too; and the guard is as good as before."""
+    """After the release unknown things are garbage, including those with numbers that were never given out; and the
+    guard works again as before.
+    """
     stores.add(Raw(OVERLAY, "snapshot", "ns/77/lost"))
     stores.add(BLOB)
     assert (await collector.collect()).removed == ()
@@ -169,7 +171,7 @@ async def test_an_operator_ends_it(world: World, stores: MemoryRawStores, collec
 
 
 async def test_the_first_reason_stays(world: World) -> None:
-    """What is found later is what came of it."""
+    """Signs that are found later are consequences of the first."""
     await guard.hold(world.database, "first")
     await guard.hold(world.database, "second")
     assert reason(world) == "first"
@@ -179,7 +181,9 @@ async def test_the_first_reason_stays(world: World) -> None:
 async def test_no_unknown_blob_goes_before_the_snapshotters_were_looked_at(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
-    """Blobs have no numbers: while a snapshotter is away, or does not answer, those that are known go, and no other."""
+    """Blobs have no numbers: while a snapshotter is absent or does not answer, known blobs are removed, and no
+    others.
+    """
     known = world.blob(1)
     stores.add(known)
     stores.add(BLOB)
@@ -203,7 +207,7 @@ async def test_no_unknown_blob_goes_before_the_snapshotters_were_looked_at(
 async def test_nothing_is_collected_before_it_is_known_whether_the_database_is_whole(
     world: World, stores: MemoryRawStores
 ) -> None:
-    """Who asks for a collection at the start waits for that."""
+    """A caller that asks for a collection at the start waits for that check."""
     stores.add(world.blob(1))
     known = asyncio.Event()
 
@@ -223,8 +227,8 @@ async def test_nothing_is_collected_before_it_is_known_whether_the_database_is_w
 
 @pytest.mark.parametrize("stamp", ["another", ""])
 async def test_a_store_declared_foreign_is_not_released(world: World, stamp: str) -> None:
-    """A proxy plugin may be another node's snapshotter, which that node uses: it holds back nothing of ours, and an
-    operator who releases ours says nothing of it.
+    """A proxy plugin may be another node's snapshotter, in use by that node: it holds back nothing of ours, and a
+    release of our stores does not apply to it.
     """
     store_id = await world.database.store_id()
     gateway = Gateway(incarnation="g", content=CONTENT, snapshotters=("overlayfs", "mine"))

@@ -1,4 +1,4 @@
-"""Marking: which records live, on small graphs. containerd's facts, of core/metadata/gc.go and
+"""Marking: which records live, on small graphs. The facts are containerd's, from core/metadata/gc.go and
 docs/garbage-collection.md.
 """
 
@@ -19,7 +19,7 @@ def world() -> World:
 
 
 def test_nothing_is_nothing(world: World) -> None:
-    """An empty store has nothing dead, and nothing to wait for."""
+    """An empty store has no dead records and no expiry to wait for."""
     assert world.marking().dead == []
     assert world.marking().wake is None
 
@@ -49,7 +49,7 @@ def test_an_image_keeps_its_target_and_its_references(world: World) -> None:
 
 
 def test_labels_that_only_begin_alike_refer_to_nothing(world: World) -> None:
-    """gc.ref.contentX is no reference: after the type comes nothing, a dot or a slash."""
+    """gc.ref.contentX is no reference: the type must be followed by nothing, a dot or a slash."""
     world.image("image", 1)
     world.blob(1, {"gc.ref.contentbad": digest(2), "gc.ref.container": "c", "gc.ref.other": digest(2)})
     world.blob(2)
@@ -102,7 +102,9 @@ def test_a_lease_keeps_its_resources(world: World) -> None:
 
 
 def test_a_flat_lease_holds_no_more_than_it_says(world: World) -> None:
-    """With gc.flat labels of what is held are not followed; parents of snapshots and targets of images still are."""
+    """With gc.flat the labels of held records are not followed; parents of snapshots and targets of images still
+    are.
+    """
     world.lease(
         "lease", ("content", digest(1)), ("snapshots/overlayfs", "top"), ("images", "image"), labels={"gc.flat": "yes"}
     )
@@ -120,7 +122,7 @@ def test_a_flat_lease_holds_no_more_than_it_says(world: World) -> None:
 
 
 def test_held_flat_and_referred_to_otherwise(world: World) -> None:
-    """What a flat lease holds and a root refers to as well has its labels followed."""
+    """If a root refers to a record that a flat lease holds, the record's labels are followed."""
     world.lease("lease", ("content", digest(1)), labels={"gc.flat": "yes"})
     world.image("image", 1)
     world.blob(1, {"gc.ref.content": digest(2)})
@@ -129,8 +131,8 @@ def test_held_flat_and_referred_to_otherwise(world: World) -> None:
 
 
 def test_leases_expire(world: World) -> None:
-    """A lease past its gc.expire is dead with what only it held; one that expires later lives, and says when to
-    look again.
+    """A lease past its gc.expire is dead, with everything that only it held. A lease that expires later lives, and its
+    expiry is the time of the next look.
     """
     world.lease("over", ("content", digest(1)), labels={"gc.expire": stamp(NOW - SECOND)})
     world.lease("later", ("content", digest(2)), labels={"gc.expire": stamp(NOW + HOUR)})
@@ -240,7 +242,7 @@ def test_back_references_attach_a_child_to_its_parent(world: World) -> None:
 
 
 def test_back_references_do_not_reach_beyond_a_flat_hold(world: World) -> None:
-    """What a flat lease holds has no back references followed either."""
+    """Back references of records that a flat lease holds are not followed either."""
     world.lease("lease", ("content", digest(1)), labels={"gc.flat": "x"})
     world.blob(1)
     world.blob(2, {"gc.bref.content": digest(1)})
@@ -248,7 +250,7 @@ def test_back_references_do_not_reach_beyond_a_flat_hold(world: World) -> None:
 
 
 def test_a_ring_without_a_root_is_dead(world: World) -> None:
-    """Things that only refer to each other are dead, and a ring with a root ends."""
+    """Records that only refer to each other are dead. A ring with a root lives, and following it ends."""
     world.blob(1, {"gc.ref.content": digest(2)})
     world.blob(2, {"gc.ref.content": digest(1)})
     world.blob(3, {"gc.ref.content": digest(4), "gc.root": "x"})
@@ -260,8 +262,8 @@ def test_a_ring_without_a_root_is_dead(world: World) -> None:
 
 
 def test_conditions_hold_for_their_time(world: World) -> None:
-    """gc.cond.snapshot keeps a snapshot that was used less (or more) than so long ago, through the living thing
-    that has the label; it says when that ends.
+    """gc.cond.snapshot keeps a snapshot whose last use is less (or more) than the given time ago, as long as the record
+    with the label lives. The end of that time is reported.
     """
     world.blob(
         1,
@@ -299,7 +301,7 @@ def test_conditions_hold_for_their_time(world: World) -> None:
 
 
 def test_an_expired_lease_frees_as_if_it_were_not_there(world: World) -> None:
-    """Dead are exactly those that would be dead without the expired lease, and the lease."""
+    """The dead records are exactly those that would be dead without the expired lease, and the lease itself."""
     for number in range(6):
         world.blob(number, {"gc.ref.content": digest(number + 1)})
     world.image("image", 3)

@@ -1,4 +1,4 @@
-"""Pace: when containerd's scheduler would collect, on a clock of the test's own."""
+"""Pace: when containerd's scheduler would collect, on a fake clock."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from services.metadata.gc.pace import Pace
 
 
 def started(**settings: float) -> Pace:
-    """After the first collection, which ended at 100.0 and took no time: turns come every 0.245 s."""
+    """The state after the first collection, which ended at 100.0 and took no time: turns come every 0.245 s."""
     pace = Pace(Config(**settings), 99.0)  # type: ignore[arg-type]
     pace.begun()
     pace.collected(100.0, 0.0)
@@ -17,13 +17,13 @@ def started(**settings: float) -> Pace:
 
 
 def test_the_first_collection_is_due_a_startup_delay_after_the_start() -> None:
-    """It sets the base for the interval, and is never let pass."""
+    """It sets the base for the interval and is never skipped."""
     assert Pace(Config(), 50.0).due() == pytest.approx(50.1)
     assert Pace(Config(startup_delay=3.0), 50.0).due() == 53.0
 
 
 def test_without_a_startup_delay_the_first_deletion_collects() -> None:
-    """Nothing is due until then; a write that removes nothing does not make it so."""
+    """Nothing is due until then; a write without a deletion does not change that."""
     pace = Pace(Config(startup_delay=0.0), 50.0)
     assert pace.due() is None
     pace.changed(51.0, deletion=False)
@@ -33,7 +33,7 @@ def test_without_a_startup_delay_the_first_deletion_collects() -> None:
 
 
 def test_idle_means_that_nothing_is_due() -> None:
-    """Turns at which nothing was deleted pass by, without anybody waking up for them."""
+    """Turns without a preceding deletion are skipped, without a wake-up."""
     pace = started()
     assert pace.due() is None
     for _ in range(99):
@@ -42,7 +42,9 @@ def test_idle_means_that_nothing_is_due() -> None:
 
 
 def test_a_deletion_waits_for_the_next_turn() -> None:
-    """Turns come an interval after each other, counted from the last collection, also while nobody wants one."""
+    """Turns come one interval after another, counted from the last collection, whether there is work for them or
+    not.
+    """
     pace = started()
     pace.changed(100.1, deletion=True)
     assert pace.due() == pytest.approx(100.245)
@@ -52,7 +54,7 @@ def test_a_deletion_waits_for_the_next_turn() -> None:
 
 
 def test_many_writes_make_the_next_turn_collect() -> None:
-    """mutation_threshold writes do; 0 turns that off."""
+    """mutation_threshold writes make it due; 0 turns that off."""
     pace = started(mutation_threshold=3)
     for now in (100.01, 100.02, 100.03):
         assert pace.due() is None
@@ -65,7 +67,7 @@ def test_many_writes_make_the_next_turn_collect() -> None:
 
 
 def test_the_interval_follows_from_the_pauses() -> None:
-    """Collections take pause_threshold of the time, on average; one counts for 5 ms at least."""
+    """Collections take the share pause_threshold of the time, on average; each counts as at least 5 ms."""
     pace = started()  # one of 0 s
     pace.begun()
     pace.collected(200.0, 0.04)  # the average is 20 ms: 0.02 of 1 s
@@ -74,14 +76,14 @@ def test_the_interval_follows_from_the_pauses() -> None:
 
 
 def test_a_pause_threshold_of_zero_leaves_an_interval_of_a_second() -> None:
-    """As containerd has it."""
+    """This is containerd's behaviour."""
     pace = started(pause_threshold=0.0)
     pace.changed(100.1, deletion=True)
     assert pace.due() == pytest.approx(101.0)
 
 
 def test_the_bounds_of_the_settings_are_containerds() -> None:
-    """pause_threshold is 0.5 at most, and nothing is negative."""
+    """pause_threshold is at most 0.5, and no setting is negative."""
     config = Config(pause_threshold=0.9, mutation_threshold=-1, schedule_delay=-1.0, startup_delay=-1.0).bounded()
     assert (config.pause_threshold, config.mutation_threshold, config.schedule_delay, config.startup_delay) == (
         0.5,
@@ -92,7 +94,9 @@ def test_the_bounds_of_the_settings_are_containerds() -> None:
 
 
 def test_the_deletion_threshold_does_not_wait_for_a_turn() -> None:
-    """After so many deletions it collects schedule_delay later; writes after a deletion count, as in containerd."""
+    """After that many deletions the collection is due schedule_delay later. Writes after a deletion count too, as in
+    containerd.
+    """
     pace = started(deletion_threshold=3, schedule_delay=0.01)
     pace.changed(100.01, deletion=True)
     pace.changed(100.02, deletion=False)
@@ -102,7 +106,7 @@ def test_the_deletion_threshold_does_not_wait_for_a_turn() -> None:
 
 
 def test_a_request_does_not_wait_for_a_turn() -> None:
-    """It is due schedule_delay later, but never later than it would be anyway."""
+    """The collection is due schedule_delay later, and never later than it would be without the request."""
     pace = started()
     pace.asked(100.05)
     assert pace.due() == 100.05
@@ -112,7 +116,7 @@ def test_a_request_does_not_wait_for_a_turn() -> None:
 
 
 def test_changes_during_a_collection_count_for_the_next() -> None:
-    """A collection forgets what was counted before it began, and no more."""
+    """A collection resets what was counted before it began, and no more."""
     pace = started()
     pace.changed(100.1, deletion=True)
     pace.begun()
@@ -129,7 +133,7 @@ def test_changes_during_a_collection_count_for_the_next() -> None:
 
 
 def test_a_failed_collection_comes_again() -> None:
-    """The first one after schedule_delay, later ones an interval and a second after."""
+    """A failed first collection is repeated after schedule_delay, later ones after an interval and a second."""
     pace = Pace(Config(schedule_delay=0.5), 10.0)
     pace.begun()
     pace.failed(11.0)

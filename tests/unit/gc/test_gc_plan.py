@@ -1,4 +1,4 @@
-"""Which snapshots go first."""
+"""The order in which snapshots are removed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NOTHING = Uses(frozenset(), frozenset(), every_blob=False)
 
 
 class Counted(dict[str, ListedSnapshot]):
-    """Snapshots that count how often one is looked at."""
+    """A mapping of snapshots that counts lookups."""
 
     looked = 0
 
@@ -20,14 +20,14 @@ class Counted(dict[str, ListedSnapshot]):
 
 
 def order(parents: dict[str, str]) -> tuple[list[str], int]:
-    """In which they go, and how often a parent was looked for."""
+    """Return the order of removal, and how often a parent was looked up."""
     snapshots = Counted((key, ListedSnapshot(key, parent)) for key, parent in parents.items())
     found = [raw.name for raw in victims(Listing(OVERLAY, snapshots=snapshots), NOTHING, frozenset(), own=True)]
     return found, snapshots.looked
 
 
 def test_children_go_before_their_parents_however_long_the_chain() -> None:
-    """And each parent is looked at once."""
+    """Each parent is looked up once."""
     chain = {f"{n:04}": f"{n - 1:04}" if n else "" for n in range(3000)}
     found, looked = order(chain)
     assert found == sorted(chain, reverse=True)
@@ -35,7 +35,7 @@ def test_children_go_before_their_parents_however_long_the_chain() -> None:
 
 
 def test_a_tree_goes_from_its_leaves() -> None:
-    """Whatever the order in which its snapshots are looked at; a parent that is not there counts as none."""
+    """The order of the input does not matter; a parent that is not listed counts as none."""
     parents = {"a": "", "b": "a", "c": "b", "d": "b", "e": "gone", "f": "e"}
     for keys in (sorted(parents), sorted(parents, reverse=True)):
         found, _ = order({key: parents[key] for key in keys})
@@ -44,6 +44,6 @@ def test_a_tree_goes_from_its_leaves() -> None:
 
 
 def test_parents_that_go_round_in_a_circle_end() -> None:
-    """Nobody makes such, but a foreign snapshotter may say so."""
+    """Our own snapshots have no cycles, but a foreign snapshotter may report one."""
     found, _ = order({"a": "b", "b": "c", "c": "a"})
     assert sorted(found) == ["a", "b", "c"]

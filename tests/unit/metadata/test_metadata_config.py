@@ -30,7 +30,7 @@ def file(text: str) -> settings.File:
     ],
 )
 def test_the_sharing_policy_is_ours_or_containerds(text: str, policy: str) -> None:
-    """Ours counts where both are there."""
+    """Our own setting takes precedence if both are there."""
     assert load(file(text)).content_sharing_policy == policy
 
 
@@ -43,13 +43,15 @@ def test_the_sharing_policy_is_ours_or_containerds(text: str, policy: str) -> No
     ],
 )
 def test_mistakes_are_named(text: str) -> None:
-    """With the file and the key."""
+    """The message names the file and the key."""
     with pytest.raises(errors.InvalidArgument, match=r"config file config.toml: .*(content_sharing_policy|nonsense)"):
         load(file(text))
 
 
 def test_which_backends_are_other_peoples() -> None:
-    """Those of proxy plugins, a content store in the place of ours too; what is no entry the gateway refuses."""
+    """Backends of proxy plugins are foreign, and so is a content store in the place of ours. An entry that is invalid
+    is refused by the gateway, not here.
+    """
     found = foreign(
         file(
             'proxy_plugins.odd = 1\n[proxy_plugins.stargz]\ntype = "snapshot"\n[proxy_plugins.far]\ntype = '

@@ -1,4 +1,4 @@
-"""What of the messages is remembered."""
+"""The caches of converted messages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from services.oci.opaque import Opaque
 
 
 def test_only_small_images_are_remembered() -> None:
-    """How large a record is its client chooses: a thousand of a megabyte must not stay."""
+    """Clients choose the size of a record: a thousand records of a megabyte each must not stay in memory."""
     small = Image(name="small", digest="sha256:" + "a" * 64, media_type="x", size=1, labels={"a": "b"})
     for large in (
         Image(name="n" * 10_000, digest="d", media_type="x", size=1),
@@ -25,7 +25,7 @@ def test_only_small_images_are_remembered() -> None:
 
 
 def test_the_answer_of_one_image_is_a_part_of_a_list() -> None:
-    """So what is remembered of an image serves both."""
+    """So one cached message of an image serves both."""
     images = [Image(name=name, digest="sha256:" + "a" * 64, media_type="x", size=1) for name in ("first", "second")]
     assert images_pb2.GetImageResponse.FromString(convert.image_answer(images[0])).image == convert.image_to_pb(
         images[0]
@@ -35,7 +35,7 @@ def test_the_answer_of_one_image_is_a_part_of_a_list() -> None:
 
 
 def test_a_container_with_a_large_spec_is_not_remembered() -> None:
-    """A client may have megabytes in its specs."""
+    """Clients may put megabytes into their specs."""
     small, large = (Container(id="c", spec=Opaque("spec", b"x" * size)) for size in (1000, 300 << 10))
     assert convert.container_answer(small) is convert.container_answer(small)
     assert convert.container_answer(large) == convert.container_answer(large)
@@ -43,7 +43,7 @@ def test_a_container_with_a_large_spec_is_not_remembered() -> None:
 
 
 def test_the_answer_of_one_container_is_a_part_of_a_list() -> None:
-    """So what is remembered of a container serves Get, List and ListStream."""
+    """So one cached message of a container serves Get, List and ListStream."""
     found = [Container(id=name, spec=Opaque("spec", b"{}"), labels={"a": "b"}) for name in ("first", "second")]
     answers = [convert.container_answer(container) for container in found]
     assert containers_pb2.GetContainerResponse.FromString(answers[0]).container == convert.container_to_pb(found[0])
@@ -53,7 +53,7 @@ def test_the_answer_of_one_container_is_a_part_of_a_list() -> None:
 
 
 def test_the_oldest_are_forgotten() -> None:
-    """So many are remembered and no more."""
+    """The number of cached messages is bounded."""
     remembering = Cached[str, Lease](lambda name: Lease(id=name), 2, 100, Lease.ByteSize)
     first, second = remembering("first"), remembering("second")
     assert remembering("second") is second

@@ -1,5 +1,5 @@
-"""What a call costs does not depend on what else is there: rows that are looked at are counted, so that no machine
-is too slow for it.
+"""The cost of a call does not depend on the other records in the store. Rows that are looked at are counted, so the
+tests do not depend on the machine's speed.
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ async def world(local: LocalMetadata) -> World:
 
 
 async def an_operation_of_each_kind(world: World, number: int) -> None:
-    """A commit of content, a Prepare, a commit upon another that is being committed, and one that is given up."""
+    """Run a commit of content, a Prepare, a commit upon a parent that is being committed, and an operation that is
+    cancelled.
+    """
     name = f"x{number}"
     await world.open(name)
     await world.finish(await world.begin_commit(name, digest(number)), digest(number), 3)
@@ -95,7 +97,7 @@ async def an_operation_of_each_kind(world: World, number: int) -> None:
 
 
 async def test_an_operation_costs_the_same_beside_many_open_ones(store: Counting, world: World) -> None:
-    """However many intents the same client has open, of each kind."""
+    """This holds however many intents of each kind the same client has open."""
 
     async def cost(number: int) -> int:
         before = store.rows
@@ -111,8 +113,8 @@ async def test_an_operation_costs_the_same_beside_many_open_ones(store: Counting
 
 
 async def test_an_end_costs_the_same_whatever_there_is(store: Counting, local: LocalMetadata, world: World) -> None:
-    """A lease that holds much and a namespace with many leases are deleted, and a namespace with many snapshots is
-    refused, without reading them all.
+    """A lease that holds much and a namespace with many leases are deleted, and the deletion of a namespace with many
+    snapshots is refused, without reading all of them.
     """
 
     async def cost(number: int) -> int:
@@ -161,8 +163,8 @@ async def test_an_end_costs_the_same_whatever_there_is(store: Counting, local: L
 
 
 async def test_only_writes_that_wait_for_the_ended_operation_are_woken(store: Counting, world: World) -> None:
-    """A chain of commits whose raw commits were done in the wrong order: each end is tried a few times, whatever
-    the length.
+    """A chain of commits whose raw commits were done in the wrong order: each end is tried a few times, whatever the
+    length of the chain.
     """
     length = 30
     for i in range(length):
@@ -177,7 +179,7 @@ async def test_only_writes_that_wait_for_the_ended_operation_are_woken(store: Co
 
 
 async def test_an_end_between_two_looks_is_not_missed(local: LocalMetadata, world: World) -> None:
-    """A second comer is answered as soon as the first has ended, at whatever moment that is."""
+    """The second caller is answered as soon as the first operation has ended, at whatever moment that is."""
     for turns in range(8):
         first = await world.begin_snapshot(f"k{turns}")
         second = asyncio.ensure_future(world.begin_snapshot(f"k{turns}"))
@@ -190,7 +192,9 @@ async def test_an_end_between_two_looks_is_not_missed(local: LocalMetadata, worl
 
 
 async def test_open_intents_are_found_after_an_upgrade(local: LocalMetadata, world: World) -> None:
-    """What a splitd without the index left is indexed at the start, and what it ended is forgotten there."""
+    """Intents of a splitd without the index are indexed at the start; index entries of intents that it ended are
+    removed then.
+    """
     await world.snapshot("key")
     committing = await world.begin_commit_snapshot("n", "key")
     ended = await world.begin_snapshot("k")
@@ -216,7 +220,7 @@ async def test_open_intents_are_found_after_an_upgrade(local: LocalMetadata, wor
 
 
 async def test_much_work_leaves_room_for_others(tmp_path: Path) -> None:
-    """What is queued at once is not done at once: the loop turns between."""
+    """Work that is queued at once is done in several turns of the loop."""
     store = SqliteTransactions(tmp_path / "metadata.db")
     turns = 0
 
@@ -239,7 +243,9 @@ async def test_much_work_leaves_room_for_others(tmp_path: Path) -> None:
 
 
 async def test_callers_take_turns(tmp_path: Path) -> None:
-    """Who asks for one thing does not wait for another's hundred, and what one asks for is done in its order."""
+    """A caller that asks for one thing does not wait for a hundred requests of another; each caller's requests are done
+    in order.
+    """
     asking = ContextVar("asking", default="")
     store = SqliteTransactions(tmp_path / "metadata.db", asking.get)
     done: list[str] = []
@@ -255,7 +261,7 @@ async def test_callers_take_turns(tmp_path: Path) -> None:
 
 
 async def test_lasting_writes_are_not_committed_without_the_disk(tmp_path: Path) -> None:
-    """Though it came right behind something that need not."""
+    """This holds even if the write came right behind one that need not last."""
     store = SqliteTransactions(tmp_path / "metadata.db")
     modes = await asyncio.gather(
         *(store.write(lambda tx: store._lasting, lasting=lasting) for lasting in (False, False, True, False, True))
@@ -265,7 +271,7 @@ async def test_lasting_writes_are_not_committed_without_the_disk(tmp_path: Path)
 
 
 async def test_where_nothing_can_be_begun_everybody_is_told(tmp_path: Path) -> None:
-    """Not the first only."""
+    """Every waiting caller gets the error, not only the first."""
     store = SqliteTransactions(tmp_path / "metadata.db")
     store._writer.close()
     results = await asyncio.gather(*(store.write(lambda tx: None) for _ in range(3)), return_exceptions=True)

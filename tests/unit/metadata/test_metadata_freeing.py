@@ -30,7 +30,7 @@ def fill(tx: Transaction) -> None:
 
 
 async def test_free_pages_are_given_back_when_idle(place: Path) -> None:
-    """Down to what is kept in reserve; writers come between, and what they wrote is there."""
+    """The database shrinks down to its reserve. Writers come between the steps, and what they wrote is there."""
     path = place / "m.db"
     store = SqliteTransactions(path, quiet=0.05)
     try:
@@ -52,8 +52,8 @@ async def test_free_pages_are_given_back_when_idle(place: Path) -> None:
 
 
 async def test_a_log_that_grew_long_becomes_short_again(place: Path) -> None:
-    """While an old state is read the log cannot begin anew; once it does, it has the size that is kept for it, also
-    over a stop.
+    """The log cannot start again from its beginning while an old state is read. Once it does, it has the size that is
+    kept for it, also over a stop.
     """
     path = place / "m.db"
     store = SqliteTransactions(path)
@@ -72,7 +72,7 @@ async def test_a_log_that_grew_long_becomes_short_again(place: Path) -> None:
 
 
 async def test_a_database_from_before_is_made_one_that_gives_back(place: Path) -> None:
-    """At its first start; nothing that is in use is lost."""
+    """The conversion runs at the first start, and no record in use is lost."""
     path = place / "m.db"
     old = sqlite3.connect(path, isolation_level=None)
     old.execute("PRAGMA journal_mode = WAL")
@@ -95,7 +95,7 @@ async def test_a_database_from_before_is_made_one_that_gives_back(place: Path) -
 
 
 async def test_a_large_database_from_before_stays_as_it_is(place: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """No start takes minutes for that; the log says how it can be done."""
+    """No start takes minutes for the conversion; the log says how it can be done."""
     path = place / "m.db"
     old = sqlite3.connect(path, isolation_level=None)
     old.execute("CREATE TABLE records (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID")
@@ -113,7 +113,7 @@ async def test_a_large_database_from_before_stays_as_it_is(place: Path, caplog: 
 
 
 async def test_the_collector_hears_of_a_deletion_whose_caller_went_away(place: Path) -> None:
-    """It was on its way to the disk, and is done."""
+    """The deletion was on its way to the disk when the caller went away, and it is done."""
     told: list[Change] = []
 
     class Collector:
@@ -150,8 +150,8 @@ async def test_the_collector_hears_of_a_deletion_whose_caller_went_away(place: P
 async def test_a_database_from_before_takes_no_disk_away(
     place: Path, caplog: pytest.LogCaptureFixture, *, seen: bool
 ) -> None:
-    """Where there is too little room to write it anew it stays as it is, and so does the room: also if that is seen
-    when it is used up only.
+    """If there is too little room to rewrite the database, it stays as it is and the free room stays free, even if the
+    shortage is only noticed during the rewriting.
     """
     place.joinpath("small").mkdir()
     path = place / "small" / "m.db"

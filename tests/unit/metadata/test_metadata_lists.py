@@ -1,5 +1,5 @@
-"""Lists: of one instant if they are read at once, in pieces that hold nobody up, and nobody makes the store keep
-many states.
+"""Lists show one instant if they are read at once. They are read in pieces that delay no other call, and the number of
+old states that they keep is bounded.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def rest(walk: walks.Walk) -> list[str]:
 
 
 async def test_a_walk_sees_one_instant(store: Transactions) -> None:
-    """Whatever is written while it goes on."""
+    """Records that are written during the walk do not appear in it."""
     await put(store, "a", "b", "c")
     with Walks(store).over(("t",)) as walk:
         first: tuple[Key, bytes] = next(walk)
@@ -59,7 +59,7 @@ async def test_a_walk_sees_one_instant(store: Transactions) -> None:
 
 
 async def test_a_walk_that_lost_its_state_goes_on_behind_its_last_record(store: Transactions) -> None:
-    """In the state of that moment: what is there all the while comes once."""
+    """It goes on in the current state; a record that exists all the while comes once."""
     await put(store, "a", "b", "d")
     with Walks(store).over(("t",)) as walk:
         next(walk)
@@ -69,7 +69,7 @@ async def test_a_walk_that_lost_its_state_goes_on_behind_its_last_record(store: 
 
 
 async def test_few_walks_have_a_state_of_their_own(store: Transactions) -> None:
-    """The one that has had it longest gives it up; all come to their end."""
+    """The walk that has had its state longest gives it up; all walks come to their end."""
     await put(store, "a", "b", "c")
     everybody = Walks(store, most=2)
     three = [everybody.over(("t",)) for _ in range(3)]
@@ -85,7 +85,7 @@ async def test_few_walks_have_a_state_of_their_own(store: Transactions) -> None:
 async def test_a_walk_that_gets_no_state_does_not_take_anothers(
     store: Transactions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As when the process has no descriptors left."""
+    """For example because the process has no file descriptors left."""
     everybody = Walks(store)
 
     def none_left() -> None:
@@ -98,7 +98,7 @@ async def test_a_walk_that_gets_no_state_does_not_take_anothers(
 
 
 async def test_a_state_is_not_kept_for_long(tmp_path: Path) -> None:
-    """Else the log of a store whose reader sleeps would grow without end."""
+    """Otherwise the log of a store whose reader sleeps would grow without end."""
     store = SqliteTransactions(tmp_path / "metadata.db")
     await put(store, "a", "b", "c")
 
@@ -121,7 +121,7 @@ async def test_a_state_is_not_kept_for_long(tmp_path: Path) -> None:
 
 
 async def test_a_long_list_leaves_room_for_others(store: Transactions) -> None:
-    """The loop turns between its pieces, and they are all."""
+    """The loop turns between the pieces of the list; together the pieces have all records."""
     database = Database(store)
 
     def work(tx: Transaction) -> None:
@@ -151,7 +151,9 @@ async def test_a_long_list_leaves_room_for_others(store: Transactions) -> None:
 
 
 async def test_messages_of_a_streamed_list_are_bounded() -> None:
-    """A hundred infos, as in containerd; fewer where they are large, since clients take 16 MiB at most."""
+    """A message has a hundred infos, as in containerd, and fewer if they are large, since clients accept at most 16
+    MiB.
+    """
     local = LocalMetadata(MemoryTransactions())
 
     def work(tx: Transaction) -> None:
@@ -179,7 +181,7 @@ async def test_messages_of_a_streamed_list_are_bounded() -> None:
 
 
 async def test_an_answer_in_pieces_is_one_message() -> None:
-    """As if it had been made at once."""
+    """The message is the same as one that is made at once."""
     local = LocalMetadata(MemoryTransactions(), lane=Lane(0.0))
     leases = local.client(leases_stubs.LEASES)
     await leases.Create(leases_pb2.CreateRequest(id="l"), headers=headers("n"))
@@ -198,7 +200,9 @@ async def test_an_answer_in_pieces_is_one_message() -> None:
 
 @pytest.mark.parametrize("size", [1, 20_000], ids=["small", "large"])
 async def test_a_damaged_blob_is_reported_by_its_reader(size: int) -> None:
-    """Its record is read outside of the store, and the large one's in steps: the process is told all the same."""
+    """The record is read outside of the store, that of the large blob in steps; the process is told of the damage
+    nevertheless.
+    """
     local, said = LocalMetadata(MemoryTransactions()), list[str]()
     local.database.damaged = said.append
     await local.database.write(lambda tx: tx.put((schema.BLOBS.name, "n", digest(0)), b"{" + b" " * size))
@@ -220,8 +224,8 @@ async def test_a_damaged_blob_is_reported_by_its_reader(size: int) -> None:
 
 
 async def test_a_blob_of_thousands_of_labels_leaves_room_for_others() -> None:
-    """A manifest of 20,000 layers has as many: the loop turns while it is told, and while it is changed, and the
-    answers are whole.
+    """A manifest of 20,000 layers has as many labels: the loop turns while they are read and while they are changed,
+    and the answers are complete.
     """
     local = LocalMetadata(MemoryTransactions())
     labels = {f"containerd.io/gc.ref.content.l.{number}": digest(number) for number in range(20_000)}

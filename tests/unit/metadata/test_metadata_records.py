@@ -18,7 +18,7 @@ from tests.suites.records_lives import Clients, LocalMetadata
 
 
 class Life:
-    """In this process."""
+    """Records of the suites in this process."""
 
     def __init__(self, local: LocalMetadata) -> None:
         self.local = local
@@ -66,8 +66,6 @@ class TestDeadGateway(records.DeadGatewaySuite):
 
 
 class TestImages(records_images.ImageRecordsSuite):
-    """Over both stores."""
-
     @pytest.fixture
     def images(self, clients: Clients) -> records_images.ImagesOf:
         return records_images.ImagesOf(clients(records.RECORDS), records=True)

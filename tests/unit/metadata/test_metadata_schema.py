@@ -1,4 +1,4 @@
-"""How records are written down, and what is remembered of them."""
+"""The encoding of records and their cache."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from services.oci.opaque import Opaque
 
 
 def test_the_cache_is_bounded() -> None:
-    """A container that is asked for again is decoded once; one as large as a message may be is not kept in memory."""
+    """A container that is read again is decoded once; a container as large as a message may be is not kept in
+    memory.
+    """
     small, large = (Container(id="c", runtime="r", spec=Opaque("t", b" " * size)) for size in (20_000, 9_000_000))
     for container, kept in ((small, True), (large, False)):
         value = schema.CONTAINERS.encode(container)
@@ -23,7 +25,9 @@ def test_the_cache_is_bounded() -> None:
 
 
 def test_a_list_of_hundreds_of_containers_is_decoded_once() -> None:
-    """Whoever lists them again and again, as dashboards do, does not have all of them decoded each time."""
+    """A client that lists the containers again and again, as dashboards do, does not cause them to be decoded each
+    time.
+    """
     rows = [
         (("default", f"container-{number}"), schema.CONTAINERS.encode(Container(id=f"container-{number}")))
         for number in range(400)
@@ -45,7 +49,7 @@ ODD = {'"labels":{': '"labels":{}', "\\": '\\"', "ä\u2028": "\U0001f600", "\0":
     ],
 )
 def test_a_blob_is_read_and_written_in_steps_as_it_is_at_once(labels: dict[str, str]) -> None:
-    """Either reads what the other wrote."""
+    """A blob that was written in one way can be read in the other."""
     blob, key = (
         Blob(digest="sha256:" + "b" * 64, size=3, backend='con"tent', labels=labels, created=1, updated=2),
         ("n", "sha256:" + "b" * 64),
@@ -57,7 +61,7 @@ def test_a_blob_is_read_and_written_in_steps_as_it_is_at_once(labels: dict[str, 
 
 @pytest.mark.parametrize("cut", [1, 20, 60])
 def test_a_large_blob_whose_record_is_damaged_says_so(cut: int) -> None:
-    """In steps as at once: pages that are wrong in their contents look whole to SQLite."""
+    """The damage is reported in steps as it is at once: to SQLite pages with wrong contents look whole."""
     value = schema.BLOBS.encode(Blob(digest="d", size=3, backend="content", labels={"name": "value"}, created=1))
     for damaged in (
         value[:-cut],

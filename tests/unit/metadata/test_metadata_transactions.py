@@ -1,4 +1,4 @@
-"""The store of ordered keys: its suite on both lives, and what is SQLite's alone."""
+"""The store of ordered keys: its suite on both implementations, and the behaviour of SQLite alone."""
 
 from __future__ import annotations
 
@@ -23,16 +23,12 @@ from tests.suites.records_transactions import TransactionsSuite
 
 
 class TestMemory(TransactionsSuite):
-    """The fake."""
-
     @pytest.fixture
     def store(self) -> Transactions:
         return MemoryTransactions()
 
 
 class TestSqlite(TransactionsSuite):
-    """The embedded life."""
-
     @pytest.fixture
     async def store(self, tmp_path: Path) -> AsyncIterator[Transactions]:
         store = SqliteTransactions(tmp_path / "metadata.db")
@@ -41,7 +37,7 @@ class TestSqlite(TransactionsSuite):
 
 
 def test_encoded_keys_sort_as_tuples_and_come_back() -> None:
-    """For random keys over an alphabet of what might go wrong."""
+    """Random keys are over an alphabet of characters that are easily encoded wrongly."""
     rng = random.Random(7)
     keys = {
         tuple("".join(rng.choices("\0\1ab\x7fÿ", k=rng.randrange(4))) for _ in range(rng.randrange(1, 4)))
@@ -52,8 +48,8 @@ def test_encoded_keys_sort_as_tuples_and_come_back() -> None:
 
 
 async def test_readers_come_between_writers(tmp_path: Path) -> None:
-    """What one commit takes of what waits may be milliseconds of work. Who reads meanwhile sees what is committed,
-    and nothing else later.
+    """One commit may take milliseconds of work for all its writers. A reader that comes meanwhile sees the committed
+    state, and nothing of the later one.
     """
     store = SqliteTransactions(tmp_path / "metadata.db")
     await store.write(lambda tx: tx.put(("a",), b"before"))
@@ -75,8 +71,8 @@ async def test_readers_come_between_writers(tmp_path: Path) -> None:
 
 
 async def test_pages_that_were_read_are_given_back(tmp_path: Path) -> None:
-    """SQLite keeps up to 8 MiB of them for each connection, long after whoever had so much is gone; what is there
-    stays there.
+    """SQLite keeps up to 8 MiB of pages for each connection, long after the work that needed them. The data itself
+    stays.
     """
     used = ctypes.CDLL(_sqlite3.__file__).sqlite3_memory_used
     store = SqliteTransactions(tmp_path / "metadata.db")
@@ -93,7 +89,7 @@ async def test_pages_that_were_read_are_given_back(tmp_path: Path) -> None:
 
 
 async def test_a_database_is_what_it_was(tmp_path: Path) -> None:
-    """Closed and opened again; and a file of a layout from the future is refused."""
+    """A database that is closed and opened again has the same contents; a file of a future layout is refused."""
     path = tmp_path / "metadata.db"
     store = SqliteTransactions(path)
     await store.write(lambda tx: tx.put(("a",), b"1"))
@@ -112,7 +108,7 @@ async def test_a_database_is_what_it_was(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"this is no database" * 100, b"SQLite format 3\0" + bytes(4096)])
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path, content: bytes) -> None:
-    """With its path; it is left as it is."""
+    """The error has its path; the file stays as it is."""
     path = tmp_path / "metadata.db"
     path.write_bytes(content)
     with pytest.raises(errors.DataLoss, match=f"{path} cannot be used: "):
@@ -121,8 +117,8 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path, content: bytes) -
 
 
 async def test_damaged_values_are_told_of(tmp_path: Path) -> None:
-    """To SQLite they are values like others: whoever reads one as a record tells the store's owner, however it was
-    read.
+    """To SQLite damaged values are values like others. A read that decodes one as a record tells the store's owner,
+    whichever way it is read.
     """
     store = SqliteTransactions(tmp_path / "metadata.db")
     said = list[str]()
@@ -151,8 +147,8 @@ async def test_commits_are_grouped(tmp_path: Path) -> None:
 
 
 async def test_writes_that_need_not_last_do_not_wait_for_the_disk(tmp_path: Path) -> None:
-    """It is there for all, also after this process was killed; together with what must last it is durable as that
-    is.
+    """A write is visible to all, also after this process was killed; committed together with a lasting write it is as
+    durable as that.
     """
     store = SqliteTransactions(tmp_path / "metadata.db")
 
@@ -178,7 +174,7 @@ async def test_writes_that_need_not_last_do_not_wait_for_the_disk(tmp_path: Path
 
 
 async def test_a_full_disk_fails_the_writers_and_not_the_store(tmp_path: Path) -> None:
-    """They are told UNAVAILABLE with the reason; when there is room again it works."""
+    """The writers get UNAVAILABLE with the reason; when there is room again, writes work."""
     store = SqliteTransactions(tmp_path / "metadata.db")
     await store.write(lambda tx: tx.put(("a",), b"1"))
     store._writer.execute("PRAGMA max_page_count = 3")

@@ -1,4 +1,4 @@
-"""What waits for what: marks of the collector, other calls' intents, callers that give up; and the policy of
+"""Calls that wait for marks of the collector and for other calls' intents, callers that give up; and the policy of
 sharing.
 """
 
@@ -42,7 +42,7 @@ async def world(local: LocalMetadata) -> World:
 
 
 async def sweeping(local: LocalMetadata, raw: Raw, reference: str = "") -> Callable[[], Awaitable[None]]:
-    """Mark a raw thing as the collector does; the result takes the mark off."""
+    """Mark a raw thing as the collector does; the result removes the mark."""
     await local.database.write(lambda tx: schema.set_marks(tx, [raw], Mark(since=time.time_ns(), reference=reference)))
 
     async def over() -> None:
@@ -53,7 +53,7 @@ async def sweeping(local: LocalMetadata, raw: Raw, reference: str = "") -> Calla
 
 
 async def waits(local: LocalMetadata, call: Awaitable[object], over: Callable[[], Awaitable[None]]) -> object:
-    """The call is answered when ``over`` was done, and not before."""
+    """Check that the call is answered after ``over`` has run, and not before."""
     task = asyncio.ensure_future(call)
     await eventually_async(lambda: asyncio.sleep(0, task.done() or local.database._asleep), "it neither waits nor ends")
     assert not task.done()
@@ -62,21 +62,21 @@ async def waits(local: LocalMetadata, call: Awaitable[object], over: Callable[[]
 
 
 async def test_a_commit_waits_for_the_sweep_of_its_blob(local: LocalMetadata, world: World) -> None:
-    """Else the collector would take the bytes that the commit has just found or made."""
+    """Otherwise the collector would remove the bytes that the commit has just found or written."""
     await world.open("r")
     over = await sweeping(local, Raw("content", "blob", digest(1)))
     await waits(local, world.begin_commit("r", digest(1)), over)
 
 
 async def test_a_commit_of_an_unknown_digest_waits_for_all_sweeps_of_blobs(local: LocalMetadata, world: World) -> None:
-    """It may be any of them."""
+    """The digest may be that of any of them."""
     await world.open("r")
     over = await sweeping(local, Raw("content", "blob", digest(1)))
     await waits(local, world.begin_commit("r"), over)
 
 
 async def test_a_finish_waits_for_the_sweep_of_its_blob(local: LocalMetadata, world: World) -> None:
-    """Where the mark came after the beginning, whoever was to blame."""
+    """This matters if the mark came after the beginning of the operation, for whatever reason."""
     await world.open("r")
     intent = await world.begin_commit("r")
     over = await sweeping(local, Raw("content", "blob", digest(1)))
@@ -84,14 +84,14 @@ async def test_a_finish_waits_for_the_sweep_of_its_blob(local: LocalMetadata, wo
 
 
 async def test_a_prepare_waits_for_the_sweep_of_its_target(local: LocalMetadata, world: World) -> None:
-    """The backend might offer it; other targets do not matter."""
+    """The backend might offer the target; sweeps of other targets do not matter."""
     over = await sweeping(local, Raw("snapshots.overlayfs", "snapshot", "x"), reference="target")
     await world.begin_snapshot("k1", labels={REF: "other"})
     await waits(local, world.begin_snapshot("k2", labels={REF: "target"}), over)
 
 
 async def test_waiting_ends(local: LocalMetadata, world: World) -> None:
-    """With UNAVAILABLE, saying why; nothing is left open."""
+    """The call fails with UNAVAILABLE and the reason; nothing is left open."""
     await world.open("r")
     await sweeping(local, Raw("content", "blob", digest(1)))
     await refused(
@@ -110,8 +110,8 @@ async def test_waiting_ends(local: LocalMetadata, world: World) -> None:
 
 
 async def test_intents_of_an_earlier_process_do_not_block_writes(local: LocalMetadata, world: World) -> None:
-    """Metadata was killed before it could answer Begin, so nobody may know of the intent: the next one is answered
-    at once.
+    """Metadata was killed before it could answer Begin, so the gateway may not know of the intent: the next write is
+    answered at once.
     """
     lost = await world.begin_snapshot("k")
     local.database.started = time.time_ns()
@@ -122,8 +122,8 @@ async def test_intents_of_an_earlier_process_do_not_block_writes(local: LocalMet
 
 
 async def test_an_intent_that_its_gateway_does_not_know_of_is_resolved(local: LocalMetadata, world: World) -> None:
-    """Where it is from an earlier life of metadata and the gateway says what it has open; its newer ones and those
-    it names stay.
+    """The intent is from an earlier process of metadata, and the gateway has said which intents it has open. The
+    gateway's newer intents and those that it names stay.
     """
     lost, known = await world.begin_snapshot("lost"), await world.begin_snapshot("known")
     local.database.started = time.time_ns()
@@ -146,7 +146,7 @@ async def test_an_intent_that_its_gateway_does_not_know_of_is_resolved(local: Lo
 
 
 async def test_an_intent_unknown_to_the_gateway_is_resolved_in_the_end(local: LocalMetadata, world: World) -> None:
-    """Though its gateway lives: when it is older than the gateway's patience."""
+    """Its gateway is alive: the intent is resolved when it is older than the gateway's patience."""
     intent = await world.begin_snapshot("k")
 
     def age(tx: Transaction) -> None:
@@ -166,7 +166,9 @@ async def test_an_intent_unknown_to_the_gateway_is_resolved_in_the_end(local: Lo
 
 
 async def test_a_waiting_write_is_woken_though_a_gateway_connects_just_then(tmp_path: Path) -> None:
-    """It ends the resolving of what earlier ones left, which has just come to an end in the same commit."""
+    """The connection ends the resolving of intents of an earlier gateway, and the awaited operation has come to its end
+    in the same commit.
+    """
     store = SqliteTransactions(tmp_path / "metadata.db")
     local = LocalMetadata(store, patience=10)
     world = await World(Life(local)).begin()
@@ -200,13 +202,13 @@ async def true(value: bool) -> bool:
 
 
 def queued(store: SqliteTransactions) -> int:
-    """Writes that wait for the next commit."""
+    """The number of writes that wait for the next commit."""
     return sum(map(len, store._queue._callers.values()))
 
 
 @pytest.mark.parametrize("turns", range(8))
 async def test_a_begin_whose_caller_gave_up_leaves_no_intent(local: LocalMetadata, world: World, turns: int) -> None:
-    """At whatever point it was cancelled."""
+    """This holds at whatever point the call was cancelled."""
     task = asyncio.ensure_future(world.begin_snapshot("k"))
     for _ in range(turns):
         await asyncio.sleep(0)
@@ -221,7 +223,7 @@ async def test_a_begin_whose_caller_gave_up_leaves_no_intent(local: LocalMetadat
 
 
 async def test_isolated_content_is_not_shared() -> None:
-    """Unless the namespace that has it says so."""
+    """It is shared if the namespace that has it says so."""
     local = LocalMetadata(MemoryTransactions(), shared=False)
     world = await World(Life(local)).begin()
     await world.blob(digest(1), 7)
@@ -239,7 +241,7 @@ async def test_isolated_content_is_not_shared() -> None:
 
 
 class Recording:
-    """A collector that only remembers."""
+    """A collector that only records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -260,7 +262,7 @@ class Recording:
 
 
 async def test_the_collector_hears_of_changes(local: LocalMetadata, world: World) -> None:
-    """Of deletions as such; synchronous ones are over when it has collected."""
+    """The collector is told of deletions as such; a synchronous deletion is answered when it has collected."""
     collector = local.database.collector = Recording()
     await world.snapshot("k")
     assert set(collector.take()) == {"mutation"}
@@ -285,7 +287,7 @@ async def test_the_collector_hears_of_changes(local: LocalMetadata, world: World
 
 
 async def test_named_raw_things_are_recorded(local: LocalMetadata, world: World) -> None:
-    """Until the collector says that it is gone: a foreign store is swept of nothing else."""
+    """They are recorded until the collector reports them gone: in a foreign store it sweeps nothing else."""
     ingest = await world.open("r", expected=digest(1))
     await world.finish(await world.begin_commit("r", digest(1)), digest(1), 3)
     prepared = await world.snapshot("k")
@@ -306,7 +308,7 @@ async def test_named_raw_things_are_recorded(local: LocalMetadata, world: World)
 
 
 async def test_answers_are_forgotten_in_the_end() -> None:
-    """Some with each new one."""
+    """Each new answer drops some old ones."""
     local = LocalMetadata(MemoryTransactions(), answer_kept=-1)
     world = await World(Life(local)).begin()
     for number in range(20):
