@@ -21,7 +21,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
             ContentServicer(store),
             LocalFilesServicer(store.files),
             StampServicer(root),
-            RemovalsServicer(store.remove_all),
+            RemovalsServicer(store.remove_all, store.remove_blobs),
         ]
         async with rpc.serving(node.state / "content.sock", servicers, grace=config.grace, relayed=True):
             await process.until_signal()

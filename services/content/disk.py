@@ -34,7 +34,7 @@ import shutil
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from services.content.store import CHUNK, Info, Status
@@ -46,6 +46,8 @@ from services.oci.digests import ALGORITHMS, CANONICAL, Digest
 
 log = logging.getLogger(__name__)
 
+_CANONICAL = re.compile(rf"{CANONICAL}:[0-9a-f]{{{ALGORITHMS[CANONICAL]}}}")
+_HEX = len(f"{CANONICAL}:")
 _DIGEST_OF_REF = re.compile(r"[0-9a-f]{64}")
 _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)")
 
@@ -337,6 +339,33 @@ class Deletions:
             raise errors.NotFound(f"content {digest}") from None
         if labelled:
             self._disk.forget_labels(digest)
+
+    def delete_all(self, digests: Iterable[str]) -> Mapping[int, Exception]:
+        """Remove blobs by their digests as they are written. Returns the errors, by the place of those that were not
+        removed: a ``NodeError`` each, or a defect.
+        """
+        failed: dict[int, Exception] = {}
+        unlink, is_canonical = os.unlink, _CANONICAL.fullmatch
+        canonical: int | None = None
+        for number, text in enumerate(digests):
+            try:
+                if canonical is not None and is_canonical(text):  # a Digest and two calls would cost twice the unlink
+                    unlink(text[_HEX:], dir_fd=canonical)
+                    continue
+                digest = Digest.parse(text)
+                self.delete(digest)
+                directory, labelled = self._directories[digest.algorithm]
+                if digest.algorithm == CANONICAL and not labelled:
+                    canonical = directory
+            except ValueError as error:
+                failed[number] = errors.InvalidArgument(str(error))
+            except FileNotFoundError:
+                failed[number] = errors.NotFound(f"content {text}")
+            except OSError as error:
+                failed[number] = disk_error(error, "content store")
+            except Exception as error:  # the others are removed all the same, and the caller is told
+                failed[number] = error
+        return failed
 
     def _opened(self, digest: Digest) -> tuple[int, bool]:
         labels = os.path.dirname(self._disk.labels_path(digest))

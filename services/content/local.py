@@ -162,6 +162,17 @@ class LocalStore:
         blobs = self._disk.deletions()
         return await self._submit(removed)
 
+    async def remove_blobs(self, digests: Sequence[str]) -> Mapping[int, Exception]:
+        """As :meth:`remove_all`, of blobs only: the errors by the place of those that were not removed. Of thousands
+        this costs little more than their unlinks.
+        """
+
+        def removed() -> Mapping[int, Exception]:
+            with self._removing, self._disk.deletions() as blobs:
+                return blobs.delete_all(digests)
+
+        return await self._submit(removed)
+
     async def read(self, digest: Digest, offset: int = 0, size: int = 0) -> AsyncGenerator[bytes, None]:
         self._readers += 1
         most, count = self._piece, 0

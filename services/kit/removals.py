@@ -5,7 +5,7 @@ records name.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from api.splitd.removals.v1 import removals_pb2 as pb
 from api.splitd.removals.v1 import removals_stubs
@@ -22,17 +22,34 @@ Outcome = BaseException | None
 
 
 class RemovalsServicer:
-    """``remove`` is given kinds and names, and returns the outcome of each, in order."""
+    """Serves removals. ``remove`` gets kinds and names, and returns the outcome of each, in their order.
+    ``remove_blobs`` gets digests only, and returns the failures by their place; without it blobs go to ``remove``.
+    """
 
     SERVICE = removals_stubs.REMOVALS
 
-    def __init__(self, remove: Callable[[Sequence[tuple[str, str]]], Awaitable[Sequence[Outcome]]]) -> None:
+    def __init__(
+        self,
+        remove: Callable[[Sequence[tuple[str, str]]], Awaitable[Sequence[Outcome]]],
+        remove_blobs: Callable[[Sequence[str]], Awaitable[Mapping[int, Exception]]] | None = None,
+    ) -> None:
         self._remove = remove
+        self._remove_blobs = remove_blobs
 
     async def Remove(self, request: pb.RemoveRequest, call: Call) -> pb.RemoveResponse:
-        if len(request.things) > MOST:
-            raise errors.InvalidArgument(f"{len(request.things)} things to remove, more than {MOST}")
-        outcomes = await self._remove([(thing.kind, thing.name) for thing in request.things])
+        if (count := len(request.things) + len(request.blobs)) > MOST:
+            raise errors.InvalidArgument(f"{count} things to remove, more than {MOST}")
+        if not request.blobs:
+            outcomes = await self._remove([(thing.kind, thing.name) for thing in request.things])
+        elif request.things:
+            raise errors.InvalidArgument("either things or blobs are removed in one call")
+        elif self._remove_blobs is None:
+            outcomes = await self._remove([("blob", digest) for digest in request.blobs])
+        else:
+            failed = await self._remove_blobs(list(request.blobs))
+            if not failed:
+                return pb.RemoveResponse(all=True)
+            outcomes = [failed.get(number) for number in range(len(request.blobs))]
         return pb.RemoveResponse(outcomes=[_to_pb(outcome) for outcome in outcomes])
 
 

@@ -73,11 +73,17 @@ class RemoteRawStores:
             await self._snapshots.Remove(request, headers=headers, timeout=_REMOVE)
 
     async def remove_all(self, backend: str, raws: Sequence[Raw]) -> Sequence[errors.NodeError | None]:
+        if all(raw.kind == "blob" for raw in raws):
+            blobs = removals_pb2.RemoveRequest(blobs=[raw.name for raw in raws])
+            answer = await self._removals.Remove(blobs, headers={RAW: backend}, timeout=_REMOVE)
+            if answer.all:
+                return [None] * len(raws)
+            if answer.outcomes:
+                return _outcomes(answer, backend, len(raws))
+            # an older release, which knows things only, and has removed nothing
         request = removals_pb2.RemoveRequest(things=[removals_pb2.Thing(kind=raw.kind, name=raw.name) for raw in raws])
         answer = await self._removals.Remove(request, headers={RAW: backend}, timeout=_REMOVE)
-        if len(answer.outcomes) != len(raws):
-            raise errors.Internal(f"backend {backend} answered about {len(answer.outcomes)} of {len(raws)} removals")
-        return [removals.from_pb(outcome) for outcome in answer.outcomes]
+        return _outcomes(answer, backend, len(raws))
 
     async def cleanup(self, backend: str) -> None:
         try:
@@ -86,6 +92,12 @@ class RemoteRawStores:
             )
         except errors.Unimplemented:
             return  # few snapshotters have Cleanup
+
+
+def _outcomes(answer: removals_pb2.RemoveResponse, backend: str, count: int) -> Sequence[errors.NodeError | None]:
+    if len(answer.outcomes) != count:
+        raise errors.Internal(f"backend {backend} answered about {len(answer.outcomes)} of {count} removals")
+    return [removals.from_pb(outcome) for outcome in answer.outcomes]
 
 
 def _snapshotter(backend: str) -> str:

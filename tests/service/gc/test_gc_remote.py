@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from api.containerd.services.snapshots.v1 import snapshots_pb2 as pb
 from api.containerd.services.snapshots.v1 import snapshots_stubs
+from api.splitd.removals.v1 import removals_pb2, removals_stubs
 from services.kit import errors, rpc
 from services.kit.removals import MOST, RemovalsServicer
 from services.metadata.gc.raw import ListedSnapshot
@@ -65,6 +66,52 @@ async def test_a_foreign_snapshotter_is_asked_as_a_proxy_plugin_is(place: Path) 
         assert call.headers[rpc.RAW] == "snapshots.foreign"
         assert rpc.NAMESPACE not in call.headers
         assert rpc.LEASE not in call.headers
+
+
+async def test_of_blobs_the_digests_are_sent_and_one_word_comes_back(place: Path) -> None:
+    """Where all went; else each has its outcome."""
+    asked: list[Sequence[str]] = []
+
+    async def remove(things: Sequence[tuple[str, str]]) -> Sequence[BaseException | None]:
+        raise AssertionError(things)
+
+    async def remove_blobs(digests: Sequence[str]) -> Mapping[int, Exception]:
+        asked.append(digests)
+        return {1: errors.NotFound("content b")} if "b" in digests else {}
+
+    async with (
+        rpc.serving(place / "s.sock", [RemovalsServicer(remove, remove_blobs)]),
+        rpc.Channel(place / "s.sock") as channel,
+    ):
+        stores = RemoteRawStores(channel)
+        assert await stores.remove_all("content", [Raw("content", "blob", name) for name in "ac"]) == [None, None]
+        done = await stores.remove_all("content", [Raw("content", "blob", name) for name in "abc"])
+        with pytest.raises(errors.InvalidArgument):
+            await stores.remove_all("content", [Raw("content", "blob", "a")] * (MOST + 1))
+    assert asked == [["a", "c"], ["a", "b", "c"]]
+    assert [type(outcome) for outcome in done] == [type(None), errors.NotFound, type(None)]
+
+
+class Older:
+    """Removals of a release that knows things only."""
+
+    SERVICE = removals_stubs.REMOVALS
+
+    def __init__(self) -> None:
+        self.removed: list[str] = []
+
+    async def Remove(self, request: removals_pb2.RemoveRequest, call: rpc.Call) -> removals_pb2.RemoveResponse:
+        self.removed.extend(thing.name for thing in request.things)
+        return removals_pb2.RemoveResponse(outcomes=[removals_pb2.Outcome() for _ in request.things])
+
+
+async def test_a_release_that_knows_no_blobs_is_given_things(place: Path) -> None:
+    """While a node is upgraded, content may be older than metadata: what it did not remove is not taken for gone."""
+    older = Older()
+    async with rpc.serving(place / "s.sock", [older]), rpc.Channel(place / "s.sock") as channel:
+        done = await RemoteRawStores(channel).remove_all("content", [Raw("content", "blob", name) for name in "ab"])
+    assert done == [None, None]
+    assert older.removed == ["a", "b"]
 
 
 async def test_many_removals_are_one_call_and_each_has_its_own_outcome(place: Path) -> None:

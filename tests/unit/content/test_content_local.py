@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +66,26 @@ async def test_many_are_removed_in_one_call(store: LocalStore) -> None:
     assert [info.digest async for info in store.list()] == [kept]
     assert await store.list_statuses() == []
     assert dict((await store.info(await put(store, b"gone"))).labels) == {}  # the labels went too
+
+
+async def test_blobs_are_removed_by_their_digests_as_they_are_written(store: LocalStore) -> None:
+    """Who failed, and why, is told by its place; the others are gone, with their labels, whatever their algorithm."""
+    gone = [str(await put(store, b"%d" % number)) for number in range(3)]
+    text = f"sha512:{hashlib.sha512(b'long').hexdigest()}"
+    path = Path(store._disk.blob_path(Digest.parse(text)))
+    path.parent.mkdir()
+    path.write_bytes(b"long")
+    failed = await store.remove_blobs([gone[0], gone[0], "sha256:x", gone[1], text, "sha256:../../store-id", gone[2]])
+    assert {number: type(error) for number, error in failed.items()} == {
+        1: errors.NotFound,
+        2: errors.InvalidArgument,
+        5: errors.InvalidArgument,
+    }
+    assert str(failed[1]) == f"content {gone[0]}: not found"
+    assert [info async for info in store.list()] == []
+    labelled = [str(await put(store, b"%d" % number, labels={"label": "x"})) for number in range(3)]
+    assert not await store.remove_blobs(labelled)
+    assert dict((await store.info(await put(store, b"2"))).labels) == {}
 
 
 async def test_a_removal_that_its_caller_gave_up_is_over_before_the_next(

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%api/splitd/removals/v1/removals.proto\x12\x12splitd.removals.v1\":\n\rRemoveRequest\x12)\n\x06things\x18\x01 \x03(\x0b\x32\x19.splitd.removals.v1.Thing\"#\n\x05Thing\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"?\n\x0eRemoveResponse\x12-\n\x08outcomes\x18\x01 \x03(\x0b\x32\x1b.splitd.removals.v1.Outcome\"(\n\x07Outcome\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t2[\n\x08Removals\x12O\n\x06Remove\x12!.splitd.removals.v1.RemoveRequest\x1a\".splitd.removals.v1.RemoveResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%api/splitd/removals/v1/removals.proto\x12\x12splitd.removals.v1\"I\n\rRemoveRequest\x12)\n\x06things\x18\x01 \x03(\x0b\x32\x19.splitd.removals.v1.Thing\x12\r\n\x05\x62lobs\x18\x02 \x03(\t\"#\n\x05Thing\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"L\n\x0eRemoveResponse\x12-\n\x08outcomes\x18\x01 \x03(\x0b\x32\x1b.splitd.removals.v1.Outcome\x12\x0b\n\x03\x61ll\x18\x02 \x01(\x08\"(\n\x07Outcome\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t2[\n\x08Removals\x12O\n\x06Remove\x12!.splitd.removals.v1.RemoveRequest\x1a\".splitd.removals.v1.RemoveResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,13 +32,13 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'api.splitd.removals.v1.remo
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_REMOVEREQUEST']._serialized_start=61
-  _globals['_REMOVEREQUEST']._serialized_end=119
-  _globals['_THING']._serialized_start=121
-  _globals['_THING']._serialized_end=156
-  _globals['_REMOVERESPONSE']._serialized_start=158
-  _globals['_REMOVERESPONSE']._serialized_end=221
-  _globals['_OUTCOME']._serialized_start=223
-  _globals['_OUTCOME']._serialized_end=263
-  _globals['_REMOVALS']._serialized_start=265
-  _globals['_REMOVALS']._serialized_end=356
+  _globals['_REMOVEREQUEST']._serialized_end=134
+  _globals['_THING']._serialized_start=136
+  _globals['_THING']._serialized_end=171
+  _globals['_REMOVERESPONSE']._serialized_start=173
+  _globals['_REMOVERESPONSE']._serialized_end=249
+  _globals['_OUTCOME']._serialized_start=251
+  _globals['_OUTCOME']._serialized_end=291
+  _globals['_REMOVALS']._serialized_start=293
+  _globals['_REMOVALS']._serialized_end=384
 # @@protoc_insertion_point(module_scope)

@@ -7,10 +7,12 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class RemoveRequest(_message.Message):
-    __slots__ = ("things",)
+    __slots__ = ("things", "blobs")
     THINGS_FIELD_NUMBER: _ClassVar[int]
+    BLOBS_FIELD_NUMBER: _ClassVar[int]
     things: _containers.RepeatedCompositeFieldContainer[Thing]
-    def __init__(self, things: _Optional[_Iterable[_Union[Thing, _Mapping]]] = ...) -> None: ...
+    blobs: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, things: _Optional[_Iterable[_Union[Thing, _Mapping]]] = ..., blobs: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Thing(_message.Message):
     __slots__ = ("kind", "name")
@@ -21,10 +23,12 @@ class Thing(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
 
 class RemoveResponse(_message.Message):
-    __slots__ = ("outcomes",)
+    __slots__ = ("outcomes", "all")
     OUTCOMES_FIELD_NUMBER: _ClassVar[int]
+    ALL_FIELD_NUMBER: _ClassVar[int]
     outcomes: _containers.RepeatedCompositeFieldContainer[Outcome]
-    def __init__(self, outcomes: _Optional[_Iterable[_Union[Outcome, _Mapping]]] = ...) -> None: ...
+    all: bool
+    def __init__(self, outcomes: _Optional[_Iterable[_Union[Outcome, _Mapping]]] = ..., all: _Optional[bool] = ...) -> None: ...
 
 class Outcome(_message.Message):
     __slots__ = ("code", "message")
