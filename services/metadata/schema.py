@@ -382,20 +382,21 @@ def delete_snapshot(tx: Transaction, namespace: str, snapshotter: str, snapshot:
         CHILDREN.delete(tx, namespace, snapshotter, snapshot.parent, snapshot.name)
 
 
-_PLAIN = re.compile(rb'\{"size":\d+,"backend":"([^"\\]+)"(?:,"created":\d+)?(?:,"updated":\d+)?\}')
+_PLAIN = re.compile(rb'\{"size":\d+,"backend":"([^"\\]+)"(?:,"created":(\d+))?(?:,"updated":\d+)?\}')
 """The encoded record of a blob without labels."""
 
 
-def blob_backends_and_labels(tx: Reader) -> Iterator[tuple[Key, str, Labels] | None]:
-    """The namespace and digest, the backend and the labels of each blob, for the collector. Blobs are the most numerous
-    records, and most have no labels; only the others are decoded. None comes between the steps in which a large one is.
+def blob_facts(tx: Reader) -> Iterator[tuple[Key, str, Labels, int] | None]:
+    """The namespace and digest, the backend, the labels and the time of creation of each blob, for the collector. Blobs
+    are the most numerous records, and most have no labels; only the others are decoded. None comes between the steps in
+    which a large one is.
     """
     backends: dict[bytes, str] = {}
     for key, value in tx.scan((BLOBS.name,)):
         plain = _PLAIN.fullmatch(value)
         backend = backends.get(plain[1]) if plain is not None else None
         if backend is not None:
-            yield key[1:], backend, _NO_LABELS
+            yield key[1:], backend, _NO_LABELS, int(plain[2] or 0)  # type: ignore[index]
             continue
         if len(value) > LARGE:
             reading = read_blob_in_steps(key[1:], value)
@@ -409,7 +410,7 @@ def blob_backends_and_labels(tx: Reader) -> Iterator[tuple[Key, str, Labels] | N
             blob = BLOBS.decode(key[1:], value) if BLOBS.read is None else BLOBS.read(key[1:], value)
         if plain is not None:
             backends[plain[1]] = blob.backend
-        yield key[1:], blob.backend, blob.labels
+        yield key[1:], blob.backend, blob.labels, blob.created
 
 
 _NO_LABELS: Labels = {}

@@ -98,7 +98,7 @@ def _read(tx: Reader, into: Records, node: Node) -> None:
     }
     if node.type == "content":
         if (blob := schema.BLOBS.get(tx, node.namespace, node.key)) is not None:
-            into.blobs[node] = BlobFacts(blob.backend, blob.labels)
+            into.blobs[node] = BlobFacts(blob.backend, blob.labels, blob.created)
     elif node.type in tables:
         table, records = tables[node.type]
         key = (node.namespace, node.snapshotter, node.key) if node.type == "snapshot" else (node.namespace, node.key)
@@ -113,11 +113,23 @@ def removal_order(records: Records, marking: Marking, step: int = STEP) -> Steps
 
     def below(node: Node) -> Iterable[Node]:
         back = marking.back_references.get(node, ())
-        if not back and node.type == "content" and not records.blobs[node].labels:  # most have none
-            return ()
         return named_by(records, node) if node.type == "lease" else chain(back, refers_to(records, node))
 
-    return (yield from _topological(marking.dead, below, lambda node: is_dead(records, marking, node), step))
+    def is_leaf(node: Node) -> bool:
+        """Whether it refers to nothing, as nearly all blobs: then any place behind the others will do."""
+        return node.type == "content" and not records.blobs[node].labels and not marking.back_references.get(node)
+
+    leaves: list[Node] = []
+    others: list[Node] = []
+    for number, node in enumerate(marking.dead):
+        if not number % step:
+            yield
+        (leaves if is_leaf(node) else others).append(node)
+    order = yield from _topological(
+        others, below, lambda node: is_dead(records, marking, node) and not is_leaf(node), step
+    )
+    order.extend(leaves)
+    return order
 
 
 def _topological(

@@ -68,6 +68,7 @@ class BlobFacts(NamedTuple):
 
     backend: str
     labels: Labels
+    created: Nanoseconds = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,18 +132,13 @@ def reading(tx: Reader, step: int = STEP) -> Steps[Records]:
     yield from _read(
         found.ingests, ((Node("ingest", key[0], key[1]), ingest) for key, ingest in schema.INGESTS.scan(tx))
     )
-    plain: dict[str, BlobFacts] = {}
     # Blobs are the most numerous records, and most have no labels.
-    for number, blob in enumerate(schema.blob_backends_and_labels(tx)):
+    for number, blob in enumerate(schema.blob_facts(tx)):
         if blob is None:  # one with very many labels is being read
             yield
             continue
-        key, backend, labels = blob
-        found.blobs[Node("content", key[0], key[1])] = (
-            BlobFacts(backend, labels)
-            if labels
-            else plain.get(backend) or plain.setdefault(backend, BlobFacts(backend, labels))
-        )
+        key, backend, labels, created = blob
+        found.blobs[Node("content", key[0], key[1])] = BlobFacts(backend, labels, created)
         if labels or not number % step:
             yield
     yield from _read(found.images, ((Node("image", key[0], key[1]), image) for key, image in schema.IMAGES.scan(tx)))

@@ -9,7 +9,8 @@ store once named may go. A snapshot is removed before its parent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
@@ -17,7 +18,7 @@ from services.kit.slices import Steps
 from services.metadata import schema
 from services.metadata.gc.mark import STEP
 from services.metadata.gc.raw import Listing
-from services.metadata.store import Intent, Raw
+from services.metadata.store import Intent, Nanoseconds, Raw
 from services.metadata.transactions import Reader
 
 
@@ -87,9 +88,16 @@ def named(tx: Reader, backend: str) -> frozenset[Raw]:
 
 
 def known_in_steps(
-    tx: Reader, backends: Iterable[str], raws: Iterable[Raw], intents: Sequence[Intent], step: int = STEP
+    tx: Reader,
+    backends: Iterable[str],
+    raws: Iterable[Raw],
+    intents: Sequence[Intent],
+    created: Mapping[str, Nanoseconds] = {},
+    step: int = STEP,
 ) -> Steps[dict[str, Known]]:
-    """What the records say about each of ``backends``; ``raws`` are the things that living records name."""
+    """What the records say about each of ``backends``; ``raws`` are the things that living records name, ``created``
+    are the times of blobs, by their digests, as far as they are known.
+    """
     used = {raw for intent in intents for raw in intent.raws()}
     for number, raw in enumerate(raws):
         used.add(raw)
@@ -107,7 +115,37 @@ def known_in_steps(
             idle[raw.backend].append(raw)
         if not number % step:
             yield
-    return {backend: Known(uses_of(backend, of[backend], intents), tuple(idle[backend])) for backend in idle}
+    found: dict[str, Known] = {}
+    for backend, some in idle.items():
+        order = some if backend.startswith("snapshots.") else (yield from _by_creation(some, created, step))
+        found[backend] = Known(uses_of(backend, of[backend], intents), tuple(order))
+    return found
+
+
+_RUN = 8192
+"""Things that are sorted without a pause: three milliseconds."""
+
+
+def _by_creation(raws: Sequence[Raw], created: Mapping[str, Nanoseconds], step: int) -> Steps[Sequence[Raw]]:
+    """The oldest first: files that were made one after the other have their inodes, and their entries of the directory,
+    side by side. To remove them in that order costs xfs a fifth less than in the order of their digests.
+    """
+
+    def age(raw: Raw) -> Nanoseconds:
+        return created.get(raw.name, 0)
+
+    runs: list[list[Raw]] = []
+    for start in range(0, len(raws), _RUN):
+        runs.append(sorted(raws[start : start + _RUN], key=age))
+        yield
+    if len(runs) < 2:
+        return runs[0] if runs else ()
+    order: list[Raw] = []
+    for number, raw in enumerate(heapq.merge(*runs, key=age)):
+        order.append(raw)
+        if not number % step:
+            yield
+    return order
 
 
 def known_of(tx: Reader, backend: str) -> Known:

@@ -43,6 +43,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import deque
 from collections.abc import Iterable, MutableSequence, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -78,6 +79,8 @@ class Swept:
     """The result of one sweep."""
 
     removed: list[Raw] = field(default_factory=list)
+    gone: list[Raw] = field(default_factory=list)
+    """What is there no longer: ``removed``, and what somebody else had removed before."""
     failed: list[str] = field(default_factory=list)
     """Each with its reason, as in ``Collected.failed``."""
     postponed: bool = False
@@ -180,6 +183,8 @@ class Sweeper:
         self._everything = True
         """The next sweep looks at all raw things."""
         self._found: _Found | None = None
+        self._forgetting: asyncio.Task[None] | None = None
+        """The rest of the last sweep."""
         self._runs = Coalescing(self._sweep_once)
 
     def ask(
@@ -197,6 +202,9 @@ class Sweeper:
     async def close(self) -> None:
         """Cancel the current sweep and the next one."""
         await self._runs.close()
+        if self._forgetting is not None:
+            self._forgetting.cancel()
+            await asyncio.gather(self._forgetting, return_exceptions=True)
         if self._found is not None:
             self._found.noting.close()
 
@@ -230,7 +238,9 @@ class Sweeper:
         found, self._found = self._found, None
         if found is None:
             found = _Found.of(self._database, None)
-        with found.noting:
+        if self._forgetting is not None:
+            await asyncio.wait([self._forgetting])
+        with found.noting as noting:
             read = self._database.transactions.read
             known = found.known if found.known is not None else await read(lambda tx: plan.known_of(tx, self.backend))
             stamp = await self._stores.stamp(self.backend)
@@ -262,7 +272,15 @@ class Sweeper:
                 )
             self._said = view.reason
             swept.postponed = view.deferred
-            if not await self._act(view, Spared(view.listing, found.written), swept):
+            spared = Spared(view.listing, found.written)
+            there = await self._act(view, spared, swept)
+            if view.ownership in _OURS and swept.gone:
+                watch = noting.pop_all()
+                self._forgetting = loops.aside(
+                    f"forgetting names in {self.backend}", self._forget_gone(swept.gone, spared)
+                )
+                self._forgetting.add_done_callback(lambda _: watch.close())
+            if not there:
                 return False
         well = view.ownership in _OURS and not swept.failed and not swept.postponed
         if well and view.unchecked:
@@ -402,9 +420,7 @@ class Sweeper:
     def _forget(self, tx: Transaction, some: Iterable[Raw], spared: Spared) -> None:
         """Forget the names of things that are gone."""
         spared.look(tx)
-        for raw in some:
-            if raw not in spared:
-                schema.NAMED.delete(tx, *raw)
+        tx.delete_many([(schema.NAMED.name, *raw) for raw in some if raw not in spared])
 
     def _mark(
         self, tx: Transaction, view: _View, batch: list[Raw], spared: Spared, now: Nanoseconds
@@ -432,6 +448,24 @@ class Sweeper:
             schema.set_marks(tx, some, Mark(since=now, reference=reference))
         return chosen, sorted(staying)
 
+    async def _forget_gone(self, gone: Sequence[Raw], spared: Spared) -> None:
+        """Forget the names of things that a sweep removed in a store of ours; nobody waits for that. A name that is
+        left, after a failure or the end of this process, makes a victim of the next sweep that is not there.
+        """
+        try:
+            await self._forget_in_steps(sorted(gone), spared)
+        except errors.NodeError as error:
+            log.warning("backend %s: the names of what was removed are still listed: %s", self.backend, error)
+
+    async def _forget_in_steps(self, gone: Sequence[Raw], spared: Spared) -> None:
+        """Forget names, in their order: neighbours are on the same pages of the database."""
+        for start in range(0, len(gone), self._tuning.forgotten):
+            await self._catch_up(spared)
+            await self._database.transactions.write(
+                lambda tx, some=gone[start : start + self._tuning.forgotten]: self._forget(tx, some, spared),  # type: ignore[misc]
+                lasting=False,
+            )
+
     # -- acting
 
     async def _act(self, view: _View, spared: Spared, swept: Swept) -> bool:
@@ -440,19 +474,17 @@ class Sweeper:
         await self._catch_up(spared)
         if view.marked:
             self._database.wake(*await write(lambda tx: self._unmark(tx, view, spared)))
-        for start in range(0, len(view.gone), self._tuning.forgotten):
-            await write(
-                lambda tx, some=view.gone[start : start + self._tuning.forgotten]: self._forget(tx, some, spared),  # type: ignore[misc]
-                lasting=False,
-            )
+        await self._forget_in_steps(view.gone, spared)
         return await self._remove_victims(view, spared, swept)
 
     async def _remove_victims(self, view: _View, spared: Spared, swept: Swept) -> bool:
         """Mark, remove and unmark, some at a time. While some are removed, the next are marked and the previous
-        unmarked. Returns False if the backend is away.
+        unmarked. Where blobs go many in one call, a second call is on its way while the first is worked on, so that
+        the backend's disk need not wait for us. Returns False if the backend is away.
         """
-        unmarking = _Unmarking(self._database)
+        unmarking = _Unmarking(self._database, forget=view.ownership not in _OURS)
         marking: asyncio.Task[list[Raw]] | None = None
+        removing: deque[asyncio.Task[bool]] = deque()
         there, start = True, 0
 
         def begin() -> asyncio.Task[list[Raw]]:
@@ -467,18 +499,24 @@ class Sweeper:
                 chosen = await pending
                 # A call that waits for any blob, since its digest is unknown, needs a moment at which none is marked.
                 awaited = self._database.has_waiters(self.backend)
+                removing.append(loops.task("the removal of victims", self._removed(chosen, unmarking, swept)))
                 if start < len(view.victims) and not awaited:
                     marking = begin()
-                there = await self._removed(chosen, unmarking, swept)
+                ahead = 0 if awaited or not self._together or any(raw.kind == "snapshot" for raw in chosen) else 1
+                while len(removing) > ahead:
+                    there = await removing.popleft() and there
                 if awaited:
                     await unmarking.done()
                     await self._database.woken_have_queued()
+            while removing:
+                there = await removing.popleft() and there
             if marking is not None:
                 for raw in await marking:
                     unmarking.add(raw, gone=False)  # their removal was not requested
         except BaseException:
-            if marking is not None:
-                marking.cancel()
+            for task in (marking, *removing):
+                if task is not None:
+                    task.cancel()
             raise
         await unmarking.done()
         return there
@@ -536,6 +574,7 @@ class Sweeper:
             if not any(outcomes):  # as nearly always
                 fault("gc.mid-sweep")
                 swept.removed.extend(chosen)
+                swept.gone.extend(chosen)
                 unmarking.add(*chosen, gone=True)
                 return True
             for raw, outcome in zip(chosen, outcomes, strict=True):
@@ -572,6 +611,7 @@ class Sweeper:
         fault("gc.mid-sweep")
         if ended:
             swept.removed.append(raw)
+        swept.gone.append(raw)
         unmarking.add(raw, gone=True)
 
     async def _remove(self, raw: Raw) -> bool:
@@ -594,8 +634,10 @@ class Sweeper:
 class _Unmarking:
     """Clears marks while removals go on: all that are waiting, in one transaction."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, forget: bool) -> None:
+        """``forget``: the names of things that are gone, too, in the same transaction."""
         self._database = database
+        self._forget = forget
         self._waiting: dict[bool, list[Raw]] = {True: [], False: []}
         """By whether they are gone."""
         self._task: asyncio.Task[None] | None = None
@@ -619,7 +661,7 @@ class _Unmarking:
 
             def work(tx: Transaction, taken: dict[bool, list[Raw]] = taken) -> None:
                 for gone, raws in taken.items():
-                    schema.clear_marks(tx, raws, gone=gone)
+                    schema.clear_marks(tx, raws, gone=gone and self._forget)
 
             fault("gc.before-unmark")
             try:

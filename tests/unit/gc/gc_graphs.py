@@ -55,8 +55,8 @@ class World:
         image = Image(name=name, digest=digest(target), media_type="m", size=1, labels=self._labels(labels))
         self._write(lambda tx: schema.IMAGES.put(tx, ns, name, value=image))
 
-    def blob(self, number: int, labels: Mapping[str, str] | None = None, ns: str = "ns") -> Raw:
-        blob = Blob(digest=digest(number), size=1, backend=CONTENT, labels=self._labels(labels))
+    def blob(self, number: int, labels: Mapping[str, str] | None = None, ns: str = "ns", created: int = 0) -> Raw:
+        blob = Blob(digest=digest(number), size=1, backend=CONTENT, labels=self._labels(labels), created=created)
         self._write(lambda tx: schema.put_blob(tx, ns, blob))
         return Raw(CONTENT, "blob", blob.digest)
 

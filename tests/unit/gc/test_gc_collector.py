@@ -24,7 +24,7 @@ from services.metadata.gc.tuning import Tuning
 from services.metadata.intents import check_no_blob_sweeping
 from services.metadata.leases import Leases
 from services.metadata.sqlite import SqliteTransactions
-from services.metadata.store import Event, Gateway, Image, Lease, Mark, Raw
+from services.metadata.store import Blob, Event, Gateway, Image, Lease, Mark, Raw
 from tests.support import eventually_async
 from tests.unit.gc.gc_graphs import CONTENT, HOUR, NOW, OVERLAY, SECOND, World, digest, stamp
 
@@ -1132,3 +1132,66 @@ async def test_a_backend_is_asked_once_whether_it_takes_many_removals(
     assert len((await collector.collect()).removed) == 1000
     calls = [method for method, _ in stores.calls if method == "remove_all"]
     assert len(calls) == (4 if stores.together else 0)
+
+
+@pytest.mark.parametrize("tuning", [Tuning(together=2, victims=2)], ids=["small"])
+async def test_blobs_go_in_the_order_in_which_they_were_made(
+    world: World, stores: MemoryRawStores, collector: Collector
+) -> None:
+    """Which is that of their inodes, and costs a filesystem less than that of their digests."""
+    await collector.collect()  # from here on all that goes is known
+    for number, created in ((1, 30), (2, 10), (3, 40), (4, 20)):
+        stores.add(world.blob(number, created=created))
+    await collector.collect(everything=False)
+    removed = [name for method, name in stores.calls if method == "remove"]
+    assert removed == [digest(number) for number in (2, 4, 1, 3)]
+
+
+@pytest.mark.parametrize("tuning", [Tuning(together=2, victims=2)], ids=["small"])
+async def test_while_blobs_are_removed_the_next_call_is_there(stores: MemoryRawStores, collector: Collector) -> None:
+    """A backend that takes many in one call has the next one before it has answered: its disk does not wait for us."""
+    stores.together = True
+    for number in range(8):
+        stores.add(blob(number))
+    under_way = most = 0
+    second = asyncio.Event()
+
+    async def together(method: str, name: str) -> None:
+        nonlocal under_way, most
+        if method != "remove_all" or len([1 for called, _ in stores.calls if called == method]) == 1:
+            return  # the first tells whether it takes many
+        under_way += 1
+        most = max(most, under_way)
+        if under_way > 1:
+            second.set()
+        async with asyncio.timeout(20):
+            await second.wait()
+        under_way -= 1
+
+    stores.before = together
+    assert len((await collector.collect()).removed) == 8
+    assert most == 2
+    assert not stores.blobs
+
+
+@pytest.mark.parametrize("tuning", [Tuning(forgotten=2)], ids=["small"])
+async def test_the_names_of_what_went_are_forgotten_but_for_those_that_came_back(
+    world: World, stores: MemoryRawStores, collector: Collector
+) -> None:
+    """Nobody waits for it: who pushes a blob again, in that moment, keeps it named."""
+    await collector.collect()
+    for number in range(6):
+        stores.add(world.blob(number))
+    back = Blob(digest=digest(3), size=1, backend=CONTENT)
+
+    async def again(method: str, name: str) -> None:
+        if (method, name) == ("remove", digest(5)):
+            await world.database.transactions.write(lambda tx: schema.put_blob(tx, "ns", back))
+
+    stores.before = again
+    assert len((await collector.collect(everything=False)).removed) == 6
+
+    async def forgotten() -> bool:
+        return world.named() == {blob(3)}
+
+    await eventually_async(forgotten)
