@@ -58,6 +58,7 @@ from services.metadata.gc.changes import Spared
 from services.metadata.gc.coalescing import Coalescing
 from services.metadata.gc.raw import Listing, RawStores
 from services.metadata.gc.tuning import Tuning
+from services.metadata.gc.unmarking import Unmarking
 from services.metadata.store import Mark, Nanoseconds, Raw
 from services.metadata.transactions import Key, Reader, Transaction
 
@@ -482,7 +483,7 @@ class Sweeper:
         unmarked. Where blobs go many in one call, a second call is on its way while the first is worked on, so that
         the backend's disk need not wait for us. Returns False if the backend is away.
         """
-        unmarking = _Unmarking(self._database, forget=view.ownership not in _OURS)
+        unmarking = Unmarking(self._database, forget=view.ownership not in _OURS)
         marking: asyncio.Task[list[Raw]] | None = None
         removing: deque[asyncio.Task[bool]] = deque()
         there, start = True, 0
@@ -549,14 +550,14 @@ class Sweeper:
         fault("gc.after-mark")
         return chosen
 
-    async def _removed(self, chosen: list[Raw], unmarking: _Unmarking, swept: Swept) -> bool:
+    async def _removed(self, chosen: list[Raw], unmarking: Unmarking, swept: Swept) -> bool:
         """Remove things; False if the backend is away, so that the rest must wait."""
         there = (
             await self._removed_together(chosen, unmarking, swept) if self._together is not False and chosen else None
         )
         return await self._removed_singly(chosen, unmarking, swept) if there is None else there
 
-    async def _removed_together(self, chosen: list[Raw], unmarking: _Unmarking, swept: Swept) -> bool | None:
+    async def _removed_together(self, chosen: list[Raw], unmarking: Unmarking, swept: Swept) -> bool | None:
         """Remove things in one call; False if the backend is away, None if it removes one at a time only."""
         for attempt in range(1, _ATTEMPTS + 1):
             try:
@@ -585,7 +586,7 @@ class Sweeper:
             return not any(isinstance(outcome, errors.Unavailable) for outcome in outcomes)
         raise AssertionError
 
-    async def _removed_singly(self, chosen: list[Raw], unmarking: _Unmarking, swept: Swept) -> bool:
+    async def _removed_singly(self, chosen: list[Raw], unmarking: Unmarking, swept: Swept) -> bool:
         """Remove things one by one; False if the backend is away."""
         away = False
         for raw in chosen:
@@ -599,7 +600,7 @@ class Sweeper:
             self._ended(raw, ended, unmarking, swept)
         return not away
 
-    def _ended(self, raw: Raw, ended: bool | errors.NodeError, unmarking: _Unmarking, swept: Swept) -> None:
+    def _ended(self, raw: Raw, ended: bool | errors.NodeError, unmarking: Unmarking, swept: Swept) -> None:
         """Note the end of a removal: it failed, or the thing is gone, by us (True) or not."""
         if isinstance(ended, errors.NodeError):
             swept.failed.append(f"{title(raw)}: {ended}")
@@ -629,46 +630,3 @@ class Sweeper:
             else:
                 return True
         raise AssertionError
-
-
-class _Unmarking:
-    """Clears marks while removals go on: all that are waiting, in one transaction."""
-
-    def __init__(self, database: Database, *, forget: bool) -> None:
-        """``forget``: the names of things that are gone, too, in the same transaction."""
-        self._database = database
-        self._forget = forget
-        self._waiting: dict[bool, list[Raw]] = {True: [], False: []}
-        """By whether they are gone."""
-        self._task: asyncio.Task[None] | None = None
-
-    def add(self, *raws: Raw, gone: bool) -> None:
-        """Note that the removal of ``raws`` is over; ``gone``: the backend no longer has them."""
-        self._waiting[gone].extend(raws)
-        if self._task is None or self._task.done():
-            if self._task is not None and not self._task.cancelled():
-                self._task.exception()  # a failed run is repeated now
-            self._task = loops.task("the unmarking of victims", self._run())
-
-    async def done(self) -> None:
-        """Wait until all marks are cleared."""
-        if self._task is not None:
-            await self._task
-
-    async def _run(self) -> None:
-        while any(self._waiting.values()):
-            taken, self._waiting = self._waiting, {True: [], False: []}
-
-            def work(tx: Transaction, taken: dict[bool, list[Raw]] = taken) -> None:
-                for gone, raws in taken.items():
-                    schema.clear_marks(tx, raws, gone=gone and self._forget)
-
-            fault("gc.before-unmark")
-            try:
-                # a mark that is back is resolved by the next sweep
-                await self._database.transactions.write(work, lasting=False)
-            except BaseException:
-                for gone, raws in taken.items():
-                    self._waiting[gone][:0] = raws
-                raise
-            self._database.wake(*taken[True], *taken[False])
