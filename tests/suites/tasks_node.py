@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -150,12 +150,13 @@ class TasksNode:
         options: oci_pb2.Options | None = None,
         written: bytes = b"",
         snapshot: str = "",
+        labels: Mapping[str, str] = {},
         **how: Any,
     ) -> None:
         """A container's record, in the place of one of that name; ``written`` is its spec where it is not to be what
         :meth:`spec` says.
         """
-        record = containers_pb2.Container(id=name)
+        record = containers_pb2.Container(id=name, labels=labels)
         record.runtime.name = runtime
         record.spec.type_url = SPEC
         record.spec.value = written or json.dumps(self.spec(name, *args, **how)).encode()

@@ -1,10 +1,13 @@
-"""What tasks writes to content, as a checkpoint is: over the content process, in the gateway's place."""
+"""The rest of the node as tasks sees it: the suite over a node's gateway, and what tasks writes to content, over the
+content process in the gateway's place.
+"""
 
 from __future__ import annotations
 
 import io
 import os
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +16,9 @@ from services.kit import rpc
 from services.kit.publisher import Publisher
 from services.oci.digests import Digest, digest_of
 from services.tasks.gateway import Gateway
+from services.tasks.store import Node
+from tests.suites.tasks_around import Add, NodeSuite
+from tests.suites.tasks_node import TasksNode, tasks_node
 from tests.support import ServiceProcess, short_directory
 
 TYPE = "application/vnd.containerd.container.checkpoint.config.v1+proto"
@@ -48,3 +54,30 @@ async def test_remains_of_an_attempt_are_no_part_of_the_next(channel: rpc.Channe
         "default", "", "/checkpoint", TYPE, io.BytesIO(DATA)
     )
     assert (descriptor.digest, descriptor.size) == (digest_of(DATA), len(DATA))
+
+
+@pytest.mark.root
+@pytest.mark.once
+class TestGateway(NodeSuite):
+    @pytest.fixture
+    async def node(self, others: Path, place: Path) -> AsyncIterator[TasksNode]:
+        async with tasks_node(others / "s/internal.sock", others, place) as node:
+            yield node
+
+    @pytest.fixture
+    async def around(self, node: TasksNode) -> AsyncIterator[Node]:
+        async with Publisher(node.channel).running() as publisher:
+            yield Gateway(node.channel, publisher)
+
+    @pytest.fixture
+    def ns(self, node: TasksNode) -> str:
+        return node.ns
+
+    @pytest.fixture
+    def add(self, node: TasksNode) -> Add:
+        async def made(name: str, labels: dict[str, str] = {}, snapshot: str = "") -> None:
+            if snapshot:
+                await node.snapshot(snapshot)
+            await node.add(name, "true", labels=labels, snapshot=snapshot)
+
+        return made

@@ -3,32 +3,82 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, BinaryIO
 
-from services.kit import errors
+from services.kit import errors, filters
+from services.oci.descriptors import Descriptor
+from services.oci.digests import digest_of
+from services.oci.mounts import Mount
 from services.tasks.bundle import Address
 from services.tasks.service import Service
-from services.tasks.store import Exit
+from services.tasks.store import Container, Exit
 from services.tasks.task import Task
 
 ADDRESS = Address("ttrpc", "unix:///nowhere", 3)
 
 
 class FakeNode:
-    """Keeps what is published."""
+    """A ``Node`` in memory, of one namespace; it has the suite of its interface. ``told`` is what was published,
+    ``labels`` what was set; a container's snapshot is mounted by its names.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, *containers: Container, namespace: str = "n") -> None:
+        self.namespace = namespace
+        self.records = {c.id: c for c in containers}
+        self.labels: list[tuple[str, ...]] = []
+        self.blobs: dict[str, bytes] = {}
         self.told: list[str] = []
         self.reachable = True
+
+    def _there(self, namespace: str, name: str) -> Container:
+        if namespace != self.namespace or name not in self.records:
+            raise errors.NotFound(f'container "{name}" in namespace "{namespace}"')
+        return self.records[name]
+
+    async def container(self, namespace: str, name: str) -> Container:
+        return self._there(namespace, name)
+
+    async def containers(self, namespace: str, selector: str) -> list[Container]:
+        wanted = filters.parse([selector])
+        return [c for c in self.records.values() if namespace == self.namespace and wanted.match(_fields(c))]
+
+    async def namespaces(self) -> list[str]:
+        return [self.namespace]
+
+    async def set_label(self, namespace: str, name: str, key: str, value: str) -> None:
+        record = self._there(namespace, name)
+        self.records[name] = replace(record, labels={**record.labels, key: value}, updated_at=time.time_ns())
+        self.labels.append((namespace, name, key, value))
+
+    async def mounts(self, namespace: str, snapshotter: str, key: str) -> tuple[Mount, ...]:
+        if not any((c.snapshotter, c.snapshot_key) == (snapshotter, key) for c in self.records.values()):
+            raise errors.NotFound(f"snapshot {key}")
+        return (Mount("bind", f"/{snapshotter}/{key}", ("rbind",)),)
+
+    async def write_blob(self, namespace: str, lease: str, ref: str, media_type: str, file: BinaryIO) -> Descriptor:
+        data = file.read()
+        self.blobs[digest_of(data)] = data
+        return Descriptor(media_type, digest_of(data), len(data))
+
+    async def read_blob(self, namespace: str, digest: str, file: BinaryIO) -> None:
+        if digest not in self.blobs:
+            raise errors.NotFound(f"content digest {digest}")
+        file.write(self.blobs[digest])
 
     def exited(self, namespace: str, name: str, exec_id: str, how: Exit) -> None:
         self.told.append("exit")
 
     def deleted(self, namespace: str, name: str, how: Exit) -> None:
         self.told.append("delete")
+
+
+def _fields(container: Container) -> Callable[[Sequence[str]], tuple[str, bool]]:
+    return lambda path: filters.of_map(path[1:], container.labels) if path[0] == "labels" else ("", False)
 
 
 class FakeConnection:
@@ -82,7 +132,7 @@ def service(place: Path, connection: type[FakeConnection] | None = None, **hooks
     made = Service(
         place / "root",
         place / "state",
-        FakeNode(),  # type: ignore[arg-type]
+        FakeNode(),
         connection=connection or connections(),  # type: ignore[arg-type]
         **hooks,
     )

@@ -20,6 +20,7 @@ from services.tasks.nodestart import NodeStart
 from services.tasks.restart import COUNT, LOG_PATH, LOG_URI, POLICY, STATUS, STOPPED, Policy, RestartMonitor, decide
 from services.tasks.store import IO, Container, CreateOptions, Exit, Process, Status
 from tests.support import eventually_async
+from tests.unit.tasks.tasks_fakes import FakeNode
 
 
 @pytest.mark.parametrize(
@@ -119,28 +120,6 @@ class FakeTasks:
         return Exit(self.states.pop((namespace, name)).exit_status, None)
 
 
-class FakeNode:
-    def __init__(self, *containers: Container) -> None:
-        self.records = {c.id: c for c in containers}
-        self.labels: list[tuple[str, ...]] = []
-
-    async def namespaces(self) -> list[str]:
-        return ["n"]
-
-    async def containers(self, namespace: str, selector: str) -> list[Container]:
-        assert selector == 'labels."containerd.io/restart.status"'
-        return list(self.records.values())
-
-    async def container(self, namespace: str, name: str) -> Container:
-        return self.records[name]
-
-    async def set_label(self, *label: str) -> None:
-        self.labels.append(label)
-
-    async def mounts(self, namespace: str, snapshotter: str, key: str) -> tuple[Mount, ...]:
-        return (Mount("bind", f"/{snapshotter}/{key}", ("rbind",)),)
-
-
 def container(name: str, labels: dict[str, str], **spec: Any) -> Container:
     return Container(
         name,
@@ -202,7 +181,7 @@ async def test_an_exit_is_answered_before_the_interval_but_not_twice_in_one() ->
     """A hint of an exit restarts at once what still has its task; a second exit waits for the interval."""
     node, tasks = FakeNode(container("c", {})), FakeTasks()
     tasks.states["n", "c"] = Process("c", 1, Status.RUNNING)
-    monitor = RestartMonitor(node, 3600, delay=0.01)  # type: ignore[arg-type]
+    monitor = RestartMonitor(node, 3600, delay=0.01)
     async with monitor.running(tasks):  # type: ignore[arg-type]
         await eventually_async(lambda: _asked(tasks), "it does not look")
         tasks.states["n", "c"] = Process("c", 1, Status.STOPPED)
@@ -221,7 +200,7 @@ async def test_an_exit_is_answered_before_the_interval_but_not_twice_in_one() ->
 async def test_a_task_that_was_deleted_is_not_looked_at() -> None:
     """Between its exit and the look the task went: nobody is asked about it."""
     node, tasks = FakeNode(container("c", {})), FakeTasks()
-    monitor = RestartMonitor(node, 3600, delay=0.01)  # type: ignore[arg-type]
+    monitor = RestartMonitor(node, 3600, delay=0.01)
     async with monitor.running(tasks):  # type: ignore[arg-type]
         await eventually_async(lambda: _asked(tasks), "it does not look")
         tasks.asked.clear()
@@ -294,7 +273,9 @@ async def test_a_start_of_the_node_ends_stopped_on_purpose_for_always(tmp_path: 
             await eventually_async(lambda: _asked(tasks), "it does not look")
             return [label for label in node.labels if label[2] == STOPPED]
 
+    stopped = dict(node.records)
     assert await looked(FakeTasks()) == [("n", "always", STOPPED, "false"), ("n", "said", STOPPED, "false")]
+    node.records.update(stopped)
     assert await looked(FakeTasks()) == []
     (tmp_path / "start").write_text(
         (tmp_path / "start").read_text().replace(f" {os.getppid()} ", f" {os.getppid() + 1} ")
@@ -308,8 +289,7 @@ async def test_a_container_that_cannot_be_changed_holds_up_no_other(tmp_path: Pa
     """
     node, tasks = FakeNode(container("bad", {STOPPED: "true"}), container("good", {STOPPED: "true"})), FakeTasks()
 
-    async def set_label(*label: str) -> None:
-        namespace, name, key, value = label
+    async def set_label(namespace: str, name: str, key: str, value: str) -> None:
         if name == "bad":
             raise errors.DataLoss("metadata store: the record container n bad is damaged")
         node.labels.append((namespace, name, key, value))
