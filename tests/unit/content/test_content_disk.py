@@ -65,8 +65,8 @@ async def test_an_ingest_that_is_just_being_begun_is_not_listed(store: LocalStor
 
 
 async def test_the_offset_of_an_ingest_ends_at_the_first_gap(store: LocalStore) -> None:
-    """Of a file that somebody fills in several places: that is what its status says, and what a writer goes on with
-    once nobody fills it.
+    """A client may fill the file in several places. Its status reports the offset of the first gap, and a writer
+    continues there once no client fills the file.
     """
     data = bytes_of(1 << 20)
     begun = await store.files.begin("the ref", len(data))
@@ -84,7 +84,7 @@ async def test_the_offset_of_an_ingest_ends_at_the_first_gap(store: LocalStore) 
 
 
 async def test_a_file_without_gaps_is_there_to_its_end(store: LocalStore) -> None:
-    """However long; and what is begun again is not cut."""
+    """This holds for any length; a file that is begun again is not cut."""
     data = bytes_of(300_001)
     Path((await store.files.begin("the ref", len(data))).path).write_bytes(data)
     assert (await store.status("the ref")).offset == (await store.files.begin("the ref", len(data))).offset == len(data)
@@ -92,7 +92,9 @@ async def test_a_file_without_gaps_is_there_to_its_end(store: LocalStore) -> Non
 
 
 def test_threads_share_the_fsync_of_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that come while one is under way wait for the next, one of them makes it; if that fails, the next tries."""
+    """Threads that come while an fsync is under way wait for the next, which one of them makes; if it fails, the next
+    thread tries.
+    """
     begun, go, failing = list[str](), threading.Event(), threading.Event()
 
     def slow(directory: str) -> None:
@@ -139,9 +141,7 @@ async def test_foreign_files(store: LocalStore, tmp_path: Path) -> None:
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
 async def test_full_disk(tmp_path: Path) -> None:
-    """A write that finds the disk full is ResourceExhausted and leaves the ingest as it was before; with room it
-    goes on.
-    """
+    """A write to a full disk is ResourceExhausted and leaves the ingest as it was before; with room it goes on."""
     (tmp_path / "m").mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(tmp_path / "m")], check=True)
     try:
@@ -170,7 +170,7 @@ async def test_full_disk(tmp_path: Path) -> None:
 
 
 def test_a_resumption_can_be_stopped(tmp_path: Path) -> None:
-    """Hashing what is there ends when nobody waits for it any more, and lets go of the file."""
+    """Hashing of the existing bytes ends when its caller is cancelled, and the file is closed."""
     disk = Disk(tmp_path / "content")
     ingest = Ingest(disk, "r")
     ingest.write(b"abc")
@@ -185,8 +185,8 @@ def test_a_resumption_can_be_stopped(tmp_path: Path) -> None:
 
 
 async def test_cancelled_at_every_step(store: LocalStore) -> None:
-    """However far an opening, a write or a commit has come when its caller is cancelled, the ref is unlocked and
-    nothing is left open.
+    """However far an opening, a write or a commit has come when its caller is cancelled, the ref is unlocked and no
+    file is left open.
     """
     data = bytes_of(200_000)
 
@@ -247,8 +247,8 @@ async def test_cancelled_reads(store: LocalStore) -> None:
 
 
 async def test_many_readers_begin_with_small_pieces(store: LocalStore) -> None:
-    """One that stops keeps little, then; one that reads on gets whole ones, and all bytes. When the others are
-    gone, so is their thrift.
+    """So a reader that stops keeps little memory. A reader that goes on gets large pieces, and all bytes. When the
+    other readers are gone, pieces are large at once.
     """
     data = bytes_of(12 * CHUNK)
     digest = await put(store, data)
@@ -265,7 +265,7 @@ async def test_many_readers_begin_with_small_pieces(store: LocalStore) -> None:
 
 
 async def test_read_of_a_deleted_blob(store: LocalStore) -> None:
-    """Who reads a blob when it is deleted reads it to its end."""
+    """A reader that has the blob open when it is deleted reads it to its end."""
     data = bytes_of(3 << 20)
     digest = await put(store, data)
     pieces = store.read(digest)
@@ -275,6 +275,6 @@ async def test_read_of_a_deleted_blob(store: LocalStore) -> None:
 
 
 async def test_believed_digest(store: LocalStore) -> None:
-    """A digest that a file's writer computed is not checked again: what it says is the blob's name."""
+    """A digest that the writer of a file computed is not checked again: it becomes the blob's name."""
     Path((await store.files.begin("f")).path).write_bytes(b"abc")
     assert await store.files.commit("f", 3, digest_of(b"xyz"), computed=True) == (digest_of(b"xyz"), 3)

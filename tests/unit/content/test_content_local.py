@@ -41,7 +41,7 @@ class TestLocalFiles(FilesSuite):
 
 
 async def test_many_are_removed_in_one_call(store: LocalStore) -> None:
-    """Blobs and ingests; what is not there, or names nothing that can be, stops none of the others."""
+    """Blobs and ingests are removed; one that does not exist, or has an impossible name, stops none of the others."""
     kept, gone = await put(store, b"kept"), await put(store, b"gone", labels={"label": "x"})
     open_ = await store.writer("open")
     await open_.close()
@@ -91,8 +91,8 @@ async def test_blobs_are_removed_by_their_digests_as_they_are_written(store: Loc
 async def test_a_removal_that_its_caller_gave_up_is_over_before_the_next(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The collector asks again where the connection was lost, and takes the second answer for the end: nothing of
-    the first may remove what is committed after that.
+    """The collector asks again if the connection was lost, and takes the second answer as final: nothing of the first
+    call may remove a blob that is committed after that.
     """
     one, two = await put(store, b"one"), await put(store, b"two")
     things = [("blob", str(one)), ("blob", str(two))]
@@ -120,8 +120,8 @@ async def test_a_removal_that_its_caller_gave_up_is_over_before_the_next(
 
 
 async def test_a_hundred_begun_ingests_delay_no_write(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pull's files by path, and the ingests that it gives up, have a few threads of their own: a Write beside
-    them is opened, written and committed while they all wait.
+    """A pull's files by path, and the ingests that it gives up, have a few threads of their own: a Write beside them is
+    opened, written and committed while they all wait.
     """
     go, ingest = threading.Event(), Ingest
 

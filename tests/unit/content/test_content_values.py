@@ -16,8 +16,8 @@ HEX = "0123456789abcdef" * 4
 
 
 def test_updated_labels() -> None:
-    """Without paths all labels are replaced; with them only those named, an empty value removes; anything but
-    labels is refused before anything changes.
+    """Without paths all labels are replaced. With paths only the named ones change, and an empty value removes one.
+    Paths other than labels are refused before anything changes.
     """
     digest = Digest("sha256", HEX)
     current = {"a": "1", "b": "2"}
@@ -45,7 +45,7 @@ def test_times(text: str, nanoseconds: int) -> None:
 
 
 def test_times_elsewhere() -> None:
-    """A store that containerd has written has times of its own zone; what is no time is refused."""
+    """A store that containerd has written has times of its own zone; a malformed time is refused."""
     assert parse_time("2024-02-29T14:30:45.5+02:00") == 1709209845_500000000
     for text in ("", "2024-02-29", "2024-02-29T12:30:45", "2024-02-29T12:30:45.1234567890Z", "2024-02-30T12:30:45Z"):
         with pytest.raises(ValueError):
@@ -67,19 +67,19 @@ def test_times_elsewhere() -> None:
     ],
 )
 def test_durations(nanoseconds: int, text: str) -> None:
-    """How long a ref has been locked is told as Go tells it."""
+    """The time for which a ref has been locked is formatted as Go formats it."""
     assert _duration(nanoseconds) == text
 
 
 def test_since() -> None:
-    """And since when."""
+    """The time since which a ref has been locked is formatted too."""
     assert _time(1709209845_123000000) == "2024-02-29 12:30:45.123 +0000 UTC"
 
 
 @pytest.mark.parametrize("size", [1, 127, 128, 1 << 20])
 @pytest.mark.parametrize("offset", [0, 1, 1 << 40])
 def test_a_read_response_in_pieces_is_the_message(offset: int, size: int) -> None:
-    """What is sent without being built is what building it gives."""
+    """The parts that are sent without building the message equal the built message."""
     data = bytes(size)
     assert (
         convert.read_response_head(offset, size) + data

@@ -1,6 +1,4 @@
-"""Unpacking onto a directory of this machine, by names that begin with its path: no process, no root directory of
-its own.
-"""
+"""Unpacking onto a directory of this machine, by paths: without a process and without a root directory of its own."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ pytestmark = pytest.mark.root  # owners are set
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """The directories that were looked through."""
+    """Count the directories that are searched."""
     looked: list[object] = []
     scandir: Callable[..., Any] = os.scandir
 
@@ -39,8 +37,8 @@ def unpack(*entries: bytes) -> None:
 
 
 def test_an_opaque_marker_does_its_work_once(tmp_path: Path, counted: list[object]) -> None:
-    """Whoever repeats it, or marks what is in a directory and then that, has each directory looked through once;
-    what the layer itself brings stays.
+    """A layer that repeats it, or that marks entries of a directory and then the directory, causes one search of each
+    directory; the layer's own entries stay.
     """
     top = os.fsencode(tmp_path)[1:]
     for name in ("old", "a/old", "a/b/old", "a/b/c/old", "gone/old"):
@@ -63,7 +61,7 @@ def test_an_opaque_marker_does_its_work_once(tmp_path: Path, counted: list[objec
 
 
 def test_what_is_removed_is_no_directory_that_the_layer_left_out(tmp_path: Path) -> None:
-    """Of many that it made, one is named in the end and others are gone."""
+    """The layer makes many directories without an entry: one gets an entry in the end, others are removed."""
     top = os.fsencode(tmp_path)[1:]
     extractor = Extractor()
     entries = (
@@ -78,7 +76,7 @@ def test_what_is_removed_is_no_directory_that_the_layer_left_out(tmp_path: Path)
 
 
 def test_a_directory_that_is_named_again_has_the_times_of_its_last_entry(tmp_path: Path) -> None:
-    """By whichever name; and however often, it is remembered once."""
+    """This holds for each name of the directory; however often it is named, it is remembered once."""
     top = os.fsencode(tmp_path)[1:]
     (tmp_path / "link").symlink_to("d")
     extractor = Extractor()
@@ -95,8 +93,8 @@ def test_a_directory_that_is_named_again_has_the_times_of_its_last_entry(tmp_pat
 
 
 def test_a_long_path_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not for each directory at its end: a name may have two thousand components, and a look at it takes as many
-    steps.
+    """It is not looked up again for each directory at its end: a name may have two thousand components, and a lookup
+    takes as many steps.
     """
     deep = os.fsencode(tmp_path)[1:] + b"/x" * 300
     lstat, looks = os.lstat, [0]
@@ -117,7 +115,7 @@ def test_a_long_path_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_path_that_is_too_long_for_the_kernel_takes_no_memory(tmp_path: Path) -> None:
-    """Its beginnings would be as many as it has names, and a gigabyte together."""
+    """The prefixes of the path would be as many as it has components, and a gigabyte together."""
     layer = [pax({b"path": os.fsencode(tmp_path)[1:] + (b"/" + b"n" * 255) * 3000 + b"/f"}) + reg(b"f", b"f")]
     tracemalloc.start()
     try:

@@ -1,4 +1,4 @@
-"""Paths, mounts, media types and compressed streams by themselves."""
+"""Unit tests of paths, mounts, media types and compressed streams."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_paths_are_cleaned_as_by_go(path: bytes, relative: bytes, absolute: byte
 
 
 def test_links_are_resolved_below_a_directory(tmp_path: Path) -> None:
-    """Absolute targets, dots and what does not exist stay inside; a circle is an error."""
+    """Absolute targets, dots and missing names stay inside; a cycle of links is an error."""
     (tmp_path / "usr/lib").mkdir(parents=True)
     for name, target in (
         ("lib", "usr/lib"),
@@ -81,7 +81,7 @@ def test_links_are_resolved_below_a_directory(tmp_path: Path) -> None:
 
 
 def test_mounts_are_arguments_and_back() -> None:
-    """Whatever is in their fields."""
+    """This holds for any contents of their fields."""
     given = [
         Mount("bind", "/a b", ("rw", "rbind")),
         Mount("overlay", "overlay", ("lowerdir=/x:/y", "mount", ""), "/sub"),
@@ -95,7 +95,7 @@ def test_mounts_are_arguments_and_back() -> None:
 
 @pytest.mark.parametrize("options", ["x" * (OPTIONS_LIMIT + 1), "é" * (OPTIONS_LIMIT // 2 + 1)])
 def test_more_options_than_the_kernel_takes_are_not_mounted(tmp_path: Path, options: str) -> None:
-    """It would cut the rest off, without a word. They are counted in bytes."""
+    """The kernel would cut the rest off silently. Options are counted in bytes."""
     with pytest.raises(
         MountError, match=f"^mount options is too long: 4096 bytes for {tmp_path} .the kernel takes 4095.$"
     ):
@@ -103,7 +103,7 @@ def test_more_options_than_the_kernel_takes_are_not_mounted(tmp_path: Path, opti
 
 
 def test_a_target_below_the_mount_point_leaves_nothing_open(tmp_path: Path) -> None:
-    """A worker makes many mounts, and lives on."""
+    """A worker makes many mounts and goes on running."""
     (tmp_path / "link").symlink_to("/there")
     before = os.listdir("/proc/self/fd")
     assert _target(Mount("bind", "/x", (), "link/below"), str(tmp_path)) == f"{tmp_path}/there/below"
@@ -114,12 +114,12 @@ def test_a_target_below_the_mount_point_leaves_nothing_open(tmp_path: Path) -> N
     ("options", "wanted"), [([], False), (["ro"], True), (["ro", "rw"], False), (["rw", "noatime", "ro"], True)]
 )
 def test_the_last_of_ro_and_rw_counts(options: list[str], wanted: bool) -> None:
-    """As for mount(8)."""
+    """This is as in mount(8)."""
     assert read_only_option(options) is wanted
 
 
 def test_read_only_mounts() -> None:
-    """An overlay's upper directory becomes its topmost lower one; others get ro once."""
+    """An overlay's upper directory becomes its topmost lower one; other mounts get ro once."""
     (overlay,) = read_only(
         [Mount("overlay", "overlay", ("index=off", "workdir=/w", "upperdir=/u", "lowerdir=/a:/b", "uidmap=0:1:2"))]
     )
@@ -129,7 +129,7 @@ def test_read_only_mounts() -> None:
 
 
 def test_long_options_are_made_relative() -> None:
-    """To what the lower directories have in common."""
+    """They are relative to the common prefix of the lower directories."""
     cwd, options = _compact(["index=off", "lowerdir=/s/10/fs:/s/2/fs"])
     assert (cwd, options) == ("/s", ["index=off", "lowerdir=10/fs:2/fs"])
     for same in (["lowerdir=/s/1/fs"], ["lowerdir=/a:/b"], ["upperdir=/x"], ["lowerdir=/s/1/fs://s/2/fs"]):
@@ -137,7 +137,7 @@ def test_long_options_are_made_relative() -> None:
 
 
 def test_media_types() -> None:
-    """What is made, what is inflated, what is refused: the words are containerd's."""
+    """The types that are made, inflated and refused; errors have containerd's words."""
     assert media.may_be_compressed("application/vnd.oci.image.layer.v1.tar+gzip")
     assert not media.may_be_compressed("application/vnd.oci.image.layer.v1.tar")
     assert media.may_be_compressed("application/vnd.docker.image.rootfs.diff.tar")
@@ -157,7 +157,7 @@ def taken(data: bytes, *, detect: bool = True) -> tuple[bytes, str, int]:
 
 @pytest.mark.parametrize("size", [0, 1, 100_000, 3_000_000])
 def test_a_stream_is_inflated_and_digested(size: int) -> None:
-    """In a thread or not, in members and frames or not."""
+    """This holds in a thread or not, and for one or several members and frames."""
     data = os.urandom(size // 2) + bytes(size - size // 2)
     skippable = struct.pack("<II", 0x184D2A50, 3) + b"abc"
     for packed in (
@@ -175,7 +175,7 @@ def test_a_stream_is_inflated_and_digested(size: int) -> None:
 
 @pytest.mark.parametrize("cut", [1, 4, 9, 100])
 def test_a_stream_cut_off_is_an_error(cut: int) -> None:
-    """It never passes for a shorter one."""
+    """A truncated stream never passes for a shorter one."""
     data = os.urandom(1_500_000)
     for packed in (gzip.compress(data), zstandard.ZstdCompressor(write_checksum=True).compress(data)):
         with pytest.raises(CompressionError):
@@ -204,9 +204,7 @@ def test_a_bomb_does_not_fill_the_memory(kind: str, tmp_path: Path) -> None:
 
 
 def test_a_worker_imports_little() -> None:
-    """What makes a start slow stays out of the program that small layers wait for, and what takes memory out of
-    their workers.
-    """
+    """Slow imports stay out of the program that small layers wait for, and large ones out of its workers."""
     code = "import sys; import services.snapshots.diff.apply; print(' '.join(sys.modules))"
     environment = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     loaded = subprocess.run(

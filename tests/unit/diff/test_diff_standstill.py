@@ -1,4 +1,4 @@
-"""Which process stands still, and which only waits."""
+"""Processes that stand still, and processes that only wait."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support import TOP, eventually
 
 @contextlib.contextmanager
 def running(code: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A program that has begun, and whose standard input nobody writes to."""
+    """A program that has begun, with a standard input to which nothing is written."""
     code = f"import os; from services.snapshots.diff import stream; os.write(1, b'!'); {code}"
     with subprocess.Popen(
         [sys.executable, "-S", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=TOP
@@ -29,7 +29,7 @@ def running(code: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_a_process_in_one_long_system_call_stands_still() -> None:
-    """The seconds add up from one look to the next; they do not count while it is stopped."""
+    """The seconds add up from one look to the next; time in which it is stopped does not count."""
     with running("os.read(0, 1)") as program:
         still = Watch(60)
         eventually(lambda: still.seconds(program.pid) > 0.3, "it is not noticed")
@@ -40,7 +40,7 @@ def test_a_process_in_one_long_system_call_stands_still() -> None:
 
 
 def test_a_worker_that_waits_for_its_blob_shows_life() -> None:
-    """Again and again, since whoever fetches the blob has a limit of its own."""
+    """It does so repeatedly, since the transfer that fetches the blob has a time limit of its own."""
     with running("stream._next(0, 1)") as program:
         for _ in range(3):
             before = standstill._signs(program.pid)
@@ -56,7 +56,7 @@ def test_a_process_that_is_gone_does_not_stand_still() -> None:
 
 
 def test_time_without_looks_counts_as_at_most_two_intervals() -> None:
-    """A machine that was suspended finds nobody dead."""
+    """After a suspend of the machine no process is held to be dead."""
     with running("os.read(0, 1)") as program:
         still = Watch(0.004)
         eventually(lambda: still.seconds(program.pid) > 0, "it is not noticed")

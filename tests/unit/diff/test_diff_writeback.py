@@ -1,4 +1,4 @@
-"""What is unpacked begins its way to the disk: large files by themselves, small ones many at a time."""
+"""Writeback of unpacked files starts early: large files each by itself, small ones many at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support import eventually
 
 
 class Disk:
-    """Notes what begins its way; a sweep lasts until ``go``."""
+    """A disk that records which writebacks start; a sweep lasts until ``go``."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.go = threading.Event()
@@ -32,7 +32,7 @@ class Disk:
 
 
 def test_a_large_file_is_begun_by_itself_and_small_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One request for each small file costs more than to write it."""
+    """A request for each small file would cost more than writing it."""
     disk, files = Disk(monkeypatch), Writeback()
     for size in (0, 1, LARGE - 1, LARGE, 5):
         files.written(7, size)
@@ -42,7 +42,7 @@ def test_a_large_file_is_begun_by_itself_and_small_ones_are_not(monkeypatch: pyt
 
 @pytest.mark.parametrize(("count", "size"), [(3000, 10), (64, 512 << 10)])
 def test_many_are_swept_up_at_once(monkeypatch: pytest.MonkeyPatch, count: int, size: int) -> None:
-    """Many files or many bytes; what gathers during a sweep is for the next."""
+    """A sweep starts after many files or many bytes; files that come during a sweep wait for the next."""
     disk, files = Disk(monkeypatch), Writeback()
     for _ in range(count - 1):
         files.written(7, size)

@@ -1,5 +1,5 @@
-"""A node in memory for transfers' parts: blobs, images, snapshots, and layers that are applied by naming their diff
-id. And small archives.
+"""A node in memory for the parts of transfers: blobs, images, snapshots, and layers whose application returns a given
+diff id. And small archives.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ def layout(entries: Sequence[Mapping[str, Any]], blobs: Mapping[str, bytes]) -> 
 
 
 async def pieces(data: bytes, size: int = 1000) -> AsyncIterator[bytes]:
-    """``data`` as a client sends it."""
+    """Cut ``data`` as a client sends it."""
     for start in range(0, len(data), size):
         yield data[start : start + size]
 
 
 class Told(list[Progress]):
-    """A report that keeps what it was told."""
+    """A report that keeps what it received."""
 
     def __call__(self, progress: Progress) -> None:
         self.append(progress)
@@ -104,22 +104,22 @@ class MemoryFilling:
 
 
 class MemorySnapshotter:
-    """A ``Snapshotter`` of records: committed names and active keys with their parents and labels. An application
-    is noted by the key's mount.
+    """A ``Snapshotter`` of records: committed names and active keys with their parents and labels. An application is
+    recorded under the key's mount.
     """
 
     def __init__(self) -> None:
         self.committed: dict[str, tuple[str, Mapping[str, str]]] = {}
         self.active: dict[str, tuple[str, Mapping[str, str]]] = {}
-        """Views too."""
+        """Active snapshots and views."""
         self.views: set[str] = set()
         self.times: dict[str, tuple[int, int]] = {}
-        """Created, updated."""
+        """The times of creation and of the last update."""
         self.makes: set[str] = set()
-        """Chain ids that it makes by itself, as stargz does."""
+        """Chain ids whose snapshots it makes by itself, as stargz does."""
         self.read_only = False
         self.lost: set[str] = set()
-        """Committed names that are recorded only."""
+        """Committed names that have a record only."""
 
     def _info(self, key: str) -> Snapshot:
         kind = Kind.COMMITTED if key in self.committed else Kind.VIEW if key in self.views else Kind.ACTIVE
@@ -208,7 +208,7 @@ class MemorySnapshotter:
         self.views.discard(key)
 
     async def cleanup(self) -> None:
-        """There is nothing but the records."""
+        """Do nothing: there are only records."""
 
 
 class MemoryNode:
@@ -223,13 +223,13 @@ class MemoryNode:
         self.images: dict[str, Image] = {}
         self.snapshots: dict[str, MemorySnapshotter] = {}
         self.diff_ids: dict[str, str] = {}
-        """What applying a blob finds; not named: NotFound."""
+        """The diff id that applying a blob returns; a blob that is not named is NotFound."""
         self.applied: list[str] = []
         self.how = UnpackModes(follows=True, side_by_side=False)
         self.unnamed: dict[str, tuple[Unnamed, ...]] = {}
-        """What applying a blob alone leaves out."""
+        """The directories without an entry that applying a blob alone reports."""
         self.inherited: list[tuple[list[str], tuple[Unnamed, ...]]] = []
-        """The directories below from which layers got what they left out."""
+        """For each call: the directories below from which the layer's unnamed directories took their attributes."""
         self.refs: list[str] = []
 
     def put(self, data: bytes, labels: Mapping[str, str] = {}) -> str:

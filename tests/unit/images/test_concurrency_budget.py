@@ -1,4 +1,4 @@
-"""How many connections, layers and uploads there are at once, and who goes first."""
+"""The numbers of connections, layers and uploads at once, and the order in which they start."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.support import turns
 
 
 async def test_the_lowest_layer_goes_first() -> None:
-    """And of equals the one that came first."""
+    """Of two equal layers the one that came first goes first."""
     gate, order = Gate(1), list[str]()
 
     async def enter(name: str, rank: int) -> None:
@@ -22,7 +22,7 @@ async def test_the_lowest_layer_goes_first() -> None:
 
 
 async def test_a_cancelled_waiter_does_not_lose_a_place() -> None:
-    """Cancelled while it waits, and cancelled in the moment in which it is given the place."""
+    """It may be cancelled while it waits, or in the moment in which it is given the place."""
     gate = Gate(1)
     entered = asyncio.Event()
 
@@ -44,7 +44,7 @@ async def test_a_cancelled_waiter_does_not_lose_a_place() -> None:
 
 
 async def test_documents_pass_beside_layers() -> None:
-    """As long as there are connections."""
+    """They do so as long as there are free connections."""
     budget = Budget(connections=2, layers=1)
     async with budget.layer(0), budget.connection(0), asyncio.timeout(10), budget.document():
         pass

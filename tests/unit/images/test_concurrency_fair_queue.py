@@ -1,4 +1,4 @@
-"""Who comes when several want the same thing."""
+"""The order of callers that want the same resource."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tests.support import eventually_async
 
 
 async def test_callers_take_turns() -> None:
-    """One who wants something a hundred times does not keep waiting who wants it once; of one's own the order is
-    kept, and who gave up is passed over.
+    """A caller with a hundred requests does not delay a caller with one. Each caller's requests keep their order, and
+    cancelled ones are skipped.
     """
     queue, done = FairQueue(), list[str]()
     first = asyncio.Event()
@@ -45,7 +45,7 @@ async def test_callers_take_turns() -> None:
 
 
 async def test_a_turn_that_comes_too_late_is_the_next_ones() -> None:
-    """Cancelled in the moment in which it was given the turn."""
+    """A caller that is cancelled in the moment in which it is given the turn passes it on."""
     queue, ran = FairQueue(), asyncio.Event()
 
     async def wait(then: asyncio.Event) -> None:
@@ -63,7 +63,7 @@ async def test_a_turn_that_comes_too_late_is_the_next_ones() -> None:
 
 
 async def test_documents_of_each_client_are_read_in_turn() -> None:
-    """A stranger's hundred large documents do not come before another's one."""
+    """A hundred large documents of one client do not come before another client's single one."""
     who, read = "stranger", list[bytes]()
 
     async def reads(document: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Several things at once: the first failure is the whole's, and nothing of it stays."""
+"""Concurrent work: the first failure is the result of the whole, and nothing of it stays in memory."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from services.kit.rpc import Answering, Call
 
 
 class Document:
-    """What a failure is about."""
+    """A large document that a failure is about."""
 
 
 @pytest.fixture(autouse=True)
 def uncollected() -> Iterator[None]:
-    """Nobody looks for cycles."""
+    """The garbage collector is off."""
     gc.collect()
     gc.disable()
     try:
@@ -38,8 +38,8 @@ async def fail(documents: list[weakref.ref[Document]]) -> None:
 
 
 async def test_a_failure_keeps_nothing_alive() -> None:
-    """Neither that of a part, however deep it is, nor that of the call that it was the end of: a stranger's
-    document has megabytes, and a look for cycles may be minutes away.
+    """Neither the failure of a part, however deep it is, nor that of the whole call: a client's document has megabytes,
+    and the garbage collector may run only minutes later.
     """
     documents: list[weakref.ref[Document]] = []
 
@@ -56,7 +56,7 @@ async def test_a_failure_keeps_nothing_alive() -> None:
 
 
 async def test_the_first_failure_ends_the_others() -> None:
-    """None is left running, and it is the one that is told."""
+    """The others are cancelled, and the first failure is raised."""
     ended = []
 
     async def wait() -> None:
@@ -73,7 +73,7 @@ async def test_the_first_failure_ends_the_others() -> None:
 
 
 async def test_so_many_at_once() -> None:
-    """Each thing has its turn; after a failure none begins."""
+    """Each piece of work has its turn; after a failure none begins."""
     running, most, done = 0, 0, list[int]()
 
     async def work(number: int) -> None:

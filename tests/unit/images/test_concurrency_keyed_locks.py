@@ -8,7 +8,7 @@ from services.images.concurrency.keyed_locks import KeyedLocks
 
 
 async def test_one_turn_at_a_time_for_each_key() -> None:
-    """Others' keys do not wait, and nothing is remembered."""
+    """Other keys do not wait, and unused locks are dropped."""
     locks, order = KeyedLocks(), list[str]()
 
     async def take(key: str) -> None:

@@ -1,4 +1,4 @@
-"""Things that begin in waves."""
+"""Downloads that begin in waves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from services.kit.many import Gathering
 
 
 class Carrier:
-    """Answers when it is told to."""
+    """A carrier that answers when the test lets it."""
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
@@ -26,7 +26,7 @@ async def turns(count: int = 20) -> None:
 
 
 async def test_the_first_begin_before_the_others() -> None:
-    """The others together, once one of the first has its answer, whichever it is."""
+    """The others begin together once one of the first has its answer, whichever it is."""
     begun: list[int] = []
     carrier = Carrier()
     calls = Gathering(carrier)  # type: ignore[arg-type]
@@ -46,7 +46,7 @@ async def test_the_first_begin_before_the_others() -> None:
 
 
 async def test_a_start_does_not_wait_for_an_answer_that_never_comes() -> None:
-    """Where the first ask nothing, as they wait for somebody else's work on the same layers, the others begin."""
+    """If the first send no request, since they wait for another pull's work on the same layers, the others begin."""
     await asyncio.wait_for(asyncio.gather(*map(may_start, range(20))), 15)
     carrier = Carrier()
     calls = Gathering(carrier)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Labels that say where blobs are from."""
+"""The labels that name the sources of blobs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from services.oci.references import Reference
 
 
 def test_a_source_is_noted_once_for_its_host() -> None:
-    """Sorted, without the port; not at all where the label would be too long."""
+    """Repositories are sorted, and the host has no port. No label is written if it would be too long."""
     reference = Reference.parse("127.0.0.1:5000/team/box:1")
     key = source_key(reference)
     assert key == "containerd.io/distribution.source.127.0.0.1"
@@ -19,7 +19,7 @@ def test_a_source_is_noted_once_for_its_host() -> None:
 
 
 def test_a_blob_is_mounted_from_the_most_similar_repository() -> None:
-    """Never from the target itself, nor from another host."""
+    """It is never mounted from the target itself, nor from another host."""
     reference = Reference.parse("example.com/team/app/box:1")
     key = source_key(reference)
     labels = [

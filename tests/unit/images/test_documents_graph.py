@@ -1,4 +1,4 @@
-"""Walks through the documents of an image: what they label, and how far they go."""
+"""Walks through the documents of an image: their labels and their limits."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def manifest(node: MemoryNode, layers: int) -> Descriptor:
 
 
 async def walked(walk: Walk, root: Descriptor) -> int:
-    """How many documents there are below ``root``, met by recursion as a pull does."""
+    """Return how many documents below ``root`` a recursion meets, as in a pull."""
     if not walk.first(root):
         return 0
     children = await walk.children(root)
@@ -61,7 +61,7 @@ async def walked(walk: Walk, root: Descriptor) -> int:
 
 
 async def test_indexes_in_indexes_have_an_end(node: MemoryNode) -> None:
-    """Whoever walks them recurses. The error names the first that is too deep."""
+    """Walks recurse, so their depth is limited. The error names the first document that is too deep."""
     at = index(node, ())
     chain = [at]
     for _ in range(DEPTH + 1):
@@ -72,7 +72,7 @@ async def test_indexes_in_indexes_have_an_end(node: MemoryNode) -> None:
 
 
 async def test_the_longest_way_counts(node: MemoryNode) -> None:
-    """A document that is near the top and far below it is far below."""
+    """A document that is both near the top and far below it counts as far below."""
     at = bottom = index(node, ())
     for _ in range(DEPTH):
         at = index(node, (at,))
@@ -81,7 +81,7 @@ async def test_the_longest_way_counts(node: MemoryNode) -> None:
 
 
 async def test_references_are_counted_as_often_as_they_are_met(node: MemoryNode) -> None:
-    """Thirty indexes that name the next one twice are a thousand million ways."""
+    """Thirty indexes that name the next one twice have a thousand million ways."""
     at = index(node, ())
     for _ in range(DEPTH - 2):
         at = index(node, (at, at))
@@ -91,8 +91,8 @@ async def test_references_are_counted_as_often_as_they_are_met(node: MemoryNode)
 
 
 async def test_a_document_met_again_is_not_read_again(node: MemoryNode) -> None:
-    """Twelve indexes that name the next one twice are 8,190 references, and twelve documents to read and to label:
-    each time that would be calls, and a minute of them.
+    """Twelve indexes that name the next one twice are 8,190 references, but only twelve documents to read and to label:
+    a read at each reference would take a minute of calls.
     """
     at = index(node, ())
     for _ in range(12):
@@ -103,7 +103,7 @@ async def test_a_document_met_again_is_not_read_again(node: MemoryNode) -> None:
 
 
 async def test_descriptors_count_on_each_way_to_them(node: MemoryNode) -> None:
-    """A walk of several branches at once may be at the bottom before it meets the bottom again."""
+    """A walk of several branches at once may have reached the bottom before it meets the bottom again."""
     bottom = index(node, [Descriptor(media_types.MANIFEST, D, n + 1) for n in range(REFERENCES // 2)])
     middle = index(node, (bottom,))
     walk = Walk(node)
@@ -114,7 +114,7 @@ async def test_descriptors_count_on_each_way_to_them(node: MemoryNode) -> None:
 
 
 async def test_the_same_document_for_another_platform_is_another_walk(node: MemoryNode) -> None:
-    """What is wanted of it depends on what it is said to be."""
+    """The platform in its descriptor decides which of its children are wanted."""
     at = manifest(node, 1)
     walk = Walk(node)
     assert walk.first(at)
@@ -128,7 +128,7 @@ async def test_the_same_document_for_another_platform_is_another_walk(node: Memo
 
 
 async def test_only_wanted_descriptors_count(node: MemoryNode) -> None:
-    """As in containerd, which counts what is left of an index for the platforms that are pulled."""
+    """This is as in containerd, which counts the children of an index that are left for the pulled platforms."""
     entries = [
         Descriptor(media_types.MANIFEST, D, 1, platform=Platform("linux", "amd64" if n % 2 else "s390x"))
         for n in range(REFERENCES)
@@ -143,7 +143,7 @@ async def test_only_wanted_descriptors_count(node: MemoryNode) -> None:
 
 
 async def test_an_image_has_a_number_of_layers(node: MemoryNode) -> None:
-    """The setting ``layers``; nothing is labelled for one that has more."""
+    """The setting ``layers`` limits it; nothing is labelled for an image that has more."""
     most, more = manifest(node, graph.LAYERS), manifest(node, graph.LAYERS + 1)
     assert len(await Graph(node, ImageStore()).children(most)) == graph.LAYERS + 1
     with pytest.raises(errors.ResourceExhausted) as caught:
@@ -157,8 +157,8 @@ async def test_an_image_has_a_number_of_layers(node: MemoryNode) -> None:
 
 
 async def test_a_malformed_child_is_refused_before_a_label_is_written(node: MemoryNode) -> None:
-    """Also one that is not wanted, or that is said to be a referrer, whose label is cut from its digest (containerd
-    2.4.2).
+    """This includes a child that is not wanted, or that is said to be a referrer, whose label is cut from its digest
+    (containerd 2.4.2).
     """
     for digest in ("sha256:12", "x", "sha256:" + "g" * 64):
         bad = index(
@@ -174,7 +174,7 @@ async def test_a_malformed_child_is_refused_before_a_label_is_written(node: Memo
 
 
 async def test_large_documents_are_read_in_a_thread(node: MemoryNode) -> None:
-    """With the same results and the same errors."""
+    """The results and the errors are the same."""
     entries = [Descriptor(media_types.MANIFEST, D, n) for n in range(1000)]
     large = index(node, entries)
     assert await children(node, large) == entries

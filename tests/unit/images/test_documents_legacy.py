@@ -1,5 +1,5 @@
-"""Old manifests, whose config is said to be an octet stream: written anew as containerd writes them, unless they
-are no image's.
+"""Old manifests, whose config is declared as an octet stream: they are converted as containerd does it, unless they are
+no image's.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def node(tmp_path: Path) -> MemoryNode:
 
 
 def put(node: MemoryNode, config: bytes, media_type: str = OCTET_STREAM, **more: Any) -> Descriptor:
-    """A manifest of one layer."""
+    """Store a manifest of one layer."""
     named = {"mediaType": media_type, "digest": node.put(config), "size": len(config)}
     data = json.dumps(
         {
@@ -45,8 +45,8 @@ CONFIG = json.dumps(
 
 
 async def test_the_config_becomes_dockers(node: MemoryNode) -> None:
-    """In Go's order of fields, three spaces for each level, what is not known dropped; labelled, so that config and
-    layers are kept.
+    """Fields are in Go's order, with three spaces for each level and without unknown ones; the manifest is labelled, so
+    that its config and layers are kept.
     """
     made = await converted(node, put(node, CONFIG, unknown=1, annotations={"b": "<", "a": "1"}))
     digest = digests.digest_of(CONFIG)
@@ -92,13 +92,13 @@ async def test_the_config_becomes_dockers(node: MemoryNode) -> None:
     ],
 )
 async def test_a_manifest_of_no_old_image_stays(node: MemoryNode, config: bytes, media_type: str) -> None:
-    """An image of today, and artifacts with whatever config."""
+    """Current images and artifacts with any config are not converted."""
     manifest = put(node, config, media_type)
     assert await converted(node, manifest) == manifest
     assert len(node.blobs) == 2
 
 
 async def test_an_index_stays(node: MemoryNode) -> None:
-    """As in containerd, whatever is in it."""
+    """An index is not converted, as in containerd, whatever it has."""
     index = Descriptor(media_types.INDEX, node.put(b"{}"), 2)
     assert await converted(node, index) == index

@@ -1,4 +1,4 @@
-"""Documents: read leniently, written as Go writes them."""
+"""Documents are read leniently and written as Go writes them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ INDEX = Descriptor(media_types.INDEX, D[0], 0)
 
 
 def test_json_is_gos() -> None:
-    """No spaces, HTML's letters escaped, others as they are: digests depend on it."""
+    """No spaces, HTML's special characters escaped, others unchanged: digests depend on it."""
     assert (
         manifests.encoded({"b": [1, True, None], "a": "<&>\u2028é"})
         == b'{"b":[1,true,null],"a":"\\u003c\\u0026\\u003e\\u2028\xc3\xa9"}'
@@ -26,7 +26,7 @@ def test_json_is_gos() -> None:
 
 
 def test_a_descriptor_goes_there_and_back() -> None:
-    """In the order of Go's fields, without what is empty, annotations sorted."""
+    """Fields are in Go's order without empty ones; annotations are sorted."""
     full = Descriptor(
         media_types.MANIFEST,
         D[1],
@@ -87,7 +87,7 @@ def test_a_malformed_descriptor_is_named(found: str, why: str) -> None:
     ],
 )
 def test_a_child_that_cannot_be_one_is_refused(found: str, why: str) -> None:
-    """Before anybody writes a label of it, or asks for it."""
+    """It is refused before a label is written for it and before it is requested."""
     for document, descriptor in (
         (f'{{"manifests":[{found}]}}', INDEX),
         (f'{{"config":{found}}}', Descriptor(media_types.MANIFEST, D[0], 0)),
@@ -99,8 +99,8 @@ def test_a_child_that_cannot_be_one_is_refused(found: str, why: str) -> None:
 
 
 def test_names_are_read_as_go_reads_them() -> None:
-    """containerd pulls such images: names of fields without regard to case, of duplicates the last, objects merged;
-    keys of annotations as they are.
+    """containerd pulls such images: names of fields are matched without regard to case, the last of duplicates counts,
+    objects are merged; keys of annotations are taken as they are.
     """
     document = f"""{{"Config":{{"MEDIATYPE":"{media_types.CONFIG}","digest":"{D[1]}","digest":"{D[2]}"}},"CONFIG":{{"Size":3}},
                    "lAYERS":[{{"digest":"{D[3]}","annotations":{{"A":"1","a":"2","b":null,"c":"\\ud800"}},"platform":null}}],"x":{"[" * 5000}{"]" * 5000}}}"""
@@ -114,7 +114,7 @@ def test_names_are_read_as_go_reads_them() -> None:
 
 
 def test_a_document_names_a_number_of_others() -> None:
-    """No more than a walk may meet."""
+    """The number is limited as that of a walk is."""
     child = f'{{"digest":"{D[1]}"}}'
     assert (
         len(manifests.children_in(f'{{"manifests":[{",".join([child] * manifests.REFERENCES)}]}}'.encode(), INDEX))
@@ -163,7 +163,7 @@ def test_a_document_that_does_not_match_its_descriptor(document: bytes, media_ty
 
 
 def test_labels_name_children_by_kind_and_number() -> None:
-    """As containerd's, so that either's collector understands the other's content."""
+    """The labels are containerd's, so that either collector understands the other's content."""
     children = [
         Descriptor(media_types.CONFIG, D[0], 0),
         *(Descriptor(media_types.DOCKER_LAYER_GZIP, d, 0) for d in D[1:3]),
@@ -215,7 +215,7 @@ def test_kinds_of_layers(media_type: str, layer: bool, foreign: bool) -> None:
     ],
 )
 def test_refs_of_transfers(media_type: str, annotations: dict[str, str], ref: str) -> None:
-    """ctr shows them, and groups by them."""
+    """ctr shows them and groups by them."""
     assert Descriptor(media_type, D[1], 1, annotations).ref == ref
 
 

@@ -1,4 +1,4 @@
-"""Large documents, which a program of their own reads: nothing is different but who waits."""
+"""Large documents are parsed by a program of their own, with the same results; only their callers wait."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def pid_of(program: parser.Program) -> int:
 
 @pytest.mark.parametrize("count", [0, 1, 1000])
 async def test_what_is_found_is_the_same(count: int) -> None:
-    """Lists come in pieces."""
+    """Lists come in several pieces."""
     assert await parser.read(entries(*ENTRIES[:count]), manifests.children_in, INDEX) == ENTRIES[:count]
     config = written({"os": "linux", "rootfs": {"type": "layers", "diff_ids": ["sha256:1"]}})
     assert await parser.read(config, Config.parse, "sha256:2") == Config.parse(config, "sha256:2")
 
 
 async def test_errors_are_the_same() -> None:
-    """In their words, and of their kinds; the program goes on."""
+    """They have the same words and classes; the program goes on."""
     for document in (
         written({"manifests": [{"digest": "x"}]}),
         written({"manifests": 7}),
@@ -83,7 +83,7 @@ async def test_errors_are_the_same() -> None:
 
 
 def test_a_program_that_was_killed_is_started_again(program: parser.Program) -> None:
-    """Whoever kills it while it has nothing to do costs nobody a document."""
+    """If it is killed while it is idle, no document fails."""
     children(program, entries())
     first = pid_of(program)
     os.kill(first, signal.SIGKILL)
@@ -93,7 +93,7 @@ def test_a_program_that_was_killed_is_started_again(program: parser.Program) -> 
 
 
 def test_a_program_that_ends_in_the_middle_says_so(program: parser.Program) -> None:
-    """Or that does not answer: no call hangs."""
+    """So does a program that does not answer: no call hangs."""
     with pytest.raises(
         errors.Internal, match=r"^the program that parses documents ended with exit code 3, see the service's log$"
     ):
@@ -106,7 +106,7 @@ def test_a_program_that_ends_in_the_middle_says_so(program: parser.Program) -> N
 
 
 def test_a_program_without_work_ends(program: parser.Program) -> None:
-    """Not if it had some meanwhile."""
+    """It does not end if it had work meanwhile."""
     children(program, entries())
     running = pid_of(program)
     program.end_if_idle(program.read_so_far - 1)
@@ -120,7 +120,7 @@ def test_a_program_without_work_ends(program: parser.Program) -> None:
 async def test_the_end_of_the_service_waits_for_no_document(
     program: parser.Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not even for one that is being read: its caller is told."""
+    """It does not wait for a document that is being parsed either: its caller gets an error."""
 
     async def started() -> bool:
         return program._process is not None
@@ -135,7 +135,7 @@ async def test_the_end_of_the_service_waits_for_no_document(
 
 
 def test_the_program_has_the_code_of_its_service(tmp_path: Path) -> None:
-    """The installation is replaced by one that cannot even be imported, as by an upgrade below a service that runs."""
+    """The installation is replaced by one that cannot even be imported, as by an upgrade below a running service."""
     shutil.copytree(TOP / "services", tmp_path / "services", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "document").write_bytes(entries(*ENTRIES))
     (tmp_path / "user").write_text(USER)

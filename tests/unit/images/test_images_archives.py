@@ -1,4 +1,4 @@
-"""Archives in memory: what an import makes of them, and what an export writes."""
+"""Archives in memory: the results of an import, and the files of an export."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def node(tmp_path: Path) -> MemoryNode:
 
 
 class Made:
-    """Images to put into archives: their blobs and the descriptors of what was made."""
+    """Images for archives: their blobs and the descriptors of the images."""
 
     def __init__(self) -> None:
         self.blobs: dict[str, bytes] = {}
@@ -105,7 +105,7 @@ async def imported(
     ],
 )
 async def test_a_layout_is_imported_compressed_or_not(node: MemoryNode, packed: Any) -> None:
-    """Every file becomes a blob, the entries images, and documents are labelled with what they refer to."""
+    """Every file becomes a blob, each entry an image, and documents are labelled with their references."""
     made, told = Made(), Told()
     image = made.image(b"layer" * 1000, **named("a.io/b:1"))
     await imported(packed(layout([image], made.blobs)), node, told=told)
@@ -136,7 +136,7 @@ async def test_entries_without_a_name_are_not_images_but_the_index_may_be(node: 
 
 
 async def test_documents_that_an_archive_lacks_are_missed_and_layers_are_not(node: MemoryNode) -> None:
-    """The node may have them, or nobody wants them."""
+    """The node may have the layers, or they are not wanted."""
     made = Made()
     image = made.image(b"layer", **named("a:1"))
     without_layer = {d: b for d, b in made.blobs.items() if b != b"layer"}
@@ -147,8 +147,8 @@ async def test_documents_that_an_archive_lacks_are_missed_and_layers_are_not(nod
 
 
 async def test_files_with_the_same_bytes_are_one_blob(node: MemoryNode) -> None:
-    """Small ones; each would be an ingest and a commit, and an archive of 100 KiB has two thousand. Large ones
-    nobody keeps to compare.
+    """This is for small files: each blob costs an ingest and a commit, and an archive of 100 KiB may have two thousand
+    files. Large files are not kept for comparison.
     """
     made = Made()
     image = made.image(b"layer", **named("a:1"))
@@ -176,7 +176,7 @@ async def test_files_with_the_same_bytes_are_one_blob(node: MemoryNode) -> None:
 
 
 async def test_a_document_that_is_named_many_times_is_labelled_once(node: MemoryNode) -> None:
-    """Ten indexes that name the next one twice are a thousand ways to the image below them."""
+    """Ten indexes that name the next one twice have a thousand ways to the image below them."""
     made = Made()
     at = made.image(b"layer")
     for _ in range(10):
@@ -193,7 +193,7 @@ async def test_a_document_that_is_named_many_times_is_labelled_once(node: Memory
 
 
 async def test_only_wanted_platforms_are_walked(node: MemoryNode) -> None:
-    """Other platforms' documents may be missing, and the index keeps them all."""
+    """Documents of other platforms may be missing, and the index keeps naming them all."""
     made = Made()
     here, there = made.image(b"here"), made.image(b"there", platform=Platform("linux", "s390x"))
     index = made.index(here, there, **named("multi:1"))
@@ -219,7 +219,7 @@ async def test_metadata_of_all_platforms_is_walked_without_their_layers(node: Me
 
 
 async def test_a_limit_takes_the_manifests_that_are_wanted_most(node: MemoryNode) -> None:
-    """And there must be one."""
+    """At least one manifest has to be left."""
     made = Made()
     amd, arm = (made.image(a.encode(), platform=Platform("linux", a)) for a in ("amd64", "arm64"))
     store = ImageStore(
@@ -261,8 +261,8 @@ async def test_an_import_of_nothing_that_is_wanted_says_so(node: MemoryNode) -> 
 
 
 async def test_images_for_other_platforms_are_left_out_if_only_wanted_ones_are_stored(node: MemoryNode) -> None:
-    """Whether the index says so or only the config does; and so the index has no name. What is for no platform is
-    taken; an attestation by itself is not.
+    """The platform may be in the index or only in the config; the index then gets no name. Images without a platform
+    are stored; an attestation by itself is not.
     """
     made, told, there = Made(), Told(), Platform("linux", "s390x")
     said, unsaid = (
@@ -316,7 +316,7 @@ async def test_an_archive_without_wanted_images_reports_their_platforms(node: Me
 
 @pytest.mark.parametrize("skip", [False, True])
 async def test_an_archive_without_names_is_stored_by_digests(node: MemoryNode, skip: bool) -> None:
-    """Its index too (containerd's TestTransferImport/DigestOnly)."""
+    """Its index is too (containerd's TestTransferImport/DigestOnly)."""
     made = Made()
     entries = [made.image(b"x"), made.image(b"y")]
     archive = layout(entries, made.blobs)
@@ -330,7 +330,7 @@ async def test_an_archive_without_names_is_stored_by_digests(node: MemoryNode, s
 
 
 async def test_an_artifact_type_that_is_a_configs_makes_no_artifact(node: MemoryNode) -> None:
-    """Layouts that crane writes say of each image that its artifact type is the media type of its config."""
+    """Layouts that crane writes give each image the media type of its config as its artifact type."""
     made = Made()
     node.diff_ids = {digest_of(b"layer"): digest_of(b"layer")}
     store = ImageStore(platforms=(HERE,), references=(NAMED,), unpacks=(Unpacking(HERE),), only_wanted=True)
@@ -369,8 +369,8 @@ async def test_a_docker_save_archive_gets_containerds_manifest(node: MemoryNode)
 
 @pytest.mark.parametrize("window", [27, 28])
 async def test_a_zstd_archive_has_a_window_as_zstd_takes_it(node: MemoryNode, window: int) -> None:
-    """Of 128 MiB, as by --ultra and --long; more is refused before memory is taken for it, however small the
-    archive is.
+    """The window may have 128 MiB, as with --ultra and --long. A larger one is refused before memory is allocated for
+    it, however small the archive is.
     """
     made = zstandard.ZstdCompressor(
         compression_params=zstandard.ZstdCompressionParameters.from_level(1, window_log=window)
@@ -406,7 +406,7 @@ async def test_layers_are_compressed_on_demand(node: MemoryNode) -> None:
 
 
 async def test_a_layer_that_the_node_has_compressed_is_that_one(node: MemoryNode) -> None:
-    """Saved by docker from what this node pulled, an image is not stored twice."""
+    """An image that docker has saved, and that this node had pulled, is not stored twice."""
     known = node.put(gzip.compress(b"layer", mtime=0), {"containerd.io/uncompressed": digest_of(b"layer")})
     await imported(docker([{"Config": "c", "RepoTags": ["a"], "Layers": ["l"]}], {"c": CONFIG, "l": b"layer"}), node)
     manifest = json.loads(node.blobs[node.images["docker.io/library/a:latest"].target.digest])
@@ -450,7 +450,7 @@ async def test_archives_that_have_no_images(node: MemoryNode, archive: bytes, wh
 )
 @pytest.mark.parametrize("left_out", [1, 4, 600])
 async def test_a_compressed_archive_that_is_cut_short_is_an_error(node: MemoryNode, packed: Any, left_out: int) -> None:
-    """Also where all files of the tar have come, and only the checksum has not."""
+    """This holds even if all files of the tar have come and only the checksum is missing."""
     made = Made()
     archive = packed(layout([made.image(os.urandom(5000), **named("a:1"))], made.blobs))
     with pytest.raises(errors.Unknown, match="unexpected EOF"):
@@ -460,7 +460,7 @@ async def test_a_compressed_archive_that_is_cut_short_is_an_error(node: MemoryNo
 
 @pytest.mark.parametrize("kind", [b"x", b"g", b"L", b"K"])
 async def test_a_header_of_gigabytes_is_refused_at_once(node: MemoryNode, kind: bytes) -> None:
-    """As by Go: a megabyte is the most."""
+    """The limit is a megabyte, as in Go."""
     header = block(b"huge", kind, size=3 << 30)
     zeros = gzip.compress(bytes(1 << 20))
     sent = 0
@@ -478,7 +478,7 @@ async def test_a_header_of_gigabytes_is_refused_at_once(node: MemoryNode, kind: 
 
 
 async def test_a_sparse_file_is_whole_and_has_an_end(node: MemoryNode) -> None:
-    """GNU's formats: holes are zeros. A kilobyte of an archive may say that a file has any size."""
+    """In GNU's formats holes are zeros. A kilobyte of an archive may declare a file of any size."""
 
     def sparse(size: int) -> bytes:
         records = {
@@ -497,7 +497,7 @@ async def test_a_sparse_file_is_whole_and_has_an_end(node: MemoryNode) -> None:
 
 
 async def test_no_more_is_remembered_than_fits(node: MemoryNode) -> None:
-    """A hundred thousand links take a few kilobytes, compressed."""
+    """A hundred thousand links take a few kilobytes of a compressed archive."""
     few, many = (tar(*(symlink(b"%d" % n, b"x") for n in range(count))) for count in (40, 60))
     assert len((await read(few, node, room=10_000)).links) == 40
     with pytest.raises(errors.ResourceExhausted, match="too many files"):
@@ -511,7 +511,7 @@ async def test_names_that_are_not_utf_8_are_names(node: MemoryNode) -> None:
 
 
 async def test_names_in_a_tar_are_no_paths(node: MemoryNode) -> None:
-    """Files are blobs, wherever they want to be."""
+    """Files become blobs, whatever paths they have."""
     made = Made()
     archive = tar_of(
         {
@@ -527,7 +527,7 @@ async def test_names_in_a_tar_are_no_paths(node: MemoryNode) -> None:
 
 
 async def test_a_client_that_goes_away_is_the_reason_and_not_an_early_end(node: MemoryNode) -> None:
-    """Also where the archive could have ended."""
+    """This holds even where the archive could have ended."""
     made = Made()
     archive = layout([made.image(b"x", **named("a:1"))], made.blobs)
     for size in (1500, 1024 * 3, len(archive)):
@@ -602,7 +602,7 @@ def blobs_in(files: Mapping[str, bytes]) -> set[str]:
 
 
 async def test_an_archive_has_all_blobs_of_its_images(node: MemoryNode) -> None:
-    """Each once, an entry for each name, and manifest.json for docker."""
+    """Each blob is there once, with an entry for each name, and manifest.json for docker."""
     made = Made()
     image = made.image(b"layer")
     await stored(node, made, a_1=image, b_1=image)
@@ -627,7 +627,7 @@ async def test_an_archive_has_all_blobs_of_its_images(node: MemoryNode) -> None:
 
 
 async def test_an_index_comes_with_the_wanted_platforms(node: MemoryNode) -> None:
-    """This machine's unless others are named; docker is offered the first of them."""
+    """The platform is this machine's unless others are named; docker is offered the first of them."""
     made = Made()
     platforms = [Platform("linux", a) for a in ("riscv64", "s390x")]
     images = [made.image(b"here"), *(made.image(p.architecture.encode(), platform=p) for p in platforms)]
@@ -694,7 +694,7 @@ async def test_an_export_can_be_imported(node: MemoryNode) -> None:
 
 
 def test_headers_are_gos() -> None:
-    """Byte for byte; what does not fit into a plain header gets an extended one."""
+    """They are the same byte for byte; a value that does not fit into a plain header gets an extended one."""
     plain = exporter.header(exporter.Record("blobs/sha256/x", 0o444, b"abc"))
     assert plain[:157] == (
         b"blobs/sha256/x".ljust(100, b"\0")

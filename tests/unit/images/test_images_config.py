@@ -1,5 +1,5 @@
-"""Settings of the images service: its own table, containerd's plugins, which of them wins, and what is said of the
-rest.
+"""Settings of the images service: its own table and containerd's plugins, their precedence, and the messages about the
+other keys.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def file(text: str) -> settings.File:
 
 
 def found(text: str, kind: str = "warning") -> list[str]:
-    """What a check says of a file."""
+    """Return the messages of a check of a file."""
     return [words for each, words in check(file(text)) if each == kind]
 
 
 def test_the_transfer_plugins_keys_are_read() -> None:
-    """And mean what they mean to containerd: 0 is no limit, which here is that of connections."""
+    """They mean the same as in containerd: 0 is no limit, so that only the number of connections limits."""
     config = load(
         file(f"""
 {TRANSFER}
@@ -55,7 +55,7 @@ differ = ""
 
 
 def test_ours_win_and_say_so() -> None:
-    """Key by key."""
+    """This is decided for each key."""
     text = (
         f'[images]\ndownloads = 8\nconfig_path = "/ours"\n{TRANSFER}\nmax_concurrent_downloads = '
         '3\nmax_concurrent_uploaded_layers = 2\nconfig_path = "/theirs"\n'
@@ -69,7 +69,7 @@ def test_ours_win_and_say_so() -> None:
 
 
 def test_verifiers_are_configured_in_containerds_words() -> None:
-    """In its table, or in ours, whose keys win."""
+    """They may be in containerd's table or in ours, whose keys take precedence."""
     text = f'{BINDIR}\nbin_dir = "/v"\nmax_verifiers = -1\nper_verifier_timeout = "3s"\nx = 1\n'
     assert load(file(text)).verifier == verifiers.Config(bin_dir="/v", max_verifiers=-1, per_verifier_timeout=3.0)
     both = f"{text}[images.verifier]\nmax_verifiers = 2\n"
@@ -82,7 +82,7 @@ def test_verifiers_are_configured_in_containerds_words() -> None:
 
 
 def test_keys_without_meaning_here_are_named() -> None:
-    """Those of the plugin, and those of an entry of unpack_config."""
+    """These are keys of the plugin and of an entry of unpack_config."""
     text = (
         f"{TRANSFER}\nconcurrent_layer_fetch_buffer = 2\ncheck_platform_supported = false\nunpack_config = "
         f'[{{platform = "linux", snapshotter = "x", differ = "walking", optional = true}}]\n'
@@ -121,7 +121,7 @@ def test_keys_without_meaning_here_are_named() -> None:
     ],
 )
 def test_an_error_names_table_and_key(text: str, words: str) -> None:
-    """Containerd's as well as ours."""
+    """This holds for containerd's tables as well as ours."""
     with pytest.raises(errors.InvalidArgument) as caught:
         load(file(text))
     assert str(caught.value).startswith(f"config file c.toml: {words}")
@@ -140,13 +140,13 @@ def test_an_error_names_table_and_key(text: str, words: str) -> None:
     ],
 )
 def test_platforms_are_parsed(text: str, platform: Platform) -> None:
-    """What is missing is this machine's."""
+    """Missing parts are this machine's."""
     assert parse(text) == platform
 
 
 @pytest.mark.parametrize("text", ["", "linux/", "linux/amd64/v1/x", "linux amd64", "(x)"])
 def test_malformed_platforms_are_refused(text: str) -> None:
-    """By its own words."""
+    """The error quotes the platform."""
     with pytest.raises(ValueError, match="is not a platform such as linux/amd64"):
         parse(text)
 
@@ -156,7 +156,7 @@ def test_malformed_platforms_are_refused(text: str) -> None:
 
 @pytest.mark.parametrize(("version", "wins"), [("version = 3", CURRENT), ("version = 2", OLDER), ("", CURRENT)])
 def test_the_version_says_which_table_of_the_cri_plugin_counts(version: str, wins: str, tmp_path: Path) -> None:
-    """The other one is named."""
+    """The table of another version is named."""
     (tmp_path / "a.test").mkdir()
     (tmp_path / "a.test" / "hosts.toml").write_text("x = 1")
     other = OLDER if wins == CURRENT else CURRENT
@@ -168,14 +168,14 @@ def test_the_version_says_which_table_of_the_cri_plugin_counts(version: str, win
 
 
 def test_a_table_of_another_version_means_nothing() -> None:
-    """As to containerd, and it is said."""
+    """This is as in containerd, and a message says so."""
     assert found(f'version = 3\n{OLDER}\nconfig_path = "/other"\n') == [
         f"config file c.toml: {OLDER} has no effect beside version = 3"
     ]
 
 
 def test_keys_of_the_cri_plugins_tables_without_effect() -> None:
-    """Key by key; of its other tables in one line."""
+    """Each key has a message; other tables of the plugin have one line together."""
     table = OLDER[:-1]
     text = f"""
 [plugins."io.containerd.grpc.v1.cri"]
@@ -227,13 +227,13 @@ username = "u"
     ],
 )
 def test_a_malformed_table_is_an_error(text: str) -> None:
-    """The service would not start, or no pull would succeed."""
+    """Otherwise the service would not start, or no pull would succeed."""
     (words,) = found(text, "error")
     assert "registry.mirrors" in words
 
 
 def test_each_hosts_toml_is_looked_at(tmp_path: Path) -> None:
-    """File, line and key are named; certificates are tried."""
+    """File, line and key are named; certificates are loaded."""
     for name, text in (
         ("bad.test", "server = "),
         ("key.test", '[host."https://m.test"]\n\nca = 5'),

@@ -1,4 +1,4 @@
-"""Names of images: those that archives bring along, and those under which they are stored."""
+"""Names of images: those in archives, and those under which images are stored."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def test_ocis_annotation_is_the_tag(name: str, said: str) -> None:
     ],
 )
 def test_names_that_an_archive_brings_along(annotations: dict[str, str], strict: bool, name: str) -> None:
-    """Tags get the prefix, full names stay, strictly only those that begin with it; containerd's own name is never
-    changed.
+    """Tags get the prefix and full names stay; with strict names only names that begin with the prefix are taken.
+    containerd's own name is never changed.
     """
     assert names.of_annotations(annotations, names.with_prefix("my.io/x", strict=strict)) == name
 
@@ -67,7 +67,7 @@ def entry(**annotations: str) -> Descriptor:
     ],
 )
 def test_entries_of_an_archive_are_stored_under(flags: dict[str, bool], given: Descriptor, stored: list[str]) -> None:
-    """The prefix's names; full references are for the whole."""
+    """Entries are stored under the prefix's names; full references are for the whole archive."""
     store = ImageStore(
         labels={"a": "b"}, references=(ImageReference("p", is_prefix=True, **flags), ImageReference("full:1"))
     )
@@ -77,7 +77,7 @@ def test_entries_of_an_archive_are_stored_under(flags: dict[str, bool], given: D
 
 
 def test_the_whole_is_stored_under_its_names_and_further_ones_go_with_the_first() -> None:
-    """So deleting the main image deletes those that were only made beside it."""
+    """So deleting the main image deletes the images that were only made beside it."""
     store = ImageStore(
         "main:1",
         {"a": "b"},
@@ -97,7 +97,9 @@ def test_the_whole_is_stored_under_its_names_and_further_ones_go_with_the_first(
 
 @pytest.mark.parametrize("skip", [False, True])
 def test_a_whole_without_a_name_is_stored_by_its_digest(skip: bool) -> None:
-    """As by containerd since 2.3: a digest is a name, whether or not digests of what has a name are skipped."""
+    """This is as in containerd since 2.3: a digest counts as a name, whether or not digests of named images are
+    skipped.
+    """
     (image,) = names.of_root(
         ImageStore(
             references=(

@@ -1,4 +1,6 @@
-"""Streams between a client and a transfer, and the ends of transfers read from requests; without a wire."""
+"""Streams between a client and a transfer, and the sources and destinations that are read from requests; without a
+wire.
+"""
 
 from __future__ import annotations
 
@@ -105,7 +107,7 @@ async def test_the_first_object_must_name_the_stream(streams: Streams) -> None:
 
 
 async def test_objects_go_both_ways_until_the_service_closes(streams: Streams) -> None:
-    """What was sent arrives before the end, and type URLs are bare names."""
+    """Sent objects arrive before the end, and type URLs are bare names."""
     async with Client(streams, "a") as client:
         stream = streams.get("ns", "a")
         await stream.send(WindowUpdate(update=7))
@@ -144,7 +146,7 @@ async def test_a_waiter_for_a_client_that_went_away_gets_an_error(streams: Strea
 
 
 async def test_a_stream_is_finished_once_offered_objects_are_passed_on(streams: Streams) -> None:
-    """What a client shows at the end of its transfer is what came before the answer."""
+    """A client shows at the end of its transfer what came before the answer."""
     async with Client(streams, "a") as client:
         stream = streams.get("ns", "a")
         for update in (1, 2):
@@ -201,7 +203,7 @@ async def test_a_source_allows_bytes_ahead_and_more_as_they_are_taken(streams: S
 
 
 class Receiver:
-    """A client as containerd's: it allows BLOCK bytes, and as many again whenever less is left."""
+    """A client like containerd's: it allows BLOCK bytes, and as many again whenever less is left."""
 
     def __init__(self, client: Client) -> None:
         self.client = client
@@ -228,8 +230,8 @@ class Receiver:
 
 @pytest.mark.parametrize("size", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 10 * BLOCK, 10 * BLOCK + 77])
 async def test_a_sink_is_closed_when_the_client_has_all(streams: Streams, size: int) -> None:
-    """It sends no more than is allowed, and its close returns when a receiver like containerd's has taken the last
-    byte, without waiting any longer.
+    """It sends no more than is allowed. Its close returns as soon as a receiver like containerd's has taken the last
+    byte.
     """
     async with Client(streams, "a") as client:
         receiver = Receiver(client)
@@ -270,7 +272,7 @@ async def test_a_sink_whose_client_goes_away_fails(streams: Streams) -> None:
 
 
 async def test_text_is_shown_at_once_and_the_stream_ends_with_the_transfer(streams: Streams) -> None:
-    """Not when a block is full."""
+    """Text does not wait until a block is full."""
     async with Client(streams, "logs") as client:
         shown = LogsStream(ByteSink(streams.get("ns", "logs")))
         client.send(WindowUpdate(update=BLOCK))
@@ -284,7 +286,7 @@ async def test_text_is_shown_at_once_and_the_stream_ends_with_the_transfer(strea
 
 
 async def test_a_slow_client_misses_text_and_is_told_how_much(streams: Streams) -> None:
-    """So much waits for it, and no more."""
+    """A bounded amount of text waits for it."""
     async with Client(streams, "logs") as client:
         shown = LogsStream(ByteSink(streams.get("ns", "logs")))
         line = "x" * (PENDING // 4 - 1) + "\n"
@@ -302,7 +304,7 @@ async def test_a_slow_client_misses_text_and_is_told_how_much(streams: Streams) 
 
 
 async def test_a_client_that_takes_nothing_or_goes_away_ends_the_showing() -> None:
-    """The transfer waits a moment for the one, and for the other not at all."""
+    """The transfer waits a moment for a client that takes nothing, and not at all for one that went away."""
     streams = Streams(drain=0.05)
     for leave in (False, True):
         async with Client(streams, "logs") as client:
@@ -319,7 +321,7 @@ async def test_a_client_that_takes_nothing_or_goes_away_ends_the_showing() -> No
 
 
 class Pulls:
-    """A puller and a pusher that keep what they were asked."""
+    """A puller and a pusher that record their requests."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[object, object]] = []
@@ -370,7 +372,7 @@ STORE = ImageStore(
 
 
 async def test_a_pull_gets_the_clients_options(streams: Streams) -> None:
-    """And asks for credentials on the client's stream, as its progress goes there."""
+    """It asks for credentials on the client's stream, and its progress goes to the client's stream."""
     pulls = Pulls()
     registry = registry_pb2.OCIRegistry(
         reference="r.io/a:1",
@@ -450,7 +452,7 @@ async def test_a_push_is_the_pushers(streams: Streams) -> None:
     ],
 )
 async def test_unknown_kinds_of_transfers_are_unimplemented(streams: Streams, source: Any, destination: Any) -> None:
-    """In containerd's words; without a puller and a pusher there are no pulls and pushes."""
+    """The error has containerd's words; without a puller and a pusher, pulls and pushes are unimplemented too."""
     with pytest.raises(
         errors.Unimplemented,
         match=(
@@ -487,7 +489,7 @@ async def test_malformed_ends_are_the_clients_fault(streams: Streams) -> None:
 
 
 async def test_an_echo_gives_the_bytes_back(streams: Streams) -> None:
-    """Import to export is containerd's test of both streams."""
+    """containerd tests both streams by an import to an export."""
     async with Client(streams, "in") as source, Client(streams, "out") as target:
         receiver = Receiver(target)
         receiving = asyncio.ensure_future(receiver.run())
@@ -513,7 +515,7 @@ async def test_an_echo_gives_the_bytes_back(streams: Streams) -> None:
 
 
 async def test_jobs_are_told_as_they_get_on() -> None:
-    """Waiting, then how far, then complete or extracted; each below what named it."""
+    """A job is waiting, then it has an offset, then it is complete or extracted; each is below its parent."""
     root, layer, old = (
         Descriptor(t, f"sha256:{n}", 100)
         for t, n in ((MANIFEST, "1"), ("application/vnd.oci.image.layer.v1.tar", "2"), ("x", "3"))
@@ -560,8 +562,8 @@ async def test_jobs_are_told_as_they_get_on() -> None:
 
 
 async def test_an_undecodable_object_ends_the_waiting_transfer(streams: Streams) -> None:
-    """An object that is not what it says it is: who sends bytes, and who receives them, hears so and does not wait
-    for ever.
+    """The bytes of the object do not match its type: a transfer that sends bytes, or receives them, gets an error and
+    does not wait for ever.
     """
     junk = {cls: PbAny(type_url=cls.DESCRIPTOR.full_name, value=b"\xff") for cls in (WindowUpdate, Data)}
     async with Client(streams, "down") as client:

@@ -13,7 +13,7 @@ from services.kit import errors
 
 
 class Commits:
-    """Notes which commits are under way at once, and lets them end."""
+    """A committer that records which commits are under way at once, and lets them end."""
 
     def __init__(self) -> None:
         self.begun: list[int] = []
@@ -36,8 +36,8 @@ async def turns(count: int = 10) -> None:
 
 
 async def test_those_that_are_ready_are_committed_at_once_and_the_lowest_first() -> None:
-    """What becomes ready meanwhile begins too, also together, and need not wait for the disk twice; what becomes
-    ready after that comes next.
+    """Layers that become ready meanwhile begin too, also together, and need not wait for the disk twice; layers that
+    become ready after that come next.
     """
     chain, commits = Chain(2, 9), Commits()
     running = asyncio.ensure_future(chain.run())
@@ -59,8 +59,8 @@ async def test_those_that_are_ready_are_committed_at_once_and_the_lowest_first()
 
 
 async def test_a_layer_that_is_done_before_those_below_waits_for_them() -> None:
-    """A layer is not committed because its own commit has answered; and where one below fails, whoever wants it
-    hears of that.
+    """A layer is not committed because its own commit has answered. If one below fails, the caller of each layer above
+    gets the error.
     """
     chain, below, above = Chain(0, 2), Commits(), Commits()
     above.go.set()
@@ -82,7 +82,7 @@ async def test_a_layer_that_is_done_before_those_below_waits_for_them() -> None:
 
 
 async def test_a_layer_that_is_there_already_has_its_turn() -> None:
-    """Nothing is committed for it."""
+    """No commit is made for it."""
     chain, commits = Chain(0, 3), Commits()
     commits.go.set()
     await asyncio.gather(
@@ -92,7 +92,7 @@ async def test_a_layer_that_is_there_already_has_its_turn() -> None:
 
 
 async def test_a_commit_that_failed_in_a_group_is_repeated_in_order() -> None:
-    """One may have come too early, where somebody had to be asked twice."""
+    """A commit may have come too early, if the one below it had to be repeated."""
     chain, commits = Chain(0, 3), Commits()
     commits.failing = {1: [errors.Unavailable("gone")], 2: [errors.NotFound("parent 1")]}
     commits.go.set()
@@ -101,7 +101,7 @@ async def test_a_commit_that_failed_in_a_group_is_repeated_in_order() -> None:
 
 
 async def test_a_failed_commit_is_raised_to_its_caller() -> None:
-    """Those above wait, until somebody stops them."""
+    """Layers above wait until they are cancelled."""
     chain, commits = Chain(0, 3), Commits()
     commits.failing = {1: [errors.FailedPrecondition("twice"), errors.FailedPrecondition("once")]}
     commits.go.set()
@@ -116,7 +116,7 @@ async def test_a_failed_commit_is_raised_to_its_caller() -> None:
 
 
 async def test_layers_are_complete_one_after_the_other() -> None:
-    """What stands below the lowest is."""
+    """Everything below the lowest uncommitted layer is complete."""
     chain = Chain(1, 4)
     await chain.wait_complete_below(1)
     above = asyncio.ensure_future(chain.wait_complete_below(3))
@@ -128,7 +128,7 @@ async def test_layers_are_complete_one_after_the_other() -> None:
 
 
 async def test_without_a_chain_a_commit_is_made_at_once() -> None:
-    """A single layer's."""
+    """This is the case of a single layer."""
     chain, commits = Chain(5, 5), Commits()
     commits.go.set()
     await chain.wait_complete_below(5)

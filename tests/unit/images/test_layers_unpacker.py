@@ -1,4 +1,4 @@
-"""Layers to snapshots, on snapshotters that do odd things."""
+"""Unpacking layers to snapshots, also on snapshotters that behave unusually."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def snap(node: MemoryNode) -> MemorySnapshotter:
 
 
 class Arriving:
-    """The blobs of an image, each ``available`` at some time."""
+    """The blobs of an image, each of which becomes ``available`` at some time."""
 
     def __init__(self, available: Callable[[int], Awaitable[None]]) -> None:
         self.lowest: int | None = None
@@ -88,7 +88,9 @@ def config(node: MemoryNode, platform: Platform = default(), **rootfs: Any) -> D
 
 
 async def test_each_layer_becomes_a_snapshot_on_the_one_below(node: MemoryNode, snap: MemorySnapshotter) -> None:
-    """Labelled so that others find it, its blob with its diff id, the config with the topmost."""
+    """The snapshot is labelled so that other pulls find it; the blob gets its diff id, and the config the topmost
+    snapshot.
+    """
     found = config(node)
     told: list[tuple[str, int]] = []
     assert (
@@ -114,7 +116,9 @@ async def test_each_layer_becomes_a_snapshot_on_the_one_below(node: MemoryNode, 
 
 
 async def test_an_image_does_not_say_whose_its_files_are(node: MemoryNode, snap: MemorySnapshotter) -> None:
-    """Nor what is the node's to say of a snapshot; a client that prepares one itself may (containerd 2.4.1)."""
+    """Its labels do not set the owner of its files, nor other properties of a snapshot that the node decides; a client
+    that prepares a snapshot itself may set them (containerd 2.4.1).
+    """
     prefix = "containerd.io/snapshot/"
     said = {
         f"{prefix}{name}": "0:1000:65536"
@@ -138,7 +142,7 @@ async def test_an_image_does_not_say_whose_its_files_are(node: MemoryNode, snap:
 
 
 async def test_existing_layers_are_not_fetched(node: MemoryNode, snap: MemorySnapshotter) -> None:
-    """Its blob need not even be there."""
+    """Its blob need not even exist."""
     snap.committed[CHAIN[0]] = ("", {})
     asked: list[int] = []
 
@@ -154,7 +158,9 @@ async def test_existing_layers_are_not_fetched(node: MemoryNode, snap: MemorySna
 async def test_a_layer_that_its_snapshotter_has_lost_is_an_error(
     node: MemoryNode, snap: MemorySnapshotter, there: int
 ) -> None:
-    """The records say so; a container of it could not start. The refusal names the verb that forgets them."""
+    """The records name the snapshot, but a container of it could not start. The error names the command that forgets
+    such records.
+    """
     for number in range(there):
         snap.committed[CHAIN[number]] = (CHAIN[number - 1] if number else "", {})
         snap.lost.add(CHAIN[number])
@@ -188,7 +194,7 @@ async def test_read_only_mounts_are_committed_as_they_are(node: MemoryNode, snap
 
 
 async def test_a_diff_id_that_cannot_be_one_names_no_snapshot(node: MemoryNode, snap: MemorySnapshotter) -> None:
-    """The lowest one would be the name of one, perhaps of somebody else's."""
+    """The lowest diff id would be the name of a snapshot, perhaps of another image's."""
     snap.committed["somebody-elses"] = ("", {})
     with pytest.raises(errors.InvalidArgument, match='diff id "somebody-elses": invalid checksum digest format'):
         await Unpacker().unpack(node, config(node, diff_ids=["somebody-elses", *DIFF_IDS[1:]]), LAYERS, SNAP)
@@ -212,7 +218,7 @@ async def test_a_layer_that_cannot_be_applied_names_itself(node: MemoryNode, sna
 
 
 async def test_layers_side_by_side_do_not_wait_for_each_other(node: MemoryNode, snap: MemorySnapshotter) -> None:
-    """The topmost is unpacked first, if it is there first; the chain is made in order all the same."""
+    """The topmost is unpacked first if its blob is there first; the chain is committed in order nevertheless."""
     node.how = UnpackModes(follows=True, side_by_side=True)
     there = [asyncio.Event() for _ in LAYERS]
 
@@ -235,8 +241,8 @@ async def test_layers_side_by_side_do_not_wait_for_each_other(node: MemoryNode, 
 async def test_unnamed_directories_take_attributes_from_the_layers_below(
     by_another: str | None, node: MemoryNode, snap: MemorySnapshotter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before it is committed, and only where it was unpacked alone. Where somebody else made any of them meanwhile,
-    a view tells where they are.
+    """This is done before the commit, and only if the layer was unpacked alone. If another pull made some of the layers
+    below meanwhile, a view gives their directories.
     """
     node.unnamed = {LAYERS[0].digest: (Unnamed(b"/zero"),), LAYERS[2].digest: (Unnamed(b"/var"), Unnamed(b"/usr"))}
     prepare, commit, keys = snap.prepare, snap.commit, dict[str, str]()
@@ -266,7 +272,7 @@ async def test_unnamed_directories_take_attributes_from_the_layers_below(
 async def test_a_layer_that_cannot_inherit_is_unpacked_on_those_below(
     node: MemoryNode, snap: MemorySnapshotter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once more, when they are there; what is above it waits, and nothing of the first time is left."""
+    """It is unpacked again when they are there; layers above it wait, and nothing of the first attempt is left."""
     node.how = node.how._replace(side_by_side=True)
     node.unnamed = {LAYERS[1].digest: (Unnamed(b"/var"),)}
     alone: list[tuple[str, bool]] = []
@@ -294,7 +300,7 @@ async def test_a_layer_that_cannot_inherit_is_unpacked_on_those_below(
 async def test_a_restarted_ingest_is_unpacked_again(
     node: MemoryNode, snap: MemorySnapshotter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When it is there, onto another snapshot."""
+    """It is unpacked onto another snapshot when its blob is there."""
     apply, onto = node.apply, list[str]()
 
     async def once(layer: Descriptor, mounts: Sequence[Mount], **how: Any) -> Applied:
@@ -310,8 +316,8 @@ async def test_a_restarted_ingest_is_unpacked_again(
 
 
 async def test_a_snapshotter_may_want_to_know_where_layers_come_from(node: MemoryNode, snap: MemorySnapshotter) -> None:
-    """As stargz does: it is told the reference, the manifest, the layer and those above it, if its configuration
-    says so.
+    """This is as in stargz: if its configuration says so, it gets the reference, the manifest, the layer and those
+    above it.
     """
     origin = Origin("localhost/box:1", digest_of(b"manifest"))
     node.how = node.how._replace(wants_origin=True)
@@ -330,7 +336,7 @@ async def test_a_snapshotter_may_want_to_know_where_layers_come_from(node: Memor
 
 
 def test_a_label_holds_as_many_layers_as_fit() -> None:
-    """Their number has no bound; a label's 4096 bytes are one."""
+    """The number of layers has no bound, but a label has one of 4096 bytes."""
     many = [Descriptor(LAYERS[0].media_type, digest_of(str(n).encode()), 1) for n in range(100)]
     layers = Origin("x", "y").annotated(many)[3].annotations["containerd.io/snapshot/cri.image-layers"].split(",")
     assert layers == [layer.digest for layer in many[3 : 3 + len(layers)]]
@@ -407,8 +413,8 @@ def test_unpackings_are_for_this_system_by_the_usual_snapshotter_unless_another_
 
 
 def test_supported_unpackings_limit_wanted_ones_and_give_the_snapshotter(caplog: pytest.LogCaptureFixture) -> None:
-    """As containerd's unpack_config: overlayfs is preferred, else the first of the platform; what is left out is in
-    the log.
+    """This is as in containerd's unpack_config: overlayfs is preferred, else the first snapshotter of the platform;
+    entries that are left out are logged.
     """
     here = Unpacking(default())
     assert Unpacker(supported=[Unpacking(default(), "native"), Unpacking(default(), "overlayfs")]).accepted([here]) == [

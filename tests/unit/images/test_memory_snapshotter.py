@@ -1,4 +1,4 @@
-"""The snapshotter of the images' tests keeps what a snapshotter promises, as far as it has it."""
+"""The snapshotter of the images' tests passes the snapshotters' suite, as far as it implements the interface."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the bytes of a fetched blob land: in order or not, followed, resumed, refused."""
+"""The bytes of a fetched blob in their file: in order or not, followed, resumed, refused."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def write(ingest: FileIngest, data: bytes, piece: int = 70_000, at: int | 
 
 
 async def test_bytes_land_in_order_and_are_committed_unlocked(tmp_path: Path) -> None:
-    """In pieces of any size."""
+    """Pieces may have any size."""
     committed = list[bytes]()
     ingest = ingest_of(tmp_path / "data", committed=committed)
     await write(ingest, DATA)
@@ -49,7 +49,9 @@ async def test_bytes_land_in_order_and_are_committed_unlocked(tmp_path: Path) ->
 
 
 async def test_bytes_land_in_any_order(tmp_path: Path) -> None:
-    """Several lanes at once, and those that come first are the last; what is there without a gap is the offset."""
+    """Several lanes write at once, and the bytes that come first may be the last. The offset is the length without a
+    gap.
+    """
     committed = list[bytes]()
     ingest = ingest_of(tmp_path / "data", committed=committed)
     third, middle = 2 * BATCH, BATCH // 2
@@ -65,9 +67,7 @@ async def test_bytes_land_in_any_order(tmp_path: Path) -> None:
 
 
 async def test_bytes_of_an_earlier_attempt_are_kept_and_hashed(tmp_path: Path) -> None:
-    """All bytes that were taken are in the file, also those of a batch that was not full; what lies beyond a gap is
-    not.
-    """
+    """All received bytes are in the file, also those of an incomplete batch; bytes beyond a gap are dropped."""
     first = ingest_of(tmp_path / "data")
     await write(first, DATA[:1_500_000])
     await write(first, DATA[2_000_000:], at=2_000_000)
@@ -83,7 +83,7 @@ async def test_bytes_of_an_earlier_attempt_are_kept_and_hashed(tmp_path: Path) -
 
 
 async def test_bytes_of_an_earlier_attempt_are_kept_on_a_close_while_they_are_hashed(tmp_path: Path) -> None:
-    """Cancelled before the offset is known, for the second time perhaps."""
+    """The writer is cancelled before the offset is known, perhaps for the second time."""
     (tmp_path / "data").write_bytes(DATA[:1_500_000])
     ingest = ingest_of(tmp_path / "data")
     resuming = asyncio.ensure_future(ingest.resumed())
@@ -97,7 +97,7 @@ async def test_bytes_of_an_earlier_attempt_are_kept_on_a_close_while_they_are_ha
 
 
 async def test_gaps_left_by_a_killed_process_are_found(tmp_path: Path) -> None:
-    """A file with a hole is gone on with before it; the block in which the hole begins may be half empty."""
+    """A file with a hole is continued before it; the block in which the hole begins may be half empty."""
     with (tmp_path / "data").open("wb") as file:
         file.write(DATA[:1_500_000])
         file.seek(2 * BATCH)
@@ -113,7 +113,7 @@ async def test_gaps_left_by_a_killed_process_are_found(tmp_path: Path) -> None:
 
 
 async def test_other_bytes_are_not_committed_and_can_be_dropped(tmp_path: Path) -> None:
-    """A wrong digest, too few bytes; and more than there can be are dropped at once."""
+    """A wrong digest and too few bytes are errors; bytes beyond the size are dropped at once."""
     (tmp_path / "data").write_bytes(bytes(len(DATA) + 1))
     committed = list[bytes]()
     ingest = ingest_of(tmp_path / "data", committed=committed)
@@ -133,7 +133,7 @@ async def test_other_bytes_are_not_committed_and_can_be_dropped(tmp_path: Path) 
 
 
 async def test_an_ingest_can_be_followed(tmp_path: Path) -> None:
-    """News of what is there without a gap, and a file to read that from, also when it is a blob already."""
+    """A follower gets news of the length without a gap, and a file to read, also when the ingest is a blob already."""
     ingest = ingest_of(tmp_path / "data")
     await write(ingest, DATA[:BATCH])
     with ingest.followed() as early:
@@ -154,7 +154,7 @@ async def test_an_ingest_can_be_followed(tmp_path: Path) -> None:
 
 
 async def test_an_ingest_is_kept_open_for_followers(tmp_path: Path) -> None:
-    """Once it is a blob, until it is let go of; one that was given up is not."""
+    """It is kept until it is released, also when it has become a blob. One that was given up is not kept."""
     ingest, lost = (ingest_of(tmp_path / name) for name in ("data", "lost"))
     for each in (ingest, lost):
         each.keep_open()
@@ -172,7 +172,7 @@ async def test_an_ingest_is_kept_open_for_followers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("restarted", [True, False])
 async def test_followers_are_told_that_an_ingest_begins_anew_or_ends(restarted: bool, tmp_path: Path) -> None:
-    """Their news end, and they know that what they read may be wrong."""
+    """Their news end, and they know that the bytes that they read may be wrong."""
     ingest = ingest_of(tmp_path / "data")
     with ingest.followed() as following:
         await write(ingest, DATA[:BATCH])
@@ -184,7 +184,7 @@ async def test_followers_are_told_that_an_ingest_begins_anew_or_ends(restarted: 
 
 
 async def test_a_full_disk_is_told(tmp_path: Path) -> None:
-    """As ResourceExhausted, and nothing hangs at the close."""
+    """The error is ResourceExhausted, and the close does not hang."""
     ingest = FileIngest(
         os.open("/dev/full", os.O_RDWR), Digest("sha256", "0" * 64), len(DATA), lambda _: asyncio.sleep(0)
     )
@@ -194,7 +194,9 @@ async def test_a_full_disk_is_told(tmp_path: Path) -> None:
 
 
 async def test_a_disk_that_fails_is_not_told_to_be_full(tmp_path: Path) -> None:
-    """Unknown, as containerd: who sees RESOURCE_EXHAUSTED makes room, which does not help here."""
+    """The error is Unknown, as in containerd: RESOURCE_EXHAUSTED would make a client free room, which does not help
+    here.
+    """
     refusing = os.memfd_create("refusing", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     fcntl.fcntl(refusing, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW)
     with pytest.raises(errors.Unknown, match="operation not permitted"):

@@ -1,4 +1,4 @@
-"""The end of leases that could not be ended at once, without a node."""
+"""Leases that could not be ended at once are ended later; without a node."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support import eventually_async
 
 
 class Gateway:
-    """Leases that are there; the end of ``stuck`` is refused, that of any other comes the second time."""
+    """A gateway with leases. It refuses to end ``stuck``, and ends any other at the second call."""
 
     def __init__(self) -> None:
         self.there: list[str] = []
@@ -23,7 +23,7 @@ class Gateway:
         return self
 
     async def reached(self, seconds: float) -> None:
-        """It is there."""
+        """Return at once."""
 
     async def Create(self, request: pb.CreateRequest, **how: Any) -> None:
         self.there.append(request.id)
@@ -39,7 +39,7 @@ class Gateway:
 
 
 async def test_a_lease_that_cannot_be_ended_holds_up_no_other() -> None:
-    """Whichever comes first: all others are ended, and it is tried again."""
+    """Whichever comes first: all others are ended, and the refused one is tried again."""
     gateway = Gateway()
     leases = Leases(gateway)  # type: ignore[arg-type]
     async with leases.lease({}) as gateway.stuck:

@@ -1,5 +1,5 @@
-"""Where images are asked for: hosts.toml as containerd reads it, Docker's certificate files, the CRI plugin's
-tables, and the defaults.
+"""The hosts of a namespace: hosts.toml as containerd reads it, Docker's certificate files, the CRI plugin's tables, and
+the defaults.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def certs(directory: Path, name: str, text: str) -> Hosts:
 
 
 def test_docs_simple_default(tmp_path: Path) -> None:
-    """docker.io's own host before its server."""
+    """docker.io's own host comes before its server."""
     hosts = certs(
         tmp_path,
         "docker.io",
@@ -45,7 +45,7 @@ server = "https://docker.io"
 
 
 def test_docs_local_mirror(tmp_path: Path) -> None:
-    """Mirrors in the order of the file, a certificate relative to it."""
+    """Mirrors are in the order of the file; a certificate's path is relative to it."""
     first, second, server = certs(
         tmp_path,
         "docker.io",
@@ -72,8 +72,8 @@ server = "https://registry-1.docker.io"    # Exclude this to not use upstream
 
 
 def test_docs_default_mirror(tmp_path: Path) -> None:
-    """``_default`` is for all namespaces without a directory; the namespace itself is asked after it, unless a
-    server is named.
+    """``_default`` is for all namespaces without a directory. The namespace itself is asked after it, unless a server
+    is named.
     """
     hosts = certs(tmp_path, "_default", '[host."https://registry.example.com"]\n  capabilities = ["pull", "resolve"]\n')
     assert hosts.of("quay.io") == (
@@ -86,7 +86,7 @@ def test_docs_default_mirror(tmp_path: Path) -> None:
 
 
 def test_docs_bypass_tls(tmp_path: Path) -> None:
-    """An http host with anything said of TLS is tried with TLS first."""
+    """An http host with any setting for TLS is tried with TLS first."""
     first, _ = certs(
         tmp_path,
         "docker.io",
@@ -104,7 +104,7 @@ server = "https://registry-1.docker.io"
 
 
 def test_docs_every_key(tmp_path: Path) -> None:
-    """The long example of the document's end, and its fields at the root."""
+    """The long example at the end of the document, and its fields at the root."""
     text = """
 server = "https://docker.io"
 capabilities =  ["pull", "resolve", "push"]
@@ -195,7 +195,7 @@ dial_timeout = "1s"
     ],
 )
 def test_addresses(tmp_path: Path, key: str, url: str) -> None:
-    """A scheme may be missing, and /v2 is added where it is."""
+    """The scheme may be missing, and /v2 is added if it is missing."""
     host, _ = parse(f'[host."{key}"]', tmp_path)
     assert f"{host.scheme}://{host.host}{host.path}" == url
 
@@ -220,8 +220,8 @@ def test_addresses(tmp_path: Path, key: str, url: str) -> None:
     ],
 )
 def test_errors_in_a_hosts_toml(tmp_path: Path, text: str, words: str) -> None:
-    """Line and key are named. Nothing is asked of that namespace, not even itself: the file may be what keeps it
-    from being asked. Others are not concerned.
+    """Line and key are named. No host is asked for that namespace, not even its own: the file may have been written to
+    prevent that. Other namespaces are not affected.
     """
     with pytest.raises(ValueError, match=words):
         parse(text, tmp_path)
@@ -246,7 +246,7 @@ def test_errors_in_a_hosts_toml(tmp_path: Path, text: str, words: str) -> None:
     ],
 )
 def test_the_line_of_a_key(path: tuple[str, ...], line: int) -> None:
-    """Or of the table in which it would be."""
+    """If the key is missing, the line of its table counts."""
     text = """server = 'x'
 
 [header]  # of the server
@@ -265,8 +265,8 @@ x-b = 1
 
 
 def test_names_of_directories(tmp_path: Path) -> None:
-    """A port may be written with underscores, which is looked for first; of several roots the first that has
-    anything decides.
+    """A port may be written with underscores, and that name is looked for first. Of several roots the first that has an
+    entry decides.
     """
     for number, name in enumerate(("_default", "a.test:5000", "a.test_5000_")):
         hosts = certs(tmp_path / "1", name, f'server = "https://{number}.test"')
@@ -278,7 +278,7 @@ def test_names_of_directories(tmp_path: Path) -> None:
 
 
 def test_dockers_certificate_files(tmp_path: Path) -> None:
-    """Without a hosts.toml, authorities and pairs of the directory are the namespace's own."""
+    """Without a hosts.toml, the authorities and key pairs of the directory are for the namespace's own host."""
     directory = tmp_path / "a.test:5000"
     directory.mkdir()
     for name in ("ca.crt", "client.cert", "client.key", "other.cert", "readme"):
@@ -318,7 +318,7 @@ def test_dockers_certificate_files(tmp_path: Path) -> None:
     ],
 )
 def test_schemes(namespace: str, default_scheme: str, url: str, fallback: bool, verified: bool) -> None:
-    """As containerd decides; a local host is not verified, since nobody issues certificates for it."""
+    """This is containerd's rule; a local host is not verified, since no authority issues certificates for it."""
     (host,) = Hosts().of(namespace, default_scheme)
     assert (host.key, host.fallback, not host.tls.skip_verify) == (url, fallback, verified)
 
@@ -327,7 +327,7 @@ def test_schemes(namespace: str, default_scheme: str, url: str, fallback: bool, 
 
 
 def test_mirrors_and_configs() -> None:
-    """Endpoints in order, then the namespace; certificates and credentials by the endpoint's host."""
+    """Endpoints come in order, then the namespace; certificates and credentials are chosen by the endpoint's host."""
     registries = Registries.of(
         {
             "plugins": {
@@ -369,7 +369,7 @@ def test_mirrors_and_configs() -> None:
 
 
 def test_config_path_wins() -> None:
-    """Where it is set the older tables mean nothing; where nothing is set it has a default."""
+    """If it is set, the older tables have no effect; if nothing is set, it has a default."""
     table = {"config_path": "/a:/b", "mirrors": {"docker.io": {"endpoint": ["https://mirror.test"]}}}
     assert Hosts.of_config({"plugins": {"io.containerd.cri.v1.images": {"registry": table}}}) == Hosts(
         (Path("/a"), Path("/b"))

@@ -1,4 +1,4 @@
-"""Requests as text: what is shown, and what never is."""
+"""HTTP requests as text for a client, without secrets."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def shown(private: bool = False) -> tuple[Exchange, list[str]]:
     ],
 )
 def test_of_a_url_only_known_parameters_are_shown(url: str, text: str) -> None:
-    """The others may be signatures."""
+    """Other parameters may be signatures."""
     assert address(url) == text
 
 
 def test_nothing_that_identifies_the_client_is_shown() -> None:
-    """Headers of hosts.toml and of the client included, and what is sent."""
+    """Headers of hosts.toml and of the client, and the bodies of requests, are left out."""
     exchange, lines = shown()
     exchange.request(
         "PUT",
@@ -67,7 +67,7 @@ def test_nothing_that_identifies_the_client_is_shown() -> None:
 
 
 def test_of_an_answer_secrets_are_left_out() -> None:
-    """Cookies, and where it sends us."""
+    """Cookies and the targets of redirects are left out."""
     exchange, lines = shown()
     exchange.answer(
         307,
@@ -93,7 +93,7 @@ def test_of_an_answer_secrets_are_left_out() -> None:
 
 
 def test_text_bodies_without_secrets_are_shown() -> None:
-    """Not too much of them, and no character that moves a cursor."""
+    """Their length is limited, and no character moves a cursor."""
     exchange, lines = shown()
     exchange.body(b'{"a":\n"\x1b[2J"}', "application/json")
     exchange.body(b"x" * (BODY_LIMIT + 5), "text/plain")
@@ -112,7 +112,7 @@ def test_text_bodies_without_secrets_are_shown() -> None:
 
 
 def test_connections_are_shown_by_their_phases() -> None:
-    """And only to who asked for them."""
+    """Only clients that asked for it get them."""
     lines = list[str]()
     exchange = Exchange(HttpDebug(connections=lines.append), private=False)
     exchange.request("GET", "https://r.test", [], body=False)

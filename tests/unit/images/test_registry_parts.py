@@ -1,4 +1,4 @@
-"""The parts of the registry client that need no registry: challenges, failures, what is remembered, proxies."""
+"""The parts of the registry client that need no registry: challenges, failures, memory of hosts, proxies."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ DIGEST = "sha256:" + "0123456789abcdef" * 4
     ],
 )
 def test_challenges(headers: list[str], found: list[Challenge]) -> None:
-    """Several in a header or in several, quoted or not; a token before a password."""
+    """There may be several in one header or in several headers, quoted or not; a token is preferred to a password."""
     assert parse(headers) == found
 
 
@@ -77,7 +77,7 @@ def test_challenges(headers: list[str], found: list[Challenge]) -> None:
     ],
 )
 def test_the_hosts_that_may_get_a_hosts_secrets(one: str, other: str, same: bool) -> None:
-    """The same scheme, name and port; or with TLS where there was none, never the other way."""
+    """Scheme, name and port have to be the same, or TLS replaces plain http; never the other way."""
     assert same_host(one, other) is same
 
 
@@ -90,7 +90,7 @@ def test_retry_after() -> None:
 
 
 def test_explanations() -> None:
-    """What registries say of their errors, without line breaks and not too much of it."""
+    """Registries' error messages are shown without line breaks, and cut to a limit."""
     assert (
         explanation(b'{"errors": [{"code": "DENIED", "message": "no\\n access", "detail": {}}]}') == "DENIED: no access"
     )
@@ -125,13 +125,13 @@ def test_explanations() -> None:
     ],
 )
 def test_the_media_type_in_a_manifest(data: bytes, media_type: str) -> None:
-    """However odd it is."""
+    """It is read however odd it is."""
     assert manifests.media_type_in(data) == media_type
 
 
 @pytest.mark.parametrize("data", [b"[]", b"[" * 5000, b"\xff", b"", b'{"schemaVersion":"2"}', b'{"mediaType":{}}'])
 def test_a_document_that_is_no_manifest_is_malformed(data: bytes) -> None:
-    """With words that say why."""
+    """The error says why."""
     with pytest.raises(gojson.Malformed):
         manifests.media_type_in(data)
 
@@ -151,13 +151,13 @@ def test_a_document_that_is_no_manifest_is_malformed(data: bytes) -> None:
     ],
 )
 def test_statuses(status: int, kind: type[errors.NodeError], transient: bool) -> None:
-    """Which class of error an answer is, and whether it is worth another try."""
+    """The class of error of an answer, and whether a retry is worthwhile."""
     found = failure.answered("h", "GET /x", status, "Reason", {})
     assert (found.kind, found.transient, str(found)) == (kind, transient, f"h: GET /x: {status} Reason")
 
 
 def test_the_error_of_several_hosts() -> None:
-    """Every host is named; who came furthest decides the class."""
+    """Every host is named; the host that came furthest decides the class."""
     away, absent, denied = (
         Failure("a", "no connection"),
         Failure("b", "404", kind=errors.NotFound, status=404),
@@ -200,7 +200,7 @@ def test_a_dead_host_rests_longer_each_time() -> None:
 
 
 def test_requests_that_were_under_way_do_not_lengthen_the_rest() -> None:
-    """Eight layers that fail together are one failure of the host."""
+    """Eight layers that fail together count as one failure of the host."""
     clock = Clock()
     memory = HostMemory(clock)
     for _ in range(8):
@@ -209,7 +209,7 @@ def test_requests_that_were_under_way_do_not_lengthen_the_rest() -> None:
 
 
 def test_three_bad_moments_are_as_bad_as_dead() -> None:
-    """And something that worked in between forgives them."""
+    """A success in between resets the count."""
     memory = HostMemory(Clock())
     for _ in range(2):
         memory.failed("http://a", "503")
@@ -222,7 +222,7 @@ def test_three_bad_moments_are_as_bad_as_dead() -> None:
 
 
 def test_throughput() -> None:
-    """An average that forgets."""
+    """It is an average that weighs recent values more."""
     memory = HostMemory(Clock())
     memory.measured("http://a", 1000, 1)
     memory.measured("http://a", 3000, 1)
@@ -236,8 +236,8 @@ class Place:
 
 
 async def test_the_order_of_hosts() -> None:
-    """Good hosts in their order, then slow ones, then dead ones; a dead one not at all when the origin has spoken,
-    and the origin always.
+    """Good hosts come in their order, then slow ones, then dead ones. A dead one is left out once the origin has
+    answered; the origin is never left out.
     """
     memory = HostMemory(Clock())
     a, b, c = places = [Place(name) for name in "abc"]
@@ -265,7 +265,7 @@ async def test_the_order_of_hosts() -> None:
 
 
 async def test_a_host_that_asks_for_time_is_not_asked_before() -> None:
-    """While another may be asked at once."""
+    """Another host may be asked at once meanwhile."""
     a, b = places = [Place("a"), Place("b")]
     asked: list[str] = []
 
@@ -284,8 +284,8 @@ async def test_a_host_that_asks_for_time_is_not_asked_before() -> None:
 
 
 async def test_a_host_that_asks_for_fewer_requests_is_busy_and_not_dead() -> None:
-    """429 three times in a row: it works. Others are asked before it for a while; trouble of another kind still
-    makes it dead, and what works makes it good.
+    """Three times 429 in a row shows that it works. Other hosts are asked before it for a while; failures of another
+    kind still make it dead, and a success makes it good.
     """
     memory = HostMemory(Clock())
     place = Place("a")
@@ -330,14 +330,14 @@ async def test_a_host_that_asks_for_fewer_requests_is_busy_and_not_dead() -> Non
     ],
 )
 def test_no_proxy(url: str, rules: str, direct: bool) -> None:
-    """Names, what is below them, networks, ports; loopback never goes through a proxy."""
+    """Names, subdomains, networks and ports; loopback never goes through a proxy."""
     assert proxy_for(url, {"HTTPS_PROXY": "proxy.test:3128", "NO_PROXY": rules}) == (
         None if direct else "http://proxy.test:3128"
     )
 
 
 def test_proxies_by_scheme() -> None:
-    """Each scheme has its own, in either case."""
+    """Each scheme has its own variable, in either case."""
     assert proxy_for("http://quay.io/", {"HTTPS_PROXY": "http://p"}) is None
     assert proxy_for("http://quay.io/", {"http_proxy": "http://user:pw@p:1"}) == "http://user:pw@p:1"
 

@@ -1,4 +1,4 @@
-"""For whom a transfer waits, and how long nothing has come from him."""
+"""The host for which a transfer waits, and the time since its last bytes."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Clock:
 
 
 def test_the_host_that_has_been_silent_longest() -> None:
-    """Since something came last; a host of which many things are asked is not silent as long as one of them comes;
-    whoever has nothing to say, as nobody asks, is not either.
+    """The time counts from the last bytes. A host with several requests is not silent as long as one of them gets
+    bytes; a host without requests is not silent.
     """
     clock = Clock()
     silence = Silence(clock)
@@ -45,7 +45,9 @@ def test_the_host_that_has_been_silent_longest() -> None:
 
 
 def test_attempts_in_vain_are_one_silence() -> None:
-    """Through the pauses between them; once another host is asked, the one that failed is nobody's concern."""
+    """The pauses between the attempts count too. Once another host is asked, the failed one is not reported any
+    more.
+    """
     clock = Clock()
     silence = Silence(clock)
     for _ in range(3):
@@ -63,7 +65,7 @@ def test_attempts_in_vain_are_one_silence() -> None:
 
 
 async def test_it_is_told_as_long_as_it_lasts() -> None:
-    """Then the last status is told again, since clients show it until there is another."""
+    """Afterwards the last status is sent again, since clients show a status until the next one."""
     told: list[Progress] = []
     silence = Silence()
     async with reporting_silence(silence, told.append, after=0.01, interval=0.002) as report:

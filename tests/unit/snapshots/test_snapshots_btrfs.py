@@ -1,4 +1,4 @@
-"""What the snapshotter btrfs promises beside the suite of its interface."""
+"""The guarantees of the snapshotter btrfs beyond the suite of its interface."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def base(snapshotter: BtrfsSnapshotter, place: Path) -> str:
 
 
 async def test_usage_is_the_difference_from_the_parent(snapshotter: BtrfsSnapshotter, place: Path) -> None:
-    """What was only read does not count, though the kernel notes when; a file that was changed counts as a whole."""
+    """A file that was only read does not count, though the kernel notes the time; a changed file counts as a whole."""
     parent = await base(snapshotter, place)
     assert (await snapshotter.usage(parent)).inodes == 304
     mounts = await snapshotter.prepare("child", parent)
@@ -76,7 +76,7 @@ async def test_usage_is_the_difference_from_the_parent(snapshotter: BtrfsSnapsho
 async def test_committed_snapshots_are_read_only_for_everybody(
     snapshotter: BtrfsSnapshotter, directory: Path, place: Path
 ) -> None:
-    """Also by a mount that was made before, and by its directory."""
+    """They are read-only also through a mount that was made before, and through their directory."""
     with mounted(await snapshotter.prepare("making"), place / "m") as top:
         write("f", "x")(top)
         await snapshotter.commit("base", "making")
@@ -94,7 +94,7 @@ async def test_committed_snapshots_are_read_only_for_everybody(
 
 
 async def test_a_crash_between_record_and_freezing_is_made_up_for(directory: Path, place: Path) -> None:
-    """At the next start what is committed is read-only, and what is active is not."""
+    """At the next start committed snapshots are read-only and active ones are not."""
     async with BtrfsSnapshotter(directory / "b") as snapshotter:
         await snapshotter.prepare("making")
         await snapshotter.prepare("active")
@@ -115,7 +115,7 @@ async def test_a_crash_between_record_and_freezing_is_made_up_for(directory: Pat
 async def test_subvolumes_that_a_container_made_go_with_it(
     snapshotter: BtrfsSnapshotter, directory: Path, place: Path
 ) -> None:
-    """Of a snapshot that is committed too; and a plain directory that nobody knows."""
+    """Subvolumes in a committed snapshot are removed too, and so is a plain directory without a record."""
     for key in ("kept", "gone"):
         with mounted(await snapshotter.prepare(key), place / "m") as top:
             mkdir("d")(top)
@@ -131,7 +131,7 @@ async def test_subvolumes_that_a_container_made_go_with_it(
 
 
 async def test_elsewhere_than_on_btrfs_it_says_so(place: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """In one line, and to whoever would make a snapshot."""
+    """The error has one line, and every Prepare gets it."""
     caplog.set_level("INFO")
     async with BtrfsSnapshotter(place / "b") as snapshotter:
         words = rf"path {place}/b \(\w+\) must be a btrfs filesystem to be used with the btrfs snapshotter"

@@ -1,4 +1,4 @@
-"""What snapshotters do to directories and ask of the kernel."""
+"""The snapshotters' work on directories, and what they ask the kernel."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from services.snapshots.store import GID_MAPPING, UID_MAPPING
 
 
 def some_tree(top: Path, count: int) -> None:
-    """``count`` small files in directories of 50, some of them linked, some symbolic."""
+    """Make ``count`` small files in directories of 50, with some hard links and some symbolic ones."""
     for number in range(count):
         directory = top / str(number // 50)
         directory.mkdir(exist_ok=True)
@@ -43,7 +43,7 @@ async def test_usage_equals_dus(place: Path) -> None:
 
 
 async def test_usage_while_files_vanish(place: Path) -> None:
-    """A tree that loses files while it is measured has a usage all the same."""
+    """A tree that loses files while it is measured still has a usage."""
     top = place / "t"
     top.mkdir()
     some_tree(top, 2000)
@@ -61,7 +61,7 @@ async def test_usage_of_a_missing_directory(place: Path) -> None:
 
 
 async def test_a_copy_that_fails_says_why(place: Path) -> None:
-    """cp's reason is the error's."""
+    """The error has cp's reason."""
     with pytest.raises(errors.Unknown, match=r"copying of parent failed: .*none/\.': No such file or directory"):
         await disk.copy(f"{place}/none", f"{place}/new")
     full = place / "full"
@@ -75,7 +75,7 @@ async def test_a_copy_that_fails_says_why(place: Path) -> None:
 
 
 async def test_a_cancelled_copy_ends(place: Path) -> None:
-    """The program that copies dies with the call that wanted it."""
+    """The copying program is killed when its caller is cancelled."""
     source = place / "source"
     source.mkdir()
     os.mkfifo(source / "fifo")  # not read by an archive copy, so the copy is of many files
@@ -90,7 +90,9 @@ async def test_a_cancelled_copy_ends(place: Path) -> None:
 
 
 async def test_remove(place: Path) -> None:
-    """Empty and full trees go, those already gone too; what cannot go is named."""
+    """Empty and full trees are removed, and so are trees that are gone already; an entry that cannot be removed is
+    named.
+    """
     for name in ("empty", "full", "busy"):
         (place / name / "fs").mkdir(parents=True)
         (place / name / "work" / "work").mkdir(parents=True)
@@ -105,8 +107,8 @@ async def test_remove(place: Path) -> None:
 
 
 def test_small_trees_are_removed_without_a_program(place: Path) -> None:
-    """Files, links (themselves, not what they lead to), devices, directories in directories; too many are left for
-    a program.
+    """Files, links (not their targets), devices and directories in directories are removed here; larger trees are left
+    for a program.
     """
     (place / "outside").write_text("x")
     tree = place / "7"
@@ -127,7 +129,7 @@ def test_small_trees_are_removed_without_a_program(place: Path) -> None:
 
 
 def test_two_concurrent_removals_leave_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who finds something gone in the middle does not take the whole for removed."""
+    """A removal that finds an entry gone in the middle does not take the whole tree for removed."""
     tree = place / "7"
     tree.mkdir()
     some_tree(tree, 10)
@@ -150,7 +152,7 @@ async def test_overlay_works_here(place: Path) -> None:
 
 
 async def test_why_overlay_does_not_work(place: Path) -> None:
-    """A filesystem that cannot hold an upper directory is named, with the kernel's reason."""
+    """The error names a filesystem that cannot hold an upper directory, with the kernel's reason."""
     lower, merged = place / "lower", place / "merged"
     for directory in (lower, place / "upper", place / "work", merged, place / "second"):
         directory.mkdir()
@@ -190,7 +192,7 @@ def test_user_namespace(place: Path) -> None:
 
 
 async def test_userxattr_in_a_user_namespace(place: Path, tmp_path: Path) -> None:
-    """There an overlay gets userxattr, but not on tmpfs; and on the machine itself never."""
+    """In a user namespace an overlay gets userxattr, except on tmpfs; outside of one it never does."""
     tmpfs = place / "tmpfs"
     tmpfs.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(tmpfs)], check=True)
@@ -212,7 +214,7 @@ async def test_userxattr_in_a_user_namespace(place: Path, tmp_path: Path) -> Non
 
 
 async def test_configured_options_come_once(place: Path) -> None:
-    """What is configured is kept in front and not said again, with a value or without."""
+    """A configured option stays in front and is not repeated, with a value or without."""
     assert await mount_options(place, ["index=on", "nfs_export=on"]) == ("index=on", "nfs_export=on")
     assert (await mount_options(place, ["volatile"]))[0] == "volatile"
 
@@ -227,13 +229,13 @@ async def test_configured_options_come_once(place: Path) -> None:
     ],
 )
 def test_root_of_a_user_namespace(uid: str | None, gid: str | None, root: tuple[int, int] | None) -> None:
-    """The mapping of 0, in whichever part of the map it is; an absent map is the identity."""
+    """The mapping of 0 may be in any part of the map; an absent map is the identity."""
     labels = {label: value for label, value in ((UID_MAPPING, uid), (GID_MAPPING, gid)) if value is not None}
     assert mapped_root(labels) == root
 
 
 def test_the_disk_of_a_directory_is_the_deepest_mount_above_it(tmp_path: Path) -> None:
-    """Of several at one place the last; blanks in its name are octal."""
+    """Of several mounts at one place the last counts; blanks in its name are octal escapes."""
     (tmp_path / "a b").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "a b")
     mountinfo = tmp_path / "mountinfo"

@@ -1,4 +1,4 @@
-"""Commits wait for the disk together, and hear of its errors."""
+"""Commits share their waits for the disk, and get its errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support import eventually_async
 
 
 class SlowDisk:
-    """In the place of syncfs: each call waits for ``go``, and fails if its number is among ``failing``."""
+    """A replacement for syncfs: each call waits for ``go`` and fails if its number is among ``failing``."""
 
     def __init__(self, *failing: int) -> None:
         self.go = threading.Event()
@@ -34,8 +34,8 @@ class SlowDisk:
 
 
 async def test_all_that_wait_share_the_next(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who comes while a syncfs is under way waits for the one after it; so ten wait for two, and one that goes away
-    takes nobody with it.
+    """Callers that come while a syncfs is under way wait for the one after it; so ten wait for two, and a caller that
+    goes away ends no other's wait.
     """
     slow = SlowDisk()
     monkeypatch.setattr(disk, "sync_filesystem", slow)
@@ -58,7 +58,7 @@ async def test_all_that_wait_share_the_next(place: Path, monkeypatch: pytest.Mon
 
 
 async def test_an_error_is_told_to_those_that_wait_for_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next syncfs is another."""
+    """The next syncfs has its own result."""
     slow = SlowDisk(1)
     monkeypatch.setattr(disk, "sync_filesystem", slow)
     slow.go.set()
@@ -72,8 +72,8 @@ async def test_an_error_is_told_to_those_that_wait_for_it(place: Path, monkeypat
 async def test_a_snapshot_that_may_have_lost_files_is_not_committed(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk says once that it lost something, and not whose: no snapshot that was begun by then is committed,
-    however often it is tried; one begun later is.
+    """A disk reports a loss once, and not of which file: no snapshot that was begun by then is committed, however often
+    a client tries. One that is begun later is.
     """
     slow = SlowDisk(1)
     monkeypatch.setattr(disk, "sync_filesystem", slow)
@@ -93,8 +93,8 @@ async def test_a_snapshot_that_may_have_lost_files_is_not_committed(
 
 
 async def test_a_sync_error_without_a_waiter_is_not_forgotten(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever asked for it went away, or copied a parent: what others had begun by then may have been lost all the
-    same.
+    """The caller went away, or only copied a parent: files of other snapshots that were begun by then may have been
+    lost nevertheless.
     """
     slow = SlowDisk(1)
     monkeypatch.setattr(disk, "sync_filesystem", slow)
@@ -114,7 +114,7 @@ async def test_a_sync_error_without_a_waiter_is_not_forgotten(place: Path, monke
 
 
 async def test_a_snapshot_is_measured_while_the_disk_writes(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The end of a pull waits for the longer of the two, not for both."""
+    """The end of a pull waits for the longer of the two, not for their sum."""
     slow, measured = SlowDisk(), asyncio.Event()
     monkeypatch.setattr(disk, "sync_filesystem", slow)
 

@@ -19,7 +19,7 @@ from services.snapshots.tree import Tree
 
 
 def test_names_of_snapshotters_are_short() -> None:
-    """Each is part of a socket's name, and all differ."""
+    """Each name is part of a socket's name, and all differ."""
     names = [each.NAME for each in SNAPSHOTTERS]
     assert len({*names}) == len(names)
     assert all(re.fullmatch(f"[a-z0-9]{{1,{local.LONGEST_NAME}}}", name) for name in names)
@@ -29,7 +29,7 @@ def test_names_of_snapshotters_are_short() -> None:
 
 
 async def test_a_commit_brings_no_parent_where_that_is_not_said(place: Path) -> None:
-    """A copy of another parent would be needed."""
+    """That would need a copy of another parent."""
     async with NativeSnapshotter(place / "n") as snapshotter:
         for name in ("below", "above"):
             await snapshotter.prepare(f"{name}-key")
@@ -41,7 +41,9 @@ async def test_a_commit_brings_no_parent_where_that_is_not_said(place: Path) -> 
 
 
 async def test_many_are_removed_in_one_call(place: Path) -> None:
-    """In their order, a child before its parent; one that cannot be removed stops none of the others."""
+    """They are removed in their order, a child before its parent; one that cannot be removed stops none of the
+    others.
+    """
     async with NativeSnapshotter(place / "n") as snapshotter:
         await snapshotter.prepare("a-key")
         await snapshotter.commit("a", "a-key")
@@ -59,7 +61,7 @@ async def test_many_are_removed_in_one_call(place: Path) -> None:
 
 
 async def _crashed(place: Path) -> Path:
-    """A snapshotter's root as kill -9 leaves it, with ten snapshots."""
+    """Return a snapshotter's root as kill -9 leaves it, with ten snapshots."""
     running, left = place / "running", place / "left"
     async with NativeSnapshotter(running) as snapshotter:
         for n in range(10):
@@ -74,7 +76,9 @@ def _directories(root: Path) -> list[str]:
 
 @pytest.mark.parametrize("loss", ["a flipped bit of the log", "the database is gone", "the database is empty"])
 async def test_records_that_are_lost_take_no_directories_with_them(place: Path, loss: str) -> None:
-    """What containers wrote is only there. It stays, over starts and cleanups, until an operator says otherwise."""
+    """The directories hold the only copy of what containers wrote. They stay, over starts and cleanups, until an
+    operator releases them.
+    """
     left = await _crashed(place)
     before = _directories(left)
     log = left / "metadata.db-wal"
@@ -108,7 +112,7 @@ async def test_records_that_are_lost_take_no_directories_with_them(place: Path, 
 async def test_that_a_database_is_gone_is_noted_before_there_is_a_new_one(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A start that ends in between leaves a new database, which tells nothing."""
+    """A start that ends in between leaves a new database, which does not show the loss."""
     left = await _crashed(place)
     for file in left.glob("metadata.db*"):
         file.unlink()
@@ -129,7 +133,7 @@ async def test_that_a_database_is_gone_is_noted_before_there_is_a_new_one(
 
 
 async def test_a_start_that_ends_before_it_holds_anything_leaves_that_to_the_next(place: Path) -> None:
-    """It has found what was lost, and begun the log anew; nothing in the database says so any more."""
+    """The start has found the loss and begun the log again, so nothing in the database shows the loss any more."""
     left = await _crashed(place)
     data = bytearray((left / "metadata.db-wal").read_bytes())
     data[32 + (damage.committed(left / "metadata.db") // 2) * (24 + 4096) + 900] ^= 4
@@ -146,7 +150,7 @@ async def test_a_start_that_ends_before_it_holds_anything_leaves_that_to_the_nex
 
 
 async def test_things_without_a_record_are_removed_after_a_crash(place: Path) -> None:
-    """Where the records are whole, it was never answered."""
+    """With whole records, a thing without a record belongs to a call that was never answered."""
     left = await _crashed(place)
     (left / "snapshots" / "new-77").mkdir()
     (left / "snapshots" / "78").mkdir()
@@ -158,7 +162,7 @@ async def test_things_without_a_record_are_removed_after_a_crash(place: Path) ->
 
 
 async def test_a_check_that_was_broken_off_proves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that ends in the middle of it does not begin to remove what a damaged database does not know."""
+    """A process that ends during the check does not begin to remove things that a damaged database does not know."""
     begun, go = threading.Event(), threading.Event()
 
     def slow(_: Path) -> str:

@@ -1,4 +1,4 @@
-"""Programs that are waited for as long as they get on."""
+"""Programs that are waited for as long as they make progress."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from services.snapshots import programs
 
 
 async def test_one_that_stands_still_is_given_up() -> None:
-    """With an error that names it; whoever is told kills it."""
+    """The error names it; the caller kills it."""
     process = await asyncio.create_subprocess_exec("sleep", "1000")
     try:
         with pytest.raises(
@@ -26,7 +26,7 @@ async def test_one_that_stands_still_is_given_up() -> None:
 
 
 async def test_one_that_ends_is_heard() -> None:
-    """What the work returns, or raises."""
+    """The result or the exception of the work is passed on."""
     process = await asyncio.create_subprocess_exec("echo", "a", stdout=asyncio.subprocess.PIPE)
     assert (await programs.watched("echo", process, process.communicate(), 60))[0] == b"a\n"
 

@@ -1,4 +1,4 @@
-"""The records of a snapshotter, and directories beside them, when things go wrong or happen at once."""
+"""The records of a snapshotter and the directories beside them, under failures and concurrent calls."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def row(number: int, key: str, parent: int | None = None) -> Row:
 
 
 async def test_work_that_fails_changes_nothing_of_others(tree: Tree) -> None:
-    """In one batch, what a piece of work did before it raised is undone, and the rest is committed."""
+    """The changes of a failed piece of work in a batch are undone, and the rest of the batch is committed."""
 
     def fails(rows: Rows) -> None:
         rows.insert(row(2, "b"))
@@ -58,7 +58,7 @@ async def test_work_that_fails_changes_nothing_of_others(tree: Tree) -> None:
 
 
 async def test_requests_made_together_are_committed_together(tree: Tree) -> None:
-    """While one commit is under way the work that comes is gathered: a hundred changes need a few commits."""
+    """Work that comes while a commit is under way is gathered: a hundred changes need a few commits."""
     commits = 0
     go = threading.Event()
 
@@ -77,8 +77,8 @@ async def test_requests_made_together_are_committed_together(tree: Tree) -> None
 
 
 async def test_ids_are_never_used_twice(place: Path) -> None:
-    """The id of a removed snapshot, even the last, is not given out again, nor that of a directory that is still
-    there.
+    """The id of a removed snapshot is not given out again, even if it was the last, nor that of a directory that still
+    exists.
     """
     for expected in (1, 2, 3):
         async with OverlaySnapshotter(place / "o") as snapshotter:
@@ -98,7 +98,7 @@ async def _listed(root: Path, names: set[str]) -> bool:
 
 
 async def test_a_full_disk(place: Path) -> None:
-    """On a full disk a prepare is ResourceExhausted and leaves nothing; what is there can still be seen and
+    """A Prepare on a full disk is ResourceExhausted and leaves nothing. Existing snapshots can still be seen and
     removed, and then there is room.
     """
     root = place / "small"
@@ -127,7 +127,7 @@ async def test_a_full_disk(place: Path) -> None:
 
 
 async def test_a_database_that_is_none(place: Path) -> None:
-    """A containerd's own bolt file, or a newer layout, is left alone with a reason."""
+    """A bolt file of containerd's, or a database of a newer layout, is left alone with a reason."""
     bolt = b"\0" * 16 + b"\xed\xda\x0c\xed" + b"\0" * 8000
     (place / "metadata.db").write_bytes(bolt)
     with pytest.raises(errors.DataLoss, match=r"metadata.db cannot be used: file is not a database"):
@@ -141,8 +141,8 @@ async def test_a_database_that_is_none(place: Path) -> None:
 
 
 async def test_damaged_pages(place: Path) -> None:
-    """They are found before anything without a record is removed, and nothing is then, even if an operator says so;
-    calls that meet them say what is wrong, and health does.
+    """They are found before anything without a record is removed. Then nothing is removed, even if an operator releases
+    it; calls that meet such a page get an error that says so, and health reports it.
     """
     async with OverlaySnapshotter(place / "running") as snapshotter:
         for number in range(30):
@@ -179,8 +179,8 @@ async def test_damaged_pages(place: Path) -> None:
 @pytest.mark.parametrize("column", ["labels = '{\"a\": '", "kind = 9", "labels = cast(x'ff' AS TEXT)"])
 @pytest.mark.parametrize("how", ["stat", "list", "update"])
 async def test_a_damaged_record(place: Path, column: str, how: str) -> None:
-    """To SQLite its page is whole. Whoever reads it is told, and so are health and those who would remove what no
-    record knows.
+    """To SQLite its page is whole. The calls that read it get an error; health, and calls that would remove things
+    without a record, report it too.
     """
     said = list[str]()
 
@@ -212,8 +212,8 @@ async def test_a_damaged_record(place: Path, column: str, how: str) -> None:
 
 
 async def test_a_disk_that_gives_nothing_back(place: Path) -> None:
-    """A snapshotter whose start the disk refuses is out of use, and the process goes on; what may pass, such as a
-    full disk, ends the process, which is started again.
+    """A snapshotter whose start fails on a disk error is out of use, and the process goes on. A failure that may pass,
+    such as a full disk, ends the process, which is started again.
     """
 
     def failing(code: int) -> OverlaySnapshotter:
@@ -231,7 +231,7 @@ async def test_a_disk_that_gives_nothing_back(place: Path) -> None:
 
 
 async def test_a_failed_start_closes_its_files(place: Path) -> None:
-    """The page that tells the last number may be the damaged one: nothing is left open, and nothing runs."""
+    """The page with the last number may be the damaged one: no file is left open, and no thread runs."""
     async with OverlaySnapshotter(place / "o") as snapshotter:
         await snapshotter.prepare("k")
         connection = snapshotter._tree._writer
@@ -249,8 +249,8 @@ async def test_a_failed_start_closes_its_files(place: Path) -> None:
 
 
 async def test_where_overlay_does_not_work(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing new can be made, with the reason; what is there can be listed and removed, and once it works again
-    all is well.
+    """New snapshots are refused with the reason; existing ones can be listed and removed, and once overlay works again,
+    all calls work.
     """
     from services.snapshots import kernel
 
@@ -275,7 +275,7 @@ async def test_where_overlay_does_not_work(place: Path, monkeypatch: pytest.Monk
 
 
 class SlowCopy:
-    """Copies that wait to be let go."""
+    """Copies that wait to be continued."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun, self.go = asyncio.Event(), asyncio.Event()
@@ -290,8 +290,8 @@ class SlowCopy:
 
 
 async def test_a_parent_stays_while_it_is_copied(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A half-made snapshot is a child already: its parent cannot be removed, a cleanup leaves it alone, and others
-    go on meanwhile.
+    """A half-made snapshot already counts as a child: its parent cannot be removed, a cleanup leaves it alone, and
+    other calls go on meanwhile.
     """
     async with NativeSnapshotter(place / "n") as snapshotter:
         await snapshotter.prepare("a")
@@ -314,7 +314,7 @@ async def test_a_parent_stays_while_it_is_copied(place: Path, monkeypatch: pytes
 
 
 async def test_a_cancelled_copy_leaves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A prepare whose caller goes away while it copies makes nothing, keeps nothing, and frees its parent."""
+    """A Prepare whose caller goes away during the copy makes nothing, keeps nothing, and frees its parent."""
     async with NativeSnapshotter(place / "n") as snapshotter:
         await snapshotter.prepare("a")
         await snapshotter.commit("base", "a")
@@ -329,9 +329,7 @@ async def test_a_cancelled_copy_leaves_nothing(place: Path, monkeypatch: pytest.
 
 
 async def test_cancelled_at_any_moment_of_a_copy(place: Path) -> None:
-    """Wherever a prepare is cancelled it has happened or not; either way its parent is not held by what is not
-    there.
-    """
+    """Wherever a Prepare is cancelled, it has happened or not; either way no missing snapshot holds its parent."""
     async with NativeSnapshotter(place / "n") as snapshotter:
         await snapshotter.prepare("a")
         await snapshotter.commit("base", "a")
@@ -348,7 +346,7 @@ async def test_cancelled_at_any_moment_of_a_copy(place: Path) -> None:
 
 
 async def test_cleaned_up_while_others_are_made(place: Path) -> None:
-    """Cleanups take nothing from snapshots that are being made at the same time."""
+    """Cleanups remove nothing of snapshots that are being made at the same time."""
     async with OverlaySnapshotter(place / "o") as snapshotter:
 
         async def make(number: int) -> None:
