@@ -85,8 +85,8 @@ def _halves(figures: Sequence[float]) -> float:
 
 
 def compare(stack: ExitStack, registry: Registry, mounts: Path, options: argparse.Namespace) -> list[dict[str, object]]:
-    """Start the three nodes below ``mounts``, until ``stack`` ends. Measure and print what is wanted. ``worse`` in each
-    row says whether it is worse.
+    """Start the three nodes below ``mounts``, until ``stack`` ends; measure and print the wanted rows. ``worse`` in a
+    row of the result says whether the new build is worse.
     """
     box = f"{registry.host}/bench-box:1"
     big = f"{registry.host}/bench:1"

@@ -133,7 +133,7 @@ _READ = b"what others read".ljust(32 << 10)
 
 
 async def _others(channel: Channel) -> None:
-    """Make what the others read and list, once."""
+    """Make the blob that the other clients read, and the containers that they list. Once is enough."""
     with contextlib.suppress(errors.AlreadyExists):
         await blob(channel, _READ, _OTHERS, ROOTED)
     containers = of(channel, containers_pb2, "Containers")

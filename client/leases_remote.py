@@ -39,9 +39,9 @@ class Held:
     created_at: int
     """Nanoseconds since the epoch."""
     expires: str
-    """In RFC 3339, as its maker wrote it; "" if it lasts until it is deleted."""
+    """The time of its end in RFC 3339, as its maker wrote it; "" if it lasts until it is deleted."""
     pull: str
-    """The reference whose pull it keeps the parts of; "" if it is no lease of ours."""
+    """The reference of the pull whose parts it keeps; "" if the lease is not ours."""
     running: bool
     """Whether that pull is still under way."""
     resources: tuple[tuple[str, str], ...]

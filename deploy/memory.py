@@ -18,8 +18,8 @@ from deploy.failure import Failure
 from services.kit import files
 
 NODES = Path("/var/lib/splitd.nodes")
-"""Beside the default root, not in it, since it also has nodes with other roots. SPLITD_NODES in the environment
-overrides it; tests have a directory of their own.
+"""The directory with a note for each node. It is beside the default root, not in it, since nodes with other roots are
+noted too. SPLITD_NODES in the environment names another directory; tests use that.
 """
 
 

@@ -173,8 +173,8 @@ def find(arguments: argparse.Namespace) -> Place:
 
 
 def to_start(arguments: argparse.Namespace) -> tuple[Place, memory.Remembered]:
-    """The node that ``splitd up`` is to start, and what to remember of it. What the operator does not name is as it was
-    the last time.
+    """The node that ``splitd up`` is to start, and what to remember of it. An option that the operator does not name
+    is as it was the last time.
     """
     config, root = given_config(arguments), given_root(arguments)
     given = config is not None

@@ -1,12 +1,12 @@
 """Decides which process hangs, and what to do about it. This module knows no clock, process or socket;
 :mod:`deploy.inside.beats` provides them.
 
-A process gives signs of life while its loop turns. Of the time since the last one, only that counts in which
+A process gives signs of life while its loop turns. The watchdog adds up the time since the last one. It leaves out
 
-- the watchdog itself ran on time: after a suspend, a pause of the virtual machine or a stop of supervisord, only the
-  watchdog is late;
-- the process was not stopped (state T, or t under a debugger): its time starts anew when it continues;
-- supervisord was not stopping it: that has a limit of its own (``stopwaitsecs``).
+- time in which the watchdog itself was late: after a suspend, a pause of the virtual machine or a stop of supervisord,
+  only the watchdog is late;
+- time in which the process was stopped (state T, or t under a debugger): its time starts anew when it continues;
+- time in which supervisord was stopping it: that has a limit of its own (``stopwaitsecs``).
 
 When too much time has passed, the process is asked for its stacks (SIGUSR1). :data:`WRITING` seconds later it is killed
 (SIGKILL), unless it shows life, and supervisord starts it again. A process that waits in the kernel (state D) cannot be

@@ -1,4 +1,4 @@
-"""``splitd salvage``: replaces a database that has damaged pages by a new one, of what can be read."""
+"""``splitd salvage``: replaces a database that has damaged pages by a new one, with all records that can be read."""
 
 from __future__ import annotations
 

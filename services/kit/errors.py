@@ -189,7 +189,7 @@ def words(error: OSError) -> str:
 
 
 def words_of_path(error: OSError) -> str:
-    """The same after its path, if it names one: ``/run/x: no such file or directory``."""
+    """:func:`words`, after the path if the error has one: ``/run/x: no such file or directory``."""
     named = error.filename if isinstance(error.filename, str | bytes) else b""
     return f"{os.fsencode(named).decode('utf-8', 'backslashreplace')}: {words(error)}" if named else words(error)
 

@@ -155,7 +155,7 @@ NUMBER: Final = _Number()
 """An integer or another number."""
 BOOLEAN: Final = _Boolean()
 BASE64: Final = _Base64()
-"""Bytes."""
+"""Bytes, as text in base64."""
 ANYTHING: Final = _Anything()
 """Any value, unchecked: it may be very deep, and have numbers of any size."""
 

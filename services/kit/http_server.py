@@ -389,9 +389,9 @@ class _Connection:
 
 _PIECE = 64 << 10
 _PARTING = 1.0
-"""Seconds for which bytes behind a refused request are read, and dropped ..."""
+"""Seconds for which the bytes after a refused request are read and dropped, at most."""
 _UNREAD = 1 << 20
-"""... and the number of these bytes."""
+"""The number of those bytes, at most."""
 
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _REQUEST = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])")

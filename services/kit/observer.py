@@ -96,7 +96,6 @@ def listen(listener: Listener) -> None:
 
 
 def unlisten(listener: Listener) -> None:
-    """Remove a listener."""
     _listeners.remove(listener)
     _choose()
 

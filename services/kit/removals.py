@@ -1,5 +1,5 @@
-"""splitd.removals.v1.Removals: removes many things of a raw store in one call. For the services whose things metadata's
-records name.
+"""splitd.removals.v1.Removals: removes many things of a raw store in one call. The services serve it whose things have
+records in metadata.
 """
 
 from __future__ import annotations

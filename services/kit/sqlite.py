@@ -52,8 +52,8 @@ class File:
         self.path = path
         self.what = what
         self.damaged = damaged
-        """Called, in the event loop's thread, about pages and records that have changed. The request that met them is
-        refused with the same words.
+        """Called in the event loop's thread, with a message, when a request meets pages or records that have changed.
+        The request fails with the same message.
         """
         self._layout = layout
         wal.take_back(path)

@@ -95,7 +95,7 @@ class Methods:
         return Method(path, STREAMS, handler, same, same, self.is_long(path))
 
     def is_long(self, path: str) -> bool:
-        """Whether a call lasts as long as the thing that it watches."""
+        """Whether the method watches something (Wait, Subscribe, Watch), so that its calls may last for ever."""
         return path.rpartition("/")[2] in self._long
 
 
@@ -121,7 +121,7 @@ class Server:
         raise NotImplementedError
 
     async def close(self, grace: float) -> None:
-        """The transport's part of :meth:`stop`."""
+        """End the connections within ``grace`` seconds: the transport's part of :meth:`stop`."""
         raise NotImplementedError
 
     def ail(self, trouble: str = "") -> None:
@@ -205,7 +205,7 @@ class Answering:
 # ---------------------------------------------------------------------------------------------- calling
 
 Pings = Literal["never", "calls", "always"]
-"""When a hung peer is noticed: never, while there are calls, or at any time."""
+"""When pings look for a hung peer: never, while there are calls, or always."""
 
 
 class CarriedStream(Protocol):

@@ -25,10 +25,10 @@ log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT = 5.0
 SILENCE = 1.0
-"""Seconds without a byte after which a peer is pinged ..."""
+"""Seconds without a byte after which a peer is pinged."""
 PATIENCE = 2
-"""... and the number of such seconds after which the connection counts as lost. A loop that is busy for longer is as
-bad as a hung one.
+"""The connection counts as lost once it has been silent for more than this many times SILENCE. A peer whose loop is
+busy for longer is as bad as a hung one.
 """
 
 

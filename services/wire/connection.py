@@ -36,8 +36,6 @@ _HEAD_SIZE = frames.HEAD_SIZE
 
 
 class Connection(Sender):
-    """See the module."""
-
     __slots__ = (
         "_at",
         "_block",
@@ -232,7 +230,7 @@ class Connection(Sender):
         self._resets.pass_over(seconds)
 
     def _reach(self, number: int) -> None:
-        """The peer has used a stream number."""
+        """Note that the peer has used the number of a stream, and skipped those before it."""
         if number > self.last:
             following = self.last + 2 if self.last else 1
             if number > following:

@@ -219,7 +219,7 @@ def _content_length(head: Head) -> None:
 
 
 def request(pairs: Pairs) -> Head:
-    """The head of a request."""
+    """Check the header fields of a request, and return its head."""
     special, rest = _checked(pairs, (b":method", b":scheme", b":path", b":authority"))
     if not special.get(b":method") or not special.get(b":scheme") or not special.get(b":path"):
         raise StreamFault(Code.PROTOCOL_ERROR, "a request needs :method, :scheme and :path")
@@ -232,7 +232,7 @@ def request(pairs: Pairs) -> Head:
 
 
 def response(pairs: Pairs) -> Head:
-    """The head of a response."""
+    """Check the header fields of a response, and return its head."""
     special, rest = _checked(pairs, (b":status",))
     code = special.get(b":status", b"")
     if len(code) != 3 or not code.isdigit():
@@ -244,12 +244,12 @@ def response(pairs: Pairs) -> Head:
 
 
 def trailers(pairs: Pairs) -> Head:
-    """Trailers, of either side."""
+    """Check the trailers of either side, and return them as a head."""
     return Head(_checked(pairs, ())[1])
 
 
 class Decoder:
-    """The reading side of one connection."""
+    """Decodes the header blocks that one connection receives."""
 
     __slots__ = ("__weakref__", "_cache", "_hpack", "_limits")
 

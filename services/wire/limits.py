@@ -72,25 +72,25 @@ class Limits:
     started until it reads. So one message (``message``) may wait in addition.
     """
     resets: int = 10_000
-    """Streams that the peer may reset at once (CVE-2023-44487), or make us reset (CVE-2025-8671) ..."""
+    """Streams that the peer may reset at once (CVE-2023-44487), or make us reset (CVE-2025-8671)."""
     resets_rate: int = 1000
-    """... and per second. Clients that cancel thousands of calls at once are usual (Ctrl-C in a loop). Clients that do
-    so all the time are not, and their connection ends.
+    """The same, per second. Clients that cancel thousands of calls at once are usual (Ctrl-C in a loop). Clients that
+    do so all the time are not, and their connection ends.
     """
     resets_slow: int = 1000
-    """Beyond so many at once the peer is slowed: it is not read from for moments ..."""
+    """Resets at once, above which the peer is slowed: it is not read from for moments."""
     resets_slow_rate: int = 4000
-    """... so that at most this many are handled in a second."""
+    """Resets of a slowed peer that are handled in a second, at most."""
     idle_frames: int = 2000
     """Frames without content (PING, SETTINGS, PRIORITY, WINDOW_UPDATE, empty DATA, unknown ones) that are allowed at
-    once ...
+    once.
     """
     idle_frames_rate: int = 500
-    """... and per second ..."""
+    """The same, per second."""
     idle_frames_earned: int = 8
-    """... and in addition for each call that the peer opens and each frame that we send it, unless tiny windows cut
-    that frame (CVE-2019-9511): readers acknowledge what they read. grpc-go and grpcio send two for each; docs/wire.md
-    has the table.
+    """Frames without content that are allowed in addition, for each call that the peer opens and each frame that we
+    send it, unless tiny windows cut that frame (CVE-2019-9511): readers acknowledge what they read. grpc-go and grpcio
+    send two for each; docs/wire.md has the table.
     """
     handshake: Seconds = 10.0
     """Time until the preface and the first SETTINGS must have come."""
@@ -165,11 +165,9 @@ _configured = Limits()
 
 
 def configure(limits: Limits) -> None:
-    """Set the limits of this process."""
     global _configured
     _configured = limits
 
 
 def configured() -> Limits:
-    """The limits of this process."""
     return _configured

@@ -30,8 +30,6 @@ frame.
 
 
 class Sender:
-    """See the module."""
-
     __slots__ = (
         "_acks",
         "_blocked",
