@@ -1,6 +1,4 @@
-"""Our store and containerd's are the same on disk: what one leaves, blobs and half-written ingests, the other goes
-on with.
-"""
+"""Our store and containerd's are the same on disk: each continues with the other's blobs and half-written ingests."""
 
 from __future__ import annotations
 
@@ -70,7 +68,7 @@ async def test_containerd_takes_over_ours() -> None:
 
 
 def test_a_new_store(tmp_path: Path) -> None:
-    """A store that never was is made whole by being opened."""
+    """Opening a store for the first time creates it completely."""
     LocalStore(tmp_path / "a/b/content").close()
     assert sorted(path.name for path in (tmp_path / "a/b/content").iterdir()) == [
         "blobs",

@@ -25,7 +25,7 @@ POINTS = ["content.before-fsync", "content.before-rename", "content.after-rename
 
 
 class Crashing:
-    """A content process that can be told where to die."""
+    """A content process that dies at a chosen point."""
 
     def __init__(self, directory: Path) -> None:
         self.root = directory / "r/content"
@@ -49,7 +49,7 @@ class Crashing:
         self.process.start()
 
     def check(self) -> set[Digest]:
-        """All blobs, each checked by its bytes, and nothing half made beside them."""
+        """Return all blobs, each checked by its bytes, and check that no half-made files are beside them."""
         found = set()
         for path in (self.root / "blobs").glob("*/*"):
             digest = Digest.parse(f"{path.parent.name}:{path.name}")
@@ -75,8 +75,8 @@ def crashing() -> Iterator[Crashing]:
 @pytest.mark.parametrize("labels", [None, {"a": "b"}])
 @pytest.mark.parametrize("point", POINTS)
 async def test_killed_in_a_commit(crashing: Crashing, point: str, labels: dict[str, str] | None) -> None:
-    """After a kill within a commit the blob is there whole, with its labels, or its ingest can be committed by the
-    next writer.
+    """After a kill within a commit the blob is there whole with its labels, or the next writer can commit its
+    ingest.
     """
     data = bytes_of(3 << 20)
     digest = digest_of(data)
@@ -128,9 +128,7 @@ async def test_killed_in_a_commit_of_a_file(crashing: Crashing, point: str) -> N
 
 
 async def test_labels_of_an_interrupted_commit(crashing: Crashing) -> None:
-    """Labels of a commit that was killed before its blob appeared are not those of the next commit of the same
-    bytes.
-    """
+    """Labels of a commit that was killed before its blob appeared do not get into the next commit of the same bytes."""
     async with rpc.Channel(crashing.socket) as channel:
         store = RemoteStore(channel)
         crashing.die_at("content.before-rename")
@@ -145,8 +143,8 @@ async def test_labels_of_an_interrupted_commit(crashing: Crashing) -> None:
 
 
 async def test_killed_while_writing(crashing: Crashing) -> None:
-    """Killed over and over in the middle of a write, the blob is complete in the end: each writer goes on where the
-    bytes of the last one end.
+    """The process is killed over and over in the middle of a write, and the blob is complete in the end: each writer
+    continues where the bytes of the last one end.
     """
     data = bytes_of(64 << 20)
     digest = digest_of(data)
@@ -180,8 +178,8 @@ async def test_killed_while_writing(crashing: Crashing) -> None:
 
 
 async def test_killed_among_many(crashing: Crashing) -> None:
-    """Killed while many writers open, write, commit and abort, the store has whole blobs and whole ingests, and
-    everything acknowledged.
+    """The process is killed while many writers open, write, commit and abort: all blobs and ingests are whole, and
+    everything acknowledged is there.
     """
     committed: set[Digest] = set()
 
@@ -209,8 +207,8 @@ async def test_killed_among_many(crashing: Crashing) -> None:
 
 
 async def test_half_made_ingests(crashing: Crashing) -> None:
-    """What a power cut leaves of an ingest (a directory without data, an empty ref, a ref of another) is gone after
-    a start.
+    """Half-made ingests after a power cut (a directory without data, an empty ref, a ref of another) are removed by the
+    next start.
     """
     async with rpc.Channel(crashing.socket) as channel:
         store = RemoteStore(channel)
@@ -232,5 +230,5 @@ async def test_half_made_ingests(crashing: Crashing) -> None:
 
 
 def ingest_path(root: Path, ref: str) -> Path:
-    """Where an ingest is kept."""
+    """Return the path of an ingest."""
     return root / "ingest" / hashlib.sha256(ref.encode()).hexdigest()

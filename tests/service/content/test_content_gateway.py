@@ -38,7 +38,7 @@ async def channel(state: Path) -> AsyncIterator[rpc.Channel]:
 
 @pytest.fixture
 async def headers(channel: rpc.Channel) -> AsyncIterator[dict[str, str]]:
-    """A namespace and a lease of each test's own."""
+    """Each test has its own namespace and lease."""
     async with leased(channel, f"suite{next(_numbers)}") as headers:
         yield headers
 

@@ -1,4 +1,4 @@
-"""The content suite over a socket: our process, and Debian's containerd, which says whether the suite is right."""
+"""The content suite over a socket: on our process, and on Debian's containerd, to check the suite itself."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ def debian() -> Iterator[Path]:
 
 
 def containerd_version() -> tuple[int, ...]:
-    """Of the program that the tests start."""
+    """Return the version of the program that the tests start."""
     words = subprocess.run(["containerd", "--version"], capture_output=True, text=True, check=True).stdout.split()
     return tuple(int(part) for part in words[2].lstrip("v").split("~")[0].split("-")[0].split(".")[:2])
 
 
 @pytest.mark.root
 class TestContainerd(ContentSuite):
-    """The suite on containerd, in a namespace of each test's own. Overridden is what we do otherwise on purpose."""
+    """The suite on containerd, in a namespace for each test. Overridden tests are those of deliberate differences."""
 
     namespaced = True
 
@@ -89,13 +89,13 @@ class TestContainerd(ContentSuite):
 
     @pytest.mark.parametrize("at_opening", [False, True])
     async def test_sha512(self, store: Store, at_opening: bool) -> None:
-        """Containerd 1.6 to 2.1 at least write no resumed sha512 blob; its present source does."""
+        """containerd 1.6 to at least 2.1 cannot resume a sha512 blob; its present source can."""
         if containerd_version() < (2, 4):
             pytest.skip("this containerd writes no sha512")
         await super().test_sha512(store, at_opening)
 
     async def test_wrong_digest(self, store: Store) -> None:  # type: ignore[override]
-        """containerd keeps an ingest whose bytes are wrong, so that the next attempt goes on with them; we remove
+        """containerd keeps an ingest whose bytes are wrong, so that the next attempt continues with them; we remove
         it.
         """
         async with opened(store, "w") as writer:
@@ -105,7 +105,7 @@ class TestContainerd(ContentSuite):
         assert (await store.status("w")).offset == len(b"other bytes")
 
     async def test_wrong_size(self, store: Store) -> None:
-        """Likewise for a wrong size."""
+        """The same for a wrong size."""
         async with opened(store, "w") as writer:
             await writer.write(b"other bytes")
             with pytest.raises(errors.FailedPrecondition):

@@ -1,5 +1,5 @@
-"""What clients see of the content process on the wire, beyond what a Store says: statuses' words, messages' fields.
-Words as containerd's source has them.
+"""The wire interface of the content process beyond that of a Store: the words of statuses and the fields of messages.
+The words are those of containerd's source.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def ref() -> str:
 
 
 async def exchange(content: content_stubs.Content, *requests: pb.WriteContentRequest) -> list[pb.WriteContentResponse]:
-    """One Write call: each request answered before the next is sent."""
+    """Make one Write call, in which each request is answered before the next is sent."""
     answers: list[pb.WriteContentResponse] = []
     async with content.Write() as stream:
         for request in requests:
@@ -88,21 +88,21 @@ async def test_invalid_unary(content: content_stubs.Content, method: str, reques
 
 
 async def test_invalid_read(content: content_stubs.Content) -> None:
-    """Read names the malformed digest and the reason."""
+    """The error of a Read with a malformed digest names the digest and the reason."""
     with pytest.raises(errors.InvalidArgument) as caught:
         [_ async for _ in content.Read(pb.ReadContentRequest(digest="a{b}:"))]
     assert str(caught.value) == "a{b}:: invalid checksum digest format"
 
 
 async def test_status_words(content: content_stubs.Content) -> None:
-    """The status of no ingest names its ref."""
+    """The error of Status for a missing ingest names the ref."""
     with pytest.raises(errors.NotFound) as caught:
         await content.Status(pb.StatusRequest(ref="nobody's"))
     assert str(caught.value) == "could not get status for ref \"nobody's\": reference nobody's: not found"
 
 
 async def test_read_messages(content: content_stubs.Content, channel: rpc.Channel) -> None:
-    """Messages carry 1 MiB, offsets count from the first byte that is read; a negative offset or size is none."""
+    """Messages carry 1 MiB, offsets count from the first byte read; a negative offset or size counts as none."""
     data = bytes_of(3 * CHUNK)
     digest = await put(RemoteStore(channel), data)
     found = [(m.offset, len(m.data)) async for m in content.Read(pb.ReadContentRequest(digest=str(digest), offset=10))]
@@ -123,7 +123,7 @@ async def test_list_pages(content: content_stubs.Content, channel: rpc.Channel) 
 
 
 async def test_write_in_one_message(content: content_stubs.Content, ref: str) -> None:
-    """A COMMIT may bring all bytes, as the only message; it is answered with offset and digest, and ends the call."""
+    """A COMMIT may carry all bytes as the only message; its answer has offset and digest, and ends the call."""
     data = bytes_of(100)
     [answer] = await exchange(
         content, pb.WriteContentRequest(action=pb.COMMIT, ref=ref, data=data, total=100, expected=str(digest_of(data)))
@@ -132,8 +132,8 @@ async def test_write_in_one_message(content: content_stubs.Content, ref: str) ->
 
 
 async def test_write_answers(content: content_stubs.Content, ref: str) -> None:
-    """STAT tells times, total, offset and digest; WRITE the offset after it and the digest so far; offset 0 begins
-    anew.
+    """The answer to STAT has times, total, offset and digest; that to WRITE the offset after it and the digest so far.
+    Offset 0 starts over.
     """
     stat, one, two, anew, again = await exchange(
         content,
@@ -155,7 +155,7 @@ async def test_write_answers(content: content_stubs.Content, ref: str) -> None:
 
 @pytest.mark.parametrize("action", [pb.WRITE, pb.COMMIT])
 async def test_write_at_another_offset(content: content_stubs.Content, ref: str, action: pb.WriteAction) -> None:
-    """A write or commit that is not at the ingest's offset is OUT_OF_RANGE and says both; nothing is lost."""
+    """A write or commit at another offset than the ingest's is OUT_OF_RANGE with both offsets; no bytes are lost."""
     with pytest.raises(errors.OutOfRange) as caught:
         await exchange(
             content,
@@ -202,7 +202,7 @@ async def test_blob_that_came_meanwhile(content: content_stubs.Content, channel:
 
 
 async def test_locked_words(content: content_stubs.Content, ref: str) -> None:
-    """Whoever comes second is told, as by containerd, since when the ref has had a writer."""
+    """A second writer gets containerd's words, with the time since which the ref has had a writer."""
     async with content.Write() as stream:
         await stream.send(pb.WriteContentRequest(action=pb.STAT, ref=ref))
         await stream.receive()
@@ -214,8 +214,8 @@ async def test_locked_words(content: content_stubs.Content, ref: str) -> None:
 
 
 async def test_half_closed(content: content_stubs.Content, ref: str) -> None:
-    """A client that stops sending leaves a resumable ingest, unlocked when its call ends; one that sends nothing at
-    all is no error.
+    """A client that stops sending leaves a resumable ingest, which is unlocked when its call ends; a call without
+    messages is no error.
     """
     await exchange(content, pb.WriteContentRequest(action=pb.WRITE, ref=ref, data=b"abc"))
     [stat] = await exchange(content, pb.WriteContentRequest(action=pb.STAT, ref=ref))
@@ -258,7 +258,7 @@ async def test_stamp() -> None:
 
 
 async def test_one_process_a_directory() -> None:
-    """A directory has one content process: a second one waits for it, and serves when it is gone."""
+    """A directory has one content process: a second one waits, and serves when the first is gone."""
     with short_directory() as directory, ServiceProcess("services.content", directory / "r", directory / "s") as first:
         socket = directory / "s2/content.sock"
         command: list[str | Path] = [
@@ -282,7 +282,7 @@ async def test_one_process_a_directory() -> None:
 
 
 def _waits_for_flock(pid: int) -> bool:
-    """Whether a process has an owned directory open: it opens it, then tries for its lock."""
+    """Return whether a process has a directory open to lock it: it opens the directory, then tries to lock it."""
     return any(
         os.readlink(entry).endswith("/content") for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.is_symlink()
     )

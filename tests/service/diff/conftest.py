@@ -1,4 +1,4 @@
-"""The two sides, shared by this directory's files."""
+"""The services whose results are compared: ours and containerd's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Diff.Apply beside containerd's: the same layer, the same tree, or refused by both."""
+"""Diff.Apply compared with containerd's: both make the same tree of the same layer, or both refuse it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.root, pytest.mark.once]
 
 
 async def unpacked(side: Side, case: Case, target: str) -> tuple[str, Any, dict[bytes, Node]]:
-    """What becomes of a case's layer on a target of one kind: the outcome, and the tree if it was accepted."""
+    """Apply a case's layer to a target of one kind; return the outcome, and the tree if the layer was accepted."""
     root = side.directory(target)
     if target == "plain":
         if case.lower:
@@ -35,8 +35,8 @@ async def unpacked(side: Side, case: Case, target: str) -> tuple[str, Any, dict[
 
 @pytest.mark.parametrize("case", diff_layers.ALL, ids=lambda case: case.name)
 async def test_a_layer_becomes_what_containerd_makes_of_it(case: Case, sides: tuple[Side, Side], place: Path) -> None:
-    """Each layer is accepted or refused as by containerd, gives the same tree on a plain directory and on an
-    overlay, the same diff id, and nothing outside the tree is touched.
+    """Each layer is accepted or refused as by containerd, gives the same tree on a plain directory and on an overlay,
+    and the same diff id. Nothing outside the tree is touched.
     """
     for target in case.targets:
         one, other = await asyncio.gather(*(unpacked(side, case, target) for side in sides))
@@ -58,7 +58,7 @@ async def test_a_layer_becomes_what_containerd_makes_of_it(case: Case, sides: tu
 async def test_random_layers_become_what_containerd_makes_of_them(
     seed: int, sides: tuple[Side, Side], place: Path
 ) -> None:
-    """Entries of all kinds that meet under few names end as with containerd."""
+    """Entries of all kinds under few names give the same tree as in containerd."""
     case = diff_layers.shuffled(seed)
     lowers = [await outcome(side.apply(case.lower, bind(side.directory("probe")))) for side in sides]
     assert lowers[0][0] == lowers[1][0]

@@ -1,4 +1,4 @@
-"""Mounts that a program serves: fuse-overlayfs, as its snapshotter answers them, beside containerd's."""
+"""Mounts that are served by a program, fuse-overlayfs, as its snapshotter returns them, compared with containerd."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MANY = tar(*(reg(b"%d" % n, bytes(1 << 16)) for n in range(2000)))
 
 
 def overlay(place: Path) -> Mount:
-    """A mount that fuse-overlayfs serves, as a worker is told it."""
+    """A mount that fuse-overlayfs serves, as a worker gets it."""
     for name in ("lower", "upper", "work"):
         (place / name).mkdir()
     return Mount(
@@ -52,7 +52,7 @@ def fuse(side: Side, kind: str = "fuse3.fuse-overlayfs") -> list[mount_pb2.Mount
 
 
 def entries(layer: bytes) -> list[tuple[object, ...]]:
-    """Of a layer that was made; containerd 1.6 gives whiteouts the time of the moment."""
+    """Return the entries of a layer that was made; containerd 1.6 gives whiteouts the current time."""
     with tarfile.open(fileobj=io.BytesIO(layer)) as archive:
         return [
             (
@@ -71,7 +71,7 @@ def entries(layer: bytes) -> list[tuple[object, ...]]:
 
 
 def served(place: Path) -> list[int]:
-    """Pids of the programs that serve a mount below ``place``, or are about to."""
+    """Return the pids of programs that serve a mount below ``place``, or are about to."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -85,7 +85,7 @@ def served(place: Path) -> list[int]:
 
 
 def hang(place: Path) -> None:
-    """Have the program itself not answer any more, which whoever uses its mount waits for in the kernel."""
+    """Stop the serving program; processes that use its mount then wait in the kernel."""
     programs = [pid for pid in served(place) if Path(f"/proc/{pid}/comm").read_text() == "fuse-overlayfs\n"]
     assert programs
     for pid in programs:
@@ -94,8 +94,8 @@ def hang(place: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["fuse3.fuse-overlayfs", "fuse.fuse-overlayfs"])
 async def test_a_layer_goes_through_the_program(kind: str, sides: tuple[Side, Side]) -> None:
-    """The same files in its upper directory as by containerd; and then the same layer of what differs. Nothing is
-    left at work.
+    """Its upper directory gets the same files as by containerd, and then the differences give the same layer. No
+    process is left.
     """
     made = []
     for side in sides:
@@ -135,7 +135,7 @@ async def test_a_helper_that_fails_says_why(side: Side) -> None:
 
 
 async def test_the_program_ends_with_the_worker(side: Side) -> None:
-    """Killed, the worker takes it along, though it is in a session of its own; the mount is gone with it."""
+    """A killed worker takes the program with it, though the program has a session of its own; the mount is gone too."""
     mounts = fuse(side)
     await side.apply(tar(directory(b"d"), reg(b"d/x", b"x")), bind(side.place / "lower"))
     work = asyncio.ensure_future(side.apply(MANY, mounts))
@@ -148,8 +148,8 @@ async def test_the_program_ends_with_the_worker(side: Side) -> None:
 
 
 async def test_a_worker_that_stands_still_is_killed(place: Path) -> None:
-    """The program that serves its mount does not answer any more: the call ends with an error, instead of never,
-    and nothing is left. The next call has a worker.
+    """The program that serves its mount does not answer any more: the call ends with an error, and nothing is left. The
+    next call has a worker.
     """
     (place / "scratch").mkdir()
     served_here = overlay(place)
@@ -173,7 +173,7 @@ async def test_a_worker_that_stands_still_is_killed(place: Path) -> None:
 
 @pytest.mark.parametrize("cancelled", [False, True])
 async def test_a_comparison_that_stands_still_is_killed(cancelled: bool, place: Path) -> None:
-    """The same where a layer is made; and who gives the call up does not wait for that program either."""
+    """The same where a layer is made; a cancelled call does not wait for that program either."""
     for name in ("left", "right", "nothing"):
         (place / name).mkdir()
     served_here = overlay(place)

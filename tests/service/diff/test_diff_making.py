@@ -1,4 +1,4 @@
-"""Diff.Diff beside containerd's: the same two trees, the same layer."""
+"""Diff.Diff compared with containerd's: the same two trees give the same layer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.root, pytest.mark.once]
 
 
 def without_times(data: bytes) -> bytes:
-    """containerd 1.6 gives whiteouts the time of now: a tar with those at 1970, as 2.x makes them."""
+    """Return a tar with whiteouts dated 1970, as containerd 2.x makes them; 1.6 gives them the current time."""
     out = bytearray(data)
     at = 0
     while out[at : at + 512].strip(b"\0"):
@@ -53,7 +53,7 @@ async def test_a_layer_is_the_one_that_containerd_makes(
 
 @pytest.mark.parametrize("seed", range(25))
 async def test_random_trees_give_the_layer_that_containerd_makes(seed: int, sides: tuple[Side, Side]) -> None:
-    """Two trees of few names, of all kinds, some linked with each other."""
+    """The trees have few names and all kinds of entries, some linked with each other."""
 
     def grow(salt: int) -> Callable[[Path], None]:
         def inner(root: Path) -> None:

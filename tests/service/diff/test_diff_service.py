@@ -1,5 +1,5 @@
-"""What the Diff service does around a layer: media types, compression, blobs by file and by stream, errors,
-cancellation, crashes, traces.
+"""The Diff service around a layer: media types, compression, blobs by file and by stream, errors, cancellation,
+crashes, traces.
 """
 
 from __future__ import annotations
@@ -85,9 +85,7 @@ MEDIA_TYPES = [
 
 
 async def same(sides: tuple[Side, Side], work) -> tuple[str, object]:
-    """The outcome of ``work`` (of a side and a new directory), which must be the same on both sides, as must be
-    what it leaves.
-    """
+    """Run ``work`` (of a side and a new directory) on both sides; outcomes and resulting trees must be the same."""
     roots = [side.directory("root") for side in sides]
     one, other = await asyncio.gather(*(outcome(work(side, root)) for side, root in zip(sides, roots, strict=True)))
     assert one[0] == other[0], f"ours {one[1]}, containerd's {other[1]}"
@@ -103,8 +101,8 @@ async def same(sides: tuple[Side, Side], work) -> tuple[str, object]:
 
 @pytest.mark.parametrize("name", COMPRESSED)
 async def test_compression_is_told_by_the_bytes(name: str, sides: tuple[Side, Side]) -> None:
-    """What containerd inflates is inflated, what it finds damaged is refused. With pigz it ignores what follows a
-    gzip stream, without it refuses that: here it is ignored.
+    """Streams that containerd inflates are inflated, and those that it finds damaged are refused. With pigz containerd
+    ignores bytes after a gzip stream, without it refuses them: here they are ignored.
     """
     if name in ("gzip then zeros", "gzip then text") and not shutil.which("unpigz"):
         assert (await sides[0].apply(COMPRESSED[name], bind(sides[0].place), f"{TAR}+gzip")).size == len(PLAIN)
@@ -114,7 +112,9 @@ async def test_compression_is_told_by_the_bytes(name: str, sides: tuple[Side, Si
 
 @pytest.mark.parametrize("media_type", MEDIA_TYPES)
 async def test_media_types_are_taken_as_containerd_takes_them(media_type: str, sides: tuple[Side, Side]) -> None:
-    """Plain and compressed layers under each type; what is no layer's type is refused in containerd's words."""
+    """Plain and compressed layers are tried under each type; a type that is no layer's is refused in containerd's
+    words.
+    """
     for data in (PLAIN, ZIPPED):
         if media_type.startswith(OCI) and "encrypted" in media_type:  # containerd starts a decoder, if there is one
             with pytest.raises(errors.Unimplemented, match="decryption"):
@@ -146,7 +146,7 @@ async def test_a_blob_that_is_not_there(sides: tuple[Side, Side]) -> None:
     ["read-only", "missing", "file", "overlay view", "none", "unknown type", "internal option", "sub-target", "tmpfs"],
 )
 async def test_targets_are_mounted_as_by_containerd(target: str, sides: tuple[Side, Side]) -> None:
-    """Odd mounts are refused, or written to, as there."""
+    """Odd mounts are refused or written to as in containerd."""
 
     async def work(side: Side, root: Path) -> object:
         (root / "sub").mkdir()
@@ -174,7 +174,9 @@ async def test_targets_are_mounted_as_by_containerd(target: str, sides: tuple[Si
 
 
 async def test_nothing_stays_mounted_or_behind(here: Path, side: Side) -> None:
-    """After layers accepted and refused, on mounts and without, the place where workers mount is empty."""
+    """After layers that were accepted and refused, with mounts and without, the directory where workers mount is
+    empty.
+    """
     upper, work, lower = side.directory("upper"), side.directory("work"), side.directory("lower")
     await side.apply(PLAIN, bind(side.directory("root")))
     await outcome(side.apply(PLAIN[:5000], bind(side.directory("other"))))
@@ -185,7 +187,7 @@ async def test_nothing_stays_mounted_or_behind(here: Path, side: Side) -> None:
 
 
 async def test_an_overlay_mounted_with_userxattr_gets_user_xattrs(side: Side) -> None:
-    """An opaque directory is marked where such an overlay looks for the mark."""
+    """An opaque directory gets the mark that such an overlay reads."""
     upper = side.directory("upper")
     await side.apply(
         tar(reg(b"d/.wh..wh..opq")),
@@ -195,7 +197,7 @@ async def test_an_overlay_mounted_with_userxattr_gets_user_xattrs(side: Side) ->
 
 
 async def test_many_lower_directories(side: Side) -> None:
-    """More lower directories than mount(2) takes as text: they are given relative to what they have in common."""
+    """More lower directories than mount(2) takes as text are given relative to their common prefix."""
     top = side.directory("with-a-rather-long-name-so-that-it-adds-up")
     lowers = [side.directory(top.name, f"{i:03}-{'x' * 40}") for i in range(60)]
     for i, lower in enumerate(lowers):
@@ -209,7 +211,7 @@ async def test_many_lower_directories(side: Side) -> None:
 
 
 async def test_an_error_is_one_line_that_names_the_entry(side: Side) -> None:
-    """What goes wrong at an entry, and what at the stream."""
+    """This holds for errors of an entry and of the stream."""
     for layer, text in (
         (tar(reg(b"f"), reg(b"f/x\ny")), r'"f/x\ny": not a directory'),
         (tar(reg(b"good"), b"junk" * 128), 'archive/tar: invalid tar header (at or after "good")'),
@@ -222,7 +224,7 @@ async def test_an_error_is_one_line_that_names_the_entry(side: Side) -> None:
 
 
 async def test_a_mount_that_we_cannot_make_is_unimplemented(side: Side) -> None:
-    """Named, and not silently left out."""
+    """The error names the mount; it is not left out silently."""
     with pytest.raises(errors.Unimplemented, match="mount"):
         await side.apply(
             BASE,
@@ -265,7 +267,7 @@ async def test_block_images_are_mounted_by_loop_devices(side: Side) -> None:
 
 
 async def test_a_target_that_is_not_there_is_named(side: Side) -> None:
-    """Mounted or not."""
+    """It is named with a mount and without one."""
     missing = side.place / "missing"
     for mounts in (bind(missing), overlay(missing, side.place, side.place)):
         with pytest.raises(errors.Unknown, match=f"{missing}.*no such file or directory"):
@@ -273,14 +275,14 @@ async def test_a_target_that_is_not_there_is_named(side: Side) -> None:
 
 
 async def test_a_full_disk_is_said(side: Side) -> None:
-    """ENOSPC names the entry that found no room."""
+    """ENOSPC names the entry for which there was no room."""
     verdict, error = await outcome(side.apply(PLAIN, [mount_pb2.Mount(type="tmpfs", source="x", options=["size=1m"])]))
     assert verdict == "refused"
     assert str(error) == '"a": no space left on device'
 
 
 async def test_a_content_service_without_files_is_read_and_written_by_stream(here: Path, place: Path) -> None:
-    """Without LocalFiles layers are applied and made all the same."""
+    """Without LocalFiles layers are applied and made nevertheless."""
     with short_directory() as directory:
         async with ours(directory, place, files=False) as side:
             root, empty, copy = side.directory("root"), side.directory("empty"), side.directory("copy")
@@ -306,7 +308,7 @@ async def test_a_content_service_without_files_is_read_and_written_by_stream(her
 
 
 class Stalling:
-    """A content service that has any blob, sends its beginning, and no more; it notes who asks."""
+    """A content service that has any blob, sends its beginning and then stops; it records its callers."""
 
     SERVICE = CONTENT
 
@@ -333,7 +335,7 @@ def apply_request(root: Path) -> pb.ApplyRequest:
 
 
 async def test_a_cancelled_call_ends_its_worker(place: Path) -> None:
-    """The client goes away, the worker is killed; the caller's namespace and lease were sent along."""
+    """The client goes away and the worker is killed; the calls to content had the caller's namespace and lease."""
     (root := place / "root").mkdir()
     content = Stalling(reg(b"first", b"x") + reg(b"second", size=1 << 20))
     servicer = DiffServicer(place / "internal.sock", place / "scratch")
@@ -363,7 +365,7 @@ async def test_a_cancelled_call_ends_its_worker(place: Path) -> None:
 
 
 async def test_a_worker_dies_with_its_service(place: Path) -> None:
-    """kill -9 of the snapshots process: no worker goes on, nothing stays mounted."""
+    """After kill -9 of the snapshots process no worker runs, and nothing stays mounted."""
     (root := place / "root").mkdir()
     content = Stalling(reg(b"first", b"x") + reg(b"second", size=1 << 20))
     (place / "state").mkdir()
@@ -394,7 +396,7 @@ async def test_a_worker_dies_with_its_service(place: Path) -> None:
 async def test_a_worker_that_dies_fails_its_layer_only(
     side: Side, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """INTERNAL, naming the signal; the next apply of the layer onto the same tree goes well."""
+    """INTERNAL names the signal; the next Apply of the layer onto the same tree works."""
     (faults := place / "faults").mkdir()
     monkeypatch.setenv("SPLITD_FAULTS", str(faults))
     (faults / "diff.unpacked").touch()
@@ -410,7 +412,7 @@ async def test_a_worker_that_dies_fails_its_layer_only(
 
 
 async def test_a_service_that_dies_before_the_commit_leaves_an_ingest_only(place: Path) -> None:
-    """The blob is not there, the ref is free, and the same Diff asked again makes it."""
+    """The blob is not there, the ref is free, and the same Diff makes the blob when it is called again."""
     (faults := place / "faults").mkdir()
     (left := place / "left").mkdir()
     (right := place / "right").mkdir()
@@ -453,7 +455,7 @@ async def test_a_service_that_dies_before_the_commit_leaves_an_ingest_only(place
 
 
 async def test_two_writers_of_a_ref(side: Side) -> None:
-    """A ref that another holds is UNAVAILABLE and names the ref; an abandoned ingest of the ref is begun anew."""
+    """A ref that another writer holds is UNAVAILABLE with its name; an abandoned ingest of the ref is started over."""
     left, right = side.directory("left"), side.directory("right")
     (right / "f").write_bytes(os.urandom(100))
     assert isinstance(side.content, rpc.Client)
@@ -473,7 +475,7 @@ async def test_two_writers_of_a_ref(side: Side) -> None:
 
 
 class Collector:
-    """An OTLP trace service that keeps what it gets."""
+    """An OTLP trace service that keeps the spans it receives."""
 
     SERVICE = trace_service_pb2.DESCRIPTOR.services_by_name["TraceService"]
 
@@ -491,7 +493,7 @@ class Collector:
 
 
 async def test_a_worker_continues_the_trace(side: Side, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where OTEL_* asks for it, the spans of those that compare are exported, as part of the caller's trace."""
+    """If OTEL_* asks for it, the spans of comparisons are exported, as part of the caller's trace."""
     collector = Collector()
     trace = "0af7651916cd43dd8448eb211c80319c"
     async with rpc.serving(place / "otlp.sock", [collector], grace=0):
@@ -523,8 +525,8 @@ async def test_a_worker_continues_the_trace(side: Side, place: Path, monkeypatch
 
 @pytest.mark.parametrize("name", ["lower", "löwer"])
 async def test_an_overlay_with_more_options_than_the_kernel_takes_is_refused(side: Side, name: str) -> None:
-    """In bytes, of which it takes 4,095 and forgets the rest: the lowest directory would be another, and the layer
-    another one.
+    """The kernel takes 4,095 bytes and ignores the rest: the lowest directory would be a different one, and the layer
+    wrong.
     """
     top, cut, lowest, empty = (side.directory(each) for each in ("top", name, f"{name}1", "empty"))
     (cut / "wrong").touch()
@@ -543,7 +545,7 @@ async def test_an_overlay_with_more_options_than_the_kernel_takes_is_refused(sid
 
 
 async def test_a_small_layer_costs_little(side: Side) -> None:
-    """A worker starts fast: ten small layers, one after the other, take well below two seconds on an idle machine."""
+    """A worker starts fast: ten small layers in sequence take well below two seconds on an idle machine."""
     root = side.directory("root")
     await side.apply(BASE, bind(root))
     took = []

@@ -1,5 +1,5 @@
-"""The suite of Diff on its lives: the servicer called in this process, the snapshots process, both over a content
-service without namespaces; behind a node's gateway; and Debian's containerd, which says whether the suite is right.
+"""The suite of Diff in each environment: the servicer in this process and the snapshots process, both over a content
+service without namespaces; behind a node's gateway; and Debian's containerd, to check the suite itself.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class TestServed(DiffSuite):
 
 
 class TestGateway(DiffSuite):
-    """Behind the gateway: layers are the namespace's, of metadata's records and content's bytes."""
+    """Behind the gateway: layers belong to the namespace, with metadata's records and content's bytes."""
 
     @pytest.fixture
     async def side(self, node: Path, place: Path) -> AsyncIterator[Side]:

@@ -1,6 +1,4 @@
-"""The program that unpacks layers and its workers: blobs that grow, layers unpacked alone, and what happens when
-somebody dies.
-"""
+"""The program that unpacks layers, and its workers: growing blobs, layers unpacked alone, and deaths of processes."""
 
 from __future__ import annotations
 
@@ -72,7 +70,7 @@ def onto(root: Path) -> list[Mount]:
 
 
 class Blob:
-    """A file that grows, and the news of it."""
+    """A growing file, and the news of its growth."""
 
     def __init__(self, path: Path, data: bytes) -> None:
         self.data = data
@@ -105,7 +103,9 @@ def growing(place: Path, data: bytes):
 
 @pytest.mark.parametrize("packed", [False, True])
 async def test_a_layer_is_unpacked_while_it_arrives(packed: bool, appliers: Appliers, place: Path) -> None:
-    """What is there of a file is there before the rest of the blob is; in the end it is as if all had been there."""
+    """The available part of a file is unpacked before the rest of the blob has come; in the end the result is that of a
+    complete blob.
+    """
     with growing(place, gzip.compress(LAYER) if packed else LAYER) as blob:
         size = len(blob.data)
         work = asyncio.ensure_future(
@@ -129,7 +129,7 @@ async def test_a_layer_is_unpacked_while_it_arrives(packed: bool, appliers: Appl
 
 
 async def test_a_blob_that_stops_growing_fails(appliers: Appliers, place: Path) -> None:
-    """Its layer is refused, and says how far it came."""
+    """The layer is refused, and the error says how far it came."""
     with growing(place, LAYER) as blob:
         blob.grow(2_000_000)
         blob.end()
@@ -138,7 +138,7 @@ async def test_a_blob_that_stops_growing_fails(appliers: Appliers, place: Path) 
 
 
 async def test_a_wait_for_a_blob_can_be_cancelled(appliers: Appliers, place: Path) -> None:
-    """Its worker is gone when the call is; the others and the program go on."""
+    """Its worker ends with the call; the other workers and the program go on."""
     with growing(place, LAYER) as blob:
         work = asyncio.ensure_future(
             appliers.apply(onto(place / "root"), blob.file.fileno(), detect=True, growth=blob.growth)
@@ -162,7 +162,7 @@ async def test_a_wait_for_a_blob_can_be_cancelled(appliers: Appliers, place: Pat
 
 @pytest.mark.parametrize("who", ["program", "worker"])
 async def test_kill_9_fails_the_layer_and_no_later_one(who: str, appliers: Appliers, place: Path) -> None:
-    """Of the program, or of a worker: INTERNAL, with the signal; the next layer finds a program."""
+    """Of the program or of a worker: the error is INTERNAL with the signal, and the next layer has a program again."""
     with growing(place, LAYER) as blob:
         blob.grow(1000)
         work = asyncio.ensure_future(
@@ -204,8 +204,8 @@ async def test_a_layer_alone_has_whiteouts_as_overlays(appliers: Appliers, place
 
 
 async def test_a_layer_alone_that_leaves_out_directories_inherits_them_later(appliers: Appliers, place: Path) -> None:
-    """What /var is, only the layers below know: it is told which those are when they are known. What the layer
-    names in the end, or no layer has, is not touched.
+    """Only the layers below know the attributes of /var, say, and the program is told these layers when they are known.
+    Directories that the layer names in the end, or that no layer has, are not changed.
     """
     (place / "blob").write_bytes(
         tar(reg(b"top", b"1"), reg(b"var/lib/new", b"1"), reg(b"own/x"), directory(b"own/", 0o700), reg(b"opt/x"))
@@ -236,7 +236,7 @@ async def test_a_layer_alone_that_leaves_out_directories_inherits_them_later(app
 
 @pytest.mark.parametrize("rest", [0.2])
 async def test_the_program_may_be_expected(appliers: Appliers, place: Path) -> None:
-    """It is there when work comes, and goes if none does."""
+    """It is there when work comes, and ends if none does."""
 
     async def there() -> bool:
         return appliers._program is not None
@@ -257,7 +257,7 @@ async def test_the_program_may_be_expected(appliers: Appliers, place: Path) -> N
 
 
 async def test_the_work_of_a_worker_is_a_span(appliers: Appliers, place: Path) -> None:
-    """Of whoever asked for it: with what it took of a processor, and how long it had no bytes to go on with."""
+    """The span is its caller's child, and has the processor time and the time without bytes."""
     exporter = InMemorySpanExporter()
     tracing.setup("test", exporter=exporter)
     layer = tar(reg(b"f", bytes(3 << 20)))
@@ -303,8 +303,8 @@ async def test_the_work_of_a_worker_is_a_span(appliers: Appliers, place: Path) -
 
 
 async def test_a_second_layer_onto_one_upper_directory_is_roots_too(appliers: Appliers, place: Path) -> None:
-    """Where a directory of the first hands its group down, files of the second have the owners that it says all the
-    same.
+    """If a directory of the first hands down its group, the files of the second nevertheless have the owners that it
+    names.
     """
     (place / "upper").mkdir()
     overlay = Mount(
@@ -318,7 +318,7 @@ async def test_a_second_layer_onto_one_upper_directory_is_roots_too(appliers: Ap
 
 
 async def test_aclose_ends_calls_under_way_with_an_error(appliers: Appliers, place: Path) -> None:
-    """Whoever still waits for a worker is told."""
+    """Calls that still wait for a worker get an error."""
     with growing(place, LAYER) as blob:
         work = asyncio.ensure_future(
             appliers.apply(onto(place / "root"), blob.file.fileno(), detect=True, growth=blob.growth)
@@ -335,7 +335,7 @@ async def test_aclose_ends_calls_under_way_with_an_error(appliers: Appliers, pla
 
 
 async def test_many_layers_at_once(appliers: Appliers, place: Path) -> None:
-    """One program, fifty workers."""
+    """One program starts fifty workers."""
     (place / "blob").write_bytes(BASE)
     roots = [place / f"r{n}" for n in range(50)]
     for root in roots:
@@ -352,8 +352,8 @@ async def test_many_layers_at_once(appliers: Appliers, place: Path) -> None:
 
 
 async def test_a_worker_unpacks_many_layers_alone(appliers: Appliers, place: Path) -> None:
-    """One after the other, each into its own directory, whatever the one before was; an error or a mount ends it,
-    and others come.
+    """It unpacks one after another, each into its own directory, whatever the one before was. An error or a mount ends
+    the worker, and others are started.
     """
     (place / "blob").write_bytes(BASE)
     (place / "broken").write_bytes(b"no tar" * 1000)
@@ -371,7 +371,9 @@ async def test_a_worker_unpacks_many_layers_alone(appliers: Appliers, place: Pat
 
 @pytest.mark.parametrize("handed", [False, True])
 async def test_a_worker_that_waits_may_be_killed(handed: bool, appliers: Appliers, place: Path) -> None:
-    """Nobody's layer fails for it; nor if that was ``handed`` to the worker already, and it had not come to it."""
+    """No layer fails by it, even if a layer was ``handed`` to the worker already, as long as the worker had not begun
+    it.
+    """
     (place / "blob").write_bytes(BASE)
     with (place / "blob").open("rb") as file:
         (place / "r").mkdir()
@@ -391,7 +393,7 @@ async def test_a_worker_that_waits_may_be_killed(handed: bool, appliers: Applier
 
 
 async def test_a_layer_that_was_handed_to_a_worker_can_be_cancelled(appliers: Appliers, place: Path) -> None:
-    """It is not unpacked by another then."""
+    """No other worker unpacks it then."""
     (place / "blob").write_bytes(BASE)
     with (place / "blob").open("rb") as file:
         for name in ("r", "cancelled"):
@@ -429,8 +431,8 @@ async def until_files(program: int, least: int, most: int) -> None:
 
 
 async def test_a_group_goes_down_to_directories_that_no_layer_has(appliers: Appliers, place: Path) -> None:
-    """From a set-group-id directory of a layer below, one step, as by mkdir; from one that the layer itself names,
-    at once. What it names later has its own group, and more attributes.
+    """From a set-group-id directory of a layer below, one step, as by mkdir; from one that the layer itself names, at
+    once. A directory that the layer names later has the group of its entry, and inherits other attributes.
     """
     (place / "blob").write_bytes(
         tar(
@@ -468,7 +470,7 @@ async def test_a_group_goes_down_to_directories_that_no_layer_has(appliers: Appl
 
 
 def test_a_default_acl_comes_too_late(place: Path) -> None:
-    """What is in the directory should have got it when it was made."""
+    """Files in the directory should have got it when they were made."""
     for name in ("root/a", "lower/a"):
         (place / name).mkdir(parents=True)
     os.setxattr(place / "lower/a", "system.posix_acl_default", DEFAULT_ACL)
@@ -477,8 +479,8 @@ def test_a_default_acl_comes_too_late(place: Path) -> None:
 
 
 def test_attributes_are_inherited_through_links(place: Path) -> None:
-    """As containerd resolves them, within the layer; what is no directory down there gives nothing; what is none
-    here, or is below one down there, is an error.
+    """Links are resolved as in containerd, within the layer. A path that is no directory in the layers below gives
+    nothing; one that is no directory here, or is below a file there, is an error.
     """
     for name in ("root/a/b", "root/c/d", "lower/real/b", "upper-lower", "lower/c"):
         (place / name).mkdir(parents=True)
@@ -498,7 +500,7 @@ def test_attributes_are_inherited_through_links(place: Path) -> None:
 
 
 def test_paths_of_two_thousand_names_are_resolved(place: Path) -> None:
-    """A layer can have them, and the process that looks them up has Python's usual recursion limit."""
+    """A layer can have such paths, and the process that resolves them has Python's usual recursion limit."""
     path = b"/x" * 2000
     fd = os.open(place, os.O_PATH)
     try:
@@ -508,7 +510,7 @@ def test_paths_of_two_thousand_names_are_resolved(place: Path) -> None:
 
 
 def test_names_that_repeat_are_told_apart(place: Path) -> None:
-    """A file in the middle of a path is not one at its end."""
+    """A file in the middle of a path is not the same as one at its end."""
     for name in ("root/a/a/a", "lower/a"):
         (place / name).mkdir(parents=True)
     (place / "lower/a/a").write_bytes(b"")
@@ -528,8 +530,8 @@ def test_names_that_repeat_are_told_apart(place: Path) -> None:
 async def test_a_layer_alone_has_its_own_modes_below_a_directory_with_a_default_acl(
     appliers: Appliers, place: Path
 ) -> None:
-    """Which an operator may have given to the directory of all snapshots: files get the ACL, as everything that is
-    made there, and the mode that the layer says.
+    """An operator may have given one to the directory of all snapshots: files get the ACL, as all files made there do,
+    and the mode in the layer.
     """
     os.setxattr(place / "root", "system.posix_acl_default", DEFAULT_ACL)
     (place / "blob").write_bytes(
@@ -546,8 +548,8 @@ async def test_a_layer_alone_has_its_own_modes_below_a_directory_with_a_default_
 
 @pytest.mark.parametrize("traced", [False, True])
 def test_workers_have_the_code_that_their_service_was_started_with(traced: bool, place: Path) -> None:
-    """The installation is replaced by one whose programs cannot even be imported, as by an upgrade below a service
-    that runs: layers are still unpacked and made.
+    """The installation is replaced by one whose programs cannot even be imported, as by an upgrade below a running
+    service: layers are still unpacked and made.
     """
     shutil.copytree(TOP / "services", place / "services", ignore=shutil.ignore_patterns("__pycache__"))
     (place / "api").symlink_to(TOP / "api")
@@ -598,7 +600,7 @@ asyncio.run(main())
 async def test_a_program_that_cannot_be_started_says_so_in_one_sentence(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it is started from is gone altogether: not "Broken pipe", and the next layer tries anew."""
+    """The program's files are gone altogether: the error is not "Broken pipe", and the next layer tries again."""
     appliers = Appliers(str(place))
     with monkeypatch.context() as broken, (place / "layer").open("w+b") as blob:
         broken.setattr(kept, "search_path", lambda *_: str(place))

@@ -1,4 +1,4 @@
-"""Image verifiers: real programs, and what becomes of an image by what they do."""
+"""Image verifiers: real programs, and their effect on pulls."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NO_JUDGEMENT = f"blocking pull of {NAME} with digest {ROOT.digest}: image verifi
 
 
 def program(directory: Path, name: str, script: str, mode: int = 0o755) -> Path:
-    """A verifier: a shell script."""
+    """Write a verifier: a shell script."""
     path = directory / name
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(mode)
@@ -38,14 +38,14 @@ def verifier(directory: Path, **more: object) -> Verifier:
 
 
 async def refused(directory: Path, **more: object) -> str:
-    """The error of a pull that is blocked."""
+    """Return the error of a blocked pull."""
     with pytest.raises(errors.Unknown) as caught:
         await verifier(directory, **more).verify(NAME, ROOT)
     return str(caught.value)
 
 
 async def gone(pid: int) -> bool:
-    """Whether a process runs no more; a zombie does not."""
+    """Return whether a process has ended; a zombie has."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] == "Z"
     except FileNotFoundError:
@@ -53,7 +53,7 @@ async def gone(pid: int) -> bool:
 
 
 async def test_a_program_gets_containerds_arguments(tmp_path: Path) -> None:
-    """By arguments and on standard input; it may leave that unread."""
+    """The program gets them as arguments and on standard input; it may leave the input unread."""
     program(tmp_path, "a", f'echo "$@" >{tmp_path}.arguments; cat >{tmp_path}.stdin; echo fine')
     program(tmp_path, "b", "exec <&-; echo fine too")
     await verifier(tmp_path).verify(NAME, ROOT)
@@ -69,7 +69,7 @@ async def test_a_program_gets_containerds_arguments(tmp_path: Path) -> None:
 
 
 async def test_no_verifier_is_no_objection(tmp_path: Path) -> None:
-    """A directory that is not there, or is empty, or none at all; but what is no directory is a mistake."""
+    """The directory may be missing, empty or not configured; a path that is no directory is an error."""
     await verifier(tmp_path / "absent").verify(NAME, ROOT)
     await verifier(tmp_path).verify(NAME, ROOT)
     await Verifier(Config(bin_dir="")).verify(NAME, ROOT)
@@ -79,7 +79,7 @@ async def test_no_verifier_is_no_objection(tmp_path: Path) -> None:
 
 
 async def test_a_rejection_is_told_with_its_reason(tmp_path: Path) -> None:
-    """Its standard output, without the space around it; and the others' consent does not help."""
+    """The reason is its standard output without surrounding space; consent of the others does not help."""
     program(tmp_path, "a", "echo good")
     program(tmp_path, "b", "echo; echo ' not signed '; exit 3")
     assert await refused(tmp_path) == f"{BLOCKED}b rejected image (exit code 3): not signed"
@@ -87,7 +87,7 @@ async def test_a_rejection_is_told_with_its_reason(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("reason", "kept"), [("x", OUTPUT_LIMIT), ("ä", OUTPUT_LIMIT // 6)])
 async def test_a_long_reason_is_cut_and_read_to_its_end(tmp_path: Path, reason: str, kept: int) -> None:
-    """The program can write all of it, on both outputs; what is kept fits into a header."""
+    """The program can write all of it, on both outputs; the kept part fits into a header."""
     program(
         tmp_path,
         "a",
@@ -104,7 +104,7 @@ async def test_a_long_reason_is_cut_and_read_to_its_end(tmp_path: Path, reason: 
 
 
 async def test_a_program_that_cannot_be_started_blocks(tmp_path: Path) -> None:
-    """A file that is not executable, a directory, a program without an interpreter."""
+    """Such a program is a file that is not executable, a directory, or a program without an interpreter."""
     for name, words, make in (
         ("a", "Permission denied", lambda: program(tmp_path, "a", "exit 0", 0o644)),
         ("b", "Permission denied", (tmp_path / "b").mkdir),
@@ -135,7 +135,9 @@ async def test_a_program_ended_by_a_signal_blocks(tmp_path: Path) -> None:
     ids=["slow", "child-holds-stdout", "child-holds-stderr"],
 )
 async def test_time_is_over_for_a_program_and_its_children(tmp_path: Path, script: str) -> None:
-    """One that has exited is not done either while a child of it holds an output: all of its group are killed."""
+    """A program that has exited is not done while a child of it holds an output. All processes of its group are
+    killed.
+    """
     pids = Path(f"{tmp_path}.pids")
     program(tmp_path, "a", script.format(pids=pids))
     with within(30, at_least=0.5):
@@ -149,7 +151,7 @@ async def test_time_is_over_for_a_program_and_its_children(tmp_path: Path, scrip
 
 
 async def test_a_child_that_goes_on_by_itself_is_let_go(tmp_path: Path) -> None:
-    """It holds nothing of ours: as with containerd, it is none of our business."""
+    """It holds none of our files and is left alone, as in containerd."""
     pids = Path(f"{tmp_path}.pids")
     program(tmp_path, "a", f"sleep 60 >/dev/null 2>&1 & echo $! >{pids}")
     await verifier(tmp_path).verify(NAME, ROOT)
@@ -159,7 +161,7 @@ async def test_a_child_that_goes_on_by_itself_is_let_go(tmp_path: Path) -> None:
 
 
 async def test_a_cancelled_pull_leaves_no_program(tmp_path: Path) -> None:
-    """A pull that is cancelled, and a rejection while another program still runs."""
+    """So does a rejection while another program still runs."""
     pids = Path(f"{tmp_path}.pids")
     program(tmp_path, "a", f"echo $$ >{pids}; exec sleep 60")
     pull = asyncio.ensure_future(verifier(tmp_path).verify(NAME, ROOT))
@@ -176,7 +178,7 @@ async def test_a_cancelled_pull_leaves_no_program(tmp_path: Path) -> None:
 
 
 async def test_how_many_are_asked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The first by name; -1 is no limit; 0 is nobody. Those who are not asked are mentioned in the log."""
+    """The first by name are run; -1 is no limit; 0 runs none. Programs that are not run are named in the log."""
     for number in range(6):
         program(tmp_path, f"{number}", f"touch {tmp_path}.{number}")
     for most, asked in ((2, 2), (0, 0), (-1, 6), (6, 6)):
@@ -190,7 +192,7 @@ async def test_how_many_are_asked(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 
 
 async def test_standard_error_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """At debug level, line by line."""
+    """It is logged at debug level, line by line."""
     program(tmp_path, "a", "echo one >&2; echo two >&2")
     caplog.set_level(logging.DEBUG, "services.images.distribution.verifiers")
     await verifier(tmp_path).verify(NAME, ROOT)
@@ -218,7 +220,7 @@ async def test_each_program_has_a_span_which_it_can_continue(tmp_path: Path) -> 
 
 
 async def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
-    """Whatever a program does, and if it does not even start."""
+    """This holds for whatever a program does, and for one that does not start."""
     program(tmp_path, "a", "exit 1")
     await refused(tmp_path)
     before = len(os.listdir("/proc/self/fd"))

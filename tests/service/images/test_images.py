@@ -1,5 +1,5 @@
-"""The images suite: on the images process over a metadata process, and on Debian's containerd, which says whether
-the suite is right.
+"""The images suite: on the images process over a metadata process, and on Debian's containerd, to check the suite
+itself.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ async def test_a_call_waits_for_metadata_to_come_back(processes: Processes, chan
 
 
 async def test_without_metadata_a_call_fails_with_its_name(place: Path) -> None:
-    """After the time that the configuration says, or the caller's deadline."""
+    """It fails after the configured time, or at the caller's deadline."""
     (place / "c.toml").write_text('[images]\nhold = "200ms"\n')
     with ServiceProcess("services.images", place / "root", place / "state", config=place / "c.toml"):
         async with Channel(place / "state" / "images.sock") as channel:
@@ -107,8 +107,8 @@ async def test_without_metadata_a_call_fails_with_its_name(place: Path) -> None:
 
 
 async def test_a_call_is_held_once(place: Path) -> None:
-    """A metadata that stands still, so that it is connected to and never answers, costs a read what the
-    configuration says, not that and the attempt to connect besides.
+    """Metadata stands still: connections succeed, and no answer comes. A read waits for the configured time, and not
+    for that and the time of connecting besides.
     """
     (place / "c.toml").write_text('[images]\nhold = "200ms"\n')
     with (
@@ -132,7 +132,9 @@ async def test_a_call_is_held_once(place: Path) -> None:
 
 
 async def test_events_wait_for_the_gateway(processes: Processes) -> None:
-    """A change made while the gateway is away is told by the next one, to whoever comes back to it."""
+    """The next gateway publishes the event of a change that was made while there was none, to subscribers that come
+    back to it.
+    """
     state = processes[0]
     exchange = Exchange()
     async with Channel(state / "images.sock") as channel:
@@ -143,7 +145,7 @@ async def test_events_wait_for_the_gateway(processes: Processes) -> None:
 
 
 async def test_a_caller_that_goes_away_does_not_part_a_change_from_its_event(processes: Processes) -> None:
-    """The caller's deadline passes while metadata is slow; the image is there in the end, and so is the event."""
+    """The caller's deadline passes while metadata is slow. In the end the image exists and its event is published."""
     state, metadata, _ = processes
     exchange = Exchange(replay_seconds=0)
     async with (

@@ -1,5 +1,5 @@
-"""Leases of transfers, over a metadata process in the gateway's place: none outlives the process that made it by
-more than a moment.
+"""Leases of transfers, over a metadata process in the gateway's place: none survives the process that made it by more
+than a moment.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ async def channel(metadata: ServiceProcess) -> AsyncIterator[Channel]:
 
 
 async def there(channel: Channel) -> dict[str, dict[str, dict[str, str]]]:
-    """Labels by id by namespace."""
+    """Return labels by id, by namespace."""
     client = channel.client(leases_stubs.LEASES)
     return {
         space: {
@@ -44,7 +44,7 @@ async def there(channel: Channel) -> dict[str, dict[str, dict[str, str]]]:
 
 
 async def cut_off(channel: Channel) -> None:
-    """A lease in each namespace, by a process that is gone."""
+    """Leave a lease in each namespace, made by a process that is gone."""
     client = channel.client(leases_stubs.LEASES)
     for space in SPACES:
         await client.Create(
@@ -53,7 +53,7 @@ async def cut_off(channel: Channel) -> None:
 
 
 async def test_a_lease_lasts_as_long_as_its_block(channel: Channel) -> None:
-    """It expires, should all else fail, and tells whose it is; a cancelled block ends it too."""
+    """The lease has an expiry as a last resort and labels that name its process; a cancelled block ends it too."""
     leases = Leases(channel)
     async with leases.lease({NAMESPACE: "one"}) as lease:
         (found,) = (await there(channel))["one"].values()
@@ -76,7 +76,7 @@ async def test_a_lease_lasts_as_long_as_its_block(channel: Channel) -> None:
 
 
 async def test_those_of_the_dead_are_ended(channel: Channel) -> None:
-    """In every namespace; not those of clients, nor our own."""
+    """They are ended in every namespace. Leases of clients and of the running process stay."""
     client = channel.client(leases_stubs.LEASES)
     await client.Create(
         pb.CreateRequest(id="clients", labels={"containerd.io/gc.expire": "2100-01-01T00:00:00Z"}),
@@ -97,7 +97,7 @@ async def test_those_of_the_dead_are_ended(channel: Channel) -> None:
 
 
 async def test_calls_do_not_wait_for_an_absent_gateway(metadata: ServiceProcess, channel: Channel) -> None:
-    """Leases of the dead are ended when it is back; so are our own that could not be ended in time."""
+    """Leases of ended processes are ended when the gateway is back; so are our own that could not be ended in time."""
     await cut_off(channel)
     leases = Leases(channel)
     async with leases.lease({NAMESPACE: "one"}):

@@ -1,4 +1,4 @@
-"""The suite of a transfer's node on the node itself: its gateway, and the processes behind that."""
+"""The suite of a transfer's node on the real one: the gateway and the processes behind it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def home() -> Iterator[Path]:
 
 
 class TestRemote(NodeSuite):
-    """As the images process has it."""
+    """The node as the images process has it."""
 
     @pytest.fixture
     async def node(self, home: Path, place: Path) -> AsyncIterator[Node]:

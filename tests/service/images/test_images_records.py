@@ -1,4 +1,4 @@
-"""The images service's own way to metadata, whose target is replaced while it runs."""
+"""The images service's own channel to metadata, whose target is replaced while it runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CALL = rpc.Call("/m", {rpc.NAMESPACE: "n"})
 
 @dataclass
 class Metadata:
-    """Its images have its own name; counts what changes something."""
+    """Metadata that answers with images of its own name, and counts changes."""
 
     name: str
     changes: int = 0
@@ -40,7 +40,7 @@ class Metadata:
 
 
 class Asked(Hop[rpc.Channel]):
-    """Notes what it is asked with."""
+    """A collector of requests."""
 
     def __init__(self, channel: rpc.Channel) -> None:
         super().__init__("metadata", channel)
@@ -52,7 +52,7 @@ class Asked(Hop[rpc.Channel]):
 
 
 async def test_each_call_goes_to_the_current_upstream(place: Path) -> None:
-    """Those that read, those that change, and the collection; with the namespace, and the image's name."""
+    """Reads, changes and collections, with the namespace and the image's name."""
     stores = [Metadata("one"), Metadata("other")]
     async with (
         rpc.serving(place / "one.sock", [stores[0]]),

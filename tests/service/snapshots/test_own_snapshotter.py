@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md says about the suite on a snapshotter of one's own is so."""
+"""The description in CONTRIBUTING.md of the suite on a third-party snapshotter is true."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ DOCUMENT = (TOP / "CONTRIBUTING.md").read_text()
 
 
 def test_the_suite_runs_on_a_snapshotter_of_ones_own(place: Path) -> None:
-    """The file that is shown, on our native as on a stranger's, by the command that is shown; of the tests, those of
-    one life and of the words.
+    """The file and the command that are shown run on our native snapshotter as on a third party's; of the tests, those
+    of one implementation and of the words.
     """
     (shown,) = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
     (command,) = re.findall(r"^\.venv/bin/python (-m pytest .*)$", DOCUMENT, re.MULTILINE)
@@ -40,6 +40,6 @@ def test_the_suite_runs_on_a_snapshotter_of_ones_own(place: Path) -> None:
 
 
 def test_each_attribute_that_is_named_is_the_suites() -> None:
-    """With its default."""
+    """Each has the default that is shown."""
     for name, default in re.findall(r"^\| `(\w+)` \| `(\w+)` \|", DOCUMENT, re.MULTILINE):
         assert str(getattr(SnapshotterSuite, name)) == default

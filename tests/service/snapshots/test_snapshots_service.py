@@ -1,4 +1,4 @@
-"""The snapshots process: its sockets, what it promises over them, and what a kill -9 leaves."""
+"""The snapshots process: its sockets, its guarantees over them, and its state after a kill -9."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def process() -> Iterator[ServiceProcess]:
 
 @pytest.mark.parametrize("socket", SOCKETS)
 async def test_each_socket_answers_health(process: ServiceProcess, socket: str) -> None:
-    """Every socket is served, to its owner alone."""
+    """Every socket is served, and only its owner has access."""
     assert await health(process.state / socket) == 1
     assert (process.state / socket).stat().st_mode & 0o777 == 0o600
 
 
 async def test_the_process_says_which_snapshotters_it_has(process: ServiceProcess) -> None:
-    """Each with its root, what it can do, and why it cannot work here; on a socket of that name."""
+    """Each has its root, its capabilities, and the reason if it cannot work here; its socket has its name."""
     async with Channel(process.state / "snapshots.sock") as channel:
         found = await snapshotters(channel, 10)
     assert [each.name for each in found] == NAMES
@@ -62,7 +62,7 @@ async def test_the_process_says_which_snapshotters_it_has(process: ServiceProces
 
 
 async def test_the_stamp_is_kept(place: Path) -> None:
-    """Each snapshotter has a stamp of its own, which outlives the process and is not changed for another."""
+    """Each snapshotter has its own stamp, which survives the process and cannot be changed."""
     process = started(place)
     async with Channel(place / "s" / SOCKETS[0]) as overlay, Channel(place / "s" / SOCKETS[1]) as native:
         client = overlay.client(STAMP)
@@ -84,8 +84,8 @@ async def test_the_stamp_is_kept(place: Path) -> None:
 
 
 async def test_a_database_that_is_none_stops_no_other(place: Path) -> None:
-    """Its snapshotter refuses everything, by name and with what to do, and nobody is told whose it is, so that
-    nothing of it is collected. The others serve; and so does it once its database is mended.
+    """Its snapshotter refuses every call with its name and what to do, and it reports no stamp, so nothing of it is
+    collected. The others serve, and so does it once its database is repaired.
     """
     process = started(place)
     async with Channel(place / "s" / SOCKETS[0]) as overlay, Channel(place / "s" / SOCKETS[1]) as native:
@@ -142,8 +142,8 @@ async def test_a_database_that_is_none_stops_no_other(place: Path) -> None:
 
 
 async def test_the_contract_on_the_wire(process: ServiceProcess) -> None:
-    """A List comes in messages of at most 100, an Update's mask is honoured, and a request without anything is
-    answered, not failed.
+    """A List comes in messages of at most 100, an Update's mask is applied, and an empty request is answered, not
+    failed.
     """
     async with Channel(process.state / SOCKETS[0]) as channel:
         client = channel.client(snapshots_stubs.SNAPSHOTS)
@@ -162,7 +162,7 @@ async def test_the_contract_on_the_wire(process: ServiceProcess) -> None:
 
 
 def test_an_unknown_key_ends_the_process(place: Path) -> None:
-    """An unknown key ends the process with one line that names it."""
+    """The process ends with one line that names the key."""
     config = place / "config.toml"
     config.write_text("[snapshots.overlayfs]\nmount_option = []\n")
     with pytest.raises(RuntimeError, match="unknown key mount_option"):
@@ -204,7 +204,7 @@ async def test_mount_options_and_labels_of_the_configuration(place: Path) -> Non
 
 
 class Crashing:
-    """A process that dies at a named point once, and what is on its disk."""
+    """A process that dies at a named point once, and its files."""
 
     def __init__(self, place: Path, name: str) -> None:
         self.faults = place / "faults"
@@ -225,7 +225,7 @@ class Crashing:
         return set(os.listdir(self.root / "snapshots"))
 
     def recorded(self) -> set[str]:
-        """The ids of the records; nobody else may write meanwhile."""
+        """Return the ids of the records; no other process may write meanwhile."""
         tree = Tree(self.root / "metadata.db")
         ids = tree.view(lambda rows: rows.ids())
         tree._reader.close()
@@ -233,7 +233,7 @@ class Crashing:
         return {str(number) for number in ids}
 
     def swept(self, gone: str = "") -> None:
-        """Directories and records become each other's equal, without anybody asking."""
+        """Wait until directories and records match, without a call."""
         eventually(lambda: self.names() == self.recorded(), f"{self.names()} is not {self.recorded()}")
 
 
@@ -248,14 +248,14 @@ def crashing(request: pytest.FixtureRequest, disks: Callable[[str], Path | None]
 
 
 async def dies(work: object) -> None:
-    """The call is not answered: its process dies."""
+    """Check that the call is not answered because its process dies."""
     with pytest.raises(errors.Disconnected):
         await work  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("point", ["before-rename", "before-row", "after-row", "after-copy"])
 async def test_killed_while_preparing(crashing: Crashing, place: Path, point: str) -> None:
-    """Whenever a prepare is cut off, afterwards the snapshot is there whole or not at all, and can be made or used."""
+    """Wherever a Prepare is cut off, afterwards the snapshot is there whole or not at all, and can be used or made."""
     if point == "after-copy" and crashing.root.name == "overlayfs":
         pytest.skip("nothing is copied")
     async with Channel(crashing.socket) as channel:
@@ -285,9 +285,7 @@ async def test_killed_while_preparing(crashing: Crashing, place: Path, point: st
 
 @pytest.mark.parametrize("point", ["before-row", "after-row"])
 async def test_killed_while_committing(crashing: Crashing, place: Path, point: str) -> None:
-    """A commit that is cut off has happened or has not: the key or the name is there, with all its files, and never
-    both.
-    """
+    """A commit that is cut off has happened or not: either the key or the name is there, with all its files."""
     async with Channel(crashing.socket) as channel:
         snapshotter = RemoteSnapshotter(channel)
         with mounted(await snapshotter.prepare("a"), place / "m") as top:
@@ -308,7 +306,7 @@ async def test_killed_while_committing(crashing: Crashing, place: Path, point: s
 
 @pytest.mark.parametrize("point", ["before-row", "after-row", "before-discard"])
 async def test_killed_while_removing(crashing: Crashing, place: Path, point: str) -> None:
-    """A removal that is cut off has happened or has not; where it has, the files go without being asked for again."""
+    """A removal that is cut off has happened or not; if it has, the files are removed without another call."""
     async with Channel(crashing.socket) as channel:
         snapshotter = RemoteSnapshotter(channel)
         with mounted(await snapshotter.prepare("a"), place / "m") as top:
@@ -329,8 +327,8 @@ async def test_killed_while_removing(crashing: Crashing, place: Path, point: str
 
 
 async def test_killed_at_any_moment(crashing: Crashing) -> None:
-    """Killed again and again among many calls: what was answered is so, and in the end no directory is without a
-    record and no record without one.
+    """The process is killed again and again among many calls: answered calls are in effect, and in the end each
+    directory has a record and each record a directory.
     """
     async with Channel(crashing.socket) as channel:
         snapshotter = RemoteSnapshotter(channel)

@@ -1,5 +1,5 @@
-"""Each snapshotter of the table under the suite of its interface, in each life: the store itself, its process,
-behind a node's gateway, and containerd's own of that name.
+"""The suite of the snapshotters' interface on each snapshotter of the table, in each environment: the store itself, its
+process, behind a node's gateway, and containerd's own snapshotter of that name.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.suites.snapshots import SnapshotterSuite
 from tests.support import Node, ServiceProcess, short_directory
 
 PEER, GENERATION = os.environ.get("SPLITD_PEER_CONTAINERD", "containerd"), os.environ.get("SPLITD_PEER_VERSION", "1")
-"""Another containerd may be named, with its generation: 2 for what says index=off last."""
+"""Another containerd may be named, with its generation: 2 for versions that put index=off last."""
 
 STORE, PROCESS, GATEWAY, CONTAINERD = "store", "process", "gateway", "containerd"
 Started = Callable[[str, type[LocalSnapshotter]], Path]
@@ -29,7 +29,7 @@ Started = Callable[[str, type[LocalSnapshotter]], Path]
 
 @pytest.fixture(scope="module")
 def started(disks: Callable[[str], Path | None]) -> Iterator[Started]:
-    """The socket of a life of a snapshotter, or the directory for the store's; each is started once for all
+    """Return the socket of an environment of a snapshotter, or the store's directory. Each is started once for all
     snapshotters that can be on the same file system.
     """
     with contextlib.ExitStack() as stack:
@@ -69,12 +69,11 @@ def started(disks: Callable[[str], Path | None]) -> Iterator[Started]:
     ],
 )
 def life(request: pytest.FixtureRequest) -> str:
-    """One after the other."""
     return str(request.param)
 
 
 class EveryLife(SnapshotterSuite):
-    """Of the snapshotter ``name``."""
+    """The suite on the snapshotter ``name``."""
 
     @pytest.fixture
     async def snapshotter(self, life: str, started: Started, place: Path) -> AsyncIterator[Snapshotter]:
@@ -102,12 +101,12 @@ class TestOverlayfs(EveryLife):
 
 
 class TestNative(EveryLife):
-    """A copy of another parent would be needed to rebase."""
+    """Rebasing would need a copy of another parent."""
 
     name = "native"
 
 
 class TestBtrfs(EveryLife):
-    """It copies as native does, and counts what was changed."""
+    """It copies as native does, and its usage counts changed files."""
 
     name = "btrfs"

@@ -1,4 +1,4 @@
-"""A registry client with short times, and a registry that misbehaves."""
+"""A registry client with short timeouts, and a registry that misbehaves."""
 
 from __future__ import annotations
 
@@ -23,6 +23,6 @@ async def other() -> AsyncIterator[FakeRegistry]:
 
 @pytest.fixture
 async def quick() -> AsyncIterator[Registry]:
-    """A registry client whose patience is short."""
+    """A registry client with short timeouts."""
     async with Registry(timeouts=QUICK, retry=HASTY) as registry:
         yield registry

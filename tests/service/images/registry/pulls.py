@@ -1,4 +1,4 @@
-"""What the tests of the registry client share."""
+"""Helpers that the tests of the registry client share."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def described(data: bytes, media_type: str = LAYER_TYPE, **more: object) -> Desc
 async def fetched(
     client: Client, reference: str, descriptor: Descriptor, offset: int = 0, length: int | None = None
 ) -> tuple[bytes, Body]:
-    """All that a fetch gives."""
+    """Return all bytes of a fetch."""
     async with client.fetch(reference, descriptor, offset, length) as body:
         return b"".join([bytes(chunk) async for chunk in body]), body
 
@@ -41,7 +41,7 @@ def certs(directory: Path, host: str, text: str) -> Path:
 
 
 async def dead_port() -> int:
-    """A port on loopback where nobody listens."""
+    """Return a port on loopback on which no process listens."""
     server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
     port: int = server.sockets[0].getsockname()[1]
     server.close()

@@ -1,4 +1,4 @@
-"""Who we are: tokens, passwords, helper programs; and that nobody else hears of it."""
+"""Authentication: tokens, passwords, helper programs; and no other host gets the secrets."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LAYER_DESCRIPTOR = described(LAYER)
 
 
 def known(username: str = "", secret: str = "", header: str = "") -> Callable[[str], Awaitable[Credentials | None]]:
-    """A source that always says the same, and remembers for whom it was asked in ``asked``."""
+    """A source that always gives the same credentials, and records in ``asked`` for which hosts."""
 
     async def source(host: str) -> Credentials | None:
         source.asked.append(host)  # type: ignore[attr-defined]
@@ -44,7 +44,7 @@ def name(fake: FakeRegistry) -> str:
 
 
 async def test_an_anonymous_token(quick: Registry, fake: FakeRegistry, name: str) -> None:
-    """Without credentials a token is asked for all the same, once for all that needs it."""
+    """Without credentials a token is requested too, once for all requests that need it."""
     fake.auth = Auth()
     client = quick.client()
     root = await client.resolve(name)
@@ -57,7 +57,7 @@ async def test_an_anonymous_token(quick: Registry, fake: FakeRegistry, name: str
 
 
 async def test_a_token_for_a_user(quick: Registry, fake: FakeRegistry, name: str) -> None:
-    """User and password go to the token server by POST, as OAuth has it; the registry itself sees the token only."""
+    """User and password go to the token server by POST, as in OAuth; the registry itself gets the token only."""
     fake.auth = Auth(user="me", password="s3cret")
     source = known("me", "s3cret")
     await quick.client(source).resolve(name)
@@ -69,7 +69,7 @@ async def test_a_token_for_a_user(quick: Registry, fake: FakeRegistry, name: str
 
 @pytest.mark.parametrize("code", [400, 401, 404, 405])
 async def test_a_token_server_without_post(quick: Registry, fake: FakeRegistry, name: str, code: int) -> None:
-    """Where POST is not known, GET with basic authentication is."""
+    """If the server does not know POST, GET with basic authentication follows."""
     fake.auth = Auth(user="me", password="s3cret", post=code)
     await quick.client(known("me", "s3cret")).resolve(name)
     assert [each.method for each in fake.asked(part="/token")] == ["POST", "GET"]
@@ -83,7 +83,7 @@ async def test_an_identity_token(quick: Registry, fake: FakeRegistry, name: str)
 
 
 async def test_basic(quick: Registry, fake: FakeRegistry, name: str) -> None:
-    """Basic authentication, once the registry asks for it, and from then on without being asked."""
+    """Basic authentication is used once the registry asks for it, and from then on without a challenge."""
     fake.auth = Auth("basic", "me", "s3cret")
     client = quick.client(known("me", "s3cret"))
     await client.manifest(name, await client.resolve(name))
@@ -97,7 +97,7 @@ async def test_a_header_of_the_clients(quick: Registry, fake: FakeRegistry, name
 
 
 async def test_a_wrong_password(quick: Registry, fake: FakeRegistry, name: str) -> None:
-    """The error names the host, and as whom we came; it does not name the password, and comes at once."""
+    """The error comes at once and names the host and the user, but not the password."""
     fake.auth = Auth(user="me", password="s3cret")
     with within(5), pytest.raises(errors.Unauthenticated) as raised:
         await quick.client(known("me", "wr0ng")).resolve(name)
@@ -126,7 +126,7 @@ async def test_without_credentials(quick: Registry, fake: FakeRegistry, name: st
 
 
 class Clock:
-    """Time, for the registry and its client."""
+    """A clock for the registry and its client."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -142,7 +142,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def timed(clock: Clock) -> AsyncIterator[Registry]:
-    """A registry client that lives by ``clock``."""
+    """A registry client with ``clock``."""
     async with Registry(timeouts=QUICK, retry=HASTY, clock=clock) as registry:
         yield registry
 
@@ -150,7 +150,7 @@ async def timed(clock: Clock) -> AsyncIterator[Registry]:
 async def test_a_token_that_ends_in_the_middle_of_a_pull(
     timed: Registry, fake: FakeRegistry, name: str, clock: Clock
 ) -> None:
-    """A new one is got before the old one ends, so that no late layer is refused."""
+    """A new token is requested before the old one expires, so that no late layer is refused."""
     fake.auth = Auth(seconds=100, clock=clock)
     client = timed.client()
     await client.resolve(name)
@@ -162,7 +162,7 @@ async def test_a_token_that_ends_in_the_middle_of_a_pull(
 
 
 async def test_a_token_that_ends_before_it_said(timed: Registry, fake: FakeRegistry, name: str, clock: Clock) -> None:
-    """A refused token is replaced at once, once for all who hold it, also in the middle of a layer."""
+    """A refused token is replaced at once, once for all its users, also in the middle of a layer."""
     fake.auth = Auth(seconds=10, told=3600, clock=clock)
     client = timed.client()
     await client.resolve(name)
@@ -183,7 +183,7 @@ async def test_a_token_that_does_not_say_how_long(quick: Registry, fake: FakeReg
 
 
 async def test_a_token_server_that_is_away(quick: Registry, fake: FakeRegistry, name: str) -> None:
-    """It is tried again as the registry is; in the end the error names both."""
+    """Requests to it are retried as those to the registry are; in the end the error names both."""
     fake.auth = Auth()
     fake.inject("token", status(503), times=1)
     with within(5):
@@ -199,7 +199,7 @@ async def test_a_token_server_that_is_away(quick: Registry, fake: FakeRegistry, 
 
 
 async def test_a_silent_token_server(fake: FakeRegistry, name: str) -> None:
-    """Four layers that wait for one token fail together, not one after the other."""
+    """Four layers that wait for one token fail together, not one after another."""
     fake.auth = Auth()
     fake.inject("token", silent(), times=100)
     async with Registry(timeouts=replace(QUICK, token=0.3), retry=HASTY) as registry:
@@ -251,8 +251,8 @@ async def test_a_token_that_no_header_can_hold(quick: Registry, fake: FakeRegist
 
 @pytest.mark.parametrize("wrapped", ["\ufeff{}", "{} and more", "{}"])
 async def test_a_token_in_an_odd_answer(quick: Registry, fake: FakeRegistry, name: str, wrapped: str) -> None:
-    """Windows' servers begin with a byte order mark; what follows the answer does not count; names are read without
-    regard to case, numbers also from strings.
+    """Windows' servers begin with a byte order mark. Bytes after the answer are ignored, names are matched without
+    regard to case, and numbers may be strings.
     """
     fake.auth = Auth()
     fake.auth.tokens["abc"] = (float("inf"), {"repository:box:pull"})
@@ -272,7 +272,7 @@ async def test_a_token_in_an_odd_answer(quick: Registry, fake: FakeRegistry, nam
 async def test_a_redirected_token_request_carries_nothing(
     quick: Registry, fake: FakeRegistry, other: FakeRegistry, name: str
 ) -> None:
-    """A token server that redirects to another host does not take our password along."""
+    """If a token server redirects to another host, our password is not sent there."""
     fake.auth = Auth(user="me", password="s3cret", post=404)
     fake.inject("token", redirect(f"{other.url}/elsewhere"), method="GET")
     with within(5), pytest.raises(errors.NodeError):
@@ -282,7 +282,7 @@ async def test_a_redirected_token_request_carries_nothing(
 
 
 async def test_several_challenges(quick: Registry, fake: FakeRegistry, name: str) -> None:
-    """Of several ways the token is taken; what is unknown is passed over."""
+    """Of several challenges the token's is taken; unknown ones are skipped."""
     fake.auth = Auth()
     realm = f"{fake.url}/token"
     fake.inject(
@@ -351,7 +351,7 @@ async def test_a_helper_is_asked(
 
 
 async def test_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """credsStore is for all hosts; what it does not have the file may; <token> is an identity token."""
+    """credsStore is for all hosts; the file may have credentials that the store lacks; <token> is an identity token."""
     helper(
         tmp_path,
         monkeypatch,
@@ -382,7 +382,7 @@ async def test_a_bad_helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scr
 
 
 async def test_an_absent_helper(tmp_path: Path) -> None:
-    """The error says which program is missing and which file wants it; another host's credentials do not depend on
+    """The error names the missing program and the file that wants it. Credentials of another host do not depend on
     it.
     """
     source = config(tmp_path, credHelpers={"quay.io": "absent"}, auths={"ghcr.io": {"username": "u", "password": "p"}})
@@ -395,7 +395,7 @@ async def test_an_absent_helper(tmp_path: Path) -> None:
 
 
 async def test_a_malformed_config(tmp_path: Path) -> None:
-    """The error names the file, and the entry where it is one; an absent file is an empty one."""
+    """The error names the file, and the bad entry if there is one; an absent file counts as empty."""
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(errors.InvalidArgument, match="config.json"):
         DockerConfig.read(tmp_path / "config.json")
@@ -415,7 +415,7 @@ async def test_the_first_source_that_knows() -> None:
 
 
 def test_secrets_are_not_printed() -> None:
-    """A repr that lands in a log tells nothing."""
+    """A repr that gets into a log has no secret."""
     assert "hush" not in repr(Credentials("me", "hush")) + repr(Credentials(secret="hush")) + repr(
         Credentials(header="hush")
     )

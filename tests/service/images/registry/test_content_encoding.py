@@ -1,5 +1,5 @@
-"""Bodies that come compressed though nobody asked for it: they are decoded, as containerd does, within bounds;
-parts of them are of no use.
+"""Bodies that come compressed although the client did not ask for it: they are decoded, as in containerd, within
+bounds. Parts of them cannot be used.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def name(fake: FakeRegistry) -> str:
 
 @pytest.mark.parametrize("coding", CODINGS)
 async def test_a_blob_is_decoded(quick: Registry, fake: FakeRegistry, name: str, coding: str) -> None:
-    """Whole, and from its middle on: nobody gives parts of what is in it. Nothing is asked for twice."""
+    """It is decoded whole, and from an offset: hosts give no parts of the decoded bytes. No request is repeated."""
     fake.inject("blob", encoded(fake, *CODINGS[coding]), times=ALWAYS)
     blob, body = await fetched(quick.client(), name, LAYER_DESCRIPTOR)
     assert (blob, body.ranges) == (LAYER, False)
@@ -84,7 +84,7 @@ async def test_a_blob_is_decoded(quick: Registry, fake: FakeRegistry, name: str,
 
 @pytest.mark.parametrize("coding", ["gzip", "zstd", "deflate"])
 async def test_a_cut_blob_goes_on(quick: Registry, fake: FakeRegistry, name: str, coding: str) -> None:
-    """It comes from its beginning again, decoded; what is known of it is dropped."""
+    """It comes from its beginning again and is decoded; the known bytes are dropped."""
     whole = encoded(fake, *CODINGS[coding])
     fake.inject("blob", then(whole, cut(len(CODINGS[coding][1](LAYER)) // 2)))
     fake.inject("blob", whole, times=ALWAYS)
@@ -110,7 +110,7 @@ async def test_a_part_of_the_compressed_blob(quick: Registry, fake: FakeRegistry
 
 
 async def test_a_body_of_the_right_size_is_only_mislabelled(quick: Registry, fake: FakeRegistry, name: str) -> None:
-    """A layer that an object store was given as "gzip", which it is; its parts are parts of it."""
+    """A layer that was stored in an object store as "gzip", which it is: its parts are parts of the layer."""
     fake.inject("blob", encoded(fake, "gzip", sized_right, parts=True), times=ALWAYS)
     blob, body = await fetched(quick.client(), name, LAYER_DESCRIPTOR)
     assert (blob, body.ranges) == (LAYER, True)
@@ -122,7 +122,7 @@ async def test_a_body_of_the_right_size_is_only_mislabelled(quick: Registry, fak
 async def test_a_body_that_ends_early_is_requested_again(
     quick: Registry, fake: FakeRegistry, name: str, coding: str
 ) -> None:
-    """As a lost connection, since some servers end so."""
+    """It is treated as a lost connection, since some servers end so."""
     header, encode = CODINGS[coding]
     half = encoded(fake, header, lambda data: encode(data)[: len(encode(data)) // 2])
     fake.inject("blob", half)
@@ -162,7 +162,7 @@ async def test_bodies_that_cannot_be_decoded(
     encode: Callable[[bytes], bytes],
     words: str,
 ) -> None:
-    """An error that names the host, at once; and where another host has the blob, it comes from there."""
+    """The error comes at once and names the host. If another host has the blob, it comes from there."""
     fake.inject("blob", encoded(fake, header, encode), times=ALWAYS)
     with within(5), pytest.raises(errors.FailedPrecondition, match=f"{fake.host}: .*{words}"):
         await fetched(quick.client(), name, LAYER_DESCRIPTOR)
@@ -186,7 +186,7 @@ async def test_bodies_that_cannot_be_decoded(
 async def test_more_than_is_wanted_is_not_made(
     quick: Registry, fake: FakeRegistry, name: str, header: str, encode: Callable[[bytes], bytes]
 ) -> None:
-    """However little it is compressed to."""
+    """This holds however small the compressed body is."""
     much = encode(bytes(1 << 27))
     fake.inject("blob", encoded(fake, header, lambda _: much), times=ALWAYS)
     with (
@@ -201,7 +201,7 @@ async def test_more_than_is_wanted_is_not_made(
 
 @pytest.mark.parametrize("head", [True, False], ids=["with HEAD", "without HEAD"])
 async def test_a_manifest_is_decoded(quick: Registry, fake: FakeRegistry, name: str, head: bool) -> None:
-    """The length that HEAD tells is of what it is compressed to, and so not believed."""
+    """The length in a HEAD is that of the compressed body, so it is not used."""
     fake.head = head
     fake.inject("manifest", encoded(fake, "gzip", gzip.compress), times=ALWAYS)
     client, (_, data) = quick.client(), fake.manifests["box", "1"]
@@ -211,7 +211,7 @@ async def test_a_manifest_is_decoded(quick: Registry, fake: FakeRegistry, name: 
 
 
 async def test_a_manifest_that_is_only_mislabelled(quick: Registry, fake: FakeRegistry, name: str) -> None:
-    """It has the right size."""
+    """The body has the right size."""
     client = quick.client()
     root = await client.resolve(name)
     fake.inject("manifest", encoded(fake, "gzip", sized_right), times=ALWAYS)
@@ -219,7 +219,7 @@ async def test_a_manifest_that_is_only_mislabelled(quick: Registry, fake: FakeRe
 
 
 async def test_a_manifest_that_is_too_large_inside(quick: Registry, fake: FakeRegistry, name: str) -> None:
-    """What it is compressed to may be small."""
+    """The compressed body may be small."""
     much = gzip.compress(bytes(16 << 20), 1)
     fake.inject("manifest", encoded(fake, "gzip", lambda _: much), times=ALWAYS)
     with (
@@ -230,7 +230,7 @@ async def test_a_manifest_that_is_too_large_inside(quick: Registry, fake: FakeRe
 
 
 async def test_tokens_and_explanations_are_decoded(quick: Registry, fake: FakeRegistry, name: str) -> None:
-    """Token servers stand behind proxies too, and so does whoever says why not."""
+    """Token servers are behind proxies too, and so are hosts that explain an error."""
     fake.auth = Auth(user="me", password="pass")
     fake.inject("token", compressed(), times=ALWAYS)
     client = quick.client(known("me", "pass"))
@@ -241,7 +241,7 @@ async def test_tokens_and_explanations_are_decoded(quick: Registry, fake: FakeRe
 
 
 def compressed() -> Fault:
-    """Any answer, as gzip."""
+    """Compress an answer by gzip."""
 
     async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
         right = await serve()
@@ -261,7 +261,7 @@ def compressed() -> Fault:
 @pytest.mark.parametrize("fed", [1, 7, 1 << 20])
 @pytest.mark.parametrize("coding", CODINGS)
 def test_however_it_arrives(coding: str, fed: int) -> None:
-    """Byte by byte, or all at once, in pieces that are bounded."""
+    """The body arrives byte by byte or all at once, and is returned in bounded pieces."""
     header, encode = CODINGS[coding]
     data = LAYER[:5000] if fed < 100 else LAYER
     sent, got = encode(data), b""
@@ -277,7 +277,7 @@ def test_however_it_arrives(coding: str, fed: int) -> None:
 
 @pytest.mark.parametrize("coding", CODINGS)
 def test_it_says_where_it_stops_early(coding: str) -> None:
-    """At any byte but the last, and those between two members or frames."""
+    """This holds for an end at any byte but the last, and between two members or frames."""
     header, encode = CODINGS[coding]
     sent, wrong = encode(b"box" * 1000), 0
     for end in range(len(sent)):

@@ -1,4 +1,4 @@
-"""Debian's own registry: what works with the fake works with a real one."""
+"""The registry client on Debian's own registry, to confirm the tests on the fake."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.once
 
 
 async def test_pull(registry: DockerRegistry, quick: Registry) -> None:
-    """An index, its manifest, its layers, whole and in parts."""
+    """An index, its manifest and its layers are pulled, whole and in parts."""
     what = index(image([LAYER]))
     name = await asyncio.to_thread(registry.push, what, "pulled:1")
     client = quick.client()
@@ -42,7 +42,7 @@ async def test_pull(registry: DockerRegistry, quick: Registry) -> None:
 
 @pytest.mark.parametrize("piece", [0, 400_000], ids=["at once", "in pieces"])
 async def test_push(registry: DockerRegistry, quick: Registry, piece: int) -> None:
-    """Uploads, a mount, manifests by digest and by tag; and back again."""
+    """Uploads, a mount, and manifests by digest and by tag; then a pull of them."""
     what = index(image([LAYER + bytes([piece % 251])]))
     name = f"{registry.host}/pushed/{piece}:1"
     client = quick.client()
@@ -64,7 +64,7 @@ async def test_push(registry: DockerRegistry, quick: Registry, piece: int) -> No
 
 
 async def test_a_broken_upload(registry: DockerRegistry, quick: Registry) -> None:
-    """A source that fails in the middle, and a push of the same blob afterwards."""
+    """The source fails in the middle; then the same blob is pushed again."""
     data = LAYER[7:] + b"broken"
 
     async def read(offset: int):

@@ -1,4 +1,4 @@
-"""Fetching from a registry that misbehaves: the bytes arrive, or an error says which host did what, and soon."""
+"""Fetching from a registry that misbehaves: the bytes arrive, or an error soon says which host did what."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def test_an_image_is_pulled(quick: Registry, fake: FakeRegistry, name: str
 
 
 async def test_a_part_is_fetched(quick: Registry, name: str) -> None:
-    """With an offset and a length only those bytes travel."""
+    """With an offset and a length only those bytes are transferred."""
     blob, body = await fetched(quick.client(), name, LAYER_DESCRIPTOR, 1000, 500)
     assert blob == LAYER[1000:1500]
     assert (body.offset, body.end, body.ranges) == (1000, 1500, True)
@@ -58,7 +58,7 @@ async def test_at_the_end_there_is_nothing_to_fetch(quick: Registry, fake: FakeR
 
 
 async def test_a_blob_of_unknown_size(quick: Registry, name: str) -> None:
-    """Without a size in the descriptor the server's is believed."""
+    """Without a size in the descriptor the server's size is used."""
     blob, body = await fetched(
         quick.client(), name, Descriptor(LAYER_DESCRIPTOR.media_type, LAYER_DESCRIPTOR.digest, 0), 10, 100
     )
@@ -66,7 +66,7 @@ async def test_a_blob_of_unknown_size(quick: Registry, name: str) -> None:
 
 
 async def test_a_cut_connection_goes_on_at_its_byte(quick: Registry, fake: FakeRegistry, name: str) -> None:
-    """After a connection that is lost in the middle, only the rest is asked for."""
+    """After a connection that is lost in the middle, only the rest is requested."""
     fake.inject("blob", cut(after=300_000))
     with within(5):
         blob, _ = await fetched(quick.client(), name, LAYER_DESCRIPTOR)
@@ -77,7 +77,7 @@ async def test_a_cut_connection_goes_on_at_its_byte(quick: Registry, fake: FakeR
 
 
 async def test_many_cuts_are_outlasted_while_bytes_arrive(quick: Registry, fake: FakeRegistry, name: str) -> None:
-    """Progress counts as a fresh start: more cuts than rounds do not end a fetch."""
+    """Progress resets the count of attempts: more cuts than attempts do not end a fetch."""
     fake.inject("blob", cut(after=100_000), times=8)
     with within(5):
         blob, _ = await fetched(quick.client(), name, LAYER_DESCRIPTOR)
@@ -97,7 +97,7 @@ async def test_cuts_without_progress_end(quick: Registry, fake: FakeRegistry, na
 
 
 async def test_a_server_without_ranges(quick: Registry, fake: FakeRegistry, name: str) -> None:
-    """What is known already is skipped, and the body says that there are no ranges."""
+    """Known bytes are skipped, and the body reports that there are no ranges."""
     fake.ranges = False
     fake.inject("blob", cut(after=300_000))
     with within(5):
@@ -108,14 +108,14 @@ async def test_a_server_without_ranges(quick: Registry, fake: FakeRegistry, name
 
 
 async def test_503_twice(quick: Registry, fake: FakeRegistry, name: str) -> None:
-    """A bad moment passes unnoticed."""
+    """Two failures in a row are not visible to the caller."""
     fake.inject("blob", status(503), times=2)
     with within(5):
         assert (await fetched(quick.client(), name, LAYER_DESCRIPTOR))[0] == LAYER
 
 
 async def test_503_for_ever(quick: Registry, fake: FakeRegistry, name: str) -> None:
-    """In the end there is an error with the server's words."""
+    """In the end the caller gets an error with the server's words."""
     fake.inject("blob", status(503), times=100)
     with (
         within(5),
@@ -128,14 +128,14 @@ async def test_503_for_ever(quick: Registry, fake: FakeRegistry, name: str) -> N
 
 
 async def test_429_is_waited_for(quick: Registry, fake: FakeRegistry, name: str) -> None:
-    """Retry-After is obeyed."""
+    """The client waits as long as Retry-After says."""
     fake.inject("blob", status(429, Retry_After="1"))
     with within(8, at_least=1):
         assert (await fetched(quick.client(), name, LAYER_DESCRIPTOR))[0] == LAYER
 
 
 async def test_429_that_asks_for_hours_is_told_at_once(quick: Registry, fake: FakeRegistry, name: str) -> None:
-    """A pull limit does not keep the user waiting."""
+    """The caller of a pull beyond the limit gets the error at once."""
     fake.inject("manifest", status(429, Retry_After="21600"), times=100)
     with (
         within(5),
@@ -147,7 +147,7 @@ async def test_429_that_asks_for_hours_is_told_at_once(quick: Registry, fake: Fa
 
 
 async def test_an_answer_that_never_comes(quick: Registry, fake: FakeRegistry, name: str) -> None:
-    """A server that says nothing is asked again, and in the end named."""
+    """A server that does not answer is asked again, and in the end the error names it."""
     fake.inject("blob", silent())
     with within(5):
         assert (await fetched(quick.client(), name, LAYER_DESCRIPTOR))[0] == LAYER
@@ -164,7 +164,7 @@ async def test_a_body_that_stalls(quick: Registry, fake: FakeRegistry, name: str
 
 
 async def test_a_slow_reader_is_no_stall(quick: Registry, fake: FakeRegistry, name: str) -> None:
-    """The time that the caller takes is not the server's."""
+    """Time that the caller takes is not counted as the server's."""
     import asyncio
 
     big = bytes(16 << 20)
@@ -180,7 +180,7 @@ async def test_a_slow_reader_is_no_stall(quick: Registry, fake: FakeRegistry, na
 
 
 async def test_a_hang_up(quick: Registry, fake: FakeRegistry, name: str) -> None:
-    """A connection that is closed without an answer is tried again."""
+    """The request is repeated after a connection that is closed without an answer."""
     fake.inject("blob", hang_up())
     with within(5):
         assert (await fetched(quick.client(), name, LAYER_DESCRIPTOR))[0] == LAYER
@@ -188,7 +188,7 @@ async def test_a_hang_up(quick: Registry, fake: FakeRegistry, name: str) -> None
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["with a length", "without a length"])
 async def test_a_wrong_size_ends_at_once(quick: Registry, fake: FakeRegistry, name: str, chunked: bool) -> None:
-    """Too many bytes are an error that says how many there should be, and nothing is retried."""
+    """Too many bytes are an error with the right number, and the fetch is not repeated."""
     fake.inject("blob", instead(LAYER + b"more", chunked=chunked), times=100)
     with (
         within(5),
@@ -199,7 +199,7 @@ async def test_a_wrong_size_ends_at_once(quick: Registry, fake: FakeRegistry, na
 
 
 async def test_too_few_bytes(quick: Registry, fake: FakeRegistry, name: str) -> None:
-    """A body that ends early by its own account is an error that says so."""
+    """A body that ends early, but properly, is an error that says so."""
     fake.inject("blob", instead(LAYER[:-1]), times=100)
     with (
         within(5),
@@ -237,8 +237,8 @@ async def test_a_blob_that_is_not_there(quick: Registry, fake: FakeRegistry, nam
 async def test_a_redirect_is_told_nothing_of_us(
     quick: Registry, fake: FakeRegistry, other: FakeRegistry, name: str, tmp_path: Path
 ) -> None:
-    """Where a registry redirects to sees neither Authorization nor the headers of hosts.toml or of the request, and
-    serves the bytes.
+    """The target of a registry's redirect gets neither Authorization nor the headers of hosts.toml or of the request,
+    and serves the bytes.
     """
     other.add_blob("box", LAYER)
     fake.inject("blob", redirect(f"{other.url}/"), times=2)
@@ -297,7 +297,7 @@ async def test_redirects_without_end(quick: Registry, fake: FakeRegistry, name: 
 
 
 async def test_a_redirect_to_a_dead_host(quick: Registry, fake: FakeRegistry, name: str) -> None:
-    """The error names the host that is dead and the one that sent us there."""
+    """The error names the dead host and the host that redirected to it."""
     port = await dead_port()
     fake.inject("blob", redirect(f"http://127.0.0.1:{port}/x"), times=100)
     with (
@@ -313,7 +313,7 @@ async def test_a_redirect_to_a_dead_host(quick: Registry, fake: FakeRegistry, na
 async def test_a_foreign_layer_comes_from_its_url(
     quick: Registry, fake: FakeRegistry, other: FakeRegistry, name: str
 ) -> None:
-    """A layer that may not be distributed is fetched from where its descriptor says."""
+    """A layer that may not be distributed is fetched from the URL in its descriptor."""
     base = b"base of windows" * 100
     other.add_blob("files", base)
     layer = described(base, "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip")
@@ -341,7 +341,9 @@ def mirrored(directory: Path, *mirrors: str) -> Hosts:
 
 
 async def test_a_dead_mirror_costs_once(fake: FakeRegistry, name: str, tmp_path: Path) -> None:
-    """The next host is asked at once, the dead one not again for each blob, and the memory tells of it."""
+    """The next host is asked at once, the dead one is not asked again for each blob, and the memory of hosts shows
+    it.
+    """
     port = await dead_port()
     async with Registry(
         mirrored(tmp_path, f"http://127.0.0.1:{port}", fake.url), timeouts=QUICK, retry=HASTY
@@ -361,7 +363,7 @@ async def test_a_dead_mirror_costs_once(fake: FakeRegistry, name: str, tmp_path:
 
 
 async def test_a_silent_mirror_costs_once(fake: FakeRegistry, other: FakeRegistry, name: str, tmp_path: Path) -> None:
-    """A mirror that accepts connections and says nothing is left after its short time, once."""
+    """A mirror that accepts connections and does not answer is left after its short timeout, once."""
     other.inject("", silent(), times=100)
     async with Registry(mirrored(tmp_path, other.url, fake.url), timeouts=QUICK, retry=HASTY) as registry:
         client = registry.client()
@@ -375,7 +377,7 @@ async def test_a_silent_mirror_costs_once(fake: FakeRegistry, other: FakeRegistr
 async def test_a_mirror_behind_a_black_hole_costs_its_dial_timeout_once(
     fake: FakeRegistry, name: str, tmp_path: Path
 ) -> None:
-    """Packets that nobody answers: the dial timeout of hosts.toml, or our shorter default for a mirror, once."""
+    """Packets get no answer: the dial timeout of hosts.toml passes, or our shorter default for a mirror, once."""
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -431,7 +433,7 @@ async def test_a_silent_tls_handshake(quick: Registry) -> None:
 async def test_a_slow_mirror_is_left_in_the_middle(
     fake: FakeRegistry, other: FakeRegistry, name: str, tmp_path: Path
 ) -> None:
-    """What a slow mirror has sent is kept, the rest comes from the next host, and the memory says slow."""
+    """The bytes from a slow mirror are kept, the rest comes from the next host, and the memory of hosts says slow."""
     other.add_blob("box", LAYER)
     other.inject("blob", slow(20_000), times=100)
     async with Registry(mirrored(tmp_path, other.url, fake.url), timeouts=QUICK, retry=HASTY) as registry:
@@ -448,7 +450,7 @@ async def test_a_slow_mirror_is_left_in_the_middle(
 
 
 async def test_a_mirror_without_the_blob(fake: FakeRegistry, other: FakeRegistry, name: str, tmp_path: Path) -> None:
-    """A 404 of a mirror is nothing bad: it is asked again next time, and the next host now."""
+    """A 404 of a mirror is no failure: the next host is asked now, and the mirror again next time."""
     async with Registry(mirrored(tmp_path, other.url, fake.url), timeouts=QUICK, retry=HASTY) as registry:
         for _ in range(2):
             assert (await fetched(registry.client(), "images.test/box:1", LAYER_DESCRIPTOR))[0] == LAYER
@@ -457,7 +459,7 @@ async def test_a_mirror_without_the_blob(fake: FakeRegistry, other: FakeRegistry
 
 
 async def test_a_mirror_with_wrong_bytes(fake: FakeRegistry, other: FakeRegistry, name: str, tmp_path: Path) -> None:
-    """A mirror's wrong size, or wrong manifest, is the mirror's alone: the origin is asked."""
+    """A wrong size or a wrong manifest is a failure of that mirror only: the origin is asked."""
     other.add_blob("box", LAYER)
     other.add(small_image(), "box:1")
     other.inject("blob", instead(b"short"))
@@ -470,7 +472,7 @@ async def test_a_mirror_with_wrong_bytes(fake: FakeRegistry, other: FakeRegistry
 
 
 async def test_all_hosts_fail(fake: FakeRegistry, other: FakeRegistry, tmp_path: Path) -> None:
-    """The error tells of each."""
+    """The error names each of them."""
     other.inject("", status(500), times=100)
     port = await dead_port()
     async with Registry(
@@ -486,7 +488,7 @@ async def test_all_hosts_fail(fake: FakeRegistry, other: FakeRegistry, tmp_path:
 async def test_a_wrong_digest_is_remembered_when_the_caller_tells(
     fake: FakeRegistry, other: FakeRegistry, name: str, tmp_path: Path
 ) -> None:
-    """Bytes of the right number and the wrong kind: the caller's hash finds it, and the next fetch is from another
+    """The number of bytes is right and their digest is wrong: the caller finds this, and the next fetch is from another
     host.
     """
     other.add_blob("box", LAYER)
@@ -500,7 +502,7 @@ async def test_a_wrong_digest_is_remembered_when_the_caller_tells(
 
 
 async def test_a_wrong_manifest(quick: Registry, fake: FakeRegistry, name: str) -> None:
-    """A manifest that is not what its digest says is refused, with the digest that it has."""
+    """A manifest that does not match its digest is refused; the error has the digest of the received bytes."""
     root = await quick.client().resolve(name)
     fake.inject("manifest", instead(b"y" * root.size), times=10)
     with (

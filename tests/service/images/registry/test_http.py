@@ -1,5 +1,5 @@
-"""HTTP as servers speak it, not as they should: what Go takes is taken, what it refuses is refused with the host
-and words of ours (tests/answers.py).
+"""HTTP as servers really send it: answers that Go accepts are accepted; answers that it refuses are refused with the
+host and words of ours (tests/answers.py).
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from tests.support import within
 pytestmark = pytest.mark.once
 
 FOREIGN_WORDS = re.compile(r"Error|Expecting|codec|0x|<|aiohttp|message=|bytearray|(?<!\w)b'|Traceback|Data after")
-"""What would be Python's or aiohttp's."""
+"""Words that would come from Python or aiohttp."""
 
 
 @contextlib.asynccontextmanager
 async def answering(*answers: bytes, piece: int = 0, end: bool = True) -> AsyncIterator[tuple[str, list[int]]]:
-    """A server that gives these answers in turn, each to one request, and then hangs up, if it is to ``end``; and
-    how many connections there were.
+    """A server that gives these answers in turn, one to each request, and then hangs up if ``end`` is set; and the
+    number of its connections.
     """
     left, connections = list(answers), list[int]()
 
@@ -70,7 +70,9 @@ async def asked(registry: Registry, host: str, method: str) -> tuple[Answer, byt
 
 
 async def test_certificates_are_read_while_others_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The machine's take 25 ms; of two that want the same at once both get the same connections."""
+    """Reading the machine's certificates takes 25 ms. Two callers that want the same TLS settings at once get the same
+    connections.
+    """
     where, context = list[int](), transport.context
 
     def noted(tls: TLS) -> Any:
@@ -85,7 +87,7 @@ async def test_certificates_are_read_while_others_are_served(monkeypatch: pytest
 
 
 async def outcome(registry: Registry, case: Case, piece: int) -> tuple[int, bytes] | str:
-    """Status and body of a case's answer, or why it is refused, without the host, which is named first."""
+    """Return status and body of a case's answer, or the reason of the refusal without the host, which comes first."""
     async with answering(*[case.raw] * 3, piece=max(piece, len(case.raw) // 100) if piece else 0) as (host, _):
         try:
             async with asyncio.timeout(10):
@@ -98,14 +100,14 @@ async def outcome(registry: Registry, case: Case, piece: int) -> tuple[int, byte
 
 @pytest.mark.parametrize("piece", [0, 7], ids=["at once", "in pieces"])
 async def test_answers_that_go_accepts_are_accepted(quick: Registry, piece: int) -> None:
-    """However the bytes arrive."""
+    """This holds however the bytes arrive."""
     found = {case.name: await outcome(quick, case, piece) for case in CASES if case.body is not None}
     assert found == {case.name: (case.status, case.body) for case in CASES if case.body is not None}
 
 
 @pytest.mark.parametrize("piece", [0, 7], ids=["at once", "in pieces"])
 async def test_answers_that_go_refuses_are_refused(quick: Registry, piece: int) -> None:
-    """With words of ours that name the host."""
+    """The error has words of ours and names the host."""
     found = {case.name: await outcome(quick, case, piece) for case in CASES if case.body is None}
     assert not [name for name, said in found.items() if not isinstance(said, str)]
     assert not [said for said in found.values() if FOREIGN_WORDS.search(str(said))]
@@ -113,7 +115,7 @@ async def test_answers_that_go_refuses_are_refused(quick: Registry, piece: int) 
 
 @pytest.mark.parametrize("case", BEYOND, ids=lambda case: case.name)
 async def test_answers_beyond_the_limits_are_refused(quick: Registry, case: Case) -> None:
-    """Soon, with the host and the limit."""
+    """The error comes soon, and names the host and the limit."""
     async with answering(case.raw) as (host, _):
         with (
             within(5),
@@ -129,8 +131,8 @@ async def test_answers_beyond_the_limits_are_refused(quick: Registry, case: Case
 
 
 async def test_values_of_headers(quick: Registry) -> None:
-    """As Go has it: without the blanks around it, with those of several lines joined; what is no UTF-8 is replaced,
-    and what has a blank in its name nobody finds.
+    """Values are as in Go: without surrounding blanks, those of several lines joined. Invalid UTF-8 is replaced, and a
+    header with a blank in its name is not found.
     """
     async with answering(OK + b"One:  a \t\r\nTwo: a\r\n  b\r\nThree: \xff\r\nFour : 1\r\nFive:\r\n" + BODY) as (
         host,
@@ -147,7 +149,7 @@ async def test_values_of_headers(quick: Registry) -> None:
 
 
 async def test_a_connection_is_used_again(quick: Registry) -> None:
-    """Where there is nothing left on it: not after more than was announced, nor after a body of HEAD."""
+    """This is so only if nothing is left on it: not after more bytes than announced, nor after a HEAD with a body."""
     long = OK + b"Content-Length: 4\r\n\r\n"
     for answers, methods, most in (
         ((OK + BODY,) * 3, ("GET",) * 3, 1),
@@ -164,7 +166,7 @@ async def test_a_connection_is_used_again(quick: Registry) -> None:
 
 
 async def test_the_rest_of_an_answer_that_comes_late_is_no_answer(quick: Registry) -> None:
-    """A body of HEAD that arrives when its connection is used again: the request is made once more on another."""
+    """The body of a HEAD arrives when its connection is used again: the request is repeated on another connection."""
     sent = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -190,7 +192,7 @@ async def test_the_rest_of_an_answer_that_comes_late_is_no_answer(quick: Registr
 
 
 class BrokenParser:
-    """A parser that can make nothing of any bytes."""
+    """A parser that fails on all bytes."""
 
     def feed_data(self, data: bytes) -> None:
         raise ValueError
@@ -200,14 +202,16 @@ class BrokenParser:
 
 
 class Line(asyncio.Transport):
-    """A connection that goes nowhere."""
+    """A transport without a peer."""
 
     def close(self) -> None:
         return
 
 
 async def test_the_reader_of_a_broken_body_gets_an_error() -> None:
-    """When it cannot be parsed, and when the connection is gone: whatever the parser says of it."""
+    """This holds for bytes that cannot be parsed, and for a connection that is gone, whatever the parser's exception
+    is.
+    """
     for event in (lambda answers: answers.data_received(b"x"), lambda answers: answers.connection_lost(None)):
         answers = Answers(asyncio.get_running_loop())
         answers.connection_made(Line())
@@ -222,7 +226,7 @@ async def test_the_reader_of_a_broken_body_gets_an_error() -> None:
 
 
 async def test_an_image_from_such_a_server(quick: Registry, fake: FakeRegistry) -> None:
-    """A registry whose HEAD has a body, and whose manifests have two lengths, is pulled from."""
+    """The registry's HEAD has a body, and its manifests have two lengths."""
     image = small_image()
     fake.add(image, "box:1")
     manifest = image.blobs[image.digest]
@@ -252,7 +256,7 @@ ADDRESSES = [
 
 @pytest.mark.parametrize("to", ADDRESSES)
 async def test_a_redirect_to_no_address(quick: Registry, fake: FakeRegistry, to: str) -> None:
-    """Named with the host, in words of ours."""
+    """The error names the host in words of ours."""
     from aiohttp import web
 
     fake.add(small_image(), "box:1")
@@ -271,7 +275,7 @@ async def test_a_redirect_to_no_address(quick: Registry, fake: FakeRegistry, to:
     "established", [b"HTTP/1.1 200 Connection established\r\n\r\n", b"HTTP/1.0 200 OK\r\nProxy-Agent: x\r\n\r\n"]
 )
 async def test_tls_through_a_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, established: bytes) -> None:
-    """What a proxy answers to CONNECT is an answer too, and what follows is the registry's."""
+    """The proxy's answer to CONNECT is parsed as an answer too; later bytes are the registry's."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         first = await reader.readuntil(b"\r\n\r\n")

@@ -1,4 +1,4 @@
-"""What is shown of a client's requests to a registry, and to its token server."""
+"""The debug output of a client's requests to a registry and to its token server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def guarded() -> AsyncIterator[FakeRegistry]:
 
 
 async def test_a_pull_is_shown_without_its_secrets(quick: Registry, guarded: FakeRegistry) -> None:
-    """Each request with its answer, the manifest in full; no password, no token, no layer."""
+    """Each request is shown with its answer, the manifest in full; no password, no token, no layer."""
 
     async def source(_: str) -> Credentials:
         return Credentials("me", "my-password")
@@ -53,7 +53,7 @@ async def test_a_pull_is_shown_without_its_secrets(quick: Registry, guarded: Fak
 
 
 async def test_a_request_without_an_answer_is_shown_too(quick: Registry) -> None:
-    """With the reason, which an error may tell for the last host only."""
+    """The reason is shown, which the final error may have for the last host only."""
     text, connections = list[str](), list[str]()
     host = f"127.0.0.1:{await dead_port()}"
     with pytest.raises(Exception, match="Connection refused"):

@@ -1,5 +1,5 @@
-"""Parts of blobs, from registries that do not like to give them: the blob arrives all the same, and what they
-refuse is remembered.
+"""Parts of blobs from registries that do not serve them well: the blob arrives nevertheless, and refusals are
+remembered.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.once
 ALWAYS = 1 << 30
 LAYER_DESCRIPTOR = described(LAYER)
 LARGE = os.urandom(1 << 20) * 49
-"""Comes in parts: three of 16 MiB, and a fourth."""
+"""A layer that is fetched in parts: three of 16 MiB, and a fourth."""
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def name(fake: FakeRegistry) -> str:
 
 @pytest.fixture
 def large(fake: FakeRegistry, name: str) -> str:
-    """The same, with the large one too."""
+    """A reference whose repository has the large layer too."""
     fake.add_blob("box", LARGE)
     return name
 
@@ -54,8 +54,8 @@ def large(fake: FakeRegistry, name: str) -> str:
 async def test_a_host_that_refuses_a_part_is_asked_for_the_whole_blob(
     quick: Registry, fake: FakeRegistry, name: str, code: int
 ) -> None:
-    """Once, in the middle of a blob that was cut: what is known of it is dropped. And the next time it is asked for
-    the whole at once.
+    """This happens once, in the middle of a blob that was cut: the known bytes are dropped. The next fetch asks for the
+    whole at once.
     """
     fake.inject("blob", cut(300_000))
     fake.inject("blob", no_ranges(code), times=ALWAYS)
@@ -79,8 +79,8 @@ async def test_a_host_that_refuses_a_part_is_asked_for_the_whole_blob(
 async def test_a_host_that_sends_another_part_is_asked_for_the_whole_blob(
     quick: Registry, fake: FakeRegistry, name: str, content_range: str
 ) -> None:
-    """As one that refuses: containerd pulls from such a host, since it asks for no parts. No Content-Range is also
-    what several parts in one body come with.
+    """It is treated as a host that refuses: containerd pulls from such a host, since it requests no parts. An answer
+    without Content-Range may also have several parts in one body.
     """
     fake.inject("blob", cut(300_000))
     fake.inject("blob", odd_parts(content_range, "multipart/byteranges; boundary=x"), times=ALWAYS)
@@ -99,7 +99,7 @@ async def test_a_host_that_sends_another_part_is_asked_for_the_whole_blob(
 async def test_a_host_that_fails_twice_on_parts_is_asked_for_the_whole_blob(
     quick: Registry, fake: FakeRegistry, name: str
 ) -> None:
-    """Not at once: it may be in trouble, whatever it is asked for."""
+    """The first failure does not count, since the host may fail on any request."""
     fake.inject("blob", no_ranges(500), times=ALWAYS)
     with within(5):
         blob, body = await fetched(quick.client(), name, LAYER_DESCRIPTOR, 1000)
@@ -108,7 +108,7 @@ async def test_a_host_that_fails_twice_on_parts_is_asked_for_the_whole_blob(
 
 
 async def test_a_host_that_failed_once_is_asked_for_parts_again(quick: Registry, fake: FakeRegistry, name: str) -> None:
-    """And is not remembered for giving none."""
+    """It is not remembered as a host without parts."""
     fake.inject("blob", status(500))
     blob, body = await fetched(quick.client(), name, LAYER_DESCRIPTOR, 1000)
     assert (blob, body.ranges) == (LAYER[1000:], True)
@@ -119,7 +119,7 @@ async def test_a_host_that_failed_once_is_asked_for_parts_again(quick: Registry,
 async def test_a_host_that_refuses_the_whole_blob_too_is_not_remembered_for_parts(
     quick: Registry, fake: FakeRegistry, name: str, code: int
 ) -> None:
-    """Nor asked once more than it has to be."""
+    """Nor is it asked more often than necessary."""
     fake.inject("blob", status(code), times=ALWAYS)
     with within(5), pytest.raises(Exception, match=f"{code} "):
         await fetched(quick.client(), name, LAYER_DESCRIPTOR, 1000)
@@ -128,7 +128,7 @@ async def test_a_host_that_refuses_the_whole_blob_too_is_not_remembered_for_part
 
 
 def test_a_refusal_is_forgotten() -> None:
-    """After a while parts are asked for again: a registry may be mended."""
+    """After a while parts are requested again, since a registry may have been repaired."""
     now = [1000.0]
     memory = HostMemory(lambda: now[0])
     memory.refused_range("http://a", "GET x: 400")
@@ -142,7 +142,7 @@ def test_a_refusal_is_forgotten() -> None:
 
 
 async def test_both_ends_of_a_range_are_given(quick: Registry, fake: FakeRegistry, name: str) -> None:
-    """As those need it who know no other; nothing is asked beyond the end."""
+    """Some hosts accept no other ranges; nothing beyond the end is requested."""
     fake.inject("blob", closed_ranges_only(), times=ALWAYS)
     for offset, length in ((0, 10), (1000, None), (1_048_570, 100)):
         blob, body = await fetched(quick.client(), name, LAYER_DESCRIPTOR, offset, length)
@@ -152,7 +152,7 @@ async def test_both_ends_of_a_range_are_given(quick: Registry, fake: FakeRegistr
 
 
 async def test_a_part_of_a_blob_of_unknown_size(quick: Registry, fake: FakeRegistry, name: str) -> None:
-    """Its end is not known, so no range has one: the whole is asked for, where no length is given."""
+    """The end is unknown, so no range has one: without a length the whole is requested."""
     fake.inject("blob", closed_ranges_only(), times=ALWAYS)
     unknown = Descriptor(LAYER_TYPE, LAYER_DESCRIPTOR.digest, 0)
     assert (await fetched(quick.client(), name, unknown, 1_000_000))[0] == LAYER[1_000_000:]
@@ -168,8 +168,8 @@ async def test_a_part_of_a_blob_of_unknown_size(quick: Registry, fake: FakeRegis
 async def test_less_than_was_asked_for_is_gone_on_with(
     quick: Registry, fake: FakeRegistry, name: str, most: int, aligned: int
 ) -> None:
-    """RFC 9110, 15.3.7: at the byte after, without a pause, and no host is thought the worse of; also where it
-    begins before the byte that was asked for.
+    """RFC 9110, 15.3.7: the fetch continues at the next byte, without a pause and without counting a failure; also
+    where the answer begins before the requested byte.
     """
     fake.inject("blob", sliced(most, aligned), times=ALWAYS)
     length = min(500 * most, len(LAYER) - 10_000)
@@ -181,7 +181,7 @@ async def test_less_than_was_asked_for_is_gone_on_with(
 
 
 async def test_a_request_for_each_byte_ends(quick: Registry, fake: FakeRegistry, name: str) -> None:
-    """A server that gives a byte at a time is given up, after many."""
+    """A server that gives a byte at a time is given up after many requests."""
     fake.inject("blob", sliced(1), times=ALWAYS)
     with within(20), pytest.raises(Exception, match=rf"{fake.host}: blob .* ended after \d+ of 1048576 bytes"):
         await fetched(quick.client(), name, LAYER_DESCRIPTOR, 10_000)
@@ -189,7 +189,7 @@ async def test_a_request_for_each_byte_ends(quick: Registry, fake: FakeRegistry,
 
 
 async def test_a_part_alone(quick: Registry, fake: FakeRegistry, name: str) -> None:
-    """Who wants no more than a part is told where it cannot be had; at once, where that is known."""
+    """A caller that wants only a part gets an error if the host does not serve it; at once, if that is known."""
     fake.inject("blob", no_ranges(400), times=ALWAYS)
     client = quick.client()
 
@@ -240,7 +240,7 @@ async def layer_fetched(registry: Registry, name: str, node: IngestingNode) -> N
 async def test_a_large_layer_comes_whole_where_parts_are_wrong(
     quick: Registry, fake: FakeRegistry, large: str, tmp_path: Path, content_range: str
 ) -> None:
-    """Once: the first part tells."""
+    """The whole is requested once: the first part shows it."""
     fake.inject("blob", odd_parts(content_range), times=ALWAYS)
     node = IngestingNode(tmp_path / "blob", LARGE)
     with within(20):
@@ -253,8 +253,8 @@ async def test_a_large_layer_comes_whole_where_parts_are_wrong(
 async def test_a_large_layer_comes_whole_where_there_are_no_parts(
     quick: Registry, fake: FakeRegistry, large: str, tmp_path: Path, code: int
 ) -> None:
-    """On one connection, and where that is lost, from its first byte on again: what is there of it is dropped,
-    whether it came in this attempt or an earlier one.
+    """It comes on one connection. If that is lost, it comes from its first byte again: bytes of this attempt and of
+    earlier ones are dropped.
     """
     if code == 200:
         fake.ranges = False
@@ -273,7 +273,7 @@ async def test_a_large_layer_comes_whole_where_there_are_no_parts(
 async def test_a_host_that_serves_only_the_first_part(
     quick: Registry, fake: FakeRegistry, large: str, tmp_path: Path
 ) -> None:
-    """The rest comes on one connection: the whole once, and not once for each part."""
+    """The rest comes on one connection: the whole is requested once, and not once for each part."""
 
     async def first_only(request, serve):
         refuse = not request.headers.get("Range", "bytes=0-").startswith("bytes=0-")
@@ -291,7 +291,7 @@ async def test_a_host_that_serves_only_the_first_part(
 async def test_a_host_without_parts_takes_over(
     fake: FakeRegistry, other: FakeRegistry, large: str, tmp_path: Path
 ) -> None:
-    """In the middle of a layer of which another has given parts: it is asked for the whole once."""
+    """In the middle of a layer of which another host has given parts, this host is asked for the whole once."""
     other.add_blob("box", LARGE)
     fake.ranges = False
 

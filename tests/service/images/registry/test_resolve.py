@@ -1,4 +1,4 @@
-"""What names mean: media types, sizes, hosts without HEAD, TLS."""
+"""Resolving names: media types, sizes, hosts without HEAD, TLS."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.once
 
 
 async def test_a_tag_and_a_digest(quick: Registry, fake: FakeRegistry) -> None:
-    """Both resolve to the same descriptor; with both the digest decides."""
+    """Both resolve to the same descriptor; if both are given, the digest decides."""
     image = small_image()
     name = fake.add(index(image), "box:1")
     client = quick.client()
@@ -38,7 +38,7 @@ async def test_a_tag_and_a_digest(quick: Registry, fake: FakeRegistry) -> None:
 
 @pytest.mark.parametrize("media_type", [DOCKER_MANIFEST, DOCKER_INDEX, MANIFEST])
 async def test_media_types(quick: Registry, fake: FakeRegistry, media_type: str) -> None:
-    """Docker's schema 2 is as good as OCI's."""
+    """Docker's schema 2 is accepted as OCI's is."""
     fake.add(small_image(), "box:1")
     fake.manifests["box", "1"] = (media_type, fake.manifests["box", "1"][1])
     assert (await quick.client().resolve(f"{fake.host}/box:1")).media_type == media_type
@@ -53,7 +53,7 @@ async def test_media_types(quick: Registry, fake: FakeRegistry, media_type: str)
     ],
 )
 async def test_schema_1_is_refused(quick: Registry, fake: FakeRegistry, media_type: str) -> None:
-    """With a word on what to do."""
+    """The error says what to do."""
     fake.manifests["box", "1"] = (media_type, b'{"schemaVersion": 1}')
     with (
         within(5),
@@ -63,14 +63,14 @@ async def test_schema_1_is_refused(quick: Registry, fake: FakeRegistry, media_ty
 
 
 async def test_documents_that_are_no_image_are_refused(quick: Registry, fake: FakeRegistry) -> None:
-    """With its media type."""
+    """The error has the media type."""
     fake.manifests["box", "1"] = ("application/json", b'{"a": 1}')
     with within(5), pytest.raises(errors.Unimplemented, match='media type "application/json", which is neither'):
         await quick.client().resolve(f"{fake.host}/box:1")
 
 
 async def test_a_manifest_by_its_own_words(quick: Registry, fake: FakeRegistry) -> None:
-    """A registry that knows no media types is no obstacle: the manifest says what it is."""
+    """A registry may send no media type: the manifest itself has it."""
     fake.add(small_image(), "box:1")
     fake.manifests["box", "1"] = ("application/octet-stream", fake.manifests["box", "1"][1])
     assert (await quick.client().resolve(f"{fake.host}/box:1")).media_type == MANIFEST
@@ -80,7 +80,7 @@ async def test_a_manifest_by_its_own_words(quick: Registry, fake: FakeRegistry) 
 
 
 async def test_a_registry_without_head(quick: Registry, fake: FakeRegistry) -> None:
-    """GET says the same."""
+    """GET gives the same descriptor."""
     name = fake.add(small_image(), "box:1")
     fake.head = False
     root = await quick.client().resolve(name)
@@ -91,7 +91,7 @@ async def test_a_registry_without_head(quick: Registry, fake: FakeRegistry) -> N
 async def test_a_redirect_whose_target_refuses_head(
     quick: Registry, fake: FakeRegistry, other: FakeRegistry, code: int
 ) -> None:
-    """URLs of object storage that are signed for GET: it is asked, and what it says is used (moby issue 50065)."""
+    """URLs of object storage may be signed for GET only: a GET follows, and its answer is used (moby issue 50065)."""
     image = small_image()
     name = fake.add(image, "box:1")
     other.add(image, "box:1")
@@ -131,8 +131,8 @@ NO_MANIFESTS = [
 async def test_a_mirror_that_serves_no_manifest(
     fake: FakeRegistry, other: FakeRegistry, tmp_path: Path, head: bool
 ) -> None:
-    """Though it says 200: that is the mirror's failure, and the origin is asked. Without one the error says what it
-    is, and whose.
+    """Its answer has status 200: that counts as the mirror's failure, and the origin is asked. Without an origin the
+    error names the answer and the host.
     """
     image = small_image()
     for tag, answer in enumerate(NO_MANIFESTS):
@@ -165,7 +165,7 @@ async def test_a_mirror_that_serves_no_manifest(
 
 @pytest.mark.parametrize("code", [204, 205, 206, 304])
 async def test_an_answer_without_a_body(quick: Registry, fake: FakeRegistry, code: int) -> None:
-    """Is no manifest, and is read to its end, which is there at once."""
+    """It is no manifest. The body ends at once."""
     fake.add(small_image(), "box:1")
 
     async def nothing(request, serve):
@@ -182,7 +182,7 @@ async def test_an_answer_without_a_body(quick: Registry, fake: FakeRegistry, cod
 
 
 async def test_a_manifest_of_100_megabytes(quick: Registry, fake: FakeRegistry) -> None:
-    """It is refused by its size, before it is read; and one that hides its size after 4 MiB."""
+    """It is refused by its size before it is read, and after 4 MiB if it does not declare its size."""
     name = fake.add(small_image(), "box:1")
     root = await quick.client().resolve(name)
     huge = b" " * 100_000_000
@@ -209,7 +209,7 @@ async def test_a_manifest_of_100_megabytes(quick: Registry, fake: FakeRegistry) 
 
 
 async def test_an_absent_name(quick: Registry, fake: FakeRegistry) -> None:
-    """NotFound, soon, with the reference."""
+    """NotFound comes soon and has the reference."""
     with (
         within(5),
         pytest.raises(
@@ -221,7 +221,7 @@ async def test_an_absent_name(quick: Registry, fake: FakeRegistry) -> None:
 
 
 async def test_a_403_is_explained(quick: Registry, fake: FakeRegistry) -> None:
-    """A HEAD cannot explain itself, so it is asked for."""
+    """The answer to a HEAD has no body, so a GET follows for the explanation."""
     fake.inject("manifest", status(403), times=10)
     with (
         within(5),
@@ -231,7 +231,7 @@ async def test_a_403_is_explained(quick: Registry, fake: FakeRegistry) -> None:
 
 
 async def test_a_malformed_digest_of_the_server(quick: Registry, fake: FakeRegistry) -> None:
-    """Named with the host."""
+    """The error names the host."""
     fake.add(small_image(), "box:1")
     fake.inject("manifest", status(200, Docker_Content_Digest="md5:x", Content_Type=MANIFEST), times=5)
     with within(5), pytest.raises(errors.FailedPrecondition, match=f'{fake.host}: its Docker-Content-Digest "md5:x"'):
@@ -239,7 +239,7 @@ async def test_a_malformed_digest_of_the_server(quick: Registry, fake: FakeRegis
 
 
 async def test_only_trusted_hosts_resolve(fake: FakeRegistry, other: FakeRegistry, tmp_path: Path) -> None:
-    """A host that may only be pulled from is not asked what a tag means, but is for a digest."""
+    """A host that is only trusted to pull is asked for a digest, but not for the meaning of a tag."""
     for each in (fake, other):
         each.add(small_image(), "box:1")
     hosts = Hosts(
@@ -260,7 +260,7 @@ async def test_only_trusted_hosts_resolve(fake: FakeRegistry, other: FakeRegistr
 
 
 async def test_the_object_is_required(quick: Registry) -> None:
-    """A repository alone is nothing to pull."""
+    """A repository without a tag or digest cannot be pulled."""
     with pytest.raises(errors.InvalidArgument, match="neither a tag nor a digest"):
         await quick.client().resolve(Reference("images.test", "box"))
 
@@ -287,8 +287,8 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 async def test_an_unknown_authority(authority: Authority, tmp_path: Path) -> None:
-    """The error says what is wrong and what would help; with the authority's certificate in hosts.toml, relative to
-    it, all is well.
+    """The error says what is wrong and how to solve it; with the authority's certificate in hosts.toml, by a relative
+    path, the pull works.
     """
     async with FakeRegistry(tls=authority.server()) as fake:
         name = fake.add(small_image(), "box:1").replace(fake.host, "images.test")
@@ -338,8 +338,8 @@ async def test_a_certificate_file_that_is_none(tmp_path: Path) -> None:
 
 
 async def test_localhost_speaks_either(quick: Registry, fake: FakeRegistry, authority: Authority) -> None:
-    """On loopback TLS is tried first, without verification, and plain http if that is what is spoken; --plain-http
-    tries nothing.
+    """On loopback TLS is tried first, without verification, and then plain http; with --plain-http only the latter is
+    used.
     """
     name = fake.add(small_image(), "box:1")
     await quick.client().resolve(name)
@@ -378,12 +378,12 @@ async def test_something_that_is_no_registry(quick: Registry) -> None:
 
 
 def test_digests_are_checked_values() -> None:
-    """A descriptor's digest is one."""
+    """A descriptor's digest is checked."""
     assert isinstance(Reference.parse("h/r@sha256:" + "a" * 64).digest, Digest)
 
 
 async def test_a_manifest_with_another_size(quick: Registry, fake: FakeRegistry) -> None:
-    """The error says both numbers."""
+    """The error has both sizes."""
     name = fake.add(small_image(), "box:1")
     root = await quick.client().resolve(name)
     fake.inject("manifest", instead(b"{}"), times=10)

@@ -1,4 +1,4 @@
-"""Of a registry that says nothing it is known since when, wherever in a request that happens."""
+"""A silent registry is reported with the time since its last bytes, at whatever point of a request."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.once
 
 
 async def seen(silence: Silence, host: str, work: asyncio.Future[Any]) -> None:
-    """``host`` is found silent, and when all is over nobody is."""
+    """Check that ``host`` is found silent, and that no host is at the end."""
     await eventually_async(
         lambda: asyncio.sleep(0, silence.longest()[0] == host and silence.longest()[1] > 0.1), "its silence is not seen"
     )
@@ -31,7 +31,7 @@ async def seen(silence: Silence, host: str, work: asyncio.Future[Any]) -> None:
 
 @pytest.mark.parametrize("after", [0, 1000])
 async def test_of_a_layer(quick: Registry, other: FakeRegistry, after: int) -> None:
-    """Before its first byte, and behind some; whoever was redirected to, it is that one."""
+    """Before its first byte and after some; after a redirect the target is reported."""
     async with FakeRegistry() as front:
         silence = Silence()
         front.add_blob("box", LAYER)
@@ -54,7 +54,7 @@ async def test_of_a_name(quick: Registry, other: FakeRegistry) -> None:
 
 
 async def test_of_a_push(quick: Registry, other: FakeRegistry) -> None:
-    """That more is taken is a sign of life; after the last byte there is none until the answer."""
+    """Bytes that the registry takes are a sign of life; after the last byte none follows until the answer."""
     silence = Silence()
     other.inject("uploads", deaf(0.5), times=1, method="PUT")
 
@@ -67,7 +67,7 @@ async def test_of_a_push(quick: Registry, other: FakeRegistry) -> None:
 
 
 async def test_of_one_that_is_given_up(quick: Registry, other: FakeRegistry) -> None:
-    """All attempts are one silence."""
+    """All attempts count as one time of silence."""
     silence = Silence()
     reference = other.add(small_image(), "box:1")
     other.inject("manifests", silent(60), times=100)

@@ -1,4 +1,4 @@
-"""A slow pull explains itself: name, connection, TLS, first byte, bytes and tries are in its trace."""
+"""The trace of a slow pull has name resolution, connection, TLS, first byte, bytes and attempts."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ async def test_the_spans_of_a_pull(exporter: InMemorySpanExporter, tmp_path: Pat
 
 
 async def test_the_span_of_a_failure(exporter: InMemorySpanExporter) -> None:
-    """Says why."""
+    """The span has the reason."""
     async with Registry(timeouts=QUICK, retry=HASTY) as registry:
         with pytest.raises(Exception, match="Connection refused"):
             await registry.client().resolve("127.0.0.1:9/box:1")

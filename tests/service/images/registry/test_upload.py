@@ -1,4 +1,4 @@
-"""Pushing: what is there is not sent, what breaks goes on, and the registry ends up with the image."""
+"""Pushing: existing blobs are not sent, broken uploads are resumed, and the registry has the image in the end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PIECE = 64 * 1024
 
 
 def source(data: bytes, piece: int = PIECE) -> Read:
-    """A blob's bytes, from any offset; ``source.offsets`` are those asked for."""
+    """A blob's bytes from any offset; ``source.offsets`` are the requested ones."""
 
     async def read(offset: int) -> AsyncIterator[bytes]:
         read.offsets.append(offset)  # type: ignore[attr-defined]
@@ -43,7 +43,7 @@ def name(fake: FakeRegistry) -> str:
 @pytest.mark.parametrize("piece", [0, 300_000], ids=["at once", "in pieces"])
 @pytest.mark.parametrize("relative", [False, True], ids=["absolute", "relative"])
 async def test_a_blob_is_uploaded(quick: Registry, fake: FakeRegistry, name: str, piece: int, relative: bool) -> None:
-    """At once or in pieces, wherever the upload's Location is said to be; the second time it is there."""
+    """In one piece or in several, wherever the upload's Location is; the second push finds the blob."""
     fake.relative = relative
     client = quick.client()
     assert await client.push_blob(name, LAYER_DESCRIPTOR, source(LAYER), piece=piece) is Pushed.UPLOADED
@@ -54,7 +54,7 @@ async def test_a_blob_is_uploaded(quick: Registry, fake: FakeRegistry, name: str
 
 
 async def test_an_empty_blob(quick: Registry, fake: FakeRegistry, name: str) -> None:
-    """Nothing is something, too."""
+    """A blob of no bytes is pushed too."""
     assert await quick.client().push_blob(name, described(b""), source(b"")) is Pushed.UPLOADED
     assert fake.blobs[str(described(b"").digest)] == b""
 
@@ -80,8 +80,8 @@ async def test_an_image(quick: Registry, fake: FakeRegistry, name: str) -> None:
 
 @pytest.mark.parametrize("told", [True, False], ids=["digest told", "digest not told"])
 async def test_a_registry_without_head(quick: Registry, fake: FakeRegistry, name: str, told: bool) -> None:
-    """What is there is asked for by GET: blobs, and manifests by digest and by tag; where the answer has no digest,
-    its body has.
+    """Blobs, and manifests by digest and by tag, are checked by GET; if the answer has no digest, its body is
+    hashed.
     """
     fake.head = False
     if not told:
@@ -110,7 +110,7 @@ async def test_a_registry_without_head(quick: Registry, fake: FakeRegistry, name
 
 
 async def test_a_blob_is_mounted(quick: Registry, fake: FakeRegistry, name: str) -> None:
-    """From another repository, with a token for both; where that one has not got it, it is uploaded."""
+    """It is mounted from another repository, with a token for both; if that one does not have it, it is uploaded."""
     fake.auth = Auth(user="me", password="s3cret")
     fake.add_blob("base/image", LAYER)
 
@@ -138,7 +138,7 @@ async def test_a_repository_that_may_not_be_read_is_no_obstacle(quick: Registry,
 
 @pytest.mark.parametrize("after", [100_000, 1])
 async def test_an_upload_that_breaks_goes_on(quick: Registry, fake: FakeRegistry, name: str, after: int) -> None:
-    """Where the registry says that it is: what it has is not sent again."""
+    """It goes on at the registry's offset: bytes that it has are not sent again."""
     fake.inject("uploads/", taking(fake, after), method="PUT")
     read = source(LAYER)
     with within(8):
@@ -148,7 +148,7 @@ async def test_an_upload_that_breaks_goes_on(quick: Registry, fake: FakeRegistry
 
 
 async def test_an_upload_that_is_forgotten_begins_anew(quick: Registry, fake: FakeRegistry, name: str) -> None:
-    """A registry that restarted and knows nothing of the upload gets all of it."""
+    """A registry that was restarted and does not know the upload gets all bytes again."""
     fake.inject("uploads/", hang_up(), method="PUT")
     fake.inject("uploads/", status(404), method="GET")
     with within(8):
@@ -159,7 +159,7 @@ async def test_an_upload_that_is_forgotten_begins_anew(quick: Registry, fake: Fa
 async def test_an_upload_elsewhere_is_told_nothing_of_us(
     quick: Registry, fake: FakeRegistry, other: FakeRegistry, name: str
 ) -> None:
-    """A Location, or a redirect, on another host gets the bytes, and no credentials."""
+    """A Location or a redirect on another host gets the bytes, and no credentials."""
     fake.auth = Auth("basic", "me", "s3cret")
 
     async def credentials(host: str) -> Credentials:
@@ -184,7 +184,7 @@ async def test_an_upload_elsewhere_is_told_nothing_of_us(
 
 
 async def test_503_on_the_way(quick: Registry, fake: FakeRegistry, name: str) -> None:
-    """Any step may have a bad moment."""
+    """Any step may fail once."""
     for method in ("HEAD", "POST", "PUT"):
         fake.inject("blobs/", status(503), method=method)
     with within(8):
@@ -192,7 +192,7 @@ async def test_503_on_the_way(quick: Registry, fake: FakeRegistry, name: str) ->
 
 
 async def test_a_registry_that_stops_taking_bytes(quick: Registry, fake: FakeRegistry, name: str) -> None:
-    """An upload that stalls is an error, which says so; waiting for the source is not a stall."""
+    """An upload that stalls is an error that says so; waiting for the source does not count."""
     fake.inject("uploads/", deaf(), times=100, method="PUT")
     big = bytes(64 << 20)
     with within(8), pytest.raises(errors.Unavailable, match=f"{fake.host}: took no more bytes for 0.6 s"):
@@ -200,7 +200,7 @@ async def test_a_registry_that_stops_taking_bytes(quick: Registry, fake: FakeReg
 
 
 async def test_a_slow_source_is_no_stall(quick: Registry, fake: FakeRegistry, name: str) -> None:
-    """The time that the source takes is not the registry's."""
+    """Time that the source takes is not counted as the registry's."""
     import asyncio
 
     async def read(offset: int) -> AsyncIterator[bytes]:
@@ -212,7 +212,7 @@ async def test_a_slow_source_is_no_stall(quick: Registry, fake: FakeRegistry, na
 
 
 async def test_a_source_that_fails(quick: Registry, fake: FakeRegistry, name: str) -> None:
-    """Its own error is what the caller gets, at once; one that ends early is an error too."""
+    """The caller gets the source's own error at once; a source that ends early is an error too."""
 
     async def read(offset: int) -> AsyncIterator[bytes]:
         yield LAYER[:1000]
@@ -227,7 +227,7 @@ async def test_a_source_that_fails(quick: Registry, fake: FakeRegistry, name: st
 
 
 async def test_a_refused_push(quick: Registry, fake: FakeRegistry, name: str) -> None:
-    """The registry's reason, and its name."""
+    """The error has the registry's reason and its name."""
     fake.inject("blobs/uploads/", status(403), times=1)
     with (
         within(5),
@@ -248,7 +248,7 @@ async def test_a_refused_push(quick: Registry, fake: FakeRegistry, name: str) ->
 
 
 async def test_mirrors_are_not_pushed_to(fake: FakeRegistry, other: FakeRegistry, tmp_path: Path) -> None:
-    """The first host that may be pushed to gets it all."""
+    """The first host that may be pushed to gets everything."""
     from services.images.registry import Hosts
 
     hosts = Hosts(

@@ -1,4 +1,4 @@
-"""A mirror that has other bytes than a blob's: whatever it does with them, the blob comes from who has it."""
+"""A mirror that has wrong bytes for a blob: however it serves them, the blob comes from a host that has it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ WRONG: dict[str, Callable[[FakeRegistry, bytes], Fault]] = {
 async def test_a_mirror_with_wrong_bytes(
     fake: FakeRegistry, other: FakeRegistry, tmp_path: Path, what: str, data: bytes
 ) -> None:
-    """In one piece and in parts: what came is dropped, and the blob is right."""
+    """In one piece and in parts: the wrong bytes are dropped, and the blob is right."""
     for each in (fake, other):
         each.add_blob("box", data)
     fake.inject("blob", WRONG[what](fake, data), times=ALWAYS)
