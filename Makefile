@@ -107,7 +107,7 @@ peers-check: $(VENV)/dev test-machine peers $(PEERS)/more $(PEERS)/nerdctl ## ru
 
 .PHONY: fuzz
 fuzz: SECONDS ?= 600
-fuzz: $(VENV)/dev ## fuzz our gRPC and JSON, and the collector among clients, for SECONDS=600, from SEED (default: a new one each time)
+fuzz: $(VENV)/dev ## fuzz our gRPC and JSON, the collector and tasks among clients, for SECONDS=600, from SEED (default: a new one each time)
 	@FUZZ_SECONDS=$(SECONDS) FUZZ_SEED=$${SEED:-$$RANDOM$$RANDOM} $(PYTEST) tests/fuzz --timeout $$(($(SECONDS) + 300)) $(ARGS)
 
 .PHONY: hostile
