@@ -1,4 +1,4 @@
-"""What the gateway keeps of the snapshots service's announcement."""
+"""The gateway's record of the snapshots service's announcement."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ABOUTS = (
 
 
 def test_an_announcement_is_kept(tmp_path: Path) -> None:
-    """All of it, the newest."""
+    """The newest announcement is kept completely."""
     (tmp_path / "gateway").mkdir()
     announced.keep(tmp_path, ABOUTS[:1])
     announced.keep(tmp_path, ABOUTS)
@@ -25,7 +25,7 @@ def test_an_announcement_is_kept(tmp_path: Path) -> None:
 
 
 def test_fields_that_earlier_releases_do_not_send(tmp_path: Path) -> None:
-    """Is as if nothing was wrong with it."""
+    """Missing fields mean that nothing is wrong with the snapshotter."""
     (tmp_path / "gateway").mkdir()
     (tmp_path / "gateway/snapshotters.json").write_text(
         '[{"name": "a", "platforms": [], "exports": {}, "capabilities": [], "trouble": "x"}]'
@@ -34,7 +34,9 @@ def test_fields_that_earlier_releases_do_not_send(tmp_path: Path) -> None:
 
 
 def test_before_the_first_announcement_stores_tell_which_there_are(tmp_path: Path) -> None:
-    """As after an upgrade from a release that kept none; a directory of another kind is no snapshotter's."""
+    """This is the case after an upgrade from a release that kept no announcement; other directories are not taken for
+    snapshotters.
+    """
     assert announced.kept(tmp_path) == ()
     for name in ("native", "diff"):
         (tmp_path / "snapshots" / name).mkdir(parents=True)
@@ -55,7 +57,7 @@ def test_before_the_first_announcement_stores_tell_which_there_are(tmp_path: Pat
     ],
 )
 def test_a_damaged_announcement_is_replaced(tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
-    """It keeps no gateway from starting, and the log says so."""
+    """The gateway starts nevertheless, and the log says so."""
     (tmp_path / "gateway").mkdir()
     (tmp_path / "gateway/snapshotters.json").write_text(text)
     assert announced.kept(tmp_path) == ()

@@ -1,4 +1,4 @@
-"""The life of an intent: what an operation comes to, whatever happens to its raw call."""
+"""The life of an intent: the end of an operation for each outcome of its raw call."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def answered(answers: list[Answer]) -> Outcome | None:
 
 
 class Backend:
-    """A backend that is there, unless ``up`` says otherwise, and the raw call to it: what making it answers, time for
-    time, and asking what became of it.
+    """A backend that is there, unless ``up`` says otherwise, and the raw call to it: the answers to the call, one after
+    another, and to the question about its outcome.
     """
 
     name = "s"
@@ -54,7 +54,7 @@ class Backend:
 
 
 class Told:
-    """What metadata is told; it takes that with the error ``taken``, if there is one."""
+    """A fake of metadata that records ends of intents; it answers with the error ``taken``, if there is one."""
 
     def __init__(self, taken: errors.NodeError | None = None) -> None:
         self.ends: list[tuple[str, Outcome | None]] = []
@@ -82,7 +82,7 @@ async def carried_out(backend: Backend, told: Told) -> Outcome:
 async def test_operations_that_happened_become_records(
     made: list[Answer], asked: list[Answer], outcome: Outcome
 ) -> None:
-    """Whether the raw service said so itself, or was asked afterwards; it is asked only where it did not say."""
+    """The raw service may say so itself or be asked afterwards; it is asked only if it did not say."""
     backend, told = Backend(made, asked), Told()
     assert await carried_out(backend, told) == outcome
     assert told.ends == [("i", outcome)]
@@ -98,7 +98,7 @@ async def test_operations_that_happened_become_records(
 async def test_operations_that_did_not_happen_are_cancelled(
     made: list[Answer], asked: list[Answer], error: errors.NodeError
 ) -> None:
-    """The raw service's word is the client's answer."""
+    """The raw service's error is the client's answer."""
     backend, told = Backend(made, asked), Told()
     with pytest.raises(type(error)) as caught:
         await carried_out(backend, told)
@@ -108,7 +108,9 @@ async def test_operations_that_did_not_happen_are_cancelled(
 
 @pytest.mark.parametrize(("happened", "end"), [(LATER, LATER), (None, None)], ids=["it did", "it did not"])
 async def test_a_backend_that_stays_away_is_asked_without_the_caller(happened: Answer, end: Outcome | None) -> None:
-    """The caller hears that it is away; the intent ends by what is known later, with all that a record needs."""
+    """The caller gets the error that it is away; the intent ends by what is learnt later, with all that a record
+    needs.
+    """
     backend, told = Backend([DIED], [happened]), Told()
 
     async def died() -> Outcome:
@@ -124,7 +126,7 @@ async def test_a_backend_that_stays_away_is_asked_without_the_caller(happened: A
 
 
 async def test_an_end_that_metadata_does_not_take_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
-    """metadata's own word ends it: nobody asks the raw service again, and again."""
+    """metadata's own error ends it: the raw service is not asked again and again."""
     backend, told = Backend([DIED, SILENT], [None, SILENT, LATER]), Told(errors.NotFound("open intent i"))
     with pytest.raises(errors.DeadlineExceeded):
         await carried_out(backend, told)
@@ -135,7 +137,7 @@ async def test_an_end_that_metadata_does_not_take_is_told_once(caplog: pytest.Lo
 
 
 async def test_the_client_gets_metadatas_answer_to_the_end_of_an_intent() -> None:
-    """Such as ALREADY_EXISTS, of a snapshot that the backend had already."""
+    """For example ALREADY_EXISTS, for a snapshot that the backend had already."""
     backend, told = Backend([DONE], []), Told(errors.AlreadyExists("snapshot k"))
     with pytest.raises(errors.AlreadyExists):
         await carried_out(backend, told)
@@ -156,5 +158,5 @@ async def test_the_client_gets_metadatas_answer_to_the_end_of_an_intent() -> Non
     ],
 )
 def test_fates(error: errors.NodeError, there: bool, fate: Fate) -> None:
-    """Only silence leaves it open; a word of the raw service's does not."""
+    """Only a missing answer leaves it open; an error of the raw service does not."""
     assert Fate.after(error, there=there) is fate

@@ -1,4 +1,4 @@
-"""Which messages of a Write the gateway passes on unparsed."""
+"""Messages of a Write that the gateway passes on unparsed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gateway.writes import is_plain_write
     ],
 )
 def test_data_alone_is_plain(message: pb.WriteContentRequest) -> None:
-    """The bulk of a blob: action, offset, data."""
+    """This is the bulk of a blob: action, offset, data."""
     assert is_plain_write(message.SerializeToString())
 
 
@@ -35,5 +35,5 @@ def test_data_alone_is_plain(message: pb.WriteContentRequest) -> None:
     ],
 )
 def test_all_else_is_parsed(message: pb.WriteContentRequest) -> None:
-    """A ref must be replaced, an expected digest kept back, a commit joined with its record."""
+    """Refs have to be replaced, expected digests kept back, and commits joined with their records."""
     assert not is_plain_write(message.SerializeToString())

@@ -1,4 +1,4 @@
-"""The files of blobs that the gateway keeps open."""
+"""Files of blobs that the gateway keeps open."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tests.support import eventually_async
 
 DATA = bytes(range(256)) * 40
 IN_MEMORY = 0
-"""Flags: the directories of tests may be on a tmpfs, which has no RWF_NOWAIT."""
+"""No flags, since the directories of tests may be on a tmpfs, which has no RWF_NOWAIT."""
 
 
 class Located:
-    """A content service: where each blob is, and how often it was asked."""
+    """A content service that knows the path of each blob and counts the requests."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -52,7 +52,7 @@ def files() -> int:
 
 
 async def opened(blobs: OpenBlobs, located: Located, digest: str = "a", size: int = len(DATA)) -> bool:
-    """Whether the blob's file is open once all that was begun has ended."""
+    """Return whether the blob's file is open once all work that was begun has ended."""
     blobs.open(digest, size, located)
     await ended(blobs)
     return blobs.read(digest, 0, 1) is not None
@@ -66,7 +66,9 @@ async def ended(blobs: OpenBlobs) -> None:
 
 
 async def test_pieces_are_read_once_the_file_is_open(blobs: OpenBlobs, located: Located) -> None:
-    """Any part of it, and what there is of one that goes beyond its end; the content service is asked once."""
+    """Any part can be read, and the available bytes of a part that ends beyond the blob; the content service is asked
+    once.
+    """
     assert (blobs.read("a", 0, 10), blobs.size("a")) == (None, 0)
     blobs.open("a", len(DATA), located)
     blobs.open("a", len(DATA), located)
@@ -80,7 +82,7 @@ async def test_pieces_are_read_once_the_file_is_open(blobs: OpenBlobs, located: 
 
 
 async def test_a_deleted_blob_is_not_read_and_not_kept(blobs: OpenBlobs, located: Located) -> None:
-    """Also where it is there again: that is another file."""
+    """This holds also if the blob is there again: that is another file."""
     before = files()
     assert await opened(blobs, located)
     (located.directory / "a").unlink()
@@ -92,7 +94,7 @@ async def test_a_deleted_blob_is_not_read_and_not_kept(blobs: OpenBlobs, located
 
 
 async def test_a_file_that_is_not_the_blobs_is_not_opened(blobs: OpenBlobs, located: Located) -> None:
-    """Nothing, a file of another size, a link, a FIFO, a directory."""
+    """A missing file, a file of another size, a link, a FIFO, a directory."""
     before = files()
     (located.directory / "link").symlink_to("a")
     (located.directory / "directory").mkdir()
@@ -103,7 +105,7 @@ async def test_a_file_that_is_not_the_blobs_is_not_opened(blobs: OpenBlobs, loca
 
 
 async def test_of_many_those_that_were_read_last_stay_open(blobs: OpenBlobs, located: Located) -> None:
-    """There is a limit; all are closed together in the end."""
+    """Their number is limited; all are closed together in the end."""
     before = files()
     for name in "ab":
         assert await opened(blobs, located, name)
@@ -116,7 +118,7 @@ async def test_of_many_those_that_were_read_last_stay_open(blobs: OpenBlobs, loc
 
 
 async def test_an_unread_blob_is_closed(located: Located) -> None:
-    """So that a deleted blob gives its space back."""
+    """So a deleted blob gives its space back."""
     blobs = OpenBlobs(idle=0.01, flags=IN_MEMORY)
     before = files()
     blobs.open("a", len(DATA), located)
@@ -130,7 +132,7 @@ async def test_an_unread_blob_is_closed(located: Located) -> None:
 
 
 async def test_a_content_service_without_files_is_not_asked_again(blobs: OpenBlobs, located: Located) -> None:
-    """Until it is another one. Where it is only away it is asked at the next Read."""
+    """It is not asked until it is replaced. If it is only absent, it is asked at the next Read."""
     located.error = errors.Unavailable("away")
     assert not await opened(blobs, located)
     located.error = errors.Unimplemented("LocalFiles")
@@ -143,7 +145,7 @@ async def test_a_content_service_without_files_is_not_asked_again(blobs: OpenBlo
 
 
 async def test_nor_is_one_whose_file_system_cannot_say_what_is_in_memory(located: Located) -> None:
-    """Some flag that no kernel knows stands for that."""
+    """A flag that no kernel knows stands for that."""
     blobs = OpenBlobs(flags=1 << 30)
     for _ in range(3):
         assert not await opened(blobs, located)

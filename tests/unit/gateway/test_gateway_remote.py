@@ -1,4 +1,4 @@
-"""How metadata is told the end of an intent."""
+"""Reporting the end of an intent to metadata."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FULL = errors.ResourceExhausted("metadata store: no space left on device")
 
 
 class Metadata:
-    """Answers what is in ``answers``, the last of it again and again; and what was published."""
+    """Metadata that gives the answers in ``answers``, the last of them repeatedly, and records published events."""
 
     def __init__(self, *answers: Any) -> None:
         self.answers = list(answers)
@@ -55,8 +55,8 @@ FINISHED = pb.Finished(events=[pb.Event(namespace="n", topic="/snapshot/prepare"
 async def test_a_waiting_caller_gets_disk_full_and_metadata_learns_the_outcome(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Not after ten minutes, in which a client without a deadline hangs; when there is room again the intent ends,
-    and its events come.
+    """The caller does not wait ten minutes, in which a client without a deadline would hang. When there is room again,
+    the intent ends and its events are published.
     """
     metadata = Metadata(FULL)
     told = metadata.records(pause=0.01, full=0.05)
@@ -74,7 +74,7 @@ async def test_a_waiting_caller_gets_disk_full_and_metadata_learns_the_outcome(
 
 
 async def test_a_metadata_that_is_away_is_waited_for() -> None:
-    """Its restart, and a moment without room, are nobody's failure."""
+    """Its restart, or a moment without room, fails no call."""
     metadata = Metadata(errors.Unavailable("metadata"), FULL, FINISHED)
     await metadata.records().finish(Call("m", {}), Intent(id="i"), Outcome())
     assert metadata.asked == ["Finish"] * 3

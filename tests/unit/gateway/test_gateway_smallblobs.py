@@ -1,4 +1,4 @@
-"""The bytes that the gateway keeps."""
+"""The small blobs that the gateway keeps in memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def named(data: bytes, algorithm: str = "sha256") -> str:
 
 
 def test_a_blob_is_kept_by_the_digest_of_its_bytes() -> None:
-    """Any digest that containerd accepts; what is not its bytes is not kept."""
+    """The digest may be of any algorithm that containerd accepts; bytes that do not match it are not kept."""
     blobs = SmallBlobs()
     for algorithm in ("sha256", "sha384", "sha512"):
         digest = named(b"a", algorithm)
@@ -24,7 +24,7 @@ def test_a_blob_is_kept_by_the_digest_of_its_bytes() -> None:
 
 
 def test_large_ones_are_not_kept_and_of_many_those_used_last() -> None:
-    """There is a limit for each, and one for all together."""
+    """There is a limit for each blob and one for all together."""
     blobs = SmallBlobs(largest=10, limit=30)
     assert not blobs.put(named(b"x" * 11), b"x" * 11)
     data = [bytes([65 + i]) * 10 for i in range(4)]

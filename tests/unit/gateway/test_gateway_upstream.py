@@ -1,4 +1,4 @@
-"""The gateway's watch of a service: what becomes of it when something in it fails that nobody thought of."""
+"""The gateway's watch of a service, and its behaviour after an unexpected exception."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class FakeChannel:
 async def test_a_watch_that_fails_begins_anew_and_tells_again_that_the_service_is_there(
     place: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whoever wants to know of the connection (Records announces the gateway) hears of it after all; meanwhile the
-    service counts as away, not as there for ever.
+    """Users of the watch (Records announces the gateway) are told of the connection after all. Meanwhile the service
+    counts as absent, not as present for ever.
     """
     upstream = Upstream(
         "metadata", place / "metadata.sock", "metadata", Supervision(place / "supervisor.sock"), hold=5.0

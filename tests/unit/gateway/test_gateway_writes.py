@@ -1,4 +1,4 @@
-"""What a Write asks of the raw store."""
+"""The calls of a Write to the raw store."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DIGEST = "sha256:" + "a" * 64
 
 
 class Raw:
-    """A raw store: its own channel and stream. It dies once over the first message that has one of the actions
+    """A raw store with its own channel and stream. It dies once at the first message with one of the actions in
     ``dies``.
     """
 
@@ -50,7 +50,7 @@ class Raw:
 
 
 async def committed(raw: Raw, *messages: pb.WriteContentRequest) -> None:
-    """A Write of these messages, tried again as often as the raw store dies."""
+    """Make a Write of these messages, repeated as often as the raw store dies."""
 
     async def commit(call: Call, raw: object, raw_commit: RawCommit, **how: object) -> tuple[str, int]:
         while True:
@@ -93,8 +93,8 @@ RAW_STAT, RAW_COMMIT = (pb.STAT, "raw", ""), (pb.COMMIT, "raw", DIGEST)
 async def test_a_commit_opens_the_raw_write(
     raw: Raw, messages: list[pb.WriteContentRequest], heard: list[tuple[int, str, str]]
 ) -> None:
-    """Where it is the first message, nothing is asked before it: a small blob takes one message. After a death the
-    raw store is opened with a question, as ever.
+    """If it is the first message, no other call comes before it: a small blob takes one message. After a death the raw
+    store is opened with STAT, as always.
     """
     await committed(raw, *messages)
     assert raw.heard == heard

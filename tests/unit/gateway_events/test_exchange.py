@@ -1,4 +1,4 @@
-"""The exchange alone: bounds, replay, exits told twice."""
+"""The exchange by itself: bounds, replay, exits that are reported twice."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def publish(exchange: Exchange, topic: str, event: Message | None = None, timest
 
 
 async def waiting(subscription: Subscription) -> list[str]:
-    """The topics that can be read without waiting."""
+    """Return the topics that can be read without waiting."""
     found: list[str] = []
     while True:
         step = asyncio.ensure_future(anext(subscription))
@@ -58,7 +58,7 @@ def exit_of(pid: int, at: int, container: str = "c") -> task_pb2.TaskExit:
 
 
 async def test_a_subscriber_gets_later_events() -> None:
-    """And no longer anything once it has left."""
+    """It gets none once it has left."""
     exchange = Exchange(replay_seconds=0)
     publish(exchange, "/before")
     with exchange.subscribe() as subscription:
@@ -72,7 +72,7 @@ async def test_a_subscriber_gets_later_events() -> None:
 
 @pytest.mark.parametrize("bounds", [{"queue_events": 10}, {"queue_bytes": 400}])
 async def test_a_subscriber_that_does_not_read_is_cut_off(bounds: dict[str, Any]) -> None:
-    """It is told so, holds no memory meanwhile, and the others miss nothing."""
+    """It gets an error that says so and holds no memory meanwhile; the others miss no event."""
     exchange = Exchange(replay_seconds=0, **bounds)
     slow, quick = exchange.subscribe(), exchange.subscribe()
     for n in range(50):
@@ -87,7 +87,9 @@ async def test_a_subscriber_that_does_not_read_is_cut_off(bounds: dict[str, Any]
 
 
 async def test_all_subscribers_together_have_a_bound() -> None:
-    """The one furthest behind ends, and so on until it is kept; whoever reads misses nothing, however many do not."""
+    """The subscriber furthest behind is cut off, and so on until the bound is kept. A subscriber that reads misses no
+    event, however many do not read.
+    """
     exchange = Exchange(replay_seconds=0, subscribers_bytes=100_000)
     quick, slow = exchange.subscribe(), []
     for n in range(2000):
@@ -111,7 +113,9 @@ async def test_all_subscribers_together_have_a_bound() -> None:
 
 
 async def test_an_event_is_kept_once() -> None:
-    """However many it waits for, and as it is sent, too; what is left when somebody leaves is counted right."""
+    """It is stored once for all subscribers, both as an event and as it is sent; the count is right when a subscriber
+    leaves.
+    """
     exchange = Exchange(replay_seconds=0)
     subscriptions = [exchange.subscribe() for _ in range(500)]
     for n in range(20):
@@ -126,7 +130,9 @@ async def test_an_event_is_kept_once() -> None:
 
 
 async def test_the_events_of_a_slow_subscriber_have_no_gap() -> None:
-    """Reading stops it from being cut off as long as it keeps within the bound; what it read is a run without holes."""
+    """A subscriber that reads is not cut off as long as it keeps within the bound; the events that it read are
+    consecutive.
+    """
     exchange = Exchange(replay_seconds=0, queue_events=10)
     subscription = exchange.subscribe()
     got: list[str] = []
@@ -142,7 +148,7 @@ async def test_the_events_of_a_slow_subscriber_have_no_gap() -> None:
 
 
 async def test_reading_faster_than_the_bound_loses_nothing() -> None:
-    """Many times the bound goes through to one who reads on."""
+    """A subscriber that keeps reading gets many times the bound."""
     exchange = Exchange(replay_seconds=0, queue_events=10)
     with exchange.subscribe() as subscription:
         for n in range(1000):
@@ -174,7 +180,9 @@ async def test_a_waiting_reader_is_told_that_it_is_cut_off() -> None:
 
 
 async def test_a_subscriber_soon_after_a_start_gets_events_since_the_start() -> None:
-    """Filtered and in order, before anything newer; after five seconds nobody does, and nothing is kept."""
+    """They are filtered and in order, before any newer event. After five seconds no subscriber gets them, and none is
+    kept.
+    """
     clock = Clock()
     exchange = Exchange(clock=clock)
     publish(exchange, "/a/1")
@@ -192,7 +200,7 @@ async def test_a_subscriber_soon_after_a_start_gets_events_since_the_start() -> 
 
 
 async def test_the_replay_is_bounded() -> None:
-    """The oldest go first, and a subscriber is not cut off by the replay itself."""
+    """The oldest are dropped first, and a subscriber is not cut off by the replay itself."""
     exchange = Exchange(queue_events=10)
     for n in range(25):
         publish(exchange, f"/n/{n}")
@@ -201,7 +209,7 @@ async def test_the_replay_is_bounded() -> None:
 
 
 async def test_an_exit_is_told_once_for_ten_minutes() -> None:
-    """A second report is dropped whatever time it gives; after that long the pid may be another process's."""
+    """A second report is dropped, whatever time it has; after ten minutes the pid may be another process's."""
     clock = Clock()
     exchange = Exchange(replay_seconds=0, clock=clock)
     with exchange.subscribe() as subscription:
@@ -216,7 +224,7 @@ async def test_an_exit_is_told_once_for_ten_minutes() -> None:
 @pytest.mark.parametrize(("started", "wanted"), [(6 * SECOND, ["/1", "/start", "/2"]), (4 * SECOND, ["/1", "/start"])])
 @pytest.mark.parametrize("exec_id", ["", "e"])
 async def test_a_restart_with_the_same_pid_exits_again(started: int, wanted: list[str], exec_id: str) -> None:
-    """A start after the exit is a new life; the start before it, delivered late, is not."""
+    """A start after the exit begins a new life; the start before it, if it is delivered late, does not."""
     exchange = Exchange(replay_seconds=0)
     ended = exit_of(7, 5 * SECOND)
     ended.id = exec_id or "c"
@@ -243,7 +251,7 @@ async def test_memory_of_exits_is_bounded() -> None:
 
 
 async def test_an_exit_of_the_longest_names_is_one_event() -> None:
-    """As long as names may be, in characters that take four bytes."""
+    """Names may have the greatest length, in characters of four bytes."""
     exchange = Exchange(replay_seconds=0)
     ended = exit_of(7, 100 * SECOND, "\U0001f433" * 128)
     with exchange.subscribe() as subscription:
@@ -254,8 +262,8 @@ async def test_an_exit_of_the_longest_names_is_one_event() -> None:
 
 @pytest.mark.parametrize("length", [200, 1_000_000])
 async def test_exits_of_impossible_names_are_not_remembered(length: int) -> None:
-    """Anybody may publish an exit; one whose ids no container has costs no memory, and goes to subscribers each
-    time.
+    """Any client may publish an exit. One with ids that no container can have costs no memory, and goes to subscribers
+    each time.
     """
     exchange = Exchange(replay_seconds=0)
     with exchange.subscribe() as subscription:
@@ -266,7 +274,7 @@ async def test_exits_of_impossible_names_are_not_remembered(length: int) -> None
 
 
 async def test_costly_filters_are_matched_by_their_subscribers() -> None:
-    """One at a time, in turn; what each gets and its order are the same as ever."""
+    """They are matched one at a time, in turn; the events that each subscriber gets, and their order, do not change."""
     exchange = Exchange(replay_seconds=0)
     wanted = ["event.container_id~=(a|b)*a(a|b){29}c$", 'topic=="/last"']
     with (
@@ -288,8 +296,8 @@ async def test_costly_filters_are_matched_by_their_subscribers() -> None:
 
 
 async def test_a_costly_match_is_made_in_slices() -> None:
-    """Two thousand conditions take milliseconds: the loop turns between them, and events that others publish
-    meanwhile do not disturb it.
+    """Two thousand conditions take milliseconds: the loop turns between them, and events published meanwhile do not
+    disturb the match.
     """
     exchange, turns = Exchange(replay_seconds=0, lane=Lane(0.0)), 0
     wanted = filters.parse([f"labels.x{n}" for n in range(150)] + ['topic=="/last",event.container_id!=x'])
@@ -305,7 +313,7 @@ async def test_a_costly_match_is_made_in_slices() -> None:
 
 
 async def test_a_field_of_an_event_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many conditions look at it: it may be a megabyte, which protobuf copies each time."""
+    """This holds however many conditions read the field: it may be a megabyte, which protobuf copies each time."""
     exchange, read = Exchange(replay_seconds=0), []
     message_field = events.message_field
 
@@ -324,7 +332,7 @@ async def test_a_field_of_an_event_is_read_once(monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_an_exit_that_cannot_be_decoded_goes_through() -> None:
-    """Twice, since nobody knows whose it is."""
+    """It goes through twice, since its container is unknown."""
     exchange = Exchange(replay_seconds=0)
     broken = pack(task_pb2.TaskExit())
     broken.value = b"\xff\xff"
@@ -336,7 +344,7 @@ async def test_an_exit_that_cannot_be_decoded_goes_through() -> None:
 
 @pytest.mark.parametrize("time", [Timestamp(seconds=1, nanos=-5), Timestamp(seconds=1 << 60)])
 async def test_an_exit_at_a_time_that_is_none_is_told_once(time: Timestamp) -> None:
-    """As containerd does: a shim's clock, or its bug, loses no event."""
+    """As in containerd, no event is lost by a shim's clock or by its bug."""
     exchange = Exchange(replay_seconds=0)
     exited = pack(task_pb2.TaskExit(container_id="c", id="c", pid=3, exited_at=time))
     with exchange.subscribe() as subscription:
@@ -346,7 +354,7 @@ async def test_an_exit_at_a_time_that_is_none_is_told_once(time: Timestamp) -> N
 
 
 async def test_shims_forward_over_ttrpc_into_the_same_exchange() -> None:
-    """The ttrpc service has one method, which answers once the event is queued."""
+    """The ttrpc service has one method, which is answered once the event is queued."""
     exchange = Exchange(replay_seconds=0)
     servicer = events.TtrpcEventsServicer(exchange)
     envelope = Envelope(namespace="n", topic="/tasks/oom", event=pack(task_pb2.TaskOOM()))
@@ -358,7 +366,7 @@ async def test_shims_forward_over_ttrpc_into_the_same_exchange() -> None:
 
 
 async def test_a_client_that_stops_reading_is_cut_off_on_the_wire(place: Path) -> None:
-    """It finds the status after what it had been sent; publishers did not wait for it meanwhile."""
+    """It finds the status after the events that had been sent; publishers did not wait for it meanwhile."""
     exchange = Exchange(replay_seconds=0, queue_events=50)
     async with (
         rpc.serving(place / "e.sock", [events.EventsServicer(exchange)]),
@@ -382,8 +390,8 @@ async def test_a_client_that_stops_reading_is_cut_off_on_the_wire(place: Path) -
 
 
 async def test_many_that_do_not_read_hold_little(place: Path) -> None:
-    """Neither their queues nor their streams: what is not sent waits in the exchange, once for all, and within its
-    bound.
+    """Neither their queues nor their streams hold much: unsent events wait in the exchange, once for all, and within
+    its bound.
     """
     exchange = Exchange(replay_seconds=0, subscribers_bytes=200_000)
     async with (

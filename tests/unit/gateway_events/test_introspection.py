@@ -1,6 +1,4 @@
-"""Introspection: the suite on the servicer and on Debian's containerd; the states of rows, and what they are made
-of.
-"""
+"""Introspection: the suite on the servicer and on Debian's containerd; the states of rows and their sources."""
 
 from __future__ import annotations
 
@@ -34,7 +32,7 @@ CALL = Call("", {})
 
 
 class Probe:
-    """Knows only what is down."""
+    """A probe that knows only which services are down."""
 
     def __init__(self, **down: str) -> None:
         self.down = down
@@ -53,7 +51,7 @@ def servicer(
 
 
 async def states(of: IntrospectionServicer) -> dict[str, tuple[int, str]]:
-    """Short type and id of each row that is not well, with its error."""
+    """Return short type and id of each row that is not well, with its error."""
     return {
         f"{row.type.split('.')[2]} {row.id}": (row.init_err.code, row.init_err.message)
         for row in (await of.Plugins(pb.PluginsRequest(), CALL)).plugins
@@ -85,7 +83,7 @@ def debian() -> Iterator[Path]:
 
 @pytest.mark.root
 class TestContainerd(suite.IntrospectionSuite):
-    """Debian's containerd, which says whether the suite is right."""
+    """Debian's containerd, to check the suite itself."""
 
     @pytest.fixture
     async def channel(self, debian: Path) -> AsyncIterator[rpc.Channel]:
@@ -95,8 +93,8 @@ class TestContainerd(suite.IntrospectionSuite):
 
 @pytest.mark.root
 async def test_a_service_that_is_down_shows_in_its_rows(place: Path) -> None:
-    """With UNAVAILABLE and what the gateway knows of it; rows that do not need it stay well, and all is well again
-    when it is back.
+    """They have UNAVAILABLE and the gateway's reason. Rows that do not need the service stay well, and all are well
+    again when it is back.
     """
     probe = Probe(images="service images has been unreachable for 3.0 s")
     introspection = servicer(place, probe)
@@ -123,7 +121,7 @@ async def test_one_snapshotter_down_is_one_row(place: Path) -> None:
 
 @pytest.mark.root
 async def test_foreign_services_have_rows_of_their_own(place: Path) -> None:
-    """With what their configuration says; one that takes the place of ours takes its row."""
+    """They have the values of their configuration; a service that replaces ours gets its row."""
     stargz = ProxyPlugin(
         type="snapshot", address="/run/stargz.sock", exports={"root": "/var/lib/stargz"}, capabilities=("rebase",)
     )
@@ -151,8 +149,8 @@ async def test_foreign_services_have_rows_of_their_own(place: Path) -> None:
 
 @pytest.mark.root
 async def test_ids_are_mapped_by_mounts_where_the_shim_can(place: Path) -> None:
-    """It is looked at each time, since another may be installed while the node is up; one that ctr installed comes
-    first. A snapshotter of others says itself what it can.
+    """The shim is checked each time, since another may be installed while the node is up; one that ctr installed comes
+    first. A foreign snapshotter reports its own capabilities.
     """
     other = ProxyPlugin(type="snapshot", address="/run/o.sock", capabilities=("remap-ids",))
     introspection = servicer(place, native=other)
@@ -174,8 +172,8 @@ async def test_ids_are_mapped_by_mounts_where_the_shim_can(place: Path) -> None:
 
 @pytest.mark.root
 async def test_a_snapshotter_that_cannot_work_here_is_skipped(place: Path) -> None:
-    """With its reason, and the words by which clients tell "skip" from "error"; while its service is away it is
-    that which is said.
+    """The row has the reason, and the words by which clients tell "skip" from "error". While the service is absent, the
+    row says that instead.
     """
     what = [
         About("overlayfs", trouble="failed to mount overlay: mount: unknown filesystem type overlay."),
@@ -198,7 +196,7 @@ async def test_a_snapshotter_that_cannot_work_here_is_skipped(place: Path) -> No
 async def test_a_missing_runtime_is_an_error_that_says_what_to_install(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """First the shim, then runc; one that ctr installed below opt counts."""
+    """First the shim is checked, then runc; one that ctr installed below opt counts."""
     monkeypatch.setenv("PATH", str(place / "empty"))
     introspection = servicer(place)
     code, message = (await states(introspection))["runtime task"]
@@ -218,8 +216,8 @@ async def test_a_missing_runtime_is_an_error_that_says_what_to_install(
 
 
 async def test_runtime_info_comes_from_the_shim(place: Path) -> None:
-    """PluginInfo of the runtime plugin starts the runtime's shim with -info, its options on stdin, and passes on
-    what it says.
+    """PluginInfo of the runtime plugin starts the runtime's shim with -info and its options on stdin, and returns the
+    shim's answer.
     """
     introspection = servicer(place)
     answer = RuntimeInfo(name="io.containerd.odd.v9", annotations={"a": "b"})
@@ -254,7 +252,7 @@ async def test_runtime_info_comes_from_the_shim(place: Path) -> None:
 
 
 async def test_only_the_runtime_plugin_has_more_to_say(place: Path) -> None:
-    """Other plugins, and other questions, are not implemented."""
+    """Other plugins and other requests are unimplemented."""
     introspection = servicer(place)
     for name in ("containerd-shim-runc-v2", "runc"):
         program(place / "root/opt/bin" / name, "#!/bin/sh\n")
@@ -274,7 +272,7 @@ async def test_only_the_runtime_plugin_has_more_to_say(place: Path) -> None:
 
 
 async def test_the_id_outlives_the_gateway(place: Path) -> None:
-    """Another servicer on the same root answers the same id, another root another one."""
+    """Another servicer on the same root returns the same id, one on another root another id."""
     first = await servicer(place).Server(Empty(), CALL)
     assert (await servicer(place).Server(Empty(), CALL)).uuid == first.uuid
     assert (place / "root/gateway/uuid").read_text() == first.uuid
@@ -282,7 +280,7 @@ async def test_the_id_outlives_the_gateway(place: Path) -> None:
 
 
 def test_an_id_file_that_was_cut_short_is_replaced_and_a_strange_one_is_not(tmp_path: Path) -> None:
-    """An empty file is what a crash leaves; anything else is somebody's, and an error that names it."""
+    """An empty file is left by a crash. A file with other contents is not ours, and the error names it."""
     path = tmp_path / "uuid"
     path.touch()
     assert kept_uuid(path) == path.read_text() != ""
@@ -293,6 +291,6 @@ def test_an_id_file_that_was_cut_short_is_replaced_and_a_strange_one_is_not(tmp_
 
 
 def test_opt_is_made_as_containerd_makes_it(place: Path) -> None:
-    """Its directories may be entered by others, not listed."""
+    """Other users may enter its directories, but not list them."""
     servicer(place)
     assert [stat.S_IMODE((place / "root/opt" / name).stat().st_mode) for name in ("bin", "lib")] == [0o711, 0o711]

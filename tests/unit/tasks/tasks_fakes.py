@@ -1,4 +1,4 @@
-"""What a task needs around it where there is neither a shim nor a node."""
+"""The surroundings of a task in tests without a shim and a node."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ ADDRESS = Address("ttrpc", "unix:///nowhere", 3)
 
 
 class FakeNode:
-    """A ``Node`` in memory, of one namespace; it has the suite of its interface. ``told`` is what was published,
-    ``labels`` what was set; a container's snapshot is mounted by its names.
+    """A ``Node`` in memory, of one namespace; it passes the suite of its interface. ``told`` has the published events,
+    ``labels`` the labels that were set; a container's snapshot is mounted by its names.
     """
 
     def __init__(self, *containers: Container, namespace: str = "n") -> None:
@@ -82,7 +82,7 @@ def _fields(container: Container) -> Callable[[Sequence[str]], tuple[str, bool]]
 
 
 class FakeConnection:
-    """A connection to a shim that there is not; ``behaviour`` of its class says how it goes."""
+    """A connection to a shim that does not exist; ``behaviour`` of its class sets its behaviour."""
 
     opened: list[FakeConnection]
     connecting: Callable[[], Awaitable[None]]
@@ -106,7 +106,7 @@ class FakeConnection:
         return await self.exits
 
     async def close(self) -> None:
-        """Also what the shim's end does."""
+        """Close the connection; this also does what the shim's end does."""
         if not self.is_closed:
             self.is_closed = True
             if not self.exits.done():
@@ -119,7 +119,7 @@ class FakeConnection:
 def connections(
     connecting: Callable[[], Awaitable[None]] = lambda: asyncio.sleep(0), pid: Callable[[], int] = lambda: 0
 ) -> type[FakeConnection]:
-    """A class of connections that are made by ``connecting``, and whose shim says ``pid``."""
+    """Make a class of connections that are opened by ``connecting``, and whose shim answers ``pid``."""
     return type(
         "Connection",
         (FakeConnection,),
@@ -128,7 +128,7 @@ def connections(
 
 
 def service(place: Path, connection: type[FakeConnection] | None = None, **hooks: Any) -> Service:
-    """Below ``place``, with its directories."""
+    """A service below ``place``, with its directories."""
     made = Service(
         place / "root",
         place / "state",
@@ -141,7 +141,7 @@ def service(place: Path, connection: type[FakeConnection] | None = None, **hooks
 
 
 def task(service: Service, name: str = "c", **program: Any) -> Task:
-    """A new one, with a bundle and an address."""
+    """Make a new task, with a bundle and an address."""
     bundle = service.bundle("ns", name)
     bundle.create(None)
     bundle.write_address(ADDRESS)

@@ -14,7 +14,7 @@ from services.tasks.bundle import Address, Bundle
 from services.tasks.spec import remapped_gid
 
 DAMAGED = ("", "[1]", '{"version":3}', '{"version":"3","address":"x","protocol":"ttrpc"}', "[" * 5000)
-"""What is no address in a bootstrap.json."""
+"""Contents of a bootstrap.json that are no address."""
 
 
 def of(place: Path, name: str = "c") -> Bundle:
@@ -22,7 +22,7 @@ def of(place: Path, name: str = "c") -> Bundle:
 
 
 def test_made_and_deleted(place: Path) -> None:
-    """A deleted bundle leaves nothing, not even its work directory; deleting what is not there is no error."""
+    """A deleted bundle leaves nothing, not even its work directory; deleting a missing bundle is no error."""
     bundle = of(place)
     bundle.create(b"{}")
     assert sorted(p.name for p in bundle.path.iterdir()) == ["config.json", "rootfs", "work"]
@@ -51,14 +51,14 @@ def test_existing_bundle_is_left_alone(place: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "x" * 77, "a b"])
 def test_names_are_checked(place: Path, name: str) -> None:
-    """What is no identifier makes no directory."""
+    """An invalid identifier makes no directory."""
     with pytest.raises(errors.InvalidArgument, match="^invalid task id "):
         of(place, name).create(None)
     assert not (place / "state").exists()
 
 
 def test_user_namespaces_may_enter(place: Path) -> None:
-    """The group that group 0 is mapped to gets the bundle, mode 0710."""
+    """The group to which group 0 is mapped gets the bundle, with mode 0710."""
     gid = remapped_gid(
         json.dumps(
             {"linux": {"gidMappings": [{"containerID": 5, "hostID": 7}, {"containerID": 0, "hostID": 4242, "size": 9}]}}
@@ -74,7 +74,7 @@ def test_user_namespaces_may_enter(place: Path) -> None:
 
 @pytest.mark.root
 def test_mounts_are_undone_and_nothing_in_them_deleted(place: Path) -> None:
-    """Stacked and nested mounts of the root filesystem, one of them busy, are unmounted; what was mounted stays
+    """Stacked and nested mounts of the root filesystem, one of them busy, are unmounted; the mounted files stay
     whole.
     """
     source = place / "source"
@@ -92,7 +92,7 @@ def test_mounts_are_undone_and_nothing_in_them_deleted(place: Path) -> None:
 
 
 def test_a_rootfs_with_files_is_never_deleted(place: Path) -> None:
-    """Files that are in the root filesystem's directory itself are somebody's: the bundle stays, with an error."""
+    """Files in the root filesystem's directory itself belong to its user: the bundle stays, with an error."""
     bundle = of(place)
     bundle.create(None)
     (bundle.path / "rootfs/precious").touch()
@@ -102,7 +102,9 @@ def test_a_rootfs_with_files_is_never_deleted(place: Path) -> None:
 
 
 def test_address_is_remembered_as_containerd_writes_it(place: Path) -> None:
-    """bootstrap.json has containerd's keys; an old shim's bare address is read too; neither is None."""
+    """bootstrap.json has containerd's keys; the bare address of an old shim is read too; without either file the
+    address is None.
+    """
     bundle = of(place)
     bundle.create(None)
     assert bundle.read_address() is None
@@ -129,7 +131,7 @@ def test_address_is_remembered_as_containerd_writes_it(place: Path) -> None:
 
 @pytest.mark.parametrize("name", ["bootstrap.json", "address"])
 def test_an_address_that_cannot_be_read_is_no_absent_one(place: Path, name: str) -> None:
-    """Nothing of the shim follows from that: it may run."""
+    """Nothing about the shim follows from that: it may run."""
     bundle = of(place)
     bundle.create(None)
     for damaged in DAMAGED if name == "bootstrap.json" else ("", "\n"):
@@ -142,7 +144,7 @@ def test_an_address_that_cannot_be_read_is_no_absent_one(place: Path, name: str)
 
 @pytest.mark.root
 def test_a_state_file_is_complete_or_unchanged(place: Path) -> None:
-    """The kernel writes a part of it where no more has room."""
+    """The kernel writes only a part of it if there is no more room."""
     bundle = of(place)
     bundle.path.mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(bundle.path)], check=True)

@@ -1,4 +1,4 @@
-"""How that is cleaned up which a dead shim left, without any shim."""
+"""Cleaning up after a dead shim, without any shim."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def deleted(_timeout: float) -> Exit:
     "failure", [RuntimeError("can't start new thread"), OSError(errno.EMFILE, "Too many open files")]
 )
 async def test_cleaning_up_is_tried_again_whatever_it_fails_for(place: Path, failure: Exception) -> None:
-    """A task that is neither forgotten nor tried again would be there for ever, and its name taken."""
+    """A task that is neither forgotten nor tried again would stay for ever, and keep its name."""
     failures = [failure]
 
     def end(_seen: Sighting, _seconds: float) -> list[int]:
@@ -56,7 +56,9 @@ async def test_cleaning_up_is_tried_again_whatever_it_fails_for(place: Path, fai
 
 
 async def test_a_task_that_cannot_be_killed_stays(place: Path) -> None:
-    """It is UNKNOWN, its name is taken, nothing is told, and who deletes it hears why it cannot be; at last it goes."""
+    """It is UNKNOWN and keeps its name, no event is published, and a client that deletes it gets the reason; at last it
+    is removed.
+    """
     living = [4711]
     around = service(place)
     dead = task(around, delete=deleted)
@@ -78,7 +80,7 @@ async def test_a_task_that_cannot_be_killed_stays(place: Path) -> None:
 
 
 class Stubborn(Bundle):
-    """One that cannot be deleted."""
+    """A bundle that cannot be deleted."""
 
     def delete(self) -> None:
         raise RuntimeError("can't start new thread")
@@ -88,7 +90,7 @@ class Stubborn(Bundle):
 async def test_files_that_cannot_be_removed_keep_no_task(
     place: Path, caplog: pytest.LogCaptureFixture, kind: type[Bundle]
 ) -> None:
-    """Its processes are dead: it is gone, and its name free, though a file cannot be removed."""
+    """Its processes are dead: the task is gone and its name free, though a file cannot be removed."""
     around = service(place)
     dead = task(around, delete=deleted)
     dead.bundle = kind(dead.bundle.namespace, dead.bundle.id, dead.bundle.path, dead.bundle.work)
@@ -106,7 +108,7 @@ async def test_files_that_cannot_be_removed_keep_no_task(
 
 
 async def test_processes_that_do_not_die_delay_no_other_task(place: Path) -> None:
-    """However many tasks have some: on a file system that does not answer all have."""
+    """This holds however many tasks have such processes: on a file system that does not answer all have."""
     going_on, waiting = threading.Event(), list[Sighting]()
 
     def end(seen: Sighting, _seconds: float) -> list[int]:

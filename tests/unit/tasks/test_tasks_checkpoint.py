@@ -19,7 +19,7 @@ from tests.suites.diff_tars import block
 
 
 class Content:
-    """As much of a Node as checkpoints need."""
+    """The part of a Node that checkpoints need."""
 
     def __init__(self) -> None:
         self.blobs: dict[str, bytes] = {}
@@ -56,7 +56,7 @@ async def test_what_was_stored_is_loaded_again(place: Path) -> None:
 
 
 async def test_an_image_stays_in_its_directory(place: Path) -> None:
-    """A tar whose names lead out is refused, and so is what is no tar, or no checkpoint."""
+    """A tar with names that lead out is refused, and so is a file that is no tar or no checkpoint."""
     content, image = Content(), place / "in"
     image.mkdir()
     link = tarfile.TarInfo("link")

@@ -1,4 +1,4 @@
-"""What is asked of a request before a shim sees it."""
+"""Checks of a request before a shim gets it."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def fifo(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("value", [None, Opaque("a.Spec", b"")])
 def test_a_payload_is_there(value: Opaque | None) -> None:
-    """An Any that is absent, or only a type, is an error that names the field."""
+    """An Any that is absent, or has only a type, is an error that names the field."""
     checks.payload("spec", Opaque("a.Spec", b"{}"))
     with pytest.raises(errors.InvalidArgument, match="^spec is required: invalid argument$"):
         checks.payload("spec", value)
 
 
 def shim(directory: Path, version: str) -> str:
-    """The program of a shim that says it is of this version, and counts how often it is asked."""
+    """The program of a shim that reports this version and counts its calls."""
     path = directory / "containerd-shim-runc-v2"
     path.write_text(
         f"#!/bin/sh\necho x >> {directory}/asked\nprintf 'containerd-shim-runc-v2:\\n  Version:  {version}\\n  "
@@ -44,8 +44,8 @@ def shim(directory: Path, version: str) -> str:
 
 
 async def test_mounts_with_mapped_ids_are_for_shims_that_make_them(tmp_path: Path) -> None:
-    """From containerd 2.0 on. Its version is asked once, and again when it is another file; other mounts, and shims
-    of others, are not looked at.
+    """This holds for containerd 2.0 and later. The version is asked once, and again when the file has changed; other
+    mounts, and foreign shims, are not checked.
     """
     plain, mapped = (
         Mount("overlay", "overlay", ("lowerdir=/a:/b",)),
@@ -76,7 +76,9 @@ async def test_mounts_with_mapped_ids_are_for_shims_that_make_them(tmp_path: Pat
 
 
 def test_runtime_options() -> None:
-    """A shim of runc takes its own options, none, and any type without a value; those of other shims are theirs."""
+    """A shim of runc takes its own options, none, and an Any of any type without a value; the options of other shims
+    are not checked.
+    """
     for options in (
         None,
         Opaque("containerd.runc.v1.Options", b"\x08\x01"),
@@ -90,7 +92,7 @@ def test_runtime_options() -> None:
 
 
 async def test_stdio_that_is_there(tmp_path: Path, fifo: str) -> None:
-    """FIFOs, files and devices; URIs are the shim's; nothing is nothing."""
+    """FIFOs, files and devices are accepted; URIs are left to the shim; an empty path is accepted."""
     file = tmp_path / "file"
     file.touch()
     for program in (RUNC, OTHER):
@@ -131,8 +133,8 @@ async def test_stdio_that_is_not(io: IO, message: str) -> None:
 
 
 async def test_a_file_system_that_does_not_answer() -> None:
-    """Costs the one who named it. Looks that hang are bounded, and take no thread that others need; when they end
-    there is room again.
+    """Only the caller that names it waits. Checks that hang are bounded in number and take no thread that others need;
+    when they end, there is room again.
     """
     release, free = threading.Event(), threading.BoundedSemaphore(2)
 
@@ -166,7 +168,7 @@ async def test_a_file_system_that_does_not_answer() -> None:
 
 
 async def test_a_look_that_cannot_be_begun_takes_no_others_place(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that has no more threads for a moment refuses creates for that moment."""
+    """If the machine has no more threads for a moment, creates are refused for that moment."""
 
     def refused(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

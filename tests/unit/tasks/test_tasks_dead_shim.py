@@ -1,4 +1,4 @@
-"""What is known of a task without its bundle, and what of it may be killed."""
+"""The record of a task's processes beside its bundle, and which of them may be killed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_a_sighting_is_kept(place: Path) -> None:
-    """It is read as it was written; damaged ones, and none, are none."""
+    """It is read as it was written; a damaged one counts as none."""
     path = place / "ns:id"
     assert dead_shim.read(path) is None
     seen = Sighting(
@@ -43,8 +43,8 @@ def test_a_sighting_is_kept(place: Path) -> None:
 
 
 def test_only_the_process_that_was_seen_is_killed(place: Path, sleeper: subprocess.Popen[bytes]) -> None:
-    """Another one with its pid, which began at another time, is not; nor is one in the same mount namespace and
-    cgroups as this process.
+    """Another process with the same pid, but another start time, is not killed; nor is one in the mount namespace and
+    cgroups of this process.
     """
     bundle = Bundle.of(place / "root", place / "state", "ns", "c")
     bundle.create(None)
@@ -62,8 +62,8 @@ def test_only_the_process_that_was_seen_is_killed(place: Path, sleeper: subproce
 def test_a_process_that_cannot_be_checked_is_not_dead(
     place: Path, sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, of: str
 ) -> None:
-    """A process that runs out of open files learns nothing of a task's processes, and says so: else it would forget
-    a container that runs.
+    """A process that runs out of open files cannot check a task's processes, and raises an error; otherwise it would
+    forget a running container.
     """
     bundle = Bundle.of(place / "root", place / "state", "ns", "c")
     bundle.create(None)
@@ -87,7 +87,7 @@ def test_a_process_that_cannot_be_checked_is_not_dead(
 
 
 def test_without_a_sighting_the_runtimes_state_counts(place: Path, sleeper: subprocess.Popen[bytes]) -> None:
-    """The bundle's pid is taken for the init's if runc's or crun's state says that it began when this process did."""
+    """The bundle's pid is taken for the init's if the state of runc or crun has the start time of this process."""
     bundle = Bundle.of(place / "root", place / "state", "ns", "c")
     bundle.create(None)
     (bundle.path / "init.pid").write_text(str(sleeper.pid))
@@ -112,7 +112,9 @@ def test_without_a_sighting_the_runtimes_state_counts(place: Path, sleeper: subp
 def test_without_a_pid_namespace_processes_with_its_mounts_and_cgroups_are_killed(
     place: Path, sleeper: subprocess.Popen[bytes]
 ) -> None:
-    """The init is dead, its child lives: it is killed; what has the same cgroups, but other mounts, is not."""
+    """The init is dead and its child lives: the child is killed. A process with the same cgroups but other mounts is
+    not.
+    """
     bundle = Bundle.of(place / "root", place / "state", "ns", "c")
     bundle.create(None)
     init = subprocess.Popen(

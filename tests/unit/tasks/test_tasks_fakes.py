@@ -1,4 +1,4 @@
-"""The node of the tasks' tests keeps what a node promises to tasks."""
+"""The node of the tasks' tests passes the suite of the interface Node."""
 
 from __future__ import annotations
 

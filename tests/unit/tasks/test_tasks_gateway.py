@@ -1,4 +1,4 @@
-"""The rest of the node as tasks sees it."""
+"""Tasks' access to the other services of the node."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support import eventually_async
 
 
 class Channel:
-    """To a gateway that goes when it is told to."""
+    """A channel to a gateway that goes away when the test says so."""
 
     def __init__(self) -> None:
         self.goes = asyncio.Event()
@@ -28,8 +28,8 @@ class Channel:
 
 
 async def test_an_outage_is_reported_until_it_was_read() -> None:
-    """The exits of that time would be lost, if what is done about them fails once: each time it is told when the
-    gateway was last there.
+    """If the handling of an outage fails once, the exits of that time would be lost: each report says when the gateway
+    was last there.
     """
     channel, told, heard = Channel(), [], asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""What is found at a start, without any shim."""
+"""Loading of tasks at a start, without any shim."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.unit.tasks.tasks_fakes import ADDRESS, connections, service, task
 
 
 async def test_remains_of_ended_tasks_are_removed(place: Path) -> None:
-    """Work directories, exits and checkpoints; not those of a task whose bundle was removed by hand, and which is not
-    looked at yet when the others have been.
+    """Work directories, exits and checkpoints are removed. Those of a task whose bundle was removed by hand, and which
+    is checked later than the others, stay.
     """
     going_on = asyncio.Event()
     around = service(place, connections(going_on.wait))  # type: ignore[arg-type]

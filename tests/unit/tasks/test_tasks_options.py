@@ -1,4 +1,4 @@
-"""What is read in the options of runc, and that those of others are passed on."""
+"""Options of runc are read and completed; those of other runtimes are passed on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def runc(**fields: str) -> Opaque:
 
 
 def test_runcs_root_is_filled_in_where_it_is_empty() -> None:
-    """No options, empty options and options without a root get it; a root is kept, and so is every other field,
+    """No options, empty options and options without a root get it; a given root is kept, and so is every other field,
     known or not.
     """
     filled = RuntimeOptions(runc(root="/s/runc"))
@@ -44,7 +44,7 @@ def test_runcs_root_is_filled_in_where_it_is_empty() -> None:
 
 
 def test_options_of_the_call_come_first() -> None:
-    """The container's are for where there are none."""
+    """The container's options are used if the call has none."""
     mine, its = runc(root="/mine"), runc(root="/its")
     assert options.read(PROGRAM, mine, its, ROOT).given is mine
     assert options.read(PROGRAM, None, its, ROOT).given is its
@@ -52,7 +52,7 @@ def test_options_of_the_call_come_first() -> None:
 
 
 def test_options_of_other_runtimes_are_passed_on() -> None:
-    """A shim of runc takes none but runc's."""
+    """A shim of runc takes only runc's."""
     assert options.read(OTHER, KATA, None, ROOT) == RuntimeOptions(KATA)
     assert options.read(OTHER, None, KATA, ROOT) == RuntimeOptions(KATA)
     assert options.read(OTHER, None, None, ROOT) == RuntimeOptions(None)
@@ -70,7 +70,7 @@ def test_malformed_options_are_refused() -> None:
 
 
 def test_paths_of_checkpoints() -> None:
-    """To restore only where the call says so; to checkpoint another type is an error."""
+    """Restoring uses only the path in the call; for a checkpoint, options of another type are an error."""
     image = runc(criu_image_path="/r", root="/mine")
     assert options.read(PROGRAM, image, None, ROOT).image == "/r"
     assert options.read(PROGRAM, None, image, ROOT).image == ""

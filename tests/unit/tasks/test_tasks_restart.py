@@ -1,4 +1,4 @@
-"""The restart monitor's decisions, and what it does about them, on a fake of tasks."""
+"""The restart monitor's decisions and actions, on a fake of tasks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.unit.tasks.tasks_fakes import FakeNode
     ],
 )
 def test_policies_are_read(text: str, policy: Policy) -> None:
-    """Each policy in each of its spellings."""
+    """Each policy is tried in each of its spellings."""
     assert Policy.parse(text) == policy
 
 
@@ -48,7 +48,7 @@ def test_policies_are_read(text: str, policy: Policy) -> None:
     ],
 )
 def test_bad_policies_are_named(text: str, words: str) -> None:
-    """containerd's words."""
+    """The error has containerd's words."""
     with pytest.raises(errors.InvalidArgument, match=f"^{words}"):
         Policy.parse(text)
 
@@ -83,12 +83,12 @@ def test_bad_policies_are_named(text: str, words: str) -> None:
     ],
 )
 def test_decisions(labels: dict[str, str], status: Status | None, code: int, todo: str) -> None:
-    """What the labels want of a task in each state, as containerd's monitor decides it."""
+    """The action that the labels require for a task in each state, as containerd's monitor decides it."""
     assert decide(labels, status, code) == todo
 
 
 class FakeTasks:
-    """Remembers what was asked of it; a created task runs once it is started."""
+    """A fake that records the requests; a created task runs once it is started."""
 
     def __init__(self) -> None:
         self.states: dict[tuple[str, str], Process] = {}
@@ -132,8 +132,8 @@ def container(name: str, labels: dict[str, str], **spec: Any) -> Container:
 
 
 async def test_a_stopped_task_is_made_anew() -> None:
-    """Deleted, created from the snapshot's mounts with log URI, terminal and SELinux label of the container, and
-    started; the count is written first.
+    """The task is deleted, created from the snapshot's mounts with log URI, terminal and SELinux label of the
+    container, and started; the count is written first.
     """
     record = container(
         "c", {LOG_URI: "binary:///logger", COUNT: "4"}, process={"terminal": True}, linux={"mountLabel": "a:b"}
@@ -165,7 +165,7 @@ async def _running(tasks: FakeTasks, name: str) -> bool:
 
 
 async def test_the_older_log_label_is_a_file() -> None:
-    """restart.logpath is obeyed as a file URI; without a log label a task has no stdio."""
+    """restart.logpath is used as a file URI; without a log label a task has no stdio."""
     node, tasks = (
         FakeNode(container("old", {LOG_PATH: "/var/log/old"}), container("none", {}, process={"terminal": True})),
         FakeTasks(),
@@ -178,7 +178,7 @@ async def test_the_older_log_label_is_a_file() -> None:
 
 
 async def test_an_exit_is_answered_before_the_interval_but_not_twice_in_one() -> None:
-    """A hint of an exit restarts at once what still has its task; a second exit waits for the interval."""
+    """A hint of an exit restarts the task at once if it still exists; a second exit waits for the interval."""
     node, tasks = FakeNode(container("c", {})), FakeTasks()
     tasks.states["n", "c"] = Process("c", 1, Status.RUNNING)
     monitor = RestartMonitor(node, 3600, delay=0.01)
@@ -198,7 +198,7 @@ async def test_an_exit_is_answered_before_the_interval_but_not_twice_in_one() ->
 
 
 async def test_a_task_that_was_deleted_is_not_looked_at() -> None:
-    """Between its exit and the look the task went: nobody is asked about it."""
+    """The task is deleted between its exit and the check: no call is made about it."""
     node, tasks = FakeNode(container("c", {})), FakeTasks()
     monitor = RestartMonitor(node, 3600, delay=0.01)
     async with monitor.running(tasks):  # type: ignore[arg-type]
@@ -214,7 +214,7 @@ async def test_a_task_that_was_deleted_is_not_looked_at() -> None:
 
 
 async def test_a_task_that_is_stopped_on_purpose_while_it_is_looked_at_stays_stopped() -> None:
-    """The label and the kill come between the monitor's list of containers and its look at the task."""
+    """The label and the kill come between the monitor's list of containers and its check of the task."""
     node, tasks = FakeNode(container("c", {})), FakeTasks()
     tasks.states["n", "c"] = Process("c", 1, Status.RUNNING)
     get = tasks.get
@@ -232,7 +232,7 @@ async def test_a_task_that_is_stopped_on_purpose_while_it_is_looked_at_stays_sto
 
 
 async def test_stopped_is_killed_and_deleted() -> None:
-    """A container that should be stopped loses its running task."""
+    """The running task of a container that should be stopped is killed and deleted."""
     node, tasks = FakeNode(container("c", {STATUS: "stopped"})), FakeTasks()
     tasks.states["n", "c"] = Process("c", 1, Status.RUNNING)
     async with RestartMonitor(node, 0.05).running(tasks):  # type: ignore[arg-type]
@@ -245,8 +245,8 @@ async def test_stopped_is_killed_and_deleted() -> None:
 
 
 async def test_a_start_of_the_node_ends_stopped_on_purpose_for_always(tmp_path: Path) -> None:
-    """Once for each start of the node, which is that of this process's parent; not for other policies, and not where
-    it was stopped since then. Until metadata answers it is tried again.
+    """This happens once for each start of the node, which is that of this process's parent. Other policies are not
+    affected, nor containers that were stopped since then. Until metadata answers, it is tried again.
     """
     node = FakeNode(
         replace(container("since", {STOPPED: "true"}), updated_at=time.time_ns() + 3600 * 10**9),
@@ -284,8 +284,8 @@ async def test_a_start_of_the_node_ends_stopped_on_purpose_for_always(tmp_path: 
 
 
 async def test_a_container_that_cannot_be_changed_holds_up_no_other(tmp_path: Path) -> None:
-    """One damaged record at the start of a node: the others are looked after all the same, and those always to run
-    may.
+    """One record is damaged at the start of a node: the other containers are checked nevertheless, and those with the
+    policy always may run.
     """
     node, tasks = FakeNode(container("bad", {STOPPED: "true"}), container("good", {STOPPED: "true"})), FakeTasks()
 
@@ -303,8 +303,8 @@ async def test_a_container_that_cannot_be_changed_holds_up_no_other(tmp_path: Pa
 async def test_a_task_that_does_not_end_holds_up_no_other(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is said, each time, and the monitor goes on: one process in the kernel's hands is no reason to restart
-    nothing.
+    """It is logged each time, and the monitor goes on: one process stuck in the kernel does not prevent other
+    restarts.
     """
     node, tasks = FakeNode(container("hung", {STATUS: "stopped"}), container("gone", {})), FakeTasks()
     tasks.states["n", "hung"] = Process("hung", 1, Status.RUNNING)
@@ -328,7 +328,7 @@ async def test_a_task_that_does_not_end_holds_up_no_other(
 
 
 async def test_an_unexpected_failure_of_a_container_delays_no_other(caplog: pytest.LogCaptureFixture) -> None:
-    """It is named in the log with the failure, and the others are looked at in every interval."""
+    """The log names it with the failure, and the others are checked in every interval."""
     node, tasks = FakeNode(container("bad", {}), container("good", {})), FakeTasks()
     get = tasks.get
 

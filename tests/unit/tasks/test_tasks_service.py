@@ -1,4 +1,4 @@
-"""What tasks of a service have in common."""
+"""Helpers that the tasks of a service share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from services.tasks.service import prefixed
 
 
 def test_system_errors_have_gos_words() -> None:
-    """Behind what was being done, and with the path; an error of ours keeps its class."""
+    """The words follow the failed action and have the path; an error of ours keeps its class."""
     with pytest.raises(errors.Unknown) as caught, prefixed("failed to start shim: "):
         os.stat("/Absent/program")
     assert str(caught.value) == "failed to start shim: /Absent/program: no such file or directory"

@@ -1,4 +1,4 @@
-"""How shims' programs are found, called and understood."""
+"""Finding and calling shims' programs, and parsing their answers."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_socket_paths() -> None:
 
 @pytest.mark.parametrize("protocol", ["ttrpc", "grpc"])
 async def test_a_closed_and_a_silent_socket_are_told_apart(place: Path, protocol: str) -> None:
-    """The first is a dead shim, whose task is buried; the second a slow one, which is kept."""
+    """A closed socket means a dead shim, whose task is cleaned up; a silent one means a slow shim, which is kept."""
     causes: list[type[BaseException | None]] = []
     with socket.socket(socket.AF_UNIX) as dead, socket.socket(socket.AF_UNIX) as silent:
         dead.bind(str(place / "dead"))
@@ -118,7 +118,7 @@ print("unix:///x")""",
 
 
 async def test_a_shim_of_23_is_given_bootstrap_params(place: Path) -> None:
-    """One that refuses the old call is called the new way, and from then on at once."""
+    """A shim that refuses the old call is called in the new way, and from then on in that way only."""
     one = program(
         place,
         """
@@ -135,21 +135,21 @@ sys.stdout.buffer.write(b.BootstrapResult(version=3, address="unix:///y", protoc
 
 
 async def test_a_shim_that_fails_says_why(place: Path) -> None:
-    """Standard error and exit status are the message."""
+    """The error has its standard error and exit status."""
     one = program(place, 'sys.exit("no room")')
     with pytest.raises(errors.Unknown, match=r"^no room: exit status 1$"):
         await one.start(None, 20)
 
 
 async def test_a_shim_that_hangs_is_killed(place: Path) -> None:
-    """After the time allowed; whoever inherited its output does not hold us up."""
+    """It is killed after the time allowed. A process that inherited its output does not delay the error."""
     one = program(place, "import time; time.sleep(1000)")
     with pytest.raises(errors.DeadlineExceeded, match="not done after 0.5 s"):
         await one.start(None, 0.5)
 
 
 async def test_delete_tells_how_the_task_ended(place: Path) -> None:
-    """What the program prints, a DeleteResponse; warnings on its standard error are no failure."""
+    """The program prints a DeleteResponse; warnings on its standard error are no failure."""
     one = program(
         place,
         """
@@ -164,15 +164,15 @@ sys.stdout.buffer.write(shim_pb2.DeleteResponse(pid=7, exit_status=137).Serializ
 
 
 async def test_an_answer_of_delete_that_is_none_is_said(place: Path) -> None:
-    """A program that prints something else than a DeleteResponse has failed, as any other."""
+    """A program that prints anything other than a DeleteResponse has failed."""
     with pytest.raises(errors.Unknown, match='/shim delete: what it printed is no answer: "cleaned up, thank you'):
         await program(place, 'print("cleaned up, thank you")').delete(20)
 
 
 @pytest.mark.parametrize("table", ["io.containerd.monitor.container.v1.restart", "io.containerd.internal.v1.restart"])
 def test_the_restart_monitor_has_containerds_table(place: Path, table: str) -> None:
-    """Its interval is read from containerd 2's table and 1.x's; ours goes first; a bad value is named with its file
-    and key.
+    """The interval is read from containerd 2's table and from 1.x's; ours takes precedence; a bad value is named with
+    its file and key.
     """
     file = place / "c.toml"
     file.write_text(f'[plugins."{table}"]\ninterval = "5s"\n')
@@ -185,7 +185,7 @@ def test_the_restart_monitor_has_containerds_table(place: Path, table: str) -> N
 
 
 def test_timeouts_have_containerds_names(place: Path) -> None:
-    """[timeouts] of containerd's config is obeyed; a bad value is named with its file and key."""
+    """[timeouts] of containerd's config is used; a bad value is named with its file and key."""
     file = place / "c.toml"
     file.write_text(
         '[tasks]\nrestart_interval = "3s"\n[timeouts]\n"io.containerd.timeout.task.state" = '
@@ -202,7 +202,7 @@ def test_timeouts_have_containerds_names(place: Path) -> None:
 
 
 def test_runtimes_that_would_ignore_id_mapped_mounts_are_refused() -> None:
-    """containerd's words; a runtime that does not tell its features is let be."""
+    """The error has containerd's words; a runtime that does not report its features is not refused."""
     check_id_mapped_mounts(None)
     check_id_mapped_mounts({"linux": {"mountExtensions": {"idmap": {"enabled": True}}}})
     with pytest.raises(

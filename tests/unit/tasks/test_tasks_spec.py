@@ -1,4 +1,4 @@
-"""What is read of a container's OCI spec."""
+"""Reading of a container's OCI spec."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from services.tasks import spec as specs
 from services.tasks.spec import own_pids, remapped_gid, uses_id_mapped_mounts
 
 DEEP = b'{"a":' * 3000 + b"1" + b"}" * 3000
-"""What a client may have put into a field that nobody knows."""
+"""A client may put this into a field that is not read."""
 
 
 @pytest.mark.parametrize(
@@ -30,14 +30,14 @@ DEEP = b'{"a":' * 3000 + b"1" + b"}" * 3000
     ],
 )
 def test_id_mapped_mounts_are_seen(spec: bytes, uses: bool) -> None:
-    """By an option or by mappings of a mount, not by the word or the user namespace's mappings; however the
-    runtime, which is in Go, lets them be spelt.
+    """They are recognised by an option or by mappings of a mount, not by the word elsewhere or the user namespace's
+    mappings; in each spelling that the runtime, which is in Go, accepts.
     """
     assert uses_id_mapped_mounts(spec) is uses
 
 
 def test_the_group_that_root_becomes() -> None:
-    """Of the mapping of group 0."""
+    """It is computed from the mapping of group 0."""
     assert (
         remapped_gid(b'{"linux": {}}')
         == remapped_gid(b'{"linux": {"gidMappings": []}}')
@@ -66,7 +66,7 @@ def test_the_group_that_root_becomes() -> None:
     ],
 )
 def test_a_malformed_spec_is_an_error(spec: bytes, why: str) -> None:
-    """Of the class and in the words that containerd has for either."""
+    """The error has containerd's class and words."""
     with pytest.raises(errors.Unknown) as unknown:
         remapped_gid(spec)
     assert str(unknown.value) == f"spec: {why}"
@@ -76,7 +76,7 @@ def test_a_malformed_spec_is_an_error(spec: bytes, why: str) -> None:
 
 
 def test_a_pid_namespace_of_its_own() -> None:
-    """One that is joined, by its path, is none."""
+    """A namespace that is joined by its path does not count."""
     for namespaces, own in (
         ([{"type": "pid"}], True),
         ([{"type": "pid", "path": "/proc/1/ns/pid"}], False),

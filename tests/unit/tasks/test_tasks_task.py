@@ -1,4 +1,4 @@
-"""A task's life, and the races in it, without any shim."""
+"""A task's life and its races, without any shim."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.unit.tasks.tasks_fakes import ADDRESS, FakeConnection, connections, s
 
 @pytest.fixture
 async def close() -> AsyncIterator[list[Task]]:
-    """Tasks to be closed at the end."""
+    """Tasks that are closed at the end."""
     made: list[Task] = []
     yield made
     for each in made:
@@ -31,7 +31,7 @@ async def close() -> AsyncIterator[list[Task]]:
 
 @pytest.fixture
 def process() -> Iterator[subprocess.Popen[bytes]]:
-    """One to be taken for a shim."""
+    """A process that stands for a shim."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as made:
         try:
             yield made
@@ -40,12 +40,12 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
 
 
 async def quiet(around: Service) -> None:
-    """Until all work beside has ended."""
+    """Wait until all background work has ended."""
     await asyncio.wait_for(around.background.wait(), 10)
 
 
 def test_every_state_is_reached_and_none_is_left_out() -> None:
-    """Each can be come to from NEW; GONE and LEFT are the ends."""
+    """Each state can be reached from NEW; GONE and LEFT are the last ones."""
     assert set(TRANSITIONS) == set(Life)
     reached, waiting = {Life.NEW}, [Life.NEW]
     while waiting:
@@ -78,7 +78,9 @@ async def test_a_transition_that_is_not_in_the_table_is_a_defect(
 async def test_a_shim_is_followed_again_whatever_fails_at_first(
     place: Path, caplog: pytest.LogCaptureFixture, close: list[Task]
 ) -> None:
-    """Its connection was lost, and there are no descriptors for a moment: nobody else would hear of its death."""
+    """Its connection was lost, and there are no file descriptors for a moment: without another try its death would not
+    be noticed.
+    """
     failing = [OSError(errno.EMFILE, "too many open files"), ZeroDivisionError("unthought of")]
     unsaid: list[Exception] = [OSError(errno.EMFILE, "too many open files")]
 
@@ -109,7 +111,7 @@ async def test_a_shim_is_followed_again_whatever_fails_at_first(
 async def test_a_shim_that_dies_while_it_is_connected_to_is_noticed(
     place: Path, process: subprocess.Popen[bytes], close: list[Task]
 ) -> None:
-    """A process that is dying takes connections: that one is not kept."""
+    """A process that is dying accepts connections: that one is dropped."""
     made = connections(pid=lambda: process.pid)
     one = task(service(place, made))
     close.append(one)
@@ -134,7 +136,7 @@ async def test_a_shim_that_dies_while_it_is_connected_to_is_noticed(
 async def test_a_shim_that_dies_is_found_dead_once(
     place: Path, process: subprocess.Popen[bytes], close: list[Task]
 ) -> None:
-    """Its pidfd and its connection say so in the same moment."""
+    """Its pidfd and its connection report it in the same moment."""
     made = connections(pid=lambda: process.pid)
     one = task(service(place, made))
     close.append(one)
@@ -150,7 +152,7 @@ async def test_a_shim_that_dies_is_found_dead_once(
 
 
 async def test_a_connection_to_a_task_that_is_deleted_meanwhile_is_closed(place: Path, close: list[Task]) -> None:
-    """The shim of a group lives on, and nobody else would close it."""
+    """The shim of a group lives on, and no other code would close it."""
     going_on = asyncio.Event()
     made = connections()
     one = task(service(place, made))
@@ -192,7 +194,7 @@ async def test_a_pid_that_a_former_shim_told_is_not_taken(place: Path, close: li
 async def test_an_exit_that_is_learnt_late_is_not_noted_for_the_next_of_this_name(
     place: Path, close: list[Task]
 ) -> None:
-    """Else the next task's exit would count as seen, and not be told after a start."""
+    """Otherwise the next task's exit would count as seen, and not be reported after a start."""
     exits: list[int] = []
     around = service(place, on_exit=lambda _namespace, _name, how: exits.append(how.status))
     made, one = around.connection, task(around)
@@ -216,7 +218,7 @@ async def test_an_exit_that_is_learnt_late_is_not_noted_for_the_next_of_this_nam
 
 
 async def test_waiters_get_an_error_when_the_service_ends(place: Path, close: list[Task]) -> None:
-    """As of an outage, not as of the end of the task."""
+    """The error is that of an outage, not of the end of the task."""
     one = task(service(place))
     close.append(one)
     await one.connect(ADDRESS, 1.0)
