@@ -49,7 +49,7 @@ _FILES = (
     "services/__init__.py",
     "services/images/__init__.py",
     *(f"services/images/concurrency/{name}.py" for name in ("__init__", "fair_queue")),
-    *(f"services/images/documents/{name}.py" for name in ("__init__", "manifests", "parser")),
+    *(f"services/images/documents/{name}.py" for name in ("__init__", "manifests", "parser", "tokens")),
     *(f"services/oci/{name}.py" for name in ("__init__", "descriptors", "digests", "media_types", "platforms")),
     *(f"services/kit/{name}.py" for name in ("__init__", "errors", "gojson", "identifiers", "kept")),
 )

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
+from services.images.documents import parser, tokens
 from services.images.registry import challenge
 from services.images.registry.credentials import Credentials, Source
 from services.images.registry.failure import Failure, answered
 from services.images.registry.host import is_address
 from services.images.registry.limits import TOKEN_LIMIT
 from services.kit import errors, gojson
-from services.kit.gojson import ANYTHING, TEXT, Struct
 from services.kit.tracing import span
 
 CLIENT = "splitd"
@@ -33,9 +33,6 @@ MARGIN = 15.0
 """Seconds before its end at which a token is replaced (a short-lived one after three quarters of its time): a request
 that is sent with it still has to arrive.
 """
-
-
-_ANSWER = Struct({"access_token": TEXT, "token": TEXT, "expires_in": ANYTHING})
 
 
 class Ask(Protocol):
@@ -204,9 +201,7 @@ class Authorizer:
                 failure.kind = errors.Unauthenticated
             raise failure
         try:
-            found = await gojson.apart(len(body), lambda: gojson.read(body, _ANSWER, mark=True, first=True))
-            value = found.get("access_token") or found.get("token") or ""
-            seconds = _seconds(found.get("expires_in"))
+            value, seconds = await parser.read(body, tokens.token_in)
         except gojson.Malformed as error:
             why = f"more than {TOKEN_LIMIT} bytes" if len(body) >= TOKEN_LIMIT else str(error)
             raise Failure(
@@ -226,14 +221,6 @@ class Authorizer:
                 kind=errors.Unauthenticated,
             )
         return _Token(value, self._clock() + max(seconds - MARGIN, seconds * 0.75) if seconds > 0 else None)
-
-
-def _seconds(value: Any) -> float:
-    """A number, which some servers write as a string; 0 for what is none."""
-    try:
-        return float(value) if isinstance(value, int | float | str) else 0.0
-    except ValueError:
-        return 0.0
 
 
 def _joined(scopes: Iterable[str], common: Iterable[str]) -> tuple[str, ...]:

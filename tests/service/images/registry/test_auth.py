@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from services.images.documents import parser
 from services.images.registry import Credentials, DockerConfig, Registry, first_of
 from services.images.registry.limits import TOKEN_LIMIT
 from services.images.registry_timeouts import Timeouts
@@ -267,6 +268,20 @@ async def test_a_token_in_an_odd_answer(quick: Registry, fake: FakeRegistry, nam
     with within(5):
         await quick.client().resolve(name)
     assert len(fake.asked(part="/token")) == 1
+
+
+async def test_a_token_in_an_answer_of_tens_of_thousands_of_fields(
+    quick: Registry, fake: FakeRegistry, name: str
+) -> None:
+    """Such an answer is read by the program for large documents: what is made of it is not the service's memory."""
+    fake.auth = Auth()
+    fake.auth.tokens["abc"] = (float("inf"), {"repository:box:pull"})
+    seen = parser._PROGRAM.read_so_far
+    fields = {f"f{number}": number for number in range(20_000)}
+    fake.inject("token", says(json.dumps({**fields, "token": "abc", "expires_in": 300})))
+    with within(10), parser.available():
+        await quick.client().resolve(name)
+    assert parser._PROGRAM.read_so_far == seen + 1
 
 
 async def test_a_redirected_token_request_carries_nothing(
