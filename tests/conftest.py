@@ -9,6 +9,7 @@ steady.install()  # before anything takes time.monotonic as a default
 import collections
 import contextlib
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +40,16 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
         terminalreporter.section(f"slowest {SLOWEST} files")
         for name, seconds in sorted(took.items(), key=lambda each: -each[1])[:SLOWEST]:
             terminalreporter.line(f"{seconds:7.1f}s {name}")
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """A test has the same name in each run, by which it is run once more: bytes are no name, since what is compressed
+    has the time of day in it.
+    """
+    return argname if isinstance(val, bytes) and not _READABLE.fullmatch(val) else None
+
+
+_READABLE = re.compile(rb"[ -~]{0,24}")
 
 
 @pytest.fixture(scope="module", autouse=True)
