@@ -1,4 +1,4 @@
-"""kit.batching: whatever the variables say, the SDK takes what is made of them."""
+"""kit.batching: for any values of the variables, the SDK accepts the resulting settings."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ ODD = ("", " ", "0", "-1", "1", "100", "1e3", "many", "\u0663", "9" * 18, "9" * 
     ],
 )
 def test_what_is_made_of_the_variables(variables: dict[str, str], wanted: Batching, said: list[str]) -> None:
-    """A batch is no larger than the queue; what cannot be taken is said, with what is in its place."""
+    """A batch is no larger than the queue; an unusable value is reported together with its replacement."""
     assert batching.read(variables) == (wanted, said)
 
 
 def test_nothing_that_the_variables_say_is_refused_by_the_sdk() -> None:
-    """Of every combination of odd values, each is one that the SDK and a thread's wait can take; and no message is
-    long.
+    """In every combination of odd values, each setting is one that the SDK and a thread's wait accept; and no message
+    is long.
     """
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 

@@ -1,4 +1,4 @@
-"""kit.buckets: exactly so much at once, and so much for long."""
+"""kit.buckets: a burst is allowed at once, and a rate in the long run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from services.kit.buckets import Bucket
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """A clock that the test advances."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -26,8 +26,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_a_bucket(clock: Clock) -> None:
-    """So many at once, so many a second; what is given counts beyond that burst, up to a bound, and what was passed
-    over brings nothing.
+    """A burst is allowed at once, and a rate per second. Tokens that are given count beyond the burst, up to a bound;
+    time that is passed over brings none.
     """
     bucket = Bucket(3, 2, 5)
     assert [bucket.take() for _ in range(4)] == [True, True, True, False]
@@ -46,7 +46,7 @@ def test_a_bucket(clock: Clock) -> None:
 
 
 def test_an_old_bucket_has_no_more_than_its_burst(clock: Clock) -> None:
-    """However long ago anything was taken of it."""
+    """This holds however long ago the last request was."""
     bucket = Bucket(10, 5)
     clock.now += 1000
     assert [bucket.take() for _ in range(11)] == [True] * 10 + [False]

@@ -1,4 +1,4 @@
-"""The cgroup of a node's processes, on this machine's hierarchies: the way in, and the way out for shims."""
+"""The cgroup of a node's processes, on this machine's hierarchies: entering it, and leaving it for shims."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def groups(text: str) -> dict[str, str]:
 
 @pytest.fixture
 def path() -> Iterator[str]:
-    """One that is there where it must be, and is gone afterwards."""
+    """A path of a new cgroup, which is removed afterwards."""
     hierarchies = cgroups._hierarchies(Path("/proc/self/mountinfo"))
     name = f"/splitd-test-{os.getpid()}"
     if "" in hierarchies:
@@ -55,8 +55,8 @@ def path() -> Iterator[str]:
 
 @pytest.mark.root
 def test_a_command_runs_in_the_cgroup_and_what_it_starts_may_leave_it(path: str) -> None:
-    """In every hierarchy that is mounted, cpusets too. What leaves is where the command was started, has its
-    arguments, and nothing of the way; where that is gone it stays.
+    """This holds in every mounted hierarchy, including cpusets. A process that leaves is in the cgroup where the
+    command was started, with its arguments and no trace of the wrapper; if that cgroup is gone, it stays.
     """
     before = groups(Path("/proc/self/cgroup").read_text())
     done = subprocess.run(
@@ -79,7 +79,7 @@ def test_a_command_runs_in_the_cgroup_and_what_it_starts_may_leave_it(path: str)
 
 
 def test_where_there_is_no_cgroup_the_command_is_not_run(tmp_path: Path) -> None:
-    """With v2 it is not made; the error names it."""
+    """With v2 the cgroup is not made; the error names it."""
     mounts, own = tmp_path / "mountinfo", tmp_path / "cgroup"
     mounts.write_text("31 23 0:28 / /sys/fs/cgroup rw,relatime shared:9 - cgroup2 cgroup2 rw,nsdelegate\n")
     own.write_text("0::/system.slice\n")

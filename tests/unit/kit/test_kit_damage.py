@@ -1,4 +1,4 @@
-"""A log that ends too early is told from one that a crash cut off."""
+"""A log that ends too early is distinguished from one that a crash cut off."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FRAME = 24 + 4096
 
 @pytest.fixture
 async def crashed(tmp_path: Path) -> Path:
-    """A database as kill -9 leaves it, with twenty transactions in its log."""
+    """Make a database as kill -9 leaves it, with twenty transactions in its log."""
     running, left = tmp_path / "running.db", tmp_path / "left.db"
     store = SqliteTransactions(running)
     for number in range(20):
@@ -40,7 +40,7 @@ def flip(path: Path, at: int) -> None:
 
 
 async def opened(path: Path, *, noted: bool = True) -> tuple[str, int]:
-    """What is said to be lost, and how many records are there."""
+    """Open it; return the reported loss and the number of its records."""
     store = SqliteTransactions(path)
     try:
         if noted:
@@ -51,7 +51,9 @@ async def opened(path: Path, *, noted: bool = True) -> tuple[str, int]:
 
 
 async def test_a_log_left_by_a_crash_has_lost_nothing(crashed: Path) -> None:
-    """All of it is there; nor has a log that was cut within its last transaction, which nobody was answered."""
+    """All records are there. A log that was cut within its last transaction, which was not acknowledged, has lost
+    nothing either.
+    """
     again = crashed.with_name("again.db")
     for suffix in ("", "-wal"):
         shutil.copyfile(f"{crashed}{suffix}", f"{again}{suffix}")
@@ -67,7 +69,7 @@ async def test_a_log_left_by_a_crash_has_lost_nothing(crashed: Path) -> None:
 async def test_a_database_left_by_a_crash_opens_on_a_full_disk(
     crashed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Though the log cannot be written back, for which the database would have to grow; all that is in it is there."""
+    """The log cannot be written back, since the database would have to grow; all its records are there."""
     full = tmp_path / "full"
     full.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(full)], check=True)
@@ -90,12 +92,12 @@ with open(sys.argv[1], "r+b") as file:
     kind, *_ = struct.unpack("hhqqi4x", fcntl.fcntl(file, fcntl.F_GETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 128, 1, 0)))
 print("free" if kind == fcntl.F_UNLCK else "in use")
 """
-"""Whether the byte of -shm is locked by which SQLite knows that a database is open (UNIX_SHM_DMS)."""
+"""Check the lock on the byte of -shm by which SQLite knows that a database is open (UNIX_SHM_DMS)."""
 
 
 async def test_after_a_crash_others_see_that_it_is_open(crashed: Path) -> None:
-    """Whoever opens the database beside this process, to make a backup, would else begin it anew, and end this one
-    by SIGBUS.
+    """Otherwise a program that opens the database beside this process, for a backup, would recover it from the start,
+    and end this process by SIGBUS.
     """
     store = SqliteTransactions(crashed)
     looked = await asyncio.create_subprocess_exec(
@@ -108,7 +110,7 @@ async def test_after_a_crash_others_see_that_it_is_open(crashed: Path) -> None:
 
 @pytest.mark.parametrize("where", ["a page", "a frame's header", "the log's header"])
 async def test_a_flipped_bit_is_said(crashed: Path, where: str) -> None:
-    """What stood behind it is lost, and the log is kept aside; the next start has nothing more to say."""
+    """The records behind it are lost, and the log is kept aside; the next start reports nothing more."""
     wal = Path(f"{crashed}-wal")
     before = wal.read_bytes()
     flip(
@@ -125,8 +127,8 @@ async def test_a_flipped_bit_is_said(crashed: Path, where: str) -> None:
 
 @pytest.mark.parametrize("where", [32 + 12 * FRAME + 1000, 14])
 async def test_a_loss_that_was_not_noted_is_said_again(crashed: Path, where: int) -> None:
-    """A start that ends before it has noted it, killed at whatever moment, leaves that to the next: the log itself
-    says nothing any more.
+    """A start that is killed before it has recorded the loss leaves that to the next; the log itself does not show it
+    any more.
     """
     flip(Path(f"{crashed}-wal"), where)
     first, count = await opened(crashed, noted=False)
@@ -138,8 +140,8 @@ async def test_a_loss_that_was_not_noted_is_said_again(crashed: Path, where: int
 
 
 async def test_a_damaged_log_is_kept_once(crashed: Path) -> None:
-    """However often a start is tried; a database with such a log that cannot be opened would fill the disk with
-    copies.
+    """This holds however often a start is tried: otherwise a database that cannot be opened with such a log would fill
+    the disk with copies.
     """
     flip(Path(f"{crashed}-wal"), 14)
     for _ in range(3):
@@ -151,8 +153,8 @@ async def test_a_damaged_log_is_kept_once(crashed: Path) -> None:
 async def test_a_damaged_log_that_cannot_be_kept_prevents_no_start(
     crashed: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: int
 ) -> None:
-    """On a full disk the process starts all the same, else nothing could be deleted to make room; half a copy is
-    none.
+    """On a full disk the process starts nevertheless, or nothing could be deleted to make room; an incomplete copy is
+    removed.
     """
     flip(Path(f"{crashed}-wal"), where)
 
@@ -170,7 +172,7 @@ async def test_a_damaged_log_that_cannot_be_kept_prevents_no_start(
 
 
 async def test_a_log_that_the_disk_does_not_give_back_is_named(crashed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a refusal, not by the death of the process: it is not mapped into memory."""
+    """The start fails with an error; the process does not die, since the log is not mapped into memory."""
 
     def broken(*_: int) -> bytes:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -184,7 +186,7 @@ async def test_a_log_that_the_disk_does_not_give_back_is_named(crashed: Path, mo
 
 
 def test_unreadable_pages_are_damage() -> None:
-    """A page that cannot be read is as good as one that is not what it was; no room is neither."""
+    """A page that cannot be read counts as a page with wrong contents; lack of room does not."""
     found = {}
     for name in (
         "SQLITE_IOERR_READ",
@@ -202,7 +204,7 @@ def test_unreadable_pages_are_damage() -> None:
 
 
 async def test_any_directory_is_checked(crashed: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Also one whose name means something in a URI."""
+    """This includes a directory whose name has a meaning in a URI."""
     odd = crashed.parent / "50%41? #a" / "left.db"
     odd.parent.mkdir()
     odd.write_bytes(b"SQLite format 3\0" + bytes(5000))
@@ -211,7 +213,7 @@ async def test_any_directory_is_checked(crashed: Path, caplog: pytest.LogCapture
 
 
 async def test_damaged_pages_are_refused_in_clear_words(crashed: Path) -> None:
-    """Reading, writing and a check of all pages say which file it is, and where to read on."""
+    """The errors of reading, writing and a check of all pages name the file and the document to read."""
     store = SqliteTransactions(crashed)
     for number in range(3000):
         store._writer.execute("INSERT INTO records VALUES (?, ?)", (b"x%d" % number, bytes(500)))

@@ -12,7 +12,7 @@ from services.kit import files
 
 
 def test_a_file_is_replaced_by_one_that_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its bytes first, then its name, then the directory."""
+    """First its bytes are on the disk, then its name, then the directory."""
     path, done = tmp_path / "kept.json", list[str]()
     fsync, rename = os.fsync, Path.replace
 
@@ -34,7 +34,7 @@ def test_a_file_is_replaced_by_one_that_is_on_the_disk(tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize("before", ["before", None], ids=["one was there", "none was"])
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str | None) -> None:
-    """And nothing else, which would need room."""
+    """No other file is left that would need room."""
     path = tmp_path / "kept.json"
     if before is not None:
         path.write_text(before)

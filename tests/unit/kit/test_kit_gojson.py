@@ -1,5 +1,5 @@
-"""JSON from outside is read as Go reads it. What is said here was asked of Go 1.26; tests/fuzz/test_gojson_fuzz.py
-asks it anew, of random documents.
+"""JSON from outside is read as Go reads it. The expectations here are the results of Go 1.26;
+tests/fuzz/test_gojson_fuzz.py compares random documents with it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def refused(text: str | bytes) -> str:
 
 
 def deep(levels: int, kind: str = "[]") -> str:
-    """A document of so many levels, all but one in a field that nobody wants."""
+    """Return a document of so many levels, all but one in a field that is not read."""
     inner = (
         "[" * (levels - 1) + "]" * (levels - 1) if kind == "[]" else '{"a":' * (levels - 1) + "1" + "}" * (levels - 1)
     )
@@ -101,7 +101,9 @@ def deep(levels: int, kind: str = "[]") -> str:
     ],
 )
 def test_a_document_is_what_go_makes_of_it(text: str | bytes, found: dict[str, Any]) -> None:
-    """Names without case, keys with it; the last of duplicates, merged; null; integers; what is no Unicode."""
+    """Names are matched without case, keys with it; of duplicates the last counts, merged; null; integers; invalid
+    Unicode.
+    """
     assert read(text) == found
 
 
@@ -140,7 +142,7 @@ def test_a_document_is_what_go_makes_of_it(text: str | bytes, found: dict[str, A
     ],
 )
 def test_documents_that_go_refuses_are_refused_in_plain_words(text: str | bytes, why: str) -> None:
-    """The words tell the place, and follow upon the name of the document."""
+    """The words give the place, and follow the name of the document."""
     assert refused(text) == why
     with pytest.raises(errors.InvalidArgument) as caught:
         gojson.document(
@@ -154,7 +156,7 @@ def test_documents_that_go_refuses_are_refused_in_plain_words(text: str | bytes,
 
 @pytest.mark.parametrize("kind", ["[]", "{}"])
 def test_ten_thousand_levels_are_read(kind: str) -> None:
-    """One more is refused, as in Go."""
+    """One more level is refused, as in Go."""
     assert read(deep(10_000, kind)) == {"kind": "k"}
     assert refused(deep(10_001, kind)) == "exceeded max depth"
     assert len(json.dumps(gojson.read(("[" * 50 + "]" * 50).encode(), ANYTHING))) == 100
@@ -163,7 +165,7 @@ def test_ten_thousand_levels_are_read(kind: str) -> None:
 @pytest.mark.parametrize("levels", [3, 99, 100, 101, 102, 1500])
 @pytest.mark.parametrize("damage", ["}", ",", ":", '"', "1", "]", "[[", '{"a"', "nul", '"\\x"', "\x00", "-", "1.e"])
 def test_both_scanners_say_the_same(levels: int, damage: str) -> None:
-    """At each depth, of what is right and of what is wrong, wherever the fault is."""
+    """They agree at each depth, for valid and for invalid documents, wherever the error is."""
     good = deep(levels)
 
     def said(text: str, **options: Any) -> Any:
@@ -180,13 +182,13 @@ def test_both_scanners_say_the_same(levels: int, damage: str) -> None:
 
 
 def test_strings_are_neither_depth_nor_values() -> None:
-    """Brackets and commas in them are letters."""
+    """Brackets and commas in them do not count."""
     text = json.dumps({"kind": '["\\' * 30_000 + "[,{" * 300_000})
     assert read(text)["kind"] == json.loads(text)["kind"]
 
 
 def test_a_document_of_too_many_values_is_refused() -> None:
-    """Whoever waits for the process must not wait long for one document."""
+    """The process must not be blocked for long by one document."""
     assert read('{"x":[' + "1," * (gojson.VALUES - 10) + "1]}") == {}
     assert refused('{"x":[' + "1," * gojson.VALUES + "1]}") == f"{gojson.VALUES + 2} values, more than {gojson.VALUES}"
     assert (
@@ -201,7 +203,7 @@ def test_a_document_of_too_many_values_is_refused() -> None:
 
 
 def test_a_token_server_may_send_a_mark_and_more() -> None:
-    """Where Go's Decoder reads, what follows the first document does not count; a byte order mark is our kindness."""
+    """Go's Decoder ignores bytes after the first document; a byte order mark is accepted by us alone."""
     assert gojson.read(b'\xef\xbb\xbf{"kind":"a"}', DOCUMENT, mark=True) == {"kind": "a"}
     assert gojson.read(b' {"kind":"a"} <rest', DOCUMENT, first=True) == {"kind": "a"}
     assert gojson.read(b'{"kind":"\\ud800"}\0\0', DOCUMENT, first=True) == {"kind": "\ufffd"}

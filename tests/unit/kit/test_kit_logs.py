@@ -1,4 +1,4 @@
-"""What is logged: levels, a line for each call that failed, and how many of those."""
+"""Logging: levels, a line for each failed call, and the bound on their number."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LINES = (
 
 
 def said(level: str | None) -> str:
-    """What a process whose SPLITD_LOG this is says when it and a library log something at DEBUG."""
+    """Return the output of a process with this SPLITD_LOG when it and a library log something at DEBUG."""
     environment = {k: v for k, v in os.environ.items() if k != "SPLITD_LOG"} | (
         {"SPLITD_LOG": level} if level is not None else {}
     )
@@ -36,12 +36,12 @@ def test_debug_is_ours_and_no_librarys() -> None:
 
 
 def test_info_is_the_level_without_one() -> None:
-    """And with an empty one."""
+    """It is also the level with an empty value."""
     assert said(None) == said("") == ""
 
 
 def test_a_mistyped_level_is_reported_once_and_stops_no_process() -> None:
-    """With the levels there are; INFO is used."""
+    """The message lists the levels; INFO is used."""
     (line,) = said("DEBGU").splitlines()
     assert "SPLITD_LOG=DEBGU is no level (DEBUG, INFO, WARNING, ERROR, CRITICAL): INFO is used" in line
 
@@ -69,7 +69,7 @@ def lines(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> 
 def test_a_failed_call_leaves_a_line(
     lines: pytest.LogCaptureFixture, error: errors.NodeError, level: str | None
 ) -> None:
-    """But those by which clients find out what is there, and those that their clients ended."""
+    """Calls by which clients find out what exists leave none, nor do calls that their clients ended."""
     logs.failed("/s/M", "default", error)
     assert [r.levelname for r in lines.records] == ([level] if level else [])
     if level:
@@ -77,7 +77,7 @@ def test_a_failed_call_leaves_a_line(
 
 
 def test_thousands_of_failed_calls_leave_a_few_lines_and_their_number(lines: pytest.LogCaptureFixture) -> None:
-    """Clients choose how many calls of theirs fail."""
+    """Clients decide how many of their calls fail."""
     for _ in range(1000):
         logs.failed("/s/M", "", errors.Unknown("no"))
     assert len(lines.records) == 3
@@ -90,7 +90,7 @@ def test_thousands_of_failed_calls_leave_a_few_lines_and_their_number(lines: pyt
 
 
 def test_a_client_writes_no_lines_of_its_own(lines: pytest.LogCaptureFixture) -> None:
-    """Line ends and escape sequences in what it sends are shown as such, and not all of what is long."""
+    """Line ends and escape sequences in clients' strings are escaped, and long strings are cut."""
     logs.failed("/s/M\n2026 ERROR", "\x1b[31m", errors.InvalidArgument("a\nb" + "x" * 5000))
     (line,) = lines.messages
     assert line.isprintable()
@@ -109,7 +109,7 @@ def test_a_client_writes_no_lines_of_its_own(lines: pytest.LogCaptureFixture) ->
     ],
 )
 def test_errors_of_the_machine_are_no_defects(number: int, kind: type[errors.NodeError]) -> None:
-    """The kernel's words, and the path where it is known."""
+    """The message has the kernel's words, and the path if it is known."""
     found = errors.of_machine(OSError(number, os.strerror(number), "/run/x"), "create task t")
     assert type(found) is kind
     words = os.strerror(number)
@@ -117,13 +117,13 @@ def test_errors_of_the_machine_are_no_defects(number: int, kind: type[errors.Nod
 
 
 def test_any_other_exception_is_one() -> None:
-    """A missing file, for example: somebody should have expected it."""
+    """A missing file, for example: the code should have expected it."""
     assert errors.of_machine(FileNotFoundError(errno.ENOENT, "x"), "y") is None
     assert errors.of_machine(ValueError("x"), "y") is None
 
 
 def test_codes_have_the_names_that_grpc_gives_them() -> None:
-    """In logs and messages."""
+    """They are the same in logs and in messages."""
     assert [errors.name(code) for code in (2, 5, 6, 8, 14)] == [
         "UNKNOWN",
         "NOT_FOUND",

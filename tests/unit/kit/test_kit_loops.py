@@ -1,6 +1,4 @@
-"""Loops that last as long as their process, tasks and threads: their failures are told, and what must be done goes
-on being done.
-"""
+"""Loops that last as long as their process, tasks and threads: failures are logged, and loops go on."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from tests.support import TOP
 
 
 async def at_once(seconds: float) -> None:
-    """No pause to speak of between two tries."""
+    """Make the pauses between two tries very short."""
     await asyncio.sleep(0)
 
 
@@ -25,7 +23,7 @@ def begun(name: str, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
 
 
 def told(caplog: pytest.LogCaptureFixture) -> list[tuple[str, bool]]:
-    """What the log says of each failure, and whether with a traceback."""
+    """Return the log's entry of each failure, and whether it has a traceback."""
     return [
         (record.getMessage().partition(",")[0], bool(record.exc_info))
         for record in caplog.records
@@ -34,7 +32,7 @@ def told(caplog: pytest.LogCaptureFixture) -> list[tuple[str, bool]]:
 
 
 async def test_a_loop_that_fails_is_told_and_begins_anew(caplog: pytest.LogCaptureFixture) -> None:
-    """By an exception that nobody thought of, and by an end that nobody wanted; cancelled, it ends."""
+    """The failure may be an unexpected exception or an unexpected return; a cancelled loop ends."""
     turns: list[int] = []
     there = asyncio.Event()
 
@@ -55,7 +53,7 @@ async def test_a_loop_that_fails_is_told_and_begins_anew(caplog: pytest.LogCaptu
 
 
 async def test_a_loop_survives_the_cancellation_of_its_awaitable(caplog: pytest.LogCaptureFixture) -> None:
-    """Nobody cancelled the loop: it would end without a word in the log."""
+    """The loop itself was not cancelled: it would end without a word in the log."""
     waited: list[asyncio.Future[None]] = []
     again = asyncio.Event()
 
@@ -75,7 +73,7 @@ async def test_a_loop_survives_the_cancellation_of_its_awaitable(caplog: pytest.
 
 
 async def test_a_loop_that_fails_as_it_ends_does_not_begin_anew(caplog: pytest.LogCaptureFixture) -> None:
-    """Its owner would wait for ever for it to end."""
+    """Otherwise its owner would wait for its end for ever."""
     there, turns = asyncio.Event(), 0
 
     async def work() -> None:
@@ -95,7 +93,7 @@ async def test_a_loop_that_fails_as_it_ends_does_not_begin_anew(caplog: pytest.L
 
 
 async def test_a_loop_that_always_fails_is_not_tried_all_the_time(caplog: pytest.LogCaptureFixture) -> None:
-    """The pauses grow to a limit."""
+    """The pauses grow up to a limit."""
     pauses: list[float] = []
 
     async def sleep(seconds: float) -> None:
@@ -118,8 +116,8 @@ async def fails() -> None:
 
 
 async def test_a_failed_task_is_reported_although_it_is_referenced(caplog: pytest.LogCaptureFixture) -> None:
-    """Once, with its name; one that ends well, or is cancelled, is not. One that somebody awaits tells whoever that
-    is.
+    """It is logged once, with its name. A task that ends well, or is cancelled, is not logged; the failure of an
+    awaited task is raised to the awaiting code only.
     """
     kept = loops.Tasks()
     tasks = [
@@ -150,7 +148,7 @@ async def test_the_tasks_of_an_owner_end_with_it() -> None:
 
 
 async def test_a_thread_that_fails_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    """With its name, and at once."""
+    """The log has its name at once."""
 
     def work() -> None:
         raise ZeroDivisionError("unthought of")
@@ -183,7 +181,7 @@ def stops():
     ids=["task", "thread"],
 )
 def test_a_process_ends_when_a_vital_task_fails(begin: str) -> None:
-    """Its supervisor starts it again; else all who wait for that work would wait for ever."""
+    """Its supervisor starts it again; otherwise all callers of the task's work would wait for ever."""
     done = subprocess.run(
         [sys.executable, "-c", ENDING.format(begin=begin)],
         cwd=TOP,

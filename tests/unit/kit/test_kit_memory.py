@@ -1,4 +1,4 @@
-"""What a process gives back when it has done much and has little to do."""
+"""A process gives back memory when a burst of work is over."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from services.kit import memory
 
 
 class Clock:
-    """Time, and what a process has used of a processor."""
+    """A clock of time and of processor time."""
 
     def __init__(self) -> None:
         self.used = 0.0
         self.share: list[float] = []
-        """Of each pause to come, what the process works; it ends after the last."""
+        """For each pause to come, the share of it that the process works; the process ends after the last."""
 
     async def sleep(self, seconds: float) -> None:
         if not self.share:
@@ -32,14 +32,14 @@ class Clock:
 
 
 class Cycle:
-    """What only a look for cycles frees."""
+    """A reference cycle, which only the garbage collector frees."""
 
     def __init__(self) -> None:
         self.me = self
 
 
 class Sizes:
-    """What is resident of a process: at first, and ever after."""
+    """A fake of the resident size: its first value, and the one that follows."""
 
     def __init__(self, grown_by: int = 5 << 20) -> None:
         self._then = 20 << 20
@@ -51,7 +51,7 @@ class Sizes:
 
 
 def run(resident: Sizes, *share: float, **how: Any) -> None:
-    """A process that works ``share`` of each pause."""
+    """Run a process that works ``share`` of each pause."""
     clock = Clock()
     clock.share = list(share)
     work = memory.give_back(resident=resident, used=lambda: clock.used, sleep=clock.sleep, **how)
@@ -66,7 +66,9 @@ def thawed() -> Iterator[None]:
 
 
 def grown(by: int, *share: float) -> weakref.ref[Cycle]:
-    """A process that grows while it has a cycle in its hands, which it lets go; works ``share`` of each pause then."""
+    """Run a process that grows while it holds a reference cycle, then drops the cycle, and then works ``share`` of each
+    pause.
+    """
     kept = [Cycle()]
     found = weakref.ref(kept[0])
     gc.disable()
@@ -93,8 +95,8 @@ def test_cycles_are_looked_for_when_there_is_time(by: int, share: list[float], f
 
 
 def test_loaded_modules_are_scanned_once() -> None:
-    """A look for cycles among all that a process has loaded takes 40 ms of its loop; it stays loaded, so the next
-    looks pass over it. What calls have in their hands does not.
+    """A garbage collection of everything that a process has loaded takes 40 ms of its loop. Loaded modules stay, so
+    later collections skip them; objects of calls under way are not skipped.
     """
     grown(5 << 20, 0.9)
     assert gc.get_freeze_count() == 0
@@ -103,8 +105,8 @@ def test_loaded_modules_are_scanned_once() -> None:
 
 
 def test_memory_in_use_at_a_look_is_freed_later() -> None:
-    """While a process rests, it may still hold what is garbage once it has worked on; while it works a little,
-    nothing that it has is taken for what stays.
+    """A process at rest may still hold objects that become garbage once it has worked on; while it works a little, none
+    of its objects is taken for permanent.
     """
     grown(5 << 20, 0.05)
     assert gc.get_freeze_count() == 0
@@ -133,8 +135,8 @@ def test_memory_in_use_at_a_look_is_freed_later() -> None:
     ],
 )
 def test_caches_hear_of_a_burst_that_is_over(grown_by: int, share: list[float], told: int) -> None:
-    """Twice, so that they can tell what is in use; not while the process works, and not again before it has grown
-    once more.
+    """They are called twice, so that they can tell which entries are in use; not while the process works, and not again
+    before it has grown once more.
     """
     heard = list[str]()
     run(Sizes(grown_by), *share, caches=[lambda: heard.append("drop")])
@@ -145,7 +147,9 @@ def test_caches_hear_of_a_burst_that_is_over(grown_by: int, share: list[float], 
 def test_very_many_objects_are_looked_through_seldom(
     more: int, least: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ten thousand open Writes take a fifth of a second, in which nobody is answered: 600 s have three looks then."""
+    """With ten thousand open Writes a collection takes a fifth of a second, in which no call is answered: in 600 s
+    there are three.
+    """
     now, looks = [0.0], [0]
 
     def collect() -> int:
@@ -163,7 +167,7 @@ def test_very_many_objects_are_looked_through_seldom(
 
 
 def test_caches_of_libraries_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the packages that are named, and not of others: what those keep they may need."""
+    """Only the named packages' caches are dropped: others may need theirs."""
     here, there = ModuleType("here.addresses"), ModuleType("there")
     for module in (here, there):
         monkeypatch.setitem(sys.modules, module.__name__, module)

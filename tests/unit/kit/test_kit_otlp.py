@@ -1,4 +1,4 @@
-"""kit.otlp: what it reads in the environment, and when it tries again."""
+"""kit.otlp: the environment variables that it reads, and the times of its retries."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PREFIX = "OTEL_EXPORTER_OTLP_"
 
 @pytest.fixture(autouse=True)
 def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No variable of the machine that runs the tests."""
+    """Unset all variables of the machine that runs the tests."""
     import os
 
     for name in list(os.environ):
@@ -43,7 +43,7 @@ def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_where_grpc_finds_the_collector(
     endpoint: str, insecure: str, wanted: tuple[str, int, str, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A scheme decides about TLS; without one, INSECURE does."""
+    """The scheme decides about TLS; without a scheme INSECURE does."""
     monkeypatch.setenv(PREFIX + "ENDPOINT", endpoint)
     monkeypatch.setenv(PREFIX + "INSECURE", insecure)
     place = otlp.place_of_grpc()
@@ -63,14 +63,14 @@ def test_where_grpc_finds_the_collector(
 def test_where_http_posts_to(
     name: str, endpoint: str, wanted: tuple[str, int, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The path of the signal is added to the address for all signals, and to no other."""
+    """The path of the signal is added to the address for all signals, and to no other address."""
     monkeypatch.setenv(PREFIX + name, endpoint)
     place, path = otlp.place_of_http()
     assert (place.host, place.port, path) == wanted
 
 
 def test_the_variable_for_traces_is_stronger(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unless it is empty, which is as if it were not set."""
+    """An empty one counts as unset."""
     monkeypatch.setenv(PREFIX + "ENDPOINT", "http://all:1")
     monkeypatch.setenv(PREFIX + "TRACES_ENDPOINT", "http://traces:1")
     assert otlp.place_of_grpc().host == "traces"
@@ -92,7 +92,7 @@ def test_the_variable_for_traces_is_stronger(monkeypatch: pytest.MonkeyPatch) ->
     ],
 )
 def test_errors_name_the_setting(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error of a process that cannot start says which variable, and what it was."""
+    """The error of a process that cannot start names the variable and its value."""
     monkeypatch.setenv(PREFIX + "ENDPOINT", "http://box:1")
     monkeypatch.setenv(PREFIX + name, value)
     with pytest.raises(ValueError, match=f"^{PREFIX}{name}={value}: "):
@@ -100,7 +100,7 @@ def test_errors_name_the_setting(name: str, value: str, monkeypatch: pytest.Monk
 
 
 def test_headers_that_are_wrong_are_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are where tokens are, and the error is for the log."""
+    """Tokens are in headers, and the error goes to the log."""
     monkeypatch.setenv(PREFIX + "ENDPOINT", "http://box:1")
     monkeypatch.setenv(PREFIX + "HEADERS", "authorization=secret%0A")
     monkeypatch.setenv(PREFIX + "TRACES_HEADERS", "authorization=secret%00")
@@ -110,7 +110,7 @@ def test_headers_that_are_wrong_are_not_told(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_http_knows_no_unix_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor does the specification."""
+    """The specification has none either."""
     monkeypatch.setenv(PREFIX + "ENDPOINT", "unix:/x.sock")
     monkeypatch.setenv(PREFIX + "PROTOCOL", "http/protobuf")
     with pytest.raises(ValueError, match=f"^{PREFIX}ENDPOINT=unix:/x.sock: it is not an http:// or https:// address$"):
@@ -119,7 +119,7 @@ def test_http_knows_no_unix_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["CERTIFICATE", "CLIENT_CERTIFICATE"])
 def test_a_certificate_that_is_not_there_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library's own error would not say which file."""
+    """The library's own error would not name the file."""
     monkeypatch.setenv(PREFIX + "ENDPOINT", "https://box:1")
     monkeypatch.setenv(PREFIX + name, str(tmp_path / "none.pem"))
     with pytest.raises(ValueError, match=f"^{PREFIX}{name}={tmp_path}/none.pem: "):
@@ -127,8 +127,8 @@ def test_a_certificate_that_is_not_there_is_named(name: str, tmp_path: Path, mon
 
 
 class Refusing:
-    """A collector that is busy each time; ``times`` are those at which it was asked, on the clock that passes only
-    in pauses.
+    """A collector that is busy each time; ``times`` are the times of the requests, on a clock that advances only in
+    pauses.
     """
 
     def __init__(self) -> None:
@@ -143,12 +143,12 @@ class Refusing:
         self.now += seconds
 
     def close(self) -> None:
-        """Nothing to hang up."""
+        """Do nothing."""
 
 
 @pytest.mark.parametrize(("chance", "times"), [(0.0, [0, 0.4, 1.2]), (0.5, [0, 0.5, 1.5]), (1.0, [0, 0.6, 1.8])])
 def test_pauses_grow_until_the_time_is_over(chance: float, times: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a second, then one, each give or take a fifth; two more would be over after 2.8 s at the least, which is
+    """The pauses are half a second, then one, each give or take a fifth; a third would end after 2.8 s at the earliest,
     too late for a timeout of 2.5.
     """
     monkeypatch.setattr(random, "uniform", lambda least, most: least + (most - least) * chance)

@@ -1,4 +1,4 @@
-"""Ends of pipes, on both loops: what is read and written, and that a descriptor is closed once."""
+"""Ends of pipes on both loops: reading, writing, and closing a descriptor once."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Run = Callable[[Coroutine[Any, Any, None]], None]
 
 @pytest.fixture(params=[asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
 def run(request: pytest.FixtureRequest) -> Iterator[Run]:
-    """In a thread: the main thread's loop is other tests', too, and asyncio watches children by it."""
+    """Run a coroutine in a thread: other tests use the main thread's loop too, and asyncio watches children by it."""
     with ThreadPoolExecutor(1) as pool:
         yield lambda main: pool.submit(request.param, main).result(60)
 
 
 def test_bytes_pass(run: Run) -> None:
-    """More of them than a pipe holds; the reader sees the end when the writer is closed."""
+    """There are more bytes than a pipe holds; the reader sees the end when the writer is closed."""
     data = os.urandom(1 << 20)
 
     async def main() -> None:
@@ -44,8 +44,8 @@ def test_bytes_pass(run: Run) -> None:
 
 
 def test_a_descriptor_is_closed_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By uvloop's own library, or by us: a second close would hit a file that another thread has opened under that
-    number in the meantime.
+    """uvloop's own library closes it, or we do: a second close would hit a file that another thread has opened under
+    that number in the meantime.
     """
     close, closed = os.close, list[int]()
 

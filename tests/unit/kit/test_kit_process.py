@@ -1,4 +1,4 @@
-"""What each process does beside serving."""
+"""The work of each process beside serving."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from services.kit.slices import SLICE
 
 
 def test_a_loop_does_not_wait_long_for_a_thread() -> None:
-    """Each time that it wakes while a thread computes, it waits for the thread's turn to end."""
+    """Each time that it wakes while a thread computes, it waits for the end of the thread's switch interval."""
     before = sys.getswitchinterval()
     try:
         process._short_waits()

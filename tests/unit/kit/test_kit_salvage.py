@@ -1,4 +1,4 @@
-"""A new database of what can be read of a damaged one, for both kinds that a node has."""
+"""Salvage: a new database of the readable rows of a damaged one, for both kinds of databases of a node."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def spoil(path: Path, pages: range) -> None:
 
 
 async def records(path: Path, count: int) -> list[bytes]:
-    """A metadata database, which is closed, and the numbers of its records in their order."""
+    """Return a closed metadata database and the numbers of its records in their order."""
     store = SqliteTransactions(path)
     for start in range(0, count, 100):
         await store.write(
@@ -43,7 +43,7 @@ async def records(path: Path, count: int) -> list[bytes]:
 
 @pytest.mark.parametrize("pages", [range(0), range(60, 61), range(60, 75), range(4, 7), range(2, 150)], ids=str)
 async def test_all_rows_except_those_on_damaged_pages_are_saved(tmp_path: Path, pages: range) -> None:
-    """Whatever is read is as it was; the new database is whole, is opened like any other, and can be written."""
+    """Rows are saved unchanged; the new database is whole, is opened like any other, and can be written."""
     old, new = tmp_path / "old.db", tmp_path / "new.db"
     all_of_them = await records(old, 3000)
     spoil(old, pages)
@@ -63,7 +63,7 @@ async def test_all_rows_except_those_on_damaged_pages_are_saved(tmp_path: Path, 
 
 
 async def test_the_contents_of_the_log_are_saved_too(tmp_path: Path) -> None:
-    """As kill -9 leaves it."""
+    """The log is as kill -9 leaves it."""
     running, old = tmp_path / "running.db", tmp_path / "old.db"
     store = SqliteTransactions(running)
     await store.write(lambda tx: tx.put(("n", "1"), b"in the log"))
@@ -74,7 +74,7 @@ async def test_the_contents_of_the_log_are_saved_too(tmp_path: Path) -> None:
 
 
 async def test_snapshots_whose_parents_are_lost_are_left_out(tmp_path: Path) -> None:
-    """They could not be mounted; and no number is given out twice."""
+    """They could not be mounted; no number is given out twice."""
     old, new = tmp_path / "old.db", tmp_path / "new.db"
     tree = Tree(old)
     for number in range(1, 1001):
@@ -98,7 +98,7 @@ async def test_snapshots_whose_parents_are_lost_are_left_out(tmp_path: Path) -> 
 
 
 def test_a_database_of_which_nothing_can_be_read_is_refused(tmp_path: Path) -> None:
-    """By its name."""
+    """The error names the database."""
     (tmp_path / "old.db").write_bytes(b"\xff" * 8192)
     with pytest.raises(errors.DataLoss, match="nothing can be read of .*old.db: file is not a database"):
         salvage(tmp_path / "old.db", tmp_path / "new.db", whatever)

@@ -1,4 +1,4 @@
-"""The configuration file: one TOML for the node, errors that name file, table and key."""
+"""The configuration file: one TOML file for the node, and errors that name file, table and key."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def config(tmp_path: Path, text: str, table: str = "content", **flags: object) -
 
 
 def test_defaults_then_file_then_flags(tmp_path: Path) -> None:
-    """A flag beats the file, the file beats the default, and None is no flag."""
+    """A flag takes precedence over the file, the file over the default; None counts as no flag."""
     assert config(tmp_path, "[content]\nsize = 5\nwait = '1m30s'\nnames=['a']", size=None) == Config(
         size=5, wait=90.0, names=("a",)
     )
@@ -59,7 +59,7 @@ def test_defaults_then_file_then_flags(tmp_path: Path) -> None:
     ],
 )
 def test_a_mistake_names_file_table_and_key(tmp_path: Path, text: str, words: str) -> None:
-    """Whoever mistypes the file reads where."""
+    """So an operator sees where the mistake is."""
     with pytest.raises(errors.InvalidArgument) as caught:
         config(tmp_path, text)
     assert str(tmp_path / "config.toml") in str(caught.value)
@@ -67,13 +67,13 @@ def test_a_mistake_names_file_table_and_key(tmp_path: Path, text: str, words: st
 
 
 def test_an_absent_file_is_an_error_that_names_it() -> None:
-    """A configuration that was asked for and is not there is no default."""
+    """A file that was named explicitly and is missing is not replaced by defaults."""
     with pytest.raises(errors.InvalidArgument, match="/no/such.toml: No such file"):
         settings.read(Path("/no/such.toml"))
 
 
 def test_the_top_level_takes_containerds_keys(tmp_path: Path) -> None:
-    """version and friends of a containerd config.toml are no mistake; a misspelt root is."""
+    """version and other keys of a containerd config.toml are accepted; a misspelt root is an error."""
     path = tmp_path / "c.toml"
     path.write_text("version = 2\nroot = '/r'\n[grpc]\naddress='/a'\n")
     assert settings.load(settings.Node, settings.read(path), "").root == Path("/r")
@@ -96,7 +96,7 @@ def test_the_top_level_takes_containerds_keys(tmp_path: Path) -> None:
     ],
 )
 def test_durations_are_gos(text: str, seconds: float) -> None:
-    """Durations are written as containerd's users write them, and printed so that they are read back equal."""
+    """Durations are written as containerd's users write them; a printed one is read back equal."""
     assert settings.parse_duration(text) == pytest.approx(seconds)
     assert settings.parse_duration(settings.format_duration(seconds)) == pytest.approx(seconds)
 
@@ -119,7 +119,7 @@ class Checked:
     ],
 )
 def test_errors_name_missing_and_forbidden_keys(tmp_path: Path, text: str, words: str) -> None:
-    """A missing key, and a value that the class itself refuses."""
+    """Such errors are a missing key, and a value that the class itself refuses."""
     path = tmp_path / "config.toml"
     path.write_text(text)
     with pytest.raises(errors.InvalidArgument, match=words):

@@ -1,4 +1,4 @@
-"""Long work beside short: one slice of all of it in each turn of the loop."""
+"""Long work beside short work: each turn of the loop has one slice of all of it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def counting(turn: list[int]) -> None:
 
 
 async def test_each_turn_has_one_slice() -> None:
-    """Of all that is to be done, and everybody is next once before anybody is again."""
+    """The slices take turns: each piece of work has its next slice only after every other has had one."""
     lane, turn = Lane(), [0]
     counter = asyncio.ensure_future(counting(turn))
     seen: list[list[int]] = [[] for _ in range(5)]
@@ -32,7 +32,9 @@ async def test_each_turn_has_one_slice() -> None:
 
 
 async def test_work_that_begins_together_shares_a_turn() -> None:
-    """A client may send ten requests at once: each with a slice of its own would be ten slices without a turn."""
+    """A client may send ten requests at once: with a slice for each there would be ten slices without a turn of the
+    loop.
+    """
     lane = Lane()
     first, second = lane.slice(), lane.slice()
     assert first._end == second._end
@@ -44,7 +46,7 @@ async def test_work_that_begins_together_shares_a_turn() -> None:
 
 
 async def test_cancelled_work_takes_no_turn() -> None:
-    """The others go on."""
+    """The other work goes on."""
     lane, turn = Lane(), [0]
     tasks = [asyncio.ensure_future(work(lane.slice(), 100, turn, [])) for _ in range(10)]
     await asyncio.sleep(0)
@@ -56,7 +58,9 @@ async def test_cancelled_work_takes_no_turn() -> None:
 
 
 async def test_work_without_a_coroutine_takes_turns_too() -> None:
-    """One piece in a turn, also where it asks for its next one at once; what fails holds up nobody."""
+    """One piece is done in a turn, also if the work asks for its next piece at once; a failed piece delays no other
+    work.
+    """
     lane, turn = Lane(), [0]
     counter = asyncio.ensure_future(counting(turn))
     seen: list[int] = []

@@ -1,4 +1,4 @@
-"""A file of records: what it is opened with, and groups of work that one commit makes durable."""
+"""A file of records: the settings of its connections, and groups of work that are committed at once."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def file(tmp_path: Path) -> Iterator[File]:
 
 
 def rows(connection: Connection) -> list[str]:
-    """What is committed."""
+    """Return the committed rows."""
     with reading(connection):
         return [x for (x,) in connection.execute("SELECT x FROM t ORDER BY x")]
 
 
 def work(*statements: str) -> Work[Connection]:
-    """Work that executes these; "!" raises."""
+    """Make work that executes these statements; "!" raises."""
 
     def does(connection: Connection) -> int:
         for statement in statements:
@@ -47,7 +47,7 @@ def work(*statements: str) -> Work[Connection]:
 
 
 def test_each_connection_has_what_the_layout_says(file: File) -> None:
-    """And waits for the disk: FULL is 2."""
+    """Each waits for the disk: FULL is 2."""
     for connection in (file.writer, file.reader, another := file.connect()):
         assert [
             connection.execute(f"PRAGMA {name}").fetchone()
@@ -57,14 +57,14 @@ def test_each_connection_has_what_the_layout_says(file: File) -> None:
 
 
 def test_a_file_of_another_layout_is_refused(file: File) -> None:
-    """Its owner would misread it."""
+    """Otherwise it would be misread."""
     with pytest.raises(errors.FailedPrecondition, match="t.db has layout 3, this splitd knows 4"):
         File(file.path, "test records", Layout(version=4, tables=()))
 
 
 async def test_a_group_is_answered_as_one(file: File) -> None:
-    """What raised has changed nothing, whatever it did before; who does not wait any more is told nothing, and what
-    he asked for is done.
+    """Work that raised has changed nothing, whatever it did before; a caller that was cancelled gets no answer, and its
+    work is done.
     """
     group = [
         work("INSERT INTO t VALUES ('a')"),
@@ -88,7 +88,7 @@ async def test_a_group_is_answered_as_one(file: File) -> None:
 
 
 async def test_sqlites_own_error_is_the_groups(file: File) -> None:
-    """Nothing of it can be trusted then, and all of it is undone; twice does no harm."""
+    """After it nothing of the group can be trusted, and all of it is undone; repeating the group does no harm."""
     file.writer.execute("BEGIN IMMEDIATE")
     run(work("INSERT INTO t VALUES ('a')"), file.writer, file.writer)
     with pytest.raises(sqlite3.IntegrityError):
@@ -99,7 +99,7 @@ async def test_sqlites_own_error_is_the_groups(file: File) -> None:
 
 
 def test_damage_is_told_and_other_errors_are_what_they_are(tmp_path: Path) -> None:
-    """In the words that name the file and where to read on."""
+    """The error names the file and the document to read."""
     told: list[str] = []
     file = File(tmp_path / "t.db", "test records", LAYOUT, told.append)
     error = sqlite3.DatabaseError("database disk image is malformed")

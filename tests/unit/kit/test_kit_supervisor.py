@@ -1,4 +1,4 @@
-"""Calls of supervisord: what comes back is an answer, or one of the errors that callers expect."""
+"""Calls to supervisord return an answer, or raise one of the errors that callers expect."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from services.kit import supervisor
 
 
 def answered(place: Path, body: bytes, status: bytes = b"200 OK", *, length: int | None = None) -> object:
-    """What a call makes of an HTTP answer."""
+    """Return the result of a call for an HTTP answer."""
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(place / "supervisor.sock"))
         server.listen()
@@ -38,7 +38,7 @@ def answered(place: Path, body: bytes, status: bytes = b"200 OK", *, length: int
 
 
 def test_an_answer(place: Path) -> None:
-    """A value, or the fault that supervisord has found."""
+    """The answer is a value, or the fault that supervisord reports."""
     assert answered(place, xmlrpc.client.dumps((7,), methodresponse=True).encode()) == 7
     (place / "supervisor.sock").unlink()
     with pytest.raises(xmlrpc.client.Fault, match="BAD_NAME"):
@@ -50,8 +50,8 @@ def test_an_answer(place: Path) -> None:
     [b"", b"<html>500</html>", b"<methodResponse>", b"<methodResponse><params></params></methodResponse>", b"\xff"],
 )
 def test_a_malformed_answer_is_an_error_that_callers_expect(place: Path, body: bytes) -> None:
-    """Of a supervisord that fails, or of another server at that path: the gateway then takes a service for not
-    stopped.
+    """Such an answer comes from a supervisord that fails, or from another server at that path: the gateway then takes a
+    service for not stopped.
     """
     with pytest.raises(supervisor.ERRORS):
         answered(place, body, b"500 Internal Server Error")

@@ -1,4 +1,4 @@
-"""The tar reader and writer by themselves."""
+"""Unit tests of the tar reader and writer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.suites.diff_tars import tar as archive
 
 
 def read(data: bytes, chunk: int = 1 << 18) -> list[tuple]:
-    """All entries of an archive with their bytes, the archive given in chunks of a size."""
+    """Read all entries of an archive with their bytes; the archive is given in chunks of a size."""
     reader = tar.Reader(tar.Stream(data[i : i + chunk] for i in range(0, len(data), chunk)))
     found = []
     while (entry := reader.next()) is not None:
@@ -28,7 +28,7 @@ def read(data: bytes, chunk: int = 1 << 18) -> list[tuple]:
 
 @pytest.mark.parametrize("case", diff_layers.ALL, ids=lambda case: case.name)
 def test_chunks_do_not_matter(case: Case) -> None:
-    """However the stream is cut into chunks, the same is read, or the same is wrong with it."""
+    """The result, or the error, is the same for chunks of any size."""
 
     def outcome(chunk: int) -> object:
         try:
@@ -42,7 +42,7 @@ def test_chunks_do_not_matter(case: Case) -> None:
 
 
 def test_empty_chunks_are_no_end() -> None:
-    """Only the end of the chunks is."""
+    """Only the end of the iterator is the end."""
     reader = tar.Reader(tar.Stream([b"", reg(b"a", b"x")[:700], b"", b"", reg(b"a", b"x")[700:], END]))
     assert (entry := reader.next()) is not None
     assert (entry.name, reader.whole(), reader.next()) == (b"a", b"x", None)
@@ -51,7 +51,7 @@ def test_empty_chunks_are_no_end() -> None:
 @pytest.mark.parametrize("fmt", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 @pytest.mark.parametrize("seed", range(20))
 def test_tars_written_by_tarfile_are_read(fmt: int, seed: int) -> None:
-    """Random members of an archive by another writer come out as they went in."""
+    """Random members of an archive by another writer are read back equal."""
     rng = random.Random(seed)
     data = io.BytesIO()
     expected = []
@@ -115,7 +115,7 @@ def test_tars_written_by_tarfile_are_read(fmt: int, seed: int) -> None:
 
 
 def test_the_size_of_a_hard_link_means_nothing() -> None:
-    """No data follows it, in PAX archives either (libarchive would take the next member for it)."""
+    """No data follows it, also in PAX archives (libarchive would take the next member for it)."""
     found = read(archive(pax({b"mtime": b"1.5"}), link(b"b", b"a", size=600), reg(b"c", b"content")))
     assert [entry[tar.Entry.__slots__.index("name")] for entry in found] == [b"b", b"c"]
 
@@ -144,7 +144,7 @@ def test_sparse_files_have_their_pieces_at_their_places() -> None:
 
 
 def test_device_numbers_are_read_as_they_are() -> None:
-    """Whether they make sense is the unpacker's question."""
+    """The unpacker checks whether they make sense."""
     entry = tar.Reader(tar.Stream([device(b"d", b"3", 0o7777777, 0o7777777)])).next()
     assert entry is not None
     assert (entry.major, entry.minor) == (0o7777777, 0o7777777)
@@ -152,7 +152,7 @@ def test_device_numbers_are_read_as_they_are() -> None:
 
 @pytest.mark.parametrize("seed", range(30))
 def test_headers_written_are_read_back(seed: int) -> None:
-    """By our reader and by tarfile, whatever does not fit into ustar's fields."""
+    """Our reader and tarfile read them, whatever does not fit into ustar's fields."""
     rng = random.Random(seed)
     name = b"/".join(
         b"".join(rng.choice((b"a", b"bb", "ü".encode())) for _ in range(rng.randint(1, 40)))

@@ -1,4 +1,4 @@
-"""Threads that nobody waits for."""
+"""Threads for whose end a process does not wait."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from services.kit import threads
 
 
 async def test_what_it_returns_and_raises() -> None:
-    """As a call."""
+    """They are those of the function."""
     assert await threads.apart("one", lambda: threading.current_thread().name) == "one"
     with pytest.raises(ZeroDivisionError):
         await threads.apart("two", lambda: 1 // 0)
 
 
 def test_a_loop_ends_while_it_goes_on() -> None:
-    """As a process does that is told to stop in the middle of something long."""
+    """So does a process that is told to stop in the middle of a long call."""
     begun, go = threading.Event(), threading.Event()
     ended: list[bool] = []
 

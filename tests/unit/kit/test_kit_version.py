@@ -1,4 +1,4 @@
-"""Which code runs: the commit as git's files tell it, and the digest of what lies there."""
+"""The revision of the running code: the commit by git's files, and the digest of the installed files."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def test_the_commit_is_what_git_says(checkout: Path, tmp_path: Path) -> None:
-    """On a branch, with packed refs, detached, and in a worktree on a branch of its own; nothing where there is no
-    checkout.
+    """On a branch, with packed refs, detached, and in a worktree on its own branch; without a checkout there is
+    none.
     """
     head = git(checkout, "rev-parse", "HEAD")
     assert version.commit(checkout) == head
@@ -51,18 +51,18 @@ def test_the_commit_is_what_git_says(checkout: Path, tmp_path: Path) -> None:
 
 
 def test_an_archive_tells_its_commit(tmp_path: Path) -> None:
-    """What ``git archive`` makes has no .git: .gitattributes has the commit filled in."""
+    """The output of ``git archive`` has no .git: .gitattributes has the commit filled in."""
     assert version.ARCHIVED == "$Format:%H$"
     assert git(TOP, "check-attr", "export-subst", "services/kit/version.py").endswith(": set")
 
 
 def test_the_commit_of_an_archive_stands_for_what_git_would_say(tmp_path: Path) -> None:
-    """Even below another's checkout."""
+    """This holds even below another project's checkout."""
     assert version.commit(tmp_path, archived="ab" * 20) == "ab" * 20
 
 
 def test_the_digest_is_of_names_and_contents(checkout: Path) -> None:
-    """A byte more, another name, a file more: each is another; the time of a file and what is no Python are nothing."""
+    """A changed byte, name or number of files changes it; the times of files, and files that are no Python, do not."""
 
     def now() -> str:
         return version.digest(checkout, ("code",))
@@ -85,7 +85,7 @@ def test_the_digest_is_of_names_and_contents(checkout: Path) -> None:
 
 
 def test_a_revision_is_the_commit_and_the_digest() -> None:
-    """What this process runs, twelve digits and eight."""
+    """It is that of the running code, with twelve digits and eight."""
     assert version.installed().rpartition(".")[2] == version.digest(
         TOP, ("api", "client", "deploy", "gateway", "services")
     )

@@ -1,4 +1,4 @@
-"""Room in SQLite's log, made beforehand."""
+"""Room in SQLite's log that is allocated beforehand."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def size(path: Path) -> int:
 
 
 def test_the_log_of_a_process_survives_its_crash(tmp_path: Path) -> None:
-    """Copied as a kill leaves it, with the room behind its frames, and opened again; room that is there is not made
-    twice.
+    """The log is copied as a kill leaves it, with the room behind its frames, and opened again; existing room is not
+    made twice.
     """
     path, copy = tmp_path / "a.db", tmp_path / "b.db"
     connection = opened(path)
@@ -42,7 +42,7 @@ def test_the_log_of_a_process_survives_its_crash(tmp_path: Path) -> None:
 
 
 def test_the_log_keeps_its_size(tmp_path: Path) -> None:
-    """Through many commits and the checkpoints that they bring."""
+    """It does so through many commits and their checkpoints."""
     path = tmp_path / "a.db"
     connection = opened(path)
     connection.execute("PRAGMA synchronous = OFF")
@@ -55,14 +55,14 @@ def test_the_log_keeps_its_size(tmp_path: Path) -> None:
 
 
 def test_without_room_it_works_all_the_same(tmp_path: Path) -> None:
-    """What cannot be made is only said."""
+    """A failure to make the room is only logged."""
     (tmp_path / "a.db-wal").mkdir()
     wal.make_room(tmp_path / "a.db")
 
 
 def test_the_room_outlives_the_closing_and_has_no_frames(tmp_path: Path) -> None:
-    """The same blocks, those of the log's index too: on a full disk there are no others. What the log had is in the
-    database, and none of it comes back.
+    """The blocks stay the same, also those of the log's index: on a full disk there are no others. The frames of the
+    log are in the database, and none of them comes back.
     """
     path = tmp_path / "a.db"
     connection = opened(path)
@@ -86,7 +86,7 @@ def test_the_room_outlives_the_closing_and_has_no_frames(tmp_path: Path) -> None
 
 
 def test_a_crash_while_it_is_closed_loses_nothing(tmp_path: Path) -> None:
-    """Before SQLite has removed the log, the log counts, and its second name goes; after it, the second name
+    """Before SQLite has removed the log, the log counts and its second name is removed; afterwards the second name
     becomes the log, empty.
     """
     path, copy = tmp_path / "a.db", tmp_path / "b.db"

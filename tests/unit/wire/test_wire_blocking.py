@@ -1,5 +1,5 @@
-"""services.wire.blocking beside a scripted peer on a socket pair: what a connection goes through between calls and
-in the middle of one.
+"""services.wire.blocking with a scripted peer on a socket pair: events on a connection between calls and in the middle
+of one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Peer:
         self.socket.sendall(b"".join(self.connection.take()))
 
     def until(self, kind: type[Event], *, end: bool = False) -> Event:
-        """The next event of a kind."""
+        """Wait for the next event of a kind."""
         while True:
             while self.events:
                 event = self.events.pop(0)
@@ -47,7 +47,7 @@ class Peer:
             self.events += self.connection.receive(data)
 
     def request(self) -> Stream:
-        """A whole request has come."""
+        """Wait for a whole request."""
         stream: Stream = self.until(Data, end=True).stream
         return stream
 
@@ -102,7 +102,7 @@ def client(peers: Scripts, *scripts: Script) -> BlockingClient:
 
 
 def test_a_ping_between_calls_is_answered_before_the_next(peers: Scripts) -> None:
-    """Servers ping idle clients, and would end the connection of one that never answers."""
+    """Servers ping idle clients, and would end the connection of a client that never answers."""
     pinged = threading.Event()
 
     def script(peer: Peer) -> None:
@@ -123,7 +123,7 @@ def test_a_ping_between_calls_is_answered_before_the_next(peers: Scripts) -> Non
 
 @pytest.mark.parametrize("goodbye", [b"", GOAWAY_OF_ALL])
 def test_a_peer_that_left_meanwhile_is_dialled_again(goodbye: bytes, peers: Scripts) -> None:
-    """Whether it said so or not, the call that follows does not notice."""
+    """The next call does not notice it, whether the peer announced its end or not."""
     gone = threading.Event()
 
     def leaves(peer: Peer) -> None:
@@ -164,7 +164,7 @@ def test_a_call_that_the_peer_refuses_as_it_leaves_is_disconnected(peers: Script
 
 
 def test_a_call_that_is_under_way_when_the_peer_leaves_ends_well(peers: Scripts) -> None:
-    """GOAWAY with the stream's number: it will still be answered."""
+    """GOAWAY has the stream's number, so the stream will still be answered."""
 
     def script(peer: Peer) -> None:
         stream = peer.request()
@@ -180,7 +180,9 @@ def test_a_call_that_is_under_way_when_the_peer_leaves_ends_well(peers: Scripts)
 
 
 def test_an_answer_may_come_before_the_request_is_complete(peers: Scripts) -> None:
-    """A refusal of a message that is larger than the windows: the rest is not sent, and the connection goes on."""
+    """The answer refuses a message that is larger than the windows: the rest is not sent, and the connection goes
+    on.
+    """
 
     def script(peer: Peer) -> None:
         stream = peer.until(Opened).stream
@@ -196,7 +198,7 @@ def test_an_answer_may_come_before_the_request_is_complete(peers: Scripts) -> No
 
 
 def test_an_answer_counts_though_the_peer_hung_up_behind_it(peers: Scripts) -> None:
-    """Even where there is no one left to take what we still send: the answer has been sent, and is read."""
+    """The answer has been sent and is read, even if the peer does not read the rest of the request."""
 
     def script(peer: Peer) -> None:
         stream = peer.until(Opened).stream
@@ -209,7 +211,7 @@ def test_an_answer_counts_though_the_peer_hung_up_behind_it(peers: Scripts) -> N
 
 @pytest.mark.parametrize("count", [0, 2])
 def test_an_answer_has_one_message(count: int, peers: Scripts) -> None:
-    """Anything else is a defect of the peer."""
+    """Another number is a defect of the peer."""
 
     def script(peer: Peer) -> None:
         stream = peer.request()

@@ -1,4 +1,4 @@
-"""services.wire.channel and services.wire.relay on transports in memory: calls, and what servers do to them."""
+"""services.wire.channel and services.wire.relay on transports in memory: calls, and servers' behaviour."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ PATH = "/splitd.Test/Pass"
 
 
 class Calling:
-    """A carrier, and a server of bytes at its other end."""
+    """A carrier, and a server at the level of bytes at its other end."""
 
     def __init__(self, hello: bytes | None = None) -> None:
         self.carrier = WireCarrier("unix:/nowhere", "peer", "never", Limits())
         self.link, self.transport = self.connect(settings() if hello is None else hello)
 
     def connect(self, hello: bytes) -> tuple[ClientLink, Transport]:
-        """As :meth:`WireCarrier._attempt` does it."""
+        """Connect as :meth:`WireCarrier._attempt` does it."""
         link = ClientLink(self.carrier, Limits())
         transport = Transport(link)
         link.connection_made(transport)
@@ -74,7 +74,7 @@ class Calling:
 
 
 async def test_a_unary_call() -> None:
-    """Asked in one go, answered with its message; nothing is left."""
+    """It is sent in one write and answered with its message; nothing is left."""
     calling = Calling()
     call = calling.unary(b"question")
     await turns()
@@ -128,7 +128,7 @@ async def test_a_unary_call() -> None:
 async def test_whatever_a_server_answers_the_call_ends_and_its_stream_too(
     answer: bytes, code: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With gRPC's code for it; unary and stream, in one read and in many, and no stream stays behind."""
+    """The call ends with gRPC's code for it, unary or stream, in one read or in many, and no stream stays behind."""
     for step in (len(answer), 1):
         calling = Calling()
         call = calling.unary()
@@ -160,7 +160,7 @@ async def test_whatever_a_server_answers_the_call_ends_and_its_stream_too(
 
 
 async def test_a_stream_that_ends_in_the_middle_of_a_message() -> None:
-    """OK or not, something is missing: INTERNAL."""
+    """A message is incomplete, whether the status is OK or not: INTERNAL."""
     calling = Calling()
     stream = calling.carrier.stream(PATH, (), None)
     await stream.send(b"q")
@@ -175,7 +175,7 @@ async def test_a_stream_that_ends_in_the_middle_of_a_message() -> None:
 
 
 async def test_a_writer_does_not_outlive_its_connection() -> None:
-    """It waits for the server's window when the connection is lost: it hears of that."""
+    """It waits for the server's window when the connection is lost, and gets an error."""
     calling = Calling(settings(initial_window_size=0))
     stream = calling.carrier.stream(PATH, (), None)
     sending = asyncio.ensure_future(stream.send(bytes(HIGH_WATER * 2)))
@@ -188,7 +188,7 @@ async def test_a_writer_does_not_outlive_its_connection() -> None:
 
 
 async def test_a_cancelled_stream_is_not_opened_afterwards() -> None:
-    """It was waiting for a connection when its caller left."""
+    """It was waiting for a connection when its caller was cancelled."""
     calling = Calling(settings(max_concurrent_streams=0))
     stream = calling.carrier.stream(PATH, (), None)
     sending = asyncio.ensure_future(stream.send(b"q"))
@@ -204,7 +204,7 @@ async def test_a_cancelled_stream_is_not_opened_afterwards() -> None:
 
 
 async def test_calls_take_turns_where_the_server_allows_few_at_once() -> None:
-    """In the order in which they came: whoever has just ended and calls again is behind those that wait."""
+    """They go in the order in which they came: a caller that calls again comes behind those that wait."""
     calling = Calling(settings(max_concurrent_streams=1))
     order: list[str] = []
 
@@ -223,7 +223,7 @@ async def test_calls_take_turns_where_the_server_allows_few_at_once() -> None:
 
 
 async def test_unused_room_is_passed_on() -> None:
-    """A call that was given a stream and is cancelled in the same moment."""
+    """A call is given a stream and is cancelled in the same moment."""
     calling = Calling(settings(max_concurrent_streams=1))
     first, second, third = calling.unary(), calling.unary(), calling.unary()
     await turns()
@@ -236,7 +236,7 @@ async def test_unused_room_is_passed_on() -> None:
 
 
 async def test_room_that_comes_later() -> None:
-    """A server that allows no streams at first, and then two: both calls go."""
+    """The server allows no streams at first and then two: both calls go."""
     calling = Calling(settings(max_concurrent_streams=0))
     calls = [calling.unary(), calling.unary()]
     await turns()
@@ -250,7 +250,7 @@ async def test_room_that_comes_later() -> None:
 
 
 async def test_a_deadline_holds_for_a_call_that_is_asked_again() -> None:
-    """Refused, and then there is no room: it does not wait any longer for that."""
+    """The call was refused, and then there is no room: it does not wait beyond its deadline."""
     calling = Calling(settings(max_concurrent_streams=1))
     call = calling.unary(timeout=0.05)
     await turns()
@@ -268,8 +268,8 @@ def goaway(last: int, code: int = 0) -> bytes:
 
 
 async def test_a_goaway_moves_unprocessed_calls() -> None:
-    """Calls above it are asked again on another connection; those below end on this one, which is closed then, and
-    forgotten.
+    """Calls with higher stream numbers are repeated on another connection. Those with lower ones end on this
+    connection, which is then closed and forgotten.
     """
     calling = Calling()
     first, second = calling.unary(b"one"), calling.unary(b"two")
@@ -291,8 +291,8 @@ async def test_a_goaway_moves_unprocessed_calls() -> None:
 
 
 async def test_a_server_that_says_goodbye_at_once_is_not_connected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """SETTINGS and GOAWAY in the same read, as of a service that stops: such a connection would be taken for a good
-    one for ever.
+    """SETTINGS and GOAWAY come in the same read, as from a service that stops: otherwise such a connection would be
+    taken for a good one for ever.
     """
     carrier = WireCarrier("unix:/nowhere", "peer", "never", Limits())
 
@@ -324,7 +324,7 @@ async def test_a_server_that_says_goodbye_at_once_is_not_connected(monkeypatch: 
 
 
 async def test_a_channel_that_is_closed_while_it_connects_leaves_no_socket(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server has accepted, and says nothing yet."""
+    """The server has accepted the connection and has not sent anything yet."""
     carrier = WireCarrier("unix:/nowhere", "peer", "never", Limits())
     transport = Transport()
 
@@ -347,7 +347,7 @@ async def test_a_channel_that_is_closed_while_it_connects_leaves_no_socket(monke
 async def test_one_deadline_that_fails_is_no_end_of_the_others(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is logged, and the clock ticks on."""
+    """The failure is logged, and later deadlines still expire."""
     expired = []
 
     class Item:
@@ -385,14 +385,14 @@ async def test_one_deadline_that_fails_is_no_end_of_the_others(
 
 
 class Passing:
-    """A server that relays, its client, and its upstream, both of bytes."""
+    """A server that relays, its client, and its upstream; the latter two at the level of bytes."""
 
     def __init__(
         self, hello: bytes | None = None, repeats: int = 0, answers: list[bytes] | None = None, meaning: Any = None
     ) -> None:
-        """``meaning``: of the answer to a question that is asked first."""
+        """``meaning``: the meaning of the answer to a question that is asked first."""
         self.meanwhile: list[bool] = []
-        """Whether the question was on its way, each time that something was to be done meanwhile."""
+        """For each piece of work that could be done meanwhile: whether the question had been sent."""
         self.up = Calling(hello)
         self.admitted: list[bytes] = []
         upstream = self
@@ -439,7 +439,7 @@ class Passing:
 
 
 async def test_a_call_passes() -> None:
-    """Head, data and end to the upstream, and back."""
+    """Head, data and end reach the upstream, and its answer the client."""
     passing = Passing()
     passing.down.call(1, PATH, b"question")
     await turns()
@@ -453,8 +453,8 @@ async def test_a_call_passes() -> None:
 
 
 async def test_an_answer_that_needs_no_upstream() -> None:
-    """It goes at once, or not at all: of a client that gives no window nothing waits here, the call passes as if
-    there were no such answer.
+    """It is sent at once or not at all: if the client gives no window, nothing waits here, and the call is relayed as
+    if there were no such answer.
     """
     for size, passes in ((1000, False), (65535 - 5, False), (65535 - 4, True)):
         passing = Passing(answers=[b"x" * size])
@@ -472,7 +472,7 @@ async def test_an_answer_that_needs_no_upstream() -> None:
 
 
 async def test_a_question_whose_answer_settles_a_call() -> None:
-    """It is all that the upstream hears of it; the client has its answer in one turn."""
+    """The upstream gets only the question; the client has its answer in one turn of the loop."""
     heard: list[bytes] = []
     passing = Passing(answers=[], meaning=lambda answer: heard.append(answer) or [b"one", bytearray(b"two")])  # type: ignore[func-returns-value]
     for number in (1, 3):
@@ -520,7 +520,9 @@ async def test_a_question_whose_answer_is_not_the_calls(meaning: Any, admitted: 
 async def test_where_a_question_comes_to_nothing_the_call_goes_the_long_way(
     how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And says there whatever is wrong. One that cannot be made out at all is our own fault, told and logged."""
+    """The relayed call reports whatever is wrong. A failure to build the question is a defect of ours, which is
+    returned and logged.
+    """
 
     def meaning(answer: bytes) -> Any:
         return [b"1" * (1 // len(answer))]
@@ -569,8 +571,8 @@ async def test_a_client_that_leaves_while_a_question_is_asked(end: bytes | None)
 
 
 def test_the_head_of_a_request_that_is_made_again_is_the_same() -> None:
-    """Also a moment later, when less is left of its time: each head that differs is decoded anew by whoever gets
-    it. The time is never cut, and rounded by less than 1 %.
+    """This holds also a moment later, when less of its time is left, since each different head has to be decoded anew
+    by the receiver. The time is never shortened, and rounded by less than 1 %.
     """
     one, other = (request_block(PATH, (("a", "b"),), seconds) for seconds in (30.0, 29.998))
     assert one is other
@@ -583,7 +585,7 @@ def test_the_head_of_a_request_that_is_made_again_is_the_same() -> None:
 
 
 async def test_a_passage_that_ends_makes_room_for_the_next() -> None:
-    """Where the upstream allows one stream, calls pass one after the other."""
+    """If the upstream allows one stream, calls are relayed one after another."""
     passing = Passing(settings(max_concurrent_streams=1))
     for number in (1, 3, 5):
         passing.down.call(number, PATH, b"%d" % number)
@@ -597,8 +599,8 @@ async def test_a_passage_that_ends_makes_room_for_the_next() -> None:
 
 
 async def test_a_request_that_is_sent_again_keeps_its_window() -> None:
-    """What the first upstream had not taken is given back to the client when the second has: else the rest would
-    never come.
+    """Window that the first upstream had not taken is given back to the client when the second has taken the data:
+    otherwise the rest would never come.
     """
     passing = Passing(settings(initial_window_size=0), repeats=1)
     passing.down.call(1, PATH, end=False)
@@ -618,7 +620,7 @@ async def test_a_request_that_is_sent_again_keeps_its_window() -> None:
 
 
 async def test_memory_for_repeatable_calls_is_their_bytes() -> None:
-    """Not the reads that they came in: a byte of a request may have come with a megabyte of others."""
+    """The reads are not kept: a byte of a request may have come with a megabyte of others."""
     passing = Passing(settings(max_concurrent_streams=0))
     passing.down.call(1, PATH, end=False)
     passing.down.feed(*[data(1, b"x")] * 200)
@@ -630,7 +632,7 @@ async def test_memory_for_repeatable_calls_is_their_bytes() -> None:
 
 
 async def test_an_upstream_that_stops_is_left_without_a_stream() -> None:
-    """It has said so in trailers, in the middle of a request: the call goes elsewhere, and its first stream is
+    """It reports this in trailers, in the middle of a request: the call is repeated elsewhere, and its first stream is
     reset.
     """
     passing = Passing(repeats=1)
@@ -645,7 +647,7 @@ async def test_an_upstream_that_stops_is_left_without_a_stream() -> None:
 
 @pytest.mark.parametrize("where", ["before", "waiting", "passing", "answered"])
 async def test_a_client_that_leaves_leaves_nothing_behind(where: str) -> None:
-    """Reset or lost, wherever its call is: no passage, no stream of the upstream."""
+    """The client resets the stream or is lost, at any point of its call: no passage and no upstream stream is left."""
     for lost in (False, True):
         passing = Passing(settings(max_concurrent_streams=0 if where == "waiting" else 5))
         passing.down.call(1, PATH, b"q", end=False)
@@ -662,9 +664,7 @@ async def test_a_client_that_leaves_leaves_nothing_behind(where: str) -> None:
 
 
 async def test_a_client_that_does_not_read_holds_up_its_upstream() -> None:
-    """What could not be sent on is not given back: the upstream stops at its window, and goes on when the client
-    reads.
-    """
+    """Window for unsent data is not given back: the upstream stops at its window, and goes on when the client reads."""
     passing = Passing()
     deliver(passing.down.link, settings(initial_window_size=100))
     passing.down.call(1, PATH, b"q")
@@ -689,7 +689,7 @@ async def test_a_call_of_our_own_beside_those_that_pass() -> None:
 async def test_an_attempt_that_fails_unexpectedly_is_told_and_another_is_made(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whoever watches a connection waits for the next attempt: one that ended in silence would be the last."""
+    """Code that watches a connection waits for the next attempt: an attempt that ended silently would be the last."""
     attempts: list[str] = []
 
     async def connect(protocol: Any, address: str) -> None:

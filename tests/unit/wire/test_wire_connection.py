@@ -1,4 +1,4 @@
-"""services.wire.connection: HTTP/2's rules, one peer at a time, without a socket."""
+"""services.wire.connection: HTTP/2's rules, with one peer at a time and no socket."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ HEAD, TAIL = ours.block([(b":status", b"200")]), ours.status(0)
 
 
 def closed(wire: Wire, *parts: bytes) -> int:
-    """Feed what ends the connection: with which code, and that GOAWAY is the last that is said."""
+    """Feed bytes that end the connection; return its code, and check that GOAWAY is the last frame."""
     events = wire.feed(*parts)
     assert type(events[-1]) is Closed
     last = wire.sent()[-1]
@@ -56,7 +56,7 @@ def closed(wire: Wire, *parts: bytes) -> int:
 
 
 def reset(wire: Wire, *parts: bytes) -> int:
-    """Feed what ends a stream and nothing else: with which code."""
+    """Feed bytes that end a stream only; return its code."""
     wire.feed(*parts)
     found = [frame for frame in wire.sent() if frame.kind == RST_STREAM]
     assert len(found) == 1
@@ -80,7 +80,7 @@ def test_each_side_begins_with_settings_and_the_connection_window(client: bool) 
 
 
 def test_settings_are_acknowledged_and_the_first_are_told() -> None:
-    """Ready comes once, an acknowledgement each time."""
+    """Ready is reported once; each SETTINGS is acknowledged."""
     wire = Wire(hello=b"")
     wire.one(Ready, settings())
     assert wire.feed(settings(max_frame_size=16384)) == []
@@ -89,7 +89,7 @@ def test_settings_are_acknowledged_and_the_first_are_told() -> None:
 
 @pytest.mark.parametrize("first", [b"GET / HTTP/1.1\r\n\r\n", b"P", b"PRI * HTTP/2.0\r\n\r\nSX"])
 def test_a_wrong_preface_is_refused(first: bytes) -> None:
-    """As soon as it differs from the preface, the connection is over; a part of it is waited for."""
+    """The connection ends as soon as a byte differs from the preface; an incomplete preface is waited for."""
     wire = Wire(hello=b"")
     wire.connection._preface = True
     events = wire.feed(first)
@@ -102,7 +102,7 @@ def test_the_first_frame_is_settings() -> None:
 
 
 def test_any_cut_of_the_bytes_means_the_same() -> None:
-    """A whole conversation, fed in pieces of every size from one byte up, gives the same calls."""
+    """A whole conversation in pieces of every size from one byte up gives the same calls."""
 
     def conversation(piece: int) -> tuple[list[str], bytes, bytes]:
         pipe = Pipe(piece=piece)
@@ -150,9 +150,7 @@ def test_a_call_from_end_to_end() -> None:
 
 @pytest.mark.parametrize("obstacle", ["none", "blocked", "window", "connection window", "prefix", "half open"])
 def test_an_answer_in_one_go_means_what_its_parts_mean(obstacle: str) -> None:
-    """answer() writes head, message and trailers at once where it can, and wherever it cannot the client still
-    reads the same.
-    """
+    """answer() writes head, message and trailers at once if possible; if it is not, the client still reads the same."""
     seen = []
     for parts in (False, True):
         wire = Wire(
@@ -186,7 +184,7 @@ def test_an_answer_in_one_go_means_what_its_parts_mean(obstacle: str) -> None:
 
 
 def test_trailers_wait_behind_the_data_that_is_queued() -> None:
-    """With a window of 3, ten bytes go out in four pieces, and only then the end."""
+    """With a window of 3, ten bytes go out in four pieces, and the trailers after them."""
     wire = Wire(hello=settings(initial_window_size=3))
     stream = wire.opened(1, end=True)
     wire.connection.send_head(stream, HEAD)
@@ -203,8 +201,8 @@ def test_trailers_wait_behind_the_data_that_is_queued() -> None:
 
 
 def test_settings_are_acknowledged_before_the_data_that_they_let_go() -> None:
-    """A peer that counts its window from the acknowledgement on must not see that data before it; of two values in
-    one frame the last one counts.
+    """A peer that counts its window from the acknowledgement on must not see that data before it; of two values in one
+    frame the last counts.
     """
     wire = Wire(hello=settings(initial_window_size=0))
     streams = [wire.opened(number, end=True) for number in (1, 3)]
@@ -221,7 +219,7 @@ def test_settings_are_acknowledged_before_the_data_that_they_let_go() -> None:
 
 
 def test_the_end_goes_on_the_last_data() -> None:
-    """END_STREAM costs no frame of its own where there is data to put it on."""
+    """END_STREAM needs no frame of its own if there is data to carry it."""
     pipe = Pipe()
     stream = pipe.client.open(literal(REQUEST), None)
     pipe.client.send(stream, b"a", b"bc", end=True)
@@ -230,7 +228,7 @@ def test_the_end_goes_on_the_last_data() -> None:
 
 
 def test_nothing_goes_after_the_end_that_is_queued() -> None:
-    """What an owner sends when it has ended its stream is dropped, though the end itself still waits for a window."""
+    """Data that is sent after the end of its stream is dropped, even while the end still waits for a window."""
     wire = Wire(hello=settings(initial_window_size=2))
     stream = wire.opened(1, end=True)
     wire.connection.send_head(stream, HEAD)
@@ -243,8 +241,8 @@ def test_nothing_goes_after_the_end_that_is_queued() -> None:
 
 
 def test_a_response_before_the_end_of_the_request_ends_the_stream() -> None:
-    """The answer is complete, so the rest of the request is not wanted: RST_STREAM NO_ERROR, and what is still
-    coming is ignored.
+    """The answer is complete, so the rest of the request is not needed: RST_STREAM NO_ERROR, and later frames of it are
+    ignored.
     """
     wire = Wire()
     stream = wire.opened(1)
@@ -258,7 +256,7 @@ def test_a_response_before_the_end_of_the_request_ends_the_stream() -> None:
 
 
 def test_informational_responses_are_passed_over() -> None:
-    """100 Continue is no answer; with END_STREAM it is a fault."""
+    """100 Continue is no answer; with END_STREAM it is a protocol error."""
     wire = Wire(client=True)
     wire.connection.open(literal(REQUEST), None)
     assert wire.feed(headers(1, literal([(":status", "100")]))) == []
@@ -273,7 +271,7 @@ def test_informational_responses_are_passed_over() -> None:
 
 
 def test_padding_is_dropped_wherever_the_bytes_are_cut() -> None:
-    """Padded DATA in the middle of others: the padding is no content, and what follows it is read from the right
+    """Padded DATA is between other frames: the padding is no content, and the next frame is read from the right
     place.
     """
     sequence = (
@@ -293,7 +291,7 @@ def test_padding_is_dropped_wherever_the_bytes_are_cut() -> None:
 
 
 def test_padding_counts_against_the_windows_and_is_given_back() -> None:
-    """A stream that carries padding only never runs out of its window."""
+    """A stream that carries only padding never runs out of its window."""
     wire = Wire()
     stream = wire.opened(1)
     for _ in range(600):
@@ -367,7 +365,7 @@ def test_a_block_is_not_interrupted(between: bytes) -> None:
 
 
 def test_continuation_of_nothing() -> None:
-    """PROTOCOL_ERROR, also right after a block that was whole."""
+    """PROTOCOL_ERROR, also right after a complete block."""
     assert closed(Wire(), headers(1), bytes(Frame(CONTINUATION, END_HEADERS, 1, b""))) == Code.PROTOCOL_ERROR
 
 
@@ -417,7 +415,7 @@ def test_our_own_long_blocks_are_continued() -> None:
     ids=str,
 )
 def test_faults_that_end_the_connection(frame: bytes, code: Code) -> None:
-    """Each with RFC 9113's code, while a call is open."""
+    """Each has RFC 9113's code, while a call is open."""
     assert closed(Wire(), headers(1), frame) == code
 
 
@@ -468,7 +466,7 @@ def test_headers_on_a_stream_that_is_closed() -> None:
 
 
 def test_data_on_a_stream_that_is_closed_is_answered_once() -> None:
-    """RST_STREAM STREAM_CLOSED; what was still on its way is ignored then."""
+    """RST_STREAM STREAM_CLOSED; later frames of the stream are ignored."""
     for client in (False, True):
         wire = Wire(client=client)
         if client:
@@ -482,7 +480,9 @@ def test_data_on_a_stream_that_is_closed_is_answered_once() -> None:
 
 
 def test_frames_in_flight_for_streams_that_we_reset_are_ignored() -> None:
-    """DATA, trailers, WINDOW_UPDATE, RST_STREAM and PRIORITY, as many streams as there may be at once."""
+    """DATA, trailers, WINDOW_UPDATE, RST_STREAM and PRIORITY are ignored, for as many streams as may be open at
+    once.
+    """
     wire = Wire(streams=2000, resets=100, idle_frames=100_000)
     for number in range(1, 4001, 2):
         wire.connection.reset(wire.opened(number), Code.CANCEL)
@@ -502,7 +502,7 @@ def test_frames_in_flight_for_streams_that_we_reset_are_ignored() -> None:
 
 
 def test_the_bytes_of_a_frame_whose_stream_is_reset_meanwhile_are_dropped() -> None:
-    """A reset between two parts of one DATA frame: the rest of it is nobody's, and the next frame is found."""
+    """The reset comes between two parts of one DATA frame: the rest of it is dropped, and the next frame is found."""
     wire = Wire()
     stream = wire.opened(1)
     frame = data(1, b"x" * 100, pad=7)
@@ -522,7 +522,7 @@ def test_a_header_block_of_a_dead_stream_still_changes_the_tables() -> None:
 
 
 def test_unknown_frames_are_skipped() -> None:
-    """Of any length, on any stream, however they are cut."""
+    """They may have any length, be on any stream, and be cut anywhere."""
     sequence = bytes(Frame(200, 255, 99, b"?" * 3000)) + headers(1) + bytes(Frame(11, 0, 1, b"")) + data(1, b"x")
     for step in (1, 10, len(sequence)):
         wire = Wire()
@@ -562,7 +562,7 @@ def test_a_reset_drops_queued_data_and_is_reported() -> None:
 
 
 def test_orders_for_a_stream_that_died_in_the_same_read_say_nothing() -> None:
-    """The owner hears of a request after its reset was read: whatever it answers is not sent."""
+    """The owner is told of a request after its reset was read: its answer is not sent."""
     wire = Wire()
     opened, gone = wire.feed(headers(1, end=True), word(RST_STREAM, 1, Code.CANCEL))
     assert (type(opened), type(gone)) == (Opened, Reset)
@@ -572,7 +572,7 @@ def test_orders_for_a_stream_that_died_in_the_same_read_say_nothing() -> None:
 
 
 def test_a_connection_that_drains_refuses_new_streams_and_ends_the_old_ones() -> None:
-    """GOAWAY names the last stream; what comes after it is REFUSED_STREAM, which is not the peer's fault."""
+    """GOAWAY names the last stream; later ones are REFUSED_STREAM, which does not count against the peer."""
     wire = Wire(resets=5)
     stream = wire.opened(1, end=True)
     wire.connection.drain("bye")
@@ -606,7 +606,7 @@ def test_a_goaway_of_the_peer_is_told() -> None:
 
 
 def test_a_stream_that_the_peer_never_looks_at_takes_no_window() -> None:
-    """Above GOAWAY's last stream: what it has queued is not sent, and others have the connection's window."""
+    """A stream above GOAWAY's last one: its queued data is not sent, and other streams get the connection's window."""
     wire = Wire(client=True)
     connection = wire.connection
     connection._send_window = 0
@@ -621,7 +621,7 @@ def test_a_stream_that_the_peer_never_looks_at_takes_no_window() -> None:
 
 
 def test_a_closed_connection_says_nothing_any_more() -> None:
-    """GOAWAY is its last word, whatever owners order afterwards, and nothing piles up."""
+    """GOAWAY is its last frame, whatever its owners send afterwards, and nothing accumulates."""
     wire = Wire()
     events = wire.feed(headers(1, end=True), headers(3), bytes(Frame(PING, 0, 0, b"")))
     first, second, over = events
@@ -644,14 +644,13 @@ def test_a_closed_connection_says_nothing_any_more() -> None:
 
 
 def test_answers_of_the_same_read_go_out_before_the_goaway() -> None:
-    """Answers of the same read go out before the GOAWAY."""
     wire = Wire()
     wire.feed(bytes(Frame(PING, 0, 0, b"12345678")), bytes(Frame(PING, 0, 0, b"")))
     assert [f.kind for f in wire.sent()] == [PING, GOAWAY]
 
 
 def test_a_client_counts_its_streams_up() -> None:
-    """Odd numbers, and it knows when there are no more."""
+    """They have odd numbers, and the connection knows when there are no more."""
     wire = Wire(client=True)
     assert [wire.connection.open(literal(REQUEST), None).id for _ in range(3)] == [1, 3, 5]
     wire.connection._next = (1 << 31) - 1
@@ -661,7 +660,7 @@ def test_a_client_counts_its_streams_up() -> None:
 
 
 def test_a_server_may_allow_more_streams_later() -> None:
-    """MAX_CONCURRENT_STREAMS that rises is told, since calls may be waiting for it."""
+    """A higher MAX_CONCURRENT_STREAMS is reported, since calls may be waiting for it."""
     wire = Wire(client=True, hello=settings(max_concurrent_streams=0))
     assert wire.connection.peer_streams == 0
     assert [type(e).__name__ for e in wire.feed(settings(max_concurrent_streams=5))] == ["Roomier"]
@@ -670,8 +669,8 @@ def test_a_server_may_allow_more_streams_later() -> None:
 
 
 def test_a_shrunk_table_is_said_once() -> None:
-    """A peer with a smaller HPACK table hears, at the next block, that we use none (RFC 7541, section 4.2); others
-    hear nothing.
+    """A peer with a smaller HPACK table is told with the next block that we use none (RFC 7541, section 4.2); others
+    are told nothing.
     """
     wire = Wire(hello=settings(header_table_size=100))
     wire.connection.send_head(wire.opened(1), HEAD)
@@ -683,7 +682,7 @@ def test_a_shrunk_table_is_said_once() -> None:
 
 
 def test_drained_is_told_at_the_mark_and_not_before() -> None:
-    """Each time that a window brings ``queued`` down to ``low`` or below it."""
+    """It is reported each time that a window brings ``queued`` down to ``low`` or below."""
     wire = Wire(hello=settings(initial_window_size=0))
     stream = wire.opened(1, end=True)
     wire.connection.send_head(stream, HEAD)

@@ -1,4 +1,4 @@
-"""services.wire.eager: a first step that is taken at once, and is a task's all the same."""
+"""services.wire.eager: the first step of a coroutine runs at once, and behaves like a task's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ Start = Any
 
 @pytest.fixture(params=["made here", "python's"] if hasattr(asyncio, "eager_task_factory") else ["made here"])
 async def start(request: pytest.FixtureRequest) -> Start:
-    """Start a coroutine as the loop would: in no task. What 3.11 gets, and what 3.12 has of its own."""
+    """Start a coroutine as the loop would, outside of any task: with the implementation for 3.11, and with that of
+    3.12.
+    """
 
     def start(coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
         loop = asyncio.get_running_loop()
@@ -32,7 +34,7 @@ async def start(request: pytest.FixtureRequest) -> Start:
 
 
 async def test_handlers_that_do_not_wait_end_at_once(start: Start) -> None:
-    """No task, and its work is done."""
+    """No task is made, and their work is done."""
     done = []
 
     async def work() -> None:
@@ -43,7 +45,7 @@ async def test_handlers_that_do_not_wait_end_at_once(start: Start) -> None:
 
 
 async def test_handlers_that_wait_go_on_in_a_task(start: Start) -> None:
-    """For a future, for the next turn, for another task; its first step is done already."""
+    """They may wait for a future, for the next turn or for another task; their first step is done already."""
     steps: list[str] = []
     future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -66,7 +68,7 @@ async def test_handlers_that_wait_go_on_in_a_task(start: Start) -> None:
 
 @pytest.mark.parametrize("waits", [False, True])
 async def test_its_exception_is_its_callers(start: Start, waits: bool) -> None:
-    """Raised by start() in the first step, by the task later."""
+    """start() raises that of the first step, the task later ones."""
 
     async def work() -> None:
         if waits:
@@ -83,7 +85,7 @@ async def test_its_exception_is_its_callers(start: Start, waits: bool) -> None:
 
 
 async def test_a_future_that_is_ready_when_the_task_begins(start: Start) -> None:
-    """Between the two nothing is lost."""
+    """The result is not lost in between."""
     future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     got = []
 
@@ -98,7 +100,7 @@ async def test_a_future_that_is_ready_when_the_task_begins(start: Start) -> None
 
 @pytest.mark.parametrize("later", [False, True])
 async def test_a_cancellation_arrives_and_is_passed_on(start: Start, later: bool) -> None:
-    """Right after the first step or turns later: to the coroutine, and to the task that it waits for."""
+    """Right after the first step or turns later, it reaches the coroutine and the task that it waits for."""
     seen = []
 
     async def inner() -> None:
@@ -129,7 +131,7 @@ async def test_a_cancellation_arrives_and_is_passed_on(start: Start, later: bool
 
 
 async def test_a_cancellation_may_be_caught(start: Start) -> None:
-    """Then the task goes on, and may wait again."""
+    """The task then goes on and may wait again."""
 
     async def work() -> None:
         try:
@@ -145,7 +147,7 @@ async def test_a_cancellation_may_be_caught(start: Start) -> None:
 
 
 async def test_a_step_that_cancels_itself(start: Start) -> None:
-    """In the first step, before there is a task: it takes effect at the first wait."""
+    """In the first step there is no task yet: the cancellation takes effect at the first wait."""
     after = []
 
     async def work() -> None:
@@ -162,7 +164,7 @@ async def test_a_step_that_cancels_itself(start: Start) -> None:
 
 @pytest.mark.parametrize("seconds", [0, 0.01])
 async def test_a_timeout_that_begins_in_the_first_step(start: Start, seconds: float) -> None:
-    """asyncio.timeout() finds the task that goes on, and leaves it uncancelled."""
+    """asyncio.timeout() finds the task that continues, and leaves it uncancelled."""
     seen = []
 
     async def work() -> None:
@@ -189,7 +191,7 @@ async def test_a_timeout_that_ends_in_the_first_step(start: Start) -> None:
 
 
 async def test_a_timeout_that_begins_after_the_first_step(start: Start) -> None:
-    """As in any task."""
+    """It works as in any task."""
 
     async def work() -> None:
         await asyncio.sleep(0)
@@ -202,7 +204,7 @@ async def test_a_timeout_that_begins_after_the_first_step(start: Start) -> None:
 
 @pytest.mark.parametrize("fails", [False, True])
 async def test_a_task_group_that_begins_in_the_first_step(start: Start, fails: bool) -> None:
-    """It waits for its tasks; one that fails ends the others and the block."""
+    """It waits for its tasks; a task that fails cancels the others and the block."""
     seen: list[int | str] = []
 
     async def child(number: int) -> None:
@@ -232,7 +234,7 @@ variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", defau
 
 
 async def test_context_variables_are_the_tasks_own(start: Start) -> None:
-    """Set in the first step they are there in the next, and not outside."""
+    """A variable that is set in the first step has its value in the next, and not outside."""
     seen = []
 
     async def work() -> None:
@@ -247,7 +249,7 @@ async def test_context_variables_are_the_tasks_own(start: Start) -> None:
 
 
 async def test_within_a_task_it_is_a_task() -> None:
-    """The current task is in the way of a first step: the loop takes it."""
+    """The current task prevents a first step at once: the loop runs it."""
     seen = []
 
     async def work() -> None:

@@ -1,4 +1,4 @@
-"""services.wire.connection: both levels of flow control, both ways."""
+"""services.wire.connection: both levels of flow control, in both directions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HEAD, TAIL = ours.block([(b":status", b"200")]), ours.status(0)
 
 
 def sizes(wire: Wire) -> list[tuple[int, int]]:
-    """Of the DATA sent since: stream and length."""
+    """Return stream and length of each DATA frame sent since the last call."""
     return [(f.stream, len(f.payload)) for f in wire.sent() if f.kind == DATA]
 
 
@@ -20,7 +20,7 @@ def sizes(wire: Wire) -> list[tuple[int, int]]:
 
 
 def test_nothing_goes_beyond_either_window() -> None:
-    """A stream's, then the connection's; each WINDOW_UPDATE lets go what it says, and no more."""
+    """Neither the stream's nor the connection's; each WINDOW_UPDATE allows the bytes that it names, and no more."""
     wire = Wire(hello=settings(initial_window_size=50_000))
     first, second = wire.opened(1, end=True), wire.opened(3, end=True)
     wire.connection.send(first, bytes(60_000))
@@ -35,7 +35,7 @@ def test_nothing_goes_beyond_either_window() -> None:
 
 
 def test_frames_are_as_large_as_the_peer_takes_and_not_beyond_ours() -> None:
-    """16 KiB without SETTINGS, more where they say so, 256 KiB at most: others wait for a frame's end."""
+    """16 KiB without SETTINGS, more if they say so, 256 KiB at most, since other streams wait for a frame's end."""
     for said, size in ((16384, 16384), (100_000, 100_000), ((1 << 24) - 1, 256 << 10)):
         wire = Wire(hello=settings(initial_window_size=1 << 30, max_frame_size=said) + word(WINDOW_UPDATE, 0, 1 << 30))
         wire.connection.send(wire.opened(1, end=True), bytes(1 << 20))
@@ -43,7 +43,9 @@ def test_frames_are_as_large_as_the_peer_takes_and_not_beyond_ours() -> None:
 
 
 def test_a_window_that_settings_make_negative() -> None:
-    """What was sent is owed: nothing goes until updates have brought it above zero (RFC 9113, section 6.9.2)."""
+    """The sent bytes are owed: nothing is sent until updates have brought the window above zero (RFC 9113, section
+    6.9.2).
+    """
     wire = Wire(hello=settings(initial_window_size=100))
     stream = wire.opened(1, end=True)
     wire.connection.send(stream, bytes(300))
@@ -69,7 +71,9 @@ def test_an_empty_window_holds_no_head_and_no_trailers_up() -> None:
 
 
 def test_streams_that_wait_for_the_connection_take_turns() -> None:
-    """Whoever has to wait again is last: with a window for one frame at a time each gets its part."""
+    """A stream that has to wait again goes to the end of the queue: with a window for one frame at a time, each stream
+    gets its part.
+    """
     wire = Wire(hello=settings(initial_window_size=1 << 20))
     streams = [wire.opened(number, end=True) for number in (1, 3, 5)]
     wire.connection._send_window = 0
@@ -83,7 +87,7 @@ def test_streams_that_wait_for_the_connection_take_turns() -> None:
 
 
 def test_a_stream_without_a_window_delays_no_other() -> None:
-    """Its own is empty: the connection's goes to the others."""
+    """Its own window is empty: the others get the connection's."""
     wire = Wire(hello=settings(initial_window_size=10))
     stuck, good = wire.opened(1, end=True), wire.opened(3, end=True)
     wire.connection._send_window = 10
@@ -95,7 +99,9 @@ def test_a_stream_without_a_window_delays_no_other() -> None:
 
 
 def test_a_full_socket_holds_data_up_and_nothing_else() -> None:
-    """From block() to unblock() DATA waits, in turns afterwards; heads, resets and pings go."""
+    """From block() to unblock() DATA waits, and is sent in turns afterwards; heads, resets and pings are sent at
+    once.
+    """
     wire = Wire()
     first, second = wire.opened(1, end=True), wire.opened(3, end=True)
     wire.connection.block()
@@ -112,7 +118,7 @@ def test_a_full_socket_holds_data_up_and_nothing_else() -> None:
 
 
 def test_a_stream_that_was_reset_waits_for_nothing() -> None:
-    """Blocked and without a window: it is gone from every list, and its turn is the next one's."""
+    """It was blocked and without a window: it is removed from every list, and the next stream gets its turn."""
     wire = Wire(hello=settings(initial_window_size=1000))
     first, second = wire.opened(1, end=True), wire.opened(3, end=True)
     wire.connection.block()
@@ -125,8 +131,8 @@ def test_a_stream_that_was_reset_waits_for_nothing() -> None:
 
 
 def test_pieces_are_joined_and_cut_by_windows_only() -> None:
-    """Many small chunks go in one frame, in order; views and bytes alike; small views do not keep what they are a
-    part of.
+    """Many small chunks go in one frame, in order, both views and bytes; small views do not keep the buffers that they
+    are a part of.
     """
     wire = Wire(hello=settings(initial_window_size=0))
     stream = wire.opened(1, end=True)
@@ -146,7 +152,7 @@ def test_pieces_are_joined_and_cut_by_windows_only() -> None:
 
 
 def test_the_end_with_nothing_before_it() -> None:
-    """An empty DATA with END_STREAM, also without a window."""
+    """It is an empty DATA with END_STREAM, which needs no window."""
     wire = Wire(client=True, hello=settings(initial_window_size=0))
     wire.connection.send(wire.connection.open(literal(REQUEST), None), b"", end=True)
     frame = wire.sent()[-1]
@@ -157,8 +163,8 @@ def test_the_end_with_nothing_before_it() -> None:
 
 
 def test_a_window_is_given_back_when_it_is_consumed() -> None:
-    """Not before, and in portions of half of it; the connection's at once, so that one reader who sleeps holds up
-    no other.
+    """It is not given back before, and in portions of half of it. The connection's is given back at once, so that a
+    reader that does not read delays no other.
     """
     wire = Wire()
     stream = wire.opened(1)
@@ -176,7 +182,7 @@ def test_a_window_is_given_back_when_it_is_consumed() -> None:
 
 
 def test_a_window_grows_while_it_is_read_up_to_its_bound() -> None:
-    """It doubles with each time that it is given back, and what the peer is told adds up to it."""
+    """It doubles each time that it is given back, and the updates sent to the peer add up to it."""
     wire = Wire(window_most=300_000)
     stream = wire.opened(1)
     seen, told, used = [stream.window], stream.window, 0
@@ -192,7 +198,6 @@ def test_a_window_grows_while_it_is_read_up_to_its_bound() -> None:
 
 
 def test_a_stream_that_has_ended_is_given_no_window() -> None:
-    """Nobody would use it."""
     wire = Wire()
     stream = wire.opened(1)
     wire.feed(data(1, bytes(16384)), data(1, bytes(16384)), data(1, bytes(16384), end=True))
@@ -201,7 +206,9 @@ def test_a_stream_that_has_ended_is_given_no_window() -> None:
 
 
 def test_data_of_streams_that_are_over_costs_the_connection_no_window() -> None:
-    """Gone by our reset, by the peer's, by a fault, in the middle of a frame: gigabytes of it may pass."""
+    """The stream may have ended by our reset, by the peer's, by an error, or in the middle of a frame: gigabytes of its
+    data may pass.
+    """
     wire = Wire(idle_frames=100_000, resets=100_000)
     for number in range(1, 4001, 2):
         stream = wire.opened(number)
@@ -214,7 +221,7 @@ def test_data_of_streams_that_are_over_costs_the_connection_no_window() -> None:
 
 
 def test_a_reader_that_sleeps_holds_up_its_own_stream_only() -> None:
-    """Two uploads, of which nobody reads the first: the second goes on to its end, over many windows."""
+    """Of two uploads the first is not read: the second goes on to its end, over many windows."""
     pipe = Pipe()
     slow, fast = (pipe.client.open(literal(REQUEST), None) for _ in range(2))
     pipe.client.send(slow, bytes(1 << 20), end=True)

@@ -1,4 +1,4 @@
-"""services.wire.headers: what a block means, at any time, and what we write."""
+"""services.wire.headers: decoding of blocks in any state of the table, and encoding."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.wires import REQUEST, literal
 
 
 class Reader:
-    """Our decoder and hpack's, side by side: fed the same blocks, they must say the same."""
+    """Our decoder and hpack's, side by side: for the same blocks they must give the same result."""
 
     def __init__(self) -> None:
         self.encoder = Encoder()
@@ -30,7 +30,7 @@ class Reader:
         return head
 
     def send(self, *fields: tuple[str, str]) -> headers.Head:
-        """As hpack's encoder writes it, with its table."""
+        """Encode as hpack's encoder does, with its table."""
         return self.read(self.encoder.encode(list(fields)))
 
 
@@ -39,7 +39,7 @@ def indexed(number: int) -> bytes:
 
 
 def remembered(name: str, value: str) -> bytes:
-    """A literal that goes to the table."""
+    """Encode a literal that is added to the table."""
     return b"\x40" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
 
 
@@ -49,7 +49,7 @@ NEWEST = indexed(62)
 
 
 def test_a_block_that_leaves_the_table_alone_is_read_once() -> None:
-    """The very same Head comes back; for another kind of list it is another."""
+    """The very same Head comes back; for another kind of list it is another Head."""
     decoder = headers.Decoder(Limits())
     block = literal([("a", "b")])
     assert decoder(headers.trailers, block) is decoder(headers.trailers, block)
@@ -59,7 +59,7 @@ def test_a_block_that_leaves_the_table_alone_is_read_once() -> None:
 
 
 def test_a_reference_to_the_table_means_what_the_table_says_now() -> None:
-    """The same byte, before and after the table has changed."""
+    """The same byte is read before and after the table has changed."""
     reader = Reader()
     reader.read(remembered("x", "1"))
     assert reader.read(NEWEST).headers == {"x": "1"}
@@ -70,7 +70,9 @@ def test_a_reference_to_the_table_means_what_the_table_says_now() -> None:
 
 
 def test_a_table_of_one_entry_replaced_twice_in_one_block() -> None:
-    """As many entries as before, one of the same name and value even: still another table, and still read right."""
+    """The table has as many entries as before, even one of the same name and value: it is another table, and is read
+    right.
+    """
     reader = Reader()
     reader.read(b"\x3f\x03")  # 34 bytes: room for one entry of two letters
     reader.read(remembered("x", "1"))
@@ -82,7 +84,7 @@ def test_a_table_of_one_entry_replaced_twice_in_one_block() -> None:
 
 
 def test_a_table_emptied_and_filled_again_in_one_block() -> None:
-    """Size updates to 0 and back, then an entry: the count is the same, the meaning is not."""
+    """Size updates to 0 and back, then an entry: the number of entries is the same, and the meaning is another."""
     reader = Reader()
     reader.read(remembered("x", "1"))
     assert reader.read(NEWEST).headers == {"x": "1"}
@@ -95,7 +97,7 @@ def test_a_table_emptied_and_filled_again_in_one_block() -> None:
 
 
 def test_an_entry_too_large_for_the_table_empties_it() -> None:
-    """RFC 7541, section 4.4: no error, and nothing is left to refer to."""
+    """RFC 7541, section 4.4: this is no error, and no entry is left."""
     reader = Reader()
     reader.read(b"\x3f\x21" + remembered("x", "1"))  # 64 bytes
     assert reader.read(NEWEST).headers == {"x": "1"}
@@ -105,7 +107,7 @@ def test_an_entry_too_large_for_the_table_empties_it() -> None:
 
 
 def test_entries_that_fall_out_at_the_end_are_noticed() -> None:
-    """A shrinking table evicts the oldest; the newest stays where it is."""
+    """A smaller table drops the oldest entries; the newest stays at its place."""
     reader = Reader()
     reader.read(remembered("old", "1") + remembered("new", "2"))
     assert reader.read(indexed(63)).headers == {"old": "1"}
@@ -116,7 +118,7 @@ def test_entries_that_fall_out_at_the_end_are_noticed() -> None:
 
 
 def test_a_malformed_list_changes_the_table_all_the_same() -> None:
-    """The stream is at fault, the connection goes on, and what is referred to afterwards is there."""
+    """Only the stream fails; the connection goes on, and later references to the table are right."""
     reader = Reader()
     reader.read(remembered("x", "1"))
     assert reader.read(NEWEST).headers == {"x": "1"}
@@ -127,7 +129,7 @@ def test_a_malformed_list_changes_the_table_all_the_same() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_any_sequence_of_blocks_is_read_as_hpack_reads_it(seed: int) -> None:
-    """A peer that uses its table as it likes: repeated, new, sensitive fields, and tables of any size."""
+    """Random peers use their tables: repeated, new and sensitive fields, and tables of any size."""
     pick = random.Random(seed)
     reader = Reader()
     fields = [(f"name{n}", f"value{m}" * (m + 1)) for n in range(3) for m in range(4)]
@@ -138,7 +140,7 @@ def test_any_sequence_of_blocks_is_read_as_hpack_reads_it(seed: int) -> None:
 
 
 def test_the_cache_has_bounds() -> None:
-    """So many blocks, and no long ones."""
+    """The number of its blocks is bounded, and long blocks are not kept."""
     decoder = headers.Decoder(Limits())
     for number in range(1000):
         decoder(headers.trailers, literal([("n", str(number))]))
@@ -150,7 +152,9 @@ def test_the_cache_has_bounds() -> None:
 
 
 def test_a_cache_is_dropped_when_a_burst_is_over() -> None:
-    """A few kilobytes for each connection, which would keep megabytes; what is sent is forgotten likewise."""
+    """It has a few kilobytes for each connection, which would keep megabytes; the cache of sent blocks is dropped
+    too.
+    """
     decoder = headers.Decoder(Limits())
     block = literal([("a", "b")])
     head = decoder(headers.trailers, block)
@@ -169,7 +173,7 @@ def decoded(block: bytes, **limits: int) -> headers.Head:
 
 
 def test_a_header_list_is_bounded_as_the_rfc_counts_it() -> None:
-    """Name, value and 32 bytes a field: at the bound it is read, a byte more is ENHANCE_YOUR_CALM for the
+    """A field counts as name, value and 32 bytes: a list at the bound is read, a byte more is ENHANCE_YOUR_CALM for the
     connection.
     """
     assert decoded(literal([("a", "v" * 67), ("b", "v" * 67)]), header_list=200).pairs
@@ -179,8 +183,8 @@ def test_a_header_list_is_bounded_as_the_rfc_counts_it() -> None:
 
 
 def test_an_hpack_bomb_goes_off_outside() -> None:
-    """One large entry referred to again and again: a few hundred bytes that mean megabytes are not decoded to the
-    end.
+    """One large entry is referred to again and again: a few hundred bytes that stand for megabytes are not decoded to
+    the end.
     """
     decoder = headers.Decoder(Limits())
     decoder(headers.trailers, b"\x40\x01x" + b"\x7f\xa1\x1e" + b"v" * 4000)
@@ -190,7 +194,7 @@ def test_an_hpack_bomb_goes_off_outside() -> None:
 
 
 def test_the_number_of_fields_is_bounded() -> None:
-    """At the bound it is read, one more is ENHANCE_YOUR_CALM."""
+    """A list at the bound is read, one field more is ENHANCE_YOUR_CALM."""
     assert len(decoded(literal([("a", "b")] * 10), header_count=10).pairs) == 10
     with pytest.raises(ConnectionFault) as fault:
         decoded(literal([("a", "b")] * 11), header_count=10)
@@ -198,7 +202,7 @@ def test_the_number_of_fields_is_bounded() -> None:
 
 
 def test_size_updates_are_few() -> None:
-    """RFC 7541 knows two in a block: a block of nothing else costs us much and the peer nothing."""
+    """RFC 7541 allows two in a block: a block of many would cost us much and the peer nothing."""
     assert decoded(b"\x20\x3f\xe1\x1f" + literal([("a", "b")])).headers == {"a": "b"}
     for block in (b"\x20" * 9, b"\x3f\xe1\x1f" * 9, b"\x20" * 90_000):
         with pytest.raises(ConnectionFault) as fault:
@@ -277,7 +281,7 @@ def test_malformed_requests(fields: list[tuple[str, str]]) -> None:
 
 
 def test_a_request() -> None:
-    """Pseudo-headers apart, metadata by name, the first of each name."""
+    """Pseudo-headers are separate, metadata is by name, and the first of each name counts."""
     head = headers.Decoder(Limits())(
         headers.request,
         literal([*REQUEST, ("a", "1"), ("a", "2"), ("content-length", "12"), ("grpc-encoding", "gzip")]),
@@ -298,7 +302,7 @@ def test_a_request() -> None:
     ],
 )
 def test_the_content_type_of_grpc(value: str, is_grpc: bool) -> None:
-    """With a subtype or a parameter, and nothing else."""
+    """It may have a subtype or a parameter, and nothing else."""
     assert headers.Decoder(Limits())(headers.request, literal(replaced("content-type", value))).is_grpc() is is_grpc
 
 
@@ -328,18 +332,18 @@ def test_binary_metadata_survives(value: bytes) -> None:
 
 
 def test_of_binary_values_joined_by_commas_the_first_counts() -> None:
-    """As of repeated fields."""
+    """The same is so for repeated fields."""
     assert decoded(literal([("x-bin", "YQ,Yg")])).headers == {"x-bin": b"a"}
 
 
 @pytest.mark.parametrize("value", ["a", "a===", "!!!!", "YWJj\x7f", "Y Q"])
 def test_malformed_binary_metadata_is_a_problem_of_the_call(value: str) -> None:
-    """HTTP/2 is content with it, so the call is answered: it names the field."""
+    """HTTP/2 accepts it, so the call is answered with an error that names the field."""
     assert decoded(literal([("x-bin", value)])).problem == "malformed binary metadata x-bin"
 
 
 def test_values_that_are_no_text_pass_unchanged() -> None:
-    """A relay sends the bytes on that it got."""
+    """A relay sends on the bytes that it received."""
     head = decoded(literal([("x", b"\xff\xc3\xa4\x80")]))
     assert headers.metadata(head.headers.items()) == [(b"x", b"\xff\xc3\xa4\x80")]
     assert decoded(head.encoded()).pairs == head.pairs
@@ -347,7 +351,7 @@ def test_values_that_are_no_text_pass_unchanged() -> None:
 
 @pytest.mark.parametrize("message", ["plain", "50% off\n", "ä€\U0001f600", "\0\x7f\r", "%41", "", "a" * 5000, "~ !"])
 def test_a_status_message_survives(message: str) -> None:
-    """Percent-encoded: what is on the wire is printable ASCII."""
+    """It is percent-encoded: only printable ASCII is sent."""
     block = headers.status(5, message)
     head = decoded(block)
     assert (head.code, head.message) == (5, message)
@@ -356,7 +360,7 @@ def test_a_status_message_survives(message: str) -> None:
 
 
 def test_a_status_message_that_is_no_text_is_sent_as_well_as_can_be() -> None:
-    """Half of a surrogate pair, as file names and headers have it that are no UTF-8: the call is answered
+    """It has half of a surrogate pair, as file names and headers have that are no UTF-8: the call is answered
     nevertheless.
     """
     for message in ("name \udcff!", "half \ud800!"):
@@ -369,7 +373,7 @@ def test_a_status_message_that_is_no_text_is_sent_as_well_as_can_be() -> None:
     ("value", "message"), [("a%20b", "a b"), ("100%", "100%"), ("%zz", "%zz"), ("%ff!", "�!"), ("%C3%A4", "ä")]
 )
 def test_a_status_message_is_read_leniently(value: str, message: str) -> None:
-    """What is no percent-encoding stays as it is: a status is never lost for its message."""
+    """An invalid percent-encoding stays as it is: a status is never lost because of its message."""
     assert decoded(literal([("grpc-status", "2"), ("grpc-message", value)])).message == message
 
 
@@ -378,7 +382,7 @@ def test_a_status_message_is_read_leniently(value: str, message: str) -> None:
     [("0", 0), ("16", 16), ("007", 7), ("9999", 9999), ("", 2), ("-1", 2), ("1x", 2), ("²", 2), ("99999", 2)],
 )
 def test_a_status_that_is_no_number_is_unknown(value: str, code: int) -> None:
-    """UNKNOWN, as gRPC has it."""
+    """It is UNKNOWN, as in gRPC."""
     assert decoded(literal([("grpc-status", value)])).code == code
 
 
@@ -404,7 +408,7 @@ def test_a_timeout_is_read(value: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("value", ["", "S", "1", "1s", "1 S", "-1S", "1.5S", "123456789S", "1S\t", "١S"])
 def test_a_malformed_timeout_is_a_problem_of_the_call(value: str) -> None:
-    """It is not guessed at."""
+    """No value is guessed."""
     head = decoded(literal([("grpc-timeout", value)]))
     assert head.timeout is None
     assert "malformed grpc-timeout" in head.problem
@@ -412,7 +416,9 @@ def test_a_malformed_timeout_is_a_problem_of_the_call(value: str) -> None:
 
 @pytest.mark.parametrize("seconds", [1e-9, 1e-6, 0.001, 0.0125, 1, 59.9999, 86400, 1e7, 1e9, 1e12, 1e20])
 def test_a_timeout_is_written_rounded_up(seconds: float) -> None:
-    """Never shorter than it is, but for what cannot be said, and at most a thousandth longer, but for the smallest."""
+    """It is never shorter than given, unless it cannot be expressed, and at most a thousandth longer, except for the
+    smallest.
+    """
     head = decoded(headers.timeout(seconds))
     assert head.timeout is not None
     if seconds > 99999999 * 3600:
@@ -425,7 +431,7 @@ def test_a_timeout_is_written_rounded_up(seconds: float) -> None:
 
 
 def test_what_we_write_never_touches_the_table() -> None:
-    """Any other decoder reads it, with a table of no size, as often as it likes."""
+    """Any decoder reads our blocks with a table of size zero, any number of times."""
     pairs = [(k.encode(), v.encode()) for k, v in REQUEST] + [
         (b"new", b"x" * 300),
         (b"age", b""),
@@ -442,6 +448,6 @@ def test_what_we_write_never_touches_the_table() -> None:
 
 @pytest.mark.parametrize("length", [0, 1, 126, 127, 128, 254, 255, 16383, 16384, 40000])
 def test_strings_of_any_length(length: int) -> None:
-    """Around each step of HPACK's numbers."""
+    """Lengths around each step of HPACK's numbers are tried."""
     name, value = b"n" * max(1, length), b"v" * length
     assert Hpack(1 << 20).decode(headers.field(name, value), raw=True) == [(name, value)]

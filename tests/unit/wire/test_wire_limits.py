@@ -1,5 +1,5 @@
-"""services.wire.limits: what a peer may do, exactly: at each bound nothing happens, one beyond it the right thing
-with the right code.
+"""services.wire.limits, exactly: at each bound nothing happens, and one beyond it the right error with the right
+code.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PINGS = bytes(Frame(PING, ACK, 0, bytes(8)))
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """A clock that the test advances."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -59,7 +59,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def over(wire: Wire, *parts: bytes) -> int:
-    """Feed one too many: the code of the GOAWAY."""
+    """Feed one too many; return the code of the GOAWAY."""
     events = wire.feed(*parts)
     assert type(events[-1]) is Closed
     last = wire.sent()[-1]
@@ -74,13 +74,15 @@ def over(wire: Wire, *parts: bytes) -> int:
     "field", [field.name for field in dataclasses.fields(Limits) if isinstance(field.default, int)]
 )
 def test_a_limit_of_zero_is_refused(field: str) -> None:
-    """Each says its name."""
+    """The error names the limit."""
     with pytest.raises(ValueError, match=field):
         Limits(**{field: 0})
 
 
 def test_windows_and_frames_are_those_of_http2() -> None:
-    """Not smaller than what a peer takes for granted before it has read our SETTINGS, nor larger than can be said."""
+    """They are not smaller than the values that a peer assumes before it has read our SETTINGS, nor larger than can be
+    expressed.
+    """
     for name in ("window", "window_most", "connection_window"):
         for value in (65534, 1 << 31):
             with pytest.raises(ValueError, match=name):
@@ -96,7 +98,7 @@ def test_windows_and_frames_are_those_of_http2() -> None:
 
 
 def test_streams_at_once() -> None:
-    """One more than there may be is REFUSED_STREAM; the others, and the next when one has ended, are served."""
+    """One more than allowed is REFUSED_STREAM; the others are served, and so is the next when one has ended."""
     wire = Wire(streams=3)
     streams = [wire.opened(number) for number in (1, 3, 5)]
     assert wire.feed(headers(7)) == []
@@ -106,7 +108,7 @@ def test_streams_at_once() -> None:
 
 
 def test_streams_that_are_reset_count_while_their_handlers_run() -> None:
-    """Rapid reset (CVE-2023-44487): a stream that is gone but whose work goes on takes a place."""
+    """Rapid reset (CVE-2023-44487): a stream that is reset takes a place while its handler runs."""
     wire = Wire(streams=2)
     wire.opened(1)
     wire.one(Reset, word(RST_STREAM, 1, 8))
@@ -118,7 +120,7 @@ def test_streams_that_are_reset_count_while_their_handlers_run() -> None:
 
 
 def test_rapid_resets(clock: Clock) -> None:
-    """So many at once, so many a second; then ENHANCE_YOUR_CALM."""
+    """A burst is allowed, and a rate per second; then ENHANCE_YOUR_CALM."""
     wire = Wire(resets=10, resets_rate=5)
     number = 1
     for burst in (10, 5):
@@ -134,7 +136,7 @@ def test_rapid_resets(clock: Clock) -> None:
 
 
 def test_a_peer_that_resets_much_is_slowed_before_it_is_ended(clock: Clock) -> None:
-    """What it has sent beyond that waits in a piece as it came; the time for which it waits earns it no more resets."""
+    """Later bytes wait in a piece, unread; the time of waiting does not earn the peer more resets."""
     wire = Wire(resets=30, resets_rate=10, resets_slow=10, resets_slow_rate=5)
     flood = b"".join(headers(number) + word(RST_STREAM, number, 8) for number in range(1, 81, 2))
     dealt = [len(wire.feed(flood)) // 2]
@@ -160,7 +162,7 @@ def test_a_peer_that_resets_much_is_slowed_before_it_is_ended(clock: Clock) -> N
     ids=["window update of 0", "malformed request", "HEADERS twice", "DATA after the end"],
 )
 def test_resets_that_the_peer_makes_us_send(provocation) -> None:
-    """ "MadeYouReset" (CVE-2025-8671): they count as its own."""
+    """ "MadeYouReset" (CVE-2025-8671): they count as the peer's own."""
     wire = Wire(resets=10)
     for number in range(1, 21, 2):
         wire.feed(provocation(number))
@@ -169,7 +171,7 @@ def test_resets_that_the_peer_makes_us_send(provocation) -> None:
 
 
 def test_a_client_does_not_count_the_resets_of_its_server() -> None:
-    """A server may end as many calls as it likes."""
+    """A server may end any number of calls."""
     wire = Wire(client=True, resets=1)
     for _ in range(20):
         stream = wire.connection.open(literal(REQUEST), None)
@@ -180,7 +182,9 @@ def test_a_client_does_not_count_the_resets_of_its_server() -> None:
 
 
 def test_a_block_of_continuations() -> None:
-    """So many frames, also empty ones, then ENHANCE_YOUR_CALM, before anything is decoded (CVE-2024-27316)."""
+    """A number of frames is allowed, including empty ones, then ENHANCE_YOUR_CALM, before any decoding
+    (CVE-2024-27316).
+    """
     block = literal(REQUEST)
     empty = bytes(Frame(CONTINUATION, 0, 1, b""))
     wire = Wire(continuations=5)
@@ -191,7 +195,7 @@ def test_a_block_of_continuations() -> None:
 
 
 def test_a_block_of_bytes() -> None:
-    """At the bound it is read; a byte more, in one frame or in many, is ENHANCE_YOUR_CALM."""
+    """A block at the bound is read; a byte more, in one frame or in many, is ENHANCE_YOUR_CALM."""
     block = literal([*REQUEST, ("x", "v" * 5000)])
     for cut in (100, len(block)):
         for limit in (len(block), len(block) - 1):
@@ -205,20 +209,22 @@ def test_a_block_of_bytes() -> None:
 
 
 def test_a_frame_of_headers_beyond_the_block_is_not_even_waited_for() -> None:
-    """Its length alone is enough."""
+    """Its length alone decides."""
     wire = Wire(header_block=1000)
     assert over(wire, headers(1, bytes(2000))[:9]) == Code.ENHANCE_YOUR_CALM
 
 
 @pytest.mark.parametrize("fields", [[("x", "v" * 3000)], [("a", "b")] * 60])
 def test_a_header_list_over_its_bounds(fields: list[tuple[str, str]]) -> None:
-    """Size or count: ENHANCE_YOUR_CALM for the connection, as our tables would differ from then on."""
+    """Too many bytes or fields are ENHANCE_YOUR_CALM for the connection, since the two tables would differ from then
+    on.
+    """
     wire = Wire(header_list=3000, header_count=60)
     assert over(wire, headers(1, literal([*REQUEST, *fields]))) == Code.ENHANCE_YOUR_CALM
 
 
 def test_endless_headers_keep_no_more_than_a_block() -> None:
-    """A peer that never says END_HEADERS: what is held is bounded until it is told to go."""
+    """A peer never sends END_HEADERS: the memory is bounded until the connection is ended."""
     wire = Wire()
     wire.feed(headers(1, bytes(16384), whole=False))
     most = 0
@@ -268,7 +274,7 @@ def test_endless_headers_keep_no_more_than_a_block() -> None:
     ],
 )
 def test_frames_that_bring_nothing(frame: bytes, clock: Clock) -> None:
-    """So many at once, so many a second; then ENHANCE_YOUR_CALM."""
+    """A burst is allowed, and a rate per second; then ENHANCE_YOUR_CALM."""
     wire = Wire(idle_frames=50, idle_frames_rate=10, idle_frames_earned=1)
     wire.opened(1)
     wire.connection.reset(wire.opened(3, end=True), Code.CANCEL)
@@ -280,7 +286,7 @@ def test_frames_that_bring_nothing(frame: bytes, clock: Clock) -> None:
 
 
 def test_many_settings_in_one_frame_count_each() -> None:
-    """They are work, however they are packed."""
+    """Each causes work, however they are packed."""
     wire = Wire(idle_frames=50)
     many = bytes(Frame(SETTINGS, 0, 0, struct.pack(">HI", 4, 70000) * 50))
     wire.feed(many)
@@ -289,7 +295,7 @@ def test_many_settings_in_one_frame_count_each() -> None:
 
 
 def test_the_work_for_a_new_initial_window_is_limited() -> None:
-    """It changes each stream's window: with many streams a few a second are as much work as hundreds of pings."""
+    """It changes each stream's window: with many streams, a few a second are as much work as hundreds of pings."""
     wire = Wire(idle_frames=100, idle_frames_rate=1, idle_frames_earned=1, streams=2000)
     for number in range(1, 4001, 2):
         wire.opened(number)
@@ -302,8 +308,8 @@ def test_the_work_for_a_new_initial_window_is_limited() -> None:
 
 
 def test_data_that_was_under_way_when_its_stream_was_reset() -> None:
-    """As many bytes as the stream's window had left, in frames as small as its sender makes them; what is beyond
-    that brings nothing.
+    """As many bytes as the stream's window had left are free, in frames as small as the sender makes them; later frames
+    count as useless.
     """
     wire = Wire(idle_frames=5, idle_frames_rate=1, idle_frames_earned=1, window=65535)
     stream = wire.opened(1)
@@ -316,8 +322,8 @@ def test_data_that_was_under_way_when_its_stream_was_reset() -> None:
 
 
 def test_a_frame_of_an_answer_allows_for_some_that_bring_nothing() -> None:
-    """grpc-go sends two for each small one, a window update and a ping, grpcio two window updates; those who send
-    much more than that are told.
+    """grpc-go sends two for each small one, a window update and a ping; grpcio sends two window updates. Peers that
+    send much more than that are ended.
     """
     wire = Wire(idle_frames=5, idle_frames_rate=1, idle_frames_earned=4)
     stream = wire.opened(1, end=True)
@@ -335,7 +341,7 @@ def test_a_frame_of_an_answer_allows_for_some_that_bring_nothing() -> None:
 
 
 def test_a_call_allows_for_some_frames_that_bring_nothing() -> None:
-    """grpcio sends two window updates with each, and a reset of what has been answered meanwhile."""
+    """grpcio sends two window updates with each call, and a reset if the call has been answered meanwhile."""
     wire = Wire(idle_frames=5, idle_frames_rate=1, idle_frames_earned=4)
     for number in range(1, 1001, 2):
         wire.feed(
@@ -349,7 +355,7 @@ def test_a_call_allows_for_some_frames_that_bring_nothing() -> None:
 
 
 def test_a_frame_of_an_answer_allows_for_one_that_brings_nothing() -> None:
-    """A reader that acknowledges all that it reads is not calmed down, however little is earned."""
+    """A reader that acknowledges all that it reads is not ended, however small the allowance is."""
     wire = Wire(
         idle_frames=5,
         idle_frames_rate=1,
@@ -366,8 +372,8 @@ def test_a_frame_of_an_answer_allows_for_one_that_brings_nothing() -> None:
 
 
 def test_tiny_windows() -> None:
-    """A peer that takes an answer byte by byte (CVE-2019-9511) makes us write a frame for each: those allow for
-    nothing.
+    """A peer that takes an answer byte by byte (CVE-2019-9511) makes us write a frame for each byte: those frames add
+    no allowance.
     """
     wire = Wire(idle_frames=50, idle_frames_rate=1, idle_frames_earned=1, hello=settings(initial_window_size=0))
     stream = wire.opened(1, end=True)
@@ -383,7 +389,7 @@ def test_tiny_windows() -> None:
 
 
 def test_the_window_of_a_stream() -> None:
-    """To its last byte; one more is FLOW_CONTROL_ERROR for the stream, and padding counts."""
+    """It can be used to its last byte; one more is FLOW_CONTROL_ERROR for the stream, and padding counts."""
     for last, good in ((data(1, b"x"), True), (data(1, b"xx"), False), (data(1, b"x", pad=0), False)):
         wire = Wire(window=65535)
         wire.opened(1)
@@ -395,7 +401,7 @@ def test_the_window_of_a_stream() -> None:
 
 
 def test_the_window_of_the_connection() -> None:
-    """What is beyond it ends the connection."""
+    """Bytes beyond it end the connection."""
     wire = Wire()
     wire.opened(1)
     wire.connection._receive_window = 10
@@ -406,7 +412,7 @@ def test_the_window_of_the_connection() -> None:
 
 
 def test_the_size_of_a_frame() -> None:
-    """HTTP/2's 16 KiB, until a peer has sent more than half a window; then what the limit says, and not a byte more."""
+    """It is HTTP/2's 16 KiB until a peer has sent more than half a window; then it is the limit's, to the byte."""
     assert over(Wire(), data(1, bytes(16385))[:9]) == Code.FRAME_SIZE_ERROR
     for more, good in ((0, True), (1, False)):
         wire = Wire(frame=20_000)
@@ -423,7 +429,7 @@ def test_the_size_of_a_frame() -> None:
 
 
 def test_a_stream_at_fault_is_no_other_streams_business() -> None:
-    """Its neighbours go on, with all of their windows, and the connection's."""
+    """The other streams go on, with all of their windows and the connection's."""
     wire = Wire(resets=1000)
     good = wire.opened(1)
     for number in range(3, 1003, 2):

@@ -1,4 +1,4 @@
-"""services.wire.messages: gRPC's messages, however their bytes arrive."""
+"""services.wire.messages: gRPC's messages, in any pieces."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LIMIT = 1000
 
 
 def fed(data: bytes, *cuts: int, limit: int = LIMIT, encoding: str = "gzip") -> list[bytes]:
-    """The messages in ``data``, cut at these places; it ends between two."""
+    """Return the messages in ``data``, cut at these places; it ends between two messages."""
     assembler = Assembler(limit, encoding)
     found = []
     for start, end in zip((0, *cuts), (*cuts, len(data)), strict=True):
@@ -33,7 +33,7 @@ SEQUENCES = [[b""], [b"", b"", b""], [b"a"], [b"abc", b"", b"defgh", b"i" * 40, 
 @pytest.mark.parametrize("sequence", SEQUENCES, ids=str)
 @pytest.mark.parametrize("packed", [False, True])
 def test_any_two_cuts_of_any_sequence(sequence: list[bytes], packed: bool) -> None:
-    """In the prefix, in the message, between two: the messages are the same."""
+    """The cuts may be in the prefix, in the message or between two: the messages are the same."""
     data = b"".join(grpc(gzip.compress(message), 1) if packed else grpc(message) for message in sequence)
     for first in range(len(data) + 1):
         for second in range(first, len(data) + 1, 1 if len(data) < 120 else 7):
@@ -42,7 +42,7 @@ def test_any_two_cuts_of_any_sequence(sequence: list[bytes], packed: bool) -> No
 
 @pytest.mark.parametrize("seed", range(10))
 def test_random_cuts_of_random_sequences(seed: int) -> None:
-    """Compressed and not, from empty to the limit."""
+    """Messages are compressed or not, from empty ones to the limit."""
     pick = random.Random(seed)
     sequence = [pick.randbytes(pick.choice([0, 1, 5, pick.randrange(LIMIT), LIMIT])) for _ in range(20)]
     data = b"".join(
@@ -54,13 +54,12 @@ def test_random_cuts_of_random_sequences(seed: int) -> None:
 
 
 def test_one_byte_at_a_time() -> None:
-    """The finest cut there is."""
     data = grpc(b"abc") + grpc(b"") + grpc(b"x" * 300)
     assert fed(data, *range(1, len(data))) == [b"abc", b"", b"x" * 300]
 
 
 def test_many_small_pieces_cost_little_more_than_their_bytes() -> None:
-    """A peer that sends a message byte by byte holds that message's memory, not forty times as much."""
+    """A peer that sends a message byte by byte occupies that message's memory, not forty times as much."""
     assembler = Assembler(1 << 20, "")
     assembler.feed(prefix(bytes(1 << 20)))
     for _ in range(50_000):
@@ -70,7 +69,7 @@ def test_many_small_pieces_cost_little_more_than_their_bytes() -> None:
 
 
 def test_a_message_at_the_limit_and_one_beyond() -> None:
-    """As soon as its length is known: RESOURCE_EXHAUSTED, with grpc-go's words."""
+    """The error comes as soon as the length is known: RESOURCE_EXHAUSTED, with grpc-go's words."""
     assert fed(grpc(b"x" * LIMIT)) == [b"x" * LIMIT]
     with pytest.raises(errors.ResourceExhausted, match=r"^grpc: received message larger than max \(1001 vs. 1000\)$"):
         Assembler(LIMIT, "").feed(prefix(b"x" * (LIMIT + 1)))
@@ -98,14 +97,14 @@ def _bomb(size: int) -> None:
 
 @pytest.mark.parametrize("flag", [2, 3, 128, 255])
 def test_flags_that_are_none(flag: int) -> None:
-    """INTERNAL, at the prefix."""
+    """They are INTERNAL, at the prefix."""
     with pytest.raises(errors.Internal, match=f"unexpected payload format {flag}"):
         Assembler(LIMIT, "gzip").feed(grpc(b"abc", flag))
 
 
 @pytest.mark.parametrize("encoding", ["", "identity", "snappy"])
 def test_compressed_without_an_encoding(encoding: str) -> None:
-    """INTERNAL: we would not know how."""
+    """It is INTERNAL, since the encoding is unknown."""
     with pytest.raises(errors.Internal, match="compressed flag set"):
         Assembler(LIMIT, encoding).feed(grpc(gzip.compress(b"x"), 1))
 
@@ -127,7 +126,7 @@ def test_messages_that_cannot_be_inflated(packed: bytes) -> None:
 
 
 def test_the_end_of_a_stream_in_the_middle_of_a_message() -> None:
-    """finished() tells it, in the prefix and in the message."""
+    """finished() reports it, in the prefix and in the message."""
     data = grpc(b"abc")
     for cut in range(1, len(data)):
         assembler = Assembler(LIMIT, "")
@@ -142,14 +141,14 @@ def test_the_end_of_a_stream_in_the_middle_of_a_message() -> None:
     [b"", b"\0\0\0\0", grpc(b"abc")[:-1], grpc(b"abc") + b"\0", grpc(b"a", 1), grpc(b"a" * (LIMIT + 1)), grpc(b"", 2)],
 )
 def test_a_chunk_that_is_not_just_one_message_gets_a_closer_look(chunk: bytes) -> None:
-    """whole() takes what is exactly one message that nothing is wrong with, and nothing else."""
+    """whole() takes exactly one valid message, and nothing else."""
     assert whole(chunk, LIMIT) is None
     assert whole(memoryview(grpc(b"a" * LIMIT)), LIMIT) == [b"a" * LIMIT]
     assert whole(grpc(b""), LIMIT) == [b""]
 
 
 def test_a_message_of_several_gzip_members_is_all_of_them() -> None:
-    """As grpc-go reads it; and not of any number, since each costs a copy of the rest."""
+    """They are read as by grpc-go; their number is limited, since each costs a copy of the rest."""
     assert fed(grpc(gzip.compress(b"a") + gzip.compress(b"b"), 1)) == [b"ab"]
     with pytest.raises(errors.ResourceExhausted, match="gzip members"):
         Assembler(1 << 20, "gzip").feed(grpc(gzip.compress(b"") * 100, 1))

@@ -1,4 +1,4 @@
-"""services.wire.server on a transport in memory: calls, and what peers do to them."""
+"""services.wire.server on a transport in memory: calls, and peers' behaviour."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ from tests.wires import (
 )
 
 SAY, TALK, TELL = "/splitd.Test/Say", "/splitd.Test/Talk", "/splitd.Test/Tell"
-"""Unary, streams both ways, a stream of answers."""
+"""A unary method, one with streams both ways, one with a stream of answers."""
 
 
 class Service:
-    """Handlers that wait where a test wants them to."""
+    """Handlers that wait where a test wants them to wait."""
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
@@ -116,7 +116,7 @@ class Served:
         return [(frame.kind, frame.stream) for frame in self.transport.frames()]
 
     async def gone(self) -> None:
-        """The peer hangs up: nothing is left of it."""
+        """Let the peer hang up, and check that nothing is left of it."""
         self.link.connection_lost(None)
         await turns()
         assert not self.server.running
@@ -127,13 +127,13 @@ class Served:
 
 
 def status(frame: Frame) -> int:
-    """The grpc-status of our own literal block."""
+    """Return the grpc-status of our own literal block."""
     at = frame.payload.index(b"grpc-status") + 11
     return int(frame.payload[at + 1 : at + 1 + frame.payload[at]])
 
 
 async def test_a_unary_call_that_does_not_wait_is_answered_in_the_same_read() -> None:
-    """Head, message, trailers; no task is left."""
+    """Head, message and trailers are sent; no task is left."""
     served = Served()
     served.call(1, SAY, b"hello")
     head, message, tail = served.transport.frames()
@@ -147,7 +147,7 @@ async def test_a_unary_call_that_does_not_wait_is_answered_in_the_same_read() ->
 
 
 async def test_a_handler_is_cancelled_by_reset_by_the_deadline_and_by_a_lost_connection() -> None:
-    """It counts as a stream until it has ended, and then nothing is left."""
+    """The call counts as a stream until its handler has ended; then nothing is left."""
     served = Served()
     served.service.wait = True
     served.call(1, SAY, b"a")
@@ -166,8 +166,8 @@ async def test_a_handler_is_cancelled_by_reset_by_the_deadline_and_by_a_lost_con
 async def test_an_owner_that_fails_costs_its_own_call_only(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A bug in a handler's stead: INTERNAL_ERROR for its stream, a line in the log, and the others of the same read
-    are served.
+    """A defect in a handler: INTERNAL_ERROR for its stream, a line in the log, and the others of the same read are
+    served.
     """
     served = Served()
 
@@ -189,7 +189,7 @@ async def test_an_owner_that_fails_costs_its_own_call_only(
 
 
 async def test_an_error_in_no_text_is_answered() -> None:
-    """NOT_FOUND, whatever its message."""
+    """It is NOT_FOUND, whatever its message."""
     served = Served()
     served.call(1, SAY, b"fail")
     assert status(served.transport.frames()[0]) == 5
@@ -197,7 +197,9 @@ async def test_an_error_in_no_text_is_answered() -> None:
 
 
 async def test_messages_that_hold_nothing_are_not_for_nothing() -> None:
-    """A client stream of empty messages, of which its handler reads none, ends up without a window, as any other."""
+    """A client stream of empty messages, of which its handler reads none, ends up without a window, as any other
+    does.
+    """
     served = Served()
     served.service.read = False
     served.call(1, TALK, end=False)
@@ -215,8 +217,8 @@ async def test_messages_that_hold_nothing_are_not_for_nothing() -> None:
 
 @pytest.mark.parametrize("bad", [grpc(b"", 7), b"\0\xff\xff\xff\xff", grpc(gzip.compress(b"x"), 1)])
 async def test_a_stream_of_requests_that_makes_no_sense_is_not_kept(bad: bytes) -> None:
-    """After the first fault nothing of it is put together, nor its window given back; the handler is told when it
-    reads.
+    """After the first error its later bytes are not assembled, and its window is not given back; the handler gets the
+    error when it reads.
     """
     served = Served(assembling=100_000)
     served.service.read = False
@@ -234,7 +236,9 @@ async def test_a_stream_of_requests_that_makes_no_sense_is_not_kept(bad: bytes) 
 
 
 async def test_incomplete_messages_of_a_connection_are_bounded() -> None:
-    """The call that goes beyond it is RESOURCE_EXHAUSTED; the others, and what is given back, are as before."""
+    """The call that exceeds the bound is RESOURCE_EXHAUSTED; the others, and the windows given back, are not
+    affected.
+    """
     served = Served(assembling=50_000)
     for number in (1, 3, 5):
         served.call(number, SAY, end=False)
@@ -250,7 +254,7 @@ async def test_incomplete_messages_of_a_connection_are_bounded() -> None:
 
 
 async def test_a_request_that_does_not_come_is_given_up() -> None:
-    """DEADLINE_EXCEEDED for a call, RST_STREAM for what is no gRPC."""
+    """DEADLINE_EXCEEDED for a call, RST_STREAM for a request that is no gRPC."""
     served = Served(request=10.0)
     served.call(1, SAY, end=False)
     served.feed(headers(3, literal([(":method", "GET"), (":scheme", "http"), (":path", "/")])))
@@ -279,7 +283,7 @@ async def test_a_handshake_that_does_not_come_is_given_up() -> None:
 
 
 async def test_too_many_connections() -> None:
-    """The one that has been idle longest goes; where none is idle, the new one."""
+    """The one that has been idle longest is closed; if none is idle, the new one."""
     served = Served(connections=2)
     served.call(1, SAY, end=False)
     _, first = served.connect()
@@ -296,8 +300,8 @@ async def test_too_many_connections() -> None:
 
 
 async def test_a_client_that_never_reads_is_not_read() -> None:
-    """Its socket is full and it makes us answer: beyond ``unread`` its bytes stay in the kernel; once it reads, all
-    goes on.
+    """Its socket is full, and its requests make us answer: beyond ``unread`` its bytes stay in the kernel; once it
+    reads, everything goes on.
     """
     served = Served(unread=1000, idle_frames=10_000)
     served.link.pause_writing()
@@ -314,7 +318,9 @@ async def test_a_client_that_never_reads_is_not_read() -> None:
 
 
 async def test_answers_that_a_client_gives_no_window_for_are_bounded() -> None:
-    """They wait, as it may read late; calls beyond ``untaken`` begin when it has read, unless they are over by then."""
+    """They wait, since the client may read late; calls beyond ``untaken`` begin when it has read, unless they have
+    ended by then.
+    """
     served = Served(untaken=15_000)
     served.feed(settings(initial_window_size=0))
     for number, path in (1, SAY), (3, SAY), (5, SAY), (7, SAY), (9, TELL), (11, SAY):
@@ -347,8 +353,8 @@ async def test_answers_that_a_client_gives_no_window_for_are_bounded() -> None:
 
 
 async def test_a_gateways_clients_have_their_own_bounds_on_one_connection() -> None:
-    """What one of them does not take holds up that one; what the gateway asks for itself, nobody. A name that a
-    client sends to others means nothing.
+    """Answers that one client does not take delay only that client; the gateway's own calls delay none. A name in a
+    client's own metadata has no effect.
     """
     served = Served(relayed=True, untaken=15_000)
     served.feed(settings(initial_window_size=0))
@@ -373,7 +379,7 @@ def test_names_of_clients_are_few() -> None:
 
 
 async def test_a_client_that_never_reads_holds_up_its_own_handlers_only() -> None:
-    """An endless answer stops at the socket's and the queue's bounds; a neighbour's connection is served."""
+    """An endless answer stops at the bounds of the socket and the queue; another connection is served."""
     served = Served()
     served.call(1, TELL, b"x" * 10)
     await turns(50)
@@ -390,7 +396,9 @@ async def test_a_client_that_never_reads_holds_up_its_own_handlers_only() -> Non
 
 
 async def test_senders_of_megabytes_take_turns() -> None:
-    """A socket may have much more than was read: once a peer has had its slice of a turn, the others come first."""
+    """A socket may have much more data than was read: once a peer has had its slice of a turn, the others come
+    first.
+    """
     served = Served()
     served.link._lane = slices.Lane(0.0)
     served.call(1, TALK, end=False)
@@ -404,7 +412,7 @@ async def test_senders_of_megabytes_take_turns() -> None:
 
 
 async def test_a_large_request_waits_for_a_turn_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It took its time to come, and takes more to decode, and then to be handled: others' calls come between."""
+    """It took time to arrive, and decoding and handling it take more: other calls come between."""
     monkeypatch.setattr(server_call, "_LARGE", 100)
     served = Served()
     served.feed(headers(1), data(1, grpc(b"large" * 100), end=True), headers(3), data(3, grpc(b"small"), end=True))
@@ -417,7 +425,7 @@ async def test_a_large_request_waits_for_a_turn_of_its_own(monkeypatch: pytest.M
 
 
 async def test_a_fault_of_the_peer_is_told_before_the_socket_is_closed() -> None:
-    """GOAWAY, end of file, and then what still comes is read to nowhere."""
+    """First GOAWAY, then the end of file; later bytes are read and dropped."""
     served = Served()
     served.call(1, TALK, end=False)
     served.feed(data(0, b"x"))
@@ -429,7 +437,7 @@ async def test_a_fault_of_the_peer_is_told_before_the_socket_is_closed() -> None
 
 
 async def test_a_server_that_stops_drains() -> None:
-    """GOAWAY at once, running calls to their end, then the connection."""
+    """It sends GOAWAY at once, lets running calls end, and then closes the connection."""
     served = Served()
     served.service.wait = True
     served.call(1, SAY, b"hello")
@@ -446,7 +454,7 @@ async def test_a_server_that_stops_drains() -> None:
 
 
 async def test_a_connection_that_cannot_be_looked_at_is_ended_and_the_others_are_looked_at_again() -> None:
-    """A fault of ours in one of them would take the bounds from all."""
+    """A defect of ours in one of them would otherwise end the bounds for all."""
     served = Served()
     other, _ = served.connect()
     looks = 0
