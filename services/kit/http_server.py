@@ -4,11 +4,15 @@ and HEAD only, and is imported only if an address is configured.
 Everything that a client sends or holds has a bound (:class:`Limits`). A request is read as strictly as RFC 9112 asks.
 The answer to an invalid request ends the connection, so that no bytes behind it are taken for a request:
 
-===  ================================================================================================== 400  a request
-line, a header or a target that is malformed; no Host; a body 405  another method than GET and HEAD 408  a request that
-does not arrive in time 414  a request line that is too long 431  headers that are too long, or too many 503  every
-connection is busy, or the page was not made in time 505  another major version than HTTP/1 ===
-==================================================================================================
+===  ==================================================================================================
+400  a request line, a header or a target that is malformed; no Host; a body
+405  another method than GET and HEAD
+408  a request that does not arrive in time
+414  a request line that is too long
+431  headers that are too long, or too many
+503  every connection is busy, or the page was not made in time
+505  another major version than HTTP/1
+===  ==================================================================================================
 
 Connections are kept for the next request. Requests on one connection are answered one after the other, pipelined ones
 too. At the bound of connections, the one that has waited longest for a request is closed: a client that opens many and

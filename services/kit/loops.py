@@ -6,10 +6,12 @@ its failure. Only this module makes tasks and threads (``tests/unit/deploy/test_
 
 =================  ====================================================================================================
 :func:`running`    a loop that never ends by itself. It lasts as long as a block, and begins anew if it fails
-:func:`start`      the same without a block: its owner cancels it :func:`task`       its owner awaits it, and so learns
-of its failure :func:`aside`      nobody awaits it: its failure is logged at once :class:`Tasks`     many such tasks of
-one owner, kept until they end :func:`vital`      nobody awaits it, and others wait for its work: its failure ends the
-process :func:`thread`     a thread of its own, whose failure is logged, or ends the process if it is vital
+:func:`start`      the same without a block: its owner cancels it
+:func:`task`       its owner awaits it, and so learns of its failure
+:func:`aside`      its failure is logged at once, since no other code awaits it
+:class:`Tasks`     many such tasks of one owner, kept until they end
+:func:`vital`      other code waits for its work, but does not await it: its failure ends the process
+:func:`thread`     a thread of its own, whose failure is logged, or ends the process if it is vital
 =================  ====================================================================================================
 
 A process that ends is started again by its supervisor, and loses nothing that was answered.
