@@ -1,5 +1,5 @@
-"""The suites of events, introspection and images on a whole node, through containerd.sock, where every call crosses
-the processes that it crosses in use.
+"""The suites of events, introspection and images on a whole node, through containerd.sock, where every call crosses the
+same processes as in production.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class TestIntrospection(introspection_suite.NodeIntrospectionSuite):
 
 
 class TestImages(images_suite.NodeImagesSuite):
-    """Gateway, images, metadata; their events come back by the gateway's internal socket."""
+    """Calls cross gateway, images and metadata; events come back by the gateway's internal socket."""
 
     @pytest.fixture
     def publisher(self, channel: Channel) -> Channel:
@@ -42,8 +42,8 @@ class TestImages(images_suite.NodeImagesSuite):
 
 
 async def test_a_hanging_service_shows_in_its_plugins(node: Node, channel: Channel) -> None:
-    """Noticed by the first call that it leaves unanswered: its rows say UNAVAILABLE and its name, all others stay
-    well; when it goes on, all are.
+    """It is noticed by the first call that it leaves unanswered: its rows say UNAVAILABLE and its name, all others stay
+    well; when it goes on, all are well.
     """
     client = channel.client(introspection_suite.INTROSPECTION)
 
@@ -82,7 +82,7 @@ async def test_a_hanging_service_shows_in_its_plugins(node: Node, channel: Chann
 
 @pytest.mark.parametrize("service", ["images", "metadata"])
 async def test_a_killed_service_costs_its_callers_a_moment(node: Node, channel: Channel, service: str) -> None:
-    """A call made while it is away is answered when it is back, without an error."""
+    """A call that is made while it is absent is answered when it is back, without an error."""
     images = images_suite.Images(channel, "killed")
     node.wait_healthy()
     assert await images.names() == []
@@ -96,11 +96,11 @@ async def test_a_killed_service_costs_its_callers_a_moment(node: Node, channel: 
 
 
 def test_ctr_install_puts_programs_where_the_node_finds_them(node: Node, box: str) -> None:
-    """ctr asks for the plugin "opt" and unpacks the image's bin below its path."""
+    """ctr asks for the plugin "opt" and unpacks the image's bin directory below its path."""
     node.ctr("install", "--replace", box)
     assert os.access(node.root / "opt" / "bin" / "busybox", os.X_OK)
 
 
 def test_grpc_is_imported_only_by_a_node_that_speaks_by_it(node: Node) -> None:
-    """It takes 26 MB of each process, so none has it that runs on the wire."""
+    """It takes 26 MB of each process, so no process that uses the wire has it."""
     assert node.with_grpc() == ([] if rpc.transport() == "wire" else list(node.pids()))

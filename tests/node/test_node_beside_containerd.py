@@ -1,5 +1,5 @@
-"""``splitd up`` with containerd's own configuration, beside a containerd that runs with it: nothing of that
-containerd is taken, and one line says what to change.
+"""``splitd up`` with containerd's own configuration, beside a containerd that runs with it: nothing of that containerd
+is taken, and one line says what to change.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(120)]
 
 @dataclass(frozen=True)
 class Peer:
-    """A containerd that runs."""
+    """A running containerd."""
 
     directory: Path
     version: int
-    """Of its configuration file."""
+    """The version of its configuration file."""
 
     @property
     def config(self) -> Path:
-        """A file with its root, state and address, as ``containerd config default`` of that version writes them."""
+        """Return a file with its root, state and address, as ``containerd config default`` of that version writes
+        it.
+        """
         address = f'address = "{self.socket}"\n'
         form = {
             2: f"[grpc]\n{address}",
@@ -44,11 +46,11 @@ class Peer:
         return self.directory / "s" / "containerd.sock"
 
     def files(self) -> list[str]:
-        """What is in its root and its state."""
+        """Return the files in its root and its state."""
         return sorted(str(path) for top in ("r", "s") for path in (self.directory / top).glob("*"))
 
     def uuid(self) -> str:
-        """Who answers at its socket."""
+        """Return the uuid of the server at its socket."""
         done = subprocess.run(
             ["ctr", "-a", str(self.socket), "version"], capture_output=True, text=True, timeout=30, check=True
         )
@@ -59,7 +61,7 @@ class Peer:
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Path]:
-    """The directory of a containerd whose socket is in its state directory."""
+    """The directory of a running containerd whose socket is in its state directory."""
     with short_directory() as directory, containerd(directory, socket=directory / "s" / "containerd.sock"):
         yield directory
 
@@ -70,7 +72,7 @@ def peer(running: Path, request: pytest.FixtureRequest) -> Peer:
 
 
 def test_a_running_containerd_keeps_its_files(peer: Peer) -> None:
-    """Root, state and socket are named, with the file that says so; not a file is written, in the foreground
+    """The error names root, state and socket with the file that has them; no file is written, in the foreground
     neither.
     """
     uuid, before = peer.uuid(), peer.files()
@@ -90,7 +92,7 @@ def test_a_running_containerd_keeps_its_files(peer: Peer) -> None:
 
 
 def test_its_socket_alone_is_refused_too(peer: Peer) -> None:
-    """With a root of the node's own."""
+    """The root is the node's own."""
     before = peer.files()
     done = splitd("up", "--config", peer.config, "--root", peer.directory / "other", ok=False)
     assert re.search(
@@ -102,7 +104,7 @@ def test_its_socket_alone_is_refused_too(peer: Peer) -> None:
 
 
 def test_with_directories_of_its_own_a_node_runs_beside_it(peer: Peer) -> None:
-    """The rest of containerd's file is taken; its address is said to have no effect."""
+    """The rest of containerd's file is used; a warning says that its address has no effect."""
     with short_directory() as directory:
         where: list[str | Path] = ["--config", peer.config, "--root", directory / "r", "--state", directory / "s"]
         done = splitd("up", *where)
@@ -114,7 +116,7 @@ def test_with_directories_of_its_own_a_node_runs_beside_it(peer: Peer) -> None:
 
 
 def test_directories_that_a_stopped_containerd_left_are_refused(place: Path) -> None:
-    """Nobody listens, but a bundle is there, which the node would take for its own task's."""
+    """Its socket has no listener, but a bundle is there, which the node would take for its own task's."""
     (place / "s" / BUNDLES / "default" / "box").mkdir(parents=True)
     done = splitd("up", "--root", place / "r", "--state", place / "s", ok=False)
     assert (

@@ -1,5 +1,5 @@
-"""A configuration file that is written, changed or broken while its node runs: what runs is said, what is not read
-is said, and the node can be stopped.
+"""A configuration file that is written, changed or broken while its node runs: splitd reports which settings run and
+which are not read, and the node can be stopped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ AS_STARTED = "[content]\ngrace = '3s'\n[watchdog]\nsilence = '40s'\n"
 
 @pytest.fixture(scope="module")
 def configured() -> Iterator[Node]:
-    """A node that was started with a configuration of its own."""
+    """A node that was started with its own configuration."""
     with short_directory() as directory:
         node = Node(directory, config=AS_STARTED)
         try:
@@ -34,14 +34,14 @@ def configured() -> Iterator[Node]:
 
 @pytest.fixture
 def config(configured: Node) -> Iterator[Path]:
-    """Its configuration file, as it was after the test."""
+    """Its configuration file, which is restored after the test."""
     assert configured.config is not None
     yield configured.config
     configured.config.write_text(AS_STARTED)
 
 
 def test_dump_shows_the_running_configuration_and_its_differences_from_the_file(configured: Node, config: Path) -> None:
-    """Until the service is started again, which reads it; what is supervisord's waits for the next up."""
+    """A service reads its new settings when it is restarted; supervisord's wait for the next up."""
     assert not configured.splitd("config", "dump").stderr
     config.write_text("[content]\ngrace = '4s'\n[watchdog]\nsilence = '41s'\n")
     done = configured.splitd("config", "dump")
@@ -61,7 +61,7 @@ def test_dump_shows_the_running_configuration_and_its_differences_from_the_file(
 
 
 def test_a_restart_with_a_file_that_is_wrong_stops_nothing(configured: Node, config: Path) -> None:
-    """Nor one with a file that is not the node's."""
+    """The same holds for a file that is not the node's."""
     before = configured.pids()
     config.write_text("[content]\ngraze = '4s'\n")
     done = configured.splitd("restart", "content", ok=False)
@@ -79,7 +79,7 @@ def test_a_restart_with_a_file_that_is_wrong_stops_nothing(configured: Node, con
 
 
 def test_a_file_that_is_written_after_up_is_said_not_to_run(place: Path) -> None:
-    """The default file, where there was none."""
+    """It is the default file, which did not exist before."""
     node, etc = Node(place), place / "etc.toml"
     program = [
         "-c",
@@ -122,8 +122,8 @@ def test_a_file_that_is_written_after_up_is_said_not_to_run(place: Path) -> None
 
 
 def test_down_needs_no_file(configured: Node, config: Path) -> None:
-    """Told by its state, or by the file that its node was started with, however broken that is now. Exit code 0,
-    and not a word of the file.
+    """The node is named by its state, or by the file with which it was started, however broken that is now. The exit
+    code is 0, and the output does not mention the file.
     """
     for where in (("--state", configured.state), ("--config", config)):
         config.write_text(f"state = '{configured.state}'\nroot = '{configured.root}'\n")

@@ -1,4 +1,4 @@
-"""Blobs whose files are missing or damaged: the pull that would say "already there" finds and mends them."""
+"""Blobs whose files are missing or damaged: a pull that would otherwise say "already there" finds and repairs them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def path_of(node: Node, digest: str) -> Path:
 
 
 def damaged(node: Node, box: Image) -> list[str]:
-    """The image's blobs whose files are not what they should be."""
+    """Return the image's blobs whose files are not right."""
     return [
         digest
         for digest in box.blobs
@@ -49,8 +49,8 @@ def flip(path: Path) -> None:
 async def test_a_pull_repairs_the_blobs_that_it_relies_on(
     node: Node, channel: Channel, fake: FakeRegistry, spoil: Callable[[Path], None], which: str
 ) -> None:
-    """In this namespace and in another that shares the blob, whether the layers are unpacked already or not;
-    records and labels stay.
+    """In this namespace and in another that shares the blob, whether the layers are unpacked already or not; records
+    and labels stay.
     """
     box, clients = made(), [Client(channel, f"{which}-{spoil.__name__}-{n}") for n in range(2)]
     reference = fake.add(box, f"{which}-{spoil.__name__}:1")
@@ -67,7 +67,7 @@ async def test_a_pull_repairs_the_blobs_that_it_relies_on(
 
 
 async def test_wrong_bytes_are_found_where_asked(node: Node, channel: Channel, fake: FakeRegistry) -> None:
-    """``splitd pull`` looks at the bytes of what is small, ``splitd pull --verify`` at all."""
+    """``splitd pull`` checks the bytes of small blobs, ``splitd pull --verify`` of all."""
     box, client = made(kib=1500), Client(channel, "default")
     reference = fake.add(box, "verified:1")
     await client.pull(reference)
@@ -82,7 +82,7 @@ async def test_wrong_bytes_are_found_where_asked(node: Node, channel: Channel, f
 async def test_a_damaged_blob_that_cannot_be_fetched_again_is_reported(
     node: Node, channel: Channel, fake: FakeRegistry
 ) -> None:
-    """The pull fails, and names the blob; another mends it once the registry has it again."""
+    """The pull fails and names the blob; another pull repairs it once the registry has it again."""
     box, client = made(), Client(channel, "gone")
     reference = fake.add(box, "gone:1")
     await client.pull(reference)

@@ -1,5 +1,5 @@
-"""Images of strangers on a node: documents that say too much, that say it oddly, and that say what an image must
-not.
+"""Images from untrusted sources on a node: documents that are too large, oddly written, or that set what an image must
+not set.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def described(media_type: str, data: bytes, **more: Any) -> dict[str, Any]:
 
 
 def box(layers: list[dict[str, Any]] | None = None, config: Any = None, *blobs: bytes) -> Image:
-    """An image as an index's only manifest, so that whoever resolves the name has not looked into it."""
+    """Put an image into an index as its only manifest, so that resolving the name does not parse the image."""
     config = written(
         {"architecture": MACHINE, "os": "linux", "rootfs": {"type": "layers", "diff_ids": [BASE]}}
         if config is None
@@ -74,7 +74,7 @@ def index_of(manifest: bytes, *blobs: bytes, media_type: str = MANIFEST) -> Imag
 
 
 def served(registry: FakeRegistry, image: Image, media_types: Mapping[bytes, str] | None = None) -> str:
-    """The reference of an image whose documents need not be any."""
+    """Return the reference of an image whose documents may be anything."""
     name = f"box{uuid.uuid4().hex[:8]}"
     for digest, data in image.blobs.items():
         registry.add_blob(name, data)
@@ -84,7 +84,7 @@ def served(registry: FakeRegistry, image: Image, media_types: Mapping[bytes, str
 
 
 def nested(depth: int) -> Image:
-    """So many indexes, each in the next."""
+    """Return so many indexes, each in the next."""
     blobs = [written({"schemaVersion": 2, "mediaType": INDEX, "manifests": []})]
     for _ in range(depth - 1):
         blobs.append(written({"schemaVersion": 2, "mediaType": INDEX, "manifests": [described(INDEX, blobs[-1])]}))
@@ -181,7 +181,7 @@ async def test_a_document_that_is_no_image_is_refused(
     kind: type[errors.NodeError],
     pattern: str,
 ) -> None:
-    """At once, with the host and the document named; nothing is left."""
+    """The error comes at once and names the host and the document; nothing is left."""
     reference = served(fake, made())
     async with asyncio.timeout(15):
         with pytest.raises(kind) as caught:
@@ -193,8 +193,8 @@ async def test_a_document_that_is_no_image_is_refused(
 
 
 async def test_a_blob_that_is_named_many_times_is_fetched_once(client: Client, fake: FakeRegistry) -> None:
-    """Ten indexes that name the next one twice, above an image, and that on two ways: 5,119 references, and fourteen
-    documents and blobs. And an index that is named by another and by whoever names that comes to a registry before
+    """Ten indexes that name the next one twice, above an image, and that on two ways: 5,119 references, but only
+    fourteen documents and blobs. An index that is named both by another index and by that one's parent is pushed before
     both.
     """
     bottom = made(1)
@@ -222,8 +222,8 @@ async def test_a_blob_that_is_named_many_times_is_fetched_once(client: Client, f
 
 
 async def test_an_odd_image_that_containerd_pulls(node: Node, client: Client, fake: FakeRegistry) -> None:
-    """Names in other letters, duplicates, unknown fields of any depth, half a surrogate pair; and ids of the host,
-    which it must not choose: its directories are root's.
+    """Names in other letters, duplicates, unknown fields of any depth and half a surrogate pair are accepted. Ids of
+    the host, which an image must not choose, have no effect: its directories are root's.
     """
     layer = gzipped(marked(kib=1))
     prefix = "containerd.io/snapshot/"
@@ -261,8 +261,8 @@ async def test_an_odd_image_that_containerd_pulls(node: Node, client: Client, fa
 
 
 async def test_splitd_images_shows_whatever_is_there(node: Node, channel: Channel, client: Client) -> None:
-    """A client may store a thousand indexes, each in the next, a thousand million ways to one of them, and what is
-    no JSON: each is one image's trouble at most, and the others are listed.
+    """A client may store a thousand indexes, each in the next, a thousand million ways to one of them, and documents
+    that are no JSON: each affects at most its own image, and the others are listed.
     """
     content = RemoteStore(channel, client.headers)
     twice = [written({"schemaVersion": 2, "mediaType": INDEX, "manifests": []})]

@@ -1,4 +1,4 @@
-"""Filters that would take a backtracking matcher for ever, in each process that matches filters, as a client meets
+"""Filters that would take a backtracking matcher for ever, in each process that matches filters, as a client uses
 them.
 """
 
@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.node, pytest.mark.root]
 HEADERS = {"containerd-namespace": "default"}
 NAME = "a" * 60 + "!"
 SLOW = '"(a+)+$"'
-"""Where it does not match, a backtracking matcher tries 2^60 ways."""
+"""If it does not match, a backtracking matcher tries 2^60 ways."""
 
 
 def caller(channel: Channel, module: Any, service: str) -> Any:
@@ -41,7 +41,7 @@ async def channel(node: Node) -> Any:
 
 
 async def test_every_list(channel: Channel) -> None:
-    """Images, containers, leases, blobs, snapshots, plugins: each answers at once, and selects what Go would."""
+    """Images, containers, leases, blobs, snapshots, plugins: each list is answered at once, and selects as Go would."""
     images = caller(channel, images_pb2, "Images")
     image = images_pb2.Image(name=NAME, labels={"l": NAME})
     image.target.digest, image.target.media_type, image.target.size = "sha256:" + "a" * 64, "x", 1
@@ -98,8 +98,8 @@ async def test_every_list(channel: Channel) -> None:
 
 
 async def test_subscribers(channel: Channel) -> None:
-    """The gateway matches events: those of a hostile filter stop nobody, and of a costly one each gets what it
-    wants, in order.
+    """The gateway matches events: a hostile filter delays no other subscriber, and one with a costly filter gets its
+    events in order.
     """
     events = caller(channel, events_pb2, "Events")
     wanted = [f"event.name~={SLOW}", 'event.name~=^b(a|b)*a(a|b){20}!$,topic=="/images/create"', "event.id==last"]
@@ -134,7 +134,7 @@ async def test_subscribers(channel: Channel) -> None:
 
 
 async def test_a_filter_of_a_message(channel: Channel) -> None:
-    """As large as a message may be: refused with a short error, by metadata and by the gateway."""
+    """It is as large as a message may be: metadata and the gateway refuse it with a short error."""
     large = ["name==" + "x" * 4_000_000] * 3
     images, events = caller(channel, images_pb2, "Images"), caller(channel, events_pb2, "Events")
     with pytest.raises(errors.InvalidArgument, match="filters: 12000018 characters, at most"):

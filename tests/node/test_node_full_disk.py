@@ -1,5 +1,5 @@
-"""A node whose disk is full: it starts, what is deleted makes room, and who asks for more hears why not. And what
-its logs have of calls that fail.
+"""A node whose disk is full: it starts, deletions make room, and calls that need room get the reason. And the log lines
+of failed calls.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def node(place: Path) -> Iterator[Node]:
 
 @contextlib.contextmanager
 def small(directory: Path, size: str) -> Iterator[None]:
-    """A filesystem of its own there, of so many bytes."""
+    """Mount a separate filesystem of so many bytes there."""
     directory.mkdir(exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=0711", "tmpfs", str(directory)], check=True)
     try:
@@ -40,7 +40,7 @@ def small(directory: Path, size: str) -> Iterator[None]:
 
 
 def fill(directory: Path) -> Path:
-    """Take every block that its filesystem has left."""
+    """Take every free block of its filesystem."""
     path = directory / "fills"
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
@@ -57,9 +57,7 @@ def fill(directory: Path) -> Path:
 
 
 def test_services_start_on_a_full_root_and_deletions_make_room(node: Node, place: Path) -> None:
-    """After a stop, and after kill -9: nothing could be deleted to make room if the services that delete it were
-    down.
-    """
+    """After a stop, and after kill -9: nothing could be deleted to make room if the deleting services were down."""
     with small(node.root, "32m"):
         node.up()
         node.ctr("content", "ingest", "large", stdin=bytes(4 << 20), text=False)
@@ -85,9 +83,7 @@ def test_services_start_on_a_full_root_and_deletions_make_room(node: Node, place
 
 
 def test_a_full_state_is_answered_in_the_kernels_words(node: Node, registry: Registry) -> None:
-    """And leaves a line in the service's log, as every call that fails; where there is room again, the same
-    container starts.
-    """
+    """The service's log has a line, as for every failed call; once there is room again, the same container starts."""
     reference = f"{registry.host}/box:1"
     with small(node.state, "4m"):
         node.up()
@@ -107,7 +103,9 @@ def test_a_full_state_is_answered_in_the_kernels_words(node: Node, registry: Reg
 
 
 def test_starts_stops_and_failed_pulls_leave_a_line(node: Node, registry: Registry) -> None:
-    """Each in the log of the service that it is about; a pull of what the registry has not is a failed pull too."""
+    """Each line is in the log of the service concerned; a pull of an image that the registry does not have is a failed
+    pull too.
+    """
     node.up()
     absent = f"{registry.host}/absent:1"
     refused = node.splitd("pull", "--plain-http", absent, ok=False)

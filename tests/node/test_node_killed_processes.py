@@ -1,4 +1,4 @@
-"""Any process of the node may be killed at any time: the node heals, and no container notices."""
+"""Any process of the node may be killed at any time: the node heals, and no container is affected."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ SERVICES = ("content", "snapshots", "metadata", "images", "tasks", "gateway")
 CONTAINERS = 10
 HEAL_SECONDS = 5.0
 AT_ONCE = 3.0
-"""Seconds for a ctr whose call is not held for a service that may come back, which takes five."""
+"""Seconds for a ctr whose call is not held for a returning service, which takes five."""
 
 
 class Subscriber:
-    """``ctr events``, started again when the gateway under it dies, as a client would."""
+    """``ctr events``, started again when the gateway dies, as a client would."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -47,7 +47,7 @@ class Subscriber:
             self._stop.wait(0.05)
 
     def saw_exit(self, container: str) -> bool:
-        """Whether the exit of a container's init has been delivered."""
+        """Return whether the exit of a container's init has been delivered."""
         return any("/tasks/exit" in line and f'"{container}"' in line for line in list(self.lines))
 
     def stop(self) -> None:
@@ -117,8 +117,8 @@ def test_each_process_is_killed_three_times_while_ten_containers_run(
 
 
 def test_a_container_that_exits_while_tasks_is_down_is_reported(node: Node, box: str, subscriber: Subscriber) -> None:
-    """The exit happens while nobody watches the shim; the tasks service that starts next reports it, and a Wait
-    that was open answers.
+    """The exit happens while the shim is not watched; the next tasks service reports it, and an open Wait is
+    answered.
     """
     node.ctr("run", "-d", box, "away", "sh", "-c", "while :; do echo alive; sleep 0.1; done")
     waiting = subprocess.Popen(
@@ -144,7 +144,9 @@ def test_a_container_that_exits_while_tasks_is_down_is_reported(node: Node, box:
 
 
 def test_a_service_stopped_on_purpose_says_so_at_once(node: Node) -> None:
-    """UNAVAILABLE with the service's name, at once; the others go on; it is used again as soon as it is back."""
+    """The error is UNAVAILABLE with the service's name, at once; the others go on, and the service is used again as
+    soon as it is back.
+    """
     node.splitd("down", "images")
     try:
         with within(AT_ONCE):
@@ -158,8 +160,8 @@ def test_a_service_stopped_on_purpose_says_so_at_once(node: Node) -> None:
 
 
 def test_a_hung_service_fails_its_own_calls_only(node: Node) -> None:
-    """A service under SIGSTOP answers UNAVAILABLE by name within the hold; other services answer as ever; health
-    says which; SIGCONT heals.
+    """Calls of a service under SIGSTOP are UNAVAILABLE with its name; other services answer as usual; health names it;
+    after SIGCONT it is well.
     """
     import signal
 

@@ -1,5 +1,5 @@
-"""The same tree from the same layers: by Transfer, which unpacks them side by side, by our Diff.Apply, layer upon
-layer, and by containerd.
+"""The same layers give the same tree in three ways: by Transfer, which unpacks them side by side, by our Diff.Apply,
+layer upon layer, and by containerd.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def peers() -> Iterator[dict[str, Path]]:
 
 @contextlib.asynccontextmanager
 async def everybody(node: Node, peers: dict[str, Path], place: Path) -> AsyncIterator[dict[str, Maker]]:
-    """Who makes trees of layers; the first is who is right."""
+    """The makers of trees; the first is the reference."""
     async with contextlib.AsyncExitStack() as stack:
         ours, *theirs = [
             await stack.enter_async_context(Channel(path, pings="never")) for path in (node.socket, *peers.values())
@@ -59,9 +59,7 @@ async def everybody(node: Node, peers: dict[str, Path], place: Path) -> AsyncIte
 
 
 async def compare(everybody: dict[str, Maker], chain: list[list[Entry]]) -> dict[bytes, File]:
-    """The tree that all make of a chain; an AssertionError if they do not make the same, or not all of them refuse
-    it. {} if they do.
-    """
+    """Return the tree that all make of a chain, {} if all refuse it; raise AssertionError if they differ."""
     made = layers(chain)
     found = await asyncio.gather(*(outcome(each.tree(made)) for each in everybody.values()))
     first, *others = [(name, *each) for name, each in zip(everybody, found, strict=True)]
@@ -74,7 +72,7 @@ async def compare(everybody: dict[str, Maker], chain: list[list[Entry]]) -> dict
 
 
 def without_times(found: dict[bytes, File], right: dict[bytes, File]) -> dict[bytes, File]:
-    """A tree without the times of directories that are new in the other: no layer says what they are."""
+    """Return a tree without the times of directories that are new in the other: no layer sets these."""
 
     def aside(name: bytes, file: File) -> File:
         other = right.get(name)
@@ -88,7 +86,9 @@ def without_times(found: dict[bytes, File], right: dict[bytes, File]) -> dict[by
 async def test_a_directory_that_no_layer_names_inherits_the_group(
     node: Node, peers: dict[str, Path], place: Path
 ) -> None:
-    """As Debian's /usr/local/lib/python3*, 2775 root:staff, and layers with files below it and no directories."""
+    """As in Debian's /usr/local/lib/python3*, 2775 root:staff, with layers of files below it and without
+    directories.
+    """
     python = b"usr/local/lib/python3"
     lower = [Entry("directory", name) for name in (b"usr", b"usr/local", b"usr/local/lib")] + [
         Entry("directory", python, b"", (("mode", 0o2775), ("gid", 50)))
@@ -103,7 +103,7 @@ async def test_a_directory_that_no_layer_names_inherits_the_group(
 async def test_a_directory_that_is_named_last_keeps_attributes_of_the_layers_below(
     node: Node, peers: dict[str, Path], place: Path
 ) -> None:
-    """It is there already when the layer names it."""
+    """The directory exists already when the layer names it."""
     lower = Entry("directory", b"a", b"", (("mode", 0o2775), ("gid", 50)), ((b"user.one", b"1"),))
     async with everybody(node, peers, place) as all_of_them:
         found = await compare(
@@ -115,7 +115,7 @@ async def test_a_directory_that_is_named_last_keeps_attributes_of_the_layers_bel
 
 
 async def test_files_in_a_directory_inherit_its_default_acl(node: Node, peers: dict[str, Path], place: Path) -> None:
-    """Files too; and the layers above see it."""
+    """Files inherit it too, and the layers above see it."""
     lower = Entry("directory", b"a", b"", (), ((b"system.posix_acl_default", DEFAULT_ACL),))
     async with everybody(node, peers, place) as all_of_them:
         found = await compare(all_of_them, [[], [lower], [Entry("file", b"a/b/f")], [Entry("file", b"a/b/g")]])
@@ -123,7 +123,7 @@ async def test_files_in_a_directory_inherit_its_default_acl(node: Node, peers: d
 
 
 async def test_an_error_names_the_refused_entry(node: Node, place: Path) -> None:
-    """The layer, and the path in it."""
+    """It names the layer and the path in it."""
     async with Channel(node.socket) as channel:
         made = layers([[], [Entry("file", b"a")], [Entry("file", b"a/b/f")]])
         verdict, error = await outcome(Importing(channel, place / "import").tree(made))
@@ -135,7 +135,7 @@ async def test_an_error_names_the_refused_entry(node: Node, place: Path) -> None
 
 @pytest.mark.once
 def test_random_chains_become_what_containerd_makes_of_them(node: Node, peers: dict[str, Path], place: Path) -> None:
-    """Of entries of all kinds that meet under few names."""
+    """Their entries are of all kinds and have few names."""
     with asyncio.Runner() as runner:
         stack = contextlib.AsyncExitStack()
         all_of_them = runner.run(stack.enter_async_context(everybody(node, peers, place)))

@@ -1,4 +1,4 @@
-"""A node whose metadata database was lost: nothing on disk is deleted, and the node works."""
+"""A node whose metadata database was lost: no file is deleted, and the node works."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(180)]
 
 
 def test_a_new_database_deletes_nothing_of_the_old_one_and_numbers_go_on(registry: Registry) -> None:
-    """The raw stores carry the lost store's id: the collector of the new one leaves them alone; pulling and running
-    work, over numbers that are taken.
+    """The raw stores have the id of the lost database: the collector of the new one leaves them alone. Pulling and
+    running work, and skip the numbers in use.
     """
     reference = f"{registry.host}/box:1"
     with short_directory() as directory:
@@ -73,8 +73,8 @@ def test_a_new_database_deletes_nothing_of_the_old_one_and_numbers_go_on(registr
 
 
 def test_a_node_with_damaged_pages_says_so_at_once(place: Path) -> None:
-    """``up`` does not wait for what will not pass, and says what metadata says; so does ``status``, with what is
-    held back. Where it cannot start at all, its log's last word is told.
+    """``up`` does not wait for a state that will not pass, and prints metadata's error; so does ``status``, with the
+    held-back things. If metadata cannot start at all, the last line of its log is printed.
     """
     node = Node(place)
     try:
@@ -106,8 +106,8 @@ def test_a_node_with_damaged_pages_says_so_at_once(place: Path) -> None:
 
 
 def test_a_snapshotter_whose_database_cannot_be_read(place: Path) -> None:
-    """It alone is out of use: ``up``, ``status`` and its clients' errors name the file and what to do, nothing of
-    it is collected, and the other snapshotter works.
+    """Only this snapshotter is out of use: ``up``, ``status`` and its clients' errors name the file and what to do,
+    nothing of it is collected, and the other snapshotter works.
     """
     node = Node(place)
     snapshots = node.root / "snapshots/overlayfs"
@@ -143,8 +143,8 @@ def test_a_snapshotter_whose_database_cannot_be_read(place: Path) -> None:
 
 
 def test_a_snapshotter_that_lost_its_database_removes_nothing(place: Path, registry: Registry) -> None:
-    """What a container wrote is still there; who misses a layer is told what happened; the image is pulled anew,
-    and once the operator says so, what nobody knows goes.
+    """Files that a container wrote are still there, and a client that misses a layer is told the reason. The image is
+    pulled again; once the operator releases the snapshotter, unknown things are removed.
     """
     reference = f"{registry.host}/box:1"
     node = Node(place)

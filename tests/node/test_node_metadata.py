@@ -1,4 +1,4 @@
-"""The suites of what metadata answers, on a whole node: through the gateway, with the collector at work."""
+"""The suites of metadata's services on a whole node: through the gateway, while the collector runs."""
 
 from __future__ import annotations
 

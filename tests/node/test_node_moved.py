@@ -1,5 +1,5 @@
-"""A node is the same after a reboot: its root and its configuration are known by its state directory alone, and
-another root is not taken for it.
+"""A node is the same after a reboot: its state directory alone determines its root and its configuration, and another
+root is not taken for it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(180)]
 
 @pytest.fixture(scope="module")
 def home() -> Iterator[Path]:
-    """The directory of a node that was started with a root of its own and a configuration, and went down with the
-    machine: STATE is gone.
+    """The directory of a node that was started with its own root and a configuration, and went down with the machine:
+    STATE is gone.
     """
     with short_directory() as directory:
         node = Node(directory, config=f"root = '{directory}/root'\n[gateway]\nhold = '7s'\n")
@@ -37,12 +37,12 @@ def up(home: Path, *more: str | Path, ok: bool = True) -> CompletedProcess[str]:
 
 
 def test_logs_are_found_by_the_state_alone(home: Path) -> None:
-    """Not those of the default root."""
+    """They are not those of the default root."""
     assert "supervisord started" in splitd("logs", "supervisord", "--state", home / "state").stdout
 
 
 def test_logs_of_a_state_that_never_had_a_node_are_not_anothers(home: Path) -> None:
-    """Nothing is known of that state; the root that the configuration says has another's."""
+    """Nothing is known of that state; the root in the configuration has another node's logs."""
     config = home / "other.toml"
     config.write_text(f"root = '{home}/root'\nstate = '{home}/other'\n")
     done = splitd("logs", "supervisord", "--config", config, ok=False)
@@ -53,7 +53,7 @@ def test_logs_of_a_state_that_never_had_a_node_are_not_anothers(home: Path) -> N
 
 
 def test_up_starts_the_same_node_by_its_state_alone(home: Path) -> None:
-    """Root and configuration are what they were."""
+    """Root and configuration are the same as before."""
     try:
         up(home)
         text = (home / "state" / "supervisord.conf").read_text()
@@ -65,8 +65,8 @@ def test_up_starts_the_same_node_by_its_state_alone(home: Path) -> None:
 
 
 def test_another_root_is_not_given_the_containers_of_this_one(home: Path) -> None:
-    """A restore beside containers that run would show them as its own, and they would write below the old root.
-    Where that is gone, nobody can stop them there.
+    """A restore beside running containers would show them as its own, while they write below the old root. If that root
+    is gone, they could not be stopped there.
     """
     up(home)
     splitd("down", "--state", home / "state")
@@ -85,7 +85,7 @@ def test_another_root_is_not_given_the_containers_of_this_one(home: Path) -> Non
 
 @pytest.mark.parametrize("more", ["flag", "environment", "file"])
 def test_another_root_is_refused_with_both_named(home: Path, more: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever says it; and nothing is made of it."""
+    """This holds however the other root is given; nothing is created in it."""
     other = home / "elsewhere"
     words: list[str | Path] = []
     if more == "flag":
@@ -105,7 +105,7 @@ def test_another_root_is_refused_with_both_named(home: Path, more: str, monkeypa
 
 
 def test_a_copy_of_a_root_in_use_is_said_to_be_one_and_moved_takes_it(home: Path) -> None:
-    """The original goes on, and the copy is a node of its own."""
+    """The original goes on, and after --moved the copy is a node of its own."""
     copy = Node(home / "copy")
     up(home)
     try:
@@ -124,7 +124,7 @@ def test_a_copy_of_a_root_in_use_is_said_to_be_one_and_moved_takes_it(home: Path
 
 
 def test_a_root_that_was_moved_is_taken_when_told_so(home: Path) -> None:
-    """From then on it is the one that is known."""
+    """From then on the new place is the known one."""
     (home / "root").rename(home / "moved")
     assert "--moved" in up(home, "--root", home / "moved", ok=False).stderr
     try:

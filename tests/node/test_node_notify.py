@@ -1,4 +1,6 @@
-"""A node that systemd starts, as far as it goes without systemd: what is told to NOTIFY_SOCKET, and when."""
+"""A node that systemd starts, as far as can be tested without systemd: the messages to NOTIFY_SOCKET, and their
+times.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,8 @@ pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(120)]
 
 
 def test_systemd_is_told_when_the_node_listens_and_when_it_ends() -> None:
-    """READY once containerd.sock takes connections, although the socket of a node before is still there; STOPPING
-    at SIGTERM. No process of the node has the variable: runc would use it.
+    """READY comes once containerd.sock takes connections, although the socket of an earlier node still exists; STOPPING
+    comes at SIGTERM. No process of the node has the variable, since runc would use it.
     """
     with short_directory() as directory, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         node = Node(directory)

@@ -1,8 +1,8 @@
 """Pulls on a node from registries that misbehave, one fault at a time: each ends as its user would wish, in time, and
-what fails says which host, and why.
+an error names the host and the reason.
 
-By ctr of containerd 2, where there is one, and else by our own client of Transfer. The faults of single requests are
-tested on the registry client too (tests/service/images/registry).
+They use ctr of containerd 2 if it is installed, and otherwise our own client of Transfer. The faults of single requests
+are tested on the registry client too (tests/service/images/registry).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _ids = itertools.count()
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[Node]:
-    """A node that is less patient with mirrors than it usually is."""
+    """A node with shorter timeouts for mirrors than usual."""
     with short_directory() as directory:
         running = Node(directory, config=CONFIG)
         try:
@@ -79,13 +79,13 @@ def client(channel: Channel) -> Client:
 
 @pytest.fixture
 async def elsewhere() -> AsyncIterator[FakeRegistry]:
-    """Another host."""
+    """Another registry host."""
     async with FakeRegistry(address="127.0.0.2") as running:
         yield running
 
 
 class Case:
-    """A node and a client, and what is expected of pulls."""
+    """A node and a client, with the expectations of pulls."""
 
     def __init__(self, node: Node, channel: Channel, client: Client) -> None:
         self.node, self.channel, self.client = node, channel, client
@@ -93,7 +93,9 @@ class Case:
     async def succeeds(
         self, reference: str, box: Image, *, seconds: float = 15.0, hosts: Path | None = None, user: str = ""
     ) -> float:
-        """The image is there, right, and runs; and nothing else. Returns the seconds that the pull took."""
+        """Check that the image is there, right, and runs, and that nothing else is left. Return the seconds that the
+        pull took.
+        """
         begun = time.monotonic()
         async with asyncio.timeout(seconds):
             said = await pulling(self.node, self.client, reference, hosts=hosts, user=user).ended
@@ -106,8 +108,8 @@ class Case:
     async def fails(
         self, reference: str, *patterns: str, seconds: float = 15.0, hosts: Path | None = None, resumable: bool = False
     ) -> None:
-        """The message matches all ``patterns``; there is no image, and nothing is left behind, but for what can be
-        gone on with.
+        """Check that the message matches all ``patterns``, that there is no image, and that only resumable ingests are
+        left.
         """
         async with asyncio.timeout(seconds):
             said = await pulling(self.node, self.client, reference, hosts=hosts).ended
@@ -124,14 +126,14 @@ def case(node: Node, channel: Channel, client: Client) -> Case:
 
 
 def starts(registry: FakeRegistry, digest: str) -> list[int]:
-    """From which byte on a blob was asked for, in turn."""
+    """Return the first bytes of the requests for a blob, in turn."""
     return [
         int(headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0]) for headers in gets(registry, digest)
     ]
 
 
 def mirrors(directory: Path, *urls: str, more: str = "") -> Path:
-    """A certs.d for the host ``images.test``, whose mirrors, and in the end whose own server, are ``urls``."""
+    """Write a certs.d for the host ``images.test``, with ``urls`` as its mirrors and the last of them as its server."""
     (directory / "images.test").mkdir(parents=True)
     entries = "".join(f'[host."{url}"]\n  capabilities = ["pull", "resolve"]\n' for url in urls[:-1])
     (directory / "images.test/hosts.toml").write_text(f'server = "{urls[-1]}"\n{more}{entries}')
@@ -142,7 +144,7 @@ def mirrors(directory: Path, *urls: str, more: str = "") -> Path:
 
 
 async def test_a_silent_registry_is_named_while_it_is_waited_for(node: Node) -> None:
-    """``splitd pull`` says so on standard error, and among its JSON; it goes on when the registry does."""
+    """``splitd pull`` says so on standard error and in its JSON; the pull goes on when the registry does."""
     async with FakeRegistry() as registry:
         references = [registry.add(runnable(), f"box:{number}") for number in (1, 2)]
         registry.inject("manifests", silent(9.0), times=2)
@@ -161,7 +163,7 @@ async def test_a_silent_registry_is_named_while_it_is_waited_for(node: Node) -> 
 
 
 async def test_a_token_that_expires_in_the_middle(case: Case) -> None:
-    """Another is fetched, and the layer is gone on with."""
+    """A new one is requested, and the layer is resumed."""
     async with FakeRegistry(auth=Auth(user="me", password="secret", seconds=0.5, told=300)) as registry:
         box = runnable()
         layer = box.layers[1]
@@ -173,8 +175,8 @@ async def test_a_token_that_expires_in_the_middle(case: Case) -> None:
 
 
 async def test_a_redirect_to_another_host(case: Case, elsewhere: FakeRegistry) -> None:
-    """It is followed, with what there is of the layer, and without the credential; where the connection is lost
-    there, the registry is asked again.
+    """It is followed, with the bytes of the layer so far and without the credential; if the connection is lost there,
+    the registry is asked again.
     """
     async with FakeRegistry(auth=Auth(user="me", password="secret")) as registry:
         box = runnable()
@@ -193,7 +195,7 @@ async def test_a_redirect_to_another_host(case: Case, elsewhere: FakeRegistry) -
 
 
 async def test_a_registry_that_asks_to_wait(case: Case, fake: FakeRegistry) -> None:
-    """429 with Retry-After: it is done."""
+    """It sends 429 with Retry-After, and the client waits."""
     box = runnable()
     reference = fake.add(box, "box:1")
     fake.inject(box.layers[1], status(429, Retry_After="1"))
@@ -201,7 +203,7 @@ async def test_a_registry_that_asks_to_wait(case: Case, fake: FakeRegistry) -> N
 
 
 async def test_503_twice(case: Case, fake: FakeRegistry) -> None:
-    """Of the name, and of a layer."""
+    """Resolving the name fails so, and fetching a layer."""
     box = runnable()
     reference = fake.add(box, "box:1")
     fake.inject("manifest", status(503), times=2)
@@ -210,7 +212,7 @@ async def test_503_twice(case: Case, fake: FakeRegistry) -> None:
 
 
 async def test_a_connection_lost_in_the_middle(case: Case, fake: FakeRegistry) -> None:
-    """What had come is not fetched again."""
+    """Received bytes are not fetched again."""
     box = runnable()
     layer = box.layers[1]
     reference = fake.add(box, "box:1")
@@ -221,7 +223,7 @@ async def test_a_connection_lost_in_the_middle(case: Case, fake: FakeRegistry) -
 
 
 async def test_a_server_without_ranges_that_loses_the_connection(case: Case) -> None:
-    """It sends all again, of which what is known is dropped."""
+    """It sends all bytes again, and the known ones are dropped."""
     async with FakeRegistry(ranges=False) as registry:
         box = runnable()
         reference = registry.add(box, "box:1")
@@ -234,7 +236,7 @@ async def test_a_server_without_ranges_that_loses_the_connection(case: Case) -> 
 async def test_a_server_that_refuses_ranges(
     case: Case, fake: FakeRegistry, made: Callable[[], Image], code: int
 ) -> None:
-    """A layer whose connection is lost is asked for whole, and so is each large one."""
+    """A layer whose connection is lost is requested whole, and so is each large layer."""
     box = made()
     reference, layer = fake.add(box, "box:1"), box.layers[1]
     fake.inject(layer, cut(400_000), method="GET")
@@ -244,8 +246,8 @@ async def test_a_server_that_refuses_ranges(
 
 
 async def test_an_interrupted_pull_where_ranges_are_refused(case: Case, fake: FakeRegistry) -> None:
-    """What it has left of a layer does not keep the next pull from asking for the whole. ``splitd status`` tells of
-    the registry.
+    """The rest of a layer that it leaves does not keep the next pull from requesting the whole. ``splitd status``
+    reports the registry.
     """
     box = runnable(kib=2000)
     reference, layer = fake.add(box, "box:1"), box.layers[1]
@@ -267,8 +269,8 @@ async def test_an_interrupted_pull_where_ranges_are_refused(case: Case, fake: Fa
 
 @pytest.mark.parametrize("ranges", [True, False], ids=["parts", "whole"])
 async def test_a_large_layer_whose_connection_is_lost(case: Case, ranges: bool) -> None:
-    """One of those that bring its parts, of which then the rest comes again; or, where the server gives no parts,
-    the one that brings all.
+    """It is one of several connections that fetch parts, and then the rest of its part is fetched again; or, if the
+    server gives no parts, the only one.
     """
     async with FakeRegistry(ranges=ranges) as registry:
         box = large()
@@ -280,7 +282,7 @@ async def test_a_large_layer_whose_connection_is_lost(case: Case, ranges: bool) 
 
 
 async def test_a_dead_mirror_before_a_good_one(case: Case, fake: FakeRegistry, place: Path) -> None:
-    """It costs next to nothing."""
+    """It costs almost no time."""
     async with FakeRegistry() as gone:
         dead = gone.url
     box = runnable()
@@ -296,7 +298,7 @@ async def test_a_dead_mirror_before_a_good_one(case: Case, fake: FakeRegistry, p
 async def test_a_mirror_that_answers_with_no_manifest(
     case: Case, fake: FakeRegistry, elsewhere: FakeRegistry, place: Path, media_type: str, body: bytes
 ) -> None:
-    """It says 200, and the next host is asked all the same; without another, the error says what it was."""
+    """It answers 200, and the next host is asked nevertheless; without another host the error describes the answer."""
     box = runnable()
     fake.add(box, "box:1")
 
@@ -315,7 +317,7 @@ async def test_a_mirror_that_answers_with_no_manifest(
 
 
 async def test_a_redirect_to_where_head_is_refused(case: Case, fake: FakeRegistry, elsewhere: FakeRegistry) -> None:
-    """As of URLs that are signed for GET: what GET says is used."""
+    """Such URLs are signed for GET: the answer to a GET is used."""
     box = runnable()
     reference = fake.add(box, "box:1")
     elsewhere.add(box, "box:1")
@@ -334,7 +336,7 @@ async def test_http_that_only_go_understands(case: Case, fake: FakeRegistry) -> 
 
 @pytest.mark.parametrize("made", [runnable, large], ids=["in one piece", "in parts"])
 async def test_bodies_that_are_compressed_in_transit(case: Case, fake: FakeRegistry, made: Callable[[], Image]) -> None:
-    """Blobs and manifests with a Content-Encoding nobody asked for: they are decoded, and no parts taken."""
+    """Blobs and manifests with a Content-Encoding that was not requested are decoded, and no parts are requested."""
     box = made()
     reference = fake.add(box, "box:1")
     packed = encoded(fake, "gzip", lambda data: gzip.compress(data, 1), parts=True)
@@ -344,7 +346,7 @@ async def test_bodies_that_are_compressed_in_transit(case: Case, fake: FakeRegis
 
 
 async def test_a_slow_mirror(case: Case, fake: FakeRegistry, elsewhere: FakeRegistry, place: Path) -> None:
-    """It is left in the middle of the layer, and the rest comes from the next host."""
+    """The pull leaves it in the middle of the layer, and gets the rest from the next host."""
     box = runnable()
     layer = box.layers[1]
     fake.add(box, "box:1")
@@ -355,7 +357,7 @@ async def test_a_slow_mirror(case: Case, fake: FakeRegistry, elsewhere: FakeRegi
 
 
 async def test_a_silent_mirror(case: Case, fake: FakeRegistry, elsewhere: FakeRegistry, place: Path) -> None:
-    """It has its time, once."""
+    """Its timeout passes once."""
     box = runnable()
     fake.add(box, "box:1")
     elsewhere.inject("", silent(), times=ALWAYS)
@@ -363,7 +365,7 @@ async def test_a_silent_mirror(case: Case, fake: FakeRegistry, elsewhere: FakeRe
 
 
 async def test_a_mirror_with_wrong_bytes(case: Case, fake: FakeRegistry, elsewhere: FakeRegistry, place: Path) -> None:
-    """As many as there should be: only the digest tells. The next host is asked."""
+    """Their number is right, and only the digest shows it. The next host is asked."""
     box = runnable()
     fake.add(box, "box:1")
     elsewhere.add(box, "box:1")
@@ -372,7 +374,7 @@ async def test_a_mirror_with_wrong_bytes(case: Case, fake: FakeRegistry, elsewhe
 
 
 async def test_a_certificate_of_an_unknown_authority(case: Case, place: Path) -> None:
-    """The host and the cause are named; with the authority's certificate all is well."""
+    """The error names the host and the cause; with the authority's certificate the pull works."""
     authority = Authority(place / "ca")
     async with FakeRegistry(tls=authority.server()) as registry:
         box = runnable()
@@ -392,7 +394,7 @@ async def test_a_certificate_of_an_unknown_authority(case: Case, place: Path) ->
 
 
 async def test_bytes_of_another_digest(case: Case, fake: FakeRegistry) -> None:
-    """For ever. Nothing of them is kept: the next pull begins with the first byte."""
+    """The registry always sends them. Nothing of them is kept: the next pull begins with the first byte."""
     box = runnable()
     reference, layer = fake.add(box, "box:1"), box.layers[1]
     fake.inject(layer, other(bytes(len(box.blobs[layer]))), times=ALWAYS)
@@ -406,7 +408,7 @@ async def test_bytes_of_another_digest(case: Case, fake: FakeRegistry) -> None:
 
 @pytest.mark.parametrize("more", [-100, 100])
 async def test_another_number_of_bytes(case: Case, fake: FakeRegistry, more: int) -> None:
-    """Fewer or more than the descriptor says; both numbers are told."""
+    """Fewer or more than the descriptor says; the error has both numbers."""
     box = runnable()
     reference, layer = fake.add(box, "box:1"), box.layers[1]
     right = box.blobs[layer]
@@ -417,8 +419,8 @@ async def test_another_number_of_bytes(case: Case, fake: FakeRegistry, more: int
 
 
 async def test_a_body_without_an_end(case: Case, fake: FakeRegistry) -> None:
-    """It is left where its descriptor says that it ends. Only a digest could tell that what came is wrong: the next
-    pull finds it, and fetches all of it.
+    """It is cut at the size in its descriptor. Only a digest can show that the bytes are wrong: the next pull finds it,
+    and fetches all of them.
     """
     box = runnable()
     reference, layer = fake.add(box, "box:1"), box.layers[1]
@@ -435,7 +437,7 @@ async def test_a_body_without_an_end(case: Case, fake: FakeRegistry) -> None:
 
 @pytest.mark.parametrize("head", [True, False], ids=["HEAD", "no-HEAD"])
 async def test_a_manifest_of_100_mb(case: Case, head: bool) -> None:
-    """It is refused before it is in the memory."""
+    """It is refused before it is in memory."""
     async with FakeRegistry(head=head) as registry:
         box = runnable()
         reference = registry.add(box, "box:1")
@@ -448,7 +450,7 @@ async def test_a_manifest_of_100_mb(case: Case, head: bool) -> None:
 
 
 def most_memory(status: Path) -> int:
-    """MiB that a process has had at most."""
+    """Return the peak memory of a process in MiB."""
     return next(int(line.split()[1]) >> 10 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
 
 
@@ -456,9 +458,7 @@ def most_memory(status: Path) -> int:
 
 
 async def test_a_pull_that_is_interrupted(case: Case, client: Client, fake: FakeRegistry) -> None:
-    """^C: within a second no more is fetched. What there is of a layer can be gone on with, and nothing else is
-    left.
-    """
+    """Within a second after ^C no more is fetched. The bytes of the layer can be resumed, and nothing else is left."""
     box = runnable(kib=3000)
     reference, layer = fake.add(box, "box:1"), box.layers[1]
     fake.inject(layer, slow(2_000_000, 40_000), times=ALWAYS)
@@ -490,7 +490,7 @@ async def test_a_pull_that_is_interrupted(case: Case, client: Client, fake: Fake
 async def test_pulls_of_one_image_at_once(
     case: Case, client: Client, channel: Channel, fake: FakeRegistry, many: int
 ) -> None:
-    """Each blob is fetched once, each layer unpacked once, and all end well."""
+    """Each blob is fetched once, each layer is unpacked once, and all pulls succeed."""
     box = runnable(layers=2)
     reference = fake.add(box, "box:1")
     fake.inject("blob", slow(1_000_000, 50_000), times=ALWAYS)
@@ -518,7 +518,7 @@ async def test_pulls_of_one_image_at_once(
 async def test_of_pulls_at_once_one_is_interrupted(
     case: Case, client: Client, channel: Channel, fake: FakeRegistry
 ) -> None:
-    """The one that fetches, in the middle of a layer: another goes on where it was, and the others end well."""
+    """It is the one that fetches, in the middle of a layer: another continues at its offset, and the others succeed."""
     box = runnable(kib=3000)
     reference, layer = fake.add(box, "box:1"), box.layers[1]
     fake.inject(layer, slow(2_000_000, 40_000), times=ALWAYS)
@@ -539,6 +539,6 @@ async def test_of_pulls_at_once_one_is_interrupted(
 
 
 def chain_id(envelope: Envelope) -> str:
-    """Of the snapshot that an event is about, whose key was ``extract-UNIQUE CHAINID``."""
+    """Return the chain id of the snapshot in an event, whose key was ``extract-UNIQUE CHAINID``."""
     kind = snapshot_pb2.SnapshotPrepare if envelope.topic.endswith("prepare") else snapshot_pb2.SnapshotCommit
     return str(kit_any.unpack(envelope.event, kind).key.partition(" ")[2])

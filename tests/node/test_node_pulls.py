@@ -55,7 +55,7 @@ def client(channel: Channel) -> Client:
 
 
 async def test_a_pull_stores_labels_and_unpacks(client: Client, fake: FakeRegistry) -> None:
-    """And tells so. No lease and no ingest is left."""
+    """Its progress shows this. No lease and no ingest is left."""
     box, told = made(), list[Progress]()
     reference = fake.add(box, "team/box:1")
     await client.pull(reference, told=told)
@@ -90,7 +90,7 @@ async def test_a_pull_stores_labels_and_unpacks(client: Client, fake: FakeRegist
 
 
 async def test_existing_blobs_are_not_fetched_again(client: Client, fake: FakeRegistry) -> None:
-    """And is said to be in the second repository too."""
+    """They are labelled with the second repository too."""
     box, told = made(), list[Progress]()
     await client.pull(fake.add(box, "one:1"), unpack=False)
     before = len(fake.asked("GET", "/blobs/"))
@@ -101,7 +101,7 @@ async def test_existing_blobs_are_not_fetched_again(client: Client, fake: FakeRe
 
 
 async def test_only_the_wanted_platforms_are_fetched(client: Client, fake: FakeRegistry) -> None:
-    """Of an index: the index, and the manifests of these platforms with all below."""
+    """Of an index, the index itself and the manifests of these platforms with all their children are fetched."""
     here, elsewhere = made(1), image([os.urandom(100)], architecture="mips64")
     both = index(here, elsewhere)
     reference = fake.add(both, "multi:1")
@@ -113,7 +113,7 @@ async def test_only_the_wanted_platforms_are_fetched(client: Client, fake: FakeR
 
 @pytest.mark.parametrize("where", ["blob", "manifest"])
 async def test_a_connection_that_is_closed_without_an_answer(client: Client, fake: FakeRegistry, where: str) -> None:
-    """It is made again. (More of what registries do: test_node_pull_faults.py.)"""
+    """The request is repeated. (More faults of registries: test_node_pull_faults.py.)"""
     box = made(1)
     reference = fake.add(box, "box:1")
     fake.inject(where, hang_up(), times=1)
@@ -123,7 +123,7 @@ async def test_a_connection_that_is_closed_without_an_answer(client: Client, fak
 
 
 async def test_wrong_bytes_are_fetched_again(client: Client, fake: FakeRegistry) -> None:
-    """Once is not for ever: the next answer may be right."""
+    """The next answer may be right."""
     box = made(1)
     reference, layer = fake.add(box, "box:1"), box.layers[0]
     fake.inject(layer, other(bytes(len(box.blobs[layer]))), method="GET")
@@ -143,7 +143,7 @@ async def test_wrong_bytes_are_fetched_again(client: Client, fake: FakeRegistry)
 async def test_an_error_names_host_and_cause(
     client: Client, fake: FakeRegistry, name: str, fault: Fault | None, expected: type[errors.NodeError], message: str
 ) -> None:
-    """As the registry says them."""
+    """They are given as the registry gives them."""
     fake.add(made(1), "box:1")
     if fault is not None:
         fake.inject("manifest", fault, times=100)
@@ -152,7 +152,7 @@ async def test_an_error_names_host_and_cause(
 
 
 async def test_layers_are_unpacked_while_others_arrive(client: Client, fake: FakeRegistry) -> None:
-    """The lowest is a snapshot before the one above it is there."""
+    """The lowest layer is a snapshot before the one above it has arrived."""
     box = made(2)
     reference = fake.add(box, "box:1")
     fake.inject(box.layers[1], silent(60, after=1000))
@@ -168,7 +168,7 @@ async def test_layers_are_unpacked_while_others_arrive(client: Client, fake: Fak
 
 
 async def test_two_pulls_fetch_each_blob_once(client: Client, channel: Channel, fake: FakeRegistry) -> None:
-    """Of one namespace and of another."""
+    """The pulls are of one namespace, and of two."""
     box = made(2)
     reference = fake.add(box, "box:1")
     fake.inject("blob", slow(1_000_000, 50_000), times=100, method="GET")
@@ -183,8 +183,8 @@ async def test_two_pulls_fetch_each_blob_once(client: Client, channel: Channel, 
 async def test_estargz_and_zstd_chunked_layers_are_unpacked_as_gzip_and_zstd(
     node: Node, client: Client, fake: FakeRegistry, made_as: Callable[[bytes], Layer]
 ) -> None:
-    """zstd; eStargz, which is gzip; zstd:chunked, which is zstd: unpacked as such, and snapshotters are told what
-    they are told by containerd.
+    """eStargz is gzip and zstd:chunked is zstd, and they are unpacked as such; snapshotters get the same labels as from
+    containerd.
     """
     layers = [gzipped(busybox_layer()), made_as(marked())]
     box = image_of(layers)
@@ -226,7 +226,7 @@ async def test_estargz_and_zstd_chunked_layers_are_unpacked_as_gzip_and_zstd(
 
 @pytest.mark.parametrize("scheme", ["bearer", "basic"])
 async def test_credentials_are_the_clients(client: Client, scheme: str) -> None:
-    """Asked for on its stream, once the registry wants them; without a stream there are none."""
+    """They are requested on its stream once the registry wants them; without a stream there are none."""
     async with FakeRegistry(auth=Auth(scheme, "me", "secret")) as registry:
         box = made(1)
         reference = registry.add(box, "box:1")
@@ -246,7 +246,7 @@ async def test_credentials_are_the_clients(client: Client, scheme: str) -> None:
 
 
 async def test_hosts_are_the_requests(client: Client, fake: FakeRegistry, place: Path) -> None:
-    """A hosts.toml in the directory that the client names."""
+    """A hosts.toml in the directory that the client names is used."""
     box = made(1)
     fake.add(box, "box:1")
     (place / "example.invalid").mkdir()
@@ -264,7 +264,9 @@ async def test_hosts_are_the_requests(client: Client, fake: FakeRegistry, place:
 
 
 async def test_a_push_sends_blobs_before_the_documents_that_name_them(client: Client, fake: FakeRegistry) -> None:
-    """An index and all below it, under its tag alone; then it can be pulled from there. Told as ctr shows it."""
+    """An index and all its children are pushed, under its tag alone; then it can be pulled from there. Progress is as
+    ctr shows it.
+    """
     both, told = index(made(2), image([os.urandom(100)], architecture="mips64")), list[Progress]()
     await client.pull(fake.add(both, "from:1"), name="pushed", platforms=(), unpack=False)
     async with FakeRegistry() as target:
@@ -292,7 +294,7 @@ async def test_a_push_sends_blobs_before_the_documents_that_name_them(client: Cl
 
 
 async def test_a_push_mounts_blobs_that_the_host_has(client: Client, fake: FakeRegistry) -> None:
-    """From the repository that the labels tell of; not a byte is sent."""
+    """The labels name the repository to mount from; no byte is sent."""
     box, told = made(2), list[Progress]()
     await client.pull(fake.add(box, "team/box:1"), name="box", unpack=False)
     await client.push("box", f"{fake.host}/team/copy:1", told=told)
@@ -302,7 +304,7 @@ async def test_a_push_mounts_blobs_that_the_host_has(client: Client, fake: FakeR
 
 
 async def test_a_push_of_one_platform(client: Client, fake: FakeRegistry) -> None:
-    """The others need not be on the node."""
+    """The other platforms need not be on the node."""
     here = made(1)
     both = index(here, image([os.urandom(100)], architecture="mips64"))
     await client.pull(fake.add(both, "from:1"), name="one", unpack=False)
@@ -316,7 +318,7 @@ async def test_a_push_of_one_platform(client: Client, fake: FakeRegistry) -> Non
 
 
 async def test_a_content_service_without_files_is_written_by_its_streams(fake: FakeRegistry, place: Path) -> None:
-    """A pull that is cut off is gone on with there too, wrong bytes are dropped, and a push reads them."""
+    """An interrupted pull is resumed there too, wrong bytes are dropped, and a push reads the streams."""
     store = LocalStore(place / "elsewhere")
     address = place / "c.sock"
     with short_directory() as directory:

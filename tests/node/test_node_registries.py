@@ -1,5 +1,5 @@
-"""What an operator sets about registries, on a whole node: verifiers, hosts.toml, what is unpacked; and what he
-sees of them. Driven by ctr of containerd 2, which lets the node pull.
+"""An operator's settings for registries on a whole node: verifiers, hosts.toml, unpack_config; and the operator's view
+of registries. Driven by ctr of containerd 2, which lets the node pull.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ snapshotter = "native"
 
 @pytest.fixture(scope="module")
 def settings() -> Iterator[Path]:
-    """Where the node's verifiers and its certs.d are."""
+    """The directories of the node's verifiers and of its certs.d."""
     with short_directory() as directory:
         (directory / "verifiers").mkdir()
         (directory / "certs.d").mkdir()
@@ -62,7 +62,7 @@ def node(settings: Path) -> Iterator[Node]:
 
 
 async def pull(node: Node, reference: str, *more: str, ok: bool = True) -> str:
-    """Pull with ctr of containerd 2; all that it prints, on one line."""
+    """Pull with ctr of containerd 2; return its output on one line."""
     done = await asyncio.to_thread(node.ctr, "images", "pull", *more, reference, program=program("ctr"), ok=ok)
     return " ".join((done.stdout + done.stderr).split())
 
@@ -82,7 +82,7 @@ def verifier(settings: Path, script: str) -> Iterator[None]:
 
 
 async def test_a_verifier_is_asked_before_anything_is_fetched(node: Node, settings: Path, fake: FakeRegistry) -> None:
-    """What it says is what ctr shows. Once it agrees, the same image is pulled."""
+    """ctr shows its reason. Once it agrees, the same image is pulled."""
     box = busybox_image()
     reference = fake.add(box, "box:1")
     said = settings / "said"
@@ -108,7 +108,7 @@ async def test_a_verifier_is_asked_before_anything_is_fetched(node: Node, settin
 
 
 async def test_no_judgement_is_no_consent(node: Node, settings: Path, fake: FakeRegistry) -> None:
-    """A verifier that takes too long; and one whose reason is longer than any header."""
+    """One verifier takes too long; another has a reason longer than any header."""
     reference = fake.add(busybox_image(), "box:1")
     with verifier(settings, "sleep 60"):
         shown = await pull(node, reference, ok=False)
@@ -128,7 +128,7 @@ async def test_no_judgement_is_no_consent(node: Node, settings: Path, fake: Fake
 
 
 async def test_hosts_are_the_transfer_plugins(node: Node, settings: Path, fake: FakeRegistry) -> None:
-    """Its config_path is where a mirror is found; its unpack_config says by which snapshotter an image is unpacked."""
+    """Its config_path is the place of the mirror's hosts.toml; its unpack_config selects the snapshotter."""
     fake.add(busybox_image(), "box:1")
     (settings / "certs.d" / "mirrored.test").mkdir()
     (settings / "certs.d" / "mirrored.test" / "hosts.toml").write_text(f'server = "{fake.url}"\n')
@@ -139,12 +139,12 @@ async def test_hosts_are_the_transfer_plugins(node: Node, settings: Path, fake: 
 
 
 def _labels(node: Node, name: str) -> list[str]:
-    """Labels of all blobs."""
+    """Return the labels of all blobs."""
     return [word.partition("=")[0] for word in node.out("content", "ls").replace(",", " ").split() if "=" in word]
 
 
 async def test_a_malformed_hosts_toml_stops_pulls_and_is_named(node: Node, settings: Path) -> None:
-    """File, line and key, in ctr and in ``splitd config check``; the node runs all the same."""
+    """ctr and ``splitd config check`` show file, line and key; the node runs nevertheless."""
     directory = settings / "certs.d" / "broken.test"
     directory.mkdir()
     (directory / "hosts.toml").write_text('[host."https://m.test"]\ncapabilities = ["pull"]\nca = 5\n')
@@ -160,8 +160,8 @@ async def test_a_malformed_hosts_toml_stops_pulls_and_is_named(node: Node, setti
 
 
 async def test_status_tells_of_a_dead_mirror(node: Node, settings: Path, fake: FakeRegistry) -> None:
-    """Since when, why, and until when it is not asked first; in JSON the good ones too. The node is healthy all the
-    same; a new images process knows nothing.
+    """It shows since when, why, and until when it is not asked first; JSON has the good ones too. The node is healthy
+    nevertheless; a new images process has no such memory.
     """
     fake.add(busybox_image(), "box:1")
     port = await dead_port()
@@ -191,7 +191,7 @@ async def test_status_tells_of_a_dead_mirror(node: Node, settings: Path, fake: F
 
 
 def old(box: Image) -> Image:
-    """The image as Docker pushed it before 2016: its config an octet stream."""
+    """The image as Docker pushed it before 2016: its config is an octet stream."""
     manifest = json.loads(box.blobs[box.digest])
     manifest["config"]["mediaType"] = "application/octet-stream"
     manifest["annotations"] = {"b": "<2>", "a": "1"}
@@ -204,7 +204,7 @@ def old(box: Image) -> Image:
 
 
 async def test_an_old_image_is_converted_and_runs(node: Node, fake: FakeRegistry) -> None:
-    """It is another manifest then, whose config is Docker's."""
+    """It becomes another manifest, with Docker's config."""
     box = old(busybox_image())
     reference = fake.add(box, "old:1")
     await pull(node, reference)
@@ -222,7 +222,7 @@ async def test_an_old_image_is_converted_and_runs(node: Node, fake: FakeRegistry
 async def test_an_old_image_gets_the_digest_that_containerd_gives_it(
     node: Node, fake: FakeRegistry, tmp_path: Path
 ) -> None:
-    """Byte for byte, annotations and all."""
+    """It is the same byte for byte, including annotations."""
     reference = fake.add(old(busybox_image()), "old:1")
     await pull(node, reference)
     with short_directory() as directory, containerd(directory, program("containerd")) as socket:
@@ -234,7 +234,7 @@ async def test_an_old_image_gets_the_digest_that_containerd_gives_it(
 
 
 def _digest(node: Node, reference: str) -> str:
-    """The target of an image."""
+    """Return the target of an image."""
     return next(line.split()[2] for line in node.out("images", "ls").splitlines() if line.startswith(reference))
 
 
@@ -242,7 +242,7 @@ def _digest(node: Node, reference: str) -> str:
 
 
 async def test_ctr_shows_requests(node: Node, fake: FakeRegistry) -> None:
-    """--http-dump and --http-trace: the node's requests, while it pulls. One alone shows only its own."""
+    """--http-dump and --http-trace show the node's requests while it pulls; each alone shows its own part."""
     box = image([tar_of([("unique", {"data": os.urandom(1000)})])])
     reference = fake.add(box, "dump:1")
     both = await pull(node, reference, "--http-dump", "--http-trace")
@@ -257,7 +257,7 @@ async def test_ctr_shows_requests(node: Node, fake: FakeRegistry) -> None:
 
 
 async def test_requests_go_to_the_log_without_a_stream(node: Node, fake: FakeRegistry) -> None:
-    """As with containerd, whose client need not have one."""
+    """This is as with containerd, whose client need not have a stream."""
     reference = fake.add(busybox_image(), "logged:1")
     async with Channel(node.socket) as channel:
         source = registry_pb2.OCIRegistry(
@@ -269,7 +269,7 @@ async def test_requests_go_to_the_log_without_a_stream(node: Node, fake: FakeReg
 
 
 async def test_a_client_that_does_not_read_its_output_delays_no_pull(node: Node, fake: FakeRegistry) -> None:
-    """And a pull that is over does not wait for him for long."""
+    """A finished pull does not wait long for the client either."""
     reference = fake.add(busybox_image(), "unread:1")
     async with Channel(node.socket) as channel, asyncio.timeout(30):
         client = Transfers(channel, "unread")

@@ -1,4 +1,4 @@
-"""A node below which another release is installed: what is said of it, and how it goes over."""
+"""A node below which another release is installed: the reports about it, and the switch to it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(300)]
 
 
 class Installed:
-    """A copy of what a node is made of, and the node that runs from it."""
+    """A copy of the files of a node, and the node that runs from it."""
 
     def __init__(self, directory: Path) -> None:
         self.top = directory / "top"
@@ -40,12 +40,12 @@ class Installed:
         return done.stdout
 
     def change(self, file: str) -> None:
-        """Another release of it."""
+        """Install another release of it."""
         with (self.top / file).open("a") as source:
             source.write("# of another release\n")
 
     def runs(self) -> tuple[str, dict[str, str]]:
-        """The revision that is installed, and what each service runs."""
+        """Return the installed revision, and the revision that each service runs."""
         status = json.loads(self.splitd("status", "--json"))
         return status["revision"], {each["name"]: each["revision"] for each in status["services"]}
 
@@ -60,8 +60,8 @@ def installed() -> Iterator[Installed]:
 
 
 def test_a_node_reports_its_revision_and_switches_to_the_installed_one(installed: Installed) -> None:
-    """One service, then all, then what only the start of the node changes: each time ``up`` and ``status`` name
-    what is left, with both revisions and the command, and nothing once nothing is.
+    """First one service, then all, then the parts that only a start of the node changes: each time ``up`` and
+    ``status`` name what is left, with both revisions and the command, and nothing when the switch is complete.
     """
     old, runs = installed.runs()
     assert runs == dict.fromkeys(NAMES, old)
@@ -93,7 +93,7 @@ def test_a_node_reports_its_revision_and_switches_to_the_installed_one(installed
 
 
 def test_services_stopped_on_purpose_stay_stopped(installed: Installed) -> None:
-    """``restart --all`` starts nothing that its operator has stopped."""
+    """``restart --all`` does not start services that the operator has stopped."""
     installed.splitd("down", "images")
     assert "images is stopped, and stays so\n" in installed.splitd("restart", "--all")
     assert installed.splitd("up").startswith("started images: ")

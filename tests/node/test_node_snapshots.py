@@ -1,4 +1,4 @@
-"""What the gateway keeps of snapshotters: their mounts, and which there are."""
+"""The gateway's caches for snapshotters: their mounts and their names."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ ROOTED = {"containerd.io/gc.root": "2026-01-01T00:00:00Z"}
 
 
 async def test_mounts_are_the_snapshotters_and_only_of_recorded_snapshots(node: Node) -> None:
-    """Asked again, after a restart too; gone with the record, in other namespaces not there, and new for a new
-    snapshot of the same key.
+    """They are the same when asked again, and after a restart. They are gone with the record, are not there in other
+    namespaces, and are new for a new snapshot of the same key.
     """
     async with Channel(node.socket, "gateway") as channel:
         ours, others = (
@@ -45,8 +45,8 @@ async def test_mounts_are_the_snapshotters_and_only_of_recorded_snapshots(node: 
 
 
 def test_a_snapshotter_whose_service_is_stopped_is_not_unknown(node: Node) -> None:
-    """By what a gateway that was started meanwhile has kept: UNAVAILABLE, in its row of the plugins too. One that
-    never was there is not loaded.
+    """A gateway that was started meanwhile uses its saved announcement: the snapshotter is UNAVAILABLE, in its row of
+    the plugins too. A snapshotter that never existed is not loaded.
     """
     node.splitd("down", "snapshots")
     try:

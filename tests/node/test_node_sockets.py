@@ -1,4 +1,4 @@
-"""Sockets of a node that somebody removed."""
+"""Sockets of a node that an external program removed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.once, pytest.mark.
 
 
 def sockets(state: Path) -> dict[str, int]:
-    """Name to inode."""
+    """Return name to inode."""
     return {
         path.name: path.stat().st_ino
         for path in state.iterdir()
@@ -21,8 +21,8 @@ def sockets(state: Path) -> dict[str, int]:
 
 
 def test_every_socket_of_a_node_that_is_removed_is_made_again() -> None:
-    """Each by its own process, which is not started again for it: clients and splitd reach the node, whoever may
-    call it is as before, and the watchdog hears its processes.
+    """Its own process makes it again, without a restart: clients and splitd reach the node, access rights are as
+    before, and the watchdog hears its processes.
     """
     with short_directory() as directory:
         node = Node(directory)
@@ -54,7 +54,7 @@ def test_every_socket_of_a_node_that_is_removed_is_made_again() -> None:
 
 
 def test_a_socket_of_another_in_the_place_of_ours_is_left_alone(tmp_path: Path) -> None:
-    """The gateway says what is in its way, and listens again once that is removed."""
+    """The gateway reports the file in its way, and listens again once that is removed."""
     with short_directory() as directory:
         node = Node(directory)
         try:

@@ -1,5 +1,5 @@
-"""splitd pull, push and images on a whole node, as an operator sees them: on a terminal, in a pipe, as JSON, and
-when things go wrong.
+"""splitd pull, push and images on a whole node, as an operator sees them: on a terminal, in a pipe, as JSON, and on
+failures.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ async def client(node: Node) -> AsyncIterator[Client]:
 
 
 async def run(node: Node, *words: str, ok: bool | None = True) -> subprocess.CompletedProcess[str]:
-    """splitd, while this loop serves the registry that it talks to."""
+    """Run splitd while this loop serves its registry."""
     return await asyncio.to_thread(node.splitd, words[0], *words[1:], ok=ok)
 
 
 async def on_terminal(node: Node, words: list[str], see: Callable[[Terminal], T], **options: Any) -> T:
-    """splitd on a terminal, and what ``see`` makes of it, in a thread."""
+    """Run splitd on a terminal in a thread; return the result of ``see``."""
 
     def look() -> T:
         with terminal([sys.executable, "-m", "deploy", *words, "--state", node.state], **options) as running:
@@ -59,8 +59,8 @@ def objects(text: str) -> list[dict[str, Any]]:
 
 
 class Gate:
-    """Lets blobs through up to a byte, and the rest when it is opened; until then a byte now and then, so that the
-    node does not take it for hung.
+    """A gate that lets blobs through up to a byte, and the rest when it is opened; until then a byte now and then, so
+    that the node does not take it for hung.
     """
 
     def __init__(self, bytes_: int) -> None:
@@ -101,7 +101,9 @@ def layers_of(box: Image) -> list[str]:
 
 
 async def test_a_pull_on_a_terminal_shows_a_bar_for_each_layer_and_ends_clean(node: Node, fake: FakeRegistry) -> None:
-    """Bars while it goes on, over a change of the window's size; at the end one line for each layer and one for all."""
+    """Bars are shown during the pull, over a change of the window's size; at the end there is one line for each layer
+    and one for all.
+    """
     box, gate = made(3, 3000), Gate(2 << 20)
     reference = fake.add(box, "team/shown:1")
     fake.inject("blob", gate, times=4, method="GET")
@@ -136,9 +138,7 @@ async def test_a_pull_on_a_terminal_shows_a_bar_for_each_layer_and_ends_clean(no
 
 
 async def test_a_pull_in_a_pipe_is_one_line(node: Node, fake: FakeRegistry) -> None:
-    """Which says what was fetched, and of what is pulled again that it was there; --quiet says nothing. The
-    container runs.
-    """
+    """The line says what was fetched, or that it was there already; --quiet prints nothing. The container runs."""
     reference = fake.add(made(2), "team/piped:1")
     first = await run(node, "pull", "--plain-http", reference)
     assert first.stderr == ""
@@ -152,7 +152,7 @@ async def test_a_pull_in_a_pipe_is_one_line(node: Node, fake: FakeRegistry) -> N
 
 
 async def test_a_pull_as_json_tells_each_change_and_the_outcome(node: Node, fake: FakeRegistry) -> None:
-    """Bytes never become fewer within a stage, stages never go back; the last line has the outcome."""
+    """Bytes never decrease within a stage, and stages never go back; the last line has the outcome."""
     box = made(2, 3000)
     reference = fake.add(box, "team/json:1")
     fake.inject("blob", slow(2_000_000, 100_000), times=3, method="GET")
@@ -191,9 +191,7 @@ async def test_a_pull_as_json_tells_each_change_and_the_outcome(node: Node, fake
 async def test_ctrl_c_cancels_in_the_node_and_the_same_command_goes_on(
     node: Node, client: Client, fake: FakeRegistry
 ) -> None:
-    """The registry's connections end; layers that were whole, and bytes of those that were not, are not fetched
-    again.
-    """
+    """The registry's connections end. Complete layers, and the bytes of incomplete ones, are not fetched again."""
     box, gate = made(2, 3000), Gate(2 << 20)
     reference = fake.add(box, "team/resumed:1")
     fake.inject(box.layers[1], gate, method="GET")
@@ -234,8 +232,8 @@ async def test_ctrl_c_cancels_in_the_node_and_the_same_command_goes_on(
 async def test_the_ingests_of_an_interrupted_pull_are_listed_and_can_be_dropped(
     node: Node, client: Client, fake: FakeRegistry
 ) -> None:
-    """Its lease, with the layers that were whole, and what it had begun; not what is being pulled, nor another's
-    lease.
+    """Its lease with the complete layers, and its ingests, are listed; running pulls, and leases of other clients, are
+    not.
     """
     ended, goes_on, gates = made(2, 3000), made(1, 2000), (Gate(2 << 20), Gate(1 << 20))
     references = fake.add(ended, "team/dropped:1"), fake.add(goes_on, "team/running:1")
@@ -260,7 +258,7 @@ async def test_the_ingests_of_an_interrupted_pull_are_listed_and_can_be_dropped(
     ]
 
     async def listed() -> tuple[dict[str, dict[str, Any]], set[str]]:
-        """Leases by their pull, or by their name, and the refs of ingests that have bytes."""
+        """Return leases by their pull or by their name, and the refs of ingests that have bytes."""
         found = json.loads((await run(node, "leases", "--json")).stdout)
         return {lease["pull"] or lease["lease"]: lease for lease in found["leases"]}, {
             ingest["ref"] for ingest in found["ingests"] if ingest["bytes"]
@@ -292,7 +290,7 @@ async def test_the_ingests_of_an_interrupted_pull_are_listed_and_can_be_dropped(
 
 
 async def test_sigterm_cancels_too_and_json_says_so(node: Node, client: Client, fake: FakeRegistry) -> None:
-    """Exit code 143. Nothing had arrived: no lease is left."""
+    """The exit code is 143. No byte had arrived: no lease is left."""
     box, gate = made(1), Gate(0)
     reference = fake.add(box, "team/ended:1")
     fake.inject("manifest", gate, times=9)
@@ -324,8 +322,8 @@ async def test_sigterm_cancels_too_and_json_says_so(node: Node, client: Client, 
 
 
 async def test_a_name_with_a_tag_and_a_digest(node: Node, fake: FakeRegistry) -> None:
-    """Is pushed under the tag, from the image that has it, unless that has another digest. What is printed has one
-    digest.
+    """The image is pushed under the tag, from the image with that tag, unless that has another digest. The output has
+    one digest.
     """
     box, another = made(1), made(1)
     reference = fake.add(box, "team/both:1")
@@ -347,7 +345,7 @@ async def test_a_name_with_a_tag_and_a_digest(node: Node, fake: FakeRegistry) ->
 
 
 async def test_a_push_to_a_registry_without_head(node: Node, fake: FakeRegistry) -> None:
-    """It is asked by GET what it has, and is sent nothing twice."""
+    """The registry is asked by GET for existing blobs, and no blob is sent twice."""
     fake.head = False
     reference = fake.add(made(1), "team/headless:1")
     await run(node, "pull", "--plain-http", reference)
@@ -360,8 +358,8 @@ async def test_a_push_to_a_registry_without_head(node: Node, fake: FakeRegistry)
 
 
 async def test_failures_are_one_line_that_names_the_host_and_the_cause(node: Node, fake: FakeRegistry) -> None:
-    """Exit code 1, nothing on standard output; as JSON the outcome has it too. Before it may stand that a host, which is
-    asked several times, is waited for.
+    """The exit code is 1, and standard output is empty; as JSON the outcome has the error too. Before it there may be a
+    line that a host, which is asked several times, is waited for.
     """
     reference = fake.add(made(1), "team/box:1")
     for wrong, said in (
@@ -387,7 +385,7 @@ async def test_failures_are_one_line_that_names_the_host_and_the_cause(node: Nod
 async def test_an_image_without_the_platform_is_a_failure_that_names_those_it_has(
     node: Node, fake: FakeRegistry
 ) -> None:
-    """And what it has can be had."""
+    """Those platforms can be pulled."""
     reference = fake.add(
         index(
             image([tar_of([("a", {"data": os.urandom(100)})])], architecture="mips64"),
@@ -411,8 +409,8 @@ async def test_an_image_without_the_platform_is_a_failure_that_names_those_it_ha
 
 
 async def test_a_manifest_for_another_platform_is_stored_and_said_to_be(node: Node, fake: FakeRegistry) -> None:
-    """And unpacked, as containerd does: without an index there is nothing to choose from. Who wanted it to run is
-    told.
+    """It is unpacked too, as in containerd: without an index there is no choice. A line says that it will not run
+    here.
     """
     box = image([tar_of([("a", {"data": os.urandom(100)})])], architecture="s390x")
     reference, here = fake.add(box, "team/other:1"), platforms.default()
@@ -432,7 +430,7 @@ async def test_a_manifest_for_another_platform_is_stored_and_said_to_be(node: No
 
 
 async def test_an_index_without_manifests_is_no_image(node: Node, fake: FakeRegistry) -> None:
-    """Nor is one that has only such. Nothing is stored of it."""
+    """Nor is an index that has only such indexes. Nothing of it is stored."""
     for empty in (index(), index(index(), index())):
         reference = fake.add(empty, "team/empty:1")
         done = await run(node, "pull", "--plain-http", reference, ok=None)
@@ -443,7 +441,7 @@ async def test_an_index_without_manifests_is_no_image(node: Node, fake: FakeRegi
 
 @pytest.mark.parametrize("scheme", ["basic", "bearer"])
 async def test_a_password_is_asked_for_and_not_shown(node: Node, scheme: str) -> None:
-    """On the terminal, before anything is drawn; a wrong one is the registry's to refuse."""
+    """It is asked for on the terminal before anything is drawn; a wrong one is refused by the registry."""
     async with FakeRegistry(auth=Auth(scheme, "me", "sEcr3t")) as fake:
         reference = fake.add(made(1), "team/mine:1")
 
@@ -474,7 +472,7 @@ async def test_a_password_is_asked_for_and_not_shown(node: Node, scheme: str) ->
 
 
 async def test_hosts_dir_says_where_a_registry_is(node: Node, fake: FakeRegistry, tmp_path: Path) -> None:
-    """A directory of hosts.toml files, relative to where the operator is."""
+    """It is a directory of hosts.toml files; its path is relative to the current directory."""
     fake.add(made(1), "team/box:1")
     (tmp_path / "registry.example").mkdir()
     (tmp_path / "registry.example" / "hosts.toml").write_text(f'server = "{fake.url}"\n')
@@ -485,7 +483,7 @@ async def test_hosts_dir_says_where_a_registry_is(node: Node, fake: FakeRegistry
 
 
 def test_another_snapshotter_and_another_namespace(node: Node, registry: Registry) -> None:
-    """As asked for."""
+    """Both are used as requested."""
     node.splitd("pull", "--plain-http", f"{registry.host}/box:1", "--snapshotter", "native", "-n", "elsewhere")
     (found,) = json.loads(node.splitd("images", "list", "--json", "--namespace", "elsewhere").stdout)
     assert found["unpacked"] == ["native"]
@@ -496,7 +494,7 @@ def test_another_snapshotter_and_another_namespace(node: Node, registry: Registr
 
 
 async def test_a_push_sends_only_missing_blobs(node: Node, registry: Registry, fake: FakeRegistry) -> None:
-    """To a real registry; again, it has everything. The source may have another name."""
+    """The registry is a real one; a second push sends nothing. The source may have another name."""
     box = made(2)
     reference = fake.add(box, "team/source:1")
     await run(node, "pull", "--plain-http", reference)
@@ -530,7 +528,7 @@ async def test_a_push_sends_only_missing_blobs(node: Node, registry: Registry, f
 
 
 async def test_a_push_that_fails_says_why(node: Node) -> None:
-    """No such image here, no such registry there."""
+    """The image does not exist here, or the registry does not exist."""
     done = await run(node, "push", "127.0.0.1:1/none:1", ok=None)
     assert (done.returncode, done.stderr) == (1, "splitd: image 127.0.0.1:1/none:1: not found\n")
 
@@ -540,7 +538,7 @@ async def test_a_push_that_fails_says_why(node: Node) -> None:
 
 @pytest.fixture
 def mine(node: Node, registry: Registry) -> Iterator[str]:
-    """A busybox image in a namespace of its own; its name."""
+    """The name of a busybox image in its own namespace."""
     name = f"{registry.host}/box:1"
     node.splitd("pull", "--plain-http", "--quiet", "-n", "mine", name)
     yield name
@@ -548,7 +546,7 @@ def mine(node: Node, registry: Registry) -> Iterator[str]:
 
 
 def test_images_are_listed_and_looked_into(node: Node, mine: str) -> None:
-    """What a person reads, what a program reads, and everything of one."""
+    """The list for persons, the list for programs, and all data of one image."""
     header, row = node.splitd("images", "-n", "mine").stdout.splitlines()
     # as wide as the age
     assert node.splitd("images", "-n", "mine", "ls").stdout.splitlines()[0].split() == header.split()
@@ -567,7 +565,9 @@ def test_images_are_listed_and_looked_into(node: Node, mine: str) -> None:
 
 
 async def test_names_of_strangers_do_nothing_to_a_terminal(node: Node) -> None:
-    """An image may have any name: it is a line of the list, on a terminal and not, and JSON has it as it is."""
+    """An image may have any name: it takes one line of the list, on a terminal and elsewhere, and JSON has it
+    unchanged.
+    """
     name = "evil\x1b]0;title\x07\x1b[2J\nhost/box:1  000000000000\x9b1m\u202egpj"
     record = images_pb2.Image(name=name)
     record.target.digest, record.target.media_type, record.target.size = "sha256:" + "a" * 64, "application/\x1b[2J", 1
@@ -590,7 +590,7 @@ async def test_names_of_strangers_do_nothing_to_a_terminal(node: Node) -> None:
 
 
 def test_images_are_tagged_and_removed(node: Node, mine: str) -> None:
-    """Short names are Docker's; of several to remove those that are there go, and the others are named."""
+    """Short names are Docker's. Of several names to remove, existing ones are removed and the others reported."""
     assert (
         node.splitd("images", "-n", "mine", "tag", mine, "tagged").stdout
         == f"{mine} is docker.io/library/tagged:latest too\n"
@@ -606,8 +606,8 @@ def test_images_are_tagged_and_removed(node: Node, mine: str) -> None:
 
 
 def test_an_archive_is_exported_and_imported(node: Node, mine: str, tmp_path: Path) -> None:
-    """As files and through pipes; ctr reads what splitd writes and the other way round. An import is unpacked, and
-    runs.
+    """Through files and through pipes; ctr reads archives of splitd, and splitd those of ctr. The imported image is
+    unpacked and runs.
     """
     file = tmp_path / "box.tar"
     (line,) = node.splitd("images", "-n", "mine", "export", str(file), mine).stdout.splitlines()
@@ -643,7 +643,9 @@ def test_an_archive_is_exported_and_imported(node: Node, mine: str, tmp_path: Pa
 
 
 def test_an_import_leaves_out_images_for_other_platforms(node: Node, tmp_path: Path) -> None:
-    """And says so; with nothing left it has failed. All platforms are taken where that is asked for, whole."""
+    """The output says so; if nothing is left, the import fails. With an option for all platforms the whole archive is
+    imported.
+    """
 
     def archive(name: str, *entries: dict[str, Any]) -> str:
         blobs = {
@@ -707,7 +709,7 @@ def test_an_import_leaves_out_images_for_other_platforms(node: Node, tmp_path: P
 
 
 def test_an_error_in_an_archive_names_the_file(node: Node, mine: str, tmp_path: Path) -> None:
-    """And nothing is left of an export that fails."""
+    """Nothing is left of a failed export."""
     (tmp_path / "bad.tar").write_bytes(os.urandom(2000))
     for words, said in (
         (["import", str(tmp_path / "none.tar")], f"{tmp_path}/none.tar: No such file or directory"),
@@ -724,7 +726,7 @@ def test_an_error_in_an_archive_names_the_file(node: Node, mine: str, tmp_path: 
 
 
 async def test_an_import_from_a_pipe_that_brings_nothing_can_be_given_up(node: Node) -> None:
-    """Ctrl-C ends it though the pipe stays open."""
+    """Ctrl-C ends it although the pipe stays open."""
     reader, writer = os.pipe()
     try:
         process = await asyncio.create_subprocess_exec(
@@ -766,6 +768,6 @@ async def test_an_import_from_a_pipe_that_brings_nothing_can_be_given_up(node: N
 
 
 def test_a_gateway_that_comes_back_is_waited_for(node: Node) -> None:
-    """Between its death and its next life it is not said that no node is up."""
+    """Between its death and its return splitd does not say that no node is up."""
     node.kill("gateway")
     assert splitd("images", "--state", node.state).stdout.startswith("NAME")

@@ -29,11 +29,11 @@ TRACES = {
     "overlay": "1af7651916cd43dd8448eb211c80319c",
     "lists": "2af7651916cd43dd8448eb211c80319c",
 }
-"""What the tests here call their traces."""
+"""The ids of the tests' traces."""
 
 
 class Collector:
-    """An OTLP collector, on Google's server: service.name and kind of the spans received, by trace id."""
+    """An OTLP collector on Google's server: service.name and kind of the received spans, by trace id."""
 
     def __init__(self, path: Path) -> None:
         self.spans: dict[str, list[tuple[str, str]]] = defaultdict(list)
@@ -95,8 +95,8 @@ def traced(collector: Collector) -> Iterator[Node]:
 async def test_an_apply_is_one_trace_from_the_client_to_the_worker(
     kind: str, traced: Node, collector: Collector, registry: Registry
 ) -> None:
-    """Diff.Apply crosses gateway, snapshots, metadata and content: all have spans of the client's trace, and the
-    worker's part has one of its own.
+    """Diff.Apply crosses gateway, snapshots, metadata and content: all have spans of the client's trace, and so has the
+    worker.
     """
     trace = TRACES[kind]
     parent = {"containerd-namespace": "default", "traceparent": f"00-{trace}-b7ad6b7169203331-01"}
@@ -159,6 +159,6 @@ def test_a_client_without_a_trace_gets_one(traced: Node, collector: Collector) -
 
 
 def test_a_node_that_traces_does_not_import_grpc(traced: Node) -> None:
-    """Spans go by the wire, as all calls do, and have gone by now."""
+    """Spans are exported over the wire, as all calls are, and have been exported by now."""
     if rpc.transport() == "wire":
         assert traced.with_grpc() == []

@@ -1,5 +1,5 @@
-"""Transfers on a whole node: the suite, beside a containerd 2 if there is one; and what ctr makes of them, of
-Debian 12 and, where it is installed, of containerd 2.
+"""Transfers on a whole node: the suite, also on a containerd 2 if there is one; and ctr's results, of Debian 12's ctr
+and, if it is installed, of containerd 2's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.node, pytest.mark.root]
 
 
 class TestNode(suite.NodeTransferSuite):
-    """Gateway, images, and what they ask of the others."""
+    """The gateway, images, and the services that images calls."""
 
     @pytest.fixture
     async def channel(self, node: Node) -> AsyncIterator[Channel]:
@@ -41,7 +41,7 @@ def peer() -> Iterator[Path]:
 
 
 class TestContainerd2(suite.TransferSuite):
-    """containerd itself, which says whether the suite is right."""
+    """containerd itself, to check the suite."""
 
     @pytest.fixture(autouse=True)
     def patient(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +55,7 @@ class TestContainerd2(suite.TransferSuite):
 
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Files to import: an OCI layout with two images, one with an index, one of docker save."""
+    """Archives to import: an OCI layout with two images, one with an index, one of docker save."""
     directory = tmp_path_factory.mktemp("archives")
     layers = [busybox_layer(), tar_of([("hello", {"data": b"hello"})])]
     box = image(layers)
@@ -72,7 +72,7 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 async def state(
     channel: Channel, namespace: str
 ) -> tuple[dict[str, tuple[str, str, dict[str, str]]], dict[str, dict[str, str]], dict[str, str]]:
-    """What is there: images, labels of the blobs that they keep, snapshots."""
+    """Return the stored images, the labels of their blobs, and the snapshots."""
     client = suite.Transfers(channel, namespace)
     images = {n: (i.target.digest, i.target.media_type, dict(i.labels)) for n, i in (await client.images()).items()}
     blobs: dict[str, dict[str, str]] = {}
@@ -87,7 +87,7 @@ async def state(
 
 @pytest.mark.parametrize("kind", ["layout", "index", "docker"])
 async def test_an_import_makes_what_debians_ctr_makes(node: Node, archives: dict[str, Path], kind: str) -> None:
-    """ctr 1.6 imports by itself, blob by blob: the same images, the same labels, the same snapshots."""
+    """ctr 1.6 imports by itself, blob by blob: images, labels and snapshots are the same."""
     node.ctr("images", "import", archives[kind], namespace=f"by-ctr-{kind}")
     async with Channel(node.socket) as channel:
         client = suite.Transfers(channel, f"by-transfer-{kind}")
@@ -105,7 +105,7 @@ async def test_an_import_makes_what_debians_ctr_makes(node: Node, archives: dict
 
 
 async def test_an_export_has_the_files_of_debians_ctr(node: Node, archives: dict[str, Path], tmp_path: Path) -> None:
-    """Blobs and documents are the same but for index.json, to which containerd 2 adds its media type."""
+    """Blobs and documents are the same, except for index.json, to which containerd 2 adds its media type."""
     import io
     import tarfile
 
@@ -126,7 +126,7 @@ async def test_an_export_has_the_files_of_debians_ctr(node: Node, archives: dict
 
 
 def test_ctr_2_imports_tags_and_exports(node: Node, archives: dict[str, Path], tmp_path: Path) -> None:
-    """With its display; what it imported runs."""
+    """Its progress display works; the imported image runs."""
     ctr = program("ctr")
     shown = node.out("images", "import", archives["layout"], namespace="two", program=ctr)
     assert "docker.io/library/box:1" in shown
@@ -140,7 +140,7 @@ def test_ctr_2_imports_tags_and_exports(node: Node, archives: dict[str, Path], t
 
 
 def test_a_transfer_that_an_images_process_dies_in_can_be_made_again(node: Node, archives: dict[str, Path]) -> None:
-    """The client hears UNAVAILABLE; what was stored is no hindrance."""
+    """The client gets UNAVAILABLE; the stored blobs do not prevent the next attempt."""
     import asyncio
 
     from services.kit import errors
@@ -174,8 +174,8 @@ def test_a_transfer_that_an_images_process_dies_in_can_be_made_again(node: Node,
 @pytest.mark.parametrize("packed", ["gzip", "zstd"])
 @pytest.mark.parametrize("kind", [b"x", b"L"], ids=["PAX header", "long name"])
 async def test_a_header_of_gigabytes_delays_no_other(node: Node, packed: str, kind: bytes) -> None:
-    """Archives of some megabytes may have one. It is refused, others are answered meanwhile, and the process is no
-    larger afterwards.
+    """An archive of some megabytes may have one. It is refused, other calls are answered meanwhile, and the process is
+    no larger afterwards.
     """
     compress = gzip.compress if packed == "gzip" else zstandard.ZstdCompressor().compress
     archive = compress(block(b"huge", kind, size=3 << 30)) + 3072 * compress(bytes(1 << 20)) + compress(tar())
@@ -199,7 +199,7 @@ async def test_a_header_of_gigabytes_delays_no_other(node: Node, packed: str, ki
 
 
 def memory(process: Path) -> int:
-    """The most that it has had, in KiB."""
+    """Return its peak memory in KiB."""
     return next(
         int(line.split()[1]) for line in (process / "status").read_text().splitlines() if line.startswith("VmHWM")
     )

@@ -1,8 +1,9 @@
-"""A whole node under clients that do too much, or too little: each load in turn against containerd.sock, while another
+"""A whole node under clients that do too much or too little: each load in turn against containerd.sock, while another
 client keeps calling.
 
-What holds for each: every call of the others is answered, in time and with OK; the hostile client gets the code that
-services/wire/limits.py says; afterwards the gateway's files and all memory are back.
+Three facts hold for each load: every call of the other client is answered in time and with OK; the hostile client gets
+the code that services/wire/limits.py says; afterwards the gateway's files and all memory are back at their earlier
+level.
 """
 
 from __future__ import annotations
@@ -63,19 +64,19 @@ VERSION, LIST, WAIT, SUBSCRIBE, PUBLISH, READ, WRITE, CREATE = (
 )
 MIB = 1 << 20
 DEADLINE = 5.0
-"""Seconds for a call of the others. They take milliseconds; the machine of the tests is shared, and busy with the
+"""Seconds for a call of the other client. It takes milliseconds; the machine of the tests is shared, and busy with the
 load itself.
 """
 SLACK = 14
 """MiB that a process may keep after a load, of tens to hundreds. Python's allocator keeps a megabyte for each object
-that lives on in it, and caches fill when things happen for the first time: up to 10 are seen, once, and the second time
-no more. 5,000 connections that were not forgotten would be 25, a Read 0.5 each.
+that lives on in it, and caches fill at the first use: up to 10 are seen after the first load, and no more after the
+second. 5,000 connections that were not forgotten would be 25, a Read 0.5 each.
 """
 
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[Node]:
-    """A node that waits less long for what does not come."""
+    """A node with shorter timeouts for silent peers."""
     with short_directory() as directory:
         running = Node(directory, config='[grpc.limits]\nhandshake = "1s"\nrequest = "2s"\n')
         process.many_files()
@@ -87,13 +88,13 @@ def node() -> Iterator[Node]:
 
 
 class Watched:
-    """What the node's processes have: memory, and the gateway's open files."""
+    """The resources of the node's processes: memory, and the gateway's open files."""
 
     def __init__(self, node: Node) -> None:
         self._pids = {s["name"]: int(s["pid"]) for s in node.status()["services"]}
 
     def memory(self) -> dict[str, int]:
-        """MiB of each process, shared pages by their part."""
+        """Return MiB of each process; shared pages are divided among their users."""
         return {name: self._pss(pid) // 1024 for name, pid in self._pids.items()}
 
     @staticmethod
@@ -110,7 +111,9 @@ class Watched:
 
 @contextlib.asynccontextmanager
 async def others(node: Node) -> AsyncIterator[Watched]:
-    """While the block runs, another client calls the gateway and, through it, metadata; afterwards all is as before."""
+    """While the block runs, another client calls the gateway and, through it, metadata; afterwards the resources are as
+    before.
+    """
     watched = Watched(node)
     files, memory = watched.files(), watched.memory()
     calls = 0
@@ -156,13 +159,13 @@ async def others(node: Node) -> AsyncIterator[Watched]:
 
 
 async def in_thread(work: Callable[[], Any]) -> Any:
-    """Hostile clients live in threads: the others' client has the loop."""
+    """Run a hostile client in a thread: the other client has the loop."""
     return await asyncio.to_thread(work)
 
 
 @contextlib.contextmanager
 def raws(path: Path, count: int, **options: Any) -> Iterator[list[Raw]]:
-    """Connections that are greeted."""
+    """Open connections that have completed the handshake."""
     with contextlib.ExitStack() as stack:
         found = [stack.enter_context(Raw(path, **options)) for _ in range(count)]
         for raw in found:
@@ -171,7 +174,7 @@ def raws(path: Path, count: int, **options: Any) -> Iterator[list[Raw]]:
 
 
 class Answers:
-    """The messages that come to each call of one connection."""
+    """The messages of each call of one connection."""
 
     def __init__(self, raw: Raw) -> None:
         self.raw = raw
@@ -180,7 +183,7 @@ class Answers:
         self._taken = 0
 
     def take(self, seconds: float) -> None:
-        """What has come, waited for at most so long; its windows are given back."""
+        """Return the messages that come within the given time; their windows are given back."""
         self.raw.read(seconds)
         for event in self.raw.events[self._taken :]:
             if isinstance(event, Data):
@@ -190,12 +193,12 @@ class Answers:
         self.raw.flush()
 
     def topics(self, stream: Stream) -> set[str]:
-        """Of the events that a subscriber was told of."""
+        """Return the topics of the events that a subscriber got."""
         return {Envelope.FromString(message).topic for message in self.messages[stream]}
 
 
 async def test_five_thousand_idle_connections(node: Node) -> None:
-    """They cost their kilobytes while they are there, twice in a row no more than once."""
+    """They cost some kilobytes each while they are open, and a second round costs no more than the first."""
 
     def load() -> None:
         files = watched.files()
@@ -209,7 +212,7 @@ async def test_five_thousand_idle_connections(node: Node) -> None:
 
 
 async def test_a_thousand_waits_and_as_many_subscribers(node: Node, box: str) -> None:
-    """Half on one connection, half on fifty. All stay open while other clients call; when the task ends, all are
+    """Half are on one connection, half on fifty. All stay open while other clients call; when the task ends, all are
     answered.
     """
     node.ctr("run", "-d", box, "waited", "sleep", "1000")
@@ -230,8 +233,8 @@ async def test_a_thousand_waits_and_as_many_subscribers(node: Node, box: str) ->
                 raw.flush()
 
             def told(topic: str) -> bool:
-                """Whether each subscriber has been told of such an event. The first that it gets are older, if the
-                gateway has begun to run just now.
+                """Return whether each subscriber has got such an event. Its first events are older if the gateway has
+                only just started.
                 """
                 for answers, _, _ in calls:
                     answers.take(0.05)
@@ -266,8 +269,8 @@ async def test_a_thousand_waits_and_as_many_subscribers(node: Node, box: str) ->
 
 @pytest.mark.parametrize("path", [VERSION, LIST])
 async def test_a_hundred_thousand_resets(node: Node, path: str) -> None:
-    """Whoever resets so much is slowed, then told to calm down and thrown out, each time that it comes back; with
-    50,000 of the gateway's own calls, and of relayed ones.
+    """Such a client is slowed, then ended with ENHANCE_YOUR_CALM, each time that it comes back; 50,000 resets are of
+    the gateway's own calls, 50,000 of relayed ones.
     """
 
     def load() -> None:
@@ -295,7 +298,7 @@ async def test_a_hundred_thousand_resets(node: Node, path: str) -> None:
 
 
 async def test_three_thousand_calls_that_one_client_gives_up(node: Node) -> None:
-    """It is slowed, no more: its other calls, open meanwhile and made afterwards, are answered."""
+    """It is only slowed: its other calls, open ones and later ones, are answered."""
 
     def load() -> None:
         with raws(node.socket, 1) as (raw,):
@@ -322,8 +325,8 @@ async def test_three_thousand_calls_that_one_client_gives_up(node: Node) -> None
 
 
 async def test_a_message_of_64_mib(node: Node) -> None:
-    """It is refused in grpc-go's words as soon as its length is known: where the gateway reads it, where it passes
-    it on, and in a stream.
+    """It is refused in grpc-go's words as soon as its length is known: where the gateway parses it, where it relays it,
+    and in a stream.
     """
     body = bytes(64 * MIB)
     words = f"grpc: received message larger than max ({64 * MIB} vs. {16 * MIB})"
@@ -341,7 +344,7 @@ async def test_a_message_of_64_mib(node: Node) -> None:
 
 
 async def ingested(node: Node, size: int) -> tuple[str, bytes]:
-    """A blob of so many MiB, and its bytes."""
+    """Return a blob of so many MiB, and its bytes."""
     data = b"".join(hashlib.sha256(i.to_bytes(4, "big")).digest() * (MIB // 32) for i in range(size))
     digest = "sha256:" + hashlib.sha256(data).hexdigest()
     async with Channel(node.socket) as channel, channel.client(content_stubs.CONTENT).Write(headers=HEADERS) as stream:
@@ -366,9 +369,9 @@ async def ingested(node: Node, size: int) -> tuple[str, bytes]:
 
 
 async def test_readers_that_stop_in_the_middle_of_a_blob(node: Node) -> None:
-    """Many that stop, with less untaken than a client may leave, by not reading their connection and by giving their
-    stream no window: the next one has the blob as fast, the gateway keeps a window for each, and one that goes on after
-    all gets the rest.
+    """Many readers stop with fewer untaken bytes than a client may leave, some by not reading their connection and some
+    by giving their stream no window. The next reader gets the blob as fast as before, the gateway keeps one window for
+    each, and a reader that continues gets the rest.
     """
     digest, data = await ingested(node, 256)
     request = content_pb2.ReadContentRequest(digest=digest).SerializeToString()
@@ -384,7 +387,7 @@ async def test_readers_that_stop_in_the_middle_of_a_blob(node: Node) -> None:
             return time.monotonic() - start
 
     def rest(raw: Raw) -> bytes:
-        """All that is still to come to a connection's one call."""
+        """Return all further bytes of a connection's one call."""
         answers = Answers(raw)
         answers.take(0)
         while not raw.statuses():
@@ -423,8 +426,8 @@ async def test_readers_that_stop_in_the_middle_of_a_blob(node: Node) -> None:
 
 
 async def test_half_open_connections_and_half_requests(node: Node) -> None:
-    """What is never said is waited for no longer than the limits say: a preface, SETTINGS, a request's message, the
-    rest of one.
+    """A missing preface, SETTINGS, message of a request, or rest of a message is waited for no longer than the limits
+    say.
     """
 
     def load() -> None:
@@ -461,7 +464,7 @@ async def test_half_open_connections_and_half_requests(node: Node) -> None:
     ],
 )
 async def test_floods_of_a_client_that_never_reads(node: Node, frame: bytes) -> None:
-    """Frames that bring nothing but work: ten clients that send them for ever are told to calm down, and cut off."""
+    """Frames that only cause work: ten clients that send them without end are ended with ENHANCE_YOUR_CALM."""
 
     def sent_away(raw: Raw) -> list[GoingAway | Closed]:
         return [*raw.of(GoingAway), *raw.of(Closed)]
@@ -481,8 +484,8 @@ async def test_floods_of_a_client_that_never_reads(node: Node, frame: bytes) -> 
 
 
 async def test_a_client_that_asks_and_never_reads(node: Node) -> None:
-    """Calls without end whose answers it does not take: when they fill its socket and what we keep for it, it is
-    not read either, and after a request's time it is gone.
+    """It makes calls without end and does not take the answers: when they fill its socket and our buffer, it is not
+    read either, and after a request's timeout it is dropped.
     """
 
     def load() -> None:

@@ -1,8 +1,8 @@
 """``make upgrade``: a node goes from an earlier release to this one and back, while ten containers run and a pull is
 under way.
 
-A release is what lies in a directory, as in a clone: the node runs from there, and another is put in its place as by
-``git checkout``. Both run on this environment's Python and libraries.
+A release is a directory, as a clone: the node runs from it, and another release replaces it as by ``git checkout``.
+Both run on this environment's Python and libraries.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ pytestmark = [
 
 
 class Installed(Node):
-    """A node that runs from a copy of a release, by that release's own command."""
+    """A node that runs from a copy of a release, started by that release's own command."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
@@ -56,7 +56,7 @@ class Installed(Node):
                     )
 
     def install(self, release: str) -> None:
-        """Put it in the place of what is there."""
+        """Replace the release by another."""
         for part in CODE:
             shutil.rmtree(self.top / part, ignore_errors=True)
             shutil.copytree(self.releases[release] / part, self.top / part)
@@ -92,7 +92,7 @@ class Installed(Node):
 
 
 class Pull:
-    """``splitd pull`` of an image whose layer comes slowly."""
+    """``splitd pull`` of an image whose layer arrives slowly."""
 
     def __init__(self, node: Installed, fake: FakeRegistry, name: str) -> None:
         self.node, self.fake = node, fake
@@ -100,7 +100,7 @@ class Pull:
         self.ended: asyncio.Task[tuple[int, str]] | None = None
 
     async def begin(self) -> None:
-        """Until a part of it is there."""
+        """Start it, and wait for a part of the layer."""
         self.fake.inject("blob", slow(400_000, 16 << 10), times=1000)
         before = self.fake.served("/blobs/")
         self.ended = asyncio.create_task(asyncio.to_thread(self._run))
@@ -123,7 +123,9 @@ class Pull:
         return done.returncode, done.stderr
 
     async def check(self) -> None:
-        """It ends well or in one clear line that says so, and then the same command goes on; what it pulled runs."""
+        """Check that it succeeds, or fails with one line that says so and the same command then succeeds; and that the
+        image runs.
+        """
         assert self.ended is not None
         code, said = await self.ended
         print(f"the pull ended with {code} {said.strip()!r}")
@@ -149,15 +151,15 @@ class Pull:
 
 
 def check_containers(node: Installed, before: dict[str, tuple[int, str]]) -> None:
-    """All run, each in the process that it ran in; they can be entered, and the images' records are there."""
+    """Check that all run in their former processes, that exec works, and that the images' records are there."""
     eventually(lambda: node.tasks() == before, "other containers than before", 20)
     for name in before:
         assert node.out("tasks", "exec", "--exec-id", "x", name, "echo", "inside") == "inside\n"
 
 
 async def test_ten_containers_and_a_pull_live_through_an_upgrade_and_its_rollback(fake: FakeRegistry) -> None:
-    """All services one after the other, then supervisord too; nothing is lost either way, and what ran at the old
-    release runs at the end.
+    """All services are restarted one after the other, then supervisord; nothing is lost in either direction, and the
+    containers of the old release run at the end.
     """
     with short_directory() as directory:
         node = Installed(directory)

@@ -1,5 +1,5 @@
-"""A process that hangs is started anew, and no other process ever is killed for it: a whole node, with the
-watchdog's times divided by fifteen.
+"""A process that hangs is restarted, and no other process is ever killed: a whole node, with the watchdog's times
+divided by fifteen.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CONFIG = "[watchdog]\nsilence = '2s'\nstart = '1m'\n"
 
 @pytest.fixture(scope="module")
 def faults() -> Iterator[Path]:
-    """The directory of things that are to happen."""
+    """The directory of fault points."""
     with short_directory() as directory:
         yield directory
 
@@ -44,7 +44,7 @@ def node(faults: Path) -> Iterator[Node]:
 
 
 def watched(node: Node) -> dict[str, Watched]:
-    """What the watchdog knows, by service."""
+    """Return the watchdog's data by service."""
     return {
         name: status.watched
         for name, status in Supervisor(Place(node.root, node.state, node.config)).processes().items()
@@ -56,7 +56,7 @@ def killed(node: Node) -> dict[str, int]:
 
 
 def stay(node: Node, seconds: float, pids: dict[str, int]) -> None:
-    """All that time, all processes are those that they were."""
+    """Check that all processes stay the same for that time."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         assert node.pids() == pids, node.logs()
@@ -64,8 +64,8 @@ def stay(node: Node, seconds: float, pids: dict[str, int]) -> None:
 
 
 def test_loops_that_hang_are_dumped_killed_and_started_anew(node: Node, faults: Path) -> None:
-    """One in Python, one in C that never lets go of the GIL, one of them the gateway: both at once, each with its
-    stacks in its log, and nobody else. ``splitd status`` tells.
+    """One hangs in Python, one in C without releasing the GIL, one of them is the gateway: both at once, each with its
+    stacks in its log, and no other process. ``splitd status`` shows it.
     """
     before = node.pids()
     (faults / "content.loop").write_text("hang")
@@ -90,8 +90,8 @@ def test_loops_that_hang_are_dumped_killed_and_started_anew(node: Node, faults: 
 
 
 def test_a_stopped_slowly_starting_or_kernel_waiting_process_is_not_killed(node: Node, faults: Path) -> None:
-    """Two services under SIGSTOP, one that takes its time to start, one in state D, all for longer than the time of
-    silence. Only the last is reported. Afterwards all answer.
+    """Two services are under SIGSTOP, one starts slowly, one is in state D, all for longer than the time of silence.
+    Only the last is reported. Afterwards all answer.
     """
     before, kills = node.pids(), killed(node)
     (faults / "images.start").write_text("sleep 5")
@@ -122,7 +122,7 @@ def test_a_stopped_slowly_starting_or_kernel_waiting_process_is_not_killed(node:
 
 
 def test_a_late_watchdog_or_a_busy_machine_ends_no_process(node: Node) -> None:
-    """supervisord stopped for longer than the time of silence, then twenty busy loops for as long."""
+    """supervisord is stopped for longer than the time of silence, then twenty busy loops run for as long."""
     pids, kills = node.pids(), killed(node)
     supervisord = node.status()["supervisord"]["pid"]
     freeze(supervisord)

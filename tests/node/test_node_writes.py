@@ -1,4 +1,4 @@
-"""Writes through a node whose processes die under them."""
+"""Writes through a node whose processes die during them."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def client(channel: Channel) -> content_stubs.Content:
 
 
 async def test_a_write_goes_on_after_the_content_service_died(node: Node) -> None:
-    """Between two messages content is killed: the client, which knows nothing of it, writes on, commits, and reads
-    its bytes back.
+    """content is killed between two messages: the client does not notice, writes on, commits, and reads its bytes
+    back.
     """
     data = os.urandom(4 << 20)
     digest = "sha256:" + hashlib.sha256(data).hexdigest()
@@ -83,7 +83,7 @@ async def test_a_commit_survives_the_death_of_metadata(node: Node) -> None:
 
 
 async def test_a_client_that_gives_up_during_its_commit_leaves_a_whole_blob_or_none(node: Node) -> None:
-    """Once a commit has begun the client's cancellation does not stop it half way."""
+    """The client's cancellation does not stop a commit half way."""
     async with Channel(node.socket) as channel:
         content = client(channel)
         for i in range(10):
@@ -113,7 +113,7 @@ async def test_a_client_that_gives_up_during_its_commit_leaves_a_whole_blob_or_n
 
 @pytest.fixture(scope="module")
 def patient() -> Iterator[Node]:
-    """A node whose outage limit is short, so that a test can wait for it."""
+    """A node with a short outage limit, so that a test can wait for it."""
     with short_directory() as directory:
         node = Node(directory, config='[gateway]\noutage = "1s"\nhold = "500ms"\n')
         try:
@@ -124,8 +124,8 @@ def patient() -> Iterator[Node]:
 
 
 def test_opening_a_write_during_a_long_outage_ends_clients_retries(patient: Node) -> None:
-    """Clients retry UNAVAILABLE for ever there: after the limit of an outage the answer is INTERNAL, naming the
-    service, and ctr stops.
+    """Clients retry UNAVAILABLE for ever there: after the outage limit the answer is INTERNAL with the service's name,
+    and ctr stops.
     """
     freeze(patient.pid("content"))
     try:
@@ -143,8 +143,8 @@ def test_opening_a_write_during_a_long_outage_ends_clients_retries(patient: Node
 
 
 async def test_a_small_blob_is_read_as_any_other(node: Node) -> None:
-    """Whole and in parts, the first time and again; only where it is recorded, and no longer once its record is
-    gone.
+    """It is read whole and in parts, the first time and again, only in namespaces with a record of it, and no longer
+    once the record is gone.
     """
     data = os.urandom(1000)
     digest = "sha256:" + hashlib.sha256(data).hexdigest()
@@ -179,8 +179,9 @@ async def test_a_small_blob_is_read_as_any_other(node: Node) -> None:
 
 
 async def test_a_large_blob_is_read_piece_by_piece(node: Node) -> None:
-    """As dockerd does: the same bytes again and again, by the content service or by the gateway from its file; only
-    where it is recorded, no longer once its record is gone, and not while the content service is away.
+    """As dockerd reads it: the same bytes again and again come from the content service, or from the gateway with the
+    blob's file; only in namespaces with a record of it, no longer once the record is gone, and not while the content
+    service is absent.
     """
     data = os.urandom(1 << 20)
     digest = "sha256:" + hashlib.sha256(data).hexdigest()
@@ -193,7 +194,7 @@ async def test_a_large_blob_is_read_piece_by_piece(node: Node) -> None:
             return [(part.offset, part.data) async for part in content.Read(request, headers=headers)]
 
         def opened() -> bool:
-            """The gateway has the blob's file."""
+            """Return whether the gateway has the blob's file open."""
             return any(path.endswith(digest.removeprefix("sha256:")) for path in _files(node.pid("gateway")))
 
         async with content.Write(headers=HEADERS) as stream:
@@ -232,7 +233,7 @@ async def test_a_large_blob_is_read_piece_by_piece(node: Node) -> None:
 
 
 def _files(pid: int) -> Iterator[str]:
-    """What a process has open."""
+    """Return the open files of a process."""
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
             yield os.readlink(entry)

@@ -1,5 +1,5 @@
-"""Services in the place of the node's own, and the node's own below a real containerd: by an address in the
-configuration, nothing else.
+"""Foreign services in place of the node's own, and the node's own below a real containerd: only an address in the
+configuration is needed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(300)]
 
 
 def pulled_and_run(node: Node, registry: Registry, snapshotter: str) -> str:
-    """What a container of a pulled image prints."""
+    """Return the output of a container of a pulled image."""
     reference = f"{registry.host}/box:1"
     node.ctr("images", "pull", "--plain-http", "--snapshotter", snapshotter, reference)
     return node.out("run", "--rm", "--snapshotter", snapshotter, reference, "hello", "echo", "hello")
@@ -24,8 +24,8 @@ def pulled_and_run(node: Node, registry: Registry, snapshotter: str) -> str:
 
 @pytest.mark.parametrize("kind", ["overlayfs", "native"])
 def test_a_snapshotter_of_another_process_stands_beside_ours(kind: str, registry: Registry, place: Path) -> None:
-    """[proxy_plugins.other]: images are unpacked there, containers run from there, it has its row among the
-    plugins, and its death costs only its own.
+    """[proxy_plugins.other]: images are unpacked there, containers run from there, it has its row among the plugins,
+    and its death affects only its own calls.
     """
     sockets = ("snapshots-overlayfs.sock", "snapshots-native.sock", "diff.sock")
     with (
@@ -84,8 +84,8 @@ def test_our_snapshotter_works_below_debians_containerd(registry: Registry, plac
 
 
 def test_status_has_a_row_for_each_proxy_plugin_and_blames_none_of_ours(place: Path) -> None:
-    """A snapshotter beside ours that is away is its own matter; a content store in the place of ours is the node's,
-    and our own idle process is fine.
+    """An absent snapshotter beside ours has its own row; a content store in place of ours counts for the node, and our
+    idle process is fine.
     """
     with short_directory() as elsewhere:
         content = ServiceProcess("services.content", elsewhere / "r", elsewhere / "s")

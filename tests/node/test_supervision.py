@@ -1,4 +1,4 @@
-"""A node as its operator sees it: up, down, restart, status, and what containers notice of it (nothing)."""
+"""A node as its operator sees it: up, down, restart, status, and their effect on containers (none)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(300)]
 
 @pytest.fixture
 def sleeper(node: Node, box: str) -> Iterator[int]:
-    """A container called sleeper that runs; the pid of its init."""
+    """The pid of the init of a running container called sleeper."""
     node.ctr("run", "-d", box, "sleeper", "sleep", "1000")
     yield node.tasks()["sleeper"][0]
     node.wait_healthy()
@@ -47,15 +47,15 @@ def test_up_again_says_that_the_node_is_up_and_changes_nothing(node: Node) -> No
 
 
 def test_every_process_names_the_state_directory_on_its_command_line(node: Node) -> None:
-    """So that ps tells whose it is."""
+    """So ps shows whose it is."""
     named = set(processes_naming(node.state))
     assert set(pids(node).values()) <= named
     assert supervisord(node) in named
 
 
 def test_status_tells_each_service_and_is_zero_only_if_all_are_healthy(node: Node) -> None:
-    """State, pid, uptime, memory, health and restarts of all six; stopped on purpose, one of them is enough for
-    exit code 1.
+    """It shows state, pid, uptime, memory, health and restarts of all six; one that was stopped on purpose is enough
+    for exit code 1.
     """
     status = node.status()
     assert status["healthy"]
@@ -97,7 +97,7 @@ def test_a_service_restarts_alone_and_no_container_notices(service: str, node: N
 
 
 def test_a_killed_service_counts_as_a_restart(node: Node) -> None:
-    """``restarts`` counts what ended by itself, and only that."""
+    """``restarts`` counts ends that were not requested, and only those."""
 
     def restarts() -> dict[str, int]:
         return {s["name"]: s["restarts"] for s in node.status()["services"]}
@@ -109,7 +109,7 @@ def test_a_killed_service_counts_as_a_restart(node: Node) -> None:
 
 
 def test_down_leaves_containers_running_and_up_finds_them(node: Node, sleeper: int) -> None:
-    """No process of the node is left but the shim; afterwards the task is there, can be entered and ended."""
+    """Only the shim is left of the node's processes; afterwards the task is there, exec works, and it can be ended."""
     node.down(containers=False)
     assert node.splitd("status", ok=None).returncode == 3
     os.kill(sleeper, 0)
@@ -121,8 +121,8 @@ def test_down_leaves_containers_running_and_up_finds_them(node: Node, sleeper: i
 
 
 def test_a_container_stopped_on_purpose_starts_with_the_node_but_not_with_tasks(node: Node, box: str) -> None:
-    """Of the policy always, as with docker and containerd since 2.4.0; unless-stopped stays stopped. Another
-    container, which is only restarted, shows that the monitor has looked.
+    """This is so for the policy always, as with docker and with containerd since 2.4.0; unless-stopped stays stopped.
+    Another container, which is only restarted, shows that the monitor has run.
     """
     running, stopped = "containerd.io/restart.status=running", "containerd.io/restart.explicitly-stopped"
     policies = {"always": "always", "unless": "unless-stopped"}
@@ -169,7 +169,7 @@ def test_a_container_stopped_on_purpose_starts_with_the_node_but_not_with_tasks(
 
 
 def test_a_killed_supervisord_takes_the_services_along_and_up_starts_anew(node: Node, sleeper: int) -> None:
-    """No orphan works beside its successor, and no container notices."""
+    """No orphaned process works beside its successor, and no container is affected."""
     old = set(pids(node).values())
     os.kill(supervisord(node), signal.SIGKILL)
     eventually(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in old), "services outlive their supervisord")
@@ -179,7 +179,7 @@ def test_a_killed_supervisord_takes_the_services_along_and_up_starts_anew(node: 
 
 
 def test_up_works_after_a_power_cut(node: Node) -> None:
-    """All processes killed at once: stale sockets, pid files and locks are no obstacle."""
+    """All processes are killed at once: stale sockets, pid files and locks do not matter."""
     supervisor, services = supervisord(node), pids(node).values()
     freeze(supervisor)  # else it starts them again, or its death ends them in good order
     for pid in (*services, supervisor):
@@ -192,7 +192,7 @@ def test_up_works_after_a_power_cut(node: Node) -> None:
 
 
 def test_logs_of_a_service_are_found_by_the_state_alone(node: Node) -> None:
-    """``splitd logs`` needs no root: the node remembers its own; supervisord's log is there too."""
+    """``splitd logs`` needs no root, since the node's root is remembered; supervisord's log is there too."""
     done = subprocess.run(
         [sys.executable, "-m", "deploy", "logs", "supervisord", "-n", "3", "--state", str(node.state)],
         cwd=TOP,
@@ -206,8 +206,8 @@ def test_logs_of_a_service_are_found_by_the_state_alone(node: Node) -> None:
 
 
 def test_down_with_containers_ends_every_namespaces_tasks(node: Node, box: str) -> None:
-    """Tasks of two namespaces, one paused, are stopped and deleted; nothing is left of the node, and its
-    containers' records are.
+    """Tasks of two namespaces, one of them paused, are stopped and deleted; no process of the node is left, and the
+    containers' records stay.
     """
     node.ctr("images", "pull", "--plain-http", box, namespace="other")
     node.ctr("run", "-d", box, "one", "sleep", "1000")
@@ -225,7 +225,7 @@ def test_down_with_containers_ends_every_namespaces_tasks(node: Node, box: str) 
 
 
 def test_services_are_in_the_cgroup_of_the_configuration_and_shims_are_not(box: str) -> None:
-    """After a restart of tasks too. An operator finds it with every hierarchy, and containers run as ever."""
+    """This holds after a restart of tasks too. The cgroup is there in every hierarchy, and containers run as usual."""
     name = f"/splitd-test-{os.getpid()}"
     hierarchies = cgroups._hierarchies(Path("/proc/self/mountinfo"))
     if "" in hierarchies:  # with v2 it must be there
@@ -268,8 +268,8 @@ def _removed(cgroup: Path) -> bool:
 
 
 def test_two_nodes_run_side_by_side_with_containers_of_the_same_name(node: Node, box: str) -> None:
-    """A container of one node fails to be created twice there, which the same-named one of the other node does not
-    notice.
+    """A container of one node cannot be created twice there, and the container of the same name on the other node is
+    not affected.
     """
     with short_directory() as directory:
         other = Node(directory)
@@ -308,7 +308,9 @@ def test_two_ups_at_once_make_one_node(place: Path) -> None:
 
 
 def test_in_the_foreground_the_node_ends_with_its_supervisord(place: Path) -> None:
-    """As systemd runs it: SIGTERM to the one process stops the services in order, exit code 0, nothing left."""
+    """This is how systemd runs it: SIGTERM to the one process stops the services in order, with exit code 0, and
+    nothing is left.
+    """
     node = Node(place)
     process = subprocess.Popen(
         [sys.executable, "-m", "deploy", "up", "--foreground", "--root", str(node.root), "--state", str(node.state)],
@@ -330,7 +332,7 @@ def test_in_the_foreground_the_node_ends_with_its_supervisord(place: Path) -> No
 
 
 def test_a_service_that_cannot_start_is_named_with_its_reason(place: Path) -> None:
-    """A file where the content service wants its directory: ``up`` fails with the service's own words, the others
+    """A file is where the content service needs its directory: ``up`` fails with the service's own words, the others
     run, and down works.
     """
     node = Node(place)
@@ -368,7 +370,7 @@ def test_a_service_that_cannot_start_is_named_with_its_reason(place: Path) -> No
 
 
 def test_with_an_oom_score_the_services_have_it(place: Path) -> None:
-    """The top-level key oom_score, as containerd has it."""
+    """It is the top-level key oom_score, as in containerd."""
     node = Node(place, config="oom_score = 100\n")
     try:
         node.up()
@@ -380,8 +382,8 @@ def test_with_an_oom_score_the_services_have_it(place: Path) -> None:
 
 
 def test_a_service_that_hangs_is_named_by_status_and_only_it(node: Node) -> None:
-    """Stopped by SIGSTOP it is running for supervisord, but not healthy for the operator; continued, all is well
-    again.
+    """A service under SIGSTOP is running for supervisord, but not healthy for the operator; after SIGCONT all is
+    well.
     """
     pid = pids(node)["images"]
     freeze(pid)
@@ -397,8 +399,8 @@ def test_a_service_that_hangs_is_named_by_status_and_only_it(node: Node) -> None
 
 
 def test_a_node_whose_lock_or_socket_was_removed_is_found_and_stopped(place: Path) -> None:
-    """By whoever cleans STATE: ``up`` starts no second one beside it, and ``down`` does not say that there is
-    nothing to stop while all run on.
+    """A cleaner of STATE may remove them: ``up`` starts no second node beside it, and ``down`` does not say that there
+    is nothing to stop.
     """
     node = Node(place)
     try:
