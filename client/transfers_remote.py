@@ -171,8 +171,8 @@ class _Open:
 
 
 async def _ended(task: asyncio.Future[Any], talk: _Talk) -> None:
-    """Let the work on a stream end by itself, since a stream may have more messages than its transfer. If it is not
-    vital, it is waited for only for a moment.
+    """Wait until the work on a stream ends by itself, since messages may still arrive after the transfer's answer. The
+    wait ends when none has arrived for ``_LAST_WORDS`` seconds; for a vital stream that is an error.
     """
     while not task.done():
         before = talk.alive[0]

@@ -36,7 +36,7 @@ class Health:
     runs: tuple[str, str] | None = None
     """The version and the revision of the code that it runs; None if it does not tell, as before 0.2."""
     lasting: bool = False
-    """Whether waiting does not help, by the process's own words."""
+    """Whether the process says that waiting does not help."""
 
     @property
     def healthy(self) -> bool:

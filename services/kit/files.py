@@ -1,4 +1,4 @@
-"""Small files that survive a power cut: whole, as they were or as they are to be."""
+"""Writes small files so that a power cut leaves either the old file or the new one, whole."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 
 def replace(path: Path, text: str) -> None:
-    """Put a file with ``text`` in the place of ``path``, durably: after a power cut in between, the one that was there
-    is there. OSError, as on a full disk; then that one is there, too, and nothing else is left.
+    """Replace the file ``path`` by one with ``text``, durably. If the power is cut meanwhile, the old file stays. If
+    this fails with OSError, as on a full disk, the old file stays too, and the unfinished new one is removed.
     """
     new = path.with_name(f"{path.name}.new")
     try:

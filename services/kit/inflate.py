@@ -82,8 +82,8 @@ def _chained(head: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _gunzip(data: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    """Inflate any number of members, one after the other. Bytes after the last member that are none are ignored, as by
-    pigz, which containerd runs if it is installed.
+    """Inflate any number of members, one after the other. Bytes after the last member that begin no member are ignored,
+    as by pigz, which containerd runs if it is installed.
     """
     from isal import isal_zlib
 

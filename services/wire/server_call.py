@@ -323,8 +323,8 @@ class ServerCall:
         return self._decoded(message)
 
     async def _apart(self, message: bytes) -> Any:
-        """:meth:`_decoded`, in a turn of its own: a large message took its time to arrive, and its handler will take
-        more.
+        """:meth:`_decoded` for a large message, in a turn of its own. The loop has just spent time on receiving it, and
+        the handler will spend more.
         """
         turns = lane()
         await turns.turn()
