@@ -1,5 +1,5 @@
-"""Power cuts in the middle of pulls, commits and writes: what was answered is there, and what was not is not half
-there.
+"""Power cuts in the middle of pulls, commits and writes: answered operations are in effect, and no other is half
+done.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ SEED = int(os.environ.get("POWERCUT_SEED", "1"))
 
 
 async def test_nothing_answered_is_lost(fake: FakeRegistry) -> None:
-    """After each cut all that was ever answered is compared, and what was under way is pulled again: no file of it
-    is empty or wrong.
+    """After each cut all operations that were ever answered are checked, and interrupted pulls are repeated: none of
+    their files is empty or wrong.
     """
     generator = random.Random(SEED)
     workload = powercut.Workload(fake, generator)

@@ -1,4 +1,6 @@
-"""Services killed at random moments of many pulls: what is there is right, and what is not recorded goes."""
+"""Services killed at random moments of many pulls: existing blobs and snapshots are right, and those without a record
+are removed.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ VICTIMS = ("content", "snapshots", "metadata", "gateway")
 
 
 def layers(seed: int) -> list[bytes]:
-    """A base, and two layers that no other image has, so that each pull really writes, commits and unpacks."""
+    """A base, and two layers that no other image has, so that each pull writes, commits and unpacks."""
     generator = random.Random(seed)
     return [
         busybox_layer(),
@@ -33,13 +35,13 @@ def layers(seed: int) -> list[bytes]:
 
 
 def check_blobs(node: Node) -> None:
-    """Every blob on disk has the digest that it is named by."""
+    """Check that every blob on disk matches the digest in its name."""
     for path in (node.root / "content/blobs").glob("*/*"):
         assert hashlib.new(path.parent.name, path.read_bytes()).hexdigest() == path.name, f"{path} is damaged"
 
 
 def leftovers(node: Node) -> list[str]:
-    """What lies on disk though no record names it: blobs, ingests, snapshot directories."""
+    """Return files on disk that no record names: blobs, ingests, snapshot directories."""
     recorded = set(node.out("content", "ls", "-q").split())
     found = [
         f"blob {p.name}"

@@ -1,5 +1,5 @@
-"""kill -9 in the middle of a pull by Transfer: of the images process, of the program that unpacks a layer, of
-nearly everything. Clients are told, the next pull goes on, and nothing is left behind.
+"""kill -9 in the middle of a pull by Transfer: of the images process, of the program that unpacks a layer, of nearly
+every process. Clients get an error, the next pull goes on, and nothing is left behind.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.support import Node, eventually_async, short_directory
 pytestmark = [pytest.mark.node, pytest.mark.root]
 
 HEADERS = 1024
-"""Bytes that an answer's headers have at most."""
+"""The maximum of bytes in an answer's headers."""
 APPLY = "services.snapshots.diff.apply"
 _ids = itertools.count()
 
@@ -67,8 +67,8 @@ async def check_next_pull(
     *,
     ingests: Sequence[str] = (),
 ) -> None:
-    """Without anybody's doing the leases go, and with them all but the ingests, which are these; the next pull
-    fetches what is missing, and no byte more.
+    """Check that the leases go without a call, and with them everything except the ingests, which are the given ones;
+    and that the next pull fetches the missing bytes and no others.
     """
 
     async def ended() -> bool:
@@ -99,8 +99,8 @@ async def check_next_pull(
 async def test_killed_in_the_middle_of_a_layer(
     node: Node, channel: Channel, client: Client, fake: FakeRegistry, victims: tuple[str, ...]
 ) -> None:
-    """The client is told which service it was. The layer is gone on with; who ends what is left finds the others
-    there or waits for them.
+    """The error names the service. The layer is resumed; a pull that ends the remains finds the other layers there, or
+    waits for them.
     """
     box = runnable(layers=2, kib=3000)
     reference, layer = fake.add(box, "box:1"), box.layers[2]
@@ -121,14 +121,14 @@ async def test_killed_in_the_middle_of_a_layer(
 
 
 async def reaches(node: Node, at: int) -> bool:
-    """Whether an ingest's file is so long, with gaps or without."""
+    """Return whether an ingest's file has this length, with gaps or without."""
     return any(path.stat().st_size >= at for path in (node.root / "content/ingest").glob("*/data"))
 
 
 async def test_killed_while_a_layer_comes_in_parts(
     node: Node, channel: Channel, client: Client, fake: FakeRegistry
 ) -> None:
-    """Its file has gaps then. The next pull goes on before the first of them, and what it makes is right."""
+    """The layer's file then has gaps. The next pull continues before the first of them, and the layer is right."""
     box = large()
     reference, layer = fake.add(box, "box:1"), box.layers[1]
     fake.inject(layer, silent(60, after=6 << 20), times=1 << 30)  # of each part
@@ -158,7 +158,7 @@ async def test_killed_while_a_layer_comes_in_parts(
 async def test_images_dies_at(
     node: Node, channel: Channel, client: Client, fake: FakeRegistry, faults: Path, point: str
 ) -> None:
-    """With the first bytes of a blob; when all is unpacked; before the image is stored."""
+    """It dies at the first bytes of a blob, when everything is unpacked, or before the image is stored."""
     box = runnable()
     reference = fake.add(box, "box:1")
     (faults / point).touch()
@@ -174,7 +174,7 @@ async def test_images_dies_at(
 async def test_a_worker_dies_when_it_has_unpacked(
     node: Node, channel: Channel, client: Client, fake: FakeRegistry, faults: Path
 ) -> None:
-    """The client is told which layer, and how it died, unless the node has tried again."""
+    """The error names the layer and how the worker died, unless the node has tried again."""
     box = runnable()
     reference = fake.add(box, "box:1")
     (faults / "diff.unpacked").touch()
@@ -192,8 +192,8 @@ async def test_a_worker_dies_when_it_has_unpacked(
 async def test_unpacking_is_killed(
     node: Node, channel: Channel, client: Client, fake: FakeRegistry, which: str
 ) -> None:
-    """While the layer arrives, by kill -9 of the program that unpacks, or of its worker for this layer: what was
-    made of the layer goes, and what has come of the blob stays.
+    """While the layer arrives, kill -9 ends the program that unpacks, or its worker for this layer: the unpacked part
+    is removed, and the bytes of the blob stay.
     """
     box = runnable(kib=3000)
     reference, layer = fake.add(box, "box:1"), box.layers[1]
@@ -218,8 +218,8 @@ async def test_unpacking_is_killed(
 
 
 def unpacking(services: set[int], root: Path) -> tuple[int, int] | None:
-    """The pids of a program that unpacks for one of these processes, whichever it is, and of a worker of it that
-    reads an ingest; None where nobody does.
+    """Return the pids of a program that unpacks for one of these processes, and of a worker of it that reads an ingest;
+    None if there is none.
     """
     parents: dict[int, int] = {}
     readers: set[int] = set()

@@ -1,8 +1,8 @@
-"""Random documents, right, nearly right and wrong, read by ``kit/gojson.py`` and by Go: the same is made of each, or
-both refuse it.
+"""Random documents, valid, nearly valid and invalid, are read by ``kit/gojson.py`` and by Go: both read the same, or
+both refuse.
 
-``make fuzz`` goes on for a tenth of its time, from a seed of its own; here 4,000 documents are read, from the seed that
-a failure prints.
+``make fuzz`` runs it for a tenth of its time, from a random seed; here 4,000 documents are read, from the seed that a
+failure prints.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ DOCUMENT = Struct(
         "lists": ListOf(ListOf(TEXT)),
     }
 )
-"""As ``tests/interop/peers/gojson/main.go`` has it."""
+"""The same as in ``tests/interop/peers/gojson/main.go``."""
 
 AT_ONCE = 2000
 
@@ -246,7 +246,7 @@ class Author:
 
 
 def whole(shape: Shape, value: Any) -> Any:
-    """What was read as Go writes it: with what is not there."""
+    """Return the read document as Go writes it, including absent fields."""
     if isinstance(shape, Struct):
         return {name: whole(each, (value or {}).get(name)) for name, each in shape.fields.items()}
     if isinstance(shape, Optional):
@@ -261,7 +261,7 @@ def whole(shape: Shape, value: Any) -> Any:
 
 
 def seeds() -> Iterator[int]:
-    """Two; or, of ``make fuzz``, as many as there is a tenth of its time for."""
+    """Two seeds; under ``make fuzz`` as many as a tenth of its time allows."""
     seed = int(os.environ.get("FUZZ_SEED") or 20261129)
     end = time.monotonic() + float(os.environ.get("FUZZ_SECONDS") or 0) / 10
     yield from (seed, seed + 1)

@@ -1,9 +1,9 @@
 """Random clients of tasks whose shims answer late, lose connections and die at any moment.
 
-Whatever the order, each task ends once: it is buried at most once, its end is reported once, and neither a connection,
-a claim, a file nor background work is left. No event meets a state for which the table of a task's life has no row.
+Whatever the order, each task ends once: it is cleaned up at most once, its end is reported once, and no connection,
+claim, file or background work is left. No event meets a state for which the table of a task's life has no row.
 
-``make fuzz`` goes on for a twentieth of its time, from a seed of its own; here 6 rounds are made, from the seed that a
+``make fuzz`` runs it for a twentieth of its time, from a random seed; here 6 rounds are run, from the seed that a
 failure prints.
 """
 
@@ -37,7 +37,7 @@ SECONDS = Config(shutdown_timeout=0.05, load_timeout=0.5, cleanup_timeout=0.2)
 
 
 class Shim:
-    """One task's shim, in this process. With a ``process`` it has a pid, which ends when it dies."""
+    """One task's shim, in this process. With a ``process`` it has that pid, which ends when the shim dies."""
 
     def __init__(self, chance: random.Random, process: asyncio.subprocess.Process | None) -> None:
         self.chance, self.process = chance, process
@@ -62,7 +62,7 @@ class Shim:
             self.exit.set_result(Exit(status, 1))
 
     async def pause(self) -> None:
-        """Let others go first, perhaps."""
+        """Let other tasks run first, or not."""
         for _ in range(self.chance.choice((0, 0, 1, 2, 5))):
             await asyncio.sleep(0)
         if self.chance.random() < 0.2:
@@ -120,7 +120,7 @@ class Connection:
             raise errors.Unavailable("ttrpc: closed")
 
     async def _answer(self, answer: Callable[[], Any]) -> Any:
-        """It may be lost on its way, after it was acted on."""
+        """Answer a request; the answer may be lost on its way, after the request had its effect."""
         await self.shim.pause()
         self._check()
         result = answer()
@@ -181,7 +181,7 @@ class Connection:
 
 
 class Node:
-    """The rest of the node, which is well."""
+    """The rest of the node, which works."""
 
     reachable = True
 
@@ -195,7 +195,7 @@ class Node:
 
 
 async def client(tasks: LocalTasks, name: str, chance: random.Random) -> None:
-    """Some requests, of which none may hang."""
+    """Make some requests, none of which may hang."""
 
     async def wait() -> None:
         with contextlib.suppress(TimeoutError):
@@ -222,7 +222,7 @@ async def mishaps(shim: Shim) -> None:
 
 
 async def lives(place: Path, chance: random.Random) -> None:
-    """Four tasks, from when they are known until all are gone."""
+    """Run four tasks, from their registration until all are gone."""
     buried: list[str] = []
     gone: list[str] = []
     kind = type("Connection", (Connection,), {"shims": {}})

@@ -1,8 +1,8 @@
-"""A fuzzer for services.wire: frames that are nearly right, owners that do anything, and what must hold whatever they
-do (wire_peers.py).
+"""A fuzzer for services.wire: frames that are nearly valid, owners with any behaviour, and invariants for both
+(wire_peers.py).
 
-``make fuzz`` runs it for ten minutes with a seed of its own; here for twenty seconds, with the seed that it prints.
-What fails is shrunk, and printed as a script for ``corpus``.
+``make fuzz`` runs it for ten minutes with a random seed; here it runs for twenty seconds, with the seed that it prints.
+A failing script is shrunk, and printed for ``corpus``.
 """
 
 from __future__ import annotations
@@ -146,8 +146,8 @@ frames = st.one_of(
 
 @st.composite
 def feeds(draw: st.DrawFn) -> list[Step]:
-    """A few frames, mostly as they are; else with bits turned over, cut off, out of order or twice; in one read or
-    in several.
+    """Return a few frames, mostly unchanged; others with flipped bits, truncated, out of order or repeated; in one read
+    or in several.
     """
     parts = draw(st.lists(frames, min_size=1, max_size=5))
     mutation = draw(st.sampled_from(["", "", "", "", "", "flip", "cut", "shuffle", "twice", "insert"]))
@@ -218,20 +218,20 @@ OPENINGS: dict[str, list[Step]] = {
     "on_both": [],
     "on_a_node": _requests("/splitd.Test/Pass", TALK),
 }
-"""How a script begins when it is hunted for: with streams 1 and 3 open, since what is nearly right for a stream is
-of no interest where there is none.
+"""The beginnings of fuzzed scripts: streams 1 and 3 are open, since a nearly valid frame for a stream that does not
+exist finds nothing.
 """
 
 
 def load(path: Path) -> tuple[str, list[Step]]:
-    """A file of the corpus: its first line says why it is kept, the second on what it runs; then a step a line."""
+    """Read a file of the corpus: its first line says why it is kept, the second where it runs; then a step a line."""
     _, world, *steps = path.read_text().splitlines()
     return world, [tuple(json.loads(step)) for step in steps]
 
 
 @pytest.mark.parametrize("path", sorted(CORPUS.glob("*.script")), ids=lambda path: path.stem)
 def test_crashes_found_before_are_mended(path: Path) -> None:
-    """Each script of the corpus, on what it was found, and on all the others."""
+    """Each script of the corpus runs in the world where it was found, and in all the others."""
     named, script = load(path)
     assert named in WORLDS
     for world in WORLDS.values():
@@ -239,7 +239,7 @@ def test_crashes_found_before_are_mended(path: Path) -> None:
 
 
 def hunt(name: str, seed: int) -> int:
-    """A hundred scripts in one of the worlds; how many it were."""
+    """Run a hundred scripts in one of the worlds; return their number."""
     ran = 0
 
     @hypothesis.seed(seed)
@@ -266,8 +266,8 @@ def hunt(name: str, seed: int) -> int:
 @pytest.mark.slow
 @pytest.mark.timeout(0)
 def test_nothing_that_a_peer_does_is_more_than_a_fault(capsys: pytest.CaptureFixture[str]) -> None:
-    """Scripts until the time is over: no exception but a fault of the protocol, no state beyond its bounds, no byte
-    of a window lost, nothing left behind.
+    """Scripts run until the time is over: the only exceptions are protocol errors, no state exceeds its bounds, no byte
+    of a window is lost, nothing is left behind.
     """
     seconds = float(os.environ.get("FUZZ_SECONDS", "20"))
     seed = int(os.environ.get("FUZZ_SEED", "20230844"))

@@ -1,9 +1,8 @@
-"""What the fuzzer does to :mod:`services.wire`: scripts, the models that they are run on, and what must hold after each
-of their steps.
+"""The fuzzer of :mod:`services.wire`: scripts, the models that run them, and the invariants that hold after each step.
 
 A script is a list of steps, each a tuple that JSON can write: ``["feed", "hex of bytes"]`` is the peer, all others are
-the owner of the connection. So an input that was worth keeping is a file of a few lines below ``corpus``, which anybody
-can read, and change.
+the owner of the connection. So a saved input is a file of a few lines below ``corpus``, which can be read and changed
+by hand.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ MOST = (1 << 31) - 1
 
 
 class Model:
-    """A connection, an owner that does as a script says, and a peer that knows HTTP/2 from frames alone."""
+    """A connection, an owner that follows a script, and a peer that knows HTTP/2 from frames alone."""
 
     def __init__(self, *, client: bool) -> None:
         self.connection = Connection(client=client, limits=LIMITS)
@@ -144,7 +143,7 @@ class Model:
                 self.ended = True
 
     def learn(self, data: bytes) -> None:
-        """What the peer allows, by what it has sent so far, whatever may be wrong with it."""
+        """Learn from the sent frames what the peer allows, even if they are invalid."""
         self.fed += data
         self.initial_high = self.initial
         if not self.greeted:
@@ -204,7 +203,7 @@ class Model:
             self.read(frame)
 
     def read(self, frame: Frame) -> None:
-        """One frame of ours, as a strict peer takes it."""
+        """Read one frame of ours as a strict peer does."""
         assert not self.goodbye, "something after the last GOAWAY"
         assert len(frame.payload) <= self.frame
         assert (frame.kind == CONTINUATION) == (self.block is not None)
@@ -233,7 +232,7 @@ class Model:
 
 
 def alone(script: list[Step], *, client: bool) -> None:
-    """A script on one connection; and what the peer says, once more, byte by byte."""
+    """Run a script on one connection; then feed the peer's bytes once more, byte by byte."""
     Model(client=client).run(script)
     peer = b"".join(bytes.fromhex(step[1]) for step in script if step[0] == "feed")[:4000]
     seen = []
@@ -265,14 +264,16 @@ def alone(script: list[Step], *, client: bool) -> None:
 
 
 def _without_cut(seen: tuple[list[Any], bytes, bool]) -> tuple[list[Any], list[Frame], bool]:
-    """A frame too long is told at its head, and its GOAWAY names the streams before it."""
+    """Return what was seen, with our output as complete frames: a frame that is too long is reported at its head, and
+    its GOAWAY names the streams before it.
+    """
     told, out, closed = seen
     return told, parse(out.removeprefix(PREFACE))[0], closed
 
 
 def together(script: list[Step]) -> None:
-    """Two connections of ours: whatever their owners do and however the bytes are cut, neither finds fault with the
-    other, and what is sent arrives.
+    """Run two connections of ours against each other: whatever their owners do, and however the bytes are cut, neither
+    reports an error of the other, and all sent data arrives.
     """
     pipe = Pipe(LIMITS, LIMITS)
     asked: dict[int, bytes] = {}
@@ -348,7 +349,7 @@ def together(script: list[Step]) -> None:
 
 
 class Failures(logging.Handler):
-    """What was logged as our own failure."""
+    """Log records of our own failures."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -359,7 +360,7 @@ class Failures(logging.Handler):
 
 
 async def serving(script: list[Step]) -> None:
-    """A script on a server with handlers and a relay, all on transports in memory; when everybody has hung up,
+    """Run a script on a server with handlers and a relay, all on transports in memory; when all peers have hung up,
     nothing is left.
     """
     failures = Failures()

@@ -1,10 +1,10 @@
-"""A hostile client of a node: ``python -m tests.hostile.client SOCKET SEED CONNECTIONS [KIND ...]``, until its standard
-input ends.
+"""A hostile client of a node: ``python -m tests.hostile.client SOCKET SEED CONNECTIONS [KIND ...]`` runs until its
+standard input ends.
 
-Each connection is a worker that draws one kind of attack after the other, with an input of :mod:`tests.hostile.inputs`.
-The registries and token servers that it pulls from are its own, too. What a call is answered does not matter, as long
-as it is an answer: within :data:`PATIENCE` seconds, and not "internal error". At the end it writes one JSON object: how
-often each kind was tried, the codes that were answered, and faults, each with the seed that makes it again.
+Each connection is a worker that makes one kind of attack after the other, each with an input of
+:mod:`tests.hostile.inputs`. The registries and token servers from which it pulls are its own too. Any answer to a call
+is accepted that comes within :data:`PATIENCE` seconds and is not "internal error". At the end it writes one JSON
+object: how often each kind was tried, the codes of the answers, and faults, each with the seed that reproduces it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ NAMESPACE = "hostile"
 
 
 class Attacker:
-    """One connection. ``number`` tells it from the others, in the names of what it makes."""
+    """One connection. ``number`` is its own, and is in the names of what it makes."""
 
     def __init__(
         self, socket: Path, number: int, seed: int, open_: FakeRegistry, closed: FakeRegistry, kinds: Sequence[str]
@@ -124,7 +124,7 @@ class Attacker:
                     pass
 
     async def subscribers(self, rng: random.Random) -> None:
-        """Subscribers with filters that do not read, and events that they might want."""
+        """Subscribers with filters that do not read, and events that match some of them."""
         events = self.service(events_pb2, "Events")
         async with contextlib.AsyncExitStack() as stack:
             for _ in range(10):
@@ -152,7 +152,7 @@ class Attacker:
         await self.service(images_pb2, "Images").List(images_pb2.ListImagesRequest(), headers={**self.headers, **odd})
 
     async def records(self, rng: random.Random) -> None:
-        """Containers, images, leases and snapshots with odd names, labels and specs; what was made is deleted."""
+        """Containers, images, leases and snapshots with odd names, labels and specs; they are deleted afterwards."""
         name = rng.choice((f"h{self.number}", "x" * rng.choice((76, 77, 5000)), "a/b", "\x1b[2J", ""))
         try:
             match rng.randrange(4):
@@ -200,7 +200,7 @@ class Attacker:
             pass
 
     async def tasks(self, rng: random.Random) -> None:
-        """Of containers that are not there: no shim is asked."""
+        """Calls about tasks of containers that do not exist: no shim is called."""
         tasks = self.service(tasks_pb2, "Tasks")
         name, exec_id = f"none-{rng.randrange(1000)}", rng.choice(("", "e", "x" * 5000))
         match rng.randrange(4):
@@ -214,7 +214,7 @@ class Attacker:
                 await tasks.Metrics(tasks_pb2.MetricsRequest(filters=inputs.filters(rng)[1]), headers=self.headers)
 
     async def writes(self, rng: random.Random) -> None:
-        """Blobs of another size or digest than was said, offsets that are none, and writes that are given up."""
+        """Blobs of another size or digest than announced, invalid offsets, and writes that are given up."""
         data, digest = inputs.blob(rng)
         ref = f"h{self.number}"
         content = self.service(content_pb2, "Content")
@@ -255,7 +255,7 @@ class Attacker:
         await version.Version(Empty(), headers=self.headers)
 
     async def frames(self, rng: random.Random) -> None:
-        """A connection that speaks something like HTTP/2."""
+        """A connection with bytes that are nearly HTTP/2."""
         _, data = inputs.frames(rng)
 
         def speak() -> None:
@@ -267,7 +267,7 @@ class Attacker:
         await asyncio.to_thread(speak)
 
     async def documents(self, rng: random.Random) -> None:
-        """A pull of what is no image."""
+        """A pull of a document that is no image."""
         repository = f"doc{self.number}"
         if rng.random() < 0.15:
             _, found, data = inputs.nested(rng)
@@ -284,7 +284,7 @@ class Attacker:
                 del self.open.manifests[key]
 
     async def layers(self, rng: random.Random) -> None:
-        """A pull of layers that are spoilt, into the snapshotter."""
+        """A pull of damaged layers into the snapshotter."""
         _, image = inputs.layered(rng)
         name = f"layers{self.number}:1"
         reference = self.open.add(image, name)
@@ -302,7 +302,7 @@ class Attacker:
                 self.open.blobs.pop(digest, None)
 
     async def tokens(self, rng: random.Random) -> None:
-        """A pull from where a token server says odd things."""
+        """A pull from a registry whose token server gives odd answers."""
         self.closed.inject("token", says(inputs.token(rng)[1].decode(errors="replace")))
         await self.client().pull(f"{self.closed.host}/a{self.number}:1", unpack=False)
 
@@ -315,7 +315,7 @@ class Attacker:
 
 
 async def _first(answers: AsyncIterator[Any]) -> None:
-    """Read one, and then no more."""
+    """Read one message, and then no more."""
     with contextlib.suppress(errors.NodeError):
         await anext(answers, None)
         await asyncio.Event().wait()
@@ -341,8 +341,8 @@ KINDS: tuple[Callable[[Attacker, random.Random], Awaitable[None]], ...] = (
 
 
 async def main(socket: Path, seed: int, connections: int, kinds: Sequence[str]) -> dict[str, Any]:
-    """Attack until standard input ends; what came of it. It makes its inputs in the time that others leave:
-    strangers do that on machines of their own.
+    """Attack until standard input ends, and return the results. Inputs are made in processor time that other processes
+    leave: real attackers make them on their own machines.
     """
     os.nice(19)
     # where the kernel shares out processor time by session, only this counts; our session is our own

@@ -1,7 +1,7 @@
-"""What a hostile client, registry or image says: at each limit, beyond it, and nearly right.
+"""Inputs of a hostile client, registry or image: at each limit, beyond it, and nearly valid.
 
-Each function makes one input from a seeded generator, and a name that says what it is. Nothing here is larger than a
-few megabytes, and none of it is made for anybody's faults but ours: it is what the node's own limits are about.
+Each function makes one input from a seeded generator, and a name that describes it. No input is larger than a few
+megabytes, and none aims at other software: they test the node's own limits.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ COUNTS = (0, 1, 100, 499, 500, 501, 4000, 10_001)
 
 
 def descriptor(rng: Rng, media_type: str = LAYER) -> dict[str, Any]:
-    """One that is right, or has one field that is not."""
+    """A descriptor that is valid, or has one invalid field."""
     found: dict[str, Any] = {
         "mediaType": media_type,
         "digest": digest_of(rng.randbytes(8)),
@@ -86,7 +86,7 @@ def descriptor(rng: Rng, media_type: str = LAYER) -> dict[str, Any]:
 
 
 def _many(rng: Rng, media_type: str, count: int) -> list[dict[str, Any]]:
-    """So many, one of which may be odd."""
+    """Make so many, one of which may be invalid."""
     found = [{"mediaType": media_type, "digest": digest_of(b"%d" % n), "size": 1000} for n in range(count)]
     if found:
         found[rng.randrange(count)] = descriptor(rng, media_type)
@@ -94,7 +94,7 @@ def _many(rng: Rng, media_type: str, count: int) -> list[dict[str, Any]]:
 
 
 def document(rng: Rng) -> tuple[str, str, bytes]:
-    """A name, a media type, and a manifest or index (or what is neither)."""
+    """Return a name, a media type, and a manifest or index (or a document that is neither)."""
     media_type = rng.choice(
         (
             MANIFEST,
@@ -152,7 +152,7 @@ def token(rng: Rng) -> Named:
 
 
 def spoilt(rng: Rng, value: Mapping[str, Any]) -> Named:
-    """``value`` as JSON that is right, at a limit, or beyond it."""
+    """Return ``value`` as JSON that is valid, at a limit, or beyond it."""
     text = json.dumps(value).encode()
     match rng.randrange(14):
         case 0:
@@ -193,7 +193,7 @@ def spoilt(rng: Rng, value: Mapping[str, Any]) -> Named:
 
 
 def tar(rng: Rng) -> Named:
-    """A tar of some files, with one thing wrong with it."""
+    """Return a tar of some files with one defect."""
     size = rng.choice((1 << 10, 1 << 19, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 8 << 20))
     match rng.randrange(9):
         case 0:
@@ -241,7 +241,7 @@ def tar(rng: Rng) -> Named:
 
 
 def _raw(name: bytes, size: int, kind: bytes) -> bytes:
-    """A header whose size is what it is, in the form of old or of GNU."""
+    """Return a header with the given size, in the old format or in GNU's."""
     header = bytearray(512)
     header[: len(name)] = name
     header[100:108], header[108:116], header[116:124] = b"0000644\0", b"0000000\0", b"0000000\0"
@@ -252,7 +252,7 @@ def _raw(name: bytes, size: int, kind: bytes) -> bytes:
 
 
 def compressed(rng: Rng, data: bytes) -> Named:
-    """As it is, by gzip, cut short, with bytes after its end, or a member for each few bytes."""
+    """Return the bytes unchanged, as gzip, truncated, with bytes after the end, or with a member for each few bytes."""
     match rng.randrange(6):
         case 0:
             return "plain", data
@@ -270,7 +270,7 @@ def compressed(rng: Rng, data: bytes) -> Named:
 
 
 def encoding(rng: Rng) -> tuple[str, Callable[[bytes], bytes]]:
-    """A Content-Encoding, and what makes of a body something that is, or is not, that."""
+    """Return a Content-Encoding, and a function that encodes a body so, or not."""
     return rng.choice(
         (
             ("gzip", lambda data: gzip.compress(data, 1)),
@@ -287,13 +287,13 @@ def encoding(rng: Rng) -> tuple[str, Callable[[bytes], bytes]]:
 
 
 def layered(rng: Rng) -> tuple[str, Image]:
-    """An image whose layers are spoilt, and whose documents are right about them."""
+    """Return an image whose layers are damaged, and whose documents match them."""
     names, tars = zip(*(tar(rng) for _ in range(rng.randrange(1, 4))), strict=True)
     return " and ".join(names), image(list(tars))
 
 
 def archive(rng: Rng) -> Named:
-    """An OCI archive of an image, one part of which is spoilt."""
+    """Return an OCI archive of an image, one part of which is damaged."""
     inner, found = layered(rng)
     index = {
         "schemaVersion": 2,
@@ -316,7 +316,7 @@ def archive(rng: Rng) -> Named:
 
 
 def nested(rng: Rng) -> tuple[str, dict[str, bytes], bytes]:
-    """Indexes in indexes: the documents by digest, and the outermost."""
+    """Return indexes in indexes: the documents by digest, and the outermost."""
     depth = rng.choice((2, 20, 64, 300))
     data = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": []}).encode()
     found = {}
@@ -407,13 +407,13 @@ def spec(rng: Rng) -> Named:
 
 
 def labels(rng: Rng) -> dict[str, str]:
-    """At the limit of a label, beyond it, and many."""
+    """Labels at the limit, beyond it, and in great number."""
     size = rng.choice((1, 4000, 4095, 4096, 5000))
     return {f"l{n}": "a" * size for n in range(rng.choice((1, 1, 20, 200)))}
 
 
 def frames(rng: Rng) -> Named:
-    """What is sent on a connection after the preface: frames that are nearly right, or are none."""
+    """Return bytes that follow the preface: frames that are nearly valid, or none at all."""
     out = io.BytesIO()
     for _ in range(rng.randrange(1, 40)):
         kind, flags, stream = (

@@ -1,8 +1,9 @@
-"""A node between honest clients and hostile ones (client.py, inputs.py): the honest are answered, and in time; no
-process grows without bound, hangs or dies.
+"""A node between honest and hostile clients (client.py, inputs.py): honest calls are answered in time; no process grows
+without bound, hangs or dies.
 
-``make hostile`` runs it for five minutes with a seed of its own, and judges the times too; here for some seconds, with
-the seed that it prints, and only what does not depend on who else uses the machine: answers, memory, restarts.
+``make hostile`` runs it for five minutes with a random seed, and judges the times too. Here it runs for some seconds,
+with the seed that it prints, and judges only what does not depend on the machine's other users: answers, memory,
+restarts.
 """
 
 from __future__ import annotations
@@ -44,17 +45,17 @@ pytestmark = [
 SECONDS = float(os.environ.get("HOSTILE_SECONDS", "12"))
 SEED = int(os.environ.get("HOSTILE_SEED", "1"))
 JUDGED = "HOSTILE_SECONDS" in os.environ
-"""Whether times count."""
+"""Whether times are judged."""
 QUIET_SECONDS = 4.0 if not JUDGED else 20.0
 CONNECTIONS = 8
 KINDS = os.environ.get("HOSTILE_KINDS", "").split()
-"""Only these, of client.py's; all, where it names none."""
+"""Only these kinds of client.py's; an empty list means all."""
 PATIENCE = 10.0
-"""Seconds for a call of the honest: far more than they take, so that only what hangs is late."""
+"""Seconds for a call of an honest client: far more than it takes, so that only a hanging call is late."""
 P99 = 0.1
 TIMES = 3.0
 GROWTH, KEPT = 256, 32
-"""MiB that a process may grow meanwhile, and by how much it may be above its beginning 30 s later."""
+"""MiB by which a process may grow meanwhile, and by which it may exceed its first size 30 s later."""
 HEADERS = {"containerd-namespace": "honest"}
 MIB = 1 << 20
 
@@ -71,7 +72,7 @@ def node() -> Iterator[Node]:
 
 
 class Honest:
-    """A client that makes four calls in turn, and knows how long each took."""
+    """A client that makes four calls in turn, and measures each."""
 
     def __init__(self, channel: Channel) -> None:
         def service(module: Any, name: str) -> Any:
@@ -92,7 +93,7 @@ class Honest:
         await self.images.Create(images_pb2.CreateImageRequest(image=image), headers=HEADERS, timeout=PATIENCE)
 
     async def run(self) -> None:
-        """Until cancelled; the first call that fails ends it."""
+        """Run until cancelled; the first call that fails ends it."""
         while True:
             data = self._rng.randbytes(MIB)  # before the clock runs: it takes as long as a Write alone
             digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
@@ -130,7 +131,7 @@ class Honest:
                 pass
 
     def p99(self) -> dict[str, float]:
-        """Seconds, of each call; what was counted is forgotten."""
+        """Return the seconds of each call at the 99th percentile, and reset the measurements."""
         found = {name: sorted(took)[int(len(took) * 0.99)] for name, took in self.took.items()}
         self.took.clear()
         return found
@@ -138,7 +139,7 @@ class Honest:
 
 @contextlib.asynccontextmanager
 async def calling(honest: Honest) -> AsyncIterator[asyncio.Task[None]]:
-    """Honest calls while the block lasts; their failure is the block's."""
+    """Make honest calls while the block runs; their failure is raised by the block."""
     running = asyncio.ensure_future(honest.run())
     try:
         yield running
@@ -150,7 +151,7 @@ async def calling(honest: Honest) -> AsyncIterator[asyncio.Task[None]]:
 
 
 async def warm(channel: Channel) -> None:
-    """A pull and a List with an expression: what a process loads when it first does such a thing is not growth."""
+    """Make a pull and a List with an expression: modules that a process loads at the first use are no growth."""
     client = Client(channel, "honest")
     async with FakeRegistry() as registry:
         await client.pull(registry.add(made(), "warm:1"))
@@ -164,8 +165,8 @@ async def warm(channel: Channel) -> None:
 
 @contextlib.contextmanager
 def busy() -> Iterator[None]:
-    """No processor is idle while the block lasts: as many programs that only compute as there are processors, in a
-    session of their own, as hostile clients are.
+    """Keep all processors busy while the block runs, by as many computing programs as there are processors, in their
+    own session as hostile clients are.
     """
     loops = subprocess.Popen(
         [
@@ -187,7 +188,7 @@ def busy() -> Iterator[None]:
 
 
 class Memory:
-    """MiB of each process of a node, workers included, as they were at first and at most."""
+    """MiB of each process of a node, including workers: the first value and the peak."""
 
     def __init__(self, node: Node) -> None:
         self._pids = {s["name"]: int(s["pid"]) for s in node.status()["services"]}
@@ -228,7 +229,7 @@ class Memory:
 
 
 async def test_the_honest_beside_the_hostile(node: Node) -> None:
-    """Eight hostile connections that do all that inputs.py can make, and one honest client."""
+    """Eight hostile connections make all inputs of inputs.py, beside one honest client."""
     async with Channel(node.socket) as channel:
         honest = Honest(channel)
         await honest.begin()

@@ -1,8 +1,7 @@
-"""What tests/interop/peers/chat does, by grpcio's client: ``python -m tests.interop.chat ADDRESS MODE COUNT SIZE``; it
-ends with a traceback at the first call that fails, or if another call of its connection, open meanwhile, does not
-outlive it.
+"""The modes of tests/interop/peers/chat with grpcio's client: ``python -m tests.interop.chat ADDRESS MODE COUNT SIZE``.
+It ends with a traceback at the first failed call, or if another call of its connection, which is open meanwhile, fails.
 
-grpcio's own API, not ours on it: an honest client as others write them.
+It uses grpcio's own API, not ours: an honest client as others write them.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import grpc
 from tests.interop import testing_pb2 as pb
 
 ENDLESS = 20_000
-"""Messages of a client that does not look whether it is answered."""
+"""Messages of a client that does not wait for answers."""
 
 
 class Chat:
@@ -57,7 +56,9 @@ class Chat:
 
     @contextlib.contextmanager
     def exchanging(self) -> Iterator[Callable[[], None]]:
-        """A call, open until the block ends: each time it is told to, a message goes and its answer comes."""
+        """A call that is open until the block ends: each time that it is told to, it sends a message and receives the
+        answer.
+        """
         requests: queue.SimpleQueue[pb.StreamingOutputCallRequest | None] = queue.SimpleQueue()
         answers = self._duplex(iter(requests.get, None))
 
@@ -79,7 +80,7 @@ class Chat:
         assert len(list(output(pb.StreamingOutputCallRequest(response_parameters=self._asked(count))))) == count
 
     def cancels(self, count: int) -> None:
-        """Calls that are given up at once."""
+        """Calls that are cancelled at once."""
         unary = self._method("UnaryCall", client_stream=False, server_stream=False, answer=pb.SimpleResponse)
         for _ in range(count):
             unary.future(pb.SimpleRequest()).cancel()  # type: ignore[attr-defined]

@@ -28,13 +28,13 @@ REQUEST_SIZES = (27182, 8, 1828, 45904)
 RESPONSE_SIZES = (31415, 9, 2653, 58979)
 METADATA: rpc.Headers = {INITIAL: "test_initial_metadata_value", TRAILING: b"\x0a\x0b\x0a\x0b\x0a\x0b"}
 LATENCY = 10.0
-"""Seconds that a call of the soak cases may take. It takes milliseconds, and without end where a wakeup is lost;
-others allow one, for which a machine may stop.
+"""Seconds that a call of the soak cases may take. It takes milliseconds, and hangs if a wakeup is lost; others allow
+one second, for which a machine may stop.
 """
 
 
 def same(got: object, want: object) -> None:
-    """An assert that says what it got: nobody rewrites those of a program."""
+    """Assert equality with a message: pytest does not rewrite the asserts of a program."""
     if got != want:
         raise AssertionError(f"got {got!r:.300}, want {want!r:.300}")
 
@@ -66,7 +66,7 @@ def body(size: int) -> pb.Payload:
 
 
 def asking(request_size: int, *sizes: int) -> pb.StreamingOutputCallRequest:
-    """A request of a stream that wants responses of these sizes."""
+    """Return a request of a stream that wants responses of these sizes."""
     return pb.StreamingOutputCallRequest(
         payload=body(request_size), response_parameters=[pb.ResponseParameters(size=size) for size in sizes]
     )
@@ -79,7 +79,7 @@ def same_payload(answer: pb.SimpleResponse | pb.StreamingOutputCallResponse | No
 
 
 async def failure(call: Any) -> errors.NodeError:
-    """What the call ends with, which must not be OK."""
+    """Return the error of the call, which must not succeed."""
     try:
         answer = await call
     except errors.NodeError as error:
@@ -92,7 +92,7 @@ def same_status(error: errors.NodeError, code: int, message: str) -> None:
 
 
 async def is_cancelled(peer: Peer, stream: rpc.Stream) -> None:
-    """The stream has ended as CANCELLED, and nothing else of its connection has. A transport may tell one's own
+    """Check that the stream has ended as CANCELLED, and that its connection goes on. A transport may report one's own
     cancellation as asyncio does.
     """
     reading = asyncio.ensure_future(stream.receive())
@@ -139,8 +139,8 @@ async def ping_pong(peer: Peer) -> None:
 
 
 async def half_duplex(peer: Peer) -> None:
-    """No case of upstream's list, but a method of its service: the answers come after the last request. grpc-go's
-    client has none for it.
+    """This is no case of upstream's list, but a method of its service: the answers come after the last request.
+    grpc-go's client has no case for it.
     """
     async with peer.client.HalfDuplexCall() as stream:
         for request, response in zip(REQUEST_SIZES, RESPONSE_SIZES, strict=True):
@@ -212,15 +212,15 @@ async def custom_metadata(peer: Peer) -> None:
 
 
 async def same_metadata(stream: rpc.Stream) -> None:
-    """At its end, the stream has brought back what was sent with it."""
+    """Check that the stream has brought back the sent metadata at its end."""
     same(await stream.receive(), None)
     same((await stream.leading()).get(INITIAL), METADATA[INITIAL])
     same(stream.trailing().get(TRAILING), METADATA[TRAILING])
 
 
 async def custom_metadata_with_a_status(peer: Peer) -> None:
-    """No case of upstream's list: trailing metadata also comes with what is not OK, unary and streamed, and with
-    the error that is raised.
+    """This is no case of upstream's list: trailing metadata also comes with an error status, unary and streamed, and is
+    in the raised error.
     """
     status = pb.EchoStatus(code=9, message="no")
     async with peer.unary(METADATA) as stream:

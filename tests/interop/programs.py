@@ -19,7 +19,7 @@ TRANSPORTS = rpc.TRANSPORTS
 
 
 def go_program(name: str) -> str:
-    """The path of ``client``, ``server``, ``chat`` or ``h2spec``."""
+    """Return the path of ``client``, ``server``, ``chat`` or ``h2spec``."""
     path = Path(sys.prefix) / "peers" / name
     assert path.exists(), f"{path} is not there: make peers"
     return str(path)
@@ -27,7 +27,7 @@ def go_program(name: str) -> str:
 
 @contextlib.contextmanager
 def our_server(transport: str, directory: Path) -> Iterator[str]:
-    """The address of tests.interop.server, which must end well and log no traceback."""
+    """The address of tests.interop.server, which must end with exit code 0 and log no traceback."""
     with _running(
         [sys.executable, "-m", "tests.interop.server", "127.0.0.1:0"],
         directory / f"{transport}.log",
@@ -54,7 +54,7 @@ def go_server(directory: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _running(command: list[str], log: Path, says: str, **env: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """A program, and what of its log matches ``says``, which tells that it listens. SIGTERM ends it."""
+    """Run a program; yield the part of its log that matches ``says``, which shows that it listens. SIGTERM ends it."""
     with log.open("wb") as out:
         process = subprocess.Popen(
             command, cwd=TOP, env={**os.environ, **env}, stdin=subprocess.DEVNULL, stdout=out, stderr=out

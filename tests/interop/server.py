@@ -1,7 +1,7 @@
-"""The service that gRPC's implementations test each other with, on our rpc: ``python -m tests.interop.server
+"""The service by which gRPC's implementations test each other, on our rpc: ``python -m tests.interop.server
 127.0.0.1:0`` prints its address and serves.
 
-SPLITD_GRPC_TRANSPORT says by which transport. What a method does is told in gRPC's doc/interop-test-descriptions.md.
+SPLITD_GRPC_TRANSPORT selects the transport. The methods are described in gRPC's doc/interop-test-descriptions.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.interop import testing_pb2 as pb
 
 INITIAL, TRAILING = "x-grpc-test-echo-initial", "x-grpc-test-echo-trailing-bin"
 LOAD = "endpoint-load-metrics-bin"
-"""Trailing metadata with the load that one call was."""
+"""Trailing metadata with the load of one call."""
 
 
 class TestServicer:
@@ -76,7 +76,7 @@ class TestServicer:
 
 
 def echo_metadata(call: rpc.Call) -> None:
-    """Send back what the client wants to see again."""
+    """Send back the metadata that the client asks for."""
     if INITIAL in call.headers:
         call.leading.append((INITIAL, call.headers[INITIAL]))
     if TRAILING in call.headers:
@@ -84,7 +84,7 @@ def echo_metadata(call: rpc.Call) -> None:
 
 
 def raise_status(request: pb.SimpleRequest | pb.StreamingOutputCallRequest) -> None:
-    """End the call as the request wants it to end."""
+    """End the call with the status in the request."""
     if request.response_status.code:
         raise errors.from_status(request.response_status.code, request.response_status.message)
 
@@ -96,7 +96,7 @@ def payload(kind: int, size: int) -> pb.Payload:
 
 
 async def responses(requests: Iterable[pb.StreamingOutputCallRequest]) -> AsyncIterator[pb.StreamingOutputCallResponse]:
-    """What the requests ask for, each response after its interval."""
+    """Yield the requested responses, each after its interval."""
     for request in requests:
         raise_status(request)
         for wanted in request.response_parameters:
@@ -106,7 +106,7 @@ async def responses(requests: Iterable[pb.StreamingOutputCallRequest]) -> AsyncI
 
 
 class Load:
-    """The server's load, as clients tell it what to say; watched by StreamCoreMetrics."""
+    """The server's load, as clients set it; StreamCoreMetrics watches it."""
 
     SERVICE = orca_stubs.OPEN_RCA_SERVICE
 

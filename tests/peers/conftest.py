@@ -12,6 +12,6 @@ from tests.support import Node
 
 @pytest.fixture
 async def channel(node: Node) -> AsyncIterator[Channel]:
-    """The node, as any client sees it."""
+    """A client's channel to the node."""
     async with Channel(node.socket) as channel:
         yield channel

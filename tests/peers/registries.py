@@ -1,5 +1,5 @@
-"""What the tests of real registries share: a registry and crane as they come from ``go install``, and what is done
-with each on a node.
+"""Helpers of the tests on real registries: a registry and crane as ``go install`` builds them, and the operations with
+each on a node.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.support import Node, eventually
 
 
 def crane(*words: str) -> str:
-    """What crane prints."""
+    """Return the output of crane."""
     done = subprocess.run(
         [go_program("crane"), *words, "--insecure"], capture_output=True, text=True, timeout=60, check=False
     )
@@ -30,7 +30,7 @@ def crane(*words: str) -> str:
 
 @contextlib.contextmanager
 def crane_registry(directory: Path) -> Iterator[str]:
-    """``crane registry serve``; its host."""
+    """Run ``crane registry serve``; return its host."""
     port = _free_port()
     with _running(
         [go_program("crane"), "registry", "serve", "--address", f"127.0.0.1:{port}", "--disk", str(directory)],
@@ -42,7 +42,7 @@ def crane_registry(directory: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def distribution_registry(directory: Path) -> Iterator[str]:
-    """The registry of distribution; its host."""
+    """Run the registry of distribution; return its host."""
     port = _free_port()
     (directory / "config.json").write_text(
         json.dumps(
@@ -83,7 +83,7 @@ def _listens(port: int) -> bool:
 
 
 def oci_layout(box: Image, directory: Path) -> Path:
-    """An image as the directory that crane pushes."""
+    """Return an image as a directory that crane pushes."""
     directory.mkdir()
     (directory / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
     (directory / "index.json").write_text(
@@ -102,8 +102,8 @@ def oci_layout(box: Image, directory: Path) -> Path:
 
 
 class Relay:
-    """A port before a registry's, which passes everything until ``left`` bytes of answers have passed, and then
-    nothing more; None: all.
+    """A port before a registry's, which relays until ``left`` bytes of answers have passed, and then nothing; None
+    means everything.
     """
 
     def __init__(self, host: str) -> None:
@@ -151,8 +151,8 @@ class Relay:
 
 
 async def pushed_by_crane_and_pulled(node: Node, channel: Channel, host: str, directory: Path) -> None:
-    """crane pushes an image with a large layer, the node pulls and runs it, and sends it on under another name, of
-    which crane says that it is right.
+    """crane pushes an image with a large layer, the node pulls and runs it and pushes it under another name; crane
+    validates that.
     """
     box, client = large(), Client(channel, f"pulled-{directory.name}")
     reference = f"{host}/team/box:1"
@@ -176,7 +176,7 @@ async def pushed_by_crane_and_pulled(node: Node, channel: Channel, host: str, di
 
 
 async def cut_and_gone_on_with(node: Node, channel: Channel, host: str, directory: Path, *, of_large: bool) -> None:
-    """A pull that is interrupted in the middle of a layer: the same pull again, and the image is right and runs."""
+    """Interrupt a pull in the middle of a layer and repeat it: the image is right and runs."""
     box, client = (large() if of_large else runnable(kib=6000)), Client(channel, f"cut-{directory.name}")
     async with Relay(host).running() as relay:
         reference = f"{relay.host}/team/cut:1"

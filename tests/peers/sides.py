@@ -1,4 +1,4 @@
-"""Two daemons that the same client asks the same: a node, and a containerd beside it. What they answer must not
+"""Two daemons that get the same commands from the same client: a node, and a containerd. Their answers must not
 differ.
 """
 
@@ -24,14 +24,14 @@ VARIES = [
     (r"\b(About a|Less than a|\d+) (second|minute)s?( ago)?", "A WHILE"),
     (r"\b\d+(\.\d+)?m?s\b", "A WHILE"),
 ]
-"""What differs between two of the same runs on one daemon, and what stands for it."""
+"""Parts of outputs that differ between two equal runs on one daemon, and their replacements."""
 LABELS = re.compile(r"[\w./:-]+=[^,\s]*(?:,[\w./:-]+=[^,\s]*)+")
-"""They come in any order."""
+"""Labels may come in any order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """A daemon, and a directory for what its client needs and makes."""
+    """A daemon, and a directory for its client."""
 
     name: str
     socket: Path
@@ -40,7 +40,7 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What a command said, without what always varies."""
+    """The output of a command, without the parts that always vary."""
 
     code: int
     out: str
@@ -51,8 +51,8 @@ class Said:
 class Sides:
     """Runs a client on both. In its arguments {socket}, {dir} and {name} are those of the side.
 
-    Containers of one name need namespaces of their own ("peers-{name}"): runc's cgroups are named by both, and the
-    machine has them once.
+    Containers of one name need separate namespaces ("peers-{name}"): runc's cgroups are named by both, and exist once
+    on the machine.
     """
 
     ours: Side
@@ -63,7 +63,7 @@ class Sides:
     def run(
         self, side: Side, *arguments: str, stdin: str | None = None, seconds: float = 120.0
     ) -> subprocess.CompletedProcess[str]:
-        """The client on one side, whatever becomes of it."""
+        """Run the client on one side, with any outcome."""
 
         def filled(word: str) -> str:
             return (
@@ -87,10 +87,10 @@ class Sides:
     def __call__(
         self, *arguments: str, stdin: str | None = None, ok: bool | None = True, varies: Mapping[str, str] | None = None
     ) -> str:
-        """Run it on both, which must answer the same and, as ``ok`` says, well or not (None: as that client has it);
-        what it printed (for ``ok`` False: to stderr).
+        """Run it on both. They must give the same output, and succeed or fail as ``ok`` says (None: as that client
+        does); return the output (for ``ok`` False: stderr).
 
-        ``varies``: patterns of what may differ here, and what is put in its place.
+        ``varies``: patterns of parts that may differ here, and their replacements.
         """
         ours, theirs = (
             self.said(side, self.run(side, *arguments, stdin=stdin), varies or {}) for side in (self.ours, self.theirs)
@@ -101,7 +101,7 @@ class Sides:
         return ours.err if ok is False else ours.out
 
     def settled(self, *arguments: str, until: str) -> None:
-        """Until both say so, however long each takes."""
+        """Wait until both give this output, however long each takes."""
         for side in (self.ours, self.theirs):
             eventually(
                 lambda side=side: until in self.run(side, *arguments).stdout,  # type: ignore[misc]
@@ -123,18 +123,18 @@ class Sides:
         return Said(done.returncode, same(done.stdout), same(done.stderr))
 
     def files(self, name: str) -> tuple[Path, Path]:
-        """A file that the client made in {dir}, of each side."""
+        """Return a file that the client made in {dir}, of each side."""
         return self.ours.directory / name, self.theirs.directory / name
 
 
 def a_containerd() -> str:
-    """The containerd that is compared: a containerd 2 where there is one, else the machine's."""
+    """The containerd for comparison: a containerd 2 if there is one, else the machine's."""
     return program2("containerd") or "containerd"
 
 
 @contextlib.contextmanager
 def sides(*client: str, env: Mapping[str, str] | None = None) -> Iterator[Sides]:
-    """Both, each with nothing in it; skipped where no containerd is installed."""
+    """Both daemons, empty; skipped if no containerd is installed."""
     with short_directory() as here, short_directory() as there:
         node = Node(here)
         try:

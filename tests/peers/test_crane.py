@@ -1,5 +1,5 @@
-"""``crane registry serve`` and crane, of go-containerregistry: a registry that knows no open ranges, and a client
-of it.
+"""``crane registry serve`` and crane, of go-containerregistry: a registry without open-ended ranges, and a client of
+it.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 async def test_push_and_pull(node: Node, channel: Channel, host: str, tmp_path: Path) -> None:
-    """By crane there, by the node from there, by the node there, by crane from there."""
+    """crane pushes, the node pulls; the node pushes, crane pulls."""
     await pushed_by_crane_and_pulled(node, channel, host, tmp_path)
 
 
 @pytest.mark.parametrize("of_large", [False, True], ids=["in one piece", "in parts"])
 async def test_a_cut_pull_goes_on(node: Node, channel: Channel, host: str, tmp_path: Path, of_large: bool) -> None:
-    """Of a layer that comes on one connection, and of one that comes in parts."""
+    """The layer comes on one connection, or in parts."""
     await cut_and_gone_on_with(node, channel, host, tmp_path, of_large=of_large)

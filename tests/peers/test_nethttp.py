@@ -1,5 +1,5 @@
-"""What the Go of this machine makes of the answers in tests/answers.py: the same as is written there, and so as we
-do (tests/service/images/registry/test_http.py).
+"""This machine's Go reads the answers in tests/answers.py as is written there, and so as we do
+(tests/service/images/registry/test_http.py).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from tests.interop.programs import go_program
 
 
 def test_go_takes_and_refuses_what_we_do() -> None:
-    """Status and body of each, or a refusal."""
+    """Status and body of each answer, or a refusal, are compared."""
     questions = "\n".join(
         json.dumps({"method": case.method, "raw": base64.b64encode(case.raw).decode()}) for case in CASES
     )

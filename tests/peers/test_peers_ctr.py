@@ -1,4 +1,4 @@
-"""ctr of several containerds, as they are: each command says on a node what it says on containerd."""
+"""The real ctr of several versions of containerd: each command has the same output on a node as on containerd."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.peers.sides import Sides, sides
 CTRS = list(dict.fromkeys(filter(None, (shutil.which("ctr"), program2("ctr")))))
 SIZED = {r"\d+(\.\d+)? ?[KMG]?i?B": "SIZE"}
 OUR_LABEL = r',?\s*"containerd.io/snapshot/diff-id": "[^"]*"'
-"""Of a snapshot that the node has pulled itself: which layer it is of."""
+"""The label of a snapshot that the node has pulled itself: the diff id of its layer."""
 TOOK = {
     r"elapsed: .*": "TOOK",
     r"(?m)^.*(unpacking|saved|Completed pull|application/vnd).*\n?": "",
@@ -32,7 +32,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module", params=CTRS)
 def both(request: pytest.FixtureRequest) -> Iterator[Sides]:
-    """A ctr on both."""
+    """Runs ctr on both."""
     with sides(request.param, "-a", "{socket}", "-n", "peers-{name}") as found:
         yield found
         for side in (found.ours, found.theirs):
@@ -42,8 +42,8 @@ def both(request: pytest.FixtureRequest) -> Iterator[Sides]:
 
 @pytest.fixture
 def box(both: Sides, registry: Registry) -> str:
-    """A busybox that both have pulled, and nothing else; what nobody needs is collected at once, not when its time
-    comes.
+    """A busybox image that both have pulled, and no other; unneeded things are collected at once, not at the scheduled
+    time.
     """
     reference = f"{registry.host}/box:1"
     for side in (both.ours, both.theirs):

@@ -1,5 +1,5 @@
-"""nerdctl, as it is: each command says and does on a node what it does on containerd. Without networks, for which
-it needs CNI plugins.
+"""The real nerdctl: each command has the same output and effect on a node as on containerd. Networks are left out,
+since they need CNI plugins.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def both() -> Iterator[Sides]:
-    """nerdctl on both."""
+    """Runs nerdctl on both."""
     options = (
         "--address",
         "{socket}",
@@ -58,7 +58,7 @@ def both() -> Iterator[Sides]:
 
 @pytest.fixture
 def box(both: Sides, registry: Registry) -> str:
-    """A busybox that both have pulled."""
+    """A busybox image that both have pulled."""
     reference = f"{registry.host}/box:1"
     both("pull", "-q", reference)
     return reference
@@ -66,7 +66,7 @@ def box(both: Sides, registry: Registry) -> str:
 
 @pytest.fixture
 def container(both: Sides, box: str) -> Iterator[str]:
-    """One that runs on both."""
+    """A container that runs on both."""
     both(
         "run",
         "-d",
@@ -84,7 +84,7 @@ def container(both: Sides, box: str) -> Iterator[str]:
 
 
 def large_image() -> Image:
-    """20 MB that do not compress and 20 that do, in 300 files."""
+    """An image of 20 MB that do not compress and 20 that do, in 300 files."""
     chance = random.Random(1)
     files = (
         (f"srv/{number}", {"data": chance.randbytes(number * 450) + b"text " * (number * 90)}) for number in range(300)
@@ -93,7 +93,7 @@ def large_image() -> Image:
 
 
 def archived(path: Path) -> dict[str, object]:
-    """The files of an image's archive: blobs by their digest, the rest as JSON."""
+    """Return the files of an image's archive: blobs by their digest, the rest as JSON."""
     found: dict[str, object] = {}
     try:
         with tarfile.open(path) as tar:
@@ -110,7 +110,7 @@ def archived(path: Path) -> dict[str, object]:
 
 
 def test_images(both: Sides, box: str) -> None:
-    """Lists, what is inspected, tags, and what is removed."""
+    """Lists, inspect, tags, and removal."""
     name = box.rpartition(":")[0]
     listed = json.loads(both("images", "--no-trunc", "--digests", "--format", "{{json .}}", box))
     assert (listed["Repository"], listed["Tag"]) == (name, "1")
@@ -186,7 +186,7 @@ def test_a_container_that_runs(both: Sides, container: str) -> None:
 
 
 def test_commit(both: Sides, container: str) -> None:
-    """The image has what the container wrote, and no more; it differs by the time of its making only."""
+    """The image has the container's files and no others; only its time of creation differs."""
     both("exec", container, "rm", "/etc/group")
     both(
         "commit",
@@ -208,7 +208,7 @@ def test_commit(both: Sides, container: str) -> None:
 
 
 def test_save_and_load(both: Sides, box: str) -> None:
-    """The archives have the same in them; what is loaded runs."""
+    """The archives have the same contents; the loaded image runs."""
     both("save", "-o", "{dir}/save.tar", box)
     ours, theirs = map(archived, both.files("save.tar"))
     assert ours == theirs
@@ -222,7 +222,7 @@ def test_save_and_load(both: Sides, box: str) -> None:
 
 
 def test_export_and_import(both: Sides, container: str) -> None:
-    """A file system comes out whole, and is an image again."""
+    """The exported file system is complete, and becomes an image again."""
     both("export", "-o", "{dir}/export.tar", container)
     names = []
     for path in both.files("export.tar"):
@@ -242,7 +242,7 @@ def test_export_and_import(both: Sides, container: str) -> None:
 
 @pytest.mark.parametrize("kind", ["zstd", "estargz", "zstdchunked", "uncompress"])
 def test_image_convert(both: Sides, box: str, registry: Registry, kind: str) -> None:
-    """To the same digest, though it is written in small pieces; the image runs, and can be pushed, pulled and
+    """The digest is the same, though it is written in small pieces; the image runs, and can be pushed, pulled and
     removed.
     """
     converted = f"{registry.host}/{kind}:1"
@@ -266,7 +266,7 @@ def test_a_large_image_is_converted(both: Sides, registry: Registry) -> None:
 
 
 def test_what_is_not_there(both: Sides, registry: Registry) -> None:
-    """Errors are told in the same words."""
+    """The errors have the same words."""
     # we say who answered what
     both("pull", "-q", f"{registry.host}/nothing:1", ok=False, varies={r"[\d.:]+ HEAD \S+ 404 Not Found: ": ""})
     both("push", "-q", f"{registry.host}/nothing:1", ok=False)
@@ -275,7 +275,9 @@ def test_what_is_not_there(both: Sides, registry: Registry) -> None:
 
 
 def test_prune(both: Sides, box: str) -> None:
-    """Nothing is left that no container needs; last, since it removes what others have pulled."""
+    """Everything that no container needs is removed. It comes last, since it removes images that other tests have
+    pulled.
+    """
     # the index of an import, which containerd has a name for from 2.3 on
     both("image", "prune", "-f", varies={r"(?s)\ADeleted Images:\n.*": ""})
     for side in (both.ours, both.theirs):

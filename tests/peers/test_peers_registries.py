@@ -1,6 +1,4 @@
-"""Registries as they are: what ctr pulls from them and pushes to them by a node is what it pulls and pushes by
-containerd.
-"""
+"""Real registries: ctr pulls and pushes through a node with the same results as through containerd."""
 
 from __future__ import annotations
 
@@ -20,8 +18,8 @@ CTRS = list(dict.fromkeys(filter(None, (shutil.which("ctr"), program2("ctr")))))
 REGISTRIES = {"crane": crane_registry, "distribution": distribution_registry}
 SIZED = {r"\d+(\.\d+)? ?[KMG]?i?B": "SIZE"}
 LAST = {r"(?s).*\n(?=.+\n?\Z)": "", r"elapsed: .*": "TOOK", r"\bby-\w+": "NAME", "Pulling from": "Completed pull from"}
-"""Of progress the last line, without times, whether or not it came to show the last event; the name that a side
-pushes to.
+"""Only the last line of the progress is compared, without times, and whether or not its display reached the last event;
+the name that a side pushes to is replaced.
 """
 
 pytestmark = [
@@ -34,7 +32,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module", params=CTRS)
 def both(request: pytest.FixtureRequest) -> Iterator[Sides]:
-    """A ctr on both."""
+    """Runs ctr on both."""
     with sides(request.param, "-a", "{socket}", "-n", "peers-{name}") as found:
         yield found
 
@@ -59,8 +57,8 @@ def pushed(host: str, box: Image, tmp_path: Path) -> str:
 
 
 def test_pull_and_push(both: Sides, host: str, box: Image, pushed: str) -> None:
-    """By tag and by digest; the same records, content and labels, an image that runs, and one that crane finds
-    right after the push.
+    """By tag and by digest: records, content and labels are the same, the image runs, and crane validates it after the
+    push.
     """
     both("images", "pull", "--plain-http", pushed, varies=LAST)
     both("images", "pull", "--plain-http", f"{host}/team/box@{box.digest}", varies=LAST)
@@ -76,7 +74,7 @@ def test_pull_and_push(both: Sides, host: str, box: Image, pushed: str) -> None:
 
 
 def test_what_is_not_there(both: Sides, host: str, box: Image, pushed: str) -> None:
-    """A tag, a digest, a repository, a registry: no side has anything of it afterwards."""
+    """The tag, the digest, the repository or the registry does not exist: no side stores anything."""
     for side in (both.ours, both.theirs):
         if images := both.run(side, "images", "ls", "-q").stdout.split():
             both.run(side, "images", "rm", "--sync", *images)
