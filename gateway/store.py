@@ -86,9 +86,9 @@ class Updated(NamedTuple):
     info: Info
     raw_key: str
     raw_labels: Labels
-    """Labels to change in the backend, too ..."""
+    """Labels to change in the backend, too."""
     raw_paths: Sequence[str]
-    """... and the fields that they are; nothing is to be changed there where both are empty."""
+    """The fields that ``raw_labels`` stand for. If both are empty, the backend is not called."""
 
 
 class Committed(NamedTuple):

@@ -17,7 +17,7 @@ from services.metadata import schema
 from services.snapshots import tree
 
 HELP = (
-    "replace a database that has damaged pages by a new one, of what can be read; the node must be down "
+    "replace a database that has damaged pages by a new one, with all that can be read; the node must be down "
     "(see docs/damaged-database.md)"
 )
 

@@ -31,14 +31,14 @@ _BATCH = 100
 """Blobs that a List describes in one hop to a thread."""
 _READERS_BYTES = 32 << 20
 """Bytes of pieces for all readers together. Up to 32 readers get whole pieces at once; more readers begin with smaller
-ones ...
+ones.
 """
 _BRIEF_THREADS = 4
 """Threads that begin ingests filled by path, and that give ingests up. A pull may begin a hundred at once. Each takes a
 part of a millisecond; in more threads they would wait for each other, and the loop for all of them.
 """
 _PIECES_UNTIL_DOUBLED = 8
-"""... which double after this many pieces: more than are waiting for a reader that never reads."""
+"""A reader's pieces double in size after this many, which are more than wait for a reader that never reads."""
 
 
 class LocalStore:

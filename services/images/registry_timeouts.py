@@ -47,10 +47,10 @@ class Timeouts:
     """
 
     slow_window: Seconds = 10.0
-    """Seconds of waiting for a mirror after which its throughput is judged ..."""
+    """Seconds of waiting for a mirror after which its throughput is judged by ``slow_floor``."""
 
     slow_floor: float = 100 * 1024.0
-    """... and bytes a second (100 MB in 17 minutes) below which another host is asked, if there is one."""
+    """Bytes a second (100 MB in 17 minutes). Below it another host is asked, if there is one."""
 
     def __post_init__(self) -> None:
         for each in fields(self):

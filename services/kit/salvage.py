@@ -1,4 +1,4 @@
-"""Makes a new database of what can be read of a damaged one.
+"""Makes a new database with all that can be read of a damaged one.
 
 A table is walked by its key. If a page cannot be read, the walk continues behind it, at the next key at which SQLite
 finds a row: only what was on that page, or below it, is lost. (The shell's ``.recover`` looks at each page by itself;

@@ -46,10 +46,10 @@ MEASURABLE = 64 * 1024
 """Bytes from which a host's throughput is measured."""
 
 SLICE = 64 * 1024
-"""A server that sends less than it was asked for must send so many bytes a request on average ..."""
+"""A server that sends less than it was asked for must send so many bytes a request on average."""
 SLICES = 1000
-"""... once there were so many requests. Otherwise it counts as a lost connection: a layer could take a request for each
-byte.
+"""Requests after which that average is checked. A server below it counts as a lost connection: otherwise a layer could
+take a request for each byte.
 """
 
 NO_RANGE_REFUSALS = frozenset({401, 404, 407, 408, 410, 425, 429})

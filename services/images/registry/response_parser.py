@@ -36,9 +36,9 @@ class Answers(ResponseHandler):
     """A body is arriving."""
     _to_head = False
     _spent = 0
-    """Bytes of 1xx answers before the expected one ..."""
+    """Bytes of 1xx answers before the expected one."""
     _interim = 0
-    """... and their number."""
+    """The number of those answers."""
     _used = False
     """An earlier request was answered on this connection."""
 
