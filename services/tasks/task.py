@@ -31,7 +31,7 @@ functions wait, and then act:
   is closed: no other code would close it. If the shim's process has died meanwhile, the connection counts as refused: a
   dying process still accepts connections, and the task had none whose end could have been noticed.
 * ``_lost`` ignores a connection that is no longer the task's. So a connection is lost once, whether its own end or the
-  pidfd is noticed first. Over gRPC only the pidfd tells.
+  pidfd is noticed first. Over gRPC only the pidfd tells; as long as there is none, calls that fail do (``_suspect``).
 * ``_recover`` works in the state LOST only, and reads the state after each wait. The next one starts when the state is
   entered again, so there is never a second one. Therefore a shim is found dead once, and its task is buried once.
 * ``_identify`` belongs to one connection, and stops with it. So the pid of an earlier shim is not taken for that of its
@@ -367,6 +367,7 @@ class Task:
                 return
             except errors.NodeError as error:
                 log.debug("shim of %s: %s", self, error)
+                self._suspect(connection, error)
             except Exception:  # such as EMFILE
                 log.exception("asking the shim of %s for its pid", self)
             await asyncio.sleep(pause)
@@ -395,6 +396,19 @@ class Task:
     def _lost(self, connection: Connection) -> None:
         if self.connection is connection:
             self.connection = None
+            self._move(Event.LOST)
+
+    def _suspect(self, connection: Connection, error: errors.NodeError) -> None:
+        """Connect again if a call fails as Unavailable though the connection has not ended and the pid is not known.
+        Over gRPC nothing else tells that such a shim has died.
+        """
+        if (
+            isinstance(error, errors.Unavailable)
+            and self.connection is connection
+            and self.life is Life.CONNECTED
+            and not self.has_pid
+        ):
+            self._part()
             self._move(Event.LOST)
 
     async def disconnect(self) -> None:
@@ -455,7 +469,8 @@ class Task:
         connection = await self.usable(config.load_timeout)
         try:
             return await question(connection)
-        except errors.Unavailable:
+        except errors.Unavailable as error:
+            self._suspect(connection, error)
             if self.connection is connection or self.life not in (*FOLLOWED, *_OVER):
                 raise
             await self.usable(config.cleanup_timeout * 2 + 1.0)
@@ -500,7 +515,8 @@ class Task:
                 break  # the burial has set it
             try:
                 exit_ = await connection.wait(process.exec_id)
-            except errors.Unavailable:
+            except errors.Unavailable as error:
+                self._suspect(connection, error)
                 if self.connection is connection:  # over gRPC the call may know first
                     await asyncio.sleep(0.2)
                 continue

@@ -226,3 +226,49 @@ async def test_waiters_get_an_error_when_the_service_ends(place: Path, close: li
     one.leaves()
     with pytest.raises(errors.Unavailable, match="the tasks service ends"):
         await one.usable(None)
+
+
+@pytest.mark.parametrize("verb", ["ask", "wait", "identify"])
+async def test_a_shim_without_a_pid_is_found_dead_by_a_call(place: Path, close: list[Task], verb: str) -> None:
+    """Over gRPC the end of its process ends no connection, and before it has said its pid there is no pidfd."""
+    refusing: list[bool] = []
+
+    async def connecting() -> None:
+        if refusing:
+            raise errors.Unavailable("refused") from ConnectionRefusedError()
+
+    def pid() -> int:
+        if verb == "identify":
+            refusing.append(True)
+            raise errors.Unavailable("it has died")
+        return 0
+
+    async def question(_: object) -> None:
+        refusing.append(True)
+        raise errors.Unavailable("it has died")
+
+    made = connections(connecting, pid)
+    one = task(service(place, made))
+    close.append(one)
+    dead: list[Task] = []
+    await one.connect(ADDRESS, 1.0)
+
+    def bury(task: Task) -> None:
+        dead.append(task)
+        task.dies()
+        task.forgotten()
+
+    one.follow(bury)
+    if verb == "ask":
+        with pytest.raises(errors.NotFound, match="^task c not found$"):
+            await one.converse(question)
+    elif verb == "wait":
+        waiting = one.watch(one.init)
+        await asyncio.sleep(0)
+        refusing.append(True)
+        made.opened[0].exits.set_exception(errors.Unavailable("it has died"))
+        with pytest.raises(errors.NotFound, match="^task c not found$"):
+            await asyncio.wait_for(waiting, 10)
+    await quiet(one._service)
+    assert dead == [one]
+    assert made.opened[0].is_closed
