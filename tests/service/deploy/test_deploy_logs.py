@@ -1,5 +1,5 @@
-"""supervisord as a node runs it, on a disk for its logs that is full, or gone: it goes on, and starts again what
-ends.
+"""supervisord as a node runs it, with a disk for its logs that is full or gone: it goes on, and restarts programs that
+end.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ stdout_logfile_backups=1
 
 
 class Running:
-    """A supervisord of its own with one program, which talks all the time."""
+    """A separate supervisord with one program, which writes all the time."""
 
     def __init__(self, directory: Path) -> None:
         self.state, self.logs = directory, directory / "log"
@@ -72,19 +72,19 @@ class Running:
         return int(supervisor.call(self.state / "supervisor.sock", "getProcessInfo", "talker", timeout=5.0)["pid"])
 
     def kill_talker(self) -> None:
-        """And wait until it is started again."""
+        """Kill it, and wait until it is started again."""
         pid = self.talker()
         os.kill(pid, signal.SIGKILL)
         eventually(lambda: self.talker() not in (0, pid), "it is not started again")
 
     def text(self) -> str:
-        """What it has logged, rotated or not."""
+        """Return its log, with the rotated files."""
         return "".join(path.read_text() for path in self.logs.glob("talker.log*"))
 
 
 @pytest.fixture
 def running(place: Path) -> Iterator[Running]:
-    """Its logs on a file system of 64 KiB."""
+    """A supervisord whose logs are on a file system of 64 KiB."""
     (place / "log").mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "logs", str(place / "log")], check=True)
     started = Running(place)
@@ -97,7 +97,7 @@ def running(place: Path) -> Iterator[Running]:
 
 
 def test_a_full_disk_costs_lines_only(running: Running) -> None:
-    """The program is started again meanwhile; when there is room, its log goes on, and tells what it lacks."""
+    """The program is restarted meanwhile; when there is room, its log goes on, and says how much it lacks."""
     filler = running.logs / "filler"
     with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
         while True:
@@ -112,8 +112,8 @@ def test_a_full_disk_costs_lines_only(running: Running) -> None:
 
 
 def test_a_disk_that_is_gone_costs_lines_only(running: Running) -> None:
-    """Unmounted below supervisord, the directory with it: processes that end are started again, and logs are made
-    again when there is a directory.
+    """The file system is unmounted below supervisord, and the directory is gone: programs that end are restarted, and
+    logs are made again when there is a directory.
     """
     subprocess.run(["umount", "-l", str(running.logs)], check=True)
     running.logs.rmdir()

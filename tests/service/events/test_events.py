@@ -1,5 +1,5 @@
-"""The events suite over sockets: our exchange served by the kit, and Debian's containerd, which says whether the
-suite is right.
+"""The events suite over sockets: our exchange, served by the kit, and Debian's containerd, to check the suite
+itself.
 """
 
 from __future__ import annotations

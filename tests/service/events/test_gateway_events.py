@@ -1,5 +1,5 @@
-"""Events through the gateway's process: both its gRPC sockets, the shims' ttrpc socket, and what a restart means
-for a subscriber.
+"""Events through the gateway's process: both its gRPC sockets, the shims' ttrpc socket, and a restart while a client
+subscribes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TTRPC_EVENTS = events_stubs.EVENTS
 
 @pytest.fixture(scope="module")
 def gateway() -> Iterator[ServiceProcess]:
-    """The gateway alone, without any service behind it."""
+    """The gateway without any service behind it."""
     with (
         short_directory() as place,
         ServiceProcess(
@@ -44,7 +44,7 @@ def gateway() -> Iterator[ServiceProcess]:
 
 
 class TestGateway(suite.NodeEventsSuite):
-    """What clients see."""
+    """The public socket."""
 
     @pytest.fixture
     async def events(self, gateway: ServiceProcess) -> AsyncIterator[Any]:
@@ -53,7 +53,7 @@ class TestGateway(suite.NodeEventsSuite):
 
 
 async def test_a_shims_event_reaches_clients(gateway: ServiceProcess) -> None:
-    """What comes in over ttrpc goes out over gRPC, as it is; an envelope that is wrong is refused in the same words."""
+    """An event from ttrpc arrives unchanged over gRPC; an invalid envelope is refused in the same words."""
     async with (
         ttrpc.Channel(gateway.state / "containerd.sock.ttrpc") as shim,
         rpc.Channel(gateway.state / "containerd.sock") as channel,
@@ -80,8 +80,8 @@ async def test_events_of_services_reach_clients(gateway: ServiceProcess) -> None
 
 
 async def test_a_subscriber_that_comes_back_after_a_crash_missed_nothing(gateway: ServiceProcess) -> None:
-    """Killed, the gateway ends the subscription with UNAVAILABLE; who subscribes to the next one soon gets what was
-    published to it before. Its id is the same.
+    """A killed gateway ends the subscription with UNAVAILABLE; a client that soon subscribes to the next one gets the
+    events published to it before. Its id is the same.
     """
     async with (
         rpc.Channel(gateway.state / "containerd.sock") as channel,
@@ -95,7 +95,7 @@ async def test_a_subscriber_that_comes_back_after_a_crash_missed_nothing(gateway
                 await subscriber.seen()
 
         async def first_of_the_next() -> tuple[str, float]:
-            """What a subscriber is told of first, and how old the gateway is then, at the most."""
+            """Return a subscriber's first event, and the age of the gateway then, at most."""
             begun = time.perf_counter()  # the gateway's time, which goes on if this process stands
             gateway.start()
             assert await channel.wait_connected(5)
@@ -118,7 +118,7 @@ async def test_a_subscriber_that_comes_back_after_a_crash_missed_nothing(gateway
 
 
 async def test_a_gateway_that_stops_ends_subscriptions_at_once(gateway: ServiceProcess) -> None:
-    """A Subscribe does not hold up the end of the process."""
+    """A Subscribe does not delay the end of the process."""
     async with rpc.Channel(gateway.state / "containerd.sock") as channel:
         events = suite.client(channel)
         async with suite.subscribed(events) as subscriber:

@@ -1,5 +1,5 @@
-"""Whoever answers the gateway's calls is replaced while it runs: the next call goes to the new one, whichever way it
-leaves.
+"""The services behind the gateway are replaced while it runs: the next call goes to the new one, whichever path it
+takes.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ LARGE_DIGEST = f"sha256:{hashlib.sha256(LARGE).hexdigest()}"
 
 @pytest.fixture(autouse=True, params=["wire", "grpcio"])
 def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What carries all of it."""
+    """The transport that carries all calls."""
     monkeypatch.setenv("SPLITD_GRPC_TRANSPORT", request.param)
 
 
 @dataclass
 class Images:
-    """Its images have its own name."""
+    """Images whose answers have its own name."""
 
     name: str
     SERVICE = images_stubs.IMAGES
@@ -64,7 +64,7 @@ class Images:
 
 @dataclass
 class Tasks:
-    """Its processes end with a status of its own, or not at all."""
+    """Tasks whose processes end with its own status, or not at all."""
 
     status: int | None
     waits: int = 0
@@ -79,7 +79,7 @@ class Tasks:
 
 @dataclass
 class Content:
-    """Blobs by digest; counts the Reads that came here."""
+    """Content with blobs by digest; it counts its Reads."""
 
     blobs: dict[str, bytes]
     reads: int = 0
@@ -94,7 +94,7 @@ class Content:
 
 @dataclass
 class Snapshotter:
-    """Mounts of its own; a Prepare waits for ``go``."""
+    """A snapshotter with mounts of its own; a Prepare waits for ``go``."""
 
     source: str
     asked: int = 0
@@ -116,7 +116,9 @@ class Snapshotter:
 
 @dataclass
 class Metadata:
-    """Says that each namespace has everything; notes which gateway announced itself, and what it was asked."""
+    """Metadata that says that each namespace has everything; it records which gateway announced itself, and all
+    requests.
+    """
 
     incarnations: list[str] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
@@ -150,7 +152,7 @@ class Metadata:
 
 @contextlib.asynccontextmanager
 async def gateway(place: Path) -> AsyncIterator[tuple[Routes, rpc.Channel]]:
-    """A gateway's calls on ``place/g.sock``, as its process has them, before the sockets in ``place``."""
+    """A gateway's calls on ``place/g.sock``, as its process has them, in front of the sockets in ``place``."""
     config = Config()
     routes = Routes(place, config, {})
     routes.know(["overlayfs"], heard=True)
@@ -174,13 +176,13 @@ async def gateway(place: Path) -> AsyncIterator[tuple[Routes, rpc.Channel]]:
 
 
 def replace(routes: Routes, place: Path, name: str, socket: str) -> None:
-    """Whoever listens on ``socket`` answers for ``name`` now."""
+    """From now on the server on ``socket`` is the upstream for ``name``."""
     routes[name].replace(routes.upstream(name, place / socket, "another"))
 
 
 @pytest.mark.parametrize("many", [False, True], ids=["alone", "among many"])
 async def test_a_relayed_call_goes_to_the_current_upstream(place: Path, many: bool) -> None:
-    """On the connection and with the headers of the calls before, of which the transport remembers what became."""
+    """It goes on the connection and with the headers of the calls before, which the transport has cached."""
     async with (
         rpc.serving(place / "images.sock", [Images("one")], relayed=True),
         rpc.serving(place / "other.sock", [Images("other")], relayed=True),
@@ -200,7 +202,7 @@ async def test_a_relayed_call_goes_to_the_current_upstream(place: Path, many: bo
 
 
 async def test_a_repeated_call_goes_to_the_current_upstream(place: Path) -> None:
-    """A Wait lasts; when the service that it went to ends, it is asked of the one in its place."""
+    """A Wait lasts; when its service ends, the Wait is repeated to the service in its place."""
     old, new = Tasks(None), Tasks(7)
     async with rpc.serving(place / "other.sock", [new]), gateway(place) as (routes, channel):
         async with rpc.serving(place / "tasks.sock", [old], grace=0):
@@ -215,8 +217,8 @@ async def test_a_repeated_call_goes_to_the_current_upstream(place: Path) -> None
 
 
 async def test_mounts_are_forgotten_and_small_blobs_are_not(place: Path) -> None:
-    """The gateway's own calls go to the new ones. How a snapshot is mounted is for the new snapshotter to say; what the
-    bytes of a digest are, nobody can say otherwise.
+    """The gateway's own calls go to the new ones. The new snapshotter decides how a snapshot is mounted; the bytes of a
+    digest cannot change.
     """
     blobs = {DIGEST: SMALL, LARGE_DIGEST: LARGE}
     contents = [Content(blobs), Content(blobs)]
@@ -252,7 +254,7 @@ async def test_mounts_are_forgotten_and_small_blobs_are_not(place: Path) -> None
 
 
 async def test_a_hop_is_asked_with_what_the_call_is_about(place: Path) -> None:
-    """For each call: its namespace, and the key where the gateway reads the request."""
+    """For each call: its namespace, and the key if the gateway parses the request."""
     async with (
         rpc.serving(place / "metadata.sock", [Metadata()]),
         rpc.serving(place / "content.sock", [Content({DIGEST: SMALL, LARGE_DIGEST: LARGE})]),
@@ -288,8 +290,8 @@ async def test_a_hop_is_asked_with_what_the_call_is_about(place: Path) -> None:
 
 
 async def test_an_intent_ends_where_it_began(place: Path) -> None:
-    """With the metadata that began it, and the snapshotter that it was begun for; the next one begins with those in
-    their place, to whom the gateway has announced itself.
+    """It ends with the metadata that began it and the snapshotter that it was begun for. The next one begins with those
+    in their place, to which the gateway has announced itself.
     """
     stores, snapshotters = [Metadata(), Metadata()], [Snapshotter("one"), Snapshotter("other")]
     async with (
@@ -324,7 +326,7 @@ async def test_an_intent_ends_where_it_began(place: Path) -> None:
 
 
 async def test_an_upstream_that_was_not_started_is_named(place: Path) -> None:
-    """Not the one before, which is there."""
+    """The error does not name the earlier one, which is there."""
     async with rpc.serving(place / "images.sock", [Images("one")]), gateway(place) as (routes, channel):
         client = channel.client(images_stubs.IMAGES)
         await client.Get(images_pb2.GetImageRequest(), headers=HEADERS)

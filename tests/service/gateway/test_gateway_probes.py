@@ -27,7 +27,7 @@ pytestmark = pytest.mark.once
 
 
 class _Unix(http.client.HTTPConnection):
-    """Over a unix socket."""
+    """An HTTP connection over a unix socket."""
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
@@ -36,7 +36,7 @@ class _Unix(http.client.HTTPConnection):
 
 
 def asked(path: Path, page: str) -> tuple[int, Any]:
-    """Status and content of a page."""
+    """Return status and content of a page."""
     connection = _Unix(str(path))
     connection.request("GET", page)
     response = connection.getresponse()
@@ -46,7 +46,7 @@ def asked(path: Path, page: str) -> tuple[int, Any]:
 
 
 def test_a_process_says_how_its_services_are(place: Path) -> None:
-    """One that is there is 200, one that is away 503 with why, and so is the node; a name that is none is 404."""
+    """A present one is 200; an absent one is 503 with the reason, and so is the node; an unknown name is 404."""
     config, where = place / "c.toml", place / "health.sock"
     config.write_text(f'[health]\naddress = "{where}"\n')
     with ServiceProcess("gateway", place / "r", place / "s", sockets=("containerd.sock",), config=config):
@@ -66,7 +66,7 @@ def test_a_process_says_how_its_services_are(place: Path) -> None:
 
 
 class Ailing:
-    """A service whose health is as ``table`` says, and which counts who asks."""
+    """A service whose health is as ``table`` says, and which counts the requests."""
 
     def __init__(self) -> None:
         self.table = {"": 1}
@@ -82,7 +82,7 @@ class Ailing:
 
 
 class Without:
-    """A service of others, that has no health."""
+    """A foreign service without health."""
 
     SERVICE = HealthServicer.SERVICE
 
@@ -96,8 +96,8 @@ async def found(probes: Probes, page: str = "/health") -> tuple[int, Mapping[str
 
 
 async def test_the_services_own_health_counts(place: Path) -> None:
-    """A database that is damaged is told, though its service is there; a snapshotter of others beside ours that is away
-    is told, and the node works; in the place of one of ours it does not.
+    """A damaged database is reported, though its service is there. A foreign snapshotter beside ours that is absent is
+    reported, and the node is healthy; in the place of ours it makes the node unhealthy.
     """
     names = ("metadata", "content", "snapshots", "images", "tasks")
     services: dict[str, Ailing | Without] = {"diff": Without(), **{name: Ailing() for name in names}}
@@ -134,7 +134,7 @@ async def test_the_services_own_health_counts(place: Path) -> None:
 
 
 async def test_however_many_ask_a_service_is_asked_once(place: Path) -> None:
-    """In the time for which its answer is good."""
+    """This holds as long as its answer is valid."""
     service, routes = Ailing(), Routes(place, Config(), {})
     probes, upstream = Probes(routes, tuple, fresh=60.0), routes["content"].to("")
     async with (
@@ -148,7 +148,7 @@ async def test_however_many_ask_a_service_is_asked_once(place: Path) -> None:
 
 
 def test_it_costs_nothing_where_it_is_not_configured() -> None:
-    """The server is not imported."""
+    """The server is not imported then."""
     program = (
         "import sys, gateway.__main__, gateway.config as c; c.Health(); "
         "assert not {'services.kit.http_server', 'gateway.probes'} & set(sys.modules)"
@@ -157,7 +157,7 @@ def test_it_costs_nothing_where_it_is_not_configured() -> None:
 
 
 def test_an_address_that_is_none_is_an_error() -> None:
-    """That names table and key."""
+    """The error names table and key."""
     file = settings.File("c.toml", {"health": {"address": "here"}})
     with pytest.raises(errors.InvalidArgument, match=r"c.toml: \[health\] address: 'here' is neither HOST:PORT nor"):
         settings.load(Health, file, "health")

@@ -1,4 +1,4 @@
-"""The relay before a service that comes, goes, hangs and drains; both on real sockets."""
+"""The relay in front of a service that comes, goes, hangs and drains; both on real sockets."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CONTENT = content_stubs.CONTENT
 
 
 class Images:
-    """Counts its calls; ``name`` says how to behave."""
+    """A service that counts its calls; ``name`` sets its behaviour."""
 
     SERVICE = IMAGES
 
@@ -70,7 +70,7 @@ class Images:
 
 
 class Tasks:
-    """Wait lasts until told."""
+    """A service whose Wait lasts until it is told to end."""
 
     SERVICE = TASKS
 
@@ -85,7 +85,7 @@ class Tasks:
 
 
 class RawContent:
-    """Answers Delete, which only a raw call may reach."""
+    """Content that answers Delete, which only a raw call may reach."""
 
     SERVICE = CONTENT
 
@@ -101,7 +101,7 @@ class RawContent:
 
 @contextlib.asynccontextmanager
 async def gateway(place: Path, *, internal: bool = False, **settings: Any) -> AsyncIterator[rpc.Channel]:
-    """A relay on ``place/g.sock`` before the sockets in ``place``, and a channel to it."""
+    """A relay on ``place/g.sock`` in front of the sockets in ``place``, and a channel to it."""
     config = Config(**settings)
     routes = Routes(place, config, {})
     watches = [asyncio.ensure_future(u.watch()) for u in routes.upstreams]
@@ -118,7 +118,9 @@ async def gateway(place: Path, *, internal: bool = False, **settings: Any) -> As
 
 
 async def test_headers_and_trailers_pass_but_for_the_transports_own(place: Path) -> None:
-    """Whatever the gateway does not own goes both ways, binary trailers of errors too."""
+    """All headers and trailers that the gateway does not own are relayed in both directions, also binary trailers of
+    errors.
+    """
     images = Images()
     async with rpc.serving(place / "images.sock", [images]), gateway(place) as channel:
         client = channel.client(IMAGES)
@@ -137,7 +139,7 @@ async def test_headers_and_trailers_pass_but_for_the_transports_own(place: Path)
 
 
 async def test_a_deadline_passes_through_and_none_becomes_the_gateways(place: Path) -> None:
-    """No unary call can hang: one without a limit gets the gateway's."""
+    """No unary call can hang: a call without a deadline gets the gateway's."""
     images = Images()
     async with rpc.serving(place / "images.sock", [images]), gateway(place, unary_timeout=3.0) as channel:
         await channel.client(IMAGES).Get(images_pb2.GetImageRequest(name="a"), timeout=2.0)
@@ -147,7 +149,7 @@ async def test_a_deadline_passes_through_and_none_becomes_the_gateways(place: Pa
 
 
 async def test_a_call_is_held_until_its_service_comes(place: Path) -> None:
-    """A restart of a service costs its callers a moment, not an error."""
+    """A restart of a service delays its callers a moment and fails no call."""
     async with gateway(place) as channel:
         asking = asyncio.ensure_future(channel.client(IMAGES).Get(images_pb2.GetImageRequest(name="a")))
         # a call after it was answered: it has come, and is held
@@ -158,9 +160,7 @@ async def test_a_call_is_held_until_its_service_comes(place: Path) -> None:
 
 
 async def test_a_service_that_just_starts_is_not_called_broken(place: Path) -> None:
-    """Whoever asks for the plugins of a node that comes up is told of each service when it is there, or when its
-    time is over.
-    """
+    """A call for the plugins of a starting node reports each service when it is there, or when its time is over."""
     routes = Routes(place, Config(hold=5.0), {})
     health, upstream = NodeHealth(routes), routes["images"].to("")
     watch = asyncio.ensure_future(upstream.watch())
@@ -181,7 +181,7 @@ async def test_a_service_that_just_starts_is_not_called_broken(place: Path) -> N
 
 
 async def test_a_service_that_stays_away_is_unavailable_by_name_and_then_at_once(place: Path) -> None:
-    """The first callers wait for the hold, later ones do not; other services' calls are not touched."""
+    """The first callers wait for the hold, later ones do not; calls to other services are not affected."""
     async with rpc.serving(place / "tasks.sock", [Tasks(asyncio.Event())]), gateway(place, hold=1.5) as channel:
         with pytest.raises(errors.Unavailable, match="service images has been unreachable for "):
             await channel.client(IMAGES).Get(images_pb2.GetImageRequest(name="a"))
@@ -192,7 +192,7 @@ async def test_a_service_that_stays_away_is_unavailable_by_name_and_then_at_once
 
 
 async def test_an_interrupted_read_is_asked_again_and_an_interrupted_change_is_not(place: Path) -> None:
-    """Get may be repeated; of Create only its caller can know."""
+    """Get may be repeated; only the caller can know about Create."""
     async with gateway(place) as channel:
         client = channel.client(IMAGES)
         first, second = Images(), Images()
@@ -218,9 +218,7 @@ async def test_an_interrupted_read_is_asked_again_and_an_interrupted_change_is_n
 
 
 async def test_a_wait_outlives_the_service_that_it_waits_in(place: Path) -> None:
-    """A drained service ends its Waits; the gateway issues them again at its successor, and the client sees one
-    answer.
-    """
+    """A drained service ends its Waits; the gateway repeats them to its successor, and the client gets one answer."""
     done = asyncio.Event()
     async with gateway(place) as channel:
         first, second = Tasks(done), Tasks(done)
@@ -242,7 +240,7 @@ async def test_a_wait_outlives_the_service_that_it_waits_in(place: Path) -> None
 
 
 async def test_raw_calls_are_for_the_internal_socket(place: Path) -> None:
-    """The header of a raw call leads to the backend inside, and is refused outside."""
+    """The header of a raw call selects the backend on the internal socket, and is refused on the public one."""
     headers = {rpc.RAW: "content"}
     async with rpc.serving(place / "content.sock", [RawContent()]):
         async with gateway(place, internal=True) as channel:
@@ -261,7 +259,7 @@ async def test_raw_calls_are_for_the_internal_socket(place: Path) -> None:
 
 
 async def test_an_unserved_service_is_unimplemented_by_name(place: Path) -> None:
-    """A feature that is not there says so."""
+    """The error names the service."""
     async with gateway(place) as channel:
         with pytest.raises(errors.Unimplemented, match=r"containerd\.services\.sandbox\.v1\.Store"):
             await channel.unary("/containerd.services.sandbox.v1.Store/Get", b"", {}, 5.0)
@@ -289,8 +287,8 @@ async def heard(raw: Raw, kind: type[Any]) -> Any:
 
 @pytest.mark.usefixtures("wire")
 async def test_resets_are_counted_where_they_come_in(place: Path) -> None:
-    """Clients that give up on many calls, all together on more than any one may, cost the connection to the service
-    nothing: all have that one.
+    """Clients cancel many calls, together more than any one may: the shared connection to the service is not
+    affected.
     """
     images = Images()
     async with rpc.serving(place / "images.sock", [images], relayed=True) as server, gateway(place) as channel:
@@ -321,7 +319,7 @@ async def test_resets_are_counted_where_they_come_in(place: Path) -> None:
 
 @pytest.mark.usefixtures("wire")
 async def test_a_call_that_is_reset_at_once_never_reaches_its_service(place: Path) -> None:
-    """So a client that opens and resets, until it is thrown out, holds up nobody else's calls there."""
+    """So a client that opens and resets streams until it is ended delays no other client's calls there."""
     images = Images()
     async with rpc.serving(place / "images.sock", [images], relayed=True), gateway(place) as channel:
         await channel.client(IMAGES).Get(images_pb2.GetImageRequest(name="a"))
@@ -335,8 +333,8 @@ async def test_a_call_that_is_reset_at_once_never_reaches_its_service(place: Pat
 
 @pytest.mark.usefixtures("wire")
 async def test_a_client_with_many_calls_does_not_delay_others(place: Path) -> None:
-    """Three clients with a thousand calls each, which take their service three seconds; the next client's first
-    call is answered among the first of those that wait.
+    """Three clients make a thousand calls each, which take their service three seconds. The first call of the next
+    client is answered among the first of those that wait.
     """
     images = Images()
     async with rpc.serving(place / "images.sock", [images], relayed=True), gateway(place) as channel:
@@ -356,9 +354,7 @@ async def test_a_client_with_many_calls_does_not_delay_others(place: Path) -> No
 
 @pytest.mark.usefixtures("wire")
 async def test_calls_that_hang_keep_their_client_from_no_others(place: Path) -> None:
-    """Not for long: they count among those that are under way, but those that wait for their end go on after a
-    moment.
-    """
+    """Hanging calls count as calls under way, so the client's next calls wait, but only for a moment."""
     images = Images()
     async with rpc.serving(place / "images.sock", [images], relayed=True), gateway(place) as channel:
         client = channel.client(IMAGES)
@@ -375,8 +371,8 @@ async def test_calls_that_hang_keep_their_client_from_no_others(place: Path) -> 
 
 @pytest.mark.usefixtures("wire")
 async def test_large_unread_answers_do_not_delay_other_clients(place: Path) -> None:
-    """Its further calls wait until it reads; their service, which has one connection for all, answers the others,
-    and holds little.
+    """Its further calls wait until it reads. The service, which has one connection for all clients, answers the others,
+    and holds little memory.
     """
     images = Images()
     async with rpc.serving(place / "images.sock", [images], relayed=True) as server, gateway(place) as channel:
@@ -413,7 +409,7 @@ async def test_large_unread_answers_do_not_delay_other_clients(place: Path) -> N
 
 @pytest.mark.usefixtures("wire")
 async def test_half_a_request_has_its_time_and_its_room(place: Path) -> None:
-    """At the gateway already, for each client its own: the service would have but one account for all."""
+    """The gateway already limits them, for each client separately: the service would have only one account for all."""
     before = limits.configured()
     limits.configure(Limits(request=0.5, assembling=100_000))
     try:

@@ -1,4 +1,6 @@
-"""Which snapshotters the gateway knows: as the snapshots service announces them, is away, or never was there."""
+"""The snapshotters that the gateway knows: while the snapshots service announces them, is absent, or never was
+there.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,7 @@ class Described:
 
 
 def service(place: Path, *abouts: About) -> contextlib.AbstractAsyncContextManager[object]:
-    """The snapshots service, as far as it announces."""
+    """The announcing part of the snapshots service."""
     return rpc.serving(place / "snapshots.sock", [SnapshottersServicer([Described(each) for each in abouts])])
 
 
@@ -40,7 +42,7 @@ def service(place: Path, *abouts: About) -> contextlib.AbstractAsyncContextManag
 async def gateway(
     place: Path, proxies: Mapping[str, ProxyPlugin] = {}, *, hold: float = 5.0
 ) -> AsyncIterator[tuple[Routes, Snapshotters]]:
-    """What of a gateway knows the snapshotters, its state in ``place`` and its root too."""
+    """The parts of a gateway that know the snapshotters; its state and its root are in ``place``."""
     (place / "gateway").mkdir(exist_ok=True)
     routes = Routes(place, Config(hold=hold), proxies)
     watches: list[asyncio.Task[None]] = []
@@ -62,7 +64,7 @@ async def gateway(
 
 
 async def test_a_node_that_starts_waits_for_the_first_announcement(place: Path) -> None:
-    """A call that comes before it is held; then what was not announced is not loaded."""
+    """Calls before it are held; after it, a snapshotter that was not announced is not loaded."""
     async with gateway(place) as (routes, snapshotters):
         early = asyncio.create_task(routes.snapshotter("native", CALL))
         await asyncio.sleep(0)
@@ -77,14 +79,14 @@ async def test_a_node_that_starts_waits_for_the_first_announcement(place: Path) 
 
 
 async def test_without_any_announcement_nothing_is_called_unknown(place: Path) -> None:
-    """The service that could say so is named."""
+    """The error names the service that could announce it."""
     async with gateway(place, hold=0.05) as (routes, _):
         with pytest.raises(errors.Unavailable, match="^service snapshots has been unreachable for "):
             await routes.snapshotter("overlayfs", CALL)
 
 
 async def test_a_snapshotter_that_is_down_is_down_and_not_unknown(place: Path) -> None:
-    """After a start of the gateway too, by what it kept."""
+    """This holds after a start of the gateway too, by the saved announcement."""
     async with service(place, OVERLAY), gateway(place) as (routes, _):
         await routes.snapshotter("overlayfs", CALL)
     async with gateway(place, hold=0.05) as (routes, snapshotters):
@@ -97,7 +99,7 @@ async def test_a_snapshotter_that_is_down_is_down_and_not_unknown(place: Path) -
 
 
 async def test_another_release_may_have_others(place: Path) -> None:
-    """One that comes is there at once, one that is announced no more is not loaded; metadata is told."""
+    """A new one can be used at once, one that is no longer announced is not loaded; metadata is told."""
     told: list[tuple[str, ...]] = []
     async with gateway(place) as (routes, snapshotters):
         routes.changed.append(lambda: told.append(routes.snapshotters))
@@ -117,7 +119,7 @@ async def test_another_release_may_have_others(place: Path) -> None:
 
 
 async def test_a_proxy_plugin_takes_the_place_of_ours(place: Path) -> None:
-    """By its name; another stands beside ours."""
+    """It does so by its name; one with another name is added to ours."""
     proxies = {
         "native": ProxyPlugin(type="snapshot", address="/run/n.sock"),
         "stargz": ProxyPlugin(type="snapshot", address="/run/s.sock"),

@@ -1,4 +1,4 @@
-"""A raw store that is connected but says nothing more."""
+"""A raw store that is connected but does not answer any more."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SERVICE = content_stubs.CONTENT
 
 
 class Silent:
-    """Content that takes what is written and never answers."""
+    """Content that takes all messages and never answers."""
 
     SERVICE = SERVICE
 
@@ -30,7 +30,7 @@ class Silent:
 
 
 async def test_a_write_to_a_silent_store_ends(place: Path) -> None:
-    """The client is told which service is silent, after the configured time, though the connection is well."""
+    """The error names the silent service, after the configured time, though the connection is well."""
     root, state = place / "r", place / "s"
     state.mkdir()
     config = place / "c.toml"

@@ -1,4 +1,4 @@
-"""A foreign snapshotter that says of every name that it has it."""
+"""A foreign snapshotter that answers ALREADY_EXISTS for every name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support import ServiceProcess
 
 
 class Taken:
-    """Snapshots that are all there already, but for the first ``free`` that are prepared."""
+    """Snapshots that exist already, except for the first ``free`` that are prepared."""
 
     SERVICE = snapshots_stubs.SNAPSHOTS
 
@@ -37,7 +37,7 @@ class Taken:
 
 @pytest.mark.parametrize("verb", ["prepare", "commit"])
 async def test_it_is_asked_a_few_times(place: Path, verb: str) -> None:
-    """Each time under another number; then the client is told what it said. What was prepared is as it was."""
+    """Each try has another number; then the client gets the snapshotter's error. Existing snapshots are unchanged."""
     root, state = place / "r", place / "s"
     state.mkdir()
     config = place / "c.toml"

@@ -1,4 +1,4 @@
-"""HTTP/2 and HPACK as their RFCs have them: h2spec on the wire, in its strict mode, on loopback."""
+"""Conformance of HTTP/2 and HPACK with their RFCs: h2spec on the wire, in its strict mode, on loopback."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.interop.programs import go_program, our_server
 pytestmark = pytest.mark.once
 
 CASES = 146
-"""What h2spec 2.2.1 has: its report must be about them all."""
+"""The number of cases of h2spec 2.2.1: its report must have them all."""
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def test_h2spec_passes_in_full(address: str, tmp_path: Path) -> None:
-    """Every case, none failed and none skipped."""
+    """Every case passes, and none is skipped."""
     host, _, port = address.rpartition(":")
     report, log = tmp_path / "report.xml", tmp_path / "log"
     with log.open("wb") as out:
@@ -60,14 +60,14 @@ def test_h2spec_passes_in_full(address: str, tmp_path: Path) -> None:
 # What h2spec 2.6.0 asks for and 2.2.1 does not, or asks wrongly.
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"
-"""With empty SETTINGS."""
+"""The preface, with empty SETTINGS."""
 FIELDS = b"\x82\x84\x86\x41\x09localhost"
 """GET http://localhost/, by HPACK's static table."""
 PROTOCOL_ERROR, FRAME_SIZE_ERROR, COMPRESSION_ERROR = 1, 6, 9
 
 
 def headers(block: bytes) -> bytes:
-    """PREFACE and a request, whole in one HEADERS frame."""
+    """Return PREFACE and a complete request in one HEADERS frame."""
     return PREFACE + len(block).to_bytes(3, "big") + b"\1\5\0\0\0\1" + block
 
 
@@ -91,7 +91,7 @@ def headers(block: bytes) -> bytes:
     ],
 )
 def test_what_h2spec_asks_since(address: str, sent: bytes, code: int) -> None:
-    """The connection ends, and if the server says why, it says the right thing."""
+    """The connection ends, and if the server sends a reason, it is the right one."""
     host, _, port = address.rpartition(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         connection.sendall(sent)

@@ -1,7 +1,6 @@
-"""Our gRPC and others', both ways: every client's cases on every server.
+"""Our gRPC and other implementations in both directions: every client's cases on every server.
 
-grpcio is the one of the others that rpc.py can be carried by, so that its cases are ours, run on it. grpc-go's programs
-are its own.
+grpcio can carry rpc.py itself, so its cases are ours, run on it. grpc-go's programs are its own.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ GO_NOT_APPLYING = {
 """They need TLS and an account in Google's cloud."""
 
 BALANCER = '-service_config_json={"loadBalancingConfig":[{"test_backend_metrics_load_balancer":{}}]}'
-"""The part of grpc-go's client that looks at the load it is told."""
+"""The part of grpc-go's client that reads reported load."""
 SOAK = [
     "-soak_overall_timeout_seconds=60",
     f"-soak_per_iteration_max_acceptable_latency_ms={client.LATENCY * 1000:.0f}",
@@ -53,12 +52,12 @@ GO_FLAGS = {
 }
 
 NOT_SEEN = {("grpcio", "orca_per_rpc")}
-"""grpcio's client keeps endpoint-load-metrics-bin to itself. Its server sends it: grpc-go's client sees it."""
+"""grpcio's client hides endpoint-load-metrics-bin. Its server sends it: grpc-go's client receives it."""
 
 
 class Runs:
-    """The servers, each started when it is first needed; and what our client found on each, by case. What goes
-    wrong does so once, for all cases.
+    """The servers, each started when it is first needed; and the results of our client on each, by case. A failure is
+    found once, for all cases.
     """
 
     def __init__(self, stack: contextlib.ExitStack, directory: Path) -> None:
@@ -80,7 +79,7 @@ class Runs:
         return str(self._once((server,), self._start))
 
     def error(self, transport: str, server: str, case: str) -> str | None:
-        """What is wrong with a case; None if nothing is."""
+        """Return the error of a case; None if it passed."""
         found: str | None = self._once((transport, server), self._run)[case]["error"]
         return found
 
@@ -118,7 +117,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
 @pytest.mark.parametrize("server", [*TRANSPORTS, "go"])
 @pytest.mark.parametrize("case", [case.__name__ for case in client.CASES])
 def test_our_client_on_a_server(runs: Runs, transport: str, server: str, case: str) -> None:
-    """One process runs all cases of a client and a server, for whichever is asked for first."""
+    """One process runs all cases of a client and a server, at the first request for one of them."""
     error = runs.error(transport, server, case)
     if (transport, case) in NOT_SEEN:
         assert error, "it is seen now: NOT_SEEN is no longer true"
@@ -129,7 +128,7 @@ def test_our_client_on_a_server(runs: Runs, transport: str, server: str, case: s
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("case", GO_CASES)
 def test_grpc_gos_client_on_our_server(runs: Runs, transport: str, case: str) -> None:
-    """It says what it missed and exits with 1."""
+    """It prints the failed case and exits with 1."""
     host, _, port = runs.address(transport).rpartition(":")
     command = [
         go_program("client"),
@@ -151,7 +150,7 @@ def test_grpc_gos_client_on_our_server(runs: Runs, transport: str, case: str) ->
 
 
 def test_no_case_of_grpc_gos_client_is_left_out() -> None:
-    """Its help lists them all, but for the soaks."""
+    """Its help lists them all, except the soak cases."""
     done = subprocess.run(
         [go_program("client"), "-help"],
         stdin=subprocess.DEVNULL,
@@ -177,8 +176,8 @@ CHATS = [("pingpong", 5000, 1), ("answers", 5000, 1), ("answers", 300, 100_000),
 @pytest.mark.parametrize("mode, count, size", CHATS)
 @pytest.mark.parametrize("peer", ["grpc-go", "grpcio"])
 def test_an_honest_client_is_no_flood(runs: Runs, peer: str, mode: str, count: int, size: int) -> None:
-    """Much in small pieces, many calls given up at once, messages after a refusal: every call is answered, on one
-    connection that nobody ends.
+    """Many small pieces, many calls cancelled at once, messages after a refusal: every call is answered, on one
+    connection that is not ended.
     """
     address = runs.address("wire")
     command = (
@@ -200,7 +199,7 @@ def test_an_honest_client_is_no_flood(runs: Runs, peer: str, mode: str, count: i
 
 
 async def test_an_honest_server_is_no_flood(runs: Runs) -> None:
-    """grpc-go's sends a window update and a ping for each small message that it gets: our client goes on."""
+    """grpc-go's server sends a window update and a ping for each small message that it gets: our client goes on."""
     async with rpc.Channel(runs.address("go"), "peer", pings="never") as channel:
         peer = client.Peer(channel)
         async with peer.duplex() as stream:

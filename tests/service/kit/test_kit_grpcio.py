@@ -1,5 +1,5 @@
-"""kit.grpcio: a call that ends while a message is being sent says what it ended with, not grpcio's "Internal error
-from Core".
+"""kit.grpcio: a call that ends while a message is being sent has its own error, not grpcio's "Internal error from
+Core".
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ server.start()
 print("serving", flush=True)
 server.wait_for_termination()
 """
-"""It reads all of a call of ``/x/Read`` before it answers, and answers any other with UNIMPLEMENTED, at once."""
+"""The peer reads all of a call of ``/x/Read`` before it answers, and answers any other call with UNIMPLEMENTED at
+once.
+"""
 
 Peer = tuple[str, subprocess.Popen[bytes]]
 
@@ -62,8 +64,8 @@ async def test_a_call_that_ends_while_a_message_is_sent(
     happens: Callable[[subprocess.Popen[bytes]], None] | None,
     wanted: type[errors.NodeError],
 ) -> None:
-    """grpcio calls all three an internal error; of the last only may a call be made again, and by the first it is
-    told who knows of ``Many``.
+    """grpcio reports all three as an internal error. Only the last may be repeated; the first tells kit.many that the
+    server does not know ``Many``.
     """
     address, process = peer
     carrier = GrpcioCarrier(address, "content", "never")
@@ -86,8 +88,8 @@ async def test_a_call_that_ends_while_a_message_is_sent(
 
 @pytest.mark.parametrize("killed", range(5))
 async def test_a_call_that_lost_its_connection_is_not_repeated_on_it(peer: Peer, killed: int) -> None:
-    """When the call has failed the channel has seen the loss, too: whoever waits for the connection waits for the
-    next one.
+    """When the call has failed, the channel has noticed the loss too: a wait for the connection waits for the next
+    one.
     """
     address, process = peer
     carrier = GrpcioCarrier(address, "content", "never")

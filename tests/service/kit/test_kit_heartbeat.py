@@ -1,4 +1,4 @@
-"""The signs of life that a process sends, as its supervisor receives them; on both transports."""
+"""The heartbeats of a process, as its supervisor receives them; on both transports."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def content(request: pytest.FixtureRequest, place: Path, heard: socket.socket) -
 
 
 def beat(ear: socket.socket) -> tuple[bytes, int]:
-    """The next one: the word and the pid that the kernel says it is from."""
+    """Return the word of the next heartbeat, and its sender's pid, which the kernel gives."""
     word, ancillary, _, _ = ear.recvmsg(64, socket.CMSG_SPACE(12))
     [(_, _, credentials)] = ancillary
     return word, struct.unpack("3i", credentials)[0]
@@ -55,7 +55,7 @@ def beat(ear: socket.socket) -> tuple[bytes, int]:
 def test_a_process_beats_from_when_it_serves_until_it_is_told_to_end(
     content: ServiceProcess, heard: socket.socket
 ) -> None:
-    """READY first, then one sign of life after the other, all from its own pid, and STOPPING last."""
+    """READY comes first, then one heartbeat after another, all from its own pid, and STOPPING last."""
     assert beat(heard) == (READY, content.pid)
     assert [beat(heard) for _ in range(3)] == [(ALIVE, content.pid)] * 3
     os.kill(content.pid, signal.SIGTERM)
@@ -66,7 +66,7 @@ def test_a_process_beats_from_when_it_serves_until_it_is_told_to_end(
 
 
 def test_a_loop_that_hangs_is_silent(content: ServiceProcess, heard: socket.socket, place: Path) -> None:
-    """While the process lives, and whatever its other threads do."""
+    """It is silent while the process lives, and whatever its other threads do."""
     beat(heard)
     (place / "faults" / "content.loop").write_text("hang-in-c")
     heard.settimeout(2)
@@ -78,7 +78,7 @@ def test_a_loop_that_hangs_is_silent(content: ServiceProcess, heard: socket.sock
 
 
 def test_no_listener_is_no_error(content: ServiceProcess, heard: socket.socket) -> None:
-    """A supervisor that goes away, and one that comes back: the process goes on, and is heard again."""
+    """A supervisor goes away and comes back: the process goes on, and its heartbeats arrive again."""
     path = heard.getsockname()
     os.rename(path, path + ".away")
     while True:  # what was sent before is still there

@@ -1,4 +1,4 @@
-"""The small HTTP server on a socket, with clients that are right, wrong, slow, deaf and many."""
+"""The small HTTP server on a socket, with valid, invalid, slow, unread and many clients."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def serving(limits: Limits = Limits()) -> contextlib.AbstractAsyncContextManager
 
 
 class Peer:
-    """A client that sends what it likes."""
+    """A client that sends any bytes."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -48,7 +48,7 @@ class Peer:
         await self.writer.drain()
 
     async def answer(self, *, head: bool = False) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and body of the next answer, which has to come soon."""
+        """Return status, headers and body of the next answer, which has to come soon."""
         async with asyncio.timeout(10):
             lines = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
             headers = dict(line.split(": ", 1) for line in lines[1:-2])
@@ -56,8 +56,8 @@ class Peer:
         return int(lines[0].split()[1]), headers, body
 
     async def ended(self) -> bool:
-        """The server ends the connection, and has said nothing more; ConnectionError if it resets it, which loses
-        clients of other systems what they have not read.
+        """Check that the server ends the connection without further bytes; ConnectionError if it resets it, which makes
+        clients on other systems lose unread bytes.
         """
         async with asyncio.timeout(10):
             return await self.reader.read() == b""
@@ -94,7 +94,7 @@ async def test_get_and_head_on_one_connection() -> None:
 
 
 def test_an_ordinary_client(place: Path) -> None:
-    """Python's own, from outside of the loop."""
+    """It is Python's own, outside of the loop."""
 
     async def main() -> None:
         async with serving() as server:
@@ -125,7 +125,7 @@ def test_an_ordinary_client(place: Path) -> None:
     ids=["a whole URL", "an empty line before", "LF alone", "a minor version to come", "no body, said"],
 )
 async def test_accepted_requests(request_: bytes, path: bytes) -> None:
-    """What RFC 9112 has servers take."""
+    """RFC 9112 requires servers to accept them."""
     async with serving() as server, connected(server) as peer:
         await peer.send(request_)
         assert (await peer.answer())[::2] == (200, path)
@@ -162,7 +162,7 @@ async def test_accepted_requests(request_: bytes, path: bytes) -> None:
     ],
 )
 async def test_refused_requests(request_: bytes, status: int) -> None:
-    """The client is told why, however much it sends, and nothing behind it is taken for a request."""
+    """The client gets the reason, however much it sends, and later bytes are not taken for a request."""
     async with serving() as server, connected(server) as peer:
         await peer.send(request_ + GET)
         found, headers, body = await peer.answer()
@@ -176,7 +176,7 @@ async def test_refused_requests(request_: bytes, status: int) -> None:
     "request_", [b"GET / HTTP/1.1\r\nHost: h\r\nConnection: x, Close\r\n\r\n", b"GET / HTTP/1.0\r\n\r\n"]
 )
 async def test_a_connection_that_is_to_end_ends(request_: bytes) -> None:
-    """After one answer, though more was sent."""
+    """It ends after one answer, though more requests were sent."""
     async with serving() as server, connected(server) as peer:
         await peer.send(request_ + 10_000 * GET)
         status, headers, _ = await peer.answer()
@@ -185,14 +185,14 @@ async def test_a_connection_that_is_to_end_ends(request_: bytes) -> None:
 
 
 async def test_pipelined_requests_are_answered_in_order() -> None:
-    """A thousand in one write, of a client that reads later."""
+    """A client sends a thousand in one write and reads later."""
     async with serving() as server, connected(server) as peer:
         await peer.send(b"".join(b"GET /%d HTTP/1.1\r\nHost: h\r\n\r\n" % n for n in range(1000)))
         assert [(await peer.answer())[2] for _ in range(1000)] == [b"/%d||" % n for n in range(1000)]
 
 
 async def test_a_request_that_drips_is_ended() -> None:
-    """A byte now and then earns no more time; an honest client is answered meanwhile."""
+    """A byte now and then does not extend its time; an honest client is answered meanwhile."""
     async with serving(QUICK) as server, connected(server) as slow, connected(server) as honest:
 
         async def drip() -> None:
@@ -213,7 +213,7 @@ async def test_a_request_that_drips_is_ended() -> None:
 
 @pytest.mark.parametrize("before", [b"", GET], ids=["never asked", "has asked"])
 async def test_a_silent_client_is_left(before: bytes) -> None:
-    """Without a word: it is between requests."""
+    """Its connection is closed without an answer, since it is between requests."""
     async with serving(QUICK) as server, connected(server) as peer:
         if before:
             await peer.send(before)
@@ -223,7 +223,7 @@ async def test_a_silent_client_is_left(before: bytes) -> None:
 
 
 async def test_a_client_that_does_not_read_is_left() -> None:
-    """And costs no more than its page meanwhile."""
+    """Meanwhile it occupies no more memory than its page."""
     async with serving(QUICK) as server, connected(server) as peer:
         await peer.send(b"GET /large HTTP/1.1\r\nHost: h\r\n\r\n")
         peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -240,7 +240,9 @@ async def test_a_client_that_does_not_read_is_left() -> None:
 
 
 async def test_those_that_wait_make_room() -> None:
-    """However many connect and say nothing, one who asks is answered; the one that waited longest has gone."""
+    """However many clients connect and send nothing, one that sends a request is answered; the client that waited
+    longest is dropped.
+    """
     async with serving(Limits(connections=4)) as server, contextlib.AsyncExitStack() as stack:
         peers = [await stack.enter_async_context(connected(server)) for _ in range(12)]
         await peers[-1].send(GET)
@@ -251,7 +253,7 @@ async def test_those_that_wait_make_room() -> None:
 
 
 async def test_when_all_are_busy_the_next_is_told() -> None:
-    """With 503, and served again once one has ended."""
+    """It gets 503, and is served again once another connection has ended."""
     async with serving(Limits(connections=2)) as server, contextlib.AsyncExitStack() as stack:
         busy = [await stack.enter_async_context(connected(server)) for _ in range(2)]
         for peer in busy:
@@ -265,7 +267,7 @@ async def test_when_all_are_busy_the_next_is_told() -> None:
 
 @pytest.mark.parametrize(("path", "status"), [(b"/wrong", 500), (b"/never", 503)])
 async def test_a_page_that_fails_is_an_answer(path: bytes, status: int, caplog: pytest.LogCaptureFixture) -> None:
-    """The log has it, the client does not, and the connection goes on."""
+    """The log has the reason, the client does not, and the connection goes on."""
     async with serving(QUICK) as server, connected(server) as peer:
         await peer.send(b"GET %b HTTP/1.1\r\nHost: h\r\n\r\n" % path)
         found, _, body = await peer.answer()
@@ -277,7 +279,7 @@ async def test_a_page_that_fails_is_an_answer(path: bytes, status: int, caplog: 
 
 
 async def test_the_end_waits_for_answers_only() -> None:
-    """One that is under way is given, those who wait are left at once."""
+    """An answer under way is completed; idle clients are disconnected at once."""
     go, begun = asyncio.Event(), asyncio.Event()
 
     async def slow(request: Request) -> Response:
@@ -303,7 +305,7 @@ async def test_the_end_waits_for_answers_only() -> None:
 
 
 async def test_a_unix_socket_is_its_owners_and_goes_with_its_server(place: Path) -> None:
-    """One that a dead process left is replaced; a living one's, and what is no socket, are not touched."""
+    """The socket of a dead process is replaced; that of a living one, and a file that is no socket, are not touched."""
     path = place / "h.sock"
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(path))
@@ -327,7 +329,7 @@ async def test_a_unix_socket_is_its_owners_and_goes_with_its_server(place: Path)
 
 
 async def test_a_port_that_is_taken_is_an_error() -> None:
-    """For whoever serves to say."""
+    """The code that starts the server reports it."""
     async with serving() as server:
         with pytest.raises(OSError, match="address already in use"):
             async with http_server.serving(server.address, page):
@@ -345,12 +347,12 @@ async def test_a_port_that_is_taken_is_an_error() -> None:
     ],
 )
 def test_addresses(text: str, found: Path | tuple[str, int]) -> None:
-    """As containerd writes them, or a path."""
+    """They are written as containerd's, or as a path."""
     assert http_server.parse_address(text) == found
 
 
 @pytest.mark.parametrize("text", ["", "x", "127.0.0.1", "h:", "h:70000", "::1:80", "h:8x", "/" + "x" * 107])
 def test_malformed_addresses(text: str) -> None:
-    """Said with the text."""
+    """The error quotes the text."""
     with pytest.raises(ValueError, match="is neither|in brackets|longer than"):
         http_server.parse_address(text)

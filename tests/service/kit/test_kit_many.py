@@ -1,4 +1,6 @@
-"""Calls that are made together, over a real socket: one call on the wire, and yet each has what it would have alone."""
+"""Calls that are made together, over a real socket: one call on the wire, with the result that each would have
+alone.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,12 @@ pytestmark = pytest.mark.once
 
 @pytest.fixture(autouse=True, params=["wire", "grpcio"])
 def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of both ends."""
+    """The transport of both ends."""
     monkeypatch.setenv("SPLITD_GRPC_TRANSPORT", request.param)
 
 
 class Front:
-    """A servicer that asks another for what it is asked."""
+    """A servicer that relays its requests to another."""
 
     SERVICE = SERVICE
 
@@ -38,7 +40,7 @@ class Front:
 
 
 class Counted(rpc.Channel):
-    """A channel that notes what it carries."""
+    """A channel that records its calls."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -69,7 +71,7 @@ async def content(*, relayed: bool = True) -> AsyncIterator[tuple[Content, Any, 
 
 
 async def ask(client: Any, *digests: str, headers: Any = {}) -> list[Any]:
-    """What each is answered, or its error."""
+    """Return each request's answer, or its error."""
     answers = await asyncio.gather(
         *(client.Info(pb.InfoRequest(digest=digest), headers=headers, together=True) for digest in digests),
         return_exceptions=True,
@@ -78,7 +80,7 @@ async def ask(client: Any, *digests: str, headers: Any = {}) -> list[Any]:
 
 
 async def test_concurrent_requests_go_as_one_call() -> None:
-    """With each one's headers; what is asked alone goes alone."""
+    """Each request keeps its headers; a single request goes alone."""
     async with content() as (servicer, client, channel):
         assert await ask(client, *map(str, range(100)), headers={rpc.NAMESPACE: "n"}) == list(map(str, range(100)))
         assert channel.carried == ["Make"]
@@ -89,7 +91,7 @@ async def test_concurrent_requests_go_as_one_call() -> None:
 
 
 async def test_callers_with_other_headers_are_kept_apart() -> None:
-    """A call is its caller's."""
+    """A call belongs to one caller."""
     async with content() as (_, client, channel):
         answers = await asyncio.gather(
             *(ask(client, "namespace", "namespace", headers={rpc.NAMESPACE: name, rpc.LEASE: "l"}) for name in "ab")
@@ -99,7 +101,7 @@ async def test_callers_with_other_headers_are_kept_apart() -> None:
 
 
 async def test_each_has_its_own_end() -> None:
-    """Errors with their classes, words and trailers, among answers."""
+    """Errors keep their classes, words and trailers, among answers."""
     async with content() as (_, client, _):
         absent, there, odd, bug = await ask(client, "absent", "there", "trailers", "bug")
         assert there == "there"
@@ -114,7 +116,7 @@ async def test_each_has_its_own_end() -> None:
 
 
 async def test_an_error_that_cannot_be_said_is_an_error_too() -> None:
-    """Its words are a name from a disk that is not text: nobody waits for ever, neither alone nor among many."""
+    """Its words have a file name that is not valid text: no caller waits for ever, neither alone nor among many."""
     async with content() as (_, client, _):
         async with asyncio.timeout(10):
             alone, among, there = *await ask(client, "unspeakable"), *await ask(client, "unspeakable", "there")
@@ -125,7 +127,7 @@ async def test_an_error_that_cannot_be_said_is_an_error_too() -> None:
 
 
 async def test_all_end_with_their_channel() -> None:
-    """Nobody waits for ever."""
+    """No caller waits for ever."""
     servicer = Content()
     with short_directory() as directory:
         async with rpc.serving(directory / "c.sock", [servicer], relayed=True, grace=0.1):
@@ -139,7 +141,7 @@ async def test_all_end_with_their_channel() -> None:
 
 
 async def test_none_waits_for_another() -> None:
-    """And the handler of one whose caller has gone ends when all others have."""
+    """The handler of a request whose caller has gone ends when all others have."""
     async with content() as (servicer, client, _):
         slow, quick, other = (
             asyncio.ensure_future(client.Info(pb.InfoRequest(digest=each), together=True))
@@ -157,7 +159,7 @@ async def test_none_waits_for_another() -> None:
 
 
 async def test_the_deadline_is_the_latest_of_all() -> None:
-    """Of those that have one."""
+    """Only requests with a deadline count."""
     async with content() as (_, client, _):
         calls = [client.Info(pb.InfoRequest(digest="slow"), together=True, timeout=seconds) for seconds in (0.01, 0.3)]
         begun = asyncio.get_running_loop().time()
@@ -167,7 +169,7 @@ async def test_the_deadline_is_the_latest_of_all() -> None:
 
 
 async def test_a_server_that_does_not_know_it_is_asked_one_by_one() -> None:
-    """Somebody else's service in place of ours, say."""
+    """It may be a foreign service in place of ours."""
     async with content(relayed=False) as (_, client, channel):
         assert await ask(client, "a", "b", "c") == ["a", "b", "c"]
         assert await ask(client, "d", "e") == ["d", "e"]
@@ -175,7 +177,7 @@ async def test_a_server_that_does_not_know_it_is_asked_one_by_one() -> None:
 
 
 async def test_large_requests_are_divided() -> None:
-    """No message becomes larger than the largest of them, or a MiB."""
+    """No message becomes larger than the largest request, or a MiB."""
     async with content() as (_, client, channel):
         digests = [f"{number}{'x' * 700_000}" for number in range(3)]
         assert await ask(client, *digests) == digests
@@ -186,7 +188,7 @@ async def test_large_requests_are_divided() -> None:
 
 
 async def test_it_spreads() -> None:
-    """What the handlers of calls that came together ask of others goes together, too."""
+    """Calls that the handlers of such requests make go together too."""
     async with content() as (_, client, back):
         with short_directory() as directory:
             async with (
@@ -200,7 +202,7 @@ async def test_it_spreads() -> None:
 
 
 class NotFound(errors.NotFound):
-    """Equal to one with the same words."""
+    """An error that equals another with the same words."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, errors.NotFound) and str(other) == str(self)
@@ -209,7 +211,7 @@ class NotFound(errors.NotFound):
 
 
 async def test_all_that_are_under_way_fail_when_the_server_goes() -> None:
-    """As each would alone."""
+    """Each fails as it would alone."""
     servicer = Content()
     with short_directory() as directory:
         async with Counted(directory / "c.sock", "content") as channel:
@@ -220,8 +222,8 @@ async def test_all_that_are_under_way_fail_when_the_server_goes() -> None:
 
 
 async def test_failures_are_freed_without_the_garbage_collector() -> None:
-    """Frames of a failed call hold what it was about; if they held the failure too, all that would stay until the
-    garbage collector looks, which a busy process cannot often do.
+    """Frames of a failed call refer to its data. If they referred to the exception too, all of it would stay until a
+    garbage collection, which a busy process cannot often afford.
     """
     if rpc.transport() != "wire":
         pytest.skip("grpcio has cycles of its own")

@@ -1,5 +1,5 @@
-"""kit.observer: each call is heard of once at each side, when it begins and when it ends, whatever ends it and
-whatever carries it.
+"""kit.observer: each call is reported once at each side, at its beginning and at its end, however it ends and whatever
+carries it.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ SERVICE = content_stubs.CONTENT
 TASK = shim_stubs.TASK
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 WIRE = rpc.transport() == "wire"
-"""Whether the server sees its messages' bytes, and passes calls through without reading them."""
+"""Whether the server has its messages as bytes, and relays calls without parsing them."""
 
 
 @dataclass
 class Heard:
-    """One call, as a listener hears of it."""
+    """One call, as a listener sees it."""
 
     side: str
     name: str
     along: bool
-    """A header says who listens."""
+    """Whether the listener sends a header."""
     end: tuple[int, str, int, str] | None = None
     inside: bool = False
 
@@ -42,7 +42,7 @@ class Heard:
         return (("x-heard", self.side),) if self.along else ()
 
     def enter(self) -> None:
-        """Nothing is done within it."""
+        """Enter a context without effect."""
 
     def ended(self, code: int = 0, message: str = "", size: int = 0, defect: Exception | None = None) -> None:
         assert self.end is None, "it has ended before"
@@ -113,8 +113,8 @@ def size(
 
 
 async def ends(heard: Calls, *wanted: tuple[str, int, str, int | None, str]) -> None:
-    """Wait for all calls to have ended, so: by side, code, message, size (None: as far as it got), and the kind of
-    defect.
+    """Wait until all calls have ended in this way: by side, code, message, size (None: however far it got), and the
+    kind of defect.
     """
 
     async def ended() -> bool:
@@ -131,7 +131,7 @@ async def ends(heard: Calls, *wanted: tuple[str, int, str, int | None, str]) -> 
 
 
 async def test_a_unary_call(heard: Calls, place: Path) -> None:
-    """Both sides hear of its end, with the bytes of request and answer; what a listener sends along arrives."""
+    """Both sides report its end, with the bytes of request and answer; a listener's header arrives."""
     content = Content()
     async with rpc.serving(place / "s", [content]), rpc.Channel(place / "s") as channel:
         request = pb.InfoRequest(digest="x" * 1000)
@@ -150,7 +150,7 @@ async def test_a_unary_call(heard: Calls, place: Path) -> None:
 async def test_an_error(
     digest: str, code: int, message: str | None, there: str, defect: str, heard: Calls, place: Path
 ) -> None:
-    """The client's side hears what it is told, the server's what was wrong."""
+    """The client's side reports the error that the client gets, the server's side the original one."""
     async with rpc.serving(place / "s", [Content()]), rpc.Channel(place / "s") as channel:
         request = pb.InfoRequest(digest=digest)
         with pytest.raises(errors.NodeError) as caught:
@@ -163,7 +163,7 @@ async def test_an_error(
 
 
 async def test_a_call_that_is_given_up(heard: Calls, place: Path) -> None:
-    """The client leaves; the server's handler is cancelled."""
+    """The client cancels it; the server's handler is cancelled."""
     async with rpc.serving(place / "s", [content := Content()]), rpc.Channel(place / "s") as channel:
         asking = asyncio.ensure_future(channel.client(SERVICE).Info(pb.InfoRequest(digest="slow")))
 
@@ -176,7 +176,7 @@ async def test_a_call_that_is_given_up(heard: Calls, place: Path) -> None:
 
 
 async def test_streams(heard: Calls, place: Path) -> None:
-    """All messages count, in both directions; who leaves early has left."""
+    """All messages count, in both directions; a stream that the client leaves early is reported as left."""
     async with rpc.serving(place / "s", [Content()]), rpc.Channel(place / "s") as channel:
         client = channel.client(SERVICE)
         request = pb.ReadContentRequest(size=3)
@@ -197,7 +197,7 @@ async def test_streams(heard: Calls, place: Path) -> None:
 
 
 async def test_calls_that_are_made_together(heard: Calls, place: Path) -> None:
-    """Each is heard of by itself, beside the one that carries them."""
+    """Each is reported by itself, beside the call that carries them."""
     heard.along = False  # they have room for trace context only
     async with rpc.serving(place / "s", [Content()], relayed=True), rpc.Channel(place / "s") as channel:
         client = channel.client(SERVICE)
@@ -213,7 +213,7 @@ async def test_calls_that_are_made_together(heard: Calls, place: Path) -> None:
 
 
 class Passing:
-    """Relays all to one process."""
+    """A relay of all calls to one process."""
 
     name = "s"
 
@@ -238,8 +238,8 @@ class Passing:
 
 @pytest.mark.parametrize(("digest", "code"), [("x", 0), ("absent", 5)])
 async def test_a_call_that_passes_through(digest: str, code: int, heard: Calls, place: Path) -> None:
-    """It is one call of the relay's, with the status that the client gets and the bytes that passed. Under grpcio,
-    whose relay reads them, it is a server's and a client's.
+    """It is one call of the relay's, with the status that the client gets and the relayed bytes. Under grpcio, whose
+    relay parses the messages, it is a server's call and a client's.
     """
     content = Content()
     request = pb.InfoRequest(digest=digest)
@@ -326,7 +326,7 @@ async def test_ttrpc(heard: Calls, place: Path) -> None:
 
 
 async def test_a_removed_listener_gets_no_calls(place: Path) -> None:
-    """And the first listener, tracing, is again the only one: that costs no more than a call of it."""
+    """The first listener, tracing, is the only one again: it costs no more than one call."""
     alone = observer.began
 
     def listener(side: observer.Side, method: str, headers: Mapping[str, str | bytes]) -> Heard:

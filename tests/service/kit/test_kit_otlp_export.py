@@ -1,5 +1,5 @@
-"""kit.otlp beside collectors of all kinds: our own server on both transports, grpcio's with TLS, an HTTP server;
-and some that are away, slow or full.
+"""kit.otlp with collectors of all kinds: our own server on both transports, grpcio's with TLS, an HTTP server; and some
+that are absent, slow or full.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ OK, FAILED = SpanExportResult.SUCCESS, SpanExportResult.FAILURE
 
 
 def spans(*names: str) -> list[Any]:
-    """Ended spans with these names."""
+    """Return ended spans with these names."""
     tracer = TracerProvider(shutdown_on_exit=False).get_tracer("test")
     found = [tracer.start_span(name) for name in names]
     for span in found:
@@ -59,12 +59,12 @@ def environ(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 async def export(exporter: otlp.Exporter, *names: str) -> Any:
-    """From a thread, as the SDK does."""
+    """Export from a thread, as the SDK does."""
     return await asyncio.to_thread(exporter.export, spans(*names))
 
 
 def pausing(exporter: Any) -> threading.Event:
-    """Set when it has tried in vain, and waits to try again."""
+    """An event that is set when the exporter has failed and waits to try again."""
     paused, pause = threading.Event(), exporter._pause
 
     def noted(seconds: float) -> None:
@@ -79,7 +79,7 @@ def pausing(exporter: Any) -> threading.Event:
 
 
 class Collector:
-    """A TraceService. ``answers`` are what it does with the next requests; without any, it takes them."""
+    """A TraceService. ``answers`` are its actions for the next requests; without any it accepts them."""
 
     SERVICE = pb.DESCRIPTOR.services_by_name["TraceService"]
 
@@ -102,7 +102,7 @@ class Collector:
 
 @pytest.fixture(params=rpc.TRANSPORTS)
 def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What carries the calls of this process, collector included."""
+    """The transport of all calls of this process, including the collector's."""
     monkeypatch.setenv("SPLITD_GRPC_TRANSPORT", request.param)
     return str(request.param)
 
@@ -116,14 +116,14 @@ async def serving(address: Path | str) -> AsyncIterator[tuple[Collector, str]]:
 
 @pytest.fixture
 async def collector(transport: str, environ: Callable[..., None]) -> AsyncIterator[Collector]:
-    """One that listens where the environment says."""
+    """A collector that listens at the address in the environment."""
     async with serving("127.0.0.1:0") as (collector, endpoint):
         environ(ENDPOINT=endpoint, TIMEOUT=5)
         yield collector
 
 
 def throttled(kind: type[errors.NodeError], seconds: float) -> errors.NodeError:
-    """An error with a RetryInfo."""
+    """Return an error with a RetryInfo."""
     info = error_details_pb2.RetryInfo()
     info.retry_delay.FromNanoseconds(int(seconds * 1e9))
     status = status_pb2.Status(code=kind.code)
@@ -132,7 +132,7 @@ def throttled(kind: type[errors.NodeError], seconds: float) -> errors.NodeError:
 
 
 async def test_spans_arrive_with_their_headers(collector: Collector, environ: Callable[..., None]) -> None:
-    """Over TCP; the call has the time that is left."""
+    """This is over TCP; the call has the remaining time as its deadline."""
     environ(HEADERS="api-key=a%20b, Other = c=d")
     exporter = otlp.configured()
     assert await export(exporter, "one", "two") is OK
@@ -144,7 +144,7 @@ async def test_spans_arrive_with_their_headers(collector: Collector, environ: Ca
 
 
 async def test_a_unix_socket_is_an_endpoint_too(transport: str, place: Path, environ: Callable[..., None]) -> None:
-    """For a collector that is a process of the node."""
+    """It may be a collector that is a process of the node."""
     async with serving(place / "traces.sock") as (collector, endpoint):
         environ(ENDPOINT=endpoint)
         exporter = otlp.configured()
@@ -154,7 +154,7 @@ async def test_a_unix_socket_is_an_endpoint_too(transport: str, place: Path, env
 
 
 async def test_gzip_is_understood(collector: Collector, environ: Callable[..., None]) -> None:
-    """By servers of both kinds; and by test_the_export_request it is gzip."""
+    """Servers of both kinds decompress it; test_the_export_request shows that it is gzip."""
     environ(COMPRESSION="gzip")
     exporter = otlp.configured()
     assert await export(exporter, *["the same name"] * 500) is OK
@@ -164,7 +164,7 @@ async def test_gzip_is_understood(collector: Collector, environ: Callable[..., N
 
 @pytest.mark.parametrize("compression", ["none", "gzip"])
 async def test_the_export_request(compression: str, environ: Callable[..., None]) -> None:
-    """Seen as bytes, since our own header blocks are plain: the encoding is told, and done."""
+    """It is read as bytes, since our own header blocks are plain: the encoding is declared and applied."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         environ(ENDPOINT=f"http://127.0.0.1:{listener.getsockname()[1]}", COMPRESSION=compression, TIMEOUT=1)
         exporter = otlp.configured()
@@ -196,7 +196,9 @@ async def test_the_export_request(compression: str, environ: Callable[..., None]
     ],
 )
 async def test_transient_failures_are_retried(error: errors.NodeError, seconds: float, collector: Collector) -> None:
-    """After a pause, and not before the collector says; RESOURCE_EXHAUSTED only if it does say."""
+    """They are retried after a pause, and not before the time that the collector sets; RESOURCE_EXHAUSTED only if it
+    sets one.
+    """
     exporter = otlp.configured()
     collector.answers = [error]
     with within(seconds + 1.5, at_least=seconds):
@@ -218,7 +220,9 @@ async def test_transient_failures_are_retried(error: errors.NodeError, seconds: 
 async def test_permanent_failures_are_given_up(
     error: errors.NodeError, collector: Collector, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """At once; so is what could be tried again only after the timeout. The log says it once, and when it is over."""
+    """They are given up at once, and so are retries that would come after the timeout. The log has one line at the
+    beginning and one at the end of the failure.
+    """
     exporter = otlp.configured()
     collector.answers = [error, error]
     with caplog.at_level(logging.INFO, otlp.__name__):
@@ -249,7 +253,7 @@ async def test_a_partial_success_is_a_success(collector: Collector, caplog: pyte
 async def test_a_collector_that_does_not_answer_costs_the_timeout(
     collector: Collector, environ: Callable[..., None]
 ) -> None:
-    """And the next call is on a new connection."""
+    """The next call is on a new connection."""
     environ(TIMEOUT=0.5)
     exporter = otlp.configured()
     collector.answers = [30.0] * 10
@@ -263,7 +267,7 @@ async def test_a_collector_that_does_not_answer_costs_the_timeout(
 
 
 async def test_a_collector_may_be_restarted(transport: str, place: Path, environ: Callable[..., None]) -> None:
-    """Between two batches, that costs nothing: that the old connection is dead is seen before the next call."""
+    """Between two batches this costs nothing: the end of the old connection is noticed before the next call."""
     exporter = None
     for name in ("one", "two"):
         async with serving(place / "traces.sock") as (collector, endpoint):
@@ -278,7 +282,7 @@ async def test_a_collector_may_be_restarted(transport: str, place: Path, environ
 async def test_a_collector_that_comes_late_gets_the_spans(
     transport: str, place: Path, environ: Callable[..., None]
 ) -> None:
-    """It is asked for again within the timeout."""
+    """The exporter tries again within the timeout."""
     environ(ENDPOINT=f"unix:{place / 'traces.sock'}")
     exporter = otlp.configured()
     paused = pausing(exporter)
@@ -291,7 +295,7 @@ async def test_a_collector_that_comes_late_gets_the_spans(
 
 
 async def test_the_end_of_a_process_waits_for_no_pause(place: Path, environ: Callable[..., None]) -> None:
-    """Whatever waits is tried once more at once; what comes after is tried once."""
+    """Waiting batches are tried once more at once; later ones are tried once."""
     environ(ENDPOINT=f"unix:{place / 'nobody.sock'}", TIMEOUT=60)
     exporter = otlp.configured()
     paused = pausing(exporter)
@@ -304,7 +308,7 @@ async def test_the_end_of_a_process_waits_for_no_pause(place: Path, environ: Cal
 
 
 async def test_a_big_batch_goes_through_both_windows(collector: Collector) -> None:
-    """Flow control of a stream and of the connection, with a server that opens them as it reads."""
+    """The server opens the windows of stream and connection as it reads."""
     exporter = otlp.configured()
     names = [f"{n:07}" + "x" * 4000 for n in range(700)]
     assert await export(exporter, *names) is OK
@@ -318,7 +322,7 @@ async def test_a_big_batch_goes_through_both_windows(collector: Collector) -> No
 async def test_a_server_without_grpc_is_a_failure(
     answer: bytes, environ: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It hangs up, speaks HTTP/1.1, says nothing more, or nonsense."""
+    """It closes the connection, speaks HTTP/1.1, stays silent, or sends nonsense."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
@@ -351,7 +355,7 @@ assert "grpc" not in sys.modules
 
 
 async def test_a_process_that_ends_exports_pending_spans_without_spans_about_it(collector: Collector) -> None:
-    """The export is no span, or it would never end."""
+    """The export itself has no span, or it would never end."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-P", "-c", PROCESS, env={**_environment(), "PYTHONPATH": str(TOP)}
     )
@@ -361,7 +365,7 @@ async def test_a_process_that_ends_exports_pending_spans_without_spans_about_it(
 
 @pytest.mark.parametrize("silent", [False, True])
 async def test_a_process_ends_whatever_its_collector_does(silent: bool, environ: Callable[..., None]) -> None:
-    """One that is away costs nothing, one that accepts and says nothing the three seconds that are allowed."""
+    """An absent collector costs nothing; one that accepts and does not answer costs the three seconds allowed."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         environ(ENDPOINT=f"http://127.0.0.1:{listener.getsockname()[1] if silent else 9}")
         start = time.monotonic()
@@ -382,7 +386,7 @@ def _environment() -> dict[str, str]:
 
 
 class HttpCollector(http.server.ThreadingHTTPServer):
-    """An OTLP/HTTP receiver. ``answers`` are (status, headers) of the next ones."""
+    """An OTLP/HTTP receiver. ``answers`` are (status, headers) of the next answers."""
 
     daemon_threads = True
 
@@ -403,7 +407,7 @@ class HttpCollector(http.server.ThreadingHTTPServer):
         return f"127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away."""
+        """Ignore a client that went away."""
 
     def shutdown_request(self, request: Any) -> None:
         super().shutdown_request(request)
@@ -442,7 +446,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def receiver(environ: Callable[..., None]) -> Iterator[HttpCollector]:
-    """One that listens where the environment says."""
+    """A receiver that listens at the address in the environment."""
     server = HttpCollector()
     environ(PROTOCOL="http/protobuf", ENDPOINT=f"http://{server.address}", TIMEOUT=5)
     yield server
@@ -454,7 +458,7 @@ def receiver(environ: Callable[..., None]) -> Iterator[HttpCollector]:
 async def test_http_posts_the_same_message(
     compression: str, receiver: HttpCollector, environ: Callable[..., None]
 ) -> None:
-    """With its headers, on one connection."""
+    """It has its headers, and all requests are on one connection."""
     environ(COMPRESSION=compression, HEADERS="api-key=a%20b")
     exporter = otlp.configured()
     assert await export(exporter, "one", "two") is OK
@@ -475,7 +479,7 @@ async def test_http_posts_the_same_message(
 async def test_http_retries_transient_failures(
     status: int, after: str, seconds: float, receiver: HttpCollector
 ) -> None:
-    """After a pause, and not before Retry-After says."""
+    """They are retried after a pause, and not before the time in Retry-After."""
     exporter = otlp.configured()
     receiver.answers = [(status, {"retry-after": after} if after else {})]
     with within(seconds + 1.5, at_least=seconds):
@@ -491,7 +495,7 @@ async def test_http_retries_transient_failures(
 async def test_http_gives_up_on_permanent_failures(
     answer: tuple[int, dict[str, str]], receiver: HttpCollector, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As OTLP's table has it; redirects are not followed."""
+    """The table in OTLP's specification decides; redirects are not followed."""
     exporter = otlp.configured()
     receiver.answers = [answer]
     assert await export(exporter, "one") is FAILED
@@ -502,7 +506,7 @@ async def test_http_gives_up_on_permanent_failures(
 
 
 async def test_http_has_the_timeout_too(receiver: HttpCollector, environ: Callable[..., None]) -> None:
-    """A collector that does not answer does not hold us."""
+    """A collector that does not answer does not block the exporter."""
     environ(TIMEOUT=0.5)
     exporter = otlp.configured()
     receiver.hang.clear()
@@ -513,7 +517,7 @@ async def test_http_has_the_timeout_too(receiver: HttpCollector, environ: Callab
 
 
 async def test_http_notices_that_it_was_hung_up_on(receiver: HttpCollector) -> None:
-    """HTTP servers end connections that are idle: the next batch takes a new one, without a pause."""
+    """HTTP servers close idle connections: the next batch uses a new one, without a pause."""
     exporter = otlp.configured()
     receiver.answers = [(200, {"connection": "close"})]
     assert await export(exporter, "one") is OK
@@ -561,7 +565,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tls_collector(certificates: Path) -> Iterator[tuple[int, list[str]]]:
-    """grpcio's server, which wants to see a certificate of ours; its port, and the names of the spans that it got."""
+    """grpcio's server, which requires a client certificate: its port, and the names of the received spans."""
     names: list[str] = []
 
     def take(request: Any, context: Any) -> Any:
@@ -594,7 +598,7 @@ def tls_collector(certificates: Path) -> Iterator[tuple[int, list[str]]]:
 async def test_grpc_over_tls(
     endpoint: str, certificates: Path, tls_collector: tuple[int, list[str]], environ: Callable[..., None]
 ) -> None:
-    """Both sides show certificates; more than one batch on a connection."""
+    """Both sides present certificates; there is more than one batch on a connection."""
     port, names = tls_collector
     environ(
         ENDPOINT=endpoint.format(port),
@@ -616,7 +620,7 @@ async def test_a_certificate_that_is_not_trusted_is_refused(
     environ: Callable[..., None],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """By us; and by the collector, if we show none."""
+    """We refuse it, and the collector does if we present none."""
     port, names = tls_collector
     environ(ENDPOINT=f"https://localhost:{port}")
     for trusted in (None, certificates / "server.pem"):
@@ -631,7 +635,7 @@ async def test_a_certificate_that_is_not_trusted_is_refused(
 
 
 async def test_http_over_tls(certificates: Path, environ: Callable[..., None]) -> None:
-    """The same certificates."""
+    """The certificates are the same."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
     server = HttpCollector(context)

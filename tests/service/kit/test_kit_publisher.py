@@ -1,4 +1,4 @@
-"""The publisher of events, against an exchange on a socket that comes and goes."""
+"""The publisher of events, with an exchange on a socket that comes and goes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def topics(subscription: Subscription, count: int) -> list[str]:
 
 
 async def test_events_arrive_in_order_as_they_were(place: Path) -> None:
-    """With the time of publish(), the namespace given, and the message in an Any, or the Any given."""
+    """They have the time of publish(), the given namespace, and the message in an Any, or the given Any."""
     exchange = Exchange()
     async with (
         gateway(place / "g.sock", exchange),
@@ -52,7 +52,7 @@ async def test_events_arrive_in_order_as_they_were(place: Path) -> None:
 
 
 async def test_events_wait_for_a_gateway_that_is_away(place: Path) -> None:
-    """Published before there is one and while it is restarted, they arrive in order; nobody waited."""
+    """Events from before its start and from its restart arrive in order; no publish() waited."""
     exchange = Exchange()
     subscription = exchange.subscribe()
     async with rpc.Channel(place / "g.sock") as channel, Publisher(channel).running() as publisher:
@@ -68,7 +68,7 @@ async def test_events_wait_for_a_gateway_that_is_away(place: Path) -> None:
 
 
 async def test_a_refused_event_does_not_hold_up_the_next(place: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The log says which and why."""
+    """The log has the event and the reason."""
     exchange = Exchange()
     subscription = exchange.subscribe()
     async with (
@@ -83,7 +83,7 @@ async def test_a_refused_event_does_not_hold_up_the_next(place: Path, caplog: py
 
 
 async def test_the_end_of_a_service_sends_pending_events(place: Path) -> None:
-    """Events published just before the end are not lost where the gateway is there."""
+    """Events that are published just before the end are not lost if the gateway is there."""
     exchange = Exchange()
     subscription = exchange.subscribe()
     async with gateway(place / "g.sock", exchange), rpc.Channel(place / "g.sock") as channel:
@@ -94,7 +94,7 @@ async def test_the_end_of_a_service_sends_pending_events(place: Path) -> None:
 
 
 async def test_the_oldest_are_dropped_when_too_many_wait(place: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Memory is bounded, and the log says how many were lost."""
+    """Memory is bounded, and the log has the number of lost events."""
     exchange = Exchange()
     subscription = exchange.subscribe()
     async with rpc.Channel(place / "g.sock") as channel, Publisher(channel, limit=3).running() as publisher:

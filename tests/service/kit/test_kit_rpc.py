@@ -120,7 +120,7 @@ async def test_a_missing_namespace_is_refused_in_containerds_words() -> None:
 
 
 async def test_a_bug_is_internal_and_keeps_its_words_to_itself(caplog: pytest.LogCaptureFixture) -> None:
-    """The log has the traceback once, the client no text of the exception."""
+    """The log has the traceback once; the client gets no text of the exception."""
     async with content() as (_, client, _, _):
         with pytest.raises(errors.Internal) as caught:
             await client.Info(pb.InfoRequest(digest="bug"))
@@ -129,9 +129,7 @@ async def test_a_bug_is_internal_and_keeps_its_words_to_itself(caplog: pytest.Lo
 
 
 async def test_a_full_disk_is_no_bug(caplog: pytest.LogCaptureFixture) -> None:
-    """The client is told in the kernel's words, the log in one line: wherever a service writes, the disk may be
-    full.
-    """
+    """The client gets the kernel's words, and the log has one line: the disk may be full wherever a service writes."""
     async with content() as (_, client, _, _):
         with pytest.raises(
             errors.ResourceExhausted,
@@ -146,7 +144,7 @@ async def test_a_full_disk_is_no_bug(caplog: pytest.LogCaptureFixture) -> None:
 async def test_a_call_that_fails_leaves_a_line_and_one_that_finds_nothing_does_not(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """With its namespace and code."""
+    """The line has its namespace and code."""
     caplog.set_level(logging.INFO, "services.kit.logs")
     async with content() as (_, client, _, _):
         for digest in ("absent", "trailers"):
@@ -197,7 +195,7 @@ async def test_a_stream_ends_with_its_status() -> None:
 
 
 async def test_a_bidirectional_stream_that_fails_tells_the_sender_too() -> None:
-    """Sending into a call that has ended raises what it ended with."""
+    """Sending into a call that has ended raises the call's error."""
     async with content() as (_, client, _, _):
         async with client.Write() as stream:
             await stream.send(pb.WriteContentRequest(action=pb.COMMIT))
@@ -209,7 +207,7 @@ async def test_a_bidirectional_stream_that_fails_tells_the_sender_too() -> None:
 
 
 async def test_leaving_a_stream_cancels_its_handler() -> None:
-    """A reader that goes away frees the server."""
+    """A reader that leaves frees the server."""
     async with content() as (servicer, client, server, _):
         async with contextlib.aclosing(client.Read(pb.ReadContentRequest(size=100_000))) as responses:
             await anext(responses)
@@ -234,7 +232,7 @@ async def test_a_cancelled_caller_cancels_the_handler() -> None:
 
 
 async def test_a_deadline_reaches_the_handler_and_ends_the_call() -> None:
-    """``remaining`` counts down what the client allowed; without a deadline it is None."""
+    """``remaining`` counts down from the client's deadline; without a deadline it is None."""
     async with content() as (servicer, client, _, _):
         with pytest.raises(errors.DeadlineExceeded):
             await client.Info(pb.InfoRequest(digest="slow"), timeout=0.2)
@@ -245,7 +243,7 @@ async def test_a_deadline_reaches_the_handler_and_ends_the_call() -> None:
 
 
 async def test_a_call_without_a_server_fails_and_names_the_service() -> None:
-    """The error says which process is away."""
+    """The error names the process that is absent."""
     with short_directory() as directory:
         async with rpc.Channel(directory / "none.sock", "content") as channel:
             with pytest.raises(errors.Disconnected, match="service content is not reachable"):
@@ -253,8 +251,8 @@ async def test_a_call_without_a_server_fails_and_names_the_service() -> None:
 
 
 async def test_draining_ends_long_calls_at_once_and_lets_others_finish() -> None:
-    """Health.Watch would last for ever: it ends with Disconnected, so that a relay asks the successor; the socket
-    is gone after.
+    """Health.Watch would last for ever: it ends with Disconnected, so that a relay repeats it to the successor; the
+    socket is gone afterwards.
     """
     with short_directory() as directory:
         async with rpc.Channel(directory / "c.sock", "content") as channel:
@@ -283,7 +281,7 @@ async def test_health_knows_the_services_served() -> None:
 
 
 async def test_the_socket_is_its_owners_only() -> None:
-    """Mode 0600 from the first instant: whoever can connect owns the node."""
+    """Its mode is 0600 from the first instant, since a client that can connect controls the node."""
     async with content() as (_, _, _, directory):
         assert (directory / "c.sock").stat().st_mode & 0o777 == 0o600
 
@@ -315,7 +313,7 @@ async def test_shielded_work_ends_though_its_caller_does_not_wait() -> None:
 
 @pytest.fixture
 def spans() -> Any:
-    """Tracing on, into a list."""
+    """Spans of the process, collected in a list."""
     exporter = InMemorySpanExporter()
     tracing.setup("test", exporter=exporter)
     yield exporter
@@ -323,7 +321,7 @@ def spans() -> Any:
 
 
 async def test_each_hop_has_a_client_and_a_server_span_of_one_trace(spans: InMemorySpanExporter) -> None:
-    """The server's span is the child of the client's, which is the child of whoever called."""
+    """The server's span is the child of the client's, which is the child of the caller's."""
     async with content() as (_, client, _, _):
         with tracing.span("outer"):
             await client.Info(pb.InfoRequest(digest="x"))
@@ -339,7 +337,7 @@ async def test_each_hop_has_a_client_and_a_server_span_of_one_trace(spans: InMem
 async def test_spans_carry_the_status_that_the_client_gets(
     spans: InMemorySpanExporter, digest: str, code: int, described: str
 ) -> None:
-    """An expected error is its code in the span; a bug is 13, with its text for those who may read traces."""
+    """An expected error is its code in the span; a defect is 13, with its text for readers of traces."""
     async with content() as (_, client, _, _):
         with pytest.raises(errors.NodeError):
             await client.Info(pb.InfoRequest(digest=digest))
@@ -350,7 +348,7 @@ async def test_spans_carry_the_status_that_the_client_gets(
 
 
 async def test_without_tracing_the_callers_context_is_passed_on() -> None:
-    """A node that does not trace does not break the trace of those around it."""
+    """A node without tracing does not break the trace of its callers and callees."""
     parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
     class Front:
@@ -369,7 +367,7 @@ async def test_without_tracing_the_callers_context_is_passed_on() -> None:
 
 
 async def test_a_collector_that_is_away_does_not_hold_up_the_end(place: Path) -> None:
-    """A process with spans to export to nobody still ends within its supervisor's patience."""
+    """A process with spans and no reachable collector still ends within its supervisor's limit."""
     root, state = place / "r", place / "s"
     with ServiceProcess(
         "services.content", root, state, env={"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.once
 async def test_a_removed_socket_is_made_again_and_gone_at_the_end(
     kind: str, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Twice; who is connected stays so, others can connect, and nothing is left behind."""
+    """This is done twice; clients stay connected, others can connect, and no file is left behind."""
     if kind != "ttrpc":
         monkeypatch.setenv("SPLITD_GRPC_TRANSPORT", kind)
     path = place / "s.sock"

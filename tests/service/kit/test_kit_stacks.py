@@ -1,4 +1,4 @@
-"""SIGUSR1 asks a process where it is: its log tells, and the process goes on."""
+"""On SIGUSR1 a process writes its stacks to its log, and goes on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONTENT = "services.content"
 
 @pytest.fixture(params=rpc.TRANSPORTS)
 def content(request: pytest.FixtureRequest, place: Path) -> Iterator[ServiceProcess]:
-    """A content service on each transport, which can be made to hang."""
+    """A content service on each transport that can be made to hang."""
     (place / "faults").mkdir()
     config = place / "config.toml"
     config.write_text("[watchdog]\nsilence = '1s'\n")
@@ -38,15 +38,15 @@ def content(request: pytest.FixtureRequest, place: Path) -> Iterator[ServiceProc
 
 
 def asked(process: ServiceProcess, *words: str) -> None:
-    """Send one SIGUSR1, and wait until the log tells all of ``words`` of it."""
+    """Send one SIGUSR1, and wait until the log has all of ``words``."""
     before = len(process.text())
     os.kill(process.pid, signal.SIGUSR1)
     eventually(lambda: all(word in process.text()[before:] for word in words), f"the log does not tell {words}")
 
 
 async def test_a_process_tells_its_threads_and_tasks_and_goes_on(content: ServiceProcess) -> None:
-    """Again and again: a stack of the main thread, and the tasks with where they wait; calls are answered before
-    and after.
+    """Each time it writes a stack of the main thread, and the tasks with the points where they wait; calls are answered
+    before and after.
     """
     await eventually_async(lambda: health(content.state / "content.sock"), "content does not answer")
     for count in (1, 2, 3):
@@ -57,7 +57,7 @@ async def test_a_process_tells_its_threads_and_tasks_and_goes_on(content: Servic
 
 @pytest.mark.parametrize("how", ["hang", "hang-in-c"])
 async def test_a_loop_that_hangs_tells_where(content: ServiceProcess, how: str, place: Path) -> None:
-    """In Python and in C that holds the GIL: the stack names the function, and the process lives on."""
+    """It may hang in Python, or in C with the GIL: the stack names the function, and the process lives on."""
     (place / "faults" / "content.loop").write_text(how)
     eventually(lambda: not (place / "faults" / "content.loop").exists(), "content does not hang")
     asked(content, " in fault", " in _beat")
@@ -65,7 +65,7 @@ async def test_a_loop_that_hangs_tells_where(content: ServiceProcess, how: str, 
 
 
 async def test_a_process_that_dies_in_c_code_tells_where(content: ServiceProcess) -> None:
-    """As by a fault of a library: it dies by that signal, and its log has the stacks."""
+    """It dies by the signal of a fault in a library, and its log has the stacks."""
     os.kill(content.pid, signal.SIGSEGV)
     assert content.wait() == -signal.SIGSEGV
     assert "Fatal Python error: Segmentation fault" in content.text()
@@ -73,7 +73,7 @@ async def test_a_process_that_dies_in_c_code_tells_where(content: ServiceProcess
 
 
 def test_a_program_that_unpacks_layers_tells_where_it_is_and_goes_on(place: Path) -> None:
-    """Into standard error, which is the log of the service that started it; then it ends in good order, when that
+    """It writes into standard error, which is the log of the service that started it; then it ends properly when that
     service is gone.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -106,7 +106,7 @@ def test_a_program_that_unpacks_layers_tells_where_it_is_and_goes_on(place: Path
 
 
 def _takes(pid: int, number: int) -> bool:
-    """Whether a process has a handler for a signal."""
+    """Return whether a process has a handler for a signal."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     caught = next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:"))
     return bool(caught >> (number - 1) & 1)

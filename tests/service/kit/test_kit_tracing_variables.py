@@ -1,4 +1,4 @@
-"""No trouble of tracing stops a service: whatever the variables OTEL_... say, it serves, and its log and ``splitd
+"""No error of tracing stops a service: with any values of the variables OTEL_... it serves, and its log and ``splitd
 config check`` name the variable.
 """
 
@@ -25,7 +25,7 @@ OFF: list[dict[str, str]] = [
     "variables", [*QUIET, *ADAPTED, *OFF], ids=lambda v: " ".join(f"{name}={value}" for name, value in v.items())[:80]
 )
 def test_a_service_serves_and_the_variable_is_named(variables: dict[str, str], place: Path) -> None:
-    """A warning where tracing goes on with another value, an error where nothing is traced, and nothing where the
+    """There is a warning if tracing goes on with another value, an error if nothing is traced, and no message if the
     value is good.
     """
     environment = {**ENDPOINT, **variables}
@@ -48,7 +48,7 @@ def test_a_service_serves_and_the_variable_is_named(variables: dict[str, str], p
     ("name", "value"), [("OTEL_TRACES_SAMPLER", "sometimes"), ("OTEL_RESOURCE_ATTRIBUTES", "nothing")]
 )
 def test_check_reports_the_sdks_warnings(name: str, value: str) -> None:
-    """It goes on with another value, which is not the wanted one."""
+    """The SDK goes on with another value, which is not the wanted one."""
     done = splitd("config", "check", "--config", "/dev/null", env={**ENDPOINT, name: value}, ok=False)
     assert "OpenTelemetry, about a variable OTEL_...: " in done.stderr
     assert value in done.stderr

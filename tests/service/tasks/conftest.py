@@ -1,4 +1,4 @@
-"""The processes beside a tasks service, shared by this directory's files."""
+"""The processes beside a tasks service, for the tests of this directory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support import ServiceProcess, short_directory
 
 @pytest.fixture(scope="module")
 def gateway() -> Iterator[ServiceProcess]:
-    """A node without tasks: the processes below DIRECTORY/r and DIRECTORY/s, of which this is the gateway."""
+    """The gateway of a node without tasks, which is below DIRECTORY/r and DIRECTORY/s."""
     with short_directory() as directory:
         root, state = directory / "r", directory / "s"
         with (
@@ -33,7 +33,7 @@ def others(gateway: ServiceProcess) -> Path:
 
 @pytest.fixture(scope="module")
 def served(others: Path) -> Iterator[Path]:
-    """And now with tasks."""
+    """That node with tasks."""
     with ServiceProcess("services.tasks", others / "r", others / "s") as process:
         yield others
     assert "Traceback" not in process.text(), process.text()

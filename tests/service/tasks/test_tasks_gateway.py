@@ -1,5 +1,5 @@
-"""The rest of the node as tasks sees it: the suite over a node's gateway, and what tasks writes to content, over the
-content process in the gateway's place.
+"""Tasks' access to the rest of the node: the suite over a node's gateway, and writing to content, with the content
+process in the gateway's place.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ async def channel() -> AsyncIterator[rpc.Channel]:
 
 
 async def test_a_blob_is_written(channel: rpc.Channel) -> None:
-    """In pieces, or with nothing in it; one that is there already is as good."""
+    """It may be written in pieces or be empty; an existing blob is accepted."""
     gateway, store = Gateway(channel, Publisher(channel)), RemoteStore(channel)
     for data in (DATA, b"", DATA):
         descriptor = await gateway.write_blob("default", "", "/checkpoint", TYPE, io.BytesIO(data))
@@ -46,7 +46,7 @@ async def test_a_blob_is_written(channel: rpc.Channel) -> None:
 
 
 async def test_remains_of_an_attempt_are_no_part_of_the_next(channel: rpc.Channel) -> None:
-    """It has the same ref."""
+    """Both have the same ref."""
     left = await RemoteStore(channel).writer("/checkpoint")
     await left.write(b"of one that failed")
     await left.close()

@@ -1,5 +1,5 @@
-"""The tasks service as a process: killed, started again, and without its gateway for a while; containers notice
-nothing of it.
+"""The tasks service as a process: killed, restarted, and without its gateway for a while; containers are not
+affected.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ async def service(gateway: ServiceProcess, others: Path, place: Path) -> AsyncIt
 
 
 async def test_killed_service_finds_every_shim_again(service: Service) -> None:
-    """After kill -9 and a start the same pids run, terminals, execs and Wait work, and a log that filled up
-    meanwhile is read again.
+    """After kill -9 and a start the same pids run; terminals, execs and Wait work, and a log that filled up meanwhile
+    is read again.
     """
     async with output(service.node.place, "one") as o:
         pid = await start(service.tasks, service.node, "one", "cat", io=o.io())
@@ -119,7 +119,7 @@ async def test_killed_service_finds_every_shim_again(service: Service) -> None:
 
 
 async def test_sigterm_leaves_the_shims_alone(service: Service) -> None:
-    """A service that is stopped politely ends within seconds, waits outstanding or not, and containers run on."""
+    """A service that gets SIGTERM ends within seconds, with or without open Waits, and containers run on."""
     pid = await start(service.tasks, service.node, "p", "sleep", "100")
     waiting = asyncio.create_task(service.tasks.wait(service.node.ns, "p"))
     await service.tasks.get(service.node.ns, "p")  # a call after it was answered: the wait has come
@@ -134,8 +134,8 @@ async def test_sigterm_leaves_the_shims_alone(service: Service) -> None:
 
 
 def _catches(pid: int, number: int) -> bool:
-    """Whether a process has a handler for a signal, as a shell. (The runtime that becomes it has handlers of its
-    own.)
+    """Return whether a process has a handler for a signal, as a shell has. (The runtime that becomes it has handlers of
+    its own.)
     """
     if Path(f"/proc/{pid}/comm").read_text() != "sh\n":
         return False
@@ -146,7 +146,7 @@ def _catches(pid: int, number: int) -> bool:
 
 
 async def test_exits_while_it_was_away_are_told_once(service: Service) -> None:
-    """A task that ends while the service is down is STOPPED with its status afterwards; its exit has been told
+    """A task that ends while the service is down is STOPPED with its status afterwards; its exit has been published
     exactly once, by shim or service.
     """
     pid = await start(
@@ -172,7 +172,9 @@ async def test_exits_while_it_was_away_are_told_once(service: Service) -> None:
 
 
 async def test_exit_that_no_forward_brought_is_told(service: Service) -> None:
-    """Gateway and service both away, and the shim's own report lost: the service tells the exit when both are back."""
+    """Gateway and service are both absent, and the shim's own report is lost: the service publishes the exit when both
+    are back.
+    """
     pid = await start(service.tasks, service.node, "lost", "sleep", "100")
     await service.kill()
     await asyncio.to_thread(service.gateway.kill)
@@ -188,7 +190,7 @@ async def test_exit_that_no_forward_brought_is_told(service: Service) -> None:
 
 
 async def test_gateway_outage_loses_no_exit(service: Service) -> None:
-    """An exit while the gateway is away is told when it is back, once."""
+    """An exit during the gateway's absence is published once when it is back."""
     pid = await start(service.tasks, service.node, "o", "sleep", "100")
     await asyncio.to_thread(service.gateway.kill)
     os.kill(pid, signal.SIGKILL)
@@ -201,7 +203,7 @@ async def test_gateway_outage_loses_no_exit(service: Service) -> None:
 
 
 async def test_shim_that_died_while_it_was_away(service: Service) -> None:
-    """Shim and service killed: the next start cleans up, and the task's exit (137) and deletion are told."""
+    """Shim and service are killed: the next start cleans up, and publishes the task's exit (137) and deletion."""
     pid = await start(service.tasks, service.node, "d", "sleep", "100")
     shim = shim_of(service.node, "d")
     await service.kill()
@@ -217,8 +219,8 @@ async def test_shim_that_died_while_it_was_away(service: Service) -> None:
 
 
 async def test_a_task_that_cannot_be_looked_at_after_a_start(service: Service) -> None:
-    """It is UNKNOWN, not forgotten: nobody creates it anew, killing and deleting look at it again at once and say
-    what is in the way; once that is gone it is there as ever, pid, exit and all.
+    """It is UNKNOWN, not forgotten: it cannot be created again; killing and deleting check it again at once and report
+    the obstacle. Once that is gone, the task is there with its pid and exit.
     """
     tasks, node = service.tasks, service.node
     pid = await start(tasks, node, "u", "sleep", "100")
@@ -259,7 +261,7 @@ async def test_a_task_that_cannot_be_looked_at_after_a_start(service: Service) -
 
 
 async def test_a_shim_whose_address_cannot_be_read(service: Service) -> None:
-    """Its task may run, and is ended only by whoever asks for that: until its address is there again it is UNKNOWN."""
+    """Its task may run, and ends only by a client's call: until its address can be read it is UNKNOWN."""
     tasks, node = service.tasks, service.node
     pid = await start(tasks, node, "u", "sleep", "100")
     await service.kill()
@@ -287,7 +289,7 @@ async def test_a_shim_whose_address_cannot_be_read(service: Service) -> None:
 async def test_remains_of_a_dead_shim_are_shown_until_they_are_gone(
     service: Service, place: Path, runtime: str
 ) -> None:
-    """While its program's delete hangs the task is UNKNOWN, is not created anew, and nothing of it is told;
+    """While its program's delete hangs, the task is UNKNOWN, cannot be created again, and no event of it is published;
     deleting it cleans up.
     """
     shim, tasks, node = Hindered(place, runtime), service.tasks, service.node
@@ -310,8 +312,8 @@ async def test_remains_of_a_dead_shim_are_shown_until_they_are_gone(
 
 @pytest.mark.parametrize("runtime", runtimes())
 async def test_killed_while_it_cleans_up(service: Service, place: Path, runtime: str) -> None:
-    """Shims die, their program's delete hangs, one bundle is gone, the service is killed: the next ones clean up,
-    and tell of each task once.
+    """Shims die, their program's delete hangs, one bundle is gone, the service is killed: the next ones clean up, and
+    publish each task's end once.
     """
     shim, tasks, node = Hindered(place, runtime), service.tasks, service.node
     names = ["hangs", "lost"]
@@ -348,7 +350,7 @@ async def test_killed_while_it_cleans_up(service: Service, place: Path, runtime:
 @pytest.mark.parametrize("runtime", runtimes())
 @pytest.mark.parametrize("away", [True, False])
 async def test_a_bundle_that_was_removed(service: Service, runtime: str, *, away: bool) -> None:
-    """The task runs on, is known, to the next service too, and ends as any."""
+    """The task runs on, is known to the next service too, and ends as any other."""
     pid = await start(service.tasks, service.node, "b", "sleep", "100", runtime=runtime)
     if away:
         await service.kill()
@@ -370,8 +372,8 @@ def _remove_bundle(node: TasksNode, name: str) -> None:
 
 @pytest.mark.parametrize("point", ["tasks.bundle-made", "tasks.shim-running", "tasks.shim-started"])
 async def test_half_made_tasks_are_cleaned(service: Service, point: str) -> None:
-    """Killed in the middle of a create: after the next start no shim, mount or bundle is left, others go on, and
-    the name can be used.
+    """The service is killed in the middle of a create: after the next start no shim, mount or bundle is left, others go
+    on, and the name can be used.
     """
     other = await start(service.tasks, service.node, "other", "sleep", "100")
     await service.node.add("half", "sleep", "100")
@@ -394,8 +396,8 @@ async def test_half_made_tasks_are_cleaned(service: Service, point: str) -> None
 
 
 async def test_a_hung_shim_does_not_hold_up_the_start(service: Service) -> None:
-    """With a stopped shim the service starts in seconds, serves the others, keeps the task, and has it back when
-    the shim goes on.
+    """With a stopped shim the service starts in seconds, serves the others and keeps the task, which is usable when the
+    shim goes on.
     """
     pid = await start(service.tasks, service.node, "hung", "sleep", "100")
     await start(service.tasks, service.node, "fine", "sleep", "100")
@@ -418,8 +420,8 @@ async def test_a_hung_shim_does_not_hold_up_the_start(service: Service) -> None:
 
 
 async def test_an_exit_that_a_slow_shim_could_not_tell(service: Service) -> None:
-    """It ended while the service was away, nobody heard of that, and its shim does not answer when the service is
-    back: its exit is told when the shim does.
+    """The task ended while the service was absent, its exit was not received, and its shim does not answer when the
+    service is back: the exit is published when the shim answers.
     """
     pid = await start(service.tasks, service.node, "slow", "sleep", "100")
     shim = shim_of(service.node, "slow")
@@ -444,8 +446,8 @@ async def test_an_exit_that_a_slow_shim_could_not_tell(service: Service) -> None
 
 
 async def test_a_task_that_is_not_yet_looked_at_is_there_all_the_same(service: Service) -> None:
-    """Shims that do not answer hold up the finding of others for longer than the start waits: meanwhile a running
-    task is listed, found, and not made anew in its container's place.
+    """Shims that do not answer delay the search for others beyond the wait at the start: meanwhile a running task is
+    listed and found, and cannot be created again.
     """
     service.config.write_text(f"{CONFIG}load_parallel = 1\n")
     hung = [f"h{n}" for n in range(4)]
@@ -475,7 +477,7 @@ async def test_a_task_that_is_not_yet_looked_at_is_there_all_the_same(service: S
 
 
 async def test_a_shim_that_does_not_end_is_killed_when_its_task_is_deleted(service: Service) -> None:
-    """It hangs once it has deleted the task. The deletion is answered and told, nothing of the shim is left, and
+    """It hangs once it has deleted the task. The deletion is answered and published, nothing of the shim is left, and
     the name can be used at once.
     """
     pid = await start(service.tasks, service.node, "hung", "sleep", "100")
@@ -502,7 +504,7 @@ async def test_a_shim_that_does_not_end_is_killed_when_its_task_is_deleted(servi
 
 
 async def test_twenty_tasks_are_found_again_at_once(service: Service) -> None:
-    """Twenty running tasks are all known when the service answers."""
+    """All are known when the service answers."""
     names = [f"n{i}" for i in range(20)]
     pids = dict(
         zip(
@@ -519,8 +521,8 @@ async def test_twenty_tasks_are_found_again_at_once(service: Service) -> None:
 
 
 async def test_restart_policies(service: Service) -> None:
-    """always comes back and is counted, on-failure:1 once, unless-stopped not when it was stopped on purpose;
-    stopped is stopped.
+    """always is restarted and counted, on-failure:1 once, unless-stopped not if it was stopped on purpose; stopped
+    stays stopped.
     """
     node, tasks = service.node, service.tasks
     log = node.place / "log.txt"

@@ -1,5 +1,5 @@
-"""The suite of tasks on its lives: the store in this process, its process through the node's gateway, and Debian's
-containerd, which says whether the suite is right.
+"""The suite of tasks in each environment: the store in this process, its process through the node's gateway, and
+Debian's containerd, to check the suite itself.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.root
 async def local(
     node: TasksNode, config: Config = Config(), connection: type[Connection] = Connection
 ) -> AsyncIterator[LocalTasks]:
-    """The store, in this process and in the place of a node's."""
+    """The store in this process, in the place of a node's."""
     async with (
         Publisher(node.channel).running() as publisher,
         LocalTasks(node.root, node.state, Gateway(node.channel, publisher), config, connection=connection) as tasks,
@@ -59,7 +59,7 @@ class TestLocal(TasksSuite):
             yield tasks
 
     async def test_names_from_clients_are_not_kept(self, tasks: LocalTasks, node: TasksNode) -> None:
-        """Execs that are not there leave nothing behind, whatever is asked of them."""
+        """Execs that do not exist leave nothing behind, for any call."""
         await start(tasks, node, "k", "sleep", "100")
         for n in range(20):
             for verb in (tasks.start, tasks.wait, tasks.get, tasks.close_stdin, tasks.delete_process):
@@ -70,7 +70,7 @@ class TestLocal(TasksSuite):
         await end(tasks, node, "k")
 
     async def test_nothing_waits_for_the_shim_of_a_task_that_is_gone(self, tasks: LocalTasks, node: TasksNode) -> None:
-        """In a group it lives on, for the others."""
+        """The shim lives on for the other tasks of its group."""
         group: dict[str, Any] = {"annotations": {"io.containerd.runc.v2.group": "g"}}
         await start(tasks, node, "g", "sleep", "100", **group)
         await eventually_async(
@@ -90,7 +90,7 @@ class TestLocal(TasksSuite):
         await end(tasks, node, "g")
 
     async def test_a_shim_that_dies_while_it_is_connected_to_is_noticed(self, node: TasksNode) -> None:
-        """A process that is dying takes connections as long as its socket is there."""
+        """A process that is dying accepts connections as long as its socket exists."""
         connecting = asyncio.Event()
 
         class Dying(Connection):
@@ -116,7 +116,7 @@ class TestLocal(TasksSuite):
     async def test_a_shim_in_whose_group_a_task_is_being_created_is_not_killed(
         self, node: TasksNode, place: Path
     ) -> None:
-        """Where it does not end, since it is about to serve that one, when its last task is deleted."""
+        """Its last task is deleted, but it does not end, since it is about to serve the new one."""
         slow, creating, runc = place / "slow", place / "creating", place / "runc"
         runc.write_text(f"""#!/bin/sh
 for word; do
@@ -156,7 +156,7 @@ exec {shutil.which("runc") or "/usr/sbin/runc"} "$@"
             await end(tasks, node, "g2")
 
     async def test_a_shim_whose_program_does_not_end_is_ended(self, node: TasksNode, place: Path) -> None:
-        """Its start left it behind, and said nothing: when the create fails it has no container, and nobody else
+        """Its start left it behind without an answer: after the failed create it has no container, and no other code
         would end it.
         """
         program = place / "containerd-shim-runc-v2"
@@ -176,7 +176,7 @@ exec sleep 1000
     async def test_bad_names_never_reach_the_disk(
         self, tasks: LocalTasks, node: TasksNode, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A container id that is no identifier is InvalidArgument, whoever has a record of it."""
+        """A container id that is no identifier is InvalidArgument, even if there is a record of it."""
 
         async def container(_: Gateway, namespace: str, name: str) -> Container:
             return Container(name, RUNC)

@@ -1,4 +1,4 @@
-"""One client's excess on the wire is its own affair: each bound of services/wire/limits.py that holds between
+"""One client's excess on the wire does not affect others: each bound of services/wire/limits.py that holds between
 clients, on a real socket.
 """
 
@@ -32,7 +32,7 @@ INFO = f"/{SERVICE.full_name}/Info"
 
 
 class Content:
-    """Info takes a millisecond of the loop; of "slow", until it is released."""
+    """Info takes a millisecond of the loop; for "slow" it waits until it is released."""
 
     SERVICE = SERVICE
 
@@ -69,7 +69,7 @@ def wire(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextlib.contextmanager
 def limited(**values: Any) -> Iterator[None]:
-    """Other limits for what is served within."""
+    """Use other limits for servers inside the block."""
     before = limits.configured()
     limits.configure(Limits(**values))
     try:
@@ -79,7 +79,7 @@ def limited(**values: Any) -> Iterator[None]:
 
 
 async def said(raw: Raw, count: int = 1) -> None:
-    """Wait for the answers to so many calls, with OK."""
+    """Wait until so many calls are answered with OK."""
     await asyncio.to_thread(raw.until, lambda raw: len(raw.statuses()) >= count, 60)
     assert all(head.code == 0 for head in raw.statuses())
 
@@ -93,7 +93,7 @@ pytestmark = [pytest.mark.usefixtures("wire"), pytest.mark.once]
 
 
 async def test_a_thousand_requests_in_one_write_delay_no_other() -> None:
-    """They take a second. Who asks after them is answered long before."""
+    """They take a second. A client that calls after them is answered long before."""
     async with content() as (servicer, path):
         with Raw(path) as many, Raw(path) as one:
             await greeted(many, one)
@@ -110,7 +110,7 @@ async def test_a_thousand_requests_in_one_write_delay_no_other() -> None:
 
 @pytest.mark.parametrize("size", [1, 7, 100, 100_000])
 def test_turns_change_nothing_but_the_moment(size: int) -> None:
-    """The same events and the same answers, in the same order, whatever is dealt with at once."""
+    """Events and answers are the same, in the same order, whatever is processed at once."""
 
     def run(turn: int) -> tuple[list[str], bytes]:
         server, client = (Connection(client=client, limits=Limits()) for client in (False, True))
@@ -134,7 +134,7 @@ def test_turns_change_nothing_but_the_moment(size: int) -> None:
 
 
 async def test_clients_that_come_all_at_once_wait_in_the_kernel() -> None:
-    """While the loop is busy, and be they a thousand: none is refused."""
+    """They wait while the loop is busy, even a thousand of them: none is refused."""
     async with content() as (_, path):
         with contextlib.ExitStack() as stack:
             for _ in range(1000):  # the loop does not run
@@ -144,7 +144,7 @@ async def test_clients_that_come_all_at_once_wait_in_the_kernel() -> None:
 
 
 async def test_too_many_connections_cost_the_one_that_was_idle_longest() -> None:
-    """Its client is told to go, and can come again; if all are busy, the one that came last is told."""
+    """Its client is told to go and can connect again; if all are busy, the last one is refused."""
     with limited(connections=3):
         async with content() as (servicer, path):
             with Raw(path) as busy, Raw(path) as first, Raw(path) as second, contextlib.ExitStack() as stack:
@@ -175,7 +175,7 @@ async def test_too_many_connections_cost_the_one_that_was_idle_longest() -> None
 
 
 async def test_a_silent_peer_is_dropped_after_the_handshake_timeout() -> None:
-    """Within a second, where that time is half of one."""
+    """It is dropped within a second, where the timeout is half a second."""
     with limited(handshake=0.5):
         async with content() as (_, path):
             with Raw(path, greet=False) as silent, Raw(path) as idle:
@@ -189,8 +189,8 @@ async def test_a_silent_peer_is_dropped_after_the_handshake_timeout() -> None:
 
 
 async def test_a_peer_that_does_not_read_is_dropped() -> None:
-    """Its answers fill the socket, then our memory up to the limit, then it is not read any more; then its time is
-    over. Everybody else is answered.
+    """Its answers fill the socket, then our memory up to the limit; then it is not read any more, and after its timeout
+    it is dropped. All others are answered.
     """
     with limited(unread=1 << 16, request=0.5):
         async with content() as (_, path):
@@ -215,7 +215,7 @@ async def test_a_peer_that_does_not_read_is_dropped() -> None:
 
 
 async def test_a_half_closed_peer_that_does_not_read_is_dropped() -> None:
-    """The rest of its answer is not kept for it."""
+    """The rest of its answer is not kept."""
     with limited(linger=0.2):
         async with content() as (servicer, path):
             with Raw(path, window=1 << 24) as half:
