@@ -25,7 +25,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
-from services.kit import config, errors, exporting, logs, memory, rpc, settings, stacks, tracing, version
+from services.kit import config, errors, exporting, logs, memory, rpc, settings, stacks, tracing, turns, version
 from services.kit.faults import fault
 from services.kit.heartbeat import SOCKET, Heartbeat
 from services.kit.slices import SLICE
@@ -165,6 +165,7 @@ def _less_garbage_collection() -> None:
 
 
 async def _serve(serve: Serve, file: settings.File, node: settings.Node) -> None:
+    turns.watch(_name)
     try:
         async with memory.giving_back():
             await serve(file, node)
