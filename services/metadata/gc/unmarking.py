@@ -1,4 +1,4 @@
-"""Taking off the marks of things whose removal is over."""
+"""Clears the marks of things whose removal is over."""
 
 from __future__ import annotations
 
@@ -27,9 +27,8 @@ class Unmarking:
         """Note that the removal of ``raws`` is over; ``gone``: the backend no longer has them."""
         self._waiting[gone].extend(raws)
         if self._task is None or self._task.done():
-            if self._task is not None and not self._task.cancelled():
-                self._task.exception()  # a failed run is repeated now
-            self._task = loops.task("the unmarking of victims", self._run())
+            # a failed run is repeated now; a sweep that fails itself awaits none, so that each logs its failure
+            self._task = loops.aside("the unmarking of victims", self._run())
 
     async def done(self) -> None:
         """Wait until all marks are cleared."""
