@@ -30,7 +30,7 @@ from services.wire.streams import Chunk, Stream
 if TYPE_CHECKING:
     from services.wire.server import ServerLink
 
-_LARGE = 512 << 10
+LARGE = 512 << 10
 """Bytes of a message that takes a millisecond to decode if it is all labels. A message of data takes a tenth of
 that.
 """
@@ -318,7 +318,7 @@ class ServerCall:
         if self._withheld and self._waiting < HIGH_WATER:
             self.link.consumed(self.stream, self._withheld)
             self._withheld = 0
-        if len(message) > _LARGE:
+        if len(message) > LARGE:
             return await self._apart(message)
         return self._decoded(message)
 
@@ -349,7 +349,7 @@ class ServerCall:
                     argument = self
                 else:
                     call.size = len(request)
-                    if len(request) > _LARGE:
+                    if len(request) > LARGE:
                         argument = await self._apart(request)
                     else:
                         argument = self._decoded(request)

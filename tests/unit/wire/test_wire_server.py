@@ -382,11 +382,11 @@ async def test_a_client_that_never_reads_holds_up_its_own_handlers_only() -> Non
     """An endless answer stops at the bounds of the socket and the queue; another connection is served."""
     served = Served()
     served.call(1, TELL, b"x" * 10)
-    await turns(50)
+    await turns(10)
     queued = served.link.connection.streams[1].queued
     assert HIGH_WATER < queued < HIGH_WATER + 20_000
     written = len(served.transport.written)
-    await turns(50)
+    await turns(10)
     assert (served.link.connection.streams[1].queued, len(served.transport.written)) == (queued, written)
     link, transport = served.connect()
     deliver(link, headers(1) + data(1, grpc(b"hello"), end=True))
@@ -411,16 +411,26 @@ async def test_senders_of_megabytes_take_turns() -> None:
     await served.gone()
 
 
-async def test_a_large_request_waits_for_a_turn_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_large_request_waits_for_a_turn_of_its_own() -> None:
     """It took time to arrive, and decoding and handling it take more: other calls come between."""
-    monkeypatch.setattr(server_call, "_LARGE", 100)
+    large = b"l" * (server_call.LARGE + 1)
+    *most, last = [grpc(large)[at : at + 16_000] for at in range(0, len(large) + 5, 16_000)]
     served = Served()
-    served.feed(headers(1), data(1, grpc(b"large" * 100), end=True), headers(3), data(3, grpc(b"small"), end=True))
+    served.feed(headers(1))
+    for piece in most:
+        served.feed(data(1, piece))
+        await turns()
+    served.feed(data(1, last, end=True), headers(3), data(3, grpc(b"small"), end=True))
     await turns()
-    assert served.service.heard == [b"small", b"large" * 100]
-    served.call(5, TALK, b"large" * 100, b"more")
+    assert served.service.heard == [b"small", large]
+    served.call(5, TALK, end=False)
+    served.feed(*(word(WINDOW_UPDATE, stream, 4 * len(large)) for stream in (0, 5)))  # room for what it answers
+    for piece in [*most, last]:
+        served.feed(data(5, piece))
+        await turns()
+    served.feed(data(5, grpc(b"more"), end=True))
     await turns(10)
-    assert served.service.heard[2:] == [b"large" * 100, b"more"]
+    assert served.service.heard[2:] == [large, b"more"]
     await served.gone()
 
 
