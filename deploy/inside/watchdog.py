@@ -27,8 +27,8 @@ WRITING = 2.0
 """Seconds that a process gets to write its stacks before it is killed."""
 
 _BEYOND = ("D", "Z", "X")
-"""States in which a signal changes nothing. Z is a main thread that has died while another thread cannot; supervisord
-hears of the death when that one is over.
+"""States of a process in which a signal changes nothing. A process in state Z has a dead main thread; if another of its
+threads cannot die yet, supervisord learns of the death only when that thread is gone, too.
 """
 
 

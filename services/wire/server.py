@@ -200,7 +200,7 @@ class ServerLink(Link):
         """
         self.client = self.connection.account = Client(self.loop, server.limits)
         self._clients: dict[str | bytes, Client] = {}
-        """The clients that a gateway names."""
+        """The clients whose calls a gateway relays here, by the number in the header ``splitd-client``."""
         self._number = 0
         self._leaving = False
 

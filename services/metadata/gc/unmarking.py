@@ -27,7 +27,7 @@ class Unmarking:
         """Note that the removal of ``raws`` is over; ``gone``: the backend no longer has them."""
         self._waiting[gone].extend(raws)
         if self._task is None or self._task.done():
-            # a failed run is repeated now; a sweep that fails itself awaits none, so that each logs its failure
+            # A run that failed is repeated now. Its failure is logged, since a sweep that fails does not await it.
             self._task = loops.aside("the unmarking of victims", self._run())
 
     async def done(self) -> None:
