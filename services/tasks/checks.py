@@ -106,9 +106,12 @@ async def stdio(
         raise errors.InvalidArgument("stdout is required where there is a terminal, stdin or stderr")
     if of_runc(program) and io.stdout and not io.stderr and not io.terminal and not _SCHEME.match(io.stdout):
         raise errors.InvalidArgument("stderr is required beside stdout, unless there is a terminal")
+    # A terminal has one output. containerd's Go client also names a FIFO for stderr, which it does not make, and shims
+    # do not open it.
+    stderr = "" if io.terminal else io.stderr
     paths = {
         field: path
-        for field, path in (("stdin", io.stdin), ("stdout", io.stdout), ("stderr", io.stderr))
+        for field, path in (("stdin", io.stdin), ("stdout", io.stdout), ("stderr", stderr))
         if path and ((field == "stdin" and of_runc(program)) or not _SCHEME.match(path))
     }
     if not paths:

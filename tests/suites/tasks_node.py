@@ -266,8 +266,10 @@ class Output:
         self._text = b""
 
     def io(self, *, terminal: bool = False) -> IO:
-        """For a create or exec call; stderr comes together with stdout."""
-        return IO(self.stdin, self.stdout, "" if terminal else self.stdout, terminal)
+        """For a create or exec call; stderr comes together with stdout. A terminal has no stderr: containerd's Go client
+        names a FIFO for it all the same, which it never makes (its ``NewFIFOSetInDir``).
+        """
+        return IO(self.stdin, self.stdout, f"{self.stdout}-stderr" if terminal else self.stdout, terminal)
 
     def write(self, text: str) -> None:
         os.write(self._in, text.encode())

@@ -92,7 +92,9 @@ def test_runtime_options() -> None:
 
 
 async def test_stdio_that_is_there(tmp_path: Path, fifo: str) -> None:
-    """FIFOs, files and devices are accepted; URIs are left to the shim; an empty path is accepted."""
+    """FIFOs, files and devices are accepted; URIs are left to the shim; an empty path is accepted. Nobody looks at the
+    stderr of a terminal.
+    """
     file = tmp_path / "file"
     file.touch()
     for program in (RUNC, OTHER):
@@ -101,6 +103,7 @@ async def test_stdio_that_is_there(tmp_path: Path, fifo: str) -> None:
             IO(fifo, fifo, fifo),
             IO("", str(file), "/dev/null"),
             IO(fifo, fifo, "", terminal=True),
+            IO(fifo, fifo, "/there/is/none", terminal=True),
             IO("", "file:///not/yet", ""),
             IO(fifo, "binary:///bin/logger?x=y", "binary:///bin/logger?x=y"),
         ):
