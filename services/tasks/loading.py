@@ -46,12 +46,14 @@ class Loading:
         self._service, self._names = service, names
         self._burial, self._ending = burial, ending
         self._seconds = seconds
+        self._rebooted = False
 
     async def load(self) -> None:
         """Find the shims that run. The tasks of shims that answer in time are known when this returns. The names of
         the others are taken, and they are known soon after.
         """
         limit = asyncio.Semaphore(self._service.config.load_parallel)
+        self._rebooted = self._service.notes.machine_has_rebooted()
         self._names.found = {(bundle.namespace, bundle.id): bundle for bundle in self._bundles()}
         here = set(self._names.found)
         looked = []
@@ -64,6 +66,7 @@ class Loading:
                 for tried in looked:
                     await tried.wait()
         await asyncio.to_thread(self._remove_orphans, here)
+        self._service.notes.note_boot()
 
     async def look_again(self, key: Key) -> None:
         """Load a task that is in doubt again now, and wait for that."""
@@ -173,7 +176,13 @@ class Loading:
             return
         task.mend()
         task.open_log()
-        if (address := task.address()) is None:
+        try:
+            address = task.address()
+        except errors.DataLoss:
+            if not self._rebooted:
+                raise
+            address = None  # a power cut left an empty file, on a disk; no shim has outlived that
+        if address is None:
             log.info("%s was never made whole, removing it", task)
             await self._ending.sweep(task)
             return

@@ -4,6 +4,7 @@
     exits/NAMESPACE:ID          empty; the exit of the task's init is known, so the next start does not publish it
     checkpoints/NAMESPACE:ID/   the image from which the task is restored
     checkpoints/checkpoint-*/   an image on its way to the content store
+    boot                        the boot in which the service was started last
 
 All notes about a task are removed with it.
 """
@@ -27,11 +28,25 @@ class Notes:
     def __init__(self, directory: Path) -> None:
         self.checkpoints = directory / "checkpoints"
         self._sightings, self._exits = directory / "sightings", directory / "exits"
+        self._boot = directory / "boot"
 
     def make(self) -> None:
         """Make the directories that do not exist."""
         for directory in (self._exits, self._sightings, self.checkpoints):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    # -- the boot
+
+    def machine_has_rebooted(self) -> bool:
+        """Return whether the machine has booted since :meth:`note_boot`. False if that is not known."""
+        try:
+            return self._boot.read_text() not in ("", _boot_id())
+        except OSError:
+            return False
+
+    def note_boot(self) -> None:
+        with contextlib.suppress(OSError):
+            self._boot.write_text(_boot_id())
 
     # -- sightings
 
@@ -94,6 +109,10 @@ class Notes:
             mark.unlink(missing_ok=True)
         for image in filter(is_orphan, self.checkpoints.iterdir()):
             shutil.rmtree(image, ignore_errors=True)
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text()
 
 
 def _name(bundle: Bundle) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from services.tasks.bundle import TASKS
 from services.tasks.burial import Burial
 from services.tasks.dead_shim import Sighting
@@ -37,5 +39,27 @@ async def test_remains_of_ended_tasks_are_removed(place: Path) -> None:
         assert list(names.found) == [("ns", "runs")]
         for base in (around.root / TASKS / "ns", around.notes.checkpoints, around.state / "tasks/exits"):
             assert [path.name.removeprefix("ns:") for path in base.iterdir()] == ["runs"]
+    finally:
+        await around.background.cancel()
+
+
+@pytest.mark.parametrize("boot", [None, "", "this", "a former one"])
+async def test_an_empty_address_is_believed_after_a_reboot_only(place: Path, boot: str | None) -> None:
+    """A power cut leaves such files where STATE is on a disk, but no shim. Otherwise one may run."""
+    around = service(place)
+    one = task(around)
+    (one.bundle.path / "bootstrap.json").write_text("")
+    one.bundle.write_program("/bin/true")
+    if boot is not None:
+        around.notes.note_boot()
+        if boot != "this":
+            (around.state / "tasks/boot").write_text(boot)
+    names = Names()
+    burial = Burial(around, names)
+    try:
+        await Loading(around, names, burial, Ending(around, names, burial)).load()
+        assert one.bundle.path.exists() is (boot != "a former one")
+        assert names.is_taken(("ns", "c")) is (boot != "a former one")
+        assert not around.notes.machine_has_rebooted()
     finally:
         await around.background.cancel()
