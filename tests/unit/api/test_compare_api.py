@@ -1,4 +1,4 @@
-"""scripts/compare_api: what it calls a difference."""
+"""scripts/compare_api: the differences that it reports."""
 
 from types import ModuleType
 

@@ -1,4 +1,4 @@
-"""The generated modules: they import, and their names are those that travel."""
+"""The generated modules: they can be imported, and have the names that are sent."""
 
 import importlib
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_type_urls_are_full_names() -> None:
 
 
 def test_pack_and_unpack_do_not_speak_bare_type_urls() -> None:
-    """Why type URLs are set and read by hand: Pack always adds a slash, and Unpack insists on one."""
+    """Type URLs are set and read by hand because Pack always adds a slash, and Unpack requires one."""
     exit_event = task_pb2.TaskExit(container_id="c", exit_status=137)
     packed = Any()
     packed.Pack(exit_event, type_url_prefix="")

@@ -1,4 +1,4 @@
-"""When a build is worse than the one before."""
+"""The rule by which a build counts as worse than the one before."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bench.against import verdict
 
 
 def figures(seed, around, spread):
-    """Seven of a build whose median is about ``around``."""
+    """Return seven figures of a build whose median is about ``around``."""
     chance = random.Random(seed)
     return [around * chance.uniform(1 - spread, 1 + spread) for _ in range(7)]
 
@@ -18,7 +18,7 @@ def figures(seed, around, spread):
 @pytest.mark.parametrize("more", [False, True])
 @pytest.mark.parametrize("factor", [0.5, 0.9, 1.0, 1.02])
 def test_a_difference_below_three_percent_is_not_worse(factor, more):
-    """However quiet the old build is. A rate is worse when it falls."""
+    """This holds however steady the old build is. A rate is worse when it falls."""
     quiet = [100.0] * 7
     found = verdict([100.0 * (1 / factor if more else factor)] * 7, quiet, quiet, more=more)
     assert not found.worse
@@ -36,7 +36,9 @@ def test_a_tenth_more_is_worse_where_the_old_build_differs_little_from_itself(mo
 
 
 def test_a_tenth_more_is_not_worse_where_the_old_build_differs_as_much_from_itself():
-    """From one node to the other, though each of them is steady; or from one time to the next on both."""
+    """The old build may differ from one node to the other, though each is steady, or from one time to the next on
+    both.
+    """
     assert not verdict([1.1] * 7, [1.0] * 7, [1.12] * 7).worse
     unsteady = [0.8, 1.2] * 3 + [1.0]
     assert not verdict([1.1] * 7, unsteady, unsteady).worse
@@ -44,7 +46,7 @@ def test_a_tenth_more_is_not_worse_where_the_old_build_differs_as_much_from_itse
 
 @pytest.mark.parametrize("seed", range(20))
 def test_the_same_build_is_seldom_worse_than_itself(seed):
-    """Of twenty such rows, with a spread of a fifth, none is; and the answer is the same each time it is asked."""
+    """None of twenty such rows with a spread of a fifth is; and the result is the same for the same figures."""
     rows = [figures(3 * seed + n, 1, 0.1) for n in range(3)]
     assert not verdict(*rows).worse
     assert verdict(*rows) == verdict(*rows)

@@ -1,4 +1,4 @@
-"""The relay that makes a registry distant: what passes it, how late, and how fast."""
+"""The relay that makes a registry distant: the bytes that pass, their delay and their rate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MB = 1_000_000
 
 @asynccontextmanager
 async def distant_server(answer, round_trip=ROUND_TRIP, rate=1e12):
-    """A server that answers each line by ``answer(line)``, seen through a relay; its port."""
+    """Run a server that answers each line by ``answer(line)``, behind a relay; return the relay's port."""
 
     async def serve(reader, writer):
         try:

@@ -1,4 +1,4 @@
-"""What /proc says of processes, and what of it is a daemon's."""
+"""Reading /proc about processes, and the share of a daemon."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_descendants_are_found_through_any_number_of_parents():
 
 
 def started(code, *marks):
-    """A Python that runs ``code``, which says a line when it is ready and ends with its input."""
+    """A Python that runs ``code``, which prints a line when it is ready and ends with its input."""
     process = subprocess.Popen(
         [sys.executable, "-c", code, *marks], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

@@ -12,7 +12,7 @@ MIB = 1 << 20
 
 
 def tally(*parts: tuple[str, str, int, int]) -> Tally:
-    """Of (name, event, bytes, total)."""
+    """Make a tally of (name, event, bytes, total)."""
     made = Tally(0.0, Stage.DOWNLOADED)
     for name, event, progress, total in parts:
         made.take(Progress(event, f"layer-{name}", (), 0, total), 0.5)
@@ -29,7 +29,7 @@ LAYERS = (
 
 
 def test_each_layer_has_a_line_with_its_bar_and_all_have_one() -> None:
-    """As it looks in 80 columns; every line's figures stand below each other."""
+    """They are as in 80 columns; the figures of all lines are aligned."""
     assert bars.lines(tally(*LAYERS), "pulling box", 1.0, 80, 24) == [
         "pulling box  1.0 s",
         "layer-a       done                                        3.0 MiB",
@@ -41,12 +41,12 @@ def test_each_layer_has_a_line_with_its_bar_and_all_have_one() -> None:
 
 
 def test_before_anything_is_known_there_is_the_title() -> None:
-    """And how long it has taken."""
+    """The elapsed time is shown too."""
     assert bars.lines(Tally(0.0), "pulling box", 75.0, 80, 24) == ["pulling box  1m15s"]
 
 
 def test_a_silent_host_is_shown_below_the_title() -> None:
-    """Until there is something else to say."""
+    """It is shown until there is another status."""
     made = tally(*LAYERS)
     made.take(Progress("waiting for r.test, silent for 12 s", parents=("r.test\n",), progress=12), 1.0)
     assert bars.lines(made, "pulling box", 1.0, 80, 24)[:2] == [
@@ -60,7 +60,7 @@ def test_a_silent_host_is_shown_below_the_title() -> None:
 
 @pytest.mark.parametrize("columns", [1, 2, 20, 59, 60, 69, 70, 71, 80, 120, 1000])
 def test_no_line_reaches_the_last_column(columns: int) -> None:
-    """A terminal would go on with it in the next line."""
+    """A terminal would wrap at the last column."""
     lines = bars.lines(tally(*LAYERS), "pulling 127.0.0.1:5000/a/long/name:latest", 1.0, columns, 24)
     assert len(lines) == 6
     assert max(map(len, lines)) < max(columns, 1)
@@ -79,7 +79,7 @@ def test_lines_are_fewer_than_rows(rows: int) -> None:
 
 
 def test_where_there_is_no_room_for_all_the_busy_ones_stay() -> None:
-    """Then those that wait, the first before the last; the others are counted."""
+    """Then come those that wait, in their order; the others are counted."""
     many = [
         (f"{n:02}", event, MIB, 2 * MIB)
         for n, event in enumerate(["extracted"] * 3 + ["downloading", "extracting"] + ["waiting"] * 3)
@@ -99,7 +99,7 @@ def test_where_there_is_no_room_for_all_the_busy_ones_stay() -> None:
 
 
 def test_a_bar_is_full_only_at_the_end() -> None:
-    """One byte is missing: so it looks."""
+    """With one byte missing it still has a gap."""
     assert bars._bar(0, 10, 12) == "[>         ]"
     assert bars._bar(9_999_999, 10_000_000, 12) == "[=========>]"
     assert bars._bar(10, 10, 12) == "[==========]"
@@ -107,7 +107,7 @@ def test_a_bar_is_full_only_at_the_end() -> None:
 
 
 def test_without_a_total_there_is_no_bar() -> None:
-    """Of an archive from a pipe."""
+    """An archive from a pipe has no total."""
     made = Tally(0.0)
     made.take(Progress("receiving", "/x/box.tar", progress=5 * MIB), 1.0)
     assert bars.lines(made, "exporting", 1.0, 80, 24)[1:] == [
@@ -129,7 +129,7 @@ def test_without_a_total_there_is_no_bar() -> None:
     ],
 )
 def test_sizes_are_in_the_unit_that_people_read(amount: float, said: str) -> None:
-    """Powers of 1024, one digit after the point."""
+    """They are powers of 1024, with one digit after the point."""
     assert bars.size(amount) == said
 
 
@@ -138,5 +138,5 @@ def test_sizes_are_in_the_unit_that_people_read(amount: float, said: str) -> Non
     [(0, "0.0 s"), (4.23, "4.2 s"), (59.94, "59.9 s"), (59.96, "1m0s"), (200, "3m20s"), (3700, "1h1m")],
 )
 def test_durations(seconds: float, said: str) -> None:
-    """Tenths of a second while they matter."""
+    """Tenths of a second are shown while they matter."""
     assert bars.duration(seconds) == said

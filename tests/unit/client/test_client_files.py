@@ -1,4 +1,4 @@
-"""Archives as files: what is written appears whole or not at all, and a pipe that does nothing holds up nobody."""
+"""Archives as files: a written archive appears whole or not at all, and an idle pipe blocks no other work."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def moved(counts: list[int]) -> files.Moved:
 
 
 async def test_a_file_is_there_when_it_is_whole(tmp_path: Path) -> None:
-    """Under its name not before; with the mode that any new file has."""
+    """It does not appear under its name before, and has the mode of any new file."""
     target, counts = tmp_path / "x.tar", list[int]()
     target.write_bytes(b"before")
     with files.replaced(str(target)) as fd:
@@ -33,7 +33,7 @@ async def test_a_file_is_there_when_it_is_whole(tmp_path: Path) -> None:
 
 
 async def test_a_failed_download_leaves_nothing(tmp_path: Path) -> None:
-    """Neither a part of the file nor the temporary one."""
+    """Neither a part of the file nor the temporary one is left."""
     with pytest.raises(RuntimeError), files.replaced(str(tmp_path / "x.tar")) as fd:
         os.write(fd, b"half")
         raise RuntimeError
@@ -41,7 +41,7 @@ async def test_a_failed_download_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_device_is_written_as_it_is() -> None:
-    """It cannot be replaced."""
+    """A device cannot be replaced by a new file."""
     before = os.stat("/dev/null").st_ino
     with files.replaced("/dev/null") as fd:
         os.write(fd, b"x")
@@ -50,7 +50,7 @@ def test_a_device_is_written_as_it_is() -> None:
 
 @pytest.mark.parametrize("what", ["absent/x.tar", "."])
 def test_errors_name_the_file(what: str, tmp_path: Path) -> None:
-    """Of reading and of writing."""
+    """This holds for reading and for writing."""
     path = str(tmp_path / what)
     with pytest.raises(OSError, match=path), files.opened(path):
         pass
@@ -59,14 +59,14 @@ def test_errors_name_the_file(what: str, tmp_path: Path) -> None:
 
 
 async def test_a_full_disk_names_the_file() -> None:
-    """The kernel does not."""
+    """The kernel's error does not."""
     with files.replaced("/dev/full") as fd:
         with pytest.raises(OSError, match="No space left on device.*x.tar"):
             await files.Sink(fd, "x.tar", moved([])).write(b"x")
 
 
 async def test_a_file_is_read_in_pieces(tmp_path: Path) -> None:
-    """To its end; its size is known."""
+    """It is read to its end; its size is known."""
     data, counts = os.urandom(files.PIECE + 1000), list[int]()
     (tmp_path / "x").write_bytes(data)
     with files.opened(str(tmp_path / "x")) as fd:
@@ -76,7 +76,7 @@ async def test_a_file_is_read_in_pieces(tmp_path: Path) -> None:
 
 
 async def test_a_pipe_that_is_read_can_be_given_up() -> None:
-    """Nothing comes, and whoever waits is cancelled at once. No thread is left in a read."""
+    """No bytes come, and the reader is cancelled at once. No thread is left in a read."""
     reader, writer = os.pipe()
     try:
         assert files.size(reader) == 0
@@ -95,7 +95,7 @@ async def test_a_pipe_that_is_read_can_be_given_up() -> None:
 
 
 async def test_a_pipe_that_is_written_can_be_given_up() -> None:
-    """It is full, and nobody reads; what was taken before is whole."""
+    """It is full and has no reader; the bytes taken before are whole."""
     reader, writer = os.pipe()
     try:
         sink = files.Sink(writer, "pipe", moved([]))
@@ -113,7 +113,7 @@ async def test_a_pipe_that_is_written_can_be_given_up() -> None:
 
 
 async def test_a_pipe_takes_all_if_somebody_reads() -> None:
-    """More than it holds."""
+    """There are more bytes than the pipe holds."""
     reader, writer = os.pipe()
     data = os.urandom(1 << 20)
     reading = asyncio.ensure_future(_all(reader))

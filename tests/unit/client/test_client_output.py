@@ -1,4 +1,4 @@
-"""How a transfer that waits for a silent host is shown where there is no terminal."""
+"""Output without a terminal, about a transfer that waits for a silent host."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SECONDS = [5, 6, 14, 15, 16, 24, 25]
 
 
 def test_lines_say_it_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
-    """On standard error; what is asked for quietly says nothing."""
+    """They go to standard error; with --quiet there are none."""
     file = io.StringIO()
     for output in (Lines(file), Lines(file, quiet=True)):
         for seconds in SECONDS:
@@ -25,7 +25,7 @@ def test_lines_say_it_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_json_has_lines_of_it() -> None:
-    """As often; another host, or another silence, is news at once."""
+    """They come as often; another host, or another time of silence, is reported at once."""
     file = io.StringIO()
     output = Json(file)
     for seconds in SECONDS:

@@ -1,4 +1,4 @@
-"""A tally of a transfer: its parts, their stages and bytes, whatever order events come in."""
+"""A tally of a transfer: its parts, their stages and bytes, for events in any order."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def pull() -> Tally:
 
 
 def test_a_layer_goes_through_its_stages() -> None:
-    """Each change is told once; the bytes moved are those downloaded, not those extracted."""
+    """Each change is reported once; downloaded bytes count as moved, extracted ones do not."""
     tally, seen = pull(), []
     for what, progress in (
         ("waiting", 0),
@@ -58,7 +58,7 @@ def test_existing_layers_are_not_counted_even_if_extracted() -> None:
 
 
 def test_bytes_of_an_earlier_attempt_are_not_moved_again() -> None:
-    """The bar shows all bytes, the figures only those of now."""
+    """The bar shows all bytes, the figures only those of this attempt."""
     tally = Tally(0.0, Stage.DOWNLOADED, {LAYER: 30})
     tally.take(event("downloading", 50), 1.0)
     assert (tally.rows[0].bytes, tally.moved, tally.total) == (50, 20, 70)
@@ -67,7 +67,7 @@ def test_bytes_of_an_earlier_attempt_are_not_moved_again() -> None:
 
 
 def test_a_push_is_complete_when_the_registry_has_it() -> None:
-    """There is nothing after it."""
+    """A push has no later stage."""
     tally = Tally(0.0)
     tally.take(event("uploading", 10), 1.0)
     tally.take(event("complete", 100), 2.0)
@@ -84,7 +84,7 @@ def test_downloads_that_go_on_below_an_extraction_are_counted() -> None:
 
 @pytest.mark.parametrize("seed", range(50))
 def test_stages_and_bytes_never_go_back(seed: int) -> None:
-    """Of events in any order, some lost, some late."""
+    """Events come in any order; some are lost, some are late."""
     chance, tally, last = random.Random(seed), pull(), None
     for _ in range(200):
         what = chance.choice(["waiting", "downloading", "complete", "already exists", "extracting", "extracted"])
@@ -102,7 +102,7 @@ def test_stages_and_bytes_never_go_back(seed: int) -> None:
 
 
 def test_the_end_of_a_transfer_is_the_end_of_its_parts() -> None:
-    """The node need not have told of each; those that were over are not told again."""
+    """The node need not have reported the end of each; parts that were complete are not reported again."""
     tally = pull()
     tally.take(event("extracted", 100), 1.0)
     tally.take(event("waiting", name="config-sha256:cc"), 1.0)
@@ -111,14 +111,14 @@ def test_the_end_of_a_transfer_is_the_end_of_its_parts() -> None:
 
 
 def test_documents_are_parts_without_rows() -> None:
-    """Nobody waits for them; their bytes count."""
+    """They are small; their bytes count."""
     tally = pull()
     tally.take(event("complete", 5, 5, "config-sha256:cc"), 1.0)
     assert (tally.rows, tally.moved) == ([], 5)
 
 
 def test_other_events_name_the_root_and_what_was_saved() -> None:
-    """None of them is a part's."""
+    """They do not belong to a part."""
     tally = pull()
     for what, name in (("Resolving from OCI Registry (x)", ""), ("fetching image content", "x"), ("saved", "x:1")):
         assert tally.take(Progress(what, name, descriptor=DESCRIPTOR if name else None), 1.0) is None
@@ -126,7 +126,7 @@ def test_other_events_name_the_root_and_what_was_saved() -> None:
 
 
 def test_an_archive_of_unknown_size_has_no_total() -> None:
-    """Until it is over."""
+    """It has one when it is over."""
     tally = Tally(0.0)
     tally.take(Progress("receiving", "x.tar", progress=10), 1.0)
     assert (tally.total, tally.rows[0].total, tally.moved) == (0, 0, 10)
@@ -147,7 +147,7 @@ def test_a_rate_is_that_of_the_last_seconds() -> None:
 
 
 def test_only_active_jobs_have_a_rate() -> None:
-    """A layer that is being unpacked had one."""
+    """A layer that is being unpacked has none any more."""
     part = Part(LAYER, stage=Stage.DOWNLOADING)
     part.rate.add(0.0, 0)
     part.rate.add(1.0, 50)

@@ -14,7 +14,7 @@ MOVES = re.compile(r"\x1b\[[0-9?]*[A-Za-z]|[\r\n]")
 
 
 class Emulated:
-    """A terminal with something on it already, and a Screen on that."""
+    """A terminal that already shows some lines, and a Screen on it."""
 
     def __init__(self, columns: int = 40, rows: int = 10, before: int = 2) -> None:
         self.terminal = pyte.Screen(columns, rows)
@@ -45,7 +45,7 @@ BEFORE = ["$ before 0", "$ before 1"]
 
 
 def test_lines_replace_those_before_and_nothing_else() -> None:
-    """More, fewer, longer, shorter."""
+    """The new lines may be more, fewer, longer or shorter."""
     emulated = Emulated()
     for lines in (["one", "two"], ["one", "two and more", "three"], ["1", "2"], ["1", "2"], [], ["x"]):
         emulated.draw(*lines)
@@ -54,7 +54,7 @@ def test_lines_replace_those_before_and_nothing_else() -> None:
 
 
 def test_only_lines_that_differ_are_written() -> None:
-    """And nothing at all where none does: so it does not flicker."""
+    """Nothing is written if no line differs: so the screen does not flicker."""
     emulated = Emulated()
     emulated.draw("one", "two", "three")
     emulated.draw("one", "two", "three")
@@ -64,7 +64,7 @@ def test_only_lines_that_differ_are_written() -> None:
 
 
 def test_between_frames_the_cursor_shows() -> None:
-    """Whatever ends the program, the terminal is as it was."""
+    """However the program ends, the terminal is as before."""
     emulated = Emulated()
     for lines in (["one"], ["two"], ["two", "three"]):
         emulated.draw(*lines)
@@ -74,7 +74,7 @@ def test_between_frames_the_cursor_shows() -> None:
 
 
 def test_at_the_bottom_the_terminal_scrolls() -> None:
-    """New lines push up what was there before; the own ones are still found."""
+    """New lines push up the earlier contents of the terminal; our own lines are still found."""
     emulated = Emulated(rows=5, before=4)
     emulated.draw("one")
     emulated.draw("one", "two", "three", "four")
@@ -103,7 +103,7 @@ def test_at_the_end_there_may_be_more_lines_than_rows() -> None:
 
 @pytest.mark.parametrize(("columns", "rows"), [(20, 10), (80, 10), (40, 6), (40, 30), (10, 4)])
 def test_another_size_is_drawn_for_anew(columns: int, rows: int) -> None:
-    """Every line, whether it differs or not; afterwards frames go on as before."""
+    """Every line is written again; afterwards frames go on as before."""
     emulated = Emulated()
     emulated.draw("one", "two", "three")
     emulated.terminal.resize(rows, columns)
@@ -116,7 +116,7 @@ def test_another_size_is_drawn_for_anew(columns: int, rows: int) -> None:
 
 
 def test_any_order_of_frames_and_sizes() -> None:
-    """The last lines of the screen are those of the last frame, and none of an earlier one is left."""
+    """The last lines of the screen are those of the last frame, and no line of an earlier one is left."""
     chance = random.Random(1)
     for _ in range(30):
         emulated = Emulated(columns=30, rows=12)

@@ -1,4 +1,4 @@
-"""What people are shown: one place, and nothing from outside that does anything to a terminal."""
+"""Text for a terminal is written in one place, and strings from outside cannot control the terminal."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ TOP = Path(__file__).resolve().parents[3]
     ],
 )
 def test_escapes(text: str, line: str) -> None:
-    """Controls of both kinds, formats, surrogates, and what ends a line. All else is as it was."""
+    """Control characters of both kinds, format characters, surrogates and line ends are escaped. All others stay."""
     assert shown.escaped(text) == line
 
 
 def test_every_character(capsys: pytest.CaptureFixture[str]) -> None:
-    """Whatever comes, a line is a line."""
+    """For every character a line stays one line."""
     text = "".join(map(chr, (*range(0xD800), *range(0xE000, 0x30000), *range(0xE0000, 0xE0200))))
     shown.say(text)
     out = capsys.readouterr().out
@@ -56,7 +56,7 @@ def test_a_table_and_a_page(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_long_cell_makes_its_own_row_longer(capsys: pytest.CaptureFixture[str]) -> None:
-    """And not too long: an archive may name an image by megabytes."""
+    """Its length is limited: an archive may give an image a name of megabytes."""
     shown.table([("NAME", "SIZE"), ("short", "1"), ("a" * 400, "2"), ("b" * 1_000_000, "3")])
     head, short, long, huge = capsys.readouterr().out.splitlines()
     assert (head, short) == ("NAME".ljust(shown.WIDEST) + "  SIZE", "short".ljust(shown.WIDEST) + "  1")
@@ -73,7 +73,7 @@ def test_bars() -> None:
 
 
 def test_errors(capsys: pytest.CaptureFixture[str]) -> None:
-    """A mistyped word is somebody's, too."""
+    """A mistyped word comes from outside too."""
     assert run(["st\x1b[2Jatus\nsplitd: all is well"]) == 2
     error = capsys.readouterr().err
     assert "\x1b" not in error
@@ -81,7 +81,7 @@ def test_errors(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_nothing_else_prints() -> None:
-    """Of the commands, only client/shown.py prints, and JSON, which has escapes of its own."""
+    """Of the commands, only client/shown.py prints; JSON has its own escapes."""
     found = []
     for path in (*(TOP / "client").rglob("*.py"), *(TOP / "deploy/verbs").rglob("*.py"), TOP / "deploy/splitd.py"):
         for node in ast.walk(ast.parse(path.read_text())):

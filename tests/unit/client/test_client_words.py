@@ -1,4 +1,4 @@
-"""What splitd says of a transfer and of images, and what it sends: small things that have a form."""
+"""Texts of splitd about a transfer and about images, and the messages that it sends."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from services.oci.descriptors import Descriptor
     ],
 )
 def test_layers_are_counted(layers: int, existing: int, said: str) -> None:
-    """And those that were there."""
+    """Existing ones are counted too."""
     assert transferring.layers({"layers": layers, "existing": existing}) == said
 
 
@@ -37,7 +37,7 @@ def test_layers_are_counted(layers: int, existing: int, said: str) -> None:
     ],
 )
 def test_nothing_has_no_rate(outcome: dict[str, Any], said: str) -> None:
-    """Bytes, seconds, and bytes a second."""
+    """Bytes, seconds, and bytes a second are formatted."""
     assert transferring.figures(outcome) == said
 
 
@@ -55,7 +55,7 @@ def test_nothing_has_no_rate(outcome: dict[str, Any], said: str) -> None:
     ],
 )
 def test_ages_have_one_unit(seconds: int, said: str) -> None:
-    """A clock that was set back makes nobody younger than new."""
+    """If the clock was set back, the age is "now"."""
     assert age(seconds * 10**9) == said
 
 
@@ -71,7 +71,7 @@ def test_ages_have_one_unit(seconds: int, said: str) -> None:
     ids=str,
 )
 def test_credentials_arrive_as_they_are(credentials: Credentials) -> None:
-    """Each kind is its own on the wire."""
+    """Each kind has its own message on the wire."""
     assert convert.credentials_from_pb(convert.credentials_to_pb(credentials)) == credentials
 
 
@@ -84,5 +84,5 @@ def test_credentials_arrive_as_they_are(credentials: Credentials) -> None:
     ids=str,
 )
 def test_events_arrive_as_they_are(progress: Progress) -> None:
-    """With a descriptor or without."""
+    """They may have a descriptor or none."""
     assert convert.progress_from_pb(convert.progress_to_pb(progress)) == progress

@@ -1,5 +1,5 @@
-"""No file imports, by however many others, itself: each can be read, and tested, knowing only those below it. And
-none is too long to be read in one go.
+"""No file imports itself, by however many others: each can be read and tested with knowledge of only those below it. No
+file is too long to be read in one go.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TYPING_ONLY = {
     ("services.wire.relay", "services.wire.server"),
     ("services.wire.server_call", "services.wire.server"),
 }
-"""Imports under ``if TYPE_CHECKING`` that would close a circle if they were made: who imports what."""
+"""Imports under ``if TYPE_CHECKING`` that would close a cycle if they were real: importer and imported."""
 
 Graph = Mapping[str, AbstractSet[str]]
 
@@ -38,8 +38,8 @@ def files() -> dict[str, Path]:
 
 
 def imports(tree: ast.Module, modules: Collection[str]) -> tuple[set[str], set[str]]:
-    """Which of ``modules`` a file imports, wherever in it, and which only where types are checked. ``from a import
-    b`` imports ``a.b`` if that is a module, else ``a``.
+    """Return the ``modules`` that a file imports, anywhere in it, and those that it imports for type checking only.
+    ``from a import b`` imports ``a.b`` if that is a module, else ``a``.
     """
     made: set[str] = set()
     for_types: set[str] = set()
@@ -73,7 +73,7 @@ def imports(tree: ast.Module, modules: Collection[str]) -> tuple[set[str], set[s
 
 @functools.cache
 def graphs() -> tuple[Graph, Graph]:
-    """Who imports whom, and who does only where types are checked."""
+    """Return the graph of imports, and that of imports for type checking only."""
     modules = files()
     found = {name: imports(ast.parse(path.read_bytes()), modules.keys()) for name, path in modules.items()}
     return {name: made for name, (made, _) in found.items()}, {
@@ -82,7 +82,7 @@ def graphs() -> tuple[Graph, Graph]:
 
 
 def reached(edges: Graph, start: str) -> set[str]:
-    """Whom ``start`` imports, by however many others."""
+    """Return all modules that ``start`` imports, by however many others."""
     seen: set[str] = set()
     waiting = [start]
     while waiting:
@@ -93,7 +93,7 @@ def reached(edges: Graph, start: str) -> set[str]:
 
 
 def circles(edges: Graph) -> list[list[str]]:
-    """The modules of each circle."""
+    """Return the modules of each cycle."""
     reach = {name: reached(edges, name) for name in edges}
     found = {frozenset(other for other in reach[name] if name in reach[other]) for name in edges if name in reach[name]}
     return sorted(sorted(circle) for circle in found)
@@ -106,7 +106,7 @@ def test_there_is_no_circle_of_files() -> None:
 
 
 def test_circles_of_types_are_listed() -> None:
-    """A circle that only types close costs a reader less, and is still to be few."""
+    """A cycle that is closed by types only costs a reader less, but there should be few."""
     made, for_types = graphs()
     both = {name: made[name] | for_types[name] for name in made}
     found = {
@@ -119,7 +119,7 @@ def test_circles_of_types_are_listed() -> None:
 
 
 def test_the_test_would_see_a_circle() -> None:
-    """Of two, and of three with an import inside a function; not one of types."""
+    """A cycle of two, one of three with an import inside a function; not one of types."""
     assert circles({"a": frozenset("b"), "b": frozenset("a"), "c": frozenset("a")}) == [["a", "b"]]
     assert circles({"a": frozenset("b"), "b": frozenset("c"), "c": frozenset("a")}) == [["a", "b", "c"]]
     tree = ast.parse(
@@ -130,6 +130,6 @@ def test_the_test_would_see_a_circle() -> None:
 
 
 def test_no_file_is_too_long() -> None:
-    """What a file does is to be seen at once; generated ones (api/) are nobody's to read."""
+    """A reader should see at once what a file does; generated ones (api/) are not read."""
     lengths = {path.relative_to(TOP).as_posix(): len(path.read_text().splitlines()) for path in files().values()}
     assert {name: length for name, length in lengths.items() if length > LINES} == {}

@@ -1,4 +1,4 @@
-"""What TAB completes of the splitd command, and its man page: both are made of its parser."""
+"""The TAB completion of the splitd command, and its man page: both are made from its parser."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support import TOP, splitd
 
 
 def completed(line: str, tmp_path: Path) -> set[str]:
-    """What the command answers to a TAB at the end of ``line``, as bash asks it."""
+    """Return the command's answer to a TAB at the end of ``line``, as bash asks for it."""
     answer = tmp_path / "answer"
     environment = {
         **os.environ,
@@ -50,14 +50,14 @@ def completed(line: str, tmp_path: Path) -> set[str]:
 def test_tab_knows_verbs_actions_options_and_services(
     line: str, there: set[str], not_there: set[str], tmp_path: Path
 ) -> None:
-    """Whatever begins like the word at the cursor."""
+    """It completes everything that begins like the word at the cursor."""
     found = completed(line, tmp_path)
     assert there <= found
     assert not not_there & found
 
 
 def test_tab_says_nothing_of_a_node_that_is_not_up(tmp_path: Path) -> None:
-    """No images, no error."""
+    """It completes no images, and prints no error."""
     assert completed(f"splitd images inspect --state {tmp_path}/s ", tmp_path) <= {
         "",
         "-h",
@@ -71,7 +71,7 @@ def test_tab_says_nothing_of_a_node_that_is_not_up(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_each_shell_has_its_script(shell: str) -> None:
-    """One that bash can read is bash's."""
+    """bash can parse its own."""
     script = splitd("completion", shell).stdout
     assert "splitd" in script
     if shell == "bash":
@@ -91,7 +91,7 @@ def options(top: argparse.ArgumentParser) -> set[str]:
 
 
 def test_the_man_page_has_every_verb_and_option() -> None:
-    """And no line that man takes for a request it does not know."""
+    """It has no line that man takes for an unknown request."""
     page = manual.page(parser())
     plain = page.replace("\\-", "-")
     assert all(f".SS splitd {verb}" in plain for verb in VERBS)
@@ -109,7 +109,7 @@ def test_the_man_page_has_every_verb_and_option() -> None:
 
 
 def test_install_puts_command_page_and_completion_below_its_prefix(tmp_path: Path) -> None:
-    """And uninstall takes them away; nothing else is touched."""
+    """Uninstall removes them; no other file is touched."""
     said = subprocess.run(
         ["make", "-n", "install", f"PREFIX={tmp_path}"], cwd=TOP, check=True, capture_output=True, text=True, timeout=60
     ).stdout

@@ -1,6 +1,4 @@
-"""The configuration file as a whole: what is printed is read back the same, and what is wrong is said with file,
-table and key.
-"""
+"""The configuration file as a whole: a printed one is read back equal, and errors name file, table and key."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ from services.kit import settings
 
 
 def test_the_default_configuration_is_toml_and_is_the_default(place: Path) -> None:
-    """``splitd config default`` written to a file, and loaded, gives every table's defaults."""
+    """``splitd config default`` is written to a file and loaded: every table has its defaults."""
     path = place / "config.toml"
     path.write_text(configuration.text(settings.File(), comments=True))
     file = settings.read(path)
@@ -29,7 +27,7 @@ def test_the_default_configuration_is_toml_and_is_the_default(place: Path) -> No
 
 
 def test_every_table_of_ours_is_printed_with_its_docstring() -> None:
-    """A reader of the default configuration learns what each table is."""
+    """So a reader of the default configuration learns the meaning of each table."""
     text = configuration.text(settings.File(), comments=True)
     for table, cls in configuration.tables():
         first = (cls.__doc__ or "").splitlines()[0].replace("``", "")
@@ -53,7 +51,7 @@ def test_every_table_of_ours_is_printed_with_its_docstring() -> None:
     ],
 )
 def test_an_error_names_file_table_and_key(toml: str, said: str, place: Path) -> None:
-    """And there is one error only, so nothing is said twice."""
+    """There is only one error, so that nothing is repeated."""
     path = place / "config.toml"
     path.write_text(toml)
     (error,) = configuration.check(path).errors
@@ -69,7 +67,7 @@ def test_all_errors_are_said_at_once(place: Path) -> None:
 
 
 def test_containerd_keys_without_meaning_here_are_warnings(place: Path) -> None:
-    """A configuration brought along from containerd starts a node, and its owner knows what has no effect."""
+    """A node starts with a configuration from containerd, and its operator sees which keys have no effect."""
     path = place / "config.toml"
     path.write_text(
         "version = 3\ntemp = '/x'\n[debug]\nlevel = 'info'\n[plugins.'io.containerd.grpc.v1.cri']\na = 1\n"
@@ -92,8 +90,8 @@ def test_containerd_keys_without_meaning_here_are_warnings(place: Path) -> None:
     [("[grpc]", "[grpc]"), ("[plugins.'io.containerd.server.v1.grpc']", '[plugins."io.containerd.server.v1.grpc"]')],
 )
 def test_an_address_of_containerds_that_is_not_the_nodes_is_said(form: str, where: str, place: Path) -> None:
-    """In both forms of its file; that of version 4 is stronger. What is empty, as ``containerd config default``
-    writes much, is not worth a word.
+    """This holds for both forms of containerd's file; the one of version 4 takes precedence. Empty values, of which
+    ``containerd config default`` writes many, cause no message.
     """
     path = place / "config.toml"
     head = "version = 4\nstate = '/x/s'\n" + ("[grpc]\naddress = '/x/old.sock'\n" if form != "[grpc]" else "")
@@ -118,7 +116,7 @@ class Inner:
 
 @dataclass(frozen=True)
 class Sample:
-    """A table with everything a setting can be."""
+    """A table with every kind of setting."""
 
     path: Path = Path('/a b/c"d')
     wait: settings.Seconds = 90.0

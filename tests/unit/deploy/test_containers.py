@@ -18,7 +18,7 @@ from services.kit.rpc import Call
 
 
 class Tasks:
-    """Some running tasks of one namespace; of those that are ``hung`` nobody answers for."""
+    """Some running tasks of one namespace; ``hung`` ones do not answer."""
 
     SERVICE = containers.TASKS
 
@@ -76,13 +76,13 @@ async def tasks(place: Path) -> AsyncIterator[Tasks]:
 
 
 async def test_all_are_stopped(tasks: Tasks, place: Path) -> None:
-    """And counted."""
+    """They are counted too."""
     assert await containers.stop_all(place / "s", 1.0, place / "bundles") == 3
     assert tasks.states == {}
 
 
 async def test_one_that_does_not_answer_keeps_no_other_running(tasks: Tasks, place: Path) -> None:
-    """It is named, with why."""
+    """It is named with the reason."""
     tasks.hung = "a"
     with pytest.raises(
         errors.FailedPrecondition, match="^still running: n/a \\(the shim of task a does not answer: unavailable\\)"
@@ -94,7 +94,7 @@ async def test_one_that_does_not_answer_keeps_no_other_running(tasks: Tasks, pla
 async def test_tasks_without_records_are_stopped_too(
     tasks: Tasks, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A namespace that has bundles need not be known to metadata, and that need not be able to say any."""
+    """metadata need not know a namespace that has bundles, and need not be able to list any."""
     monkeypatch.setattr(Namespaces, "damaged", True)
     assert await containers.stop_all(place / "s", 1.0, place / "bundles") == 0
     (place / "bundles" / "n").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The README and the docs name only what is there."""
+"""The README and the docs name only existing things."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DOCUMENTS = [TOP / "README.md", *sorted((TOP / "docs").rglob("*.md"))]
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(TOP).as_posix())
 def test_links_lead_to_files_that_are_in_the_repository(document: Path) -> None:
-    """Relative links, from where the document is."""
+    """Relative links are resolved from the document's place."""
     targets = [target for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()) if "://" not in target]
     missing = [
         target
@@ -38,7 +38,7 @@ def test_the_targets_and_verbs_that_a_document_names_exist(document: str) -> Non
 
 
 def test_the_messages_that_damaged_database_md_quotes_are_in_the_source() -> None:
-    """Each part of a quoted message, between its placeholders; SQLite's own words are not ours to check."""
+    """Each part of a quoted message between its placeholders is checked; SQLite's own words are not."""
     table = re.findall(r"^\| (.*?) \| [A-Z]", (TOP / "docs/damaged-database.md").read_text(), re.MULTILINE)
     quoted = [quote for row in table for quote in re.findall(r"`([^`]+)`", row)]
     parts = [
@@ -54,7 +54,7 @@ def test_the_messages_that_damaged_database_md_quotes_are_in_the_source() -> Non
 
 
 def _literals(path: Path) -> str:
-    """The strings of a source file, of those with placeholders the parts between them."""
+    """Return the strings of a source file; of those with placeholders, the parts between them."""
     tree = ast.parse(path.read_text())
     return "\n".join(
         node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)

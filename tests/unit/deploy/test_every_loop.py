@@ -1,6 +1,6 @@
-"""Every loop of every process goes on though each thing that it waits for fails once, and says so.
+"""Every loop of every process goes on, and logs it, if each awaitable that it waits for fails once.
 
-A new loop needs a scenario here: where it runs on fakes, and how one sees that it does its work.
+A new loop needs a scenario here: how it runs on fakes, and how to see that it does its work.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ from tests.unit.metadata.test_metadata_records import Life
 from tests.unit.tasks.test_tasks_restart import FakeNode, FakeTasks, container
 
 Works = Callable[[], Awaitable[Any]]
-"""Give the loop something to do, and wait until it is done; AssertionError if it is not."""
+"""Give the loop some work, and wait until it is done; AssertionError if it is not."""
 Scenario = Callable[[Path], contextlib.AbstractAsyncContextManager[Works]]
 """Run the loop below a directory."""
 
 SCENARIOS: dict[str, Scenario] = {}
-"""By the loop's name, with * for what is filled in."""
+"""By the loop's name, with * for variable parts."""
 
 
 def loop(name: str) -> Callable[[Callable[[Path], AsyncIterator[Works]]], None]:
@@ -72,7 +72,7 @@ def loop(name: str) -> Callable[[Callable[[Path], AsyncIterator[Works]]], None]:
 
 
 class Unthought(Exception):
-    """What nobody expects, and so nobody catches by name."""
+    """An exception that no code expects, and so catches by name."""
 
 
 def full() -> OSError:
@@ -80,7 +80,7 @@ def full() -> OSError:
 
 
 class Channel:
-    """One to a peer that has the methods given by their names."""
+    """A channel to a peer that has the given methods."""
 
     def __init__(self, **methods: Any) -> None:
         self._methods = methods
@@ -89,7 +89,7 @@ class Channel:
         return type("Client", (), {name: staticmethod(method) for name, method in self._methods.items()})
 
     async def reached(self, seconds: float) -> None:
-        """It is there."""
+        """Return at once."""
 
 
 # ------------------------------------------------------------------------------------------ the loops
@@ -145,7 +145,7 @@ async def restarting(place: Path) -> AsyncIterator[Works]:
 
 
 def late(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """An answer that has to be waited for."""
+    """An answer after a pause."""
 
     async def answered(*arguments: Any, **named: Any) -> Any:
         await asyncio.sleep(0)
@@ -316,7 +316,7 @@ class Peer:
             await self._changed.wait()
 
     async def close(self) -> None:
-        """It is closed."""
+        """Do nothing."""
 
 
 @loop("giving back memory")
@@ -368,7 +368,7 @@ async def resolving(place: Path) -> AsyncIterator[Works]:
     numbers = itertools.count()
 
     async def works() -> None:
-        """The intent is a dead gateway's once another has connected."""
+        """The intent is a dead gateway's once another gateway has connected."""
         lost = await world.begin_snapshot(f"k{next(numbers)}")
         world.incarnation = f"gateway-{next(numbers)}"
         await world.connect()
@@ -450,8 +450,8 @@ async def drawing(place: Path) -> AsyncIterator[Works]:
 async def test_a_loop_goes_on_whatever_fails(
     name: str, error: Callable[[], Exception], place: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each thing that it waits for, or a task that it began, fails once; after that it does its work. What nobody
-    thought of is in the log.
+    """Each awaitable that it waits for, or a task that it began, fails once; after that the loop does its work.
+    Unexpected exceptions are in the log.
     """
     with failing(name, error) as failures:
         async with SCENARIOS[name](place) as works, asyncio.timeout(60):
@@ -468,7 +468,7 @@ async def test_a_loop_goes_on_whatever_fails(
 
 
 def chain(error: BaseException | None) -> list[BaseException]:
-    """An error, and those that led to it."""
+    """Return an exception and its causes."""
     found: list[BaseException] = []
     while error is not None and error not in found:
         found.append(error)
@@ -477,7 +477,7 @@ def chain(error: BaseException | None) -> list[BaseException]:
 
 
 def names() -> set[str]:
-    """Of all loops that are begun somewhere, with * for what is filled in."""
+    """Return the names of all loops that are started anywhere, with * for variable parts."""
     found = set()
     for path in python_files():
         for node in ast.walk(ast.parse(source)) if "loops." in (source := path.read_text()) else ():
@@ -499,5 +499,5 @@ def pattern(name: ast.expr) -> str:
 
 
 def test_every_loop_has_a_scenario() -> None:
-    """And every scenario a loop."""
+    """Every scenario also has a loop."""
     assert names() == set(SCENARIOS)

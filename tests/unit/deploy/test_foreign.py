@@ -1,4 +1,4 @@
-"""What another containerd's is, and what only seems so."""
+"""Files and sockets of another containerd, and those that only resemble them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def here(place: Path) -> Place:
 
 
 def test_a_node_of_ours_is_nobody_elses(here: Place) -> None:
-    """Its bundles are named as containerd's; and what is left of them in an empty namespace is no bundle."""
+    """Its bundles have names as containerd's; and their remains in an empty namespace are no bundle."""
     bundle = here.state / foreign.BUNDLES / "default" / "box"
     bundle.parent.mkdir(parents=True)
     foreign.refuse(here, CHOSEN)
@@ -41,7 +41,7 @@ def test_a_node_of_ours_is_nobody_elses(here: Place) -> None:
 
 
 def test_a_gateway_that_is_ending_is_waited_for(here: Place) -> None:
-    """Its supervisord was killed a moment ago, and its socket answers still."""
+    """Its supervisord was killed a moment ago, and its socket still answers."""
     with socket.socket(socket.AF_UNIX) as ending:
         ending.bind(str(here.socket))
         ending.listen()
@@ -53,7 +53,7 @@ def test_a_gateway_that_is_ending_is_waited_for(here: Place) -> None:
 
 @pytest.mark.parametrize("name", ["containerd.sock.ttrpc", "content.sock"])
 def test_any_socket_that_a_node_would_take_counts(name: str, here: Place) -> None:
-    """One line says who serves it, also where that one accepts nobody; unless it is a node's that is up."""
+    """One line names the server, also if that accepts no connections; the socket of a running node does not count."""
     with socket.socket(socket.AF_UNIX) as theirs:
         theirs.bind(str(here.state / name))
         theirs.listen(64)

@@ -1,4 +1,4 @@
-"""Who may import what: the walls between domain, wire and kit, which the design rests on."""
+"""Allowed imports: the walls between domain, wire and kit, on which the design rests."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ ALLOWED = {
     # supervisord is started as a program, and loads what is in deploy/inside.
     "supervisor": ["deploy/inside/*.py"],
 }
-"""First part of a module's name (or the ending of generated modules) to the files that may import it."""
+"""The first part of a module's name (or the ending of generated modules), and the files that may import it."""
 
 
 def python_files() -> list[Path]:
@@ -76,7 +76,9 @@ def python_files() -> list[Path]:
 
 @functools.cache
 def imports(path: Path) -> list[str]:
-    """Full names of the modules that a file imports, wherever in it; of ``from a import b`` both ``a`` and ``a.b``."""
+    """Return the full names of the modules that a file imports, anywhere in it; of ``from a import b`` both ``a`` and
+    ``a.b``.
+    """
     return list(_imports(path))
 
 
@@ -110,7 +112,7 @@ KIT_OF_CALLS = {
 
 
 def test_calls_have_one_face() -> None:
-    """Outside of the kit and its wire, services.kit.rpc is all that anybody knows of them."""
+    """Outside of the kit and its wire, only services.kit.rpc is used for them."""
     behind = KIT_OF_CALLS - {"services.kit.rpc"}
     strays = [
         f"{path.relative_to(TOP)} imports {module}"
@@ -123,7 +125,7 @@ def test_calls_have_one_face() -> None:
 
 
 def test_calls_are_heard_of_in_one_place() -> None:
-    """What carries calls tells services.kit.observer, and knows none of those who listen."""
+    """Code that carries calls reports to services.kit.observer, and knows none of the listeners."""
     carriers = [
         *(TOP / "services/wire").glob("*.py"),
         *(TOP / "services/kit" / f"{name}.py" for name in ("transport", "channel", "grpcio", "many", "ttrpc")),
@@ -132,7 +134,7 @@ def test_calls_are_heard_of_in_one_place() -> None:
 
 
 def test_a_store_module_imports_no_other_life_and_no_wire() -> None:
-    """Arrows point to store.py; nothing points back."""
+    """Imports point to store.py, and never back."""
     strays = []
     for path in [*sorted((TOP / "services").glob("*/store.py")), TOP / "gateway" / "store.py"]:
         here = ".".join(path.relative_to(TOP).parent.parts)
@@ -149,11 +151,11 @@ def test_a_store_module_imports_no_other_life_and_no_wire() -> None:
 
 
 WORKERS = ("images", "services.snapshots.diff")
-"""Programs are everybody's who may start them: the images service unpacks layers with the program of Diff."""
+"""Programs that any process may start: the images service unpacks layers with the program of Diff."""
 
 
 def test_services_know_each_other_only_by_interface() -> None:
-    """A service imports of another only its store (the interface) or its remotes (the wire), never what runs in the
+    """A service imports of another only its store (the interface) or its remotes (the wire), never the code of the
     other's process.
     """
     strays = []
@@ -176,7 +178,7 @@ def test_services_know_each_other_only_by_interface() -> None:
 
 
 def test_records_messages_stop_at_the_gateways_edge() -> None:
-    """What metadata says is told in gateway/store.py's types to all who coordinate."""
+    """All coordinating code gets metadata's answers in the types of gateway/store.py."""
     found = {
         path.name
         for path in sorted((TOP / "gateway").glob("*.py"))
@@ -186,7 +188,7 @@ def test_records_messages_stop_at_the_gateways_edge() -> None:
 
 
 def test_the_kit_imports_no_service() -> None:
-    """The kit is below everything."""
+    """The kit is the lowest layer."""
     strays = [
         f"{path.relative_to(TOP)} imports {module}"
         for path in sorted((TOP / "services/kit").rglob("*.py"))
@@ -206,7 +208,7 @@ KNOW_THE_WIRE = {
 
 
 def test_the_wire_is_behind_the_kit() -> None:
-    """Nobody but these needs to change when calls are carried otherwise; the wire itself knows the kit, and no
+    """No other module needs to change when calls are carried differently; the wire itself knows the kit, and no
     service.
     """
     found = {
@@ -218,7 +220,7 @@ def test_the_wire_is_behind_the_kit() -> None:
 
 
 def test_ocis_words_import_the_kit_only() -> None:
-    """They are on the ground floor: all services use them."""
+    """They are the lowest layer: all services use them."""
     strays = [
         f"{path.relative_to(TOP)} imports {module}"
         for path in sorted((TOP / "services/oci").rglob("*.py"))
@@ -230,7 +232,7 @@ def test_ocis_words_import_the_kit_only() -> None:
 
 
 def test_the_walk_sees_imports_wherever_they_are(tmp_path: Path) -> None:
-    """Late imports inside functions count too, and so do generated modules imported from their package."""
+    """Late imports inside functions count, and so do generated modules that are imported from their package."""
     file = tmp_path / "x.py"
     file.write_text(
         "def f():\n    import grpc.aio\n    from api.grpc.health.v1 import health_pb2\n    if True:\n        import "
@@ -242,9 +244,7 @@ def test_the_walk_sees_imports_wherever_they_are(tmp_path: Path) -> None:
 
 
 def test_every_dependency_is_used() -> None:
-    """What pyproject.toml names for running a node, its code imports (supervisor is what runs it): nothing is
-    installed for nothing.
-    """
+    """The code imports each dependency of pyproject.toml for running a node (except supervisor, which runs it)."""
     names = {
         "grpcio": "grpc",
         "hpack": "hpack",
@@ -283,11 +283,11 @@ AT_THE_START = {
     ("services/snapshots/diff/mounted.py", "_target"),
     ("services/snapshots/diff/mounted.py", "_mount"),
 }
-"""Functions that import our own modules, and are called before their process serves."""
+"""Functions that import our own modules, and that are called before their process serves."""
 
 
 def test_no_service_imports_more_of_ours_once_it_serves() -> None:
-    """By then another release may be installed: a process would be of two."""
+    """By then another release may be installed: the process would run code of two releases."""
     found = set()
     for path in [*(TOP / "services").rglob("*.py"), *(TOP / "gateway").rglob("*.py")]:
         for function in ast.walk(ast.parse(path.read_text())):

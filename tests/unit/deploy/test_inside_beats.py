@@ -1,5 +1,5 @@
-"""What hears the beats inside supervisord: who they are from, and that nothing that fails there reaches
-supervisord's loop.
+"""The receiver of heartbeats inside supervisord: it knows their senders, and no failure in it reaches supervisord's
+loop.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from deploy.inside.watchdog import Limits
 
 
 class Logger:
-    """supervisord's logger, remembered."""
+    """A fake of supervisord's logger that keeps the lines."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -66,7 +66,7 @@ def send(path: str, *words: bytes) -> None:
 
 
 def test_a_beat_is_its_senders(beats: Heard) -> None:
-    """The kernel says who that is; what another sends counts for nobody."""
+    """The kernel names the sender; a heartbeat of an unknown process counts for none."""
     beats.readable()
     child = os.fork()
     if not child:
@@ -86,7 +86,7 @@ def test_a_beat_is_its_senders(beats: Heard) -> None:
 
 
 def test_the_socket_is_roots_alone_and_takes_the_place_of_an_older_one(beats: Heard, place: Path) -> None:
-    """A supervisord that was killed has left its own behind."""
+    """A supervisord that was killed has left its own socket."""
     assert os.stat(beats.path).st_mode & 0o777 == 0o600
     again = Heard(place)
     again.readable()
@@ -97,7 +97,7 @@ def test_the_socket_is_roots_alone_and_takes_the_place_of_an_older_one(beats: He
 
 
 def test_a_failure_is_logged_once_and_ends_nothing(beats: Heard) -> None:
-    """An exception would end supervisord, and the node; a line for each turn of its loop would fill the log."""
+    """An exception would end supervisord and the node; a line for each turn of its loop would fill the log."""
     beats.groups["broken"] = SimpleNamespace()
     assert beats.readable()
     assert beats.readable()
@@ -109,7 +109,7 @@ def test_a_failure_is_logged_once_and_ends_nothing(beats: Heard) -> None:
 
 
 def test_only_processes_that_there_are_are_watched(beats: Heard) -> None:
-    """Those that supervisord has started and not yet seen end."""
+    """These are the processes that supervisord has started and whose end it has not yet seen."""
     for name, pid, state in (
         ("a", 0, ProcessStates.STOPPED),
         ("b", 7, ProcessStates.EXITED),
@@ -125,7 +125,7 @@ def test_only_processes_that_there_are_are_watched(beats: Heard) -> None:
 
 
 def test_ends_are_counted(beats: Heard) -> None:
-    """By name, for ``splitd status``; the log may have been rotated, or lost."""
+    """They are counted by name for ``splitd status``, since the log may have been rotated or lost."""
     event = SimpleNamespace(process=process("content", 0, ProcessStates.EXITED))
     beats.ended(event)
     beats.ended(event)

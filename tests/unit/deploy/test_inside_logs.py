@@ -1,4 +1,4 @@
-"""supervisord's log files: what is written where, and what becomes of lines that cannot be written."""
+"""supervisord's log files: which lines go where, and what happens to lines that cannot be written."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Log:
         self.begin()
 
     def begin(self) -> None:
-        """The process is started, or again."""
+        """Open it for a process that is started for the first time or again."""
         self.handler = LogFile(str(self.path), "a", *self.sizes)
         self.handler.setFormat("%(message)s")
 
@@ -38,7 +38,7 @@ class Log:
 
 @pytest.fixture
 def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Log]:
-    """One of 10 bytes and two rotated files."""
+    """A log of 10 bytes with two rotated files."""
     (tmp_path / "x").mkdir()
     made = Log(tmp_path / "x" / "content.log", monkeypatch, 10, 2)
     yield made
@@ -46,8 +46,8 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Log]:
 
 
 def test_what_is_written_is_there_at_once_and_a_message_has_its_format(log: Log) -> None:
-    """Bytes of a process as they are; supervisord's own messages with what it puts before them, whatever characters
-    they have.
+    """A process's bytes are written unchanged; supervisord's own messages have its prefix, whatever characters they
+    have.
     """
     log.write("one\n")
     assert log.text() == "one\n"
@@ -57,7 +57,7 @@ def test_what_is_written_is_there_at_once_and_a_message_has_its_format(log: Log)
 
 
 def test_a_log_that_is_full_is_rotated_and_the_oldest_goes(log: Log) -> None:
-    """Before a line that no longer has room: none is cut in two."""
+    """It is rotated before a line for which there is no room: no line is cut in two."""
     for number in range(5):
         log.write(f"line {number}!\n")
     assert [log.text(), log.text(1), log.text(2)] == ["line 4!\n", "line 3!\n", "line 2!\n"]
@@ -65,7 +65,7 @@ def test_a_log_that_is_full_is_rotated_and_the_oldest_goes(log: Log) -> None:
 
 
 def test_a_log_that_was_moved_or_deleted_is_made_again(log: Log) -> None:
-    """Deleted: at the next line. Moved: when supervisord is told to open it anew (SIGUSR2)."""
+    """After a deletion this is done at the next line, after a move when supervisord is told to reopen it (SIGUSR2)."""
     log.write("one\n")
     log.path.unlink()
     log.write("two\n")
@@ -79,8 +79,8 @@ def test_a_log_that_was_moved_or_deleted_is_made_again(log: Log) -> None:
 
 
 def test_a_disk_that_is_gone_costs_lines_and_raises_nothing(log: Log, capsys: pytest.CaptureFixture[str]) -> None:
-    """One line on standard error in a minute; when the disk is back, the log tells how much it lacks, and why, and
-    goes on.
+    """There is one line on standard error in a minute. When the disk is back, the log says how much it lacks and why,
+    and goes on.
     """
     shutil.rmtree(log.path.parent)
     log.write("lost\n")
@@ -103,7 +103,7 @@ def test_a_disk_that_is_gone_costs_lines_and_raises_nothing(log: Log, capsys: py
 
 
 def test_lost_bytes_are_reported_after_a_restart_of_the_process_too(log: Log) -> None:
-    """supervisord makes a new handler then, of the same file; the old one's file is closed with it."""
+    """supervisord then makes a new handler of the same file; the old one's file is closed with it."""
     opened = len(os.listdir("/proc/self/fd"))
     shutil.rmtree(log.path.parent)
     log.write("lost\n")
@@ -117,7 +117,7 @@ def test_lost_bytes_are_reported_after_a_restart_of_the_process_too(log: Log) ->
 
 
 def test_a_disk_that_is_gone_is_not_asked_for_each_line(log: Log) -> None:
-    """A thousand lines a second are no thousand errors: it is tried once a second."""
+    """A thousand lines a second must not be a thousand errors: opening is tried once a second."""
     shutil.rmtree(log.path.parent)
     log.write("lost\n")
     log.path.parent.mkdir()
@@ -144,7 +144,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 def test_a_log_that_cannot_be_rotated_goes_on_until_it_has_twice_its_size(
     log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Then lines are lost: better than a disk that fills; and as soon as it can be, it is rotated."""
+    """Then lines are lost, which is better than a full disk; it is rotated as soon as that is possible."""
 
     def refuse(*_: object) -> None:
         raise OSError(5, os.strerror(5))
@@ -162,7 +162,7 @@ def test_a_log_that_cannot_be_rotated_goes_on_until_it_has_twice_its_size(
 
 
 def test_standard_error_that_is_gone_is_no_trouble(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    """supervisord in the foreground, and its terminal closed."""
+    """supervisord runs in the foreground, and its terminal is closed."""
 
     class Gone:
         def write(self, _: str) -> int:

@@ -1,4 +1,4 @@
-"""What signals do to supervisord as a node runs it."""
+"""Signals to supervisord as a node runs it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ user = root
 
 @pytest.mark.root
 def test_sigusr1_has_it_write_its_stack_and_go_on(tmp_path: Path) -> None:
-    """As the processes that it runs do. supervisord alone would end, and the node with it."""
+    """The processes that it runs do the same. Plain supervisord would end, and the node with it."""
     conf, said = tmp_path / "supervisord.conf", tmp_path / "out"
     conf.write_text(CONFIG.format(directory=tmp_path))
     with said.open("wb") as out:

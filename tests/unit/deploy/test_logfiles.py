@@ -1,4 +1,4 @@
-"""What ``splitd logs`` reads: the last lines, several logs in one, and what is appended while it looks."""
+"""Reading for ``splitd logs``: the last lines, several logs in one, and lines that are appended meanwhile."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support import TOP
 
 
 def test_the_last_lines_of_a_short_log_are_from_the_rotated_one_too(tmp_path: Path) -> None:
-    """And none of one that is not there."""
+    """A missing log has none."""
     log = tmp_path / "x.log"
     assert last(log, 3) == []
     log.write_text("c\nd\n")
@@ -27,7 +27,7 @@ def test_the_last_lines_of_a_short_log_are_from_the_rotated_one_too(tmp_path: Pa
 
 
 def test_several_logs_are_one_in_the_order_of_time() -> None:
-    """A traceback stays behind its line; supervisord's way to write a time is another."""
+    """A traceback stays behind its line; supervisord writes times in another format."""
     ours = ["2026-01-02T00:00:01.500 ERROR a", "Traceback", "  File", "2026-01-02T00:00:03.000 INFO b"]
     supervisors = ["2026-01-02 00:00:01,499 INFO c", "2026-01-02 00:00:02,000 INFO d"]
     assert [(name, line[-1]) for name, line in in_order([("ours", ours), ("supervisord", supervisors)])] == [
@@ -41,8 +41,8 @@ def test_several_logs_are_one_in_the_order_of_time() -> None:
 
 
 def test_appended_lines_are_followed_over_rotations(tmp_path: Path) -> None:
-    """A line is shown when it is whole, of a file that was rotated away its last ones too; a log that is truncated
-    begins anew.
+    """A line is shown when it is complete; the last lines of a file that was rotated are shown too; a log that is
+    truncated is read from its start.
     """
     log = tmp_path / "x.log"
     early = Follower(log)
@@ -76,7 +76,7 @@ def test_a_line_without_end_is_not_gathered_for_ever(tmp_path: Path) -> None:
 
 
 def test_all_services_are_followed_in_one(place: Path) -> None:
-    """Each line has its service before it; one that logs for the first time is followed as well."""
+    """Each line begins with its service; a service that logs for the first time is followed too."""
     logs = place / "r" / "log"
     logs.mkdir(parents=True)
     for number, name in enumerate(NAMES[1:]):
@@ -98,7 +98,7 @@ def test_all_services_are_followed_in_one(place: Path) -> None:
 
 
 def lines_of(fd: int, count: int) -> list[str]:
-    """So many lines, which must come within 20 s."""
+    """Return so many lines, which must come within 20 s."""
     data = b""
     while data.count(b"\n") < count:
         ready, _, _ = select.select([fd], [], [], 20)

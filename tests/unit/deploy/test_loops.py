@@ -1,4 +1,4 @@
-"""All that runs beside something else is run by kit/loops.py, so that none of it fails in silence."""
+"""All background tasks and threads are started by kit/loops.py, so that none fails silently."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ ALLOWED = {
     ),
     "writeback.py": "of a program that has no asyncio: one call of the kernel, whose failure another one is told too",
 }
-"""Files that make tasks or threads themselves, and why."""
+"""Files that make tasks or threads themselves, with the reason."""
 
 MAKERS = {"ensure_future", "create_task", "Task", "TaskGroup", "Thread", "Timer", "start_new_thread"}
 
 
 def bare(source: str) -> list[int]:
-    """Lines that make a task or a thread. A name that is imported from our own code is another one's."""
+    """Return the lines that make a task or a thread. A name that is imported from our own code does not count."""
     found: list[int] = []
     if not any(maker in source for maker in MAKERS):
         return found
@@ -53,13 +53,13 @@ def made(path: Path) -> list[str]:
 
 
 def test_tasks_and_threads_are_made_in_one_place() -> None:
-    """Whoever makes one says by that who hears of its failure."""
+    """The caller of kit/loops.py decides where the failure is reported."""
     strays = [place for path in python_files() if path.name not in ALLOWED for place in made(path)]
     assert not strays, f"use services/kit/loops.py: {strays}"
 
 
 def test_no_exception_is_left_that_is_none() -> None:
-    """A file that makes none any more is not listed."""
+    """A file that does not make any is not listed."""
     assert {path.name for path in python_files() if made(path)} == set(ALLOWED)
 
 
@@ -75,5 +75,5 @@ def test_no_exception_is_left_that_is_none() -> None:
     ],
 )
 def test_whatever_makes_one_is_seen(line: str) -> None:
-    """By whatever name."""
+    """This holds for each name."""
     assert bare(f"def f():\n    y = {line}\n") == [2]

@@ -1,5 +1,5 @@
-"""``make clean`` leaves the environment alone that a node runs from, on any machine; ``make fuzz`` takes the time
-it is told.
+"""``make clean`` keeps the environment from which a node runs, on any machine; ``make fuzz`` runs for the requested
+time.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from tests.support import TOP
 
 
 def test_clean_needs_no_procps_to_see_that_a_node_runs(tmp_path: Path) -> None:
-    """Where there is no pgrep, what runs from .venv is found, named, and kept; afterwards .venv goes."""
+    """Without pgrep, processes that run from .venv are found and named, and .venv is kept; afterwards it is removed."""
     shutil.copy(TOP / "Makefile", tmp_path)
     programs, python = tmp_path / "bin", tmp_path / ".venv/bin/python"
     programs.mkdir()
@@ -44,7 +44,7 @@ def test_clean_needs_no_procps_to_see_that_a_node_runs(tmp_path: Path) -> None:
 
 
 def test_fuzz_is_given_the_time_that_it_is_to_take() -> None:
-    """A test has two minutes otherwise, and would be ended in the middle of 40."""
+    """Other tests have a limit of two minutes, which would end it in the middle of 40."""
     said = subprocess.run(
         ["make", "-n", "fuzz", "SECONDS=4000"], cwd=TOP, capture_output=True, text=True, timeout=60, check=True
     ).stdout

@@ -1,4 +1,4 @@
-"""What is remembered of nodes, and which node is meant when little is said."""
+"""Options that are remembered for nodes, and the choice of the node when few options are given."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from services.kit import settings
 
 @pytest.fixture(autouse=True)
 def alone(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of this machine's."""
+    """Use a separate memory, and no variables of this machine."""
     monkeypatch.setenv("SPLITD_NODES", str(place / "nodes"))
     for name in ("ROOT", "STATE", "CONFIG"):
         monkeypatch.delenv(f"SPLITD_{name}", raising=False)
@@ -33,7 +33,7 @@ def words(**given: Path) -> argparse.Namespace:
 
 
 def test_each_state_has_a_memory_of_its_own(place: Path) -> None:
-    """Paths that look alike too; and what cannot be understood is named, not passed over."""
+    """Paths that look alike differ too; a file that cannot be parsed is named in an error, not skipped."""
     one, other = Path("/a/b-c"), Path("/a-b/c")
     kept = Remembered(Path("/r"), None, root_given=True, config_given=False)
     memory.keep(one, kept)
@@ -48,7 +48,7 @@ def test_each_state_has_a_memory_of_its_own(place: Path) -> None:
 
 
 def test_up_repeats_its_last_options(place: Path) -> None:
-    """What was given is given again; what a file said is read there again, since it may say something else now."""
+    """Given options are used again; settings from a file are read from the file again, since it may have changed."""
     state, config = place / "s", place / "c.toml"
     config.write_text(f"root = '{place}/one'\n")
     _, first = places.to_start(words(state=state, config=config))
@@ -62,8 +62,8 @@ def test_up_repeats_its_last_options(place: Path) -> None:
 
 
 def test_a_broken_file_tells_the_node_that_was_started_with_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also the default one, written after a node at the default state had been started without it. ``up`` needs it
-    to be good.
+    """This holds for the default file too, if it was written after a node at the default state had started without it.
+    ``up`` needs a valid one.
     """
     config = place / "c.toml"
     config.write_text("root = [")
@@ -83,8 +83,8 @@ def test_a_broken_file_tells_the_node_that_was_started_with_it(place: Path, monk
 def test_unchanged_options_are_not_written_again(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """So a full disk stops no start of the same node; one with other words is started too, and says what it could
-    not note. What was noted before stays.
+    """So a full disk prevents no start of the same node. One with other options is started too, and reports that they
+    could not be saved. Saved options stay.
     """
     here, kept = (
         places.Place(place / "r", place / "s", None),
@@ -108,7 +108,7 @@ def test_unchanged_options_are_not_written_again(
 
 
 def test_a_node_that_was_started_before_there_was_a_memory_is_started_again_with_its_root(place: Path) -> None:
-    """A splitd before 0.2 wrote it into the state directory only: an upgrade does not go on with another root,
+    """A splitd before 0.2 wrote the root into the state directory only: an upgrade must not continue with another root,
     which has other images.
     """
     state, config = place / "s", place / "c.toml"

@@ -1,6 +1,4 @@
-"""What a process does not import: grpc where the wire carries its calls, OpenTelemetry where nobody asked for
-traces.
-"""
+"""Modules that a process does not import: grpc if the wire carries its calls, OpenTelemetry if tracing is off."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ PROGRAMS = [
 
 
 def loaded(code: str, **environment: str) -> set[str]:
-    """The packages that a Python has imported after ``code``."""
+    """Return the packages that a Python has imported after ``code``."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "SPLITD_"))}
     done = subprocess.run(
         [sys.executable, "-P", "-c", f"{code}\nimport sys; print(*sys.modules)"],
@@ -36,13 +34,13 @@ def loaded(code: str, **environment: str) -> set[str]:
 
 @pytest.mark.parametrize("module", PROGRAMS)
 def test_a_program_does_without_grpc_and_opentelemetry(module: str) -> None:
-    """What either costs (160 ms and 26 MB, 5 MB) is paid by nobody who does not use it."""
+    """Only processes that use them pay their cost (160 ms and 26 MB, 5 MB)."""
     assert not loaded(f"import {module}") & {"grpc", "opentelemetry", "requests"}
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
 def test_spans_are_exported_without_grpc(protocol: str) -> None:
-    """Whatever the collector speaks."""
+    """This holds for each protocol of the collector."""
     there = loaded(
         (
             "from services.kit import exporting, tracing; exporting.begin('x'); tracing.span('y').end(); "
@@ -56,5 +54,5 @@ def test_spans_are_exported_without_grpc(protocol: str) -> None:
 
 
 def test_the_test_would_see_grpc() -> None:
-    """It is there, for those who choose it."""
+    """It is imported if it is the configured transport."""
     assert "grpc" in loaded("import services.kit.grpcio")

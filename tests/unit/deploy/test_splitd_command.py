@@ -1,6 +1,4 @@
-"""What an operator sees of the splitd command when a node is not up, or a word is mistyped: one line, a code, no
-traceback.
-"""
+"""The splitd command when a node is not up or a word is mistyped: one line, an exit code, no traceback."""
 
 from __future__ import annotations
 
@@ -73,7 +71,7 @@ MISTYPED = [
 
 
 def test_a_command_needs_no_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A shell's directory may have been removed, as that of a clone that was cloned anew."""
+    """A shell's directory may have been removed, as that of a clone that was cloned again."""
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
@@ -84,7 +82,7 @@ def test_a_command_needs_no_current_directory(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize(("words", "said"), MISTYPED, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
 def test_a_mistyped_word_is_answered_by_one_line_with_the_choices(words: list[str], said: str) -> None:
-    """Exit code 2, one line on standard error that says what would have been right."""
+    """The exit code is 2, and one line on standard error names the valid words."""
     done = splitd(*words, ok=None)
     assert done.returncode == 2, done.stderr
     assert said in done.stderr
@@ -93,7 +91,7 @@ def test_a_mistyped_word_is_answered_by_one_line_with_the_choices(words: list[st
 
 
 def test_without_a_verb_the_verbs_are_shown() -> None:
-    """``splitd`` alone is help, but not success."""
+    """``splitd`` alone prints help, but fails."""
     done = splitd(ok=False)
     assert "restart" in done.stdout
     assert done.returncode == 2
@@ -101,21 +99,21 @@ def test_without_a_verb_the_verbs_are_shown() -> None:
 
 @pytest.mark.parametrize("word", ["ps", "sh", "cp", "top", "frobnicate", "build"])
 def test_a_word_that_is_like_no_verb_suggests_none_that_acts(word: str) -> None:
-    """`ps` and `push` have two letters in common, and nothing else."""
+    """`ps` and `push` have only two letters in common."""
     said = splitd(word, ok=False).stderr
     assert not re.search("did you mean '(up|down|push|pull|restart)'", said), said
 
 
 @pytest.mark.parametrize("words", [[], ["up"], ["images"], ["images", "remove"]], ids=" ".join)
 def test_help_is_a_verb_too(words: list[str]) -> None:
-    """It says what --help does."""
+    """It prints the same as --help."""
     asked = splitd("help", *words)
     assert asked.stdout.startswith(" ".join(["usage: splitd", *words]))
     assert asked.stdout == splitd(*words, "--help").stdout
 
 
 def test_the_version_is_a_verb_too(place: Path) -> None:
-    """Which succeeds where no node is up: it is what one reports with a fault."""
+    """It succeeds without a running node, since it belongs into bug reports."""
     words = ("version", "--root", place / "r", "--state", place / "s")
     command, node = splitd(*words).stdout.splitlines()
     assert command.startswith(f"command  {version.VERSION}")
@@ -144,19 +142,19 @@ def test_the_version_is_a_verb_too(place: Path) -> None:
     ids=" ".join,
 )
 def test_a_node_that_is_not_up_is_said_to_be_so(words: list[str], place: Path) -> None:
-    """Exit code 3, and how to start it."""
+    """The exit code is 3, and the message says how to start it."""
     done = splitd(*words, "--root", place / "r", "--state", place / "s", ok=None)
     assert done.returncode == 3, done.stderr
     assert '"up": false' in done.stdout if "--json" in words else "no node is up at" in done.stderr
 
 
 def test_down_where_nothing_is_up_is_done_already(place: Path) -> None:
-    """Like ``up`` of a node that is up: it says so, and succeeds."""
+    """As ``up`` of a running node it says so and succeeds."""
     assert "nothing to stop" in splitd("down", "--root", place / "r", "--state", place / "s").stdout
 
 
 def test_logs_of_a_root_that_never_had_a_node(place: Path) -> None:
-    """One line that names the file it looked for."""
+    """One line names the missing file."""
     done = splitd("logs", "content", "--root", place / "r", "--state", place / "s", ok=False)
     assert f"there is no log at {place}/r/log/content.log" in done.stderr
 
@@ -171,14 +169,14 @@ def test_logs_of_a_root_that_never_had_a_node(place: Path) -> None:
     ],
 )
 def test_a_state_directory_that_cannot_work_is_refused_with_the_reason(state: str, said: str, place: Path) -> None:
-    """Before anything is made."""
+    """It is refused before any file is made."""
     done = splitd("up", "--root", place / "root", "--state", place / state, ok=False)
     assert said in done.stderr
     assert not (place / state).exists()
 
 
 def test_a_machine_without_a_shim_is_told_what_to_install(place: Path) -> None:
-    """A PATH that has nothing of Debian's packages: each program is named, with the line that installs them."""
+    """PATH has nothing of Debian's packages: each program is named, with the command that installs them."""
     program = (
         "import sys; from deploy import supervision; supervision.SYSTEM_PATH = (); from deploy.splitd import "
         "main; main()"
@@ -199,7 +197,7 @@ def test_a_machine_without_a_shim_is_told_what_to_install(place: Path) -> None:
 
 @pytest.mark.parametrize("verb", ["up", "demo"])
 def test_an_ordinary_user_is_told_to_become_root(verb: str, place: Path) -> None:
-    """One line, exit code 1."""
+    """One line, and exit code 1."""
     module = "deploy.demo" if verb == "demo" else "deploy.splitd"
     program = f"import os; os.geteuid = lambda: 1000; from {module} import main; main()"
     words = [] if verb == "demo" else [verb]
@@ -218,7 +216,7 @@ def test_an_ordinary_user_is_told_to_become_root(verb: str, place: Path) -> None
 
 
 def test_a_defect_is_one_line_unless_debugging(place: Path) -> None:
-    """An exception that nobody foresaw still shows no traceback, and SPLITD_DEBUG=1 shows it."""
+    """An unexpected exception shows no traceback unless SPLITD_DEBUG=1."""
     program = (
         "import sys; from deploy.verbs import status\n"
         "def run(arguments): raise ZeroDivisionError('by a test')\n"
@@ -242,14 +240,14 @@ def test_a_defect_is_one_line_unless_debugging(place: Path) -> None:
 
 
 def test_a_file_in_place_of_a_directory_is_named_with_what_to_do(place: Path) -> None:
-    """One line, no errno's words alone."""
+    """There is one line, and not only errno's words."""
     (place / "file").write_text("")
     done = splitd("up", "--root", place / "r", "--state", place / "file", ok=False)
     assert f"{place / 'file'}: a file is where a directory must be" in done.stderr
 
 
 def test_a_root_that_another_node_uses_is_refused_until_that_node_ends(place: Path) -> None:
-    """Two nodes on one root would wait for each other's locks: the second is told whose it is."""
+    """Two nodes on one root would wait for each other's locks: the second gets an error that names the first."""
     first, second = (Place(place / "r", place / name, None) for name in ("a", "b"))
     first.root.mkdir()
     with supervision.claimed(first) as lock:
@@ -274,7 +272,7 @@ def test_a_root_that_is_not_where_it_was_is_not_begun_anew(left: bool, place: Pa
 
 
 def test_an_absurd_oom_score_is_refused(place: Path) -> None:
-    """The kernel takes -1000 to 1000; choom would fail on more in place of supervisord."""
+    """The kernel accepts -1000 to 1000; choom would fail on others in place of supervisord."""
     (place / "c.toml").write_text("oom_score = -5000\n")
     with pytest.raises(Failure, match="oom_score: -5000 is not between"):
         load_node(place / "c.toml")
@@ -286,7 +284,7 @@ def test_an_absurd_oom_score_is_refused(place: Path) -> None:
     ids=" ".join,
 )
 def test_a_name_that_is_none_is_named(words: list[str], place: Path) -> None:
-    """Before a node is asked; exit code 1."""
+    """It is refused before a node is called; the exit code is 1."""
     done = splitd(*words, "--state", place / "s", ok=None)
     assert done.returncode == 1
     assert done.stderr.startswith(f"splitd: {words[-1]}: invalid reference format")
@@ -294,7 +292,7 @@ def test_a_name_that_is_none_is_named(words: list[str], place: Path) -> None:
 
 
 def test_a_password_is_not_asked_for_where_there_is_no_terminal(place: Path) -> None:
-    """A script that forgot it does not hang."""
+    """A script that forgot it must not hang."""
     done = subprocess.run(
         [sys.executable, "-m", "deploy", "pull", "x", "--user", "me", "--state", str(place / "s")],
         cwd=TOP,
@@ -310,7 +308,7 @@ def test_a_password_is_not_asked_for_where_there_is_no_terminal(place: Path) -> 
 
 
 def test_every_file_of_verbs_is_a_verb() -> None:
-    """With what a verb has."""
+    """It has all parts of a verb."""
     assert {path.stem for path in (TOP / "deploy" / "verbs").glob("*.py")} - {"__init__"} == set(VERBS)
     for name in VERBS:
         verb = loaded(name)
@@ -320,7 +318,7 @@ def test_every_file_of_verbs_is_a_verb() -> None:
 
 
 def test_a_state_directory_may_lie_in_the_root(place: Path) -> None:
-    """ROOT/state is what many choose: what claims the root is not in its way."""
+    """ROOT/state is a common choice: the check of the root does not refuse it."""
     here = Place(place / "r", place / "r" / "state", None)
     with supervision.claimed(here):
         supervision.claim_root(here)
@@ -329,7 +327,7 @@ def test_a_state_directory_may_lie_in_the_root(place: Path) -> None:
 
 
 def test_a_registry_in_trouble_has_a_line_in_the_status() -> None:
-    """A good one has none; one whose rest is over is tried again."""
+    """A good registry has none; one whose rest is over is asked again."""
     good = Registry("https://good.test", "good", 0.0, 0, "once", 5.0, 0.0)
     dead = replace(
         good,
@@ -350,7 +348,7 @@ def test_a_registry_in_trouble_has_a_line_in_the_status() -> None:
 
 
 def test_a_registry_that_refuses_parts_has_a_line_in_the_status() -> None:
-    """Though it is good, for as long as it is asked for whole blobs."""
+    """It has one although it works, as long as whole blobs are requested."""
     host = Registry("https://good.test", "good", 0.0, 0, "", 5.0, 0.0, "GET /v2/x: 400 Bad Request", 1100.0)
     (line,) = troubled([host], 1090.0)
     assert re.fullmatch(
@@ -363,7 +361,7 @@ def test_a_registry_that_refuses_parts_has_a_line_in_the_status() -> None:
 def test_an_imported_image_is_said_with_one_digest(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also one that the archive has no name for, which is named by its digest."""
+    """This holds also for an image without a name in the archive, which is named by its digest."""
     digest = "sha256:" + "0" * 64
     done = {
         "images": [{"name": f"import@{digest}", "digest": digest}, {"name": "box:1", "digest": digest}],
@@ -383,7 +381,7 @@ def test_an_imported_image_is_said_with_one_digest(
 
 
 def test_a_full_disk_is_said_without_pythons_words() -> None:
-    """A write that fails names no file."""
+    """The error of a failed write has no file name."""
     from deploy.splitd import _described
 
     said = _described(OSError(28, "No space left on device"))

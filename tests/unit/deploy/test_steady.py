@@ -1,4 +1,4 @@
-"""The clock of the tests, which stands still while the machine does."""
+"""The clock of the tests, which stops while the machine is stopped."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from tests.support import within
 
 
 def test_unobserved_time_does_not_count() -> None:
-    """Of three seconds in which no thread looked at the clock the first tenth is all that passed; it goes on from
-    there.
-    """
+    """Of three seconds in which no thread read the clock, only the first tenth counts; it goes on from there."""
     now = 100.0
     clock = SteadyClock(lambda: now)
     told = []
@@ -24,8 +22,8 @@ def test_unobserved_time_does_not_count() -> None:
 
 
 def test_waiting_and_working_count() -> None:
-    """This process's clock is such a one, and it does see a thread that sleeps, and one that works, while no other
-    part of the test looks.
+    """This process's clock is such a clock. It counts the time of a thread that sleeps and of one that works, although
+    no other part of the test reads it.
     """
     assert isinstance(getattr(time.monotonic, "__self__", None), SteadyClock)
     with pytest.raises(AssertionError, match=r"it may take 0\.2 s"), within(0.2):
@@ -37,7 +35,7 @@ def test_waiting_and_working_count() -> None:
 
 
 def test_no_shorter_is_by_the_machines_clock() -> None:
-    """A pause that the machine slept through was a pause."""
+    """A pause in which the machine was suspended counts as a pause."""
     with pytest.raises(AssertionError, match="at the least"), within(5, at_least=0.5):
         pass
     with within(5, at_least=0.05):

@@ -1,4 +1,4 @@
-"""supervisord's configuration as it is rendered, and as supervisord itself reads it."""
+"""supervisord's configuration as it is rendered, and as supervisord itself parses it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from services.kit import sockets
 
 
 def parsed(where: Place) -> Any:
-    """What supervisord makes of the configuration."""
+    """Return supervisord's parsed configuration."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from supervisor.options import ServerOptions
@@ -40,7 +40,7 @@ def parsed(where: Place) -> Any:
 @pytest.mark.skipif(os.geteuid() != 0, reason="supervisord refuses user=root to others")
 @pytest.mark.parametrize("name", ["plain", "with space", "50%", "%(here)s %%", "ümlaut", "$HOME"])
 def test_supervisord_reads_the_paths_that_were_meant(name: str, place: Path) -> None:
-    """Spaces, percent signs and dollars in root, state and configuration reach each process as they are."""
+    """Spaces, percent signs and dollars in root, state and configuration reach each process unchanged."""
     where = Place(place / name / "r", place / name / "s", place / name / "c.toml")
     options = parsed(where)
     groups = {config.name: config.process_configs[0] for config in options.process_group_configs}
@@ -59,7 +59,7 @@ def test_supervisord_reads_the_paths_that_were_meant(name: str, place: Path) -> 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="supervisord refuses user=root to others")
 def test_a_longer_grace_in_the_configuration_is_waited_for(place: Path) -> None:
-    """supervisord kills no process that still uses the time its settings gave it."""
+    """supervisord kills no process within the grace period of its settings."""
     config = place / "config.toml"
     config.write_text("[content]\ngrace = '1m'\n")
     seconds = {
@@ -72,7 +72,9 @@ def test_a_longer_grace_in_the_configuration_is_waited_for(place: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="supervisord refuses user=root to others")
 def test_each_process_is_kept_running_and_only_it_is_signalled(place: Path) -> None:
-    """Restarted however it ended and however fast; TERM to its own pid alone, with more time than it needs to drain."""
+    """Each is restarted however it ended and however fast; TERM goes to its own pid only, with more time than it needs
+    to drain.
+    """
     for group in parsed(Place(place / "r", place / "s", None)).process_group_configs:
         (process,) = group.process_configs
         assert process.autorestart is not False
@@ -91,8 +93,8 @@ def test_the_longest_socket_name_is_known() -> None:
 
 
 def test_the_node_gets_of_the_environment_what_it_needs_and_no_more() -> None:
-    """Tracing, logging, proxies and PATH (with the directory of runc added); not an operator's LD_PRELOAD or trace
-    context.
+    """Tracing, logging, proxies and PATH (with runc's directory added) are passed on; an operator's LD_PRELOAD and
+    trace context are not.
     """
     found = supervision.environment(
         {
@@ -114,8 +116,8 @@ def test_the_node_gets_of_the_environment_what_it_needs_and_no_more() -> None:
 @pytest.mark.root
 @pytest.mark.parametrize("inside", [True, False])
 def test_a_node_in_a_container_is_another(tmp_path: Path, *, inside: bool) -> None:
-    """Its supervisord has the same words, and the directories that these name there; ``down`` outside would end it,
-    and ``up`` would not start.
+    """Its supervisord has the same arguments, with the directories inside the container. Otherwise ``down`` outside
+    would end it, and ``up`` would not start.
     """
     here = Place(tmp_path / "root", tmp_path / "state", None)
     here.state.mkdir()
@@ -138,7 +140,7 @@ def test_a_node_in_a_container_is_another(tmp_path: Path, *, inside: bool) -> No
 
 
 def test_a_reader_does_not_prevent_a_start(tmp_path: Path) -> None:
-    """For a moment he has the lock too, as every other who asks whether a node is up."""
+    """The reader has the lock for a moment too, as every process that checks whether a node is up."""
     here = Place(tmp_path / "root", tmp_path / "state", None)
     here.state.mkdir()
     with here.lock.open("wb") as file:
@@ -149,7 +151,9 @@ def test_a_reader_does_not_prevent_a_start(tmp_path: Path) -> None:
 
 
 def test_the_lock_says_whether_a_node_is_up(tmp_path: Path) -> None:
-    """Held by a file descriptor, it is busy for everybody else; closed, it is free, whatever files are left."""
+    """While a file descriptor holds it, it is busy for all other processes; when that is closed, it is free, whatever
+    files are left.
+    """
     where = Place(tmp_path / "r", tmp_path / "s", None)
     assert not supervision.is_up(where)
     with supervision.claimed(where) as lock:

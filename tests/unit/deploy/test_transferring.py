@@ -1,4 +1,4 @@
-"""How a transfer that was not done is told."""
+"""Errors of transfers that failed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ async def failing(error: errors.NodeError) -> None:
 
 
 def test_an_error_of_a_service_that_went_away_says_how_to_continue() -> None:
-    """As when it is restarted for an upgrade. What a registry does is its own matter, and has its own words."""
+    """For example when it is restarted for an upgrade. Errors of a registry have their own words."""
     stopped = errors.Unavailable(
         "service images is not reachable (/containerd.services.transfer.v1.Transfer/Transfer: the service is stopping: "
         "unavailable)"
@@ -39,15 +39,13 @@ def test_an_error_of_a_service_that_went_away_says_how_to_continue() -> None:
 
 @pytest.mark.parametrize("said", ["has been unreachable for 5 s", "has been silent for 60 s", "went away"])
 def test_each_way_to_be_away_is_known(said: str) -> None:
-    """In the gateway's words."""
+    """They are recognised by the gateway's words."""
     with pytest.raises(Failure, match=f"^service snapshots.overlayfs {said}; the same command goes on$"):
         transferring.run(failing(errors.Unavailable(f"service snapshots.overlayfs {said}")), "the same command goes on")
 
 
 async def test_a_process_that_accepts_no_connections_is_not_waited_for_longer(place: Path) -> None:
-    """A gateway that was stopped, and whose queue is full: a blocking connect would wait for ever, and not hear
-    Ctrl-C.
-    """
+    """A gateway was stopped, and its queue is full: a blocking connect would wait for ever, and ignore Ctrl-C."""
     here = Place(place / "root", place / "state", None)
     here.state.mkdir()
     with socket.socket(socket.AF_UNIX) as deaf, socket.socket(socket.AF_UNIX) as waiting:

@@ -1,4 +1,4 @@
-"""Who is dumped and killed, who is reported, and who is left alone: the watchdog's judgement, second by second."""
+"""The watchdog's decisions, second by second: which processes are dumped and killed, reported, or left alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DUMP, KILL = int(signal.SIGUSR1), int(signal.SIGKILL)
 
 
 class FakeKernel:
-    """States of processes by pid (S where not told), and the signals that were sent."""
+    """States of processes by pid (S by default), and the signals that were sent."""
 
     def __init__(self) -> None:
         self.states: dict[int, str] = {}
@@ -29,7 +29,7 @@ class FakeKernel:
 
 
 class Node:
-    """A watchdog with the default limits, and a clock: one look for each second."""
+    """A watchdog with the default limits, and a clock: it checks once a second."""
 
     def __init__(self) -> None:
         self.kernel = FakeKernel()
@@ -66,7 +66,7 @@ def node() -> Node:
 
 
 def test_a_process_that_beats_is_left_alone(node: Node) -> None:
-    """An hour of beats, each three seconds after the last."""
+    """It beats for an hour, every three seconds."""
     for _ in range(1200):
         node.seconds(3)
         node.beat()
@@ -75,8 +75,8 @@ def test_a_process_that_beats_is_left_alone(node: Node) -> None:
 
 
 def test_a_silent_process_writes_its_stacks_and_is_then_killed_once(node: Node) -> None:
-    """Not before 30 s, for the last beat may have been right before it hung or a beat's pause earlier; not later
-    than 40. Both logs hear of it, and the count tells why.
+    """It is not killed before 30 s, since the last beat may have been right before it hung or a beat's pause earlier,
+    and not after 40 s. Both logs have it, and the count has the reason.
     """
     node.seconds(32)
     assert node.watchdog.late("content") == 32.0
@@ -94,7 +94,7 @@ def test_a_silent_process_writes_its_stacks_and_is_then_killed_once(node: Node) 
 
 
 def test_the_successor_of_a_killed_process_has_its_own_time(node: Node) -> None:
-    """Another pid: it is starting, and what its predecessor did is remembered only in the count."""
+    """It has another pid and is starting; only the count remembers its predecessor."""
     node.seconds(40)
     node.children["content"] = Child("content", 8, stopping=False)
     node.seconds(200)
@@ -103,7 +103,7 @@ def test_the_successor_of_a_killed_process_has_its_own_time(node: Node) -> None:
 
 
 def test_a_process_that_answers_after_the_question_is_spared(node: Node) -> None:
-    """A beat between the stacks and the kill: it was slow, not hung."""
+    """It beats between the stacks and the kill: it was slow, not hung."""
     node.seconds(33)
     assert node.sent == [(7, DUMP)]
     node.beat()
@@ -117,8 +117,8 @@ def test_a_process_that_answers_after_the_question_is_spared(node: Node) -> None
 def test_a_stopped_process_is_not_killed_and_has_all_of_the_time_when_it_goes_on(
     node: Node, state: str, before: int
 ) -> None:
-    """40 s of SIGSTOP (or of a debugger), also one that falls between the stacks and the kill; then 20 s without a
-    beat, and then it beats.
+    """The stop of 40 s, by SIGSTOP or a debugger, may also fall between the stacks and the kill; then 20 s pass without
+    a beat, and then it beats.
     """
     node.seconds(before)
     node.kernel.states[7] = state
@@ -131,7 +131,7 @@ def test_a_stopped_process_is_not_killed_and_has_all_of_the_time_when_it_goes_on
 
 
 def test_one_that_hangs_when_it_goes_on_is_killed_after_all(node: Node) -> None:
-    """A stop is a delay, not an excuse."""
+    """A stop only delays the kill."""
     node.kernel.states[7] = "T"
     node.seconds(100)
     node.kernel.states[7] = "R"
@@ -140,7 +140,7 @@ def test_one_that_hangs_when_it_goes_on_is_killed_after_all(node: Node) -> None:
 
 
 def test_one_that_waits_in_the_kernel_is_reported_once_and_killed_when_it_no_longer_does(node: Node) -> None:
-    """State D: no signal reaches it, so none is sent; the log names where it waits."""
+    """In state D no signal reaches it, so none is sent; the log names the place where it waits."""
     node.kernel.states[7] = "D"
     node.seconds(100)
     assert not node.sent
@@ -157,8 +157,8 @@ def test_one_that_waits_in_the_kernel_is_reported_once_and_killed_when_it_no_lon
 
 
 def test_one_that_is_dead_and_cannot_be_waited_for_is_killed_once(node: Node) -> None:
-    """A thread of it is in the kernel, and the others are gone: the next kill would change nothing, and would not
-    be another's.
+    """One of its threads is in the kernel, and the others are gone: another kill would change nothing, and its pid
+    cannot be another's.
     """
     node.seconds(40)
     node.kernel.states[7] = "Z"
@@ -169,7 +169,7 @@ def test_one_that_is_dead_and_cannot_be_waited_for_is_killed_once(node: Node) ->
 
 
 def test_time_in_which_the_watchdog_did_not_run_does_not_count(node: Node) -> None:
-    """A suspend of an hour, a pause of half a minute, and looks that each come late: nobody is judged by them."""
+    """A suspend of an hour, a pause of half a minute, and checks that each come late: no process is judged by them."""
     node.second(3600.0)
     node.seconds(10)
     node.second(40.0)
@@ -181,8 +181,8 @@ def test_time_in_which_the_watchdog_did_not_run_does_not_count(node: Node) -> No
 
 
 def test_a_start_has_its_own_limit(node: Node) -> None:
-    """A process that has not served yet may take 60 s, and five minutes; one that takes longer is asked for its
-    stacks and killed too.
+    """A process that does not serve yet may take up to five minutes; one that takes longer is asked for its stacks and
+    killed too.
     """
     node.children["tasks"] = Child("tasks", 9, stopping=False)
     for _ in range(100):
@@ -195,7 +195,7 @@ def test_a_start_has_its_own_limit(node: Node) -> None:
 
 
 def test_a_process_that_was_told_to_end_has_the_limit_of_a_start(node: Node) -> None:
-    """By a SIGTERM of somebody's, which supervisord knows nothing of: it says so itself."""
+    """The SIGTERM is not supervisord's: the process itself reports it."""
     node.watchdog.heard(7, serving=False)
     node.seconds(290)
     assert not node.sent
@@ -204,7 +204,7 @@ def test_a_process_that_was_told_to_end_has_the_limit_of_a_start(node: Node) -> 
 
 
 def test_a_process_that_is_stopped_on_purpose_is_left_to_its_supervisor(node: Node) -> None:
-    """Silent before, while and after: supervisord kills it when stopwaitsecs are over."""
+    """It may be silent before, meanwhile and afterwards: supervisord kills it when stopwaitsecs are over."""
     node.seconds(33)
     node.children["content"] = Child("content", 7, stopping=True)
     node.seconds(100)
@@ -212,7 +212,7 @@ def test_a_process_that_is_stopped_on_purpose_is_left_to_its_supervisor(node: No
 
 
 def test_a_heartbeat_of_an_unknown_pid_changes_nothing(node: Node) -> None:
-    """The kernel tells who sent it: another's beat does not count for a process that hangs."""
+    """The kernel names the sender: another's heartbeat does not count for a process that hangs."""
     for _ in range(40):
         node.second()
         node.beat(4711)
@@ -220,7 +220,7 @@ def test_a_heartbeat_of_an_unknown_pid_changes_nothing(node: Node) -> None:
 
 
 def test_services_come_and_go(node: Node) -> None:
-    """One that is no longer there is forgotten, one that comes back starts anew."""
+    """A removed one is forgotten, and one that comes back starts anew."""
     node.seconds(20)
     there = node.children.pop("content")
     node.seconds(20)

@@ -1,4 +1,4 @@
-"""containerd's filter language: what is selected, what is refused, and the words of the refusal."""
+"""containerd's filter language: its matches, its errors and their words."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_selects(source: str, expected: set[str] | None) -> None:
 
 
 def test_any_of_several_filters() -> None:
-    """Of several filters one must match; none at all, or an empty one, match everything."""
+    """If there are several filters, one must match; none at all, or an empty one, matches everything."""
     assert selected("id==web", "labels.team==red") == {"web", "db"}
     assert selected() == ALL
     assert selected("id==web", "") == ALL
@@ -116,7 +116,7 @@ def test_any_of_several_filters() -> None:
     ],
 )
 def test_refuses(source: str, message: str) -> None:
-    """A malformed filter is InvalidArgument, its message shows where, in containerd's words."""
+    """A malformed filter is InvalidArgument; the message shows the place, in containerd's words."""
     with pytest.raises(errors.InvalidArgument) as caught:
         filters.parse(["id", source])
     assert str(caught.value) == message
@@ -139,15 +139,15 @@ def test_refuses(source: str, message: str) -> None:
     ],
 )
 def test_a_request_is_bounded(sources: list[str], message: str) -> None:
-    """All its filters together, before anything is made of them."""
+    """All its filters count together, before any is parsed."""
     with pytest.raises(errors.InvalidArgument) as caught:
         filters.parse(sources)
     assert str(caught.value) == f"{message}: invalid argument"
 
 
 def test_each_condition_is_asked_once() -> None:
-    """A client may repeat one two thousand times, or name two thousand values: neither takes longer than one does,
-    and what is selected is the same.
+    """A client may repeat one two thousand times, or name two thousand values: neither takes longer than one does, and
+    the result is the same.
     """
     many = [f"id==x{n}" for n in range(2000)]
     assert selected(*many) == set()
@@ -171,14 +171,14 @@ def test_each_condition_is_asked_once() -> None:
     ],
 )
 def test_a_match_in_slices_is_the_same(sources: list[str]) -> None:
-    """For events, of which a match may take long."""
+    """Events are matched so, since a match may take long."""
     wanted = filters.parse(sources)
     for name in CONTAINERS:
         assert at_once(wanted.matching(adaptor(name))) == wanted.match(adaptor(name))
 
 
 def test_the_work_of_a_match_is_shared() -> None:
-    """A request's expressions together have the work of one."""
+    """A request's expressions together have the limit of one."""
     one, many = (filters.parse(["id~=(a|b)*a(a|b){50}c"] * count) for count in (1, 64))
     assert one.match(lambda path: ("a" * 1000 + "c", True))
     assert many.match(lambda path: ("a" * 100 + "c", True))
@@ -186,15 +186,15 @@ def test_the_work_of_a_match_is_shared() -> None:
 
 
 def test_a_label_with_a_bad_byte() -> None:
-    """A byte that is no UTF-8 is a character for a regular expression, whether it is in the field or, refused, in
-    the expression.
+    """A byte that is no UTF-8 is one character for a regular expression, if it is in the field; in the expression it is
+    refused.
     """
     assert filters.parse(["labels.x~=^a.$"]).match(lambda path: ("a\udcff", True))
     assert not filters.parse(['labels.x~="a\\xff"']).match(lambda path: ("a\udcff", True))
 
 
 def test_an_error_of_a_long_filter_is_short() -> None:
-    """It travels in a header: it shows what is around the place."""
+    """It is sent in a header: it shows the surroundings of the place."""
     with pytest.raises(errors.InvalidArgument) as caught:
         filters.parse(["id==a," * 2000 + "id=x," + "id==b," * 2000])
     assert " >|=|< x," in str(caught.value)
@@ -223,8 +223,8 @@ FULL = filters.CHARACTERS - 100
     ],
 )
 def test_reading_at_the_bounds_goes_in_small_steps(sources: list[str]) -> None:
-    """Between two of them no more is done than a few things with each of the 2,000 that a request may have: a loop
-    that reads filters can always stop for others.
+    """Between two steps only a few operations are done for each of the 2,000 conditions of a request: a loop that
+    parses filters can always stop for other work.
     """
     reading, most = filters._reading(sources), 0
     while True:
@@ -236,7 +236,7 @@ def test_reading_at_the_bounds_goes_in_small_steps(sources: list[str]) -> None:
 
 
 def counted(work: Callable[[], Any]) -> int:
-    """How many functions ``work`` calls."""
+    """Return how many functions ``work`` calls."""
     calls = 0
 
     def count(_frame: Any, event: str, _argument: Any) -> None:
@@ -254,13 +254,13 @@ def counted(work: Callable[[], Any]) -> int:
 
 
 def test_too_many_filters_are_counted_only() -> None:
-    """As a message has them: none is made a text of Python's."""
+    """They are not decoded to strings of Python's."""
     request = ListImagesRequest(filters=["x"] * 100_000)
     assert counted(lambda: filters.parse(request.filters)) < 100
 
 
 async def test_reading_in_a_loop_is_the_same() -> None:
-    """The same filter, and the same error."""
+    """The filter, or the error, is the same."""
     sources = ["a==b", "c.d!=e,f~=g"]
     assert await filters.parsed(sources, Lane()) == filters.parse(sources)
     with pytest.raises(errors.InvalidArgument, match="unsupported operator"):

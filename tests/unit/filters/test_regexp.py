@@ -1,4 +1,4 @@
-"""Go's regular expressions: the answers of Go, and what bounds them."""
+"""Go's regular expressions: Go's results, and our limits."""
 
 from __future__ import annotations
 
@@ -78,19 +78,19 @@ def test_matches_as_go_does(pattern: str, text: str, found: bool) -> None:
     ],
 )
 def test_patterns_that_go_refuses_are_refused(pattern: str) -> None:
-    """What Go does not compile, and the little that is not supported, is a ValueError."""
+    """A pattern that Go does not compile is a ValueError, and so are the few constructs that are not supported."""
     with pytest.raises(ValueError):
         regexp.compile(pattern)
 
 
 GO = json.loads((Path(__file__).parent / "go_regexps.json").read_text())
-"""What Go answered: for each pattern its error, or for each text whether MatchString found it."""
+"""Go's results: for each pattern its error, or for each text whether MatchString matched."""
 
 
 @pytest.mark.parametrize("pattern", GO["answers"], ids=lambda pattern: ascii(pattern)[1:41])
 def test_answers_as_go(pattern: str) -> None:
-    """The same patterns compile, the same texts match, and the errors are in the same words. Bytes that are no
-    UTF-8 are lone surrogates here.
+    """The same patterns compile, the same texts match, and errors have the same words. Bytes that are no UTF-8 are lone
+    surrogates here.
     """
     try:
         compiled = regexp.compile(pattern)
@@ -102,7 +102,7 @@ def test_answers_as_go(pattern: str) -> None:
 
 
 def test_a_lone_surrogate_is_three_bad_bytes() -> None:
-    """Which is what it would be in UTF-8; one that stands for a byte is one."""
+    """This is its length in UTF-8; a surrogate that stands for a byte is one."""
     assert regexp.compile("^...$").found_in("\ud800")
     assert regexp.compile("^.$").found_in("\udcff")
 
@@ -120,14 +120,16 @@ def test_a_lone_surrogate_is_three_bad_bytes() -> None:
     ids=lambda pattern: pattern[:20],
 )
 def test_an_expression_is_bounded(pattern: str) -> None:
-    """In length, in its program, in Unicode's classes: Go's words for what it finds too large itself."""
+    """Its length, its program and its Unicode classes are limited, with Go's words for an expression that is too
+    large.
+    """
     with pytest.raises(ValueError, match="^error parsing regexp: expression too large"):
         regexp.compile(pattern)
 
 
 def test_a_match_is_bounded() -> None:
-    """RE2 takes instructions times characters at worst, so that product has a limit, and what is dear but short is
-    matched.
+    """RE2 takes at worst instructions times characters, so the product has a limit; a costly expression on a short text
+    is matched.
     """
     dear = regexp.compile("(a|b)*a(a|b){1000}c")
     assert dear.found_in("a" * 1001 + "c") is True
@@ -145,8 +147,8 @@ def test_the_size_of_patterns_is_bounded() -> None:
 
 
 def test_unused_patterns_are_dropped() -> None:
-    """Each time that it is called: what was not matched since the last time. It is compiled again when it is
-    matched.
+    """Each call drops the patterns that were not matched since the last call. A dropped one is compiled again when it
+    is matched.
     """
     cache = regexp.Cache()
     once, often = regexp.compile("x{1000}once", cache=cache), regexp.compile("often", cache=cache)

@@ -130,8 +130,8 @@ def test_one_record_that_refers_to_ten_thousand_is_many_steps(held: bool) -> Non
 
 
 def test_large_records_are_looked_at_one_by_one() -> None:
-    """Clients choose how large they are: whoever else is served waits for one of them, and for a part of the largest,
-    not for two hundred.
+    """Clients choose their size: other callers wait for one of them, and for a part of the largest, not for two
+    hundred.
     """
     world = World()
     large = {f"l{number}": "x" * 4000 for number in range(50)}

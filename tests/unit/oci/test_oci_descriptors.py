@@ -1,4 +1,4 @@
-"""Descriptors, which have digests as documents and clients give them."""
+"""Descriptors; their digests come from documents and clients."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ HEX = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 
 
 def test_a_digest_is_checked_where_it_has_to_be_one() -> None:
-    """A request must not be made of anything else; the error has it in quotes, since it is a stranger's."""
+    """A request must not be made of an invalid one; the error has it in quotes, since it comes from outside."""
     assert Descriptor(LAYER_GZIP, f"sha256:{HEX}", 1).checked() == Digest("sha256", HEX)
     with pytest.raises(errors.InvalidArgument, match=r"^digest '\.\./x\\n': invalid checksum digest format"):
         Descriptor(LAYER_GZIP, "../x\n", 1).checked()
 
 
 def test_what_it_is() -> None:
-    """In messages, and in a registry's paths."""
+    """The kind of a descriptor, for messages and for a registry's paths."""
     index, layer = Descriptor(INDEX, f"sha256:{HEX}", 1), Descriptor(LAYER_GZIP, f"sha256:{HEX}", 1)
     assert (index.is_root, layer.is_root) == (True, False)
     assert (str(index), str(layer)) == (f"manifest sha256:{HEX}", f"blob sha256:{HEX}")

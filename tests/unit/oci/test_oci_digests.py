@@ -1,4 +1,4 @@
-"""Digests, and the chain ids that are made of them."""
+"""Digests, and the chain ids that are computed from them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HEX = "0123456789abcdef" * 4
 
 @pytest.mark.parametrize("text", [f"sha256:{HEX}", f"sha384:{HEX}{HEX[:32]}", f"sha512:{HEX}{HEX}"])
 def test_digest(text: str) -> None:
-    """A digest of each algorithm that containerd takes parses, and prints as it was."""
+    """A digest of each algorithm that containerd accepts is parsed and printed unchanged."""
     assert str(Digest.parse(text)) == text
 
 
@@ -37,7 +37,9 @@ def test_digest(text: str) -> None:
     ],
 )
 def test_no_digest(text: str, why: str) -> None:
-    """What is no digest is refused for containerd's reason; nothing that would leave the store's directory is one."""
+    """Invalid digests are refused for containerd's reason; a path that would leave the store's directory is no
+    digest.
+    """
     words = {
         "format": "invalid checksum digest format",
         "length": "invalid checksum digest length",
@@ -49,8 +51,8 @@ def test_no_digest(text: str, why: str) -> None:
 
 
 def test_chain_ids() -> None:
-    """Of OCI's image specification (its config.md, Layer ChainID): the lowest is its diff id, each other one the
-    digest of the one below, a space, and its diff id.
+    """They are those of OCI's image specification (config.md, Layer ChainID): the lowest is its diff id, each other one
+    the digest of the one below, a space, and its diff id.
     """
     low, middle, top = (digest_of(name) for name in (b"low", b"middle", b"top"))
     second = digest_of(f"{low} {middle}".encode())

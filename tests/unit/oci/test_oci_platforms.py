@@ -1,4 +1,4 @@
-"""Which platforms fit which."""
+"""Matching of platforms."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_spellings_are_one(given: Platform, normal: Platform) -> None:
 
 
 def test_an_exact_wish_takes_no_lesser_one() -> None:
-    """Neither 386 for amd64 nor another variant, but every spelling of itself."""
+    """It does not match 386 for amd64 or another variant, but matches every spelling of itself."""
     wanted = Ordered(Platform("linux", "amd64"))
     assert wanted.matches(Platform("linux", "x86_64", "v1"))
     assert not wanted.matches(Platform("linux", "386"))
@@ -75,7 +75,7 @@ def test_the_order_is_the_wishes_then_the_given_one_and_none_comes_last() -> Non
 
 
 def test_a_system_runs_all_its_architectures_its_own_first() -> None:
-    """As containerd's transfers unpack: by the operating system only."""
+    """This is how containerd's transfers unpack: only the operating system counts."""
     system = OnlySystem(Platform("linux", "amd64"))
     assert system.matches(Platform("linux", "s390x"))
     assert not system.matches(Platform("windows", "amd64"))

@@ -1,4 +1,4 @@
-"""References: in full, as registries are asked, and in Docker's short forms."""
+"""References: complete ones, as registries need them, and Docker's short forms."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DIGEST = f"sha256:{HEX}"
     ],
 )
 def test_references(text: str, host: str, repository: str, tag: str, digest: str) -> None:
-    """Parsed, and printed as they were."""
+    """They are parsed, and printed unchanged."""
     reference = Reference.parse(text)
     assert (reference.host, reference.repository, reference.tag, str(reference.digest or "")) == (
         host,
@@ -66,7 +66,7 @@ def test_malformed_references(text: str, words: str) -> None:
 
 
 def test_the_digest_decides() -> None:
-    """Of a tag and a digest."""
+    """A reference with a tag and a digest has the digest's meaning."""
     reference = Reference.parse(f"h/x:1@{DIGEST}")
     assert reference.target == DIGEST
     assert Reference.parse("h/x:1").target == "1"

@@ -1,4 +1,4 @@
-"""kit.ttrpc against itself and against peers that break the protocol."""
+"""kit.ttrpc with itself and with peers that break the protocol."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TASK = shim_stubs.TASK
 
 
 class Task:
-    """A shim of lies: each method shows one thing that a call may do."""
+    """A fake shim: each method shows one possible behaviour of a call."""
 
     SERVICE = TASK
 
@@ -78,7 +78,7 @@ def request(
 
 
 async def test_namespace_and_headers_arrive_as_in_kit_rpc(served: tuple[Task, Path]) -> None:
-    """The namespace header travels as ttrpc names it and is the Call's namespace; a timeout is the Call's deadline."""
+    """The namespace header is sent as in ttrpc and is the Call's namespace; a timeout is the Call's deadline."""
     task, path = served
     async with ttrpc.Channel(path) as channel:
         response = await channel.client(TASK).State(
@@ -115,7 +115,7 @@ async def test_a_bug_is_internal_without_its_text(served: tuple[Task, Path]) -> 
 
 
 async def test_unknown_service_and_method_are_unimplemented(served: tuple[Task, Path]) -> None:
-    """As ttrpc's own server answers them."""
+    """The answers are those of ttrpc's own server."""
     async with ttrpc.Channel(served[1]) as channel:
         with pytest.raises(errors.Unimplemented, match=r"^service containerd.services.events.ttrpc.v1.Events$"):
             await channel.client(EVENTS).Forward(events_pb2.ForwardRequest())
@@ -177,7 +177,7 @@ async def test_server_going_away_is_noticed(place: Path) -> None:
 
 
 async def test_connecting_to_nothing_says_why(place: Path) -> None:
-    """A refused connection is Unavailable whose cause is the OSError, and the socket may appear later."""
+    """A refused connection is Unavailable with the OSError as its cause; the socket may appear later."""
     channel = ttrpc.Channel(place / "late.sock")
     with pytest.raises(errors.Unavailable) as caught:
         await channel.connect()
@@ -188,7 +188,7 @@ async def test_connecting_to_nothing_says_why(place: Path) -> None:
 
 
 async def test_a_connection_that_ended_meanwhile_was_not_made(place: Path) -> None:
-    """A server that is ending takes connections: who has connected is not left with one that nobody tells the end of."""
+    """A server that is ending accepts connections: a client must not keep one whose end is never reported."""
 
     class Slow(ttrpc.Channel):
         async def _connect(self) -> None:
@@ -230,7 +230,7 @@ async def test_oversized_answer_is_an_error_of_its_call_only(served: tuple[Task,
 
 
 async def test_server_skips_an_oversized_frame(served: tuple[Task, Path]) -> None:
-    """A frame of 5 MiB is answered RESOURCE_EXHAUSTED on its stream and skipped; what follows is served."""
+    """A frame of 5 MiB is answered RESOURCE_EXHAUSTED on its stream and skipped; later frames are served."""
     reader, writer = await raw(served[1])
     writer.write(struct.pack(">IIBB", 5 << 20, 1, 1, 0) + bytes(5 << 20) + ttrpc.frame(3, 1, request()))
     assert [(s, r.status.code) for s, r in (await answer(reader), await answer(reader))] == [(1, 8), (3, 0)]
@@ -291,7 +291,7 @@ async def test_streams_are_unimplemented(served: tuple[Task, Path]) -> None:
 
 
 async def test_garbage_ends_only_its_own_connection(served: tuple[Task, Path]) -> None:
-    """A peer that speaks HTTP is disconnected; another connection works, and a half frame left behind harms nobody."""
+    """A peer that speaks HTTP is disconnected; another connection works, and an incomplete frame affects no other."""
     reader, writer = await raw(served[1])
     writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
     with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
@@ -323,7 +323,7 @@ async def test_a_lost_client_cancels_its_handlers(served: tuple[Task, Path]) -> 
     ],
 )
 async def test_client_survives_bad_answers(place: Path, data: bytes) -> None:
-    """An answer that breaks the protocol fails its call, not the connection; answers to nobody are dropped."""
+    """An answer that breaks the protocol fails its call, not the connection; answers to unknown calls are dropped."""
 
     async def lie(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for reply in (ttrpc.frame(41, 2, b"") + data, ttrpc.frame(3, 2, ttrpc_pb2.Response().SerializeToString())):
@@ -342,7 +342,7 @@ async def test_client_survives_bad_answers(place: Path, data: bytes) -> None:
 
 
 async def test_details_of_an_error_pass_through(place: Path) -> None:
-    """Status details survive a hop: out as the grpc-status-details-bin trailer, in again as the status."""
+    """Status details are kept: sent as the grpc-status-details-bin trailer, received as the status."""
 
     class Detailed:
         SERVICE = TASK
