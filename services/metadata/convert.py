@@ -200,6 +200,22 @@ def info_pieces(blob: Blob, message: Callable[[contents_pb2.Info], Message]) -> 
     return pieces
 
 
+def listed_pieces(blob: Blob) -> Steps[list[bytes]]:
+    """The encoded answer of a list with one info, of thousands of labels, as :func:`info_pieces` makes it. Within a
+    field, too, pieces of a message are one message.
+    """
+    pieces = yield from info_pieces(blob, lambda info: info)
+    return [b"\x0a" + _varint(sum(map(len, pieces))), *pieces]  # field 1, ``info``
+
+
+def _varint(number: int) -> bytes:
+    found = bytearray()
+    while number > 0x7F:
+        found.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes((*found, number))
+
+
 def blob_to_pb(blob: Blob) -> records_pb2.Blob:
     return records_pb2.Blob(digest=blob.digest, size=blob.size, backend=blob.backend)
 

@@ -106,7 +106,10 @@ class Database:
         with self._walks.over((table.name, *prefix)) as walk:
             for key, value in walk:
                 try:  # as reporting_damage() does, at less cost
-                    record = table.decode(key[1:], value)
+                    if table.steps is not None and len(value) > schema.LARGE:
+                        record = await self.lane.through(table.steps(key[1:], value))
+                    else:
+                        record = table.decode(key[1:], value)
                 except errors.DataLoss as error:
                     self.damaged(str(error))
                     raise

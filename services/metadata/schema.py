@@ -90,6 +90,8 @@ class Table(Generic[V]):
     decode: Callable[[Key, bytes], V]
     read: Callable[[Key, bytes], V] | None = None
     """As ``decode``, but without caching: for callers that read all records. None: ``decode`` does not cache either."""
+    steps: Callable[[Key, bytes], Steps[V]] | None = None
+    """As ``read``, in steps, for values of more than :data:`LARGE` bytes."""
 
     def get(self, tx: Reader, *key: str) -> V | None:
         """The value of a key, or None."""
@@ -275,7 +277,7 @@ CONTAINERS: Table[Container] = Table(
 LEASES = _json("lease", Lease, "id")
 RESOURCES = _keys_only("resource")
 # a client that reads a blob in pieces asks for its record thousands of times
-BLOBS = _json("blob", Blob, "digest", cached=64)
+BLOBS = replace(_json("blob", Blob, "digest", cached=64), steps=lambda key, value: read_blob_in_steps(key, value))  # noqa: PLW0108 - it is below
 OWNERS = _keys_only("owner")
 INGESTS = _json("ingest", Ingest, "ref")
 SNAPSHOTS = _json("snapshot", Snapshot, "name")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -40,15 +41,24 @@ from services.metadata.store import LABELS_PER_STEP, Backends, Blob, Event
 
 T = TypeVar("T", bound=Message)
 
+
+class _Sized(Protocol):
+    def ByteSize(self) -> int:
+        """The encoded size."""
+        ...
+
+
+S = TypeVar("S", bound=_Sized)
+
 _BATCH = 100
 """Infos in one message of a streamed list, as in containerd."""
 _BATCH_BYTES = 1 << 20
 """Bytes in one message of a streamed list, besides the last info: one info may have a megabyte of labels."""
 
 
-async def batches(found: AsyncIterator[list[T]], most: int = _BATCH_BYTES) -> AsyncIterator[list[T]]:
+async def batches(found: AsyncIterator[list[S]], most: int = _BATCH_BYTES) -> AsyncIterator[list[S]]:
     """Regroup pieces of a list into messages of at most 100 infos and about ``most`` bytes."""
-    batch: list[T] = []
+    batch: list[S] = []
     size = 0
     async for some in found:
         for one in some:
@@ -211,9 +221,33 @@ class ContentServicer:
 
     async def List(
         self, request: content_pb.ListContentRequest, call: Call
-    ) -> AsyncIterator[content_pb.ListContentResponse]:
-        async for batch in batches(self._content.select(call.namespace, request.filters, convert.info_to_pb)):
-            yield content_pb.ListContentResponse(info=batch)
+    ) -> AsyncIterator[content_pb.ListContentResponse | Pieces]:
+        infos: list[content_pb.Info]
+        async for batch in batches(self._content.select(call.namespace, request.filters, _listed)):
+            infos, large = [], None
+            for one in batch:
+                if isinstance(one, _Large):  # the last of a batch
+                    large = one.blob
+                else:
+                    infos.append(one)
+            if infos:
+                yield content_pb.ListContentResponse(info=infos)
+            if large is not None:
+                yield Pieces(await self._lane.through(convert.listed_pieces(large)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Large:
+    """A blob with thousands of labels, in a list: an answer of its own is made of it, in steps."""
+
+    blob: Blob
+
+    def ByteSize(self) -> int:
+        return _BATCH_BYTES
+
+
+def _listed(blob: Blob) -> content_pb.Info | _Large:
+    return _Large(blob) if len(blob.labels) > LABELS_PER_STEP else convert.info_to_pb(blob)
 
 
 class SnapshotsServicer:

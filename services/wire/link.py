@@ -64,8 +64,10 @@ class Owner(Protocol):
 class Link(asyncio.Protocol):
     """One side of one connection. A server's and a client's differ in :meth:`opened`."""
 
-    def __init__(self, limits: Limits, *, client: bool) -> None:
+    def __init__(self, limits: Limits, *, client: bool, one_client: bool = False) -> None:
         self.limits = limits
+        self.one_client = one_client
+        """Only one client's calls are on it, so it may wait while others are served."""
         self.connection = Connection(client=client, limits=limits)
         self.loop = asyncio.get_running_loop()
         self._lane = lane()
@@ -127,7 +129,7 @@ class Link(asyncio.Protocol):
             return
         end = self._lane.end()
         self._take(data)
-        if time.perf_counter() >= end and not (self._held or self.lost):
+        if self.one_client and time.perf_counter() >= end and not (self._held or self.lost):
             self._hold()
 
     def _take(self, data: bytes) -> None:

@@ -186,7 +186,7 @@ class ServerLink(Link):
     """A server's side of a connection."""
 
     def __init__(self, server: WireServer) -> None:
-        super().__init__(server.limits, client=False)
+        super().__init__(server.limits, client=False, one_client=server.of_each is None)
         self.server = server
         self.since = time.monotonic()
         """When it was last busy."""

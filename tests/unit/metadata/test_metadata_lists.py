@@ -251,9 +251,21 @@ async def test_a_blob_of_thousands_of_labels_leaves_room_for_others() -> None:
     updated = await content.Update(update, headers=headers("n"))
     changing, turns = turns, 0
     told = await content.Info(content_pb2.InfoRequest(digest=digest(0)), headers=headers("n"))
+    telling, turns = turns, 0
+    small = Blob(digest=digest(1), size=2, backend="content", labels={"another": "label"})
+    await local.database.write(lambda tx: schema.put_blob(tx, "n", small))
+    turns = 0
+    answers = content.List(content_pb2.ListContentRequest(), headers=headers("n"))
+    listed = [info for answer in [each async for each in answers] for info in answer.info]
+    listing = turns
     turning.cancel()
+    assert {info.digest: (info.size, dict(info.labels)) for info in listed} == {
+        digest(0): (1, {**labels, "other": "label"}),
+        digest(1): (2, small.labels),
+    }
+    assert listing >= 10
     assert dict(updated.info.labels) == dict(told.info.labels) == {**labels, "other": "label"}
     assert (told.info.digest, told.info.size) == (digest(0), 1)
     assert changing >= 10
-    assert turns >= 10
+    assert telling >= 10
     await local.close()

@@ -395,17 +395,18 @@ async def test_a_client_that_never_reads_holds_up_its_own_handlers_only() -> Non
     await served.gone()
 
 
-async def test_senders_of_megabytes_take_turns() -> None:
+@pytest.mark.parametrize("relayed", [False, True], ids=["of a client", "of a gateway"])
+async def test_senders_of_megabytes_take_turns(relayed: bool) -> None:
     """A socket may have much more data than was read: once a peer has had its slice of a turn, the others come
     first.
     """
-    served = Served()
+    served = Served(relayed=relayed)
     served.link._lane = slices.Lane(0.0)
     served.call(1, TALK, end=False)
     served.link.data_received(data(1, b"\0" + (1 << 20).to_bytes(4, "big")))
     assert served.transport.reading  # it was little
     served.link.data_received(data(1, bytes(16_380)) * 4)
-    assert not served.transport.reading
+    assert served.transport.reading is relayed  # a gateway's connection has other clients' calls, too
     await turns()
     assert served.transport.reading
     await served.gone()
