@@ -37,6 +37,11 @@ class Intents:
         Unavailable while the backend stays away: the intent then comes to its end without its caller.
         """
         try:
+            await backend.ready()
+        except errors.NodeError:  # nothing was asked of it
+            await self._records.cancel(call, intent)
+            raise
+        try:
             outcome = await self._made(raw, backend)
         except errors.NodeError as error:
             if Fate.after(error, there=backend.up) is Fate.UNDONE:
@@ -49,7 +54,6 @@ class Intents:
 
     async def _made(self, raw: RawCall, backend: Upstream) -> Outcome:
         try:
-            await backend.ready()
             return await raw.make()
         except (errors.Disconnected, errors.DeadlineExceeded, errors.Cancelled):
             await backend.ready()

@@ -29,6 +29,7 @@ The life of an intent::
 These things may happen in between:
 
 - **The client leaves, or its deadline passes.** From its beginning on, an operation runs shielded from its client.
+- **The raw service is away.** The client is answered UNAVAILABLE. Nothing was asked, so the intent is cancelled.
 - **The raw service refuses.** Its error is the client's answer; nothing happened (:data:`Fate.UNDONE`).
 - **The raw service goes away, or does not answer in time.** It alone can tell whether it did what it was asked
   (:data:`Fate.UNKNOWN`). It is waited for and asked; if nothing happened, the raw call is made once more. If the

@@ -125,6 +125,15 @@ async def test_a_backend_that_stays_away_is_asked_without_the_caller(happened: A
     await eventually_async(lambda: asyncio.sleep(0, told.ends == [("i", end)]), "the intent does not end")
 
 
+async def test_a_backend_that_is_away_was_asked_nothing() -> None:
+    """So nothing happened, and nobody has to ask: a client that tries again and again leaves no intents behind."""
+    backend, told = Backend([], []), Told()
+    backend.up = False
+    with pytest.raises(errors.Unavailable, match="^away"):
+        await carried_out(backend, told)
+    assert told.ends == [("i", None)]
+
+
 async def test_an_end_that_metadata_does_not_take_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     """metadata's own error ends it: the raw service is not asked again and again."""
     backend, told = Backend([DIED, SILENT], [None, SILENT, LATER]), Told(errors.NotFound("open intent i"))
