@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import TOP, Node, short_directory, splitd
+from tests.service.gateway.test_gateway_probes import asked
+from tests.support import TOP, Node, eventually, short_directory, splitd
 
 pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(120)]
 
@@ -119,6 +120,28 @@ def test_a_file_that_is_written_after_up_is_said_not_to_run(place: Path) -> None
         assert f"config file {etc}" in command("up", ok=False)[1]
     finally:
         node.clear()
+
+
+def test_a_monitor_that_speaks_no_grpc_asks_over_http(configured: Node, config: Path) -> None:
+    """Once the gateway has read an address: 200 while the node works, 503 with the reason while a service is away."""
+    where = configured.state / "health.sock"
+    config.write_text(f"{AS_STARTED}[health]\naddress = '{where}'\n")
+    configured.splitd("restart", "gateway")
+    try:
+        eventually(lambda: asked(where, "/health")[0] == 200, "it does not work")
+        configured.splitd("down", "images")
+        status, node = asked(where, "/health")
+        away = {name: each for name, each in node["services"].items() if each["status"] != "SERVING"}
+        assert (status, list(away)) == (503, ["images"])
+        assert away["images"]["trouble"].startswith("service images ")
+        assert asked(where, "/health/content")[0] == 200
+        configured.splitd("restart", "images")
+        eventually(lambda: asked(where, "/health")[0] == 200, "it does not work again")
+    finally:
+        config.write_text(AS_STARTED)
+        configured.splitd("restart", "images")
+        configured.splitd("restart", "gateway")
+    assert not where.exists()
 
 
 def test_down_needs_no_file(configured: Node, config: Path) -> None:
