@@ -108,7 +108,7 @@ def updated_labels(
 
 
 class Writer(Protocol):
-    """An open ingest, and the lock on its ref. Its methods are called one at a time. The caller who opened it closes
+    """An open ingest, and the lock on its ref. Its methods are called one at a time. The caller that opened it closes
     it.
     """
 

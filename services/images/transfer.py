@@ -312,7 +312,7 @@ class Node(Protocol):
         ...
 
     async def trouble(self, descriptor: Descriptor, *, verify: bool) -> str:
-        """What is wrong with the file of a recorded blob; "" if nothing is, if it is not recorded, or if a foreign
+        """Return the defect of a recorded blob's file; "" if there is none, if it is not recorded, or if a foreign
         content store has it. ``verify``: check all its bytes.
         """
         ...
@@ -364,7 +364,7 @@ class Node(Protocol):
         ...
 
     async def unpacks(self, snapshotter: str) -> UnpackModes:
-        """What :meth:`apply` can do on mounts of this snapshotter."""
+        """Return the ways in which :meth:`apply` can unpack on this snapshotter."""
         ...
 
     def expect(self) -> None:

@@ -1,4 +1,4 @@
-"""Gives free pages of the database back to the filesystem while nobody writes. SQLite by itself keeps them for ever.
+"""Gives free pages of the database back to the filesystem while no call writes. SQLite by itself keeps them for ever.
 
 This takes a database with ``auto_vacuum = INCREMENTAL``, which new databases have. A database that an older splitd made
 is rewritten once, at a start, if it is not too large for that: https://www.sqlite.org/pragma.html#pragma_auto_vacuum.

@@ -1,8 +1,8 @@
 """Serves in place of a snapshotter that cannot start, for example because its database cannot be read: it refuses all
 calls with the reason.
 
-The other snapshotters of the process serve as usual. Nothing of the broken one is removed: the collector first asks to
-whom it belongs, and that is refused too.
+The other snapshotters of the process serve as usual. Nothing of the broken one is removed: the collector first asks for
+its stamp, and that is refused too.
 """
 
 from __future__ import annotations

@@ -221,7 +221,7 @@ class LocalSnapshotter(ABC):
 
     @abstractmethod
     async def measure(self, row: Row) -> Usage:
-        """What the changes of an active snapshot take now. A commit calls this before it writes the record, so a
+        """Return the disk usage of an active snapshot's changes. A commit calls this before it writes the record, so a
         snapshotter may do its slow work here; if the commit fails, the snapshot stays as it is.
         """
 

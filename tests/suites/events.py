@@ -270,7 +270,7 @@ class NodeEventsSuite(EventsSuite):
     """Promises of a node beyond containerd's."""
 
     async def test_a_second_report_of_an_exit_is_dropped(self, events: Any) -> None:
-        """Reports of an exit with the same namespace, container, exec and pid count once, whoever sends them and
+        """Reports of an exit with the same namespace, container, exec and pid count once, whatever their sender and
         whatever time they give; anything else is another exit.
         """
         pid = 100_000 + next(_numbers)

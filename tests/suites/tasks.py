@@ -1,4 +1,4 @@
-"""What every Tasks promises, on real shims and a real runc.
+"""The contract of Tasks, on real shims and a real runc.
 
 A life of the interface is a fixture ``tasks``; ``node`` is the rest of the node, ``runtime`` the shim to use.
 """
@@ -143,7 +143,7 @@ class TasksSuite:
     """Whether it is containerd's own service. Where that does otherwise, and we on purpose do not, a test says so."""
 
     def only_ours(self, instead: str) -> None:
-        """What follows is not promised by containerd, which does this ``instead``."""
+        """Skip the rest on containerd, which does this ``instead``."""
         if self.containerd:
             pytest.skip(f"containerd: {instead}")
 
@@ -791,8 +791,8 @@ class TasksSuite:
         await self.nothing_left(node)
 
     async def test_checkpoint(self, tasks: Tasks, node: TasksNode, place: Path) -> None:
-        """Two blobs, the image and the spec, are written under the caller's lease; with an image path none, and the image
-        is there.
+        """Two blobs, the image and the spec, are written under the caller's lease; with an image path none, and the
+        image is there.
 
         CRIU does not run on every machine, so a runc that writes an image without it replaces it for this one
         operation.

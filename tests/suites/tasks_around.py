@@ -1,4 +1,4 @@
-"""What a tasks service is promised by the rest of the node (``services.tasks.store.Node``).
+"""The contract of the rest of the node towards a tasks service (``services.tasks.store.Node``).
 
 A life of the interface is a fixture ``around``; ``add`` is a fixture that makes a container in the namespace ``ns``.
 """

@@ -1,4 +1,4 @@
-"""What a tasks service's tests ask of the node around it, containers of busybox, and FIFOs to read."""
+"""Helpers of a tasks service's tests: the node around it, containers of busybox, and FIFOs to read."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ class TasksNode:
     about them, blobs. It keeps everything below ``home``, in ``r`` and ``s`` as its root and state, and runc's state in
     ``runc``; ``place`` is the test's own directory.
 
-    ``records`` are the containers as they were added. Use as an async context manager: within, ``events`` are all that were published of tasks since, as topic and
-    message, and a gateway that comes back is subscribed to again.
+    ``records`` are the containers as they were added. Use as an async context manager: within, ``events`` are all that
+    were published of tasks since, as topic and message, and a gateway that comes back is subscribed to again.
     """
 
     def __init__(self, channel: rpc.Channel, home: Path, place: Path, runc: Path | None = None) -> None:
@@ -223,7 +223,7 @@ class TasksNode:
     # ------------------------------------------------------------------------------------------ blobs
 
     async def blob(self, digest: str) -> bytes:
-        """What a blob has in it."""
+        """Return the bytes of a blob."""
         return b"".join([piece async for piece in self._content.read(Digest.parse(digest))])
 
     async def put(self, data: bytes) -> str:
@@ -266,8 +266,8 @@ class Output:
         self._text = b""
 
     def io(self, *, terminal: bool = False) -> IO:
-        """For a create or exec call; stderr comes together with stdout. A terminal has no stderr: containerd's Go client
-        names a FIFO for it all the same, which it never makes (its ``NewFIFOSetInDir``).
+        """For a create or exec call; stderr comes together with stdout. A terminal has no stderr: containerd's Go
+        client names a FIFO for it all the same, which it never makes (its ``NewFIFOSetInDir``).
         """
         return IO(self.stdin, self.stdout, f"{self.stdout}-stderr" if terminal else self.stdout, terminal)
 
@@ -333,7 +333,7 @@ def contained(node: TasksNode) -> list[int]:
 
 
 def leftovers(node: TasksNode) -> list[object]:
-    """What tasks that are no more have left: shims, mounts, bundles, runc's state."""
+    """Return the remains of ended tasks: shims, mounts, bundles, runc's state."""
     return [
         *node.shims(),
         *mounts_below(node.state / TASKS / node.ns),

@@ -1,4 +1,4 @@
-"""What every Node promises to transfers: the caller's blobs, images and snapshots.
+"""The contract of Node towards transfers: the caller's blobs, images and snapshots.
 
 A life of the interface is a fixture ``node``; the fixture ``damage`` writes other bytes into a blob's file. Layers are
 applied by the node's Diff, which has a suite of its own, and so have its snapshotters.
@@ -202,7 +202,7 @@ class NodeSuite:
             assert await node.image(name) == stored
 
     async def test_a_snapshotter_is_the_one_of_its_name(self, node: Node) -> None:
-        """What one has, another has not."""
+        """A snapshot of one snapshotter does not exist in another."""
         key = digest_of(blob())[7:20]
         await node.snapshotter("native").prepare(key, "", {"containerd.io/gc.root": "test"})
         assert (await node.snapshotter("native").stat(key)).name == key

@@ -1,1 +1,1 @@
-"""Limits on what is done at once, and the order of those who wait."""
+"""Limits on concurrent work, and the order of waiting callers."""

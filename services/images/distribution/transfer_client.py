@@ -12,7 +12,7 @@ from services.images.registry.silence import Silence
 
 def client_of(process: registry.Registry, end: transfer.Registry) -> Client:
     """A client for one transfer. It has only the request's credentials: as in containerd, the node's own (docker's, the
-    CRI plugin's) are not for everybody who may call Transfer.
+    CRI plugin's) are not for every client that may call Transfer.
     """
     ask = end.credentials
 

@@ -154,7 +154,7 @@ def available(caller: Callable[[], str] = str) -> Iterator[None]:
     """A context for the service's lifetime. The program gets the code as it is now, and is killed at the end of the
     block, whatever it is doing: otherwise the end of the process would wait for it.
 
-    ``caller`` names the client for whom a document is parsed.
+    ``caller`` names the client for which a document is parsed.
     """
     global _caller
     _caller = caller

@@ -340,7 +340,7 @@ def _put(fd: int, piece: bytes, found: hashlib._Hash) -> None:
 
 
 def _wrong_bytes(path: str, digest: Digest) -> str:
-    """What is wrong with a blob's file; "" if nothing."""
+    """Return the defect of a blob's file; "" if there is none."""
     try:
         with open(path, "rb", buffering=0) as file:
             found = hashlib.file_digest(file, digest.algorithm).hexdigest()

@@ -17,7 +17,7 @@ from services.kit.gojson import ANYTHING, ListOf, Struct
 
 
 class Blame(enum.Enum):
-    """What a failure says about the host, for :mod:`.host_memory`."""
+    """The meaning of a failure for the host, for :mod:`.host_memory`."""
 
     NOBODY = "nobody"
     """The host works, but does not have this, or not for us."""

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 
 class Capability(enum.Flag):
-    """What a host is trusted with. A public mirror may PULL by digest, but not say what a tag means (RESOLVE)."""
+    """A permission of a host. A public mirror may PULL by digest, but not say what a tag means (RESOLVE)."""
 
     PULL = enum.auto()
     RESOLVE = enum.auto()

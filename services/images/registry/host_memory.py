@@ -1,4 +1,4 @@
-"""What is remembered of hosts, so that a dead or slow mirror costs its timeout once and not for every blob.
+"""The client's memory of hosts, so that a dead or slow mirror costs its timeout once and not for every blob.
 
 A host is *good* until it turns out *dead* (no connection, or trouble three times in a row), *slow*, or *busy* (it asks
 for fewer requests, 429, three times in a row). Such a state lasts for some time, longer each time. Then one request may

@@ -2,7 +2,7 @@
 out.
 
 Of a request's headers, only those are shown that this package sets by itself, since those of hosts.toml and of the
-client may identify somebody; of Authorization, the scheme. Of a URL's query, only parameters of the registry API:
+client may identify the client; of Authorization, the scheme. Of a URL's query, only parameters of the registry API:
 others may permit reading a blob (presigned URLs), or continuing an upload. Token servers' answers and request bodies
 are not shown at all, nor are blobs.
 """
@@ -36,7 +36,7 @@ _numbers = itertools.count(1)
 
 @dataclass(frozen=True, slots=True)
 class HttpDebug:
-    """What is shown of a transfer's requests: the requests with their answers, their connections, and the host that is
+    """The debug output of a transfer: its requests with their answers, their connections, and the host that is
     waited for.
     """
 

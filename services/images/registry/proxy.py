@@ -1,7 +1,7 @@
 """The HTTP proxy of the environment: HTTP_PROXY, HTTPS_PROXY and NO_PROXY, in either case, with containerd's rules.
 
-aiohttp itself would also read ~/.netrc, whose credentials nobody asked for. This machine's loopback is never reached
-through a proxy.
+aiohttp itself would also read ~/.netrc, although its credentials are not wanted. This machine's loopback is never
+reached through a proxy.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What was written since all records were read, as far as the collector needs it. So it can decide about all records
+"""The writes since all records were read, as far as the collector needs them. So it can decide about all records
 once, in steps, and afterwards look only at a few.
 
 Each key that is written shows which record it belongs to (:func:`touched`). A record that was written meanwhile counts

@@ -36,7 +36,7 @@ class Uses:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What one reading of the records says about one backend."""
+    """The result for one backend of one reading of the records."""
 
     uses: Uses
     idle: tuple[Raw, ...]
@@ -95,7 +95,7 @@ def known_in_steps(
     created: Mapping[str, Nanoseconds] = {},
     step: int = STEP,
 ) -> Steps[dict[str, Known]]:
-    """What the records say about each of ``backends``; ``raws`` are the things that living records name, ``created``
+    """Return the records' state of each of ``backends``; ``raws`` are the things that living records name, ``created``
     are the times of blobs, by their digests, as far as they are known.
     """
     used = {raw for intent in intents for raw in intent.raws()}

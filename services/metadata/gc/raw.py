@@ -1,4 +1,4 @@
-"""What the collector asks of the backends. Its calls name no namespace: raw things have none."""
+"""The collector's calls to the backends. They name no namespace: raw things have none."""
 
 from __future__ import annotations
 

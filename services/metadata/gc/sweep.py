@@ -25,9 +25,9 @@ If a removal fails, the failure is reported and the mark cleared, for the next s
 removal is repeated. While the outcome stays unknown the mark stays, and the next sweep begins with it, as with marks
 that a dead process left.
 
-The stamp says to whom a raw store belongs (rule 5 of the design):
+The stamp says which metadata database owns a raw store (rule 5 of the design):
 
-- Our id: it is ours. Records in it that has no record is garbage. But if there is a sign that this database is an
+- Our id: it is ours. Everything in it that has no record is garbage. But if there is a sign that this database is an
   older copy (``guard.py``), only what we named is removed; if this database is damaged, nothing is.
 - No id: a new raw store. If it holds only things that we named, it becomes ours. If it holds more, a third party or a
   lost metadata store has filled it, and we must not delete that. It is treated as foreign, until its operator empties
@@ -99,7 +99,7 @@ def title(raw: Raw) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """What a sweep has decided: about the listed backend, and to whom it belongs."""
+    """The decisions of a sweep about the listed backend and its ownership."""
 
     listing: Listing
     ownership: Ownership
@@ -137,7 +137,7 @@ class _View:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What a sweep starts from."""
+    """The input of a sweep."""
 
     known: plan.Known | None
     """None: the sweep reads the records itself."""
@@ -376,7 +376,7 @@ class Sweeper:
     def _owner(
         self, tx: Reader, stamp: str | None, listing: Listing, known: plan.Known, sign: str
     ) -> tuple[Ownership, str, bool]:
-        """To whom the raw store belongs; why it is not ours; whether that must be decided again."""
+        """Return the raw store's ownership, the reason if it is not ours, and whether that must be decided again."""
         if stamp is None:
             return "named", "", False
         if stamp == self._store_id:
@@ -450,8 +450,8 @@ class Sweeper:
         return chosen, sorted(staying)
 
     async def _forget_gone(self, gone: Sequence[Raw], spared: Spared) -> None:
-        """Forget the names of things that a sweep removed in a store of ours; nobody waits for that. A name that is
-        left, after a failure or the end of this process, makes a victim of the next sweep that is not there.
+        """Forget the names of things that a sweep removed in a store of ours; no call waits for that. A name that is
+        left, after a failure or the end of this process, is a victim of the next sweep, which finds it gone.
         """
         try:
             await self._forget_in_steps(sorted(gone), spared)
@@ -480,8 +480,8 @@ class Sweeper:
 
     async def _remove_victims(self, view: _View, spared: Spared, swept: Swept) -> bool:
         """Mark, remove and unmark, some at a time. While some are removed, the next are marked and the previous
-        unmarked. Where blobs go many in one call, a second call is on its way while the first is worked on, so that
-        the backend's disk need not wait for us. Returns False if the backend is away.
+        unmarked. Where one call removes many blobs, a second call is on its way while the first is worked on, so that
+        the backend's disk need not wait for us. Return False if the backend is away.
         """
         unmarking = Unmarking(self._database, forget=view.ownership not in _OURS)
         marking: asyncio.Task[list[Raw]] | None = None

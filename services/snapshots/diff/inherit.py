@@ -56,7 +56,7 @@ class Unnamed(namedtuple("Unnamed", ("path inside named"), defaults=(False, Fals
 
     @classmethod
     def parse(cls, encoded: bytes) -> Unnamed:
-        """What :meth:`encoded` wrote."""
+        """Parse the output of :meth:`encoded`."""
         flags = int(encoded[:1])
         return cls(encoded[1:], inside=bool(flags & 1), named=bool(flags & 2))
 

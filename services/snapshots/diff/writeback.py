@@ -3,8 +3,8 @@
 
 The writing of a large file is started on its own (sync_file_range). For small files, each such request takes 50 µs of a
 processor, where a syncfs, which writes neighbours together, takes 15. So whenever enough of them have gathered, a
-thread runs a syncfs; nobody waits for it. The commit's own syncfs reports the errors too: the kernel keeps an error for
-each open file that asks.
+thread runs a syncfs, and no call waits for it. The commit's own syncfs reports the errors too: the kernel keeps an
+error for each open file that asks.
 """
 
 from __future__ import annotations

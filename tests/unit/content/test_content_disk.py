@@ -53,7 +53,7 @@ async def test_layout(store: LocalStore, tmp_path: Path) -> None:
 
 
 async def test_an_ingest_that_is_just_being_begun_is_not_listed(store: LocalStore, tmp_path: Path) -> None:
-    """Its files are there before what is in them: nobody is told of a ref that is empty."""
+    """Its files exist before their contents: an ingest with an empty ref is not listed."""
     async with opened(store, "the ref", 5):
         [path] = (tmp_path / "content/ingest").iterdir()
         (path / "ref").write_text("")

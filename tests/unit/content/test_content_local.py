@@ -69,7 +69,9 @@ async def test_many_are_removed_in_one_call(store: LocalStore) -> None:
 
 
 async def test_blobs_are_removed_by_their_digests_as_they_are_written(store: LocalStore) -> None:
-    """Who failed, and why, is told by its place; the others are gone, with their labels, whatever their algorithm."""
+    """The place of an error in the answer shows which blob failed; the others are gone, with their labels, whatever
+    their algorithm.
+    """
     gone = [str(await put(store, b"%d" % number)) for number in range(3)]
     text = f"sha512:{hashlib.sha512(b'long').hexdigest()}"
     path = Path(store._disk.blob_path(Digest.parse(text)))

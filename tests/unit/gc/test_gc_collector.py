@@ -1178,7 +1178,7 @@ async def test_while_blobs_are_removed_the_next_call_is_there(stores: MemoryRawS
 async def test_the_names_of_what_went_are_forgotten_but_for_those_that_came_back(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
-    """Nobody waits for it: who pushes a blob again, in that moment, keeps it named."""
+    """No call waits for it; a blob that is pushed again in that moment stays named."""
     await collector.collect()
     for number in range(6):
         stores.add(world.blob(number))

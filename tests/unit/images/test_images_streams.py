@@ -582,7 +582,7 @@ async def test_an_undecodable_object_ends_the_waiting_transfer(streams: Streams)
 
 
 async def test_a_stream_whose_objects_cannot_be_taken_is_lost(streams: Streams) -> None:
-    """The requests of its call fail: whoever receives hears that the client is gone, though the call itself has not
+    """The requests of its call fail: a receiver gets the error that the client is gone, though the call itself has not
     ended yet.
     """
 

@@ -19,7 +19,7 @@ def compute(seconds: float) -> None:
 
 
 async def test_the_longest_turn_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is computed counts, also in two pieces of one turn; what is waited for does not. A file that is removed
+    """Computing counts, also in two pieces of one turn; waiting does not. A file that is removed
     begins anew.
     """
     monkeypatch.setenv(turns.VARIABLE, str(tmp_path))

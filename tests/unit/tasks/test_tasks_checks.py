@@ -92,8 +92,8 @@ def test_runtime_options() -> None:
 
 
 async def test_stdio_that_is_there(tmp_path: Path, fifo: str) -> None:
-    """FIFOs, files and devices are accepted; URIs are left to the shim; an empty path is accepted. Nobody looks at the
-    stderr of a terminal.
+    """FIFOs, files and devices are accepted; URIs are left to the shim; an empty path is accepted. The stderr of a
+    terminal is not checked.
     """
     file = tmp_path / "file"
     file.touch()

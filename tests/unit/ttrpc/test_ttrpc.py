@@ -107,7 +107,7 @@ async def test_errors_keep_code_and_words(served: tuple[Task, Path]) -> None:
 
 
 async def test_a_bug_is_internal_without_its_text(served: tuple[Task, Path]) -> None:
-    """What a handler raises that is not one of our errors is INTERNAL, and the client does not see its text."""
+    """An exception of a handler that is not one of our errors is INTERNAL, and the client does not see its text."""
     async with ttrpc.Channel(served[1]) as channel:
         with pytest.raises(errors.Internal) as caught:
             await channel.client(TASK).Start(shim_pb2.StartRequest())
