@@ -463,8 +463,8 @@ class ContentRecordsSuite(Suite):
         assert await world.ingests() == ["a"]
 
     async def test_a_commit_that_turns_out_to_be_known_is_refused(self, world: World) -> None:
-        """Without an expected digest only the raw store knows it: Finish is then ALREADY_EXISTS, each time, and the
-        ingest is over.
+        """Without an expected digest only the raw store knows the digest: Finish is then ALREADY_EXISTS, each time, and
+        the ingest is over.
         """
         await world.blob(digest(1))
         await world.open("r")

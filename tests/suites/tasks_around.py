@@ -16,15 +16,15 @@ from services.oci.digests import digest_of
 from services.tasks.store import Node
 
 Add = Callable[..., Awaitable[None]]
-"""Called with a name, ``labels``, and ``snapshot``, the key of one that is made with it, of overlayfs."""
+"""Makes a container of a name, with ``labels``; ``snapshot`` is the key of a snapshot of overlayfs that is made with
+it.
+"""
 LABEL = "containerd.io/restart.status"
 
 
 class NodeSuite:
-    """The promises."""
-
     async def test_a_container_is_as_its_record(self, around: Node, add: Add, ns: str) -> None:
-        """Runtime, spec, labels; in its own namespace only."""
+        """It has the record's runtime, spec and labels; it exists in its own namespace only."""
         await add("c", labels={LABEL: "running", "mine": "1"})
         found = await around.container(ns, "c")
         assert (found.id, found.runtime, dict(found.labels)) == (
@@ -41,14 +41,14 @@ class NodeSuite:
             await around.container("another", "c")
 
     async def test_containers_are_chosen_by_a_label(self, around: Node, add: Add, ns: str) -> None:
-        """Whatever its value."""
+        """The label may have any value."""
         for name, labels in (("a", {LABEL: "running"}), ("b", {"other": "1"}), ("c", {LABEL: "stopped"})):
             await add(name, labels=labels)
         assert [c.id for c in await around.containers(ns, f'labels."{LABEL}"')] == ["a", "c"]
         assert await around.containers("another", f'labels."{LABEL}"') == []
 
     async def test_a_label_is_set(self, around: Node, add: Add, ns: str) -> None:
-        """Others stay, and the record is as young as that."""
+        """Other labels stay, and the record's update time changes."""
         await add("c", labels={LABEL: "running", "mine": "1"})
         before = (await around.container(ns, "c")).updated_at
         await around.set_label(ns, "c", "mine", "2")
@@ -59,7 +59,7 @@ class NodeSuite:
             await around.set_label(ns, "none", "mine", "2")
 
     async def test_a_snapshot_is_mounted(self, around: Node, add: Add, ns: str) -> None:
-        """By snapshotter and key."""
+        """It is found by snapshotter and key."""
         await add("c", snapshot="c-key")
         container = await around.container(ns, "c")
         assert (container.snapshotter, container.snapshot_key) == ("overlayfs", "c-key")
@@ -68,7 +68,7 @@ class NodeSuite:
             await around.mounts(ns, "overlayfs", "none")
 
     async def test_a_blob_is_written_and_read(self, around: Node, ns: str) -> None:
-        """A second one of the same bytes is as good."""
+        """Writing the same bytes again succeeds."""
         data = bytes(range(256)) * 20_000
         for _ in range(2):
             made = await around.write_blob(ns, "", "/checkpoint", "text/plain", io.BytesIO(data))

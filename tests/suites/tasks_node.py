@@ -41,7 +41,7 @@ _numbers = itertools.count()
 
 
 def busybox(directory: Path) -> Path:
-    """A root filesystem with busybox and its names."""
+    """Make a root filesystem with busybox and its commands."""
     root = directory / "busybox"
     for name in ("bin", "proc", "sys", "dev", "tmp", "etc"):
         (root / name).mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def busybox(directory: Path) -> Path:
 
 
 def spec(*args: str, terminal: bool = False, root: str = "rootfs", cgroup: str = "", **more: Any) -> dict[str, Any]:
-    """An OCI spec that runs ``args`` in namespaces of its own."""
+    """Return an OCI spec that runs ``args`` in separate namespaces."""
     capabilities = ["CAP_KILL", "CAP_CHOWN", "CAP_SYS_CHROOT"]
     return {
         "ociVersion": "1.0.2",
@@ -153,8 +153,8 @@ class TasksNode:
         labels: Mapping[str, str] = {},
         **how: Any,
     ) -> None:
-        """A container's record, in the place of one of that name; ``written`` is its spec where it is not to be what
-        :meth:`spec` says.
+        """Add a container's record, or replace the one of that name; ``written`` is its spec if :meth:`spec` is not
+        wanted.
         """
         record = containers_pb2.Container(id=name, labels=labels)
         record.runtime.name = runtime
@@ -175,12 +175,12 @@ class TasksNode:
         self.records[name] = record
 
     async def labels(self, name: str) -> dict[str, str]:
-        """A container's."""
+        """Return a container's labels."""
         request = containers_pb2.GetContainerRequest(id=name)
         return dict((await self._containers.Get(request, headers=self._headers)).container.labels)
 
     async def label(self, name: str, **labels: str) -> None:
-        """Set labels of a container, given without their beginning, ``containerd.io/restart.``"""
+        """Set labels of a container, given without their prefix ``containerd.io/restart.``"""
         request = containers_pb2.UpdateContainerRequest(container=containers_pb2.Container(id=name))
         for key, value in labels.items():
             request.container.labels[f"{RESTART}{key}"] = value
@@ -189,11 +189,11 @@ class TasksNode:
 
     @property
     def mount(self) -> Mount:
-        """The root filesystem as a snapshotter would describe it."""
+        """The root filesystem as a snapshotter would return it."""
         return Mount("bind", str(self.rootfs), ("rbind", "rw"))
 
     async def snapshot(self, *keys: str) -> None:
-        """Active snapshots of the root filesystem."""
+        """Prepare active snapshots of the root filesystem."""
         kept = {"containerd.io/gc.root": "test"}
         prepare = functools.partial(snapshots_pb2.PrepareSnapshotRequest, snapshotter="overlayfs", labels=kept)
         (mount,) = (await self._snapshots.Prepare(prepare(key="base"), headers=self._headers)).mounts
@@ -206,7 +206,7 @@ class TasksNode:
     # ------------------------------------------------------------------------------------------ events
 
     def topics(self, name: str) -> list[str]:
-        """Topics of the events about a container, in their order."""
+        """Return the topics of the events about a container, in order."""
         return [topic for topic, event in self.events if event.container_id == name]
 
     def exits(self, name: str) -> list[events.TaskExit]:
@@ -227,15 +227,15 @@ class TasksNode:
         return b"".join([piece async for piece in self._content.read(Digest.parse(digest))])
 
     async def put(self, data: bytes) -> str:
-        """A blob of ``data``; its digest."""
+        """Store a blob of ``data``; return its digest."""
         return str(await put(self._content, data, labels={"containerd.io/gc.root": "test"}))
 
     async def lease(self, name: str) -> None:
-        """A lease of this name."""
+        """Create a lease of this name."""
         await self._leases.Create(leases_pb2.CreateRequest(id=name), headers=self._headers)
 
     async def leased(self, name: str) -> set[str]:
-        """The digests of the blobs that a lease holds."""
+        """Return the digests of the blobs that a lease holds."""
         request = leases_pb2.ListResourcesRequest(id=name)
         found = (await self._leases.ListResources(request, headers=self._headers)).resources
         return {resource.id for resource in found if resource.type == "content"}
@@ -243,7 +243,7 @@ class TasksNode:
     # ------------------------------------------------------------------------------------------ processes
 
     def shims(self, name: str = "") -> list[int]:
-        """Pids of the shims, of one task or all."""
+        """Return the pids of the shims, of one task or all."""
         found, named = [], f"-id\0{name}\0" if name else "-id\0"
         for pid in processes_naming(self.home):
             with contextlib.suppress(OSError):
@@ -266,8 +266,8 @@ class Output:
         self._text = b""
 
     def io(self, *, terminal: bool = False) -> IO:
-        """For a create or exec call; stderr comes together with stdout. A terminal has no stderr: containerd's Go
-        client names a FIFO for it all the same, which it never makes (its ``NewFIFOSetInDir``).
+        """Return the io of a create or exec call; stderr comes together with stdout. A terminal has no stderr:
+        containerd's Go client nevertheless names a FIFO for it, which it never makes (its ``NewFIFOSetInDir``).
         """
         return IO(self.stdin, self.stdout, f"{self.stdout}-stderr" if terminal else self.stdout, terminal)
 
@@ -275,12 +275,12 @@ class Output:
         os.write(self._in, text.encode())
 
     def close_stdin(self) -> None:
-        """Close our end."""
+        """Close our end of stdin."""
         os.close(self._in)
         self._in = -1
 
     def text(self) -> str:
-        """All output so far."""
+        """Return all output so far."""
         with contextlib.suppress(BlockingIOError):
             while piece := os.read(self._out, 65536):
                 self._text += piece
@@ -308,7 +308,7 @@ async def output(directory: Path, name: str) -> AsyncIterator[Output]:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs (a zombie does not)."""
+    """Return whether a process runs (a zombie does not)."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except (FileNotFoundError, ProcessLookupError):
@@ -323,7 +323,7 @@ async def gone(pid: int, seconds: float = 10.0) -> None:
 
 
 def contained(node: TasksNode) -> list[int]:
-    """Pids of what runs in containers of this node: they have its root filesystem for their own."""
+    """Return the pids of processes in containers of this node: they have its root filesystem as their own."""
     found = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
@@ -347,7 +347,7 @@ def leftovers(node: TasksNode) -> list[object]:
 
 
 def end_all(node: TasksNode) -> None:
-    """For the end of every test: no shim and no container of this gateway, not even a frozen one, is left running."""
+    """End all shims and containers of this gateway after a test, including frozen ones."""
 
     def ended() -> bool:
         left = [*node.shims(), *contained(node)]
@@ -378,7 +378,7 @@ def end_all(node: TasksNode) -> None:
 
 @contextlib.asynccontextmanager
 async def tasks_node(socket: Path, home: Path, place: Path, runc: Path | None = None) -> AsyncIterator[TasksNode]:
-    """A :class:`TasksNode` for one test; what the test leaves running is ended."""
+    """A :class:`TasksNode` for one test; processes that the test leaves running are ended."""
     # containerd ends connections that are pinged
     async with (
         rpc.Channel(socket, pings="never" if runc else "calls") as channel,

@@ -25,7 +25,7 @@ Damage = Callable[[str, bytes], None]
 
 
 def blob() -> bytes:
-    """Bytes that no other blob has."""
+    """Return bytes that no other blob has."""
     return os.urandom(3000)
 
 
@@ -39,7 +39,7 @@ async def pieces(data: bytes, size: int = 1000) -> AsyncIterator[bytes]:
 
 
 async def filled(node: Node, data: bytes, **labels: str) -> str:
-    """A blob that is made at once; its digest."""
+    """Make a blob at once; return its digest."""
     async with node.filling(f"filling {time.time_ns()}") as filling:
         os.write(filling.fd, data)
         filling.filled()
@@ -48,7 +48,7 @@ async def filled(node: Node, data: bytes, **labels: str) -> str:
 
 
 async def read(node: Node, digest: str) -> bytes:
-    """A whole blob. What has it may be a pipe."""
+    """Read a whole blob; its bytes may come from a pipe."""
     found = b""
     async with node.reading(digest) as fd:
         while piece := await asyncio.to_thread(os.read, fd, 1 << 16):
@@ -57,10 +57,8 @@ async def read(node: Node, digest: str) -> bytes:
 
 
 class NodeSuite:
-    """The promises."""
-
     async def test_a_blob_is_filled_and_read(self, node: Node) -> None:
-        """Its size and labels are as committed; a second one of the same bytes is no error, and changes no label."""
+        """Its size and labels are as committed; a second commit of the same bytes is no error, and changes no label."""
         data = blob()
         digest = await filled(node, data, one="1")
         assert await filled(node, data, one="2", two="2") == digest
@@ -70,7 +68,7 @@ class NodeSuite:
         assert await node.document(described(data)) == data
 
     async def test_a_blob_that_is_not_there_is_named(self, node: Node) -> None:
-        """Whatever is asked of it."""
+        """The error of each call names it."""
         missing = described(blob())
         for asked in (
             node.info(missing.digest),
@@ -83,7 +81,7 @@ class NodeSuite:
         assert await node.trouble(missing, verify=True) == ""
 
     async def test_a_document_may_come_with_its_descriptor(self, node: Node) -> None:
-        """It need not be a blob then; bytes that are not those of the digest are not taken for it."""
+        """The document need not be a blob then; bytes that do not match the digest are not used."""
         data = json.dumps({"a": 1}).encode()
         embedded = Descriptor(media_types.CONFIG, digest_of(data), len(data), data=data)
         assert await node.document(embedded) == data
@@ -92,7 +90,7 @@ class NodeSuite:
             await node.document(false)
 
     async def test_what_is_not_committed_is_gone(self, node: Node) -> None:
-        """A blob that was filled only; its ref can be used again at once."""
+        """A blob was filled and not committed; its ref can be used again at once."""
         data = blob()
         async with node.filling("given up") as filling:
             os.write(filling.fd, data)
@@ -106,7 +104,7 @@ class NodeSuite:
         assert await read(node, digest_of(data[:100])) == data[:100]
 
     async def test_a_blob_is_fetched(self, node: Node) -> None:
-        """On a lane, and committed with labels; once it is there, AlreadyExists."""
+        """It is fetched on a lane and committed with labels; once it exists, the answer is AlreadyExists."""
         data = blob()
         layer = described(data)
         async with node.ingest(layer) as ingest:
@@ -123,7 +121,7 @@ class NodeSuite:
                 pass
 
     async def test_a_fetch_that_was_cut_goes_on(self, node: Node) -> None:
-        """At the bytes that are there without a gap."""
+        """It continues at the end of the bytes without a gap."""
         data = blob()
         async with node.ingest(described(data)) as ingest:
             async with ingest.lane(0) as lane:
@@ -138,7 +136,7 @@ class NodeSuite:
         assert await read(node, digest_of(data)) == data
 
     async def test_other_bytes_are_no_blob(self, node: Node) -> None:
-        """Neither too few nor others; begun anew, it can become one."""
+        """Neither too few bytes nor others; after a restart the ingest can become one."""
         data, other = blob(), blob()
         async with node.ingest(described(data)) as ingest:
             for wrong in (data[:-1], other):
@@ -154,13 +152,13 @@ class NodeSuite:
         assert await read(node, digest_of(data)) == data
 
     async def test_labels_are_set_beside_others(self, node: Node) -> None:
-        """Those that are named change."""
+        """Only the named labels change."""
         digest = await filled(node, blob(), a="1", b="1")
         await node.label(digest, {"b": "2", "c": "2"})
         assert dict((await node.info(digest)).labels) == {"a": "1", "b": "2", "c": "2"}
 
     async def test_compressed_forms_of_a_layer_are_found(self, node: Node) -> None:
-        """By their label; there may be several, and none."""
+        """They are found by their label; there may be several, or none."""
         diff_id, other, none = (digest_of(blob()) for _ in range(3))
         made = [await filled(node, blob(), **{UNCOMPRESSED: of}) for of in (diff_id, diff_id, other)]
 
@@ -172,7 +170,9 @@ class NodeSuite:
         assert await found(none) == set()
 
     async def test_a_damaged_blob_is_found_and_replaced(self, node: Node, damage: Damage) -> None:
-        """Another size at once, other bytes where they are looked at; what replaces it must have its digest."""
+        """Another size is found at once, other bytes if they are read; the bytes that replace it must match its
+        digest.
+        """
         data = blob()
         layer, other = described(data), bytes(len(data))
         await filled(node, data, kept="1")
@@ -190,7 +190,7 @@ class NodeSuite:
         assert dict((await node.info(layer.digest)).labels) == {"kept": "1"}
 
     async def test_an_image_is_created_or_replaced(self, node: Node) -> None:
-        """One that is not there is named."""
+        """The error for an unknown image names it."""
         name = f"example.com/{digest_of(blob())[7:20]}:1"
         with pytest.raises(errors.NotFound, match=f'^image "{name}": not found$'):
             await node.image(name)

@@ -387,7 +387,7 @@ class _Extraction:
     """One layer on its way to being a snapshot."""
 
     def __init__(self, stack: _Stack, layer: _Layer, chain: Chain | None = None) -> None:
-        """``chain`` is the chain that it is part of; without one, the layer below exists."""
+        """``chain`` is the chain to which the layer belongs; without one, the layer below exists already."""
         self._chain = chain or Chain(layer.number, layer.number)
         self._stack = stack
         self._node = stack.node

@@ -29,7 +29,7 @@ class Blame(enum.Enum):
 
 
 class Failure(Exception):
-    """``host`` did not do as asked. ``transient``: it may do so later (after ``wait`` seconds, if it said so).
+    """``host`` did not answer properly. ``transient``: it may do so later (after ``wait`` seconds, if it said so).
     ``status`` is 0 if there was no answer.
     """
 

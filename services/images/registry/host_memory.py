@@ -93,7 +93,7 @@ class HostMemory:
         return False
 
     def worked(self, key: str) -> None:
-        """It did what was asked: it is good now."""
+        """Note that the host has answered a request properly: it is good now."""
         host = self._host(key)
         self._become(host, GOOD)
         host.failures = host.limits = 0
