@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-import threading
-from typing import Any
 
 import pytest
 
 from services.images.documents import manifests
 from services.images.registry import failure, host_memory
-from services.images.registry.auth import Authorizer, _Bearer
 from services.images.registry.challenge import Challenge, parse
 from services.images.registry.failover import Failover
 from services.images.registry.failure import Blame, Failure, combined, explanation, retry_after
@@ -340,26 +337,3 @@ def test_proxies_by_scheme() -> None:
     """Each scheme has its own variable, in either case."""
     assert proxy_for("http://quay.io/", {"HTTPS_PROXY": "http://p"}) is None
     assert proxy_for("http://quay.io/", {"http_proxy": "http://user:pw@p:1"}) == "http://user:pw@p:1"
-
-
-async def test_a_large_answer_of_a_token_server_is_read_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A megabyte of numbers takes 70 ms to read: no other call waits for that."""
-    read_in, read = [], gojson.read
-
-    def reading(*arguments: Any, **named: Any) -> Any:
-        read_in.append(threading.current_thread() is threading.main_thread())
-        return read(*arguments, **named)
-
-    monkeypatch.setattr(gojson, "read", reading)
-    for given in (b'{"token":"t"}', b'{"x":[' + b"1," * 100_000 + b'1],"token":"t"}'):
-
-        async def ask(
-            method: str, url: str, headers: dict[str, str], body: bytes | None, answer: bytes = given
-        ) -> tuple[int, str, Any, bytes]:
-            return 200, "OK", {}, answer
-
-        token = await Authorizer("registry.test", None, ask)._fetched(
-            _Bearer("https://auth.test/token", "registry.test", ()), ()
-        )
-        assert token.value == "t"
-    assert read_in == [True, False]
