@@ -101,6 +101,7 @@ class TasksNode:
         self.rootfs = busybox(place)
         self.records: dict[str, containers_pb2.Container] = {}
         self.events: list[tuple[str, Any]] = []
+        self._markers: set[str] = set()
         self._headers = {rpc.NAMESPACE: self.ns}
         self._containers = channel.client(containers_stubs.CONTAINERS)
         self._events = channel.client(events_stubs.EVENTS)
@@ -110,26 +111,25 @@ class TasksNode:
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        subscribed = asyncio.Event()
-        await self._stack.enter_async_context(loops.running("the events", functools.partial(self._listen, subscribed)))
+        await self._stack.enter_async_context(loops.running("the events", self._listen))
 
-        async def marked() -> bool:
+        async def subscribed() -> bool:
             await publish(self._events, _MARKER, events.TaskOOM(), self.ns)
-            return subscribed.is_set()
+            return _MARKER in self._markers
 
-        await eventually_async(marked, "no event comes")
+        await eventually_async(subscribed, "no event comes")
         return self
 
     async def __aexit__(self, *exc: object) -> None:
         await self._stack.aclose()
 
-    async def _listen(self, subscribed: asyncio.Event) -> None:
+    async def _listen(self) -> None:
         request = events_pb2.SubscribeRequest(filters=[f"namespace=={self.ns}"])
         while True:
             try:
                 async for envelope in self._events.Subscribe(request, timeout=None):
-                    if envelope.topic == _MARKER:
-                        subscribed.set()
+                    if envelope.topic.startswith(_MARKER):
+                        self._markers.add(envelope.topic)
                     elif envelope.topic.startswith("/tasks/"):
                         kind = getattr(events, type_name(envelope.event).rpartition(".")[2])
                         self.events.append((envelope.topic, kind.FromString(envelope.event.value)))
@@ -204,6 +204,12 @@ class TasksNode:
             await self._snapshots.Prepare(prepare(key=key, parent="busybox"), headers=self._headers)
 
     # ------------------------------------------------------------------------------------------ events
+
+    async def settled(self) -> None:
+        """Until all has come that the gateway was told by now."""
+        marker = f"{_MARKER}/{next(_numbers)}"
+        await publish(self._events, marker, events.TaskOOM(), self.ns)
+        await eventually_async(lambda: asyncio.sleep(0, marker in self._markers), "no event comes")
 
     def topics(self, name: str) -> list[str]:
         """Return the topics of the events about a container, in order."""

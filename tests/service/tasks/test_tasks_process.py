@@ -115,6 +115,7 @@ async def test_killed_service_finds_every_shim_again(service: Service) -> None:
         assert (await asyncio.wait_for(waiting, 15)).status == 137
         await end(service.tasks, service.node, "one")
         await end(service.tasks, service.node, "two")
+    await service.node.topic("one", "/tasks/delete")
     assert service.node.topics("one") == LIFE
 
 
@@ -167,6 +168,7 @@ async def test_exits_while_it_was_away_are_told_once(service: Service) -> None:
         await asyncio.to_thread(service.gateway.start)
         await service.again()
         await service.answering()
+    await service.node.settled()
     assert [e.exit_status for e in service.node.exits("gone")] == [5]
     assert (await service.tasks.delete(service.node.ns, "gone")).status == 5
 
@@ -186,6 +188,7 @@ async def test_exit_that_no_forward_brought_is_told(service: Service) -> None:
     event = await service.node.topic("lost", "/tasks/exit")
     assert (event.pid, event.exit_status) == (pid, 137)
     await end(service.tasks, service.node, "lost")
+    await service.node.topic("lost", "/tasks/delete")
     assert len(service.node.exits("lost")) == 1
 
 
@@ -257,6 +260,7 @@ async def test_a_task_that_cannot_be_looked_at_after_a_start(service: Service) -
     await in_status(tasks, node, "u", Status.STOPPED)
     assert (await tasks.delete(node.ns, "u")).pid == pid
     await end(tasks, node, "other")
+    await node.topic("u", "/tasks/delete")
     assert len(node.exits("u")) == 1
 
 
@@ -301,6 +305,7 @@ async def test_remains_of_a_dead_shim_are_shown_until_they_are_gone(
     await listed_as(tasks, node, {"s": Status.UNKNOWN})
     with pytest.raises(errors.AlreadyExists, match="^task s: already exists$"):
         await tasks.create(node.ns, "s", CreateOptions(rootfs=(node.mount,)))
+    await node.settled()
     assert "/tasks/delete" not in node.topics("s")
     assert (node.state / TASKS / node.ns / "s").exists()
     await tasks.delete(node.ns, "s")
@@ -388,6 +393,7 @@ async def test_half_made_tasks_are_cleaned(service: Service, point: str) -> None
         return not (service.node.state / TASKS / service.node.ns / "half").exists() and len(service.node.shims()) == 1
 
     await eventually_async(clean, "half a task is left")
+    await service.node.settled()
     assert "half" not in {e.container_id for _, e in service.node.events if e.DESCRIPTOR.name != "TaskDelete"}
     assert (await service.tasks.get(service.node.ns, "other")).pid == other
     await start(service.tasks, service.node, "half", "sleep", "100")
@@ -436,12 +442,14 @@ async def test_an_exit_that_a_slow_shim_could_not_tell(service: Service) -> None
         await service.again()
         await service.answering()
         await listed_as(service.tasks, service.node, {"slow": Status.UNKNOWN})
+        await service.node.settled()
         assert service.node.exits("slow") == []
     finally:
         os.kill(shim, signal.SIGCONT)
     event = await service.node.topic("slow", "/tasks/exit")
     assert (event.pid, event.exit_status) == (pid, 137)
     await end(service.tasks, service.node, "slow")
+    await service.node.topic("slow", "/tasks/delete")
     assert len(service.node.exits("slow")) == 1
 
 
@@ -497,6 +505,7 @@ async def test_a_shim_that_does_not_end_is_killed_when_its_task_is_deleted(servi
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(shim, signal.SIGCONT)
+    await service.node.topic("hung", "/tasks/delete")
     assert service.node.topics("hung") == LIFE
     assert leftovers(service.node) == []
     await start(service.tasks, service.node, "hung", "sleep", "100")
