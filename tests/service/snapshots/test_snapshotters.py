@@ -98,6 +98,7 @@ class EveryLife(SnapshotterSuite):
 class TestOverlayfs(EveryLife):
     name = "overlayfs"
     rebases = True
+    renames = False
 
 
 class TestNative(EveryLife):
