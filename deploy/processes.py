@@ -20,7 +20,14 @@ class Process:
     """Its names in the gateway's health service."""
     config: tuple[tuple[str, str], ...]
     """The tables of the configuration file that it reads, each with its dataclass as ``module:class``."""
+    environment: tuple[tuple[str, str], ...] = ()
+    """Variables of its own, which the programs that it starts do not have."""
 
+
+_MALLOC = ("PYTHONMALLOC", "malloc")
+"""Small objects come from malloc, which gives free memory back in pages of 4 KiB. Python's own allocator gives it back
+in pieces of 1 MiB, and one object keeps a piece (docs/adr/0014).
+"""
 
 PROCESSES = (
     Process(
@@ -40,7 +47,14 @@ PROCESSES = (
         ("snapshots", "diff"),
         (("snapshots", "services.snapshots.config:Config"),),
     ),
-    Process("images", "services.images", ("images.sock",), ("images",), (("images", "services.images.config:Config"),)),
+    Process(
+        "images",
+        "services.images",
+        ("images.sock",),
+        ("images",),
+        (("images", "services.images.config:Config"),),
+        (_MALLOC,),
+    ),
     Process("tasks", "services.tasks", ("tasks.sock",), ("tasks",), (("tasks", "services.tasks.config:Config"),)),
     Process(
         "gateway",

@@ -105,6 +105,7 @@ def render(place: Place) -> str:
                     **values,
                     "name": process.name,
                     "module": process.module,
+                    "environment": ",".join(f'{name}="{value}"' for name, value in process.environment),
                     "priority": str(100 + priority),
                     "stop_seconds": str(stop_seconds(process, file)),
                     "setpriv": _escaped(

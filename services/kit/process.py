@@ -113,6 +113,7 @@ def run(name: str, serve: Serve) -> None:
         limits.configure(grpc.limits)
         exporting.begin(name)
         many_files()
+        os.environ.pop("PYTHONMALLOC", None)  # ours (deploy/processes.py), not that of the programs that we start
         _less_garbage_collection()
         memory.few_arenas()
         _short_waits()

@@ -16,7 +16,7 @@ import pytest
 
 from deploy import supervision
 from deploy.place import TOP, Place
-from deploy.processes import NAMES, SOCKETS
+from deploy.processes import NAMES, PROCESSES, SOCKETS
 from services.kit import sockets
 
 
@@ -82,6 +82,17 @@ def test_each_process_is_kept_running_and_only_it_is_signalled(place: Path) -> N
         assert (process.stopasgroup, process.killasgroup) == (False, False)
         assert process.stopwaitsecs > 5 + 3
         assert "--config" not in shlex.split(process.command)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="supervisord refuses user=root to others")
+def test_a_process_has_the_variables_of_its_row(place: Path) -> None:
+    """Those and no more of its own: the rest is what the node was started with."""
+    found = {
+        group.name: dict(group.process_configs[0].environment or {})
+        for group in parsed(Place(place / "r", place / "s", None)).process_group_configs
+    }
+    assert found == {process.name: dict(process.environment) for process in PROCESSES}
+    assert found["images"] == {"PYTHONMALLOC": "malloc"}
 
 
 def test_the_longest_socket_name_is_known() -> None:
