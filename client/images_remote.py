@@ -18,6 +18,7 @@ from services.images.documents import manifests
 from services.images.transfer import Image
 from services.kit import errors
 from services.kit.rpc import Channel
+from services.kit.timestamps import time_from_pb
 from services.oci import media_types, references
 from services.oci.descriptors import Descriptor
 from services.oci.digests import Digest
@@ -143,8 +144,8 @@ class Images:
             trouble = str(error)
         return Described(
             image,
-            record.created_at.ToNanoseconds(),
-            record.updated_at.ToNanoseconds(),
+            time_from_pb(record.created_at),
+            time_from_pb(record.updated_at),
             sum(found.blobs.values()),
             tuple(found.variants),
             tuple(found.offered),

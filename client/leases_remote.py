@@ -21,6 +21,7 @@ from services.content.store import Status
 from services.kit import errors
 from services.kit.identifiers import quoted
 from services.kit.rpc import LEASE, Channel
+from services.kit.timestamps import time_from_pb
 
 LEASES = leases_stubs.LEASES
 
@@ -66,7 +67,7 @@ class Leases:
         found = []
         for lease in sorted(
             (await self._leases.List(leases_pb2.ListRequest(), headers=self._headers)).leases,
-            key=lambda lease: lease.created_at.ToNanoseconds(),
+            key=lambda lease: time_from_pb(lease.created_at),
         ):
             with contextlib.suppress(errors.NotFound):
                 holds = await self._leases.ListResources(
@@ -75,7 +76,7 @@ class Leases:
                 found.append(
                     Held(
                         lease.id,
-                        lease.created_at.ToNanoseconds(),
+                        time_from_pb(lease.created_at),
                         lease.labels.get(_EXPIRE, ""),
                         lease.labels.get(_PULL, ""),
                         _PULL in lease.labels and _runs(lease.labels.get(_PID, "")),

@@ -27,6 +27,7 @@ from services.content import blobs_remote as blobs
 from services.kit import errors, tracing
 from services.kit.faults import fault
 from services.kit.rpc import Call
+from services.kit.timestamps import time_from_pb
 from services.oci import media_types
 from services.oci.mounts_convert import mounts_from_pb
 from services.snapshots.diff import media, workers
@@ -75,7 +76,7 @@ class DiffServicer:
         compression = media.compression_of(media_type)
         headers = call.passed_on()
         ref = request.ref or _unique_ref()
-        bound = str(request.source_date_epoch.ToNanoseconds()) if request.HasField("source_date_epoch") else "-"
+        bound = str(time_from_pb(request.source_date_epoch)) if request.HasField("source_date_epoch") else "-"
         labels = dict(request.labels)
         with tracing.span("diff.diff", ref=ref, media_type=media_type):
             try:
