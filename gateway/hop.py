@@ -1,7 +1,7 @@
 """The one way out of the gateway: a hop for each kind of service, and for each snapshotter by its name.
 
-Every call that leaves asks its hop for an upstream, with its namespace and, where the gateway reads the request, what
-it is about. So do the calls that the transports relay (:mod:`gateway.relay`) and those that the servicers make. To
+Every call that leaves asks its hop for an upstream: those that the transports relay (:mod:`gateway.relay`), and those
+that the servicers make. It asks with its namespace and, where the gateway reads the request, what it is about. To
 replace an upstream at run time, nothing else has to change::
 
     routes["images"].replace(routes.upstream("images", address, program))
@@ -10,10 +10,10 @@ An operation of several calls to a raw service asks once and stays with that ups
 is opened again, the raw call of an intent and the question what became of it. An intent's end is told to the metadata
 that began it.
 
-:attr:`Hop.changed` is told when the upstream was replaced, and when its process came back: either may answer otherwise
-than the one before, with other options or with its files elsewhere. Then the gateway forgets the mounts that it keeps
-(:mod:`gateway.mounts`), closes the files of blobs (:mod:`gateway.openblobs`) and announces itself to metadata. Small
-blobs stay (:mod:`gateway.smallblobs`): a digest says what the bytes are, whoever holds them.
+The listeners of :attr:`Hop.changed` are called when the upstream was replaced, and when its process came back. Both may
+answer otherwise than before, with other options or with its files elsewhere. Then the gateway forgets the mounts that
+it keeps (:mod:`gateway.mounts`), closes the files of blobs (:mod:`gateway.openblobs`) and announces itself to metadata.
+Small blobs stay (:mod:`gateway.smallblobs`): a digest says what the bytes are, whoever holds them.
 
 A splitd.many.v1.Many is no call of its own here: each of the calls in it is answered or relayed by itself, and asks its
 own hop; those that come to the same upstream go on as one again (:mod:`services.kit.many`).

@@ -44,7 +44,7 @@ class Intents:
         try:
             outcome = await self._made(raw, backend)
         except errors.NodeError as error:
-            if Fate.after(error, there=backend.up) is Fate.UNDONE:
+            if Fate.after(error, there=backend.up) is Fate.NOT_DONE:
                 await self._records.cancel(call, intent)
             else:
                 self._tasks.start("the end of an intent", self._settle(intent, raw, backend, call))

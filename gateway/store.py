@@ -22,21 +22,25 @@ The life of an intent::
                            |                   |
                            | an error          | it is not there; the raw call, made once more, failed
                            v                   v
-                         undone <--------------+
+                        not done <-------------+
                            |
                            +--cancel--> (nothing)
 
 These things may happen in between:
 
 - **The client leaves, or its deadline passes.** From its beginning on, an operation runs shielded from its client.
-- **The raw service is away.** The client is answered UNAVAILABLE. Nothing was asked, so the intent is cancelled.
-- **The raw service refuses.** Its error is the client's answer; nothing happened (:data:`Fate.UNDONE`).
-- **The raw service goes away, or does not answer in time.** It alone can tell whether it did what it was asked
+- **The raw service was away from the start.** The client is answered UNAVAILABLE. No call was sent, so the intent is
+  cancelled.
+- **The raw service refuses.** Its error is the client's answer; nothing happened (:data:`Fate.NOT_DONE`).
+- **The raw service goes away after the call was sent, or does not answer in time.** It alone can tell what it did
   (:data:`Fate.UNKNOWN`). It is waited for and asked; if nothing happened, the raw call is made once more. If the
-  service stays away, the client is answered UNAVAILABLE, and the asking goes on without it, for ten minutes. A timeout
-  is never taken for an answer, and the gateway never undoes anything.
-- **metadata goes away.** It is told the end again until it answers, for ten minutes. Finish and Cancel may be repeated.
-- **metadata's disk is full.** The client is told so soon; metadata is told the end again until there is room.
+  service stays away, the client is answered UNAVAILABLE. The gateway goes on asking for ten minutes; after that the
+  intent stays open until another gateway announces itself. A timeout is never taken for an answer, and a raw call is
+  never reversed.
+- **metadata goes away.** It is told the end again until it answers, for ten minutes; then as above. Finish and Cancel
+  may be repeated.
+- **metadata's disk is full.** The client gets that error within seconds; metadata is told the end again until there is
+  room.
 - **The gateway dies.** The next one announces itself with another incarnation. Then metadata brings the intents of the
   one before to their end: it asks the raw services itself, through the new gateway.
 - **A backend or metadata is replaced** (:mod:`gateway.hop`). The operation ends with those with whom it began.
@@ -139,7 +143,7 @@ class Outcome:
 class Fate(enum.Enum):
     """The meaning of an error of a raw call, or of the way to it, for the operation."""
 
-    UNDONE = "it did not happen, and never will"
+    NOT_DONE = "it did not happen, and never will"
     UNKNOWN = "it may have happened"
 
     @classmethod
@@ -151,7 +155,7 @@ class Fate(enum.Enum):
         """
         if isinstance(error, errors.Disconnected | errors.DeadlineExceeded | errors.Cancelled):
             return cls.UNKNOWN
-        return cls.UNKNOWN if isinstance(error, errors.Unavailable) and not there else cls.UNDONE
+        return cls.UNKNOWN if isinstance(error, errors.Unavailable) and not there else cls.NOT_DONE
 
 
 class RawCall(Protocol):

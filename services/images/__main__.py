@@ -12,7 +12,7 @@ from services.images.distribution.fetcher import Fetcher
 from services.images.distribution.puller import RegistryPuller
 from services.images.distribution.pusher import RegistryPusher
 from services.images.distribution.verifiers import Verifier
-from services.images.documents import parser
+from services.images.documents import parser_program
 from services.images.layers.unpacker import Unpacker
 from services.images.node.leases_remote import Leases
 from services.images.registries_server import RegistriesServicer
@@ -35,7 +35,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
     budget = Budget(config.connections, config.downloads, config.uploads, config.unpacks)
     streams = Streams()
     unpacker = Unpacker(budget, [Unpacking(each.parsed, each.snapshotter) for each in config.unpack_config])
-    with process.owned(node.state / "images"), parser.available(rpc.caller):
+    with process.owned(node.state / "images"), parser_program.available(rpc.caller):
         scratch = node.state / "images" / "unpack"
         scratch.mkdir(mode=0o700, exist_ok=True)
         appliers = Appliers(str(scratch))

@@ -1,4 +1,5 @@
-"""The records of a node: what each record is, and what may be done with it.
+"""The records of a node: what each record is. The operations are in ``containers.py``, ``images.py`` and the other
+files of that kind; ``transactions.py`` has what they run in.
 
 A *record* is a row of this store. There are records of namespaces, containers, images, leases, blobs, ingests and
 snapshots. Every record except a namespace belongs to exactly one namespace.
@@ -12,13 +13,14 @@ An *intent* records an operation that needs a raw call between two transactions 
 Prepare, a View or a commit of a snapshot. The intent is written before the raw call. It ends as records (finish) or
 without a trace (cancel). An *incarnation* is one run of the gateway; each intent names the incarnation that opened it.
 
-A *mark* (``sweeping`` or ``removing``) says that the collector is removing a raw thing at this moment. The collector
-sets the mark in the same transaction in which it saw that no record and no intent names the thing, and clears it when
-the raw call is over. An operation that would create a record of such a thing, or an intent that names it, waits until
-the mark is cleared. Marks take the place of a lock over the whole store.
+A *mark* (a row of ``sweeping`` for one thing, of ``removing`` for all blobs of one call) says that the collector is
+removing a raw thing at this moment. The collector sets the mark in the same transaction in which it saw that no record
+and no intent names the thing, and clears it when the raw call is over. An operation that would create a record of such
+a thing, or an intent that names it, waits until the mark is cleared. Marks take the place of a lock over the whole
+store.
 
-The other words are containerd's. A *lease* protects its *resources* (content, ingests, images, snapshots/NAME) from the
-collector. A snapshot has a *key* or a *name*, an ingest a *ref*, a blob a *digest*; all may have *labels*.
+The other words are containerd's. A *lease* protects its *resources* (content, ingests, images, snapshots/SNAPSHOTTER)
+from the collector. A snapshot has a *key* or a *name*, an ingest a *ref*, a blob a *digest*; all may have *labels*.
 """
 
 from __future__ import annotations

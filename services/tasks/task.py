@@ -22,10 +22,10 @@ LEFT       This object does nothing more, and the shim goes on: the service ends
 =========  ============================================================================================================
 
 A shim is dead if its process is, which a pidfd tells. As long as its pid is not known, it is dead if no process listens
-at its address. A shim is never taken for dead because it is silent.
+at its address, or if it has none. A shim is never taken for dead because it is silent.
 
-No other code runs between two awaits. So a state is certain from the moment it is read until the next await. These
-functions wait, and then act:
+Between two awaits nothing else runs (one thread, one loop). So a state is certain from the moment it is read until the
+next await. This follows for the functions that wait and then act, and for those that they call:
 
 * ``connect`` reads the state after the connection is made. If the task was deleted or buried meanwhile, the connection
   is closed: no other code would close it. If the shim's process has died meanwhile, the connection counts as refused: a
@@ -428,9 +428,12 @@ class Task:
         pause = 0.005
         while self.life is Life.LOST and not self.died.is_set():
             try:
-                if (address := self.address()) is None:
+                if (address := self.address()) is not None:
+                    await self.connect(address, 2.0)
+                elif self.has_pid:  # a living process is no dead shim
+                    await self.until(lambda: self.died.is_set() or self.life is not Life.LOST)
+                else:
                     break
-                await self.connect(address, 2.0)
             except Exception as error:  # on any failure: the task must be followed again
                 if not isinstance(error, errors.NodeError | OSError | ValueError):
                     log.exception("connecting to the shim of %s", self)

@@ -37,7 +37,7 @@ from services.images import names
 from services.images.archives import compression
 from services.images.concurrency import threads
 from services.images.concurrency.threads import Handover
-from services.images.documents import manifests, parser
+from services.images.documents import manifests, parser_program
 from services.images.documents.blobs import config_of, write, written
 from services.images.documents.graph import LAYERS, Graph
 from services.images.layers.unpacker import Unpacker, parts
@@ -182,11 +182,11 @@ async def read(source: ImportStream, node: Node, *, room: int = NAMES_LIMIT) -> 
                 contents.takes(archive.name, target)
                 contents.links[archive.name] = target
             elif name == LAYOUT:
-                contents.layout = await parser.read(
+                contents.layout = await parser_program.read(
                     await run(archive.document), manifests.layout_version_in, f"untar {quoted(archive.name)}"
                 )
             elif name == DOCKER:
-                contents.docker = await parser.read(
+                contents.docker = await parser_program.read(
                     await run(archive.document), manifests.saved_in, f"untar {quoted(archive.name)}"
                 )
             else:

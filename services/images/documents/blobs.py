@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from services.images.concurrency import threads
 from services.images.documents import manifests
 from services.images.documents.manifests import Config
-from services.images.documents.parser import read
+from services.images.documents.parser_program import read
 from services.images.transfer import Node
 from services.kit import errors
 from services.oci import digests, media_types

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from services.images.documents import manifests
 from services.images.documents.blobs import children, config_of, written
-from services.images.documents.parser import read
+from services.images.documents.parser_program import read
 from services.images.transfer import Node
 from services.kit import errors
 from services.oci import media_types

@@ -23,7 +23,7 @@ The files, from the bottom up:
     response_head.py, response_parser.py
                                    the answers that Go accepts
     content_encoding.py            compressed bodies
-    trace.py, http_debug.py, proxy.py, transport.py
+    silence.py, trace.py, http_debug.py, proxy.py, transport.py
                                    HTTP
     endpoint.py                    a host as one pull sees it: authorization, redirects, and where secrets may go
     failover.py                    several hosts, several times

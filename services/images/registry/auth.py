@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from services.images.documents import parser, tokens
+from services.images.documents import parser_program, tokens
 from services.images.registry import challenge
 from services.images.registry.credentials import Credentials, Source
 from services.images.registry.failure import Failure, answered
@@ -201,7 +201,7 @@ class Authorizer:
                 failure.kind = errors.Unauthenticated
             raise failure
         try:
-            value, seconds = await parser.read(body, tokens.token_in)
+            value, seconds = await parser_program.read(body, tokens.token_in)
         except gojson.Malformed as error:
             why = f"more than {TOKEN_LIMIT} bytes" if len(body) >= TOKEN_LIMIT else str(error)
             raise Failure(

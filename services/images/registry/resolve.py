@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Sequence
 
 from services.images.documents.manifests import media_type_in
-from services.images.documents.parser import read
+from services.images.documents.parser_program import read
 from services.images.registry.accept import ACCEPT, media_type_of, why_no_root
 from services.images.registry.endpoint import Endpoint, pull_scopes
 from services.images.registry.failover import Failover

@@ -1,5 +1,5 @@
-"""HTTP with one host: sessions, connections, TLS, and the meaning of errors. The rest of the package does not see
-aiohttp.
+"""HTTP with one host: sessions, connections, TLS, and the meaning of errors. Beside it only ``trace.py`` and
+``response_parser.py`` see aiohttp.
 
 A :class:`Session` is one aiohttp session for one way to connect (certificates and dial timeout). All hosts and pulls
 with that configuration share it, and connections are reused. :meth:`Session.exchange` makes one request, without

@@ -160,10 +160,10 @@ async def test_the_client_gets_metadatas_answer_to_the_end_of_an_intent() -> Non
         (SILENT, True, Fate.UNKNOWN),
         (errors.Cancelled("s"), True, Fate.UNKNOWN),
         (AWAY, False, Fate.UNKNOWN),
-        (LOCKED, True, Fate.UNDONE),
-        (REFUSED, True, Fate.UNDONE),
-        (REFUSED, False, Fate.UNDONE),
-        (errors.Internal("s"), True, Fate.UNDONE),
+        (LOCKED, True, Fate.NOT_DONE),
+        (REFUSED, True, Fate.NOT_DONE),
+        (REFUSED, False, Fate.NOT_DONE),
+        (errors.Internal("s"), True, Fate.NOT_DONE),
     ],
 )
 def test_fates(error: errors.NodeError, there: bool, fate: Fate) -> None:

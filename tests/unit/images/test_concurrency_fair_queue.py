@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from services.images.concurrency.fair_queue import FairQueue
-from services.images.documents import parser
+from services.images.documents import parser_program
 from tests.support import eventually_async
 
 
@@ -67,9 +67,9 @@ async def test_documents_of_each_client_are_read_in_turn() -> None:
     who, read = "stranger", list[bytes]()
 
     async def reads(document: bytes) -> None:
-        read.append(await parser.read(document.ljust(parser.LARGE), bytes.strip))
+        read.append(await parser_program.read(document.ljust(parser_program.LARGE), bytes.strip))
 
-    with parser.available(lambda: who):
+    with parser_program.available(lambda: who):
         tasks = [asyncio.ensure_future(reads(b"stranger's %d" % n)) for n in range(5)]
         await asyncio.sleep(0)
         who = "other"

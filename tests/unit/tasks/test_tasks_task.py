@@ -151,6 +151,28 @@ async def test_a_shim_that_dies_is_found_dead_once(
     assert len(made.opened) == 1
 
 
+async def test_a_process_that_lives_is_no_dead_shim_though_nothing_tells_its_address(
+    place: Path, process: subprocess.Popen[bytes], close: list[Task]
+) -> None:
+    """The bundle was removed, and the address had not been noted: the task waits for the end of the process."""
+    made = connections(pid=lambda: process.pid)
+    one = task(service(place, made))
+    close.append(one)
+    dead: list[Task] = []
+    await one.connect(ADDRESS, 1.0)
+    one.follow(dead.append)
+    await quiet(one._service)
+    one.address = lambda: None  # type: ignore[method-assign]
+    await made.opened[0].close()
+    assert await one.until(lambda: one.life is Life.LOST, 10)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert dead == []
+    process.kill()
+    await quiet(one._service)
+    assert dead == [one]
+
+
 async def test_a_connection_to_a_task_that_is_deleted_meanwhile_is_closed(place: Path, close: list[Task]) -> None:
     """The shim of a group lives on, and no other code would close it."""
     going_on = asyncio.Event()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from services.images.documents import parser
+from services.images.documents import parser_program
 from services.images.registry import Credentials, DockerConfig, Registry, first_of
 from services.images.registry.limits import TOKEN_LIMIT
 from services.images.registry_timeouts import Timeouts
@@ -276,12 +276,12 @@ async def test_a_token_in_an_answer_of_tens_of_thousands_of_fields(
     """Such an answer is read by the program for large documents: what is made of it is not the service's memory."""
     fake.auth = Auth()
     fake.auth.tokens["abc"] = (float("inf"), {"repository:box:pull"})
-    seen = parser._PROGRAM.read_so_far
+    seen = parser_program._PROGRAM.read_so_far
     fields = {f"f{number}": number for number in range(20_000)}
     fake.inject("token", says(json.dumps({**fields, "token": "abc", "expires_in": 300})))
-    with within(10), parser.available():
+    with within(10), parser_program.available():
         await quick.client().resolve(name)
-    assert parser._PROGRAM.read_so_far == seen + 1
+    assert parser_program._PROGRAM.read_so_far == seen + 1
 
 
 async def test_a_redirected_token_request_carries_nothing(

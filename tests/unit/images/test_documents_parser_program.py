@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from services.images.documents import manifests, parser
+from services.images.documents import manifests, parser_program
 from services.images.documents.manifests import Config
 from services.kit import errors, gojson
 from services.oci import media_types
@@ -24,7 +24,7 @@ from services.oci.descriptors import Descriptor
 from services.oci.digests import digest_of
 from tests.support import TOP, eventually, eventually_async
 
-ROOM = " " * parser.LARGE
+ROOM = " " * parser_program.LARGE
 INDEX = Descriptor(media_types.INDEX, digest_of(b"index"), 1)
 ENTRIES = [Descriptor(media_types.MANIFEST, digest_of(b"%d" % n), n, {"a": "b"} if n % 2 else {}) for n in range(1000)]
 
@@ -38,17 +38,17 @@ def entries(*found: Descriptor) -> bytes:
 
 
 @pytest.fixture
-def program() -> Iterator[parser.Program]:
-    made = parser.Program()
+def program() -> Iterator[parser_program.Program]:
+    made = parser_program.Program()
     yield made
     made.end()
 
 
-def children(program: parser.Program, document: bytes) -> Any:
+def children(program: parser_program.Program, document: bytes) -> Any:
     return program.read(manifests.children_in, (document, INDEX), {})
 
 
-def pid_of(program: parser.Program) -> int:
+def pid_of(program: parser_program.Program) -> int:
     assert program._process is not None
     return program._process.pid
 
@@ -56,9 +56,9 @@ def pid_of(program: parser.Program) -> int:
 @pytest.mark.parametrize("count", [0, 1, 1000])
 async def test_what_is_found_is_the_same(count: int) -> None:
     """Lists come in several pieces."""
-    assert await parser.read(entries(*ENTRIES[:count]), manifests.children_in, INDEX) == ENTRIES[:count]
+    assert await parser_program.read(entries(*ENTRIES[:count]), manifests.children_in, INDEX) == ENTRIES[:count]
     config = written({"os": "linux", "rootfs": {"type": "layers", "diff_ids": ["sha256:1"]}})
-    assert await parser.read(config, Config.parse, "sha256:2") == Config.parse(config, "sha256:2")
+    assert await parser_program.read(config, Config.parse, "sha256:2") == Config.parse(config, "sha256:2")
 
 
 async def test_errors_are_the_same() -> None:
@@ -72,17 +72,17 @@ async def test_errors_are_the_same() -> None:
         with pytest.raises(errors.NodeError) as expected:
             manifests.children_in(document, INDEX)
         with pytest.raises(type(expected.value)) as caught:
-            await parser.read(document, manifests.children_in, INDEX)
+            await parser_program.read(document, manifests.children_in, INDEX)
         assert str(caught.value) == str(expected.value)
     with pytest.raises(gojson.Malformed) as malformed:
-        await parser.read(written({"manifests": 7, "mediaType": [1]}), manifests.media_type_in)
+        await parser_program.read(written({"manifests": 7, "mediaType": [1]}), manifests.media_type_in)
     assert (malformed.value.where, malformed.value.why) == ("mediaType", "a list instead of a string")
     with pytest.raises(RuntimeError, match="reading a document: AttributeError"):
-        await parser.read(written({}), manifests.children_in, "no descriptor")  # type: ignore[arg-type]
-    assert await parser.read(entries(*ENTRIES), manifests.children_in, INDEX) == ENTRIES
+        await parser_program.read(written({}), manifests.children_in, "no descriptor")  # type: ignore[arg-type]
+    assert await parser_program.read(entries(*ENTRIES), manifests.children_in, INDEX) == ENTRIES
 
 
-def test_a_program_that_was_killed_is_started_again(program: parser.Program) -> None:
+def test_a_program_that_was_killed_is_started_again(program: parser_program.Program) -> None:
     """If it is killed while it is idle, no document fails."""
     children(program, entries())
     first = pid_of(program)
@@ -92,7 +92,7 @@ def test_a_program_that_was_killed_is_started_again(program: parser.Program) -> 
     assert pid_of(program) != first
 
 
-def test_a_program_that_ends_in_the_middle_says_so(program: parser.Program) -> None:
+def test_a_program_that_ends_in_the_middle_says_so(program: parser_program.Program) -> None:
     """So does a program that does not answer: no call hangs."""
     with pytest.raises(
         errors.Internal, match=r"^the program that parses documents ended with exit code 3, see the service's log$"
@@ -105,7 +105,7 @@ def test_a_program_that_ends_in_the_middle_says_so(program: parser.Program) -> N
     assert children(program, entries(*ENTRIES)) == ENTRIES
 
 
-def test_a_program_without_work_ends(program: parser.Program) -> None:
+def test_a_program_without_work_ends(program: parser_program.Program) -> None:
     """It does not end if it had work meanwhile."""
     children(program, entries())
     running = pid_of(program)
@@ -118,15 +118,15 @@ def test_a_program_without_work_ends(program: parser.Program) -> None:
 
 
 async def test_the_end_of_the_service_waits_for_no_document(
-    program: parser.Program, monkeypatch: pytest.MonkeyPatch
+    program: parser_program.Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It does not wait for a document that is being parsed either: its caller gets an error."""
 
     async def started() -> bool:
         return program._process is not None
 
-    monkeypatch.setattr(parser, "_PROGRAM", program)
-    with parser.available():
+    monkeypatch.setattr(parser_program, "_PROGRAM", program)
+    with parser_program.available():
         asked = asyncio.ensure_future(asyncio.to_thread(program.read, time.sleep, (60,), {}))
         await eventually_async(started)
     async with asyncio.timeout(20):
@@ -153,12 +153,12 @@ def test_the_program_has_the_code_of_its_service(tmp_path: Path) -> None:
 USER = """
 import asyncio, shutil, sys
 from pathlib import Path
-from services.images.documents import manifests, parser
+from services.images.documents import manifests, parser_program
 
 place = Path(sys.argv[1])
-with parser.available():
+with parser_program.available():
     for path in (place / "services").rglob("*.py"):
         path.write_text("raise SystemExit('this is the new code')")
     shutil.rmtree(place / "services/kit")
-    print(len(asyncio.run(parser.read((place / "document").read_bytes(), manifests.children_in, manifests.Descriptor(manifests.INDEX, "x", 1)))))
+    print(len(asyncio.run(parser_program.read((place / "document").read_bytes(), manifests.children_in, manifests.Descriptor(manifests.INDEX, "x", 1)))))
 """

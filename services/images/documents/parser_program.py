@@ -49,7 +49,7 @@ _FILES = (
     "services/__init__.py",
     "services/images/__init__.py",
     *(f"services/images/concurrency/{name}.py" for name in ("__init__", "fair_queue")),
-    *(f"services/images/documents/{name}.py" for name in ("__init__", "manifests", "parser", "tokens")),
+    *(f"services/images/documents/{name}.py" for name in ("__init__", "manifests", "parser_program", "tokens")),
     *(f"services/oci/{name}.py" for name in ("__init__", "descriptors", "digests", "media_types", "platforms")),
     *(f"services/kit/{name}.py" for name in ("__init__", "errors", "gojson", "identifiers", "kept")),
 )
@@ -119,7 +119,7 @@ class Program:
             code = kept.archive(_FILES)
             environment = {**os.environ, "PYTHONPATH": kept.search_path(code, sys.path)}
             self._process = subprocess.Popen(
-                [sys.executable, "-S", "-P", "-c", "from services.images.documents.parser import main; main()"],
+                [sys.executable, "-S", "-P", "-c", "from services.images.documents.parser_program import main; main()"],
                 stdin=theirs.fileno(),
                 env=environment,
                 pass_fds=(code,),
