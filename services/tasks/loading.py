@@ -29,7 +29,7 @@ from services.tasks.names import Doubt, Names
 from services.tasks.service import Key, Service
 from services.tasks.shim import Connection
 from services.tasks.store import Exit, Status
-from services.tasks.task import Task, nobody_listens
+from services.tasks.task import Life, Task, nobody_listens
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +166,8 @@ class Loading:
             await self._load_task(task)
         except BaseException:
             if self._names.tasks.get(task.key) is not task:  # the next try makes another one
-                task.leaves()
+                if task.life is not Life.GONE:
+                    task.leaves()
                 await task.close()
             raise
 

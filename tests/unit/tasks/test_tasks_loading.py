@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from services.kit import errors
 from services.tasks.bundle import TASKS
 from services.tasks.burial import Burial
 from services.tasks.dead_shim import Sighting
@@ -63,3 +64,26 @@ async def test_an_empty_address_is_believed_after_a_reboot_only(place: Path, boo
         assert not around.notes.machine_has_rebooted()
     finally:
         await around.background.cancel()
+
+
+async def test_a_service_that_ends_when_a_task_has_just_gone_ends(place: Path) -> None:
+    """The code that loads the task waits for its burial, and is cancelled before it has noticed that this is done."""
+
+    async def refused() -> None:
+        raise errors.Unavailable("connect") from ConnectionRefusedError()
+
+    ended = asyncio.Event()
+
+    def on_gone(*_key: str) -> None:
+        for each in around.background:
+            each.cancel()
+        ended.set()
+
+    around = service(place, connections(refused), on_gone=on_gone)
+    task(around).bundle.write_program("/bin/true")
+    names = Names()
+    burial = Burial(around, names, end=lambda _seen, _seconds: [])
+    loading = asyncio.ensure_future(Loading(around, names, burial, Ending(around, names, burial), seconds=60).load())
+    await asyncio.wait_for(ended.wait(), 10)
+    await asyncio.wait_for(around.background.wait(), 10)
+    await loading
