@@ -10,7 +10,7 @@ The mounts that one of our own snapshotters answered are kept (:mod:`gateway.mou
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -99,9 +99,7 @@ class SnapshotsServicer:
             labels=dict(request.labels),
         )
         creating = _RawCreation(request, intent, raw, raw_headers(call), self._timeout)
-        mounts = (await self._intents.carry_out(intent, creating, raw.upstream, call)).mounts
-        raw.mounts.put(raw.upstream, intent.raw_key, mounts)
-        return mounts
+        return (await self._intents.carry_out(intent, creating, raw.upstream, call)).mounts
 
     async def Commit(self, request: pb.CommitSnapshotRequest, call: Call) -> Empty:
         raw = await self._raw(request.snapshotter, request.key, call)
@@ -214,9 +212,9 @@ class _RawCreation:
         try:
             if isinstance(wanted, pb.ViewSnapshotRequest):
                 viewed = await client.View(wanted, headers=self.headers, timeout=self.timeout)
-                return Outcome(mounts=list(viewed.mounts))
+                return self._made(viewed.mounts)
             prepared = await client.Prepare(wanted, headers=self.headers, timeout=self.timeout)
-            return Outcome(mounts=list(prepared.mounts))
+            return self._made(prepared.mounts)
         except errors.AlreadyExists as error:
             if not intent.target:
                 raise _NumberTakenError(str(error)) from None
@@ -229,9 +227,15 @@ class _RawCreation:
     async def happened(self) -> Outcome | None:
         asked = pb.MountsRequest(snapshotter=self.request.snapshotter, key=self.intent.raw_key)
         try:
-            return Outcome(mounts=list((await self.raw.client().Mounts(asked, headers=self.headers)).mounts))
+            return self._made((await self.raw.client().Mounts(asked, headers=self.headers)).mounts)
         except errors.NotFound:
             return None
+
+    def _made(self, mounts: Iterable[Mount]) -> Outcome:
+        """Keep the mounts as soon as they are answered: while metadata is told, another process may come."""
+        outcome = Outcome(mounts=list(mounts))
+        self.raw.mounts.put(self.raw.upstream, self.intent.raw_key, outcome.mounts)
+        return outcome
 
     async def _target(self) -> Info:
         """The committed snapshot that the backend has in the place of the intent's target; NotFound if it has none."""

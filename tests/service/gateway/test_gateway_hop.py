@@ -253,6 +253,35 @@ async def test_mounts_are_forgotten_and_small_blobs_are_not(place: Path) -> None
         assert (contents[1].reads, snapshotters[1].asked) == (2, 1)
 
 
+async def test_mounts_of_a_snapshotter_that_ends_behind_its_answer_are_forgotten(place: Path) -> None:
+    """It comes back with other options while metadata is told of the snapshot that it has made."""
+    snapshotter, hops = Snapshotter("one"), list[Hop]()
+    snapshotter.go.set()
+
+    class Store(Metadata):
+        async def Finish(self, request: records_pb2.FinishRequest, call: Call) -> records_pb2.Finished:
+            snapshotter.source = "other"
+            hops[0].tell()
+            return await super().Finish(request, call)
+
+        async def ResolveSnapshot(
+            self, request: records_pb2.ResolveSnapshotRequest, call: Call
+        ) -> records_pb2.Snapshot:
+            return records_pb2.Snapshot(raw_key=f"n/2/{request.key}", backend="snapshots.overlayfs")
+
+    async with (
+        rpc.serving(place / "metadata.sock", [Store()]),
+        rpc.serving(place / "snapshots-overlayfs.sock", [snapshotter]),
+        gateway(place) as (routes, channel),
+    ):
+        hops.append(routes["snapshots.overlayfs"])
+        client = channel.client(snapshots_stubs.SNAPSHOTS)
+        prepare = snapshots_pb2.PrepareSnapshotRequest(snapshotter="overlayfs", key="k")
+        assert (await client.Prepare(prepare, headers=HEADERS)).mounts[0].source == "one"
+        mounts = snapshots_pb2.MountsRequest(snapshotter="overlayfs", key="k")
+        assert (await client.Mounts(mounts, headers=HEADERS)).mounts[0].source == "other"
+
+
 async def test_a_hop_is_asked_with_what_the_call_is_about(place: Path) -> None:
     """For each call: its namespace, and the key if the gateway parses the request."""
     async with (
