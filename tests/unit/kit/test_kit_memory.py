@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import os
+import subprocess
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 
 from services.kit import memory
+from tests.support import TOP
 
 
 class Clock:
@@ -164,6 +167,23 @@ def test_very_many_objects_are_looked_through_seldom(
     counts = chain([1_000_000], repeat(1_000_000 + more))
     run(Sizes(), *[0.09] * 60, look=200.0, trim=trim, objects=lambda: next(counts), clock=lambda: now[0])
     assert least <= looks[0] <= most
+
+
+@pytest.mark.parametrize("allocator", ["pymalloc", "malloc"])
+def test_objects_are_counted_whatever_allocates_them(allocator: str) -> None:
+    """Images has malloc: there, too, very many objects are looked through seldom."""
+    counting = (
+        "from services.kit import memory; before = memory._objects(); kept = [[each] for each in range(50_000)]; "
+        "print(memory._objects() - before)"
+    )
+    counted = subprocess.run(
+        [sys.executable, "-c", counting],
+        env={**os.environ, "PYTHONMALLOC": allocator},
+        cwd=TOP,
+        check=True,
+        capture_output=True,
+    )
+    assert 100_000 < int(counted.stdout) < 300_000
 
 
 def test_caches_of_libraries_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
