@@ -98,7 +98,7 @@ class Burial:
                     await asyncio.wait_for(cleaning.hurried.wait(), pause)
                 cleaning.hurried.clear()
                 pause = min(pause * 2, AGAIN_AT_MOST)
-            if told and (task.bundle.init_pid() or task.init.pid):
+            if told and _had_init(task):
                 self._tell(task, died)
             await self.forget(task)
 
@@ -194,6 +194,14 @@ class Burial:
         if service.on_gone is not None:
             service.on_gone(task.namespace, task.name)
         await task.close()
+
+
+def _had_init(task: Task) -> bool:
+    """Return whether the task was created. A pid file that cannot be read says so too."""
+    try:
+        return bool(task.init.pid or task.bundle.init_pid())
+    except OSError:
+        return True
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from services.tasks.names import Names
 from services.tasks.store import Exit, Status
 from services.tasks.task import Life
 from tests.support import eventually_async
-from tests.unit.tasks.tasks_fakes import FakeNode, service, task
+from tests.unit.tasks.tasks_fakes import ADDRESS, FakeNode, service, task
 
 
 async def deleted(_timeout: float) -> Exit:
@@ -52,6 +52,21 @@ async def test_cleaning_up_is_tried_again_whatever_it_fails_for(place: Path, fai
     assert dead.cleaning.attempts == 1
     assert not dead.bundle.path.exists()
     assert names.tasks == {}
+    assert not names.is_taken(("ns", "c"))
+
+
+async def test_a_pid_that_cannot_be_read_keeps_no_task_that_is_dead(place: Path) -> None:
+    """Its processes are dead, as the sighting shows; its end is published, and its name is free."""
+    around = service(place)
+    dead = task(around, delete=deleted)
+    (dead.bundle.path / "init.pid").mkdir()
+    around.notes.write_sighting(dead.bundle, Sighting("/bin/shim", ADDRESS))
+    names = Names()
+    Burial(around, names, end=lambda _seen, _seconds: []).begin(dead)
+    assert await dead.until(lambda: dead.life is Life.GONE, 10)
+    await asyncio.wait_for(around.background.wait(), 10)
+    assert isinstance(around.node, FakeNode)
+    assert around.node.told == ["exit", "delete"]
     assert not names.is_taken(("ns", "c"))
 
 
