@@ -399,11 +399,11 @@ class Task:
             self._move(Event.LOST)
 
     def _suspect(self, connection: Connection, error: errors.NodeError) -> None:
-        """Connect again if a call fails as Unavailable though the connection has not ended and the pid is not known.
-        Over gRPC nothing else tells that such a shim has died.
+        """Connect again if a call fails as Disconnected though the connection has not ended and the pid is not known.
+        Over gRPC nothing else tells that such a shim has died. A shim's own UNAVAILABLE does not.
         """
         if (
-            isinstance(error, errors.Unavailable)
+            isinstance(error, errors.Disconnected)
             and self.connection is connection
             and self.life is Life.CONNECTED
             and not self.has_pid

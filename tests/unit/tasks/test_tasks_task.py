@@ -262,12 +262,12 @@ async def test_a_shim_without_a_pid_is_found_dead_by_a_call(place: Path, close: 
     def pid() -> int:
         if verb == "identify":
             refusing.append(True)
-            raise errors.Unavailable("it has died")
+            raise errors.Disconnected("it has died")
         return 0
 
     async def question(_: object) -> None:
         refusing.append(True)
-        raise errors.Unavailable("it has died")
+        raise errors.Disconnected("it has died")
 
     made = connections(connecting, pid)
     one = task(service(place, made))
@@ -288,9 +288,28 @@ async def test_a_shim_without_a_pid_is_found_dead_by_a_call(place: Path, close: 
         waiting = one.watch(one.init)
         await asyncio.sleep(0)
         refusing.append(True)
-        made.opened[0].exits.set_exception(errors.Unavailable("it has died"))
+        made.opened[0].exits.set_exception(errors.Disconnected("it has died"))
         with pytest.raises(errors.NotFound, match="^task c not found$"):
             await asyncio.wait_for(waiting, 10)
     await quiet(one._service)
     assert dead == [one]
     assert made.opened[0].is_closed
+
+
+async def test_a_shim_that_says_unavailable_is_connected_to_once(place: Path, close: list[Task]) -> None:
+    """It never says its pid. Its answer is the client's, and a Wait is not repeated without a pause."""
+
+    async def busy(_: object) -> None:
+        raise errors.Unavailable("too busy")
+
+    made = connections()
+    one = task(service(place, made))
+    close.append(one)
+    await one.connect(ADDRESS, 1.0)
+    one.follow(lambda _: None)
+    made.opened[0].exits.set_exception(errors.Unavailable("too busy"))
+    one.watch(one.init)
+    with pytest.raises(errors.Unavailable, match="too busy"):
+        await one.converse(busy)
+    await asyncio.sleep(0.05)
+    assert len(made.opened) == 1
