@@ -39,7 +39,7 @@ These things may happen in between:
   never reversed.
 - **metadata goes away.** It is told the end again until it answers, for ten minutes; then as above. Finish and Cancel
   may be repeated.
-- **metadata's disk is full.** The client gets that error within seconds; metadata is told the end again until there is
+- **metadata's disk is full.** The client gets that error; metadata is told the end again until there is
   room.
 - **The gateway dies.** The next one announces itself with another incarnation. Then metadata brings the intents of the
   one before to their end: it asks the raw services itself, through the new gateway.
