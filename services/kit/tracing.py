@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextvars
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
@@ -206,6 +207,20 @@ class Span:
             self._otel.set_attribute("rpc.grpc.status_code", 13)
             self._otel.set_status(StatusCode.ERROR, str(error))
 
+    def ref(self) -> str:
+        """A reference to this span, for :meth:`link` and :func:`wait`, here or in another process (``TRACE-SPAN`` in
+        hex); "" if it is not recorded.
+        """
+        if self._otel is None:
+            return ""
+        context = self._otel.get_span_context()
+        return f"{context.trace_id:032x}-{context.span_id:016x}" if context.is_valid else ""
+
+    def link(self, ref: str) -> None:
+        """Link to the span that ``ref`` names; nothing if it is empty."""
+        if self._otel is not None and (context := _context_of(ref)) is not None:
+            self._otel.add_link(context)
+
     def headers(self) -> tuple[tuple[str, str], ...]:
         """W3C headers that make this span the parent of the callee's spans."""
         if self._otel is None:
@@ -338,6 +353,61 @@ def span(name: str, **attributes: str | float | bool) -> Span:
     if _tracer is None:
         return Span(headers=_incoming.get())
     return Span(_tracer.start_span(name, attributes=attributes))
+
+
+def wait(cause: str, ref: str = "", **attributes: str | float | bool) -> Span:
+    """A span in which this task only waits: ``wait.CAUSE``. The causes are ``bytes``, ``budget``, ``worker``,
+    ``parent``, ``lock``, ``pause`` and ``client``. ``ref`` is the span that holds what is waited for.
+    """
+    waiting = span(f"wait.{cause}", **attributes)
+    waiting.link(ref)
+    return waiting
+
+
+def background(name: str, **attributes: str | float | bool) -> Span:
+    """A span of work that nobody waits for."""
+    return span(name, **attributes, **{"splitd.background": True})
+
+
+def recorded(name: str, start: int, end: int, ref: str = "", **attributes: str | float | bool) -> None:
+    """Record a span that is over, below the current one. ``start`` and ``end`` are those of :func:`now`; ``ref`` is a
+    span to link to.
+    """
+    if _tracer is None:
+        return
+    made = Span(_tracer.start_span(name, start_time=start, attributes=attributes))
+    made.link(ref)
+    made._otel.end(end)
+
+
+def current() -> Span:
+    """The span that the current task works in. Do not end it."""
+    if _tracer is None:
+        return Span(headers=_incoming.get())
+    from opentelemetry import trace
+
+    return Span(trace.get_current_span())
+
+
+def operation(**attributes: str | float | bool) -> None:
+    """Set attributes of the operation that this work belongs to: on the root span, in whatever process it is."""
+    current().set(**attributes)
+
+
+def now() -> int:
+    """Nanoseconds since the epoch, as spans count them: one anchor for all processes of the node, and its monotonic
+    clock.
+    """
+    return time.time_ns()
+
+
+def _context_of(ref: str) -> Any:
+    from opentelemetry.trace import SpanContext, TraceFlags
+
+    trace, _, identity = ref.partition("-")
+    if not identity:
+        return None
+    return SpanContext(int(trace, 16), int(identity, 16), is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))
 
 
 def environment() -> dict[str, str]:
