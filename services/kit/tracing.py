@@ -18,7 +18,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from services.kit import batching, loops
@@ -179,6 +179,22 @@ class Span:
                 self.exception(error)
             context.detach(self._token)
             self._otel.end()
+
+    @contextmanager
+    def inside(self) -> Iterator[Span]:
+        """Let spans of the block be below this one, which does not end with the block, and learns of no error. For work
+        that goes on after the call that began it; whoever calls this must :meth:`end` the span.
+        """
+        if self._otel is None:
+            yield self
+            return
+        from opentelemetry import context, trace
+
+        token = context.attach(trace.set_span_in_context(self._otel))
+        try:
+            yield self
+        finally:
+            context.detach(token)
 
     def end(self) -> None:
         """End a span that is not used as a context manager."""
