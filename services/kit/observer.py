@@ -1,7 +1,7 @@
 """Tells listeners when calls begin and end. Each transport reports here, once, and knows none of the listeners.
 
 A *listener* is a function that is called at the beginning of each call, and returns the object that is told of its end.
-:func:`tracing.began <services.kit.tracing.began>` is always one. A side is
+:func:`tracing.began <services.kit.tracing.began>` is always one, the first. A side is
 
 - ``server``: a handler of this process answers the call, in the task that reports it;
 - ``client``: this process makes the call;
@@ -81,9 +81,38 @@ class Calling:
             self._observed.left(self.size)
 
 
-_listeners: list[Listener] = [tracing.began]
+class Began(Protocol):
+    """How a transport reports a call. ``parent`` is for a process at the node's edge (:class:`Entrance`): the root of
+    the operation that the call belongs to.
+    """
 
-began: Listener = tracing.began
+    def __call__(
+        self, side: Side, method: str, headers: Mapping[str, str | bytes], parent: tracing.Span | None = None
+    ) -> Observed: ...
+
+
+class Entrance(Protocol):
+    """Reports the calls that come to a socket of the node's edge, and decides which trace each of them belongs to, and
+    whether it is recorded. A server that has one asks it instead of :data:`began`.
+    """
+
+    def began(
+        self, connection: object, side: Side, method: str, headers: Mapping[str, str | bytes], request: bytes
+    ) -> Observed:
+        """A call begins that came by ``connection``, None if the transport cannot tell connections apart. ``request``
+        is the beginning of its first message, as far as it is known; empty for handlers.
+        """
+        ...
+
+    def left(self, connection: object) -> None:
+        """The connection has ended, and so have its calls."""
+        ...
+
+
+_listeners: list[Listener] = []
+"""All except tracing, which is always the first."""
+
+began: Began = tracing.began
 """Report that a call begins. Call it as ``observer.began``, since it is another function if there are more
 listeners.
 """
@@ -102,11 +131,12 @@ def unlisten(listener: Listener) -> None:
 
 def _choose() -> None:
     global began
-    began = _listeners[0] if len(_listeners) == 1 else _began
+    began = _began if _listeners else tracing.began
 
 
-def _began(side: Side, method: str, headers: Mapping[str, str | bytes]) -> Observed:
-    return _Several([listener(side, method, headers) for listener in _listeners])
+def _began(side: Side, method: str, headers: Mapping[str, str | bytes], parent: tracing.Span | None = None) -> Observed:
+    others = [listener(side, method, headers) for listener in _listeners]
+    return _Several([tracing.began(side, method, headers, parent), *others])
 
 
 class _Several:

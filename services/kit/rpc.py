@@ -59,6 +59,7 @@ from services.kit.call import (
 )
 from services.kit.channel import Channel, Client, Stream
 from services.kit.chosen import TRANSPORTS, choose, transport
+from services.kit.observer import Entrance
 from services.kit.relays import Answers, Coordinated, Hop, Meaning, Question, Relay, Route, Upstream
 from services.kit.shielding import shielded, shielded_work_done
 from services.kit.transport import SERVING, Answering, Method, Methods, Pings, Server
@@ -85,6 +86,7 @@ __all__ = [
     "Channel",
     "Client",
     "Coordinated",
+    "Entrance",
     "Headers",
     "Hop",
     "Meaning",
@@ -121,6 +123,7 @@ async def serving(
     long: frozenset[str] = LONG,
     relayed: bool = False,
     look: float = sockets.LOOK,
+    entrance: Entrance | None = None,
 ) -> AsyncIterator[Server]:
     """Serve on a unix socket (mode 0600) until the block ends, then drain for ``grace`` seconds.
 
@@ -135,6 +138,8 @@ async def serving(
     takes a free one, which ``server.address`` then has.
 
     ``look``: seconds between looks whether the socket still exists; if it was removed, it is made again.
+
+    ``entrance`` is for a socket of the node's edge: it decides which traces the calls belong to.
     """
     if isinstance(address, Path):
         sockets.check_path(address)
@@ -154,6 +159,7 @@ async def serving(
         servicers.append(many := ManyServicer())
     methods = Methods(servicers, relay, long)
     server = chosen.server(address, methods, health, relayed=relayed)
+    server.entrance = entrance
     if many is not None:
         many.server = server
     await server.start(look)

@@ -196,10 +196,25 @@ class Span:
         finally:
             context.detach(token)
 
-    def end(self) -> None:
-        """End a span that is not used as a context manager."""
+    def end(self, at: int = 0) -> None:
+        """End a span that is not used as a context manager: now, or at a time of :func:`now`."""
         if self._otel is not None:
-            self._otel.end()
+            self._otel.end(at or None)
+
+    def rename(self, name: str) -> None:
+        """Change the name, for a span whose operation became known later."""
+        if self._otel is not None:
+            self._otel.update_name(name)
+
+    def default(self, **attributes: str | float | bool) -> None:
+        """Set those of the attributes that nobody has set (:func:`operation` may have, in whatever process)."""
+        if self._otel is not None:
+            known = self._otel.attributes or {}
+            self.set(**{name: value for name, value in attributes.items() if name not in known})
+
+    def get(self, name: str) -> str | float | bool | None:
+        """An attribute's value; None if nobody has set it, or the span is not recorded."""
+        return None if self._otel is None else (self._otel.attributes or {}).get(name)
 
     def set(self, **attributes: str | float | bool) -> None:
         """Set attributes that became known during the span."""
@@ -236,6 +251,13 @@ class Span:
         """Link to the span that ``ref`` names; nothing if it is empty."""
         if self._otel is not None and (context := _context_of(ref)) is not None:
             self._otel.add_link(context)
+
+    def above(self) -> Any:
+        """The context in which spans are children of this one."""
+        from opentelemetry.context import Context
+        from opentelemetry.trace import set_span_in_context
+
+        return Context() if self._otel is None else set_span_in_context(self._otel)
 
     def headers(self) -> tuple[tuple[str, str], ...]:
         """W3C headers that make this span the parent of the callee's spans."""
@@ -299,7 +321,7 @@ class _Spans:
     __slots__ = ("_inner", "_outer", "_token")
     inside = True
 
-    def __init__(self, side: str, method: str, headers: Mapping[str, str | bytes]) -> None:
+    def __init__(self, side: str, method: str, headers: Mapping[str, str | bytes], parent: Span | None = None) -> None:
         from opentelemetry import context, trace
         from opentelemetry.trace import SpanKind
 
@@ -308,9 +330,8 @@ class _Spans:
         if side == "client":
             self._outer = Span(_tracer.start_span(name, kind=SpanKind.CLIENT, attributes=attributes))
             return
-        self._outer = Span(
-            _tracer.start_span(name, context=_extract(headers), kind=SpanKind.SERVER, attributes=attributes)
-        )
+        above = _extract(headers) if parent is None else parent.above()
+        self._outer = Span(_tracer.start_span(name, context=above, kind=SpanKind.SERVER, attributes=attributes))
         inside = trace.set_span_in_context(self._outer._otel)
         if side == "server":
             self._token = context.attach(inside)
@@ -342,10 +363,12 @@ class _Spans:
         self._outer.end()
 
 
-def began(side: str, method: str, headers: Mapping[str, str | bytes]) -> Hop | _Spans:
-    """A call begins. ``kit.observer`` says what ``side`` means and what the result is for."""
+def began(side: str, method: str, headers: Mapping[str, str | bytes], parent: Span | None = None) -> Hop | _Spans:
+    """A call begins. ``kit.observer`` says what ``side`` means and what the result is for. ``parent`` is a :func:`root`
+    that the call belongs to, for calls that came without a trace.
+    """
     if _tracer is not None:
-        return _Spans(side, method, headers)
+        return _Spans(side, method, headers, parent)
     if side == "client":
         passed = _incoming.get()
         return Hop(passed) if passed else _NO_HOP
@@ -385,13 +408,37 @@ def background(name: str, **attributes: str | float | bool) -> Span:
     return span(name, **attributes, **{"splitd.background": True})
 
 
-def recorded(name: str, start: int, end: int, ref: str = "", **attributes: str | float | bool) -> None:
-    """Record a span that is over, below the current one. ``start`` and ``end`` are those of :func:`now`; ``ref`` is a
-    span to link to.
+def enabled() -> bool:
+    """Whether spans are made at all, now."""
+    return _tracer is not None
+
+
+def root(name: str, start: int = 0, **attributes: str | float | bool) -> Span:
+    """Begin a trace: its root, which is recorded, and ended by :meth:`Span.end`. For the process at the node's edge,
+    which decides what is recorded. Neither a root nor a hop directly below it is folded.
+    """
+    if _tracer is None:
+        return Span()
+    from opentelemetry.context import Context
+    from opentelemetry.trace import SpanKind
+
+    return Span(
+        _tracer.start_span(
+            name, context=Context(), kind=SpanKind.SERVER, start_time=start or None, attributes=attributes
+        )
+    )
+
+
+def recorded(
+    name: str, start: int, end: int, ref: str = "", *, parent: Span | None = None, **attributes: str | float | bool
+) -> None:
+    """Record a span that is over, below ``parent`` or else the current one. ``start`` and ``end`` are those of
+    :func:`now`; ``ref`` is a span to link to.
     """
     if _tracer is None:
         return
-    made = Span(_tracer.start_span(name, start_time=start, attributes=attributes))
+    above = None if parent is None else parent.above()
+    made = Span(_tracer.start_span(name, context=above, start_time=start, attributes=attributes))
     made.link(ref)
     made._otel.end(end)
 

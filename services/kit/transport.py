@@ -111,6 +111,8 @@ class Server:
         self.draining = False
         self.trouble = ""
         """Why this server is not healthy, if waiting does not help; else ""."""
+        self.entrance: observer.Entrance | None = None
+        """Who decides which traces the calls belong to, if this is a socket of the node's edge."""
 
     def calls(self) -> list[str]:
         """The methods that are being answered now, one entry for each call."""
@@ -150,11 +152,13 @@ class Answering:
     A cancellation is the transport's to explain, except by a server that stops.
     """
 
-    __slots__ = ("_call", "_long", "_observed", "_server", "_task", "_token", "failure")
+    __slots__ = ("_call", "_connection", "_long", "_observed", "_server", "_task", "_token", "failure")
 
-    def __init__(self, server: Server, call: Call, *, long: bool) -> None:
+    def __init__(self, server: Server, call: Call, *, long: bool, connection: object = None) -> None:
+        """``connection`` is the one by which the call came, if the transport knows it."""
         self._server = server
         self._call = call
+        self._connection = connection
         self._long = long
         self.failure: errors.NodeError | None = None
 
@@ -164,7 +168,12 @@ class Answering:
         self._task = task
         self._server.running[task] = (self._call.method, self._long)
         self._token = CURRENT.set(self._call)
-        self._observed = observer.began("server", self._call.method, self._call.headers)
+        method, headers, entrance = self._call.method, self._call.headers, self._server.entrance
+        self._observed = (
+            observer.began("server", method, headers)
+            if entrance is None
+            else entrance.began(self._connection, "server", method, headers, b"")
+        )
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> bool:

@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError
 
 from services.kit import errors, logs, loops, observer
 from services.kit.call import CURRENT, NAMESPACE, STOPPING, UNARY, Arity, Call
+from services.kit.observer import Observed
 from services.kit.relays import Answers, Meaning, Relay, Route, Upstream
 from services.kit.transport import Method, Methods
 from services.wire import eager, headers, messages, outcomes
@@ -39,6 +40,8 @@ log = logging.getLogger(__name__)
 
 _KEPT = 64 << 10
 """A longer request is not repeated."""
+_SHOWN = 256
+"""Bytes of a request that an entrance sees."""
 _ANY = 1 << 30
 """Drained is reported at every step."""
 _OWN = frozenset({b"te", b"content-type", b"grpc-encoding", b"grpc-accept-encoding", b"user-agent"})
@@ -152,7 +155,8 @@ class Passage:
         self._task: asyncio.Task[None] | None = None
         self._reader: asyncio.Future[None] | None = None
         self._stall: asyncio.TimerHandle | None = None
-        self._observed = observer.began("relay", head.path, head.headers)
+        self._observed: Observed | None = None
+        """None until the call has room; its request has mostly come by then."""
         self._size = 0
         self._asked: Unary | None = None
         self._to: Upstream | None = None
@@ -198,6 +202,7 @@ class Passage:
     def start(self, limit: float | None) -> None:
         """Send the call to the upstream, now or when that is connected."""
         self._begun = True
+        self._observe()
         if self._admitted and self._chosen().is_ready():
             link = self._carrier().link
             if link is not None and not link.full:
@@ -208,10 +213,20 @@ class Passage:
                 return
             self._task = eager.start(self._prepare(), self._link.loop)
 
+    def _observe(self) -> Observed:
+        if self._observed is None:
+            head, entrance = self.head, self._server.entrance
+            if entrance is None:
+                self._observed = observer.began("relay", head.path, head.headers)
+            else:
+                first = b"" if head.encoding else bytes(self._early[messages.PREFIX.size : _SHOWN])
+                self._observed = entrance.began(self._link, "relay", head.path, head.headers, first)
+        return self._observed
+
     def _ask(self) -> bool:
         """Ask the route's question, if this is an ordinary call. The result is whether it was asked."""
         question = self._plan.route.question
-        if question is None or not self._ended or self._observed.inside or self.head.encoding:
+        if question is None or not self._ended or self._observe().inside or self.head.encoding:
             return False
         upstream = question.hop.to(self._plan.namespace)
         if not question.ready(upstream):
@@ -269,7 +284,7 @@ class Passage:
     async def _prepare(self, delay: float = 0.0) -> None:
         route, call = self._plan.route, self._call()
         CURRENT.set(call)
-        self._observed.enter()
+        self._observe().enter()
         try:
             if not self._admitted:
                 assert route.admit is not None
@@ -328,7 +343,7 @@ class Passage:
             block = self._plan.limited + self._link.name
         else:
             block = self._plan.block + self._link.name + headers.timeout(max(limit or 0.0, 0.001))
-        along = self._observed.headers()
+        along = self._observe().headers()
         if along:
             block += headers.block(headers.metadata(along))
         self._up = _Upstream(self)
@@ -539,7 +554,7 @@ class Passage:
         if self._up_stream is not None:
             self._up_stream.owner = None
         self._stream.owner = self._up = None  # objects that reference each other are freed only by a garbage collection
-        self._observed.ended(code, message, self._size)
+        self._observe().ended(code, message, self._size)
         client_of(self._stream).ended(self)
         self._link.on_idle()
 

@@ -312,6 +312,8 @@ class ServerLink(Link):
         self._give_name_back()
         for client in (self.client, *self._clients.values()):
             client.gone()
+        if self.server.entrance is not None:
+            self.server.entrance.left(self)
         self.server.links.discard(self)
         self.server.changed.set()
 

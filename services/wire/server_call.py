@@ -344,7 +344,7 @@ class ServerCall:
         method, call = self._method, self.call
         try:
             answer = None
-            with Answering(self.link.server, call, long=method.long) as answering:
+            with Answering(self.link.server, call, long=method.long, connection=self.link) as answering:
                 if request is self:
                     argument = self
                 else:

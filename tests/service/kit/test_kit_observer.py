@@ -298,6 +298,56 @@ async def test_a_call_that_passes_through_is_of_one_trace(place: Path) -> None:
     assert chain == [("INTERNAL", None), ("CLIENT", 5), ("SERVER", 5), ("CLIENT", 5), ("SERVER", 5)]
 
 
+class Edge:
+    """An entrance that has a root for each connection."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, str, bytes]] = []
+        self.roots: dict[object, tracing.Span] = {}
+
+    def began(
+        self, connection: object, side: observer.Side, method: str, headers: Mapping[str, str | bytes], request: bytes
+    ) -> observer.Observed:
+        self.calls.append((side, method.rpartition("/")[2], request))
+        if connection not in self.roots:
+            self.roots[connection] = tracing.root("all")
+        return observer.began(side, method, headers, self.roots[connection])
+
+    def left(self, connection: object) -> None:
+        self.roots.pop(connection).end()
+
+
+@pytest.mark.skipif(not WIRE, reason="grpcio does not tell connections apart")
+async def test_an_entrance_joins_calls_of_one_connection(place: Path) -> None:
+    """It sees the connection, the request of relayed calls, and the connection's end; its root is above the calls."""
+    exporter, edge = InMemorySpanExporter(), Edge()
+    tracing.setup("test", exporter=exporter)
+    try:
+        async with (
+            rpc.serving(place / "s", [Content()]),
+            rpc.Channel(place / "s") as back,
+            rpc.serving(place / "g", [], relay=Passing(back), entrance=edge),
+        ):
+            for digest in ("a", "b"):
+                async with rpc.Channel(place / "g") as front:
+                    for _ in range(2):
+                        await front.client(SERVICE).Info(pb.InfoRequest(digest=digest))
+
+            async def ended() -> bool:
+                return sum(span.name == "all" for span in exporter.get_finished_spans()) == 2
+
+            await eventually_async(ended)
+    finally:
+        tracing.reset()
+    roots = [span for span in exporter.get_finished_spans() if span.name == "all"]
+    for root in roots:
+        below = [span for span in exporter.get_finished_spans() if span.parent == root.context]
+        assert [span.kind.name for span in below] == ["SERVER", "SERVER"]
+    assert len({root.context.trace_id for root in roots}) == 2
+    request = pb.InfoRequest(digest="a").SerializeToString()
+    assert edge.calls[:2] == [("relay", "Info", request)] * 2
+
+
 class Task:
     """Two ways to end."""
 
