@@ -3,6 +3,9 @@
 The longest wait is not served first. Documents go before layers, and a lower layer of an image goes before a higher
 one, whichever pull wants it. So the layers of one image are unpacked while those above them arrive, and a small image
 does not wait for all of a large one.
+
+A wait for a place is a span ``wait.budget``. It links to a span that held a place when the wait began, and, at its end,
+to the span that gave its place up.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ import heapq
 import itertools
 import os
 from collections.abc import AsyncIterator
+
+from services.kit import tracing
 
 CONNECTIONS = 16
 """Twice the layers: documents, a few KiB each, pass beside them. Registries do not yet refuse so many connections from
@@ -44,10 +49,10 @@ class Budget:
     def __init__(
         self, connections: int = CONNECTIONS, layers: int = LAYERS, uploads: int = UPLOADS, workers: int = WORKERS
     ) -> None:
-        self._connections = Gate(connections)
-        self._layers = Gate(layers)
-        self._uploads = Gate(uploads)
-        self._workers = Gate(workers)
+        self._connections = Gate(connections, "connections")
+        self._layers = Gate(layers, "layers")
+        self._uploads = Gate(uploads, "uploads")
+        self._workers = Gate(workers, "workers")
 
     @contextlib.asynccontextmanager
     async def document(self) -> AsyncIterator[None]:
@@ -81,39 +86,53 @@ class Budget:
 
 
 class Gate:
-    """A semaphore that admits the lowest rank first, and among equals the first that came."""
+    """A semaphore that admits the lowest rank first, and among equals the first that came. ``what`` names its places in
+    traces.
+    """
 
-    def __init__(self, places: int) -> None:
+    def __init__(self, places: int, what: str) -> None:
         self._free = places
-        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._what = what
+        self._holders: list[tracing.Span] = []
+        """The spans that have a place, in the order in which they got it."""
+        self._waiting: list[tuple[int, int, asyncio.Future[str]]] = []
+        """The futures get the reference of the span that gave its place up."""
         self._order = itertools.count()
 
     @contextlib.asynccontextmanager
     async def entered(self, rank: int) -> AsyncIterator[None]:
         """A place during the block."""
         await self._enter(rank)
+        holder = tracing.current()
+        self._holders.append(holder)
         try:
             yield
         finally:
-            self._leave()
+            self._holders.remove(holder)
+            self._leave(holder)
 
     async def _enter(self, rank: int) -> None:
         if self._free:
             self._free -= 1
             return
-        place = asyncio.get_running_loop().create_future()
+        place: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._waiting, (rank, next(self._order), place))
-        try:
-            await place
-        except asyncio.CancelledError:
-            if place.done() and not place.cancelled():  # the place was given to a caller that no longer wants it
-                self._leave()
-            raise
+        with tracing.wait("budget", self._oldest(), **{"splitd.wait.for": self._what}) as waiting:
+            try:
+                waiting.link(await place)
+            except asyncio.CancelledError:
+                if place.done() and not place.cancelled():  # the place was given to a caller that no longer wants it
+                    self._leave(None)
+                raise
 
-    def _leave(self) -> None:
+    def _oldest(self) -> str:
+        """The span that has had its place for the longest time."""
+        return self._holders[0].ref() if self._holders else ""
+
+    def _leave(self, holder: tracing.Span | None) -> None:
         while self._waiting:
             _, _, place = heapq.heappop(self._waiting)
             if not place.done():
-                place.set_result(None)
+                place.set_result(holder.ref() if holder is not None else "")
                 return
         self._free += 1

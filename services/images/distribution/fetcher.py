@@ -66,7 +66,7 @@ class Fetcher:
         """For each digest that is being fetched, the bytes so far and in total."""
         self.streams = streams
         self._most = most
-        self._locks = KeyedLocks()
+        self._locks = KeyedLocks("the fetch of the same blob")
 
     async def fetch(
         self,

@@ -133,7 +133,7 @@ class _Pull:
         self._node = node
         self._graph = graph
         self._wanted = wanted
-        self._begun = Gate(_BEGUN)
+        self._begun = Gate(_BEGUN, "blobs of this pull")
         self._asked: dict[str, Descriptor] = {}
         self._done: set[str] = set()
 
@@ -254,6 +254,8 @@ class _Arriving:
         self._ingests: list[FileIngest | None] = [None] * count
         self._begun = [asyncio.Event() for _ in range(count)]
         self._there = [asyncio.Event() for _ in range(count)]
+        self._spans = [""] * count
+        """Those that fetch the blobs."""
 
     def wanted(self, number: int) -> None:
         if not self.lowest.done():
@@ -261,6 +263,7 @@ class _Arriving:
 
     def arriving(self, number: int, ingest: Ingest) -> None:
         """Note that a blob has begun to arrive."""
+        self._spans[number] = tracing.current().ref()
         if isinstance(ingest, FileIngest):
             ingest.keep_open()
             self._ingests[number] = ingest
@@ -282,7 +285,7 @@ class _Arriving:
             ingest.release()
 
     async def begun(self, number: int) -> None:
-        await self._begun[number].wait()
+        await self._wait(self._begun, number)
 
     @contextlib.asynccontextmanager
     async def ingest(self, number: int) -> AsyncIterator[FileIngest | None]:
@@ -291,11 +294,20 @@ class _Arriving:
             self._release(number)
             ingest = None
         if ingest is None:
-            await self._there[number].wait()
+            await self._wait(self._there, number)
         try:
             yield ingest
         finally:
             self._release(number)
 
     async def there(self, number: int) -> None:
-        await self._there[number].wait()
+        await self._wait(self._there, number)
+
+    async def _wait(self, states: Sequence[asyncio.Event], number: int) -> None:
+        if states[number].is_set():
+            return
+        with tracing.wait("bytes", self._spans[number], **{"splitd.wait.for": "a layer that is arriving"}) as waiting:
+            before = self._spans[number]
+            await states[number].wait()
+            if self._spans[number] != before:
+                waiting.link(self._spans[number])

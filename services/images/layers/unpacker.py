@@ -162,7 +162,7 @@ class Unpacker:
     def __init__(self, budget: Budget | None = None, supported: Sequence[Unpacking] = ()) -> None:
         self._budget = budget or Budget()
         self._supported = supported
-        self._locks = KeyedLocks()
+        self._locks = KeyedLocks("the unpacking of the same layer")
 
     def accepted(self, wanted: Sequence[Unpacking]) -> list[Unpacking]:
         """Those unpackings that a client wants and this machine can run, with their snapshotters. InvalidArgument if it
@@ -277,6 +277,15 @@ class _Layer(NamedTuple):
     chain_id: str
     parent: str
 
+    def span(self) -> tracing.Span:
+        """The span in which it becomes a snapshot."""
+        about: dict[str, str | int] = {
+            "oci.layer.digest": self.descriptor.digest,
+            "splitd.layer": self.number,
+            "splitd.size": self.descriptor.size,
+        }
+        return tracing.span("unpack.layer", **about)
+
 
 class _Made(NamedTuple):
     """The directories of a layer; if it was not made alone, also those of the layers below it, topmost first."""
@@ -318,8 +327,9 @@ class _Stack:
     async def in_order(self) -> None:
         """Make each layer once the one below it is committed."""
         for layer in self.layers:
-            async with self.locks.held((self.node.namespace, self.name, layer.chain_id)):
-                await _Extraction(self, layer).run()
+            with layer.span():
+                async with self.locks.held((self.node.namespace, self.name, layer.chain_id)):
+                    await _Extraction(self, layer).run()
         if self.layers:
             await self._check_kept(self.layers[-1])
 
@@ -327,9 +337,11 @@ class _Stack:
         """Make all missing layers at once, within the budget, on top of an existing one."""
         first = await self._missing()
         if first:  # this puts the existing layer under the lease, or makes it again if it was removed meanwhile
-            async with self.locks.held((self.node.namespace, self.name, self.layers[first - 1].chain_id)):
-                await _Extraction(self, self.layers[first - 1]).run()
-            await self._check_kept(self.layers[first - 1])
+            existing = self.layers[first - 1]
+            with existing.span():
+                async with self.locks.held((self.node.namespace, self.name, existing.chain_id)):
+                    await _Extraction(self, existing).run()
+            await self._check_kept(existing)
         if first == len(self.layers):
             return
         self.blobs.wanted(first)
@@ -355,9 +367,11 @@ class _Stack:
             return
 
     async def _chained(self, layer: _Layer, chain: Chain, turn: int) -> None:
-        await may_start(turn)
-        async with self.locks.held((self.node.namespace, self.name, layer.chain_id)):
-            await _Extraction(self, layer, chain).run(alone=turn > 0)
+        with layer.span() as span:
+            chain.made_by(layer.number, span.ref())
+            await may_start(turn)
+            async with self.locks.held((self.node.namespace, self.name, layer.chain_id)):
+                await _Extraction(self, layer, chain).run(alone=turn > 0)
 
     async def _missing(self) -> int:
         """The number of the lowest missing layer: mostly the lowest of all, or none."""

@@ -51,6 +51,8 @@ class Following:
     blob: int
     news: int
     size: int
+    span: str
+    """The span that brings the bytes (``tracing.Span.ref``)."""
     broken: bool = False
     """The ingest was restarted or given up: no more news will come, and the bytes read may be wrong."""
 
@@ -68,6 +70,7 @@ class FileIngest:
         self.received = 0
         """Bytes that were received, at any offset."""
         self.committed = False
+        self._span = tracing.current().ref()
         self._fd = fd
         self._reading = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
         """For followers. It is opened anew: a duplicate would share the lock."""
@@ -200,7 +203,7 @@ class FileIngest:
     @contextlib.contextmanager
     def followed(self) -> Iterator[Following]:
         """The ingest, which must not be closed, for another process to read while it grows."""
-        writer = _NewsWriter(os.dup(self._reading), self._size)
+        writer = _NewsWriter(os.dup(self._reading), self._size, self._span)
         self._followers.append(writer)
         writer.tell(self.offset)
         try:
@@ -322,11 +325,11 @@ class Lane:
 class _NewsWriter:
     """A follower's end of the news."""
 
-    def __init__(self, blob: int, size: int) -> None:
+    def __init__(self, blob: int, size: int, span: str) -> None:
         self._step = max(BATCH // 4, size // _NEWS)
         self._told = 0
         news, self._tell = os.pipe2(os.O_CLOEXEC)
-        self.following = Following(blob, news, size)
+        self.following = Following(blob, news, size, span)
 
     def tell(self, offset: int) -> None:
         """Tell the follower that ``offset`` bytes are there."""

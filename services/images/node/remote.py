@@ -186,14 +186,16 @@ class RemoteNode:
         """The result of ``begin``. While another process has the ref locked, wait, as long as that process makes
         progress.
         """
+        try:
+            return await begin()
+        except errors.Unavailable:
+            with tracing.wait("lock", **{"splitd.wait.for": f"the ingest {ref}, which another process writes"}):
+                return await self._unlocked(ref, begin)
+
+    async def _unlocked(self, ref: str, begin: Callable[[], Awaitable[T]]) -> T:
         loop = asyncio.get_running_loop()
         pause, seen, until = 0.02, (-1, 0), loop.time() + _STANDSTILL
         while True:
-            try:
-                return await begin()
-            except errors.Unavailable:
-                if loop.time() > until:
-                    raise
             with contextlib.suppress(errors.NodeError):
                 status = await self._store.status(ref)
                 # updated_at changes too while bytes arrive beyond a gap
@@ -201,6 +203,11 @@ class RemoteNode:
                     seen, until = now, loop.time() + _STANDSTILL
             await asyncio.sleep(pause)
             pause = min(2 * pause, 1.0)
+            try:
+                return await begin()
+            except errors.Unavailable:
+                if loop.time() > until:
+                    raise
 
     async def label(self, digest: str, labels: Mapping[str, str]) -> None:
         await self._store.update(_digest(digest), labels, [f"labels.{key}" for key in labels])
@@ -273,7 +280,7 @@ class RemoteNode:
                             following.blob,
                             detect=detect,
                             alone=alone,
-                            growth=Growth(following.news, following.size),
+                            growth=Growth(following.news, following.size, following.span),
                         )
                     except errors.NodeError:
                         if not following.broken:

@@ -54,12 +54,13 @@ class Applied(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """A blob that is still arriving: the file descriptor with its news (``apply.py``), which the worker takes over, and
-    its final size.
+    """A blob that is still arriving: the file descriptor with its news (``apply.py``), which the worker takes over, its
+    final size, and the span that brings its bytes (``tracing.Span.ref``).
     """
 
     news: int
     size: int
+    span: str = ""
 
 
 class Appliers:
@@ -75,6 +76,8 @@ class Appliers:
         self._ids = itertools.count(1)
         self._program: _Program | None = None
         self._starting = asyncio.Lock()
+        self._starter = ""
+        """The span that starts the program."""
         self._expecting: asyncio.Task[None] | None = None
         self._idle: asyncio.TimerHandle | None = None
 
@@ -82,8 +85,9 @@ class Appliers:
         """Start the program, since work will come in a moment. If it cannot be started, that work gets the error."""
 
         async def start() -> None:
-            with contextlib.suppress(OSError):
-                await self._running()
+            async with self._starting:
+                with contextlib.suppress(OSError):
+                    await self._start(tracing.background)
             self._end_when_idle()
 
         if self._program is None and self._expecting is None:
@@ -116,17 +120,21 @@ class Appliers:
             "alone" if alone else "whole",
             str(growth.size if growth else 0),
         ]
+        program = await self._running()
         with tracing.span("diff.unpack") as span:
+            if growth:
+                span.link(growth.span)
             answer, *unnamed = (
-                await self._run_worker(words, mounts, [blob, *([growth.news] if growth else [])])
+                await self._run_worker(program, words, mounts, [blob, *([growth.news] if growth else [])])
             ).split(b"\0")
             diff_id, size, busy, waited = answer.decode().split(" ")
             span.set(diff_id=diff_id, size=int(size), cpu_ms=int(busy) / 1000, waited_ms=int(waited) / 1000)
         return Applied(diff_id, int(size), tuple(map(Unnamed.parse, unnamed)))
 
-    async def _run_worker(self, words: Sequence[str], mounts: Sequence[Mount], files: Sequence[int]) -> bytes:
+    async def _run_worker(
+        self, program: _Program, words: Sequence[str], mounts: Sequence[Mount], files: Sequence[int]
+    ) -> bytes:
         """The worker's answer after ``ok``."""
-        program = await self._running()
         request = ["apply", str(next(self._ids)), *words, *to_arguments(mounts)]
         try:
             status, answer = await program.run_worker(request, files)
@@ -143,13 +151,27 @@ class Appliers:
         )
 
     async def _running(self) -> _Program:
-        async with self._starting:
-            if self._idle is not None:
-                self._idle.cancel()
-                self._idle = None
-            if self._program is None or self._program.over:
+        """The program. Whoever waits for its start makes a span ``wait.worker``, linked to the span that starts it."""
+        if self._starting.locked() or self._program is None or self._program.over:
+            with tracing.wait("worker", self._starter, **{"splitd.wait.for": "the program that forks workers"}):
+                async with self._starting:
+                    await self._start(tracing.span)
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+        assert self._program is not None
+        return self._program
+
+    async def _start(self, span: Callable[[str], tracing.Span]) -> None:
+        """Start the program, unless it runs. ``span`` makes the start's span."""
+        if self._program is not None and not self._program.over:
+            return
+        with span("diff.start") as starting:
+            self._starter = starting.ref()
+            try:
                 self._program = await _Program.started(self._scratch, self._limit)
-            return self._program
+            finally:
+                self._starter = ""
 
     def _end_when_idle(self) -> None:
         """End the program if it is not needed for a while."""

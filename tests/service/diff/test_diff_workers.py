@@ -25,6 +25,7 @@ from services.oci.mounts import Mount
 from services.snapshots.diff.inherit import DefaultAclError, LinkError, Unnamed, inherit
 from services.snapshots.diff.paths import Resolver
 from services.snapshots.diff.workers import Applied, Appliers, Growth
+from tests.spans import recorded
 from tests.suites.diff_layers import BASE
 from tests.suites.diff_tars import directory, reg, tar
 from tests.support import TOP, eventually_async, processes_naming
@@ -289,7 +290,7 @@ async def test_the_work_of_a_worker_is_a_span(appliers: Appliers, place: Path) -
                     detect=True,
                     growth=Growth(os.open(os.devnull, os.O_RDONLY), len(layer)),
                 )
-        good, bad = exporter.get_finished_spans()
+        good, bad = (each for each in exporter.get_finished_spans() if each.name == "diff.unpack")
     finally:
         tracing.reset()
         os.close(tell)
@@ -300,6 +301,28 @@ async def test_the_work_of_a_worker_is_a_span(appliers: Appliers, place: Path) -
     assert float(str(attributes["waited_ms"])) > 90
     assert float(str(attributes["cpu_ms"])) > 0
     assert not (bad.status.is_ok or bad.status.is_unset)
+
+
+async def test_who_waits_for_the_program_says_so(appliers: Appliers, place: Path) -> None:
+    """Of two layers that need the program while it starts, both wait for the worker: the second one's wait links to the
+    start. A layer that finds the program there does not wait.
+    """
+    (place / "blob").write_bytes(LAYER)
+    for name in ("a", "b", "c"):
+        (place / name).mkdir()
+
+    async def layer(name: str) -> None:
+        with tracing.span(name), (place / "blob").open("rb") as file:
+            await appliers.apply(onto(place / name), file.fileno(), detect=False)
+
+    with recorded() as spans:
+        await asyncio.gather(layer("a"), layer("b"))
+        await layer("c")
+        first, second = spans.named("wait.worker")
+        started = spans.one("diff.start")
+        assert [spans.parent(each).name for each in (first, second)] == ["a", "b"]
+        assert spans.parent(started) is first
+        assert spans.linked(second) == [started]
 
 
 async def test_a_second_layer_onto_one_upper_directory_is_roots_too(appliers: Appliers, place: Path) -> None:

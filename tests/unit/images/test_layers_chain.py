@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from services.images.layers.chain import Chain
-from services.kit import errors
+from services.kit import errors, tracing
+from tests.spans import recorded
 
 
 class Commits:
@@ -136,3 +137,36 @@ async def test_without_a_chain_a_commit_is_made_at_once() -> None:
     chain.complete(5)
     await chain.commit(5, commits.of(5))
     assert commits.begun == [5]
+
+
+async def test_a_layer_that_waits_for_those_below_says_so() -> None:
+    """The wait links to the span of the layer right below. The spans of a commit belong to its layer. A layer that need
+    not wait makes no wait span.
+    """
+    chain, below = Chain(0, 2), asyncio.Event()
+
+    async def commit() -> None:
+        with tracing.span("commit"):
+            return
+
+    async def layer(number: int) -> None:
+        with tracing.span(f"layer {number}") as span:
+            chain.made_by(number, span.ref())
+            if not number:
+                await below.wait()
+            await chain.wait_complete_below(number)
+            chain.complete(number)
+            await chain.commit(number, commit)
+
+    with recorded() as spans:
+        with tracing.span("all"):
+            running = asyncio.ensure_future(chain.run())
+        layers = [asyncio.ensure_future(layer(number)) for number in (0, 1)]
+        await turns()
+        below.set()
+        await asyncio.gather(running, *layers)
+        waits = [each for each in spans.named("wait.parent") if spans.parent(each).name == "layer 1"]
+        assert waits
+        for wait in waits:
+            assert [each.name for each in spans.linked(wait)] == ["layer 0"]
+        assert [spans.parent(each).name for each in spans.named("commit")] == ["layer 0", "layer 1"]
