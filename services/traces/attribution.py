@@ -1,0 +1,122 @@
+"""From the pieces of a critical path to slices that have one reason each.
+
+Most pieces have one reason already. A span that measured where its time went (``splitd.time.*_ms``: a worker's) is
+parted by these shares. The share in which a worker had no bytes goes on to the fetch of the same layer. There it is
+parted by what that fetch did during the worker's time: it paused, it waited for the first byte, bytes came slowly.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+from services.traces.causes import PROCESSOR, SHARES, Kind, Reason, Slice, reason_of
+from services.traces.critical_path import Path, Piece, linked
+from services.traces.tree import Node, Tree, text
+
+FETCHES = ("registry.fetch", "images.layer")
+"""The spans that get a layer's bytes."""
+
+MOST = 256
+"""Fetches of one layer that are looked at, such as those of its parts."""
+
+
+class Attribution:
+    """The reasons of the pieces of one trace."""
+
+    def __init__(self, tree: Tree, spans: Mapping[tuple[str, str], Node], path: Path) -> None:
+        self._spans = spans
+        self._path = path
+        self._fetches: dict[str, list[Node]] = {}
+        for node in tree.nodes.values():
+            if node.span.name in FETCHES and (digest := node.text("oci.layer.digest")):
+                self._fetches.setdefault(digest, []).append(node)
+
+    def slices(self, pieces: Sequence[Piece]) -> list[Slice]:
+        """The pieces with their reasons, in the same order; together they are as long."""
+        return [slice_ for piece in pieces for slice_ in self._of(piece)]
+
+    def _of(self, piece: Piece) -> list[Slice]:
+        shares = self._shares(piece)
+        if not shares:
+            return [_slice(piece, piece.node, piece.start, piece.end, reason_of(piece))]
+        found, at = [], piece.start
+        for (node, reason), length in zip(shares, divided(piece.end - piece.start, list(shares.values())), strict=True):
+            if length:
+                found.append(_slice(piece, node, at, at + length, reason))
+                at += length
+        return found
+
+    def _shares(self, piece: Piece) -> dict[tuple[Node, Reason], float]:
+        """What the piece's span measured, as weights; empty if it measured nothing."""
+        node = piece.node
+        measured = {
+            name: share for name in ("cpu", *SHARES) if (share := node.number(f"splitd.time.{name}_ms")) is not None
+        }
+        if not measured or not node.length:
+            return {}
+        weights: dict[tuple[Node, Reason], float] = defaultdict(float)
+        rest = measured.pop("cpu", 0.0)
+        for name, part in PROCESSOR.items():
+            share = min(rest, node.number(f"splitd.time.{name}_ms") or 0.0)
+            weights[node, Reason(Kind.CPU, part)] += share
+            rest -= share
+        weights[node, Reason(Kind.CPU, "other")] += rest
+        without = measured.pop("bytes", 0.0)
+        for name, share in measured.items():
+            weights[node, SHARES[name]] += share
+        for key, share in self._bytes(node).items():
+            weights[key] += share * without
+        missing = node.length / 1e6 - sum(weights.values())
+        if missing > 0:
+            weights[node, Reason(Kind.UNKNOWN, text(node.span.name))] += missing
+        return {key: weight for key, weight in weights.items() if weight > 0}
+
+    def _bytes(self, worker: Node) -> dict[tuple[Node, Reason], float]:
+        """What the layer's fetch did while the worker ran, as shares of 1."""
+        fetches = self._fetches_of(worker)
+        weights: dict[tuple[Node, Reason], int] = defaultdict(int)
+        for fetch in fetches:
+            for piece in self._path.of(fetch, worker.start, worker.end):
+                weights[piece.node, reason_of(piece)] += piece.end - piece.start
+        total = sum(weights.values())
+        if not total:
+            return {(worker, SHARES["bytes"]): 1.0}
+        return {key: weight / total for key, weight in weights.items()}
+
+    def _fetches_of(self, worker: Node) -> list[Node]:
+        """The fetches of the worker's layer during its time: by a link, or by the digest. The parts of a blob that
+        are fetched side by side are all meant.
+        """
+        target = linked(worker, self._spans)
+        named = [target] if target is not None else self._fetches.get(worker.text("oci.layer.digest"), [])[:MOST]
+        running = [fetch for fetch in named if fetch.start < worker.end and fetch.end > worker.start]
+        parts = [fetch for fetch in running if fetch.span.name == "registry.fetch"]
+        return parts or running
+
+
+def divided(length: int, weights: Sequence[float]) -> list[int]:
+    """``length`` in whole parts in the proportion of ``weights``; they add up to it."""
+    total = sum(weights)
+    ends = [0]
+    reached = 0.0
+    for weight in weights:
+        reached += weight
+        ends.append(min(length, round(length * (reached / total))))
+    ends[-1] = length
+    return [end - start for start, end in pairwise(ends)]
+
+
+def _slice(piece: Piece, node: Node, start: int, end: int, reason: Reason) -> Slice:
+    about = next((at for at in (node, *reversed(piece.waits), piece.node) if at.text("oci.layer.digest")), node)
+    layer = next((number for at in about.up() if (number := at.number("splitd.layer")) is not None), None)
+    return Slice(
+        node,
+        start,
+        end,
+        reason,
+        layer=None if layer is None else int(layer),
+        digest=about.text("oci.layer.digest"),
+        waits=piece.waits,
+    )

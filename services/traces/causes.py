@@ -1,0 +1,153 @@
+"""Causes: what a piece of a critical path was spent on, by what the spans recorded.
+
+Nothing is guessed from sizes. The name of a span, its measured shares (``splitd.time.*_ms``) and the waits that the
+path came through say the cause. Time of which they say nothing is ``unknown``. docs/tracing.md lists the names.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from services.traces.critical_path import Piece
+from services.traces.tree import Node, text
+
+
+class Kind(enum.StrEnum):
+    """Where to look for the reason."""
+
+    REGISTRY = "registry"
+    NETWORK = "network"
+    MIRROR = "mirror"
+    CPU = "cpu"
+    DISK = "disk"
+    LOCK = "lock"
+    QUEUE = "queue"
+    CLIENT = "client"
+    RUNTIME = "runtime"
+    """Programs that start: workers, shims, runc."""
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """What one piece of time was spent on. Equal reasons are one cause."""
+
+    kind: Kind
+    part: str
+    """Which part of the kind: ``first byte``, ``bandwidth``, ``fsync``; of an unknown the span's name."""
+    host: str = ""
+    holder: str = ""
+    """Who held what was waited for: ``the pull of IMAGE``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """What a part of an operation's time was spent on, all pieces of it together."""
+
+    kind: Kind
+    part: str
+    seconds: float
+    share: float
+    """Of the operation's time; 0 to 1."""
+    what: str
+    """In words, to stand after "8.1 of 9.9 s: "."""
+    host: str = ""
+    layer: int | None = None
+    """The number from 0 of the layer that most of it is about, if that is known."""
+    digest: str = ""
+    """That layer's digest."""
+    holder: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A piece of a path with its one reason. A measured share of a span has a place in its time that only stands for
+    it: when exactly the span did what is not recorded.
+    """
+
+    node: Node
+    start: int
+    end: int
+    reason: Reason
+    layer: int | None = None
+    digest: str = ""
+    waits: tuple[Node, ...] = field(default=())
+
+
+SHARES = {
+    "runqueue": Reason(Kind.CPU, "no processor free"),
+    "disk": Reason(Kind.DISK, "write"),
+    "bytes": Reason(Kind.NETWORK, "bytes"),
+}
+"""The reason of ``splitd.time.NAME_ms``. Time on a processor has parts of its own."""
+
+PROCESSOR = {"inflate": "inflate", "digest": "digest", "files": "files"}
+"""Parts of ``splitd.time.cpu_ms``."""
+
+SPANS = {
+    "registry.auth": Reason(Kind.REGISTRY, "auth"),
+    "registry.first_byte": Reason(Kind.REGISTRY, "first byte"),
+    "registry.transfer": Reason(Kind.NETWORK, "bandwidth"),
+    "registry.dns": Reason(Kind.NETWORK, "DNS"),
+    "registry.connect": Reason(Kind.NETWORK, "connect"),
+    "registry.tls": Reason(Kind.NETWORK, "TLS"),
+    "wait.bytes": Reason(Kind.NETWORK, "bytes"),
+    "wait.client": Reason(Kind.CLIENT, "client"),
+    "wait.worker": Reason(Kind.RUNTIME, "worker start"),
+    "content.fsync": Reason(Kind.DISK, "fsync"),
+    "snapshots.sync": Reason(Kind.DISK, "fsync"),
+    "content.hash": Reason(Kind.CPU, "digest"),
+    "images.rehash": Reason(Kind.CPU, "digest"),
+    "snapshots.copy": Reason(Kind.DISK, "copy"),
+    "tasks.shim.start": Reason(Kind.RUNTIME, "shim start"),
+    "tasks.shim.create": Reason(Kind.RUNTIME, "runc create"),
+}
+"""The reason of a span's self time, where its name says it."""
+
+QUEUES = {"wait.budget": Kind.QUEUE, "wait.worker": Kind.QUEUE}
+"""Waits for a place; the others that another operation makes somebody wait for are locks."""
+
+
+def reason_of(piece: Piece) -> Reason:
+    """The reason of a piece whose span has no measured shares."""
+    node = piece.node
+    foreign = next((wait for wait in piece.waits if _holder_is_another(wait, piece)), None)
+    if foreign is not None:
+        return Reason(QUEUES.get(foreign.span.name, Kind.LOCK), foreign.span.name[5:], holder=operation_of(node))
+    host = node.text("server.address")
+    if any(_dead_mirror(above) for above in node.up()):
+        return Reason(Kind.MIRROR, "dead", host)
+    if node.span.name == "wait.pause":
+        asked = text(node.span.attributes.get("splitd.pause.reason"))
+        return Reason(Kind.REGISTRY, "rate limit" if asked in {"429", "Retry-After"} else "retry", host)
+    if node.span.name in {"wait.lock", "wait.budget", "wait.parent"}:
+        held = text(node.span.attributes.get("splitd.wait.for"))
+        return Reason(QUEUES.get(node.span.name, Kind.LOCK), node.span.name[5:], holder=held)
+    if any(above.span.name == "registry.auth" for above in node.up()):
+        return Reason(Kind.REGISTRY, "auth", host)
+    known = SPANS.get(node.span.name)
+    if known is None:
+        return Reason(Kind.UNKNOWN, text(node.span.name))
+    return Reason(known.kind, known.part, host if known.kind in {Kind.REGISTRY, Kind.NETWORK} else "")
+
+
+def operation_of(node: Node) -> str:
+    """The operation that a span belongs to, in words: ``the pull of IMAGE``."""
+    root = list(node.up(10_000))[-1]
+    operation = text(root.span.attributes.get("splitd.operation")) or text(root.span.name)
+    if operation == "collect":
+        return "a collection"
+    about = text(root.span.attributes.get("container.image.name")) or text(root.span.attributes.get("container.id"))
+    return f"the {operation} of {about}" if about else f"the operation {operation}"
+
+
+def _holder_is_another(wait: Node, piece: Piece) -> bool:
+    return wait.span.name != "wait.bytes" and wait.span.trace != piece.node.span.trace
+
+
+def _dead_mirror(node: Node) -> bool:
+    if node.span.name != "registry.request" or node.span.attributes.get("splitd.registry.mirror") is not True:
+        return False
+    status = node.number("http.response.status_code")
+    return status is None or status >= 500

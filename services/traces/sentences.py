@@ -1,0 +1,199 @@
+"""The words of a verdict.
+
+The sentence names the kind of cause that took most of the time, with the host, the layer or the holder. The advice says
+what is saved at best if that cause goes away: all of its time on the critical path, and no more.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from services.traces.causes import Cause, Kind, Reason, Slice
+from services.traces.tree import Node, Tree, text
+
+MOSTLY = 0.8
+"""A cause whose time is to this part about one layer is said to be about that layer."""
+
+STANDS_OUT = 0.15
+"""An advice is about a cause that has this share of the time."""
+
+IDLE = 0.1
+"""Less than this share of the time on a processor or the disk is nothing to speak of."""
+
+_WHAT = {
+    (Kind.REGISTRY, "auth"): "waiting for a token{of_host}",
+    (Kind.REGISTRY, "first byte"): "waiting for the first byte{of_layer} from {host}",
+    (Kind.REGISTRY, "rate limit"): "pausing{layer} because {host} limits the rate of requests",
+    (Kind.REGISTRY, "retry"): "pausing{layer} before a retry at {host}",
+    (Kind.NETWORK, "bandwidth"): "waiting for bytes{of_layer} from {host}{rate}",
+    (Kind.NETWORK, "bytes"): "waiting for bytes{of_layer}",
+    (Kind.NETWORK, "connect"): "connecting to {host}",
+    (Kind.NETWORK, "DNS"): "looking up the address of {host}",
+    (Kind.NETWORK, "TLS"): "agreeing on TLS with {host}",
+    (Kind.MIRROR, "dead"): "trying the mirror {host}, which did not serve",
+    (Kind.CPU, "no processor free"): "waiting for a processor to be free{layer}",
+    (Kind.CPU, "inflate"): "inflating{layer}",
+    (Kind.CPU, "digest"): "computing digests{layer}",
+    (Kind.CPU, "files"): "making files on a processor{layer}",
+    (Kind.CPU, "other"): "working on a processor{layer}",
+    (Kind.DISK, "write"): "writing to the disk{layer}",
+    (Kind.DISK, "fsync"): "waiting until the disk has it{layer}",
+    (Kind.DISK, "copy"): "copying files on the disk{layer}",
+    (Kind.QUEUE, "budget"): "waiting for a place{holder}",
+    (Kind.LOCK, "lock"): "waiting for a lock{holder}",
+    (Kind.LOCK, "parent"): "waiting for the layer below{holder}",
+    (Kind.CLIENT, "client"): "waiting for the client",
+    (Kind.RUNTIME, "worker start"): "starting a worker program",
+    (Kind.RUNTIME, "shim start"): "starting the shim",
+    (Kind.RUNTIME, "runc create"): "creating the container in the shim and runc",
+}
+"""What was done, by kind and part."""
+
+_HELP = {
+    Kind.REGISTRY: "if {host} answered at once",
+    Kind.NETWORK: "with a faster way to {host}, such as a mirror nearby",
+    Kind.MIRROR: "without the mirror {host}",
+    Kind.CPU: "with more or faster processors",
+    Kind.DISK: "with a faster disk",
+    Kind.LOCK: "if nothing else held the lock",
+    Kind.QUEUE: "if nothing else had been before it",
+    Kind.CLIENT: "if the client did not hold it up",
+    Kind.RUNTIME: "if programs started at once",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """The texts of a verdict."""
+
+    sentence: str
+    advice: str
+    gain: float
+    notes: tuple[str, ...]
+
+
+def what(reason: Reason, layer: int | None, rate: float | None) -> str:
+    """A reason in words; ``layer`` counts from 0 and is said from 1, ``rate`` is in bytes a second."""
+    words = _WHAT.get((reason.kind, reason.part))
+    if words is None:
+        return f"not recorded, in {reason.part}" if reason.kind is Kind.UNKNOWN else reason.part
+    named = "" if layer is None else f"layer {layer + 1}"
+    return words.format(
+        host=reason.host or "the registry",
+        of_host=f" of {reason.host}" if reason.host else "",
+        layer=f" ({named})" if named else "",
+        of_layer=f" of {named}" if named else "",
+        rate="" if rate is None else f" at {bytes_(rate)}/s",
+        holder=f" that {reason.holder} held" if reason.holder else "",
+    )
+
+
+def rate(reason: Reason, slices: Sequence[Slice]) -> float | None:
+    """Bytes a second of the transfers that a bandwidth reason is about; None if unknown, and for other reasons."""
+    if reason.part != "bandwidth":
+        return None
+    nodes = {part.node for part in slices if part.reason == reason}
+    counted = [(node, size) for node in nodes if (size := _size(node))]
+    took = sum(end - start for start, end in _merged((node.start, node.end) for node, _ in counted))
+    return sum(size for _, size in counted) / took * 1e9 if took else None
+
+
+def _size(node: Node) -> float:
+    return node.number("splitd.bytes") or 0.0
+
+
+def _merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The times in which at least one of the spans was, in order and apart."""
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted(spans):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(end, merged[-1][1])
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def bytes_(count: float) -> str:
+    """A number of bytes for people: ``14 MB``."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 999.5 or unit == "GB":
+            break
+        count /= 1000
+    return f"{count:.0f} {unit}" if count >= 9.95 or unit == "B" else f"{count:.1f} {unit}"
+
+
+def seconds(value: float) -> str:
+    """Seconds for people, without their unit: ``8.1``, ``0.25``."""
+    return f"{value:.1f}" if value >= 0.95 else f"{value:.2f}" if value >= 0.095 else f"{value:.3f}"
+
+
+def of(root: Node, causes: Sequence[Cause], slices: Sequence[Slice], tree: Tree) -> Said:
+    """The texts for an operation whose causes are known, the greatest first."""
+    wall = root.length / 1e9
+    notes = [] if not tree.left_out else [f"{tree.left_out} spans were left out: the trace has too many"]
+    operation = text(root.span.attributes.get("splitd.operation")) or "operation"
+    if not causes:
+        return Said(f"{seconds(wall)} s: nothing was recorded", "", 0.0, tuple(notes))
+    group = max(_groups(causes), key=_total)
+    total = _total(group)
+    sentence = f"{seconds(total)} of {seconds(wall)} s: {_listed(group)}"
+    first = group[0]
+    if first.kind not in (Kind.CPU, Kind.DISK, Kind.UNKNOWN) and _busy(group, slices, tree) < IDLE:
+        notes.append(f"nothing else of the {operation} was at work meanwhile")
+        sentence += "; nothing else of it was at work meanwhile"
+    if text(root.span.attributes.get("splitd.outcome")) == "failed":
+        why = text(root.span.message)
+        sentence = f"failed after {seconds(wall)} s{': ' if why else ''}{why}; {sentence}"
+    helped = max((each for each in _groups(causes) if each[0].kind in _HELP), key=_total, default=[])
+    gain = _total(helped)
+    if not helped or gain < STANDS_OUT * wall:
+        return Said(sentence, "", 0.0, tuple(notes))
+    condition = _HELP[helped[0].kind].format(host=helped[0].host or "the registry")
+    advice = f"{condition}, it would take {seconds(wall - gain)} s at best: {seconds(gain)} s less"
+    return Said(sentence, advice[0].upper() + advice[1:], gain, tuple(notes))
+
+
+def _groups(causes: Sequence[Cause]) -> list[list[Cause]]:
+    """Causes of one kind about the same host or holder stand together."""
+    groups: dict[tuple[Kind, str, str], list[Cause]] = {}
+    for cause in causes:
+        groups.setdefault((cause.kind, cause.host, cause.holder), []).append(cause)
+    return list(groups.values())
+
+
+def _total(group: Sequence[Cause]) -> float:
+    return sum(cause.seconds for cause in group)
+
+
+def _listed(group: Sequence[Cause]) -> str:
+    """The causes of a group in words: one if it is most of it, else at most three with their times."""
+    if group[0].seconds >= MOSTLY * _total(group):
+        return group[0].what
+    return ", ".join(f"{cause.what} {seconds(cause.seconds)} s" for cause in group[:3])
+
+
+def _busy(group: Sequence[Cause], slices: Sequence[Slice], tree: Tree) -> float:
+    """How much of the group's time the operation's workers spent on a processor or the disk, as a share."""
+    reasons = {(cause.kind, cause.part, cause.host, cause.holder) for cause in group}
+    named = _merged(
+        (part.start, part.end)
+        for part in slices
+        if (part.reason.kind, part.reason.part, part.reason.host, part.reason.holder) in reasons
+    )
+    starts = [start for start, _ in named]
+    before = [0, *accumulate(end - start for start, end in named)]
+
+    def until(time: int) -> int:
+        """The group's time before ``time``."""
+        index = bisect_right(starts, time)
+        return before[index] - (max(0, named[index - 1][1] - time) if index else 0)
+
+    spent = 0.0
+    for node in tree.nodes.values():
+        worked = (node.number("splitd.time.cpu_ms") or 0.0) + (node.number("splitd.time.disk_ms") or 0.0)
+        if worked and node.length:
+            spent += worked * 1e6 * (until(node.end) - until(node.start)) / node.length
+    return spent / before[-1] if before[-1] else 0.0
