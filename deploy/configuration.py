@@ -42,6 +42,7 @@ def tables() -> Iterator[tuple[str, type[Any]]]:
     yield "", settings.Node
     yield "grpc", _class("services.kit.config:Config")
     yield "cgroup", _class("services.kit.config:Cgroup")
+    yield "metrics", _class("services.kit.config:Metrics")
     yield "watchdog", _class("services.kit.config:Watchdog")
     for process in PROCESSES:
         for table, where in process.config:

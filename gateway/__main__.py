@@ -21,6 +21,7 @@ from gateway.snapshotters import Snapshotters
 from gateway.upstream import Upstream
 from gateway.writes import Commit
 from services.kit import loops, process, rpc, settings, ttrpc
+from services.kit.config import load_metrics
 from services.kit.health import HealthServicer
 
 
@@ -77,6 +78,11 @@ async def serve(file: settings.File, node: settings.Node) -> None:
 
                 probes = Probes(routes, snapshotters.names)
                 await stack.enter_async_context(loops.running("health over HTTP", lambda: probes.serve(address)))
+            if address := load_metrics(file).address:
+                from gateway.metrics import Page
+
+                page = Page(routes, node.state)
+                await stack.enter_async_context(loops.running("metrics over HTTP", lambda: page.serve(address)))
             await process.until_signal()
 
 

@@ -1,11 +1,11 @@
-"""Settings that every process has: tables [grpc], [cgroup] and [watchdog]. Of containerd's own keys in [grpc], only the
-address is checked.
+"""Settings that every process has: tables [grpc], [cgroup], [metrics] and [watchdog]. Of containerd's own keys in
+[grpc], only the address is checked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from services.kit import cgroups, logs, settings
@@ -102,3 +102,37 @@ class Watchdog:
     def beat(self) -> float:
         """Seconds from one beat to the next; 0 if the watchdog is off."""
         return min(3.0, self.silence / 6)
+
+
+_METRICS = "io.containerd.server.v1.metrics"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """Metrics of all services and containers in Prometheus' text format, as containerd's [metrics]; version 4 of
+    containerd's file has it as [plugins."io.containerd.server.v1.metrics"]. GET /v1/metrics is the page. The gateway
+    serves it.
+    """
+
+    address: str = ""
+    """The address to serve it at, such as "127.0.0.1:1338", or the absolute path of a unix socket (mode 0600). There is
+    no password: every client that reaches the address may read it. Empty: it is not served, and nothing is counted.
+    """
+    grpc_histogram: bool = False
+    """Count the calls of each method by how long they took, in buckets; false: only their sum and number."""
+
+    def __post_init__(self) -> None:
+        if self.address:
+            from services.kit.http_server import parse_address
+
+            try:
+                parse_address(self.address)
+            except ValueError as error:
+                raise ValueError(f"address: {error}") from None
+
+
+def load_metrics(file: settings.File) -> Metrics:
+    """The settings of metrics in ``file``. As with [grpc], containerd's newer table wins if both exist."""
+    theirs, named = settings.load_plugin(Metrics, file, _METRICS)
+    ours = settings.load(Metrics, file, "metrics")
+    return replace(ours, **{key: getattr(theirs, key) for key in named})

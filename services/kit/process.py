@@ -25,13 +25,30 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
-from services.kit import config, errors, exporting, logs, memory, rpc, settings, stacks, tracing, turns, version
+from services.kit import (
+    config,
+    errors,
+    exporting,
+    logs,
+    memory,
+    metrics,
+    observer,
+    rpc,
+    settings,
+    stacks,
+    tracing,
+    turns,
+    version,
+)
 from services.kit.faults import fault
 from services.kit.heartbeat import SOCKET, Heartbeat
 from services.kit.slices import SLICE
 from services.wire import limits
 
 log = logging.getLogger(__name__)
+
+STARTS = "starts"
+"""A directory in STATE with a file for each process: how often it was started in this boot."""
 
 Serve = Callable[[settings.File, settings.Node], Awaitable[None]]
 
@@ -112,12 +129,14 @@ def run(name: str, serve: Serve) -> None:
         rpc.load()
         limits.configure(grpc.limits)
         exporting.begin(name)
+        _count(config.load_metrics(file))
         many_files()
         os.environ.pop("PYTHONMALLOC", None)  # ours (deploy/processes.py), not that of the programs that we start
         _less_garbage_collection()
         memory.few_arenas()
         _short_waits()
         _keep(file, node, name)
+        _note_start(node.state / STARTS, name)
         fault(f"{name}.start")
         run_loop(_serve(serve, file, node))
         log.info("%s has stopped", name)
@@ -127,6 +146,28 @@ def run(name: str, serve: Serve) -> None:
         sys.exit(1)
     finally:
         tracing.shutdown()
+
+
+def _count(chosen: config.Metrics) -> None:
+    """Begin to count what this process does, if the metrics are served anywhere."""
+    if chosen.address:
+        from services.kit.metrics_calls import Calls
+
+        metrics.begin()
+        observer.listen(Calls(histogram=chosen.grpc_histogram).began)
+
+
+def _note_start(directory: Path, name: str) -> None:
+    """Count the starts of this process in this boot, in a file, since a process that restarts knows nothing else of it.
+    If that fails, as on a full disk, the service runs all the same.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file = directory / name
+        before = file.read_text() if file.exists() else ""
+        file.write_text(str(int(before) + 1 if before.isdigit() else 1))
+    except OSError as error:
+        log.warning("%s: %s", directory / name, error.strerror)
 
 
 def _keep(file: settings.File, node: settings.Node, name: str) -> None:

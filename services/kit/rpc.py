@@ -33,7 +33,7 @@ import importlib
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
-from services.kit import chosen, sockets
+from services.kit import chosen, metrics, sockets
 from services.kit.call import (
     CLIENT,
     ERROR_LIMIT,
@@ -157,6 +157,10 @@ async def serving(
         from services.kit.many import ManyServicer
 
         servicers.append(many := ManyServicer())
+    if metrics.counts() and (relayed or relay is None):  # not on containerd.sock, which is for clients
+        from services.kit.metrics_server import MetricsServicer
+
+        servicers.append(MetricsServicer())
     methods = Methods(servicers, relay, long)
     server = chosen.server(address, methods, health, relayed=relayed)
     server.entrance = entrance

@@ -45,9 +45,7 @@ class Node:
 FOREIGN_KEYS = frozenset(
     {"version", "imports", "temp", "disabled_plugins", "required_plugins", "plugin_dir", "oom_score"}
 )
-FOREIGN_TABLES = frozenset(
-    {"grpc", "ttrpc", "debug", "metrics", "plugins", "proxy_plugins", "stream_processors", "timeouts"}
-)
+FOREIGN_TABLES = frozenset({"grpc", "ttrpc", "debug", "plugins", "proxy_plugins", "stream_processors", "timeouts"})
 """Keys and tables of containerd's config.toml that are not ours. They are accepted, and a warning names those that have
 no meaning here.
 """

@@ -6,9 +6,9 @@ import asyncio
 import os
 import sys
 
-from services.kit import opt, process, rpc, settings
+from services.kit import metrics, opt, process, rpc, settings
 from services.kit.publisher import Publisher
-from services.tasks import config
+from services.tasks import config, metrics_convert
 from services.tasks.gateway import Gateway
 from services.tasks.local import LocalTasks
 from services.tasks.nodestart import NodeStart
@@ -36,7 +36,13 @@ async def serve(file: settings.File, node: settings.Node) -> None:
                 monitor.running(tasks),
                 rpc.serving(node.state / "tasks.sock", [TasksServicer(tasks)], relayed=True),
             ):
+                metrics.source(lambda: figures(tasks))
                 await process.until_signal()
+
+
+async def figures(tasks: LocalTasks) -> list[metrics.Family]:
+    """The cgroup figures of all containers."""
+    return metrics_convert.families(await tasks.all_metrics())
 
 
 if __name__ == "__main__":

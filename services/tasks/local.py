@@ -438,22 +438,28 @@ class LocalTasks:
     async def metrics(self, namespace: str, filters_: Sequence[str]) -> Sequence[Metric]:
         wanted = await filters.parsed(filters_, self._lane)
 
-        async def stats(task: Task) -> Metric | None:
-            at = time.time_ns()
-            try:
-                return Metric(task.name, at, await task.converse(lambda c: c.stats(self._config.state_timeout)))
-            except errors.NodeError as error:
-                if not isinstance(error, errors.NotFound):
-                    log.warning("metrics of %s: %s", task, error)
-                return None
-
         def fields(task: Task) -> filters.Adaptor:
             values = {"id": task.name, "namespace": task.namespace}
             return lambda path: (values[path[0]], True) if path[0] in values else ("", False)
 
         known = [task for (space, _), task in sorted(self._names.tasks.items()) if space == namespace]
         chosen = [task for task in known if wanted.match(fields(task))]
-        return [m for m in await asyncio.gather(*map(stats, chosen)) if m is not None]
+        return [m for m in await asyncio.gather(*map(self._stats, chosen)) if m is not None]
+
+    async def all_metrics(self) -> Sequence[tuple[str, Metric]]:
+        """The statistics of all tasks, each with its namespace."""
+        tasks = sorted(self._names.tasks.items())
+        answers = await asyncio.gather(*(self._stats(task) for _, task in tasks))
+        return [(space, m) for ((space, _), _), m in zip(tasks, answers, strict=True) if m is not None]
+
+    async def _stats(self, task: Task) -> Metric | None:
+        at = time.time_ns()
+        try:
+            return Metric(task.name, at, await task.converse(lambda c: c.stats(self._config.state_timeout)))
+        except errors.NodeError as error:
+            if not isinstance(error, errors.NotFound):
+                log.warning("metrics of %s: %s", task, error)
+            return None
 
     async def checkpoint(
         self, namespace: str, name: str, options: Opaque | None, *, lease: str = ""

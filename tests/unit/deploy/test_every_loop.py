@@ -25,6 +25,7 @@ from api.splitd.snapshotters.v1 import snapshotters_pb2
 from client.output import Bars
 from client.progress import Tally
 from gateway.config import Config as GatewaySettings
+from gateway.metrics import Page
 from gateway.probes import Probes
 from gateway.routes import Routes
 from gateway.snapshotters import Snapshotters
@@ -255,19 +256,27 @@ async def watching_a_service(place: Path) -> AsyncIterator[Works]:
 async def probing(place: Path) -> AsyncIterator[Works]:
     path = place / "health.sock"
     probes = Probes(Routes(place, GatewaySettings(), {}), tuple)
-
-    async def works() -> None:
-        async def asked() -> bool:
-            reader, writer = await asyncio.open_unix_connection(path)
-            writer.write(b"GET /health/gateway HTTP/1.0\r\n\r\n")
-            answer = await reader.read()
-            writer.close()
-            return answer.startswith(b"HTTP/1.1 200 ")
-
-        await eventually_async(asked, "it is not served")
-
     async with loops.running("health over HTTP", lambda: probes.serve(str(path))):
-        yield works
+        yield lambda: page_is_served(path, b"/health/gateway")
+
+
+@loop("metrics over HTTP")
+async def counting(place: Path) -> AsyncIterator[Works]:
+    path = place / "metrics.sock"
+    page = Page(Routes(place, GatewaySettings(), {}), place)
+    async with loops.running("metrics over HTTP", lambda: page.serve(str(path))):
+        yield lambda: page_is_served(path, b"/v1/metrics")
+
+
+async def page_is_served(path: Path, page: bytes) -> None:
+    async def asked() -> bool:
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(b"GET %s HTTP/1.0\r\n\r\n" % page)
+        answer = await reader.read()
+        writer.close()
+        return answer.startswith(b"HTTP/1.1 200 ")
+
+    await eventually_async(asked, "it is not served")
 
 
 @loop("the snapshotters' announcements")
