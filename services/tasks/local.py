@@ -446,11 +446,13 @@ class LocalTasks:
         chosen = [task for task in known if wanted.match(fields(task))]
         return [m for m in await asyncio.gather(*map(self._stats, chosen)) if m is not None]
 
-    async def all_metrics(self) -> Sequence[tuple[str, Metric]]:
-        """The statistics of all tasks, each with its namespace."""
+    async def all_metrics(self) -> Sequence[tuple[str, str, Metric]]:
+        """The statistics of all tasks, each with its namespace and the path of its runtime's program."""
         tasks = sorted(self._names.tasks.items())
         answers = await asyncio.gather(*(self._stats(task) for _, task in tasks))
-        return [(space, m) for ((space, _), _), m in zip(tasks, answers, strict=True) if m is not None]
+        return [
+            (space, task.program.path, m) for ((space, _), task), m in zip(tasks, answers, strict=True) if m is not None
+        ]
 
     async def _stats(self, task: Task) -> Metric | None:
         at = time.time_ns()

@@ -1,13 +1,15 @@
 """The cgroup figures of containers as metrics: containerd's names, units and labels (core/metrics/cgroups), so that its
 dashboards work.
 
-Each family is called ``container_NAME_UNIT``, and each series has ``container_id`` and ``namespace``. All are gauges,
-the growing ones too, as in containerd. What a shim answers decides which there are: the figures of cgroup v1 or of v2;
-other shims may answer something else, of which nothing is shown.
+Each family is called ``container_NAME_UNIT``, and each series has ``container_id``, ``namespace`` and ``runtime``. All
+are gauges, the growing ones too, as in containerd. What a shim answers decides which there are: the figures of cgroup
+v1 or of v2; other shims may answer something else, of which nothing is shown.
 """
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -112,20 +114,26 @@ _HUGETLB = (("usage", _BYTES), ("failcnt", _TOTAL), ("max", _BYTES))
 _IO = (("rbytes", _BYTES), ("wbytes", _BYTES), ("rios", _TOTAL), ("wios", _TOTAL))
 
 
-def families(figures: Iterable[tuple[str, Metric]]) -> list[Family]:
-    """The families of what shims answered, each with its namespace."""
+def families(figures: Iterable[tuple[str, str, Metric]]) -> list[Family]:
+    """The families of what shims answered, each with its namespace and the path of its runtime's program."""
     found: dict[str, list[Sample]] = {}
-    for namespace, metric in figures:
+    for namespace, program, metric in figures:
         message = _message(metric)
         if message is None:
             continue
-        labels = {"container_id": metric.id, "namespace": namespace}
+        labels = {"container_id": metric.id, "namespace": namespace, "runtime": _runtime(program)}
         for name, value, own in _values(message):
             found.setdefault(f"container_{name}", []).append(Sample(float(value), {**labels, **own}))
     return [
         Family(name, f"{name.removeprefix('container_').replace('_', ' ')} of the container's cgroup", "gauge", samples)
         for name, samples in found.items()
     ]
+
+
+def _runtime(program: str) -> str:
+    """The runtime's name, as clients give it; the path of a program that has none."""
+    found = re.fullmatch(r"containerd-shim-(.+)-([^-]+)", os.path.basename(program))
+    return f"io.containerd.{found[1]}.{found[2]}" if found else program
 
 
 def _message(metric: Metric) -> v1.Metrics | v2.Metrics | None:

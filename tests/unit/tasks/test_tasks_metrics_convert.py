@@ -14,11 +14,11 @@ def shown(message: v1.Metrics | v2.Metrics, prefix: str = "") -> dict[str, list[
     data = Opaque(prefix + message.DESCRIPTOR.full_name, message.SerializeToString())
     return {
         family.name: [(dict(s.labels), s.value) for s in family.samples]
-        for family in families([("n", Metric("c", 0, data))])
+        for family in families([("n", "/usr/bin/containerd-shim-runc-v2", Metric("c", 0, data))])
     }
 
 
-OWN = {"container_id": "c", "namespace": "n"}
+OWN = {"container_id": "c", "namespace": "n", "runtime": "io.containerd.runc.v2"}
 
 
 def test_the_figures_of_cgroup_v1() -> None:
@@ -79,4 +79,4 @@ def test_the_figures_of_cgroup_v2() -> None:
 
 def test_what_is_no_cgroups_figures_is_not_shown() -> None:
     others = [None, Opaque("io.example.Stats", b"\x08\x01"), Opaque("io.containerd.cgroups.v1.Metrics", b"\xff")]
-    assert families([("n", Metric("c", 0, data)) for data in others]) == []
+    assert families([("n", "/opt/shim", Metric("c", 0, data)) for data in others]) == []

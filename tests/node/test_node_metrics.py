@@ -1,0 +1,87 @@
+"""The node's metrics: those of containers beside containerd's own, and what a pull leaves."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+
+from deploy.samples import Registry
+from tests.peer import containerd
+from tests.support import Node, eventually, short_directory
+
+pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(120)]
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+def series(port: int) -> dict[str, float]:
+    """Each series of the page with its value."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/metrics", timeout=20) as answer:
+        text = answer.read().decode()
+    return {f[1]: float(f[2]) for line in text.splitlines() if (f := re.fullmatch(r"([^#].*) (\S+)", line))}
+
+
+def of_containers(found: dict[str, float]) -> set[tuple[str, frozenset[str]]]:
+    """The containers' families, each with the names of its labels and without that of the service."""
+    return {
+        (name.partition("{")[0], frozenset(re.findall(r'([a-z_]+)="', name)) - {"service"})
+        for name in found
+        if name.startswith("container_")
+    }
+
+
+@pytest.fixture(scope="module")
+def counted() -> Iterator[tuple[Node, int]]:
+    """A node that serves its metrics, and the port."""
+    port = free_port()
+    with short_directory() as directory:
+        node = Node(directory, config=f'[metrics]\naddress = "127.0.0.1:{port}"\n')
+        node.up()
+        try:
+            node.wait_healthy()
+            yield node, port
+        finally:
+            node.clear()
+
+
+def test_containers_have_containerds_metrics(counted: tuple[Node, int], registry: Registry) -> None:
+    """The same families and labels as on containerd's own page, for the same container; they go with it."""
+    node, port = counted
+    reference = f"{registry.host}/box:1"
+    theirs_port = free_port()
+    with (
+        short_directory() as directory,
+        containerd(directory, more=f'[metrics]\naddress = "127.0.0.1:{theirs_port}"\n') as address,
+    ):
+        for socket_path in (node.socket, address):
+            for command in (
+                ["images", "pull", "--plain-http", reference],
+                ["run", "-d", reference, "counted", "sleep", "1000"],
+            ):
+                subprocess.run(["ctr", "-a", str(socket_path), *command], check=True, capture_output=True, timeout=60)
+        try:
+            # the kernel's notices of no memory, which containerd counts itself, are no part of a shim's figures
+            theirs = {each for each in of_containers(series(theirs_port)) if each[0] != "container_memory_oom_total"}
+            ours = of_containers(series(port))
+            assert theirs
+            assert theirs <= ours
+            assert {name for name, _ in ours - theirs} <= {"container_memory_oom_total"}
+        finally:
+            subprocess.run(
+                ["ctr", "-a", str(address), "tasks", "rm", "-f", "counted"], check=True, capture_output=True, timeout=60
+            )
+    found = series(port)
+    rss = [value for name, value in found.items() if name.startswith("container_memory_") and "usage" in name]
+    assert max(rss) > 4096
+    assert found['splitd_service_up{service="tasks"}'] == 1
+    node.ctr("tasks", "rm", "-f", "counted")
+    eventually(lambda: not of_containers(series(port)), "a dead container is still shown")
