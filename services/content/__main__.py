@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from services.content import sizes
 from services.content.config import Config
 from services.content.local import LocalStore
 from services.content.server import ContentServicer, LocalFilesServicer
-from services.kit import process, rpc, settings
+from services.kit import metrics_stores, process, rpc, settings
 from services.kit.removals import RemovalsServicer
 from services.kit.stamp import StampServicer
 
@@ -24,6 +25,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
             RemovalsServicer(store.remove_all, store.remove_blobs),
         ]
         async with rpc.serving(node.state / "content.sock", servicers, grace=config.grace, relayed=True):
+            metrics_stores.measured({"content": lambda: sizes.of_store(root)})
             await process.until_signal()
         store.close()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from services.kit import memory, process, rpc, settings
+from services.kit import memory, metrics_stores, process, rpc, settings
 from services.kit.publisher import Publisher
 from services.metadata import config as configuration
 from services.metadata.backends import RemoteBackends
@@ -55,6 +55,10 @@ async def serve(file: settings.File, node: settings.Node) -> None:
                     rpc.serving(node.state / "metadata.sock", metadata.servicers, relayed=True) as server,
                     soundness.reported_in(server),
                 ):
+                    path = directory / "metadata.db"
+                    metrics_stores.measured(
+                        {"metadata": lambda: metrics_stores.of_files(path, path.with_name(f"{path.name}-wal"))}
+                    )
                     await process.until_signal()
             finally:
                 await soundness.close()

@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 from functools import partial
 
-from services.kit import process, rpc, settings
+from services.kit import metrics_stores, process, rpc, settings
 from services.kit.removals import RemovalsServicer
 from services.kit.stamp import StampServicer
 from services.snapshots.broken import BrokenSnapshotter, started
@@ -15,6 +15,7 @@ from services.snapshots.config import Config
 from services.snapshots.diff.server import DiffServicer
 from services.snapshots.server import SnapshotsServicer, SnapshottersServicer
 from services.snapshots.snapshotters import SNAPSHOTTERS
+from services.snapshots.tree import sizes
 
 
 async def serve(file: settings.File, node: settings.Node) -> None:
@@ -60,6 +61,13 @@ async def serve(file: settings.File, node: settings.Node) -> None:
         diff = DiffServicer(node.state / "internal.sock", top / "diff")
         stack.push_async_callback(diff.close)
         await stack.enter_async_context(rpc.serving(node.state / "diff.sock", [diff], grace=config.grace, relayed=True))
+        metrics_stores.measured(
+            {
+                f"snapshots.{each.NAME}": partial(sizes, top / each.NAME)
+                for each, made in zip(SNAPSHOTTERS, snapshotters, strict=True)
+                if not isinstance(made, BrokenSnapshotter)
+            }
+        )
         await process.until_signal()
 
 

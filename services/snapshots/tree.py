@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 from services.kit import damage, errors, loops, wal
 from services.kit.faults import fault
 from services.kit.files import sync_directory
+from services.kit.metrics_stores import Size
 from services.kit.sqlite import File, Layout, Work, run, undo
 from services.snapshots.store import Info, Kind, Usage
 
@@ -316,3 +317,19 @@ class Tree:
         fault("snapshots.before-row")
         self._writer.execute("COMMIT")
         fault("snapshots.after-row")
+
+
+def sizes(directory: Path) -> Size:
+    """The bytes of the committed snapshots of a snapshotter, and the number of each kind, for metrics; by a connection
+    of its own, in any thread. OSError if its records cannot be read.
+    """
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{directory}/metadata.db?mode=ro", uri=True, timeout=1)) as file:
+            rows = file.execute("SELECT kind, count(*), sum(size) FROM snapshots GROUP BY kind").fetchall()
+    except sqlite3.Error as error:
+        raise OSError(f"{directory}/metadata.db: {error}") from None
+    names = {kind.value: kind.name.lower() for kind in Kind}
+    return Size(
+        sum(int(size or 0) for _, _, size in rows),
+        {names[kind]: int(count) for kind, count, _ in rows if kind in names},
+    )

@@ -17,7 +17,7 @@ import itertools
 import os
 from collections.abc import AsyncIterator
 
-from services.kit import tracing
+from services.kit import metrics, tracing
 
 CONNECTIONS = 16
 """Twice the layers: documents, a few KiB each, pass beside them. Registries do not yet refuse so many connections from
@@ -43,6 +43,10 @@ the network and the disk. Each takes up to 25 MB.
 _DOCUMENT = -1
 
 
+_HELD = metrics.Gauge("splitd_queue_held", "Places in use that all transfers share, by kind.", "queue")
+_WAITING = metrics.Gauge("splitd_queue_waiting", "Waiting for a place that all transfers share, by kind.", "queue")
+
+
 class Budget:
     """The connections, layers and workers that may be active at once in this process."""
 
@@ -53,6 +57,8 @@ class Budget:
         self._layers = Gate(layers, "layers")
         self._uploads = Gate(uploads, "uploads")
         self._workers = Gate(workers, "workers")
+        for gate in (self._connections, self._layers, self._uploads, self._workers):
+            gate.shown()
 
     @contextlib.asynccontextmanager
     async def document(self) -> AsyncIterator[None]:
@@ -98,6 +104,11 @@ class Gate:
         self._waiting: list[tuple[int, int, asyncio.Future[str]]] = []
         """The futures get the reference of the span that gave its place up."""
         self._order = itertools.count()
+
+    def shown(self) -> None:
+        """Show its places and who waits for them as metrics."""
+        _HELD.set(lambda: len(self._holders), self._what)
+        _WAITING.set(lambda: len(self._waiting), self._what)
 
     @contextlib.asynccontextmanager
     async def entered(self, rank: int) -> AsyncIterator[None]:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iter
 from dataclasses import dataclass
 from typing import Any
 
-from services.kit import errors, loops
+from services.kit import errors, loops, metrics
 from services.kit.faults import fault
 from services.kit.slices import Lane, Steps
 from services.kit.tracing import span
@@ -30,6 +30,11 @@ from services.metadata.store import Change, Collected, Event, Nanoseconds
 from services.metadata.transactions import Key, Reader, Transaction
 
 log = logging.getLogger(__name__)
+
+_COLLECTIONS = metrics.Counter("containerd_gc_collections_total", "Collections of garbage, by status.", "status")
+_SECONDS = metrics.Histogram("containerd_gc_gc_seconds", "Seconds of a collection with its sweeps.")
+_MARKED = metrics.Histogram("splitd_gc_mark_seconds", "Seconds until a collection's dead records are removed.")
+_REMOVED = metrics.Counter("splitd_gc_removed_total", "Blobs and snapshots that sweeps removed.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +223,7 @@ class Collector:
                 log.error("garbage collection failed: %s", error)
             else:
                 log.exception("garbage collection failed")
+            _COLLECTIONS.add(1, "fail")
             self._all = self._all or every
             self._pace.failed(time.monotonic())
             self._fail(
@@ -228,6 +234,7 @@ class Collector:
             )
             return
         self._pace.collected(time.monotonic(), time.monotonic() - started)
+        _MARKED.observe(time.monotonic() - started)
         self._look_at = time.monotonic() + self._tuning.look if self._written else None
         self._expect(found.wake)
         self._watchers.start(
@@ -349,6 +356,9 @@ class Collector:
         except BaseException:
             self._fail(waiting, errors.Unavailable("the collector has ended"))
             raise
+        _COLLECTIONS.add(1, "fail" if failed else "success")
+        _SECONDS.observe(time.monotonic() - started)
+        _REMOVED.add(len(removed))
         result = Collected(removed=tuple(removed), failed=tuple(failed), seconds=time.monotonic() - started)
         for future in waiting:
             if not future.done():
