@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from services.traces.causes import PROCESSOR, SHARES, Kind, Reason, Slice, reason_of
-from services.traces.critical_path import Path, Piece, linked
+from services.traces.critical_path import Path, Piece, linked, orphanage
 from services.traces.tree import Node, Tree, text
 
 FETCHES = ("registry.fetch", "images.layer")
@@ -28,6 +29,7 @@ class Attribution:
     def __init__(self, tree: Tree, spans: Mapping[tuple[str, str], Node], path: Path) -> None:
         self._spans = spans
         self._path = path
+        self._orphans = orphanage(tree.root)
         self._fetches: dict[str, list[Node]] = {}
         for node in tree.nodes.values():
             if node.span.name in FETCHES and (digest := node.text("oci.layer.digest")):
@@ -35,7 +37,16 @@ class Attribution:
 
     def slices(self, pieces: Sequence[Piece]) -> list[Slice]:
         """The pieces with their reasons, in the same order; together they are as long."""
-        return [slice_ for piece in pieces for slice_ in self._of(piece)]
+        return [slice_ for piece in pieces for known in self._known(piece) for slice_ in self._of(known)]
+
+    def _known(self, piece: Piece) -> list[Piece]:
+        """The piece; if nothing is known of it, what orphans did in its time."""
+        if self._orphans is None or self._shares(piece) or reason_of(piece).kind is not Kind.UNKNOWN:
+            return [piece]
+        return [
+            replace(piece, start=each.start, end=each.end) if each.node is self._orphans else each
+            for each in self._path.of(self._orphans, piece.start, piece.end)
+        ]
 
     def _of(self, piece: Piece) -> list[Slice]:
         shares = self._shares(piece)
@@ -89,8 +100,7 @@ class Attribution:
         """The fetches of the worker's layer during its time: by a link, or by the digest. The parts of a blob that
         are fetched side by side are all meant.
         """
-        target = linked(worker, self._spans)
-        named = [target] if target is not None else self._fetches.get(worker.text("oci.layer.digest"), [])[:MOST]
+        named = linked(worker, self._spans) or self._fetches.get(worker.text("oci.layer.digest"), [])[:MOST]
         running = [fetch for fetch in named if fetch.start < worker.end and fetch.end > worker.start]
         parts = [fetch for fetch in running if fetch.span.name == "registry.fetch"]
         return parts or running

@@ -79,6 +79,7 @@ SHARES = {
     "runqueue": Reason(Kind.CPU, "no processor free"),
     "disk": Reason(Kind.DISK, "write"),
     "bytes": Reason(Kind.NETWORK, "bytes"),
+    "rest": Reason(Kind.RUNTIME, "worker"),
 }
 """The reason of ``splitd.time.NAME_ms``. Time on a processor has parts of its own."""
 
@@ -95,6 +96,7 @@ SPANS = {
     "wait.bytes": Reason(Kind.NETWORK, "bytes"),
     "wait.client": Reason(Kind.CLIENT, "client"),
     "wait.worker": Reason(Kind.RUNTIME, "worker start"),
+    "diff.start": Reason(Kind.RUNTIME, "worker start"),
     "content.fsync": Reason(Kind.DISK, "fsync"),
     "snapshots.sync": Reason(Kind.DISK, "fsync"),
     "content.hash": Reason(Kind.CPU, "digest"),
@@ -105,8 +107,8 @@ SPANS = {
 }
 """The reason of a span's self time, where its name says it."""
 
-QUEUES = {"wait.budget": Kind.QUEUE, "wait.worker": Kind.QUEUE}
-"""Waits for a place; the others that another operation makes somebody wait for are locks."""
+HELD = {"wait.budget": Kind.QUEUE, "wait.lock": Kind.LOCK, "wait.parent": Kind.LOCK}
+"""Waits for what another operation may hold."""
 
 
 def reason_of(piece: Piece) -> Reason:
@@ -114,16 +116,16 @@ def reason_of(piece: Piece) -> Reason:
     node = piece.node
     foreign = next((wait for wait in piece.waits if _holder_is_another(wait, piece)), None)
     if foreign is not None:
-        return Reason(QUEUES.get(foreign.span.name, Kind.LOCK), foreign.span.name[5:], holder=operation_of(node))
+        return Reason(HELD[foreign.span.name], foreign.span.name[5:], holder=operation_of(node))
     host = node.text("server.address")
     if any(_dead_mirror(above) for above in node.up()):
         return Reason(Kind.MIRROR, "dead", host)
     if node.span.name == "wait.pause":
         asked = text(node.span.attributes.get("splitd.pause.reason"))
         return Reason(Kind.REGISTRY, "rate limit" if asked in {"429", "Retry-After"} else "retry", host)
-    if node.span.name in {"wait.lock", "wait.budget", "wait.parent"}:
+    if node.span.name in HELD:
         held = text(node.span.attributes.get("splitd.wait.for"))
-        return Reason(QUEUES.get(node.span.name, Kind.LOCK), node.span.name[5:], holder=held)
+        return Reason(HELD[node.span.name], node.span.name[5:], holder=held)
     if any(above.span.name == "registry.auth" for above in node.up()):
         return Reason(Kind.REGISTRY, "auth", host)
     known = SPANS.get(node.span.name)
@@ -143,7 +145,7 @@ def operation_of(node: Node) -> str:
 
 
 def _holder_is_another(wait: Node, piece: Piece) -> bool:
-    return wait.span.name != "wait.bytes" and wait.span.trace != piece.node.span.trace
+    return wait.span.name in HELD and wait.span.trace != piece.node.span.trace
 
 
 def _dead_mirror(node: Node) -> bool:

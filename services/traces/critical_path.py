@@ -5,8 +5,12 @@ do it. At the end of a span its path is in the child that ended last. Before tha
 had ended last then, and so on. Where there is none, the span itself is on the path: that is its *self time*. A child
 that overlaps the next one by less than 1 % of the parent counts as before it. Background work is never on the path.
 
+A span that the root adopted is on the path only through :func:`orphanage`: where it belongs is not known, so it says
+what went on in time of which nothing else is known.
+
 A wait has no time of its own. For its duration the path is where the span was that it links to, in whatever process or
-trace that is. What remains to the wait is the time in which that span did not exist yet, or no longer.
+trace that is. If it links to several, the last gave way, and the ones before it held it up before that one began. What
+remains to the wait is the time in which none of them existed.
 
 The pieces of a path do not overlap and leave nothing out: they add up to the root's time, to the nanosecond.
 """
@@ -17,6 +21,7 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from services.traces.store import Span
 from services.traces.tree import Node
 
 OVERLAP = 100
@@ -42,17 +47,30 @@ class Piece:
     """The waits that the path came through, the outermost first."""
 
 
-def linked(node: Node, spans: Mapping[tuple[str, str], Node]) -> Node | None:
-    """The span that a wait waits for, if it is among ``spans`` (by trace and id)."""
-    for link in node.span.links:
-        found = spans.get((link.trace, link.span))
-        if found is not None and found is not node:
-            return found
-    return None
+LINKS = 16
+"""Links of a span that are followed, the last ones."""
+
+
+def linked(node: Node, spans: Mapping[tuple[str, str], Node]) -> list[Node]:
+    """Those of ``spans`` (by trace and id) that a span links to, in the order of the links."""
+    found = [spans.get((link.trace, link.span)) for link in node.span.links[-LINKS:]]
+    return [each for each in found if each is not None and each is not node]
 
 
 def is_wait(node: Node) -> bool:
     return node.span.name.startswith("wait.")
+
+
+NOBODY = Span("", "", "", "", "", 0, 0)
+"""The span of an orphanage."""
+
+
+def orphanage(root: Node) -> Node | None:
+    """A node whose children are the spans that ``root`` adopted, and whose self time means nothing; None if there are
+    none.
+    """
+    children = [child for child in root.children if child.adopted]
+    return Node(NOBODY, root.start, root.end, children=children) if children else None
 
 
 class Path:
@@ -79,21 +97,21 @@ class Path:
     def _parted(self, part: Piece) -> list[Piece]:
         """The part as pieces of its own span and parts of other spans."""
         if is_wait(part.node) and part.node not in part.waits and len(part.waits) < CHAIN:
-            target = linked(part.node, self._spans)
-            if target is not None and target not in part.node.up():
-                return self._followed(part, target)
+            above = set(part.node.up())
+            targets = [target for target in linked(part.node, self._spans) if target not in above]
+            if targets:
+                return self._followed(part, targets)
         return self._children(part)
 
     @staticmethod
-    def _followed(part: Piece, target: Node) -> list[Piece]:
-        start, end = max(part.start, target.start), min(part.end, target.end)
-        if end <= start:
-            return [part]
-        return [
-            Piece(part.node, part.start, start, part.waits),
-            Piece(target, start, end, (*part.waits, part.node)),
-            Piece(part.node, end, part.end, part.waits),
-        ]
+    def _followed(part: Piece, targets: list[Node]) -> list[Piece]:
+        at, found = part.end, []
+        for target in reversed(targets):
+            start, end = max(part.start, target.start), min(at, target.end)
+            if end > start:
+                found += [Piece(part.node, end, at, part.waits), Piece(target, start, end, (*part.waits, part.node))]
+                at = start
+        return [*found, Piece(part.node, part.start, at, part.waits)]
 
     def _children(self, part: Piece) -> list[Piece]:
         node, at = part.node, part.end
@@ -139,7 +157,11 @@ class Path:
         """Those children that can be on a path, by their ends."""
         known = self._ends.get(node)
         if known is None:
-            children = [child for child in node.children if child.end > child.start and not child.background]
+            children = [
+                child
+                for child in node.children
+                if child.end > child.start and not child.background and (not child.adopted or node.span is NOBODY)
+            ]
             children.sort(key=lambda child: child.end)
             known = self._ends[node] = children, [child.end for child in children]
         return known

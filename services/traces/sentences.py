@@ -47,6 +47,7 @@ _WHAT = {
     (Kind.LOCK, "parent"): "waiting for the layer below{holder}",
     (Kind.CLIENT, "client"): "waiting for the client",
     (Kind.RUNTIME, "worker start"): "starting a worker program",
+    (Kind.RUNTIME, "worker"): "handing work to a worker program{layer}",
     (Kind.RUNTIME, "shim start"): "starting the shim",
     (Kind.RUNTIME, "runc create"): "creating the container in the shim and runc",
 }
@@ -127,7 +128,7 @@ def bytes_(count: float) -> str:
 
 def seconds(value: float) -> str:
     """Seconds for people, without their unit: ``8.1``, ``0.25``."""
-    return f"{value:.1f}" if value >= 0.95 else f"{value:.2f}" if value >= 0.095 else f"{value:.3f}"
+    return f"{value:.1f}" if value >= 0.995 else f"{value:.2f}" if value >= 0.0995 else f"{value:.3f}"
 
 
 def of(root: Node, causes: Sequence[Cause], slices: Sequence[Slice], tree: Tree) -> Said:

@@ -106,8 +106,10 @@ def tree(trace: Trace) -> Tree:
     for node in nodes.values():
         if node is not root:
             above = nodes.get(node.span.parent)
-            node.adopted = above is None or above is node or not node.span.parent
-            node.parent = root if above is None or node.adopted else above
+            if above is None or above is node:
+                node.parent, node.adopted = root, root.span.name != UNKNOWN_ROOT
+            else:
+                node.parent = above
     _cut_circles(root, nodes)
     for node in sorted(nodes.values(), key=lambda node: node.start):
         if node.parent is not None:

@@ -24,14 +24,14 @@ class Spans:
         parent: str = "",
         *,
         link: str = "",
+        also: str = "",
         service: str = "splitd-images",
         status: int = Status.UNSET,
         message: str = "",
         **attributes: Value,
     ) -> str:
-        """Add a span; in attributes' names ``__`` is a dot. ``link`` is ``SPAN`` or ``TRACE-SPAN``."""
+        """Add a span; in attributes' names ``__`` is a dot. ``link`` and ``also`` are ``SPAN`` or ``TRACE-SPAN``."""
         identity = f"{self.id[0]}{len(self.spans) + 1:015x}"
-        trace, _, span = link.rpartition("-")
         self.spans.append(
             Span(
                 self.id,
@@ -44,10 +44,14 @@ class Spans:
                 status=status,
                 message=message,
                 attributes={key.replace("__", "."): value for key, value in attributes.items()},
-                links=(Link(trace or self.id, span),) if link else (),
+                links=tuple(self._link(each) for each in (link, also) if each),
             )
         )
         return identity
+
+    def _link(self, ref: str) -> Link:
+        trace, _, span = ref.rpartition("-")
+        return Link(trace or self.id, span)
 
     def trace(self) -> Trace:
         return Trace(self.id, sorted(self.spans, key=lambda span: span.start))

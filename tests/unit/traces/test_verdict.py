@@ -1,0 +1,257 @@
+"""Verdicts on pulls of recorded shapes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from services.traces.causes import Kind
+from services.traces.verdict import Verdict, judge, wanted
+from tests.unit.traces.spans import OTHER, Spans
+
+HOST = "registry.example:5000"
+DIGESTS = [f"sha256:{number:064x}" for number in range(4)]
+
+
+class Pull(Spans):
+    """A pull as the node records it: a root of the gateway, layers that are fetched and unpacked as they arrive."""
+
+    def __init__(self, end: float, *, unpacks: bool = True, **root) -> None:
+        super().__init__()
+        about: Any = {"splitd__operation": "pull", "container__image__name": "box:1", "splitd__outcome": "ok"} | root
+        self.root = self.add("containerd.services.transfer.v1.Transfer/Transfer", 0, end, **about)
+        self.pull = self.add("images.pull", 0, end, self.root)
+        self.unpacks = self.add("images.unpack", 0, end, self.pull) if unpacks else ""
+
+    def fetched(
+        self, number: int, start: float, first: float, end: float, megabytes: float, *, host: str = HOST
+    ) -> str:
+        """A layer whose first byte comes at ``first``; the answer is the fetch."""
+        about: Any = {"oci__layer__digest": DIGESTS[number], "splitd__layer": number}
+        layer = self.add("images.layer", start, end, self.pull, **about)
+        fetch = self.add("registry.fetch", start, end, layer, splitd__bytes=megabytes * 1e6)
+        request = self.add("registry.request", start, end, fetch, server__address=host)
+        self.add("registry.first_byte", start, first, request)
+        self.add("registry.transfer", first, end, request, splitd__bytes=megabytes * 1e6)
+        return fetch
+
+    def unpacked(
+        self, number: int, start: float, end: float, *, link: str = "", rest: float = 0, **times: float
+    ) -> str:
+        """A layer in its worker; ``times`` are the measured ones, in milliseconds."""
+        about: Any = {"oci__layer__digest": DIGESTS[number], "splitd__layer": number}
+        layer = self.add("unpack.layer", start, end + rest, self.unpacks, **about)
+        measured: Any = {f"splitd__time__{name}_ms": value for name, value in times.items()}
+        return self.add("diff.unpack", start, end, layer, link=link, service="splitd-snapshots", **measured)
+
+
+def seconds(verdict: Verdict, kind: Kind, part: str = "") -> float:
+    return sum(cause.seconds for cause in verdict.causes if cause.kind is kind and part in {"", cause.part})
+
+
+def test_bytes_come_slowly() -> None:
+    """The worker's time without bytes is what the fetch of its layer did then."""
+    pull = Pull(10_000)
+    fetch = pull.fetched(2, 0, 100, 9_500, 131.6)
+    pull.unpacked(2, 0, 10_000, link=fetch, cpu=600, bytes=9_300, disk=50, runqueue=50)
+    verdict = judge(pull.trace())
+    assert verdict.wall == 10
+    assert seconds(verdict, Kind.NETWORK, "bandwidth") == pytest.approx(9.3 * 9.4 / 9.5, abs=0.01)
+    assert seconds(verdict, Kind.REGISTRY, "first byte") == pytest.approx(9.3 * 0.1 / 9.5, abs=0.01)
+    assert seconds(verdict, Kind.CPU) == pytest.approx(0.65)
+    assert verdict.sentence == (
+        "9.2 of 10.0 s: waiting for bytes of layer 3 from registry.example:5000 at 14 MB/s;"
+        " nothing else of it was at work meanwhile"
+    )
+    assert verdict.advice == (
+        "With a faster way to registry.example:5000, such as a mirror nearby, it would take 0.80 s at best: 9.2 s less"
+    )
+    assert verdict.gain == pytest.approx(9.2, abs=0.01)
+    assert (verdict.causes[0].host, verdict.causes[0].layer, verdict.causes[0].digest) == (HOST, 2, DIGESTS[2])
+
+
+def test_the_fetch_is_found_by_its_digest() -> None:
+    """A worker of an old release links to nothing."""
+    pull = Pull(1000)
+    pull.fetched(0, 0, 500, 999, 1)
+    pull.unpacked(0, 0, 1000, cpu=100, bytes=900)
+    assert seconds(judge(pull.trace()), Kind.REGISTRY, "first byte") == pytest.approx(0.45, abs=0.001)
+
+
+def test_the_first_byte() -> None:
+    """It is the registry's."""
+    pull = Pull(1000)
+    fetch = pull.fetched(0, 0, 800, 900, 1)
+    pull.unpacked(0, 0, 1000, link=fetch, cpu=100, bytes=900)
+    verdict = judge(pull.trace())
+    assert verdict.sentence.startswith(f"0.80 of 1.0 s: waiting for the first byte of layer 1 from {HOST}")
+    assert verdict.advice == f"If {HOST} answered at once, it would take 0.20 s at best: 0.80 s less"
+
+
+def test_a_slow_disk() -> None:
+    """A large layer from a slow host, but the disk was waited for, and that is said."""
+    pull = Pull(10_000)
+    fetch = pull.fetched(0, 0, 10, 9_900, 1)
+    pull.unpacked(0, 0, 10_000, link=fetch, cpu=500, bytes=500, disk=9_000)
+    verdict = judge(pull.trace())
+    assert verdict.causes[0].kind is Kind.DISK
+    assert verdict.sentence == "9.0 of 10.0 s: writing to the disk (layer 1)"
+    assert verdict.advice == "With a faster disk, it would take 1.0 s at best: 9.0 s less"
+
+
+def test_no_processor_free() -> None:
+    """Parts of one kind are one group, each with its time."""
+    pull = Pull(1000)
+    pull.unpacked(0, 0, 1000, cpu=450, inflate=300, digest=50, runqueue=500, bytes=50)
+    verdict = judge(pull.trace())
+    assert verdict.sentence == (
+        "0.95 of 1.0 s: waiting for a processor to be free (layer 1) 0.50 s, inflating (layer 1) 0.30 s, working on a"
+        " processor (layer 1) 0.10 s"
+    )
+    assert seconds(verdict, Kind.NETWORK, "bytes") == pytest.approx(0.05)
+
+
+def test_a_pause_that_the_registry_asked_for() -> None:
+    """The fetch's pause is seen through the worker's wait for bytes."""
+    pull = Pull(4000)
+    layer = pull.add("images.layer", 0, 3500, pull.pull, oci__layer__digest=DIGESTS[1], splitd__layer=1)
+    fetch = pull.add("registry.fetch", 0, 3500, layer, server__address=HOST)
+    pull.add("registry.request", 0, 100, fetch, server__address=HOST, http__response__status_code=429)
+    pull.add("wait.pause", 100, 3100, fetch, splitd__pause__reason="429", server__address=HOST)
+    request = pull.add("registry.request", 3100, 3500, fetch, server__address=HOST, http__response__status_code=200)
+    pull.add("registry.transfer", 3150, 3500, request, splitd__bytes=1e6)
+    unpack = pull.add("unpack.layer", 0, 4000, pull.unpacks, oci__layer__digest=DIGESTS[1], splitd__layer=1)
+    pull.add("wait.bytes", 10, 3100, unpack, link=fetch)
+    verdict = judge(pull.trace())
+    assert seconds(verdict, Kind.REGISTRY, "rate limit") == pytest.approx(3.0)
+    assert f"pausing (layer 2) because {HOST} limits the rate of requests" in verdict.sentence
+
+
+def test_a_dead_mirror() -> None:
+    """All time of its request is its; the next host's is not."""
+    pull = Pull(12_000, unpacks=False)
+    resolve = pull.add("registry.resolve", 0, 10_500, pull.pull)
+    dead: Any = {"server__address": "mirror:1", "splitd__registry__mirror": True}
+    request = pull.add("registry.request", 0, 10_000, resolve, **dead)
+    pull.add("registry.connect", 0, 10_000, request)
+    pull.add("registry.request", 10_000, 10_500, resolve, server__address=HOST, http__response__status_code=200)
+    pull.add("diff.unpack", 10_500, 12_000, pull.pull, splitd__time__cpu_ms=1500)
+    verdict = judge(pull.trace())
+    assert verdict.sentence.startswith("10.0 of 12.0 s: trying the mirror mirror:1, which did not serve")
+    assert verdict.advice.startswith("Without the mirror mirror:1, it would take 2.0 s at best")
+
+
+def test_a_token_server_that_sleeps() -> None:
+    """Whatever phase of the token's request it was."""
+    pull = Pull(2500, unpacks=False)
+    resolve = pull.add("registry.resolve", 0, 2100, pull.pull)
+    auth = pull.add("registry.auth", 0, 2000, resolve, server__address="token.example")
+    request = pull.add("registry.request", 0, 2000, auth, server__address="token.example")
+    pull.add("registry.first_byte", 10, 2000, request)
+    verdict = judge(pull.trace())
+    assert verdict.causes[0].part == "auth"
+    assert verdict.sentence.startswith("2.0 of 2.5 s: waiting for a token of token.example")
+
+
+def test_another_pull_was_before() -> None:
+    """A place that another pull holds is a queue, and that pull is named; what it did meanwhile is its own matter."""
+    other = Spans(OTHER)
+    first = other.add("Transfer", -9000, 8000, splitd__operation="pull", container__image__name="large:1")
+    holder = other.add("registry.fetch", -9000, 8000, first, server__address=HOST)
+    pull = Pull(10_000, unpacks=False)
+    layer = pull.add("images.layer", 0, 10_000, pull.pull, oci__layer__digest=DIGESTS[0], splitd__layer=0)
+    pull.add("wait.budget", 0, 8000, layer, link=f"{OTHER}-{holder}", splitd__wait__for="connections")
+    fetch = pull.add("registry.fetch", 8000, 10_000, layer, server__address=HOST)
+    pull.add("registry.transfer", 8000, 10_000, fetch)
+    assert wanted(pull.trace()) == {OTHER}
+    verdict = judge(pull.trace(), [other.trace()])
+    assert (verdict.causes[0].kind, verdict.causes[0].holder) == (Kind.QUEUE, "the pull of large:1")
+    assert verdict.sentence.startswith("8.0 of 10.0 s: waiting for a place that the pull of large:1 held")
+    assert verdict.path[0].span.trace == OTHER
+    alone = judge(pull.trace())
+    assert alone.causes[0].kind is Kind.QUEUE
+    assert alone.causes[0].seconds == pytest.approx(8.0)
+
+
+def test_a_place_that_the_pull_itself_holds_is_no_queue() -> None:
+    """Its own layers share connections: what the other layer waited for is the cause."""
+    pull = Pull(2000, unpacks=False)
+    first = pull.fetched(0, 0, 10, 1000, 1)
+    layer = pull.add("images.layer", 0, 2000, pull.pull, oci__layer__digest=DIGESTS[1], splitd__layer=1)
+    pull.add("wait.budget", 0, 1000, layer, link=first)
+    fetch = pull.add("registry.fetch", 1000, 2000, layer)
+    request = pull.add("registry.request", 1000, 2000, fetch, server__address=HOST)
+    pull.add("registry.transfer", 1000, 2000, request)
+    verdict = judge(pull.trace())
+    assert {cause.kind for cause in verdict.causes} == {Kind.NETWORK, Kind.REGISTRY}
+    assert seconds(verdict, Kind.NETWORK, "bandwidth") == pytest.approx(1.99)
+
+
+def test_a_collection_held_a_lock() -> None:
+    """The collection is another trace."""
+    other = Spans(OTHER)
+    held = other.add("metadata.collect", -100, 3000, splitd__operation="collect")
+    pull = Pull(3500)
+    commit = pull.add("content.commit", 0, 3200, pull.unpacks, service="splitd-content")
+    pull.add("wait.lock", 0, 3000, commit, link=f"{OTHER}-{held}", splitd__wait__for="the collection")
+    verdict = judge(pull.trace(), [other.trace()])
+    assert verdict.sentence.startswith("3.0 of 3.5 s: waiting for a lock that a collection held")
+    assert judge(pull.trace()).sentence.startswith("3.0 of 3.5 s: waiting for a lock that the collection held")
+
+
+def test_spans_without_parents_say_what_went_on_meanwhile() -> None:
+    """The spans above them were dropped: time of which nothing is known is theirs, other time is not."""
+    spans = Spans()
+    root = spans.add("Transfer", 0, 1000, splitd__operation="pull")
+    spans.add("diff.unpack", 600, 1000, root, splitd__time__cpu_ms=400)
+    request = spans.add("registry.request", 100, 700, "f" * 16, server__address=HOST)
+    spans.add("registry.first_byte", 100, 700, request)
+    verdict = judge(spans.trace())
+    assert seconds(verdict, Kind.REGISTRY, "first byte") == pytest.approx(0.5)
+    assert seconds(verdict, Kind.CPU) == pytest.approx(0.4)
+    assert seconds(verdict, Kind.UNKNOWN, "Transfer") == pytest.approx(0.1)
+
+
+def test_a_run() -> None:
+    """The shim and runc."""
+    spans = Spans()
+    root = spans.add("Create", 0, 500, splitd__operation="run", splitd__outcome="ok")
+    spans.add("tasks.shim.start", 0, 100, root)
+    spans.add("tasks.shim.create", 100, 480, root)
+    verdict = judge(spans.trace())
+    assert verdict.operation == "run"
+    assert verdict.sentence.startswith("0.48 of 0.50 s: creating the container in the shim and runc 0.38 s, starting")
+
+
+def test_what_nobody_recorded_is_said() -> None:
+    """Never put to a cause."""
+    pull = Pull(1000)
+    verdict = judge(pull.trace())
+    assert verdict.sentence == "1.0 of 1.0 s: not recorded, in images.unpack"
+    assert (verdict.advice, verdict.gain) == ("", 0)
+
+
+def test_a_failed_pull() -> None:
+    """The reason comes first."""
+    spans = Spans()
+    spans.add("Transfer", 0, 9000, splitd__operation="pull", splitd__outcome="failed", status=2, message="no such tag")
+    said = judge(spans.trace()).sentence
+    assert said == "failed after 9.0 s: no such tag; 9.0 of 9.0 s: not recorded, in Transfer"
+
+
+def test_an_empty_trace_is_refused_and_an_empty_root_is_not() -> None:
+    """A root without time has no causes."""
+    spans = Spans()
+    with pytest.raises(ValueError, match="has no span"):
+        judge(spans.trace())
+    spans.add("Transfer", 5, 5)
+    assert judge(spans.trace()).causes == ()
+
+
+def test_names_from_outside_are_cut() -> None:
+    """A host of a megabyte makes no sentence of a megabyte."""
+    pull = Pull(1000, unpacks=False, container__image__name="i" * 10**6)
+    pull.fetched(0, 0, 800, 1000, 1, host="h" * 10**6)
+    verdict = judge(pull.trace())
+    assert len(verdict.sentence + verdict.advice + verdict.image) < 2000
