@@ -46,7 +46,7 @@ async def test_a_failure_keeps_nothing_alive() -> None:
     async def both() -> None:
         await run_all([fail(documents), fail(documents)])
 
-    server = SimpleNamespace(running={}, draining=False)
+    server = SimpleNamespace(running={}, draining=False, entrance=None)
     with Answering(server, Call("/x/Y", {}, None), long=False) as answering:  # type: ignore[arg-type]
         await run_all([both(), both()])
     assert isinstance(answering.failure, errors.NotFound)
