@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -424,14 +425,29 @@ async def test_a_large_request_waits_for_a_turn_of_its_own() -> None:
     served.feed(data(1, last, end=True), headers(3), data(3, grpc(b"small"), end=True))
     await turns()
     assert served.service.heard == [b"small", large]
-    served.call(5, TALK, end=False)
-    served.feed(*(word(WINDOW_UPDATE, stream, 4 * len(large)) for stream in (0, 5)))  # room for what it answers
-    for piece in [*most, last]:
-        served.feed(data(5, piece))
+    await served.gone()
+
+
+@pytest.mark.parametrize("apart", [False, True])
+async def test_only_a_very_large_message_of_a_stream_waits_for_a_turn(
+    apart: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Write's messages have a megabyte, which is decoded at once; a turn for each would cost more than that."""
+    given = asyncio.Event()
+    monkeypatch.setattr(server_call, "lane", lambda: SimpleNamespace(turn=given.wait))
+    size = server_call.LARGE_PIECE + 1 if apart else server_call.LARGE + 1
+    large = b"l" * size
+    served = Served()
+    served.call(1, TALK, end=False)
+    served.feed(*(word(WINDOW_UPDATE, stream, 4 * size) for stream in (0, 1)))  # room for what it answers
+    for at in range(0, size + 5, 16_000):
+        served.feed(data(1, grpc(large)[at : at + 16_000]))
         await turns()
-    served.feed(data(5, grpc(b"more"), end=True))
     await turns(10)
-    assert served.service.heard[2:] == [large, b"more"]
+    assert served.service.heard == ([] if apart else [large])
+    given.set()
+    await turns(10)
+    assert served.service.heard == [large]
     await served.gone()
 
 
