@@ -41,6 +41,7 @@ def tables() -> Iterator[tuple[str, type[Any]]]:
     """Each table with its dataclass; "" is the top level."""
     yield "", settings.Node
     yield "grpc", _class("services.kit.config:Config")
+    yield "tracing", _class("services.kit.config:Tracing")
     yield "cgroup", _class("services.kit.config:Cgroup")
     yield "metrics", _class("services.kit.config:Metrics")
     yield "watchdog", _class("services.kit.config:Watchdog")

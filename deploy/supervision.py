@@ -26,7 +26,7 @@ from deploy import configuration, running
 from deploy.failure import Failure
 from deploy.place import TOP, Place, load_node, recall, same
 from deploy.processes import PROCESSES, STOP_SECONDS, Process
-from services.kit import cgroups, config, settings, supervisor
+from services.kit import cgroups, clock, config, settings, supervisor
 
 TEMPLATE = Path(__file__).with_name("supervisord.conf")
 OPEN_FILES = 16384
@@ -76,6 +76,7 @@ def environment(caller: Mapping[str, str]) -> dict[str, str]:
     path = [p for p in chosen.get("PATH", "").split(":") if p]
     chosen["PATH"] = ":".join([*path, *(p for p in SYSTEM_PATH if p not in path)])
     chosen["PYTHONUNBUFFERED"] = "1"
+    chosen[clock.VARIABLE] = str(clock.anchor())
     return chosen
 
 

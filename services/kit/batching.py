@@ -1,5 +1,10 @@
-"""How spans are gathered before they are sent. The standard variables OTEL_BSP_* configure this. They are read here and
-not by the SDK, which raises on some values and names no variable.
+"""Gathers ended spans, and sends them in batches, from a thread of its own: :class:`Batches`.
+
+The SDK's processor is not used: it wakes up all the time, its timeouts do nothing, it logs each span that it drops, and
+it begins a thread in each process that is forked. This one sleeps until a span begins.
+
+For a collector that the environment names, the standard variables OTEL_BSP_* configure this. They are read here and not
+by the SDK, which raises on some values and names no variable.
 
 - MAX_QUEUE_SIZE: spans that may wait (2048). Further spans are lost.
 - MAX_EXPORT_BATCH_SIZE: spans that are sent at once (512); never more than may wait.
@@ -9,8 +14,17 @@ not by the SDK, which raises on some values and names no variable.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
+from services.kit import clock, loops
+from services.kit.spans import Span, state
+
+log = logging.getLogger(__name__)
 
 _DAY = 86_400_000
 _QUEUE, _BATCH = "OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE"
@@ -26,7 +40,7 @@ VARIABLES = {
 
 @dataclass(frozen=True, slots=True)
 class Batching:
-    """Valid values for the SDK."""
+    """Valid values."""
 
     queue: int
     batch: int
@@ -59,3 +73,148 @@ def _value(name: str, text: str, wrong: list[str]) -> int:
         return int(text)
     wrong.append(f"{name}={text[:100]} is not a whole number from 1 to {most}: {default} is used")
     return default
+
+
+# ---------------------------------------------------------------------------------------------- the thread
+
+Export = Callable[[Sequence[Span]], bool]
+"""Sends a batch, and returns whether it was taken. It may block for some seconds."""
+Report = Callable[[Sequence[Span], int, float], None]
+"""Tells which spans are open, how many were dropped so far, and for how many seconds this is valid."""
+
+_LOOK = 5.0
+"""Seconds between two looks at the settings, while there is nothing else to do."""
+_OPEN_NS = 1_000_000_000
+"""A span that has been open for so long is reported, each second."""
+_LASTING_NS = 60_000_000_000
+"""If all that are open have been for so long, and are the same as before, they are reported more seldom."""
+_SELDOM = 10.0
+_VALID = 3.0
+"""A report is valid for as many times the time to the next one."""
+_REPORTED = 1000
+"""The most spans in a report."""
+
+
+class Batches:
+    """A queue of ended spans and the thread that empties it. What the queue has no room for is dropped and counted."""
+
+    def __init__(
+        self,
+        export: Export,
+        values: Batching,
+        *,
+        report: Report | None = None,
+        look: Callable[[], None] | None = None,
+        later: Callable[[float], None] | None = None,
+    ) -> None:
+        """``look`` looks whether settings have changed. ``later`` is told at the end how many seconds are left."""
+        self._export = export
+        self._values = values
+        self._report = report
+        self._look = look
+        self._later = later
+        self._queue: deque[Span] = deque()
+        self.dropped = 0
+        """Spans that were lost since the process began."""
+        self._woken = threading.Event()
+        self._asleep = False
+        self._end = float("inf")
+        self._due = float("inf")
+        """When the next batch leaves."""
+        self._said = 0.0
+        """When the last report was made, and the spans that it had; the next one follows ``every`` so many seconds."""
+        self._last: frozenset[Span] = frozenset()
+        self._every = 1.0
+        self._thread = loops.thread("the export of spans", self._run)
+
+    def put(self, span: Span) -> None:
+        """Take a span that has ended. This never waits."""
+        queue = self._queue
+        if len(queue) >= self._values.queue:
+            self.dropped += 1
+            return
+        queue.append(span)
+        if self._asleep or len(queue) == self._values.batch:
+            self._woken.set()
+
+    def end(self, seconds: float) -> None:
+        """Send what is left, within ``seconds``, and end. :meth:`join` waits for it."""
+        self._end = time.monotonic() + seconds
+        if self._later is not None:
+            self._later(seconds)
+        self._woken.set()
+
+    def join(self) -> None:
+        """Wait for the end, not longer than it may take."""
+        self._thread.join(max(0.0, self._end - time.monotonic()))
+
+    # -- in the thread
+
+    def _run(self) -> None:
+        while self._end == float("inf"):
+            self._step()
+        while self._queue and time.monotonic() < self._end:
+            self._send()
+
+    def _step(self) -> None:
+        wait = self._wait()
+        self._asleep = not self._queue
+        if self._report is not None and wait > 1.0:
+            state.idle = self._wake
+        self._woken.wait(self._wait())  # asked again: what came just now has not woken us
+        self._woken.clear()
+        self._asleep = False
+        if self._report is not None:
+            state.idle = None
+        if self._look is not None:
+            self._look()
+        if self._queue and (len(self._queue) >= self._values.batch or self._left() <= 0):
+            self._send()
+        if self._report is not None and self._until_report() <= 0:
+            self._tell(self._report)
+
+    def _wake(self) -> None:
+        state.idle = None
+        self._woken.set()
+
+    def _wait(self) -> float:
+        """Seconds until there is something to do."""
+        return max(0.0, min(_LOOK, self._left(), self._until_report()))
+
+    def _left(self) -> float:
+        """Seconds until a batch leaves that is not full."""
+        if not self._queue:
+            self._due = float("inf")
+        elif self._due == float("inf"):
+            self._due = time.monotonic() + self._values.delay / 1000
+        return self._due - time.monotonic()
+
+    def _until_report(self) -> float:
+        """Seconds until the next report: one that repeats the last, or one with a span that no report had."""
+        if self._report is None:
+            return float("inf")
+        now = time.monotonic()
+        again = self._said + self._every - now if self._last else float("inf")
+        new = next((span for span in list(state.open) if span not in self._last), None)
+        if new is None:
+            return again
+        return min(again, max(self._said + 1.0 - now, (new.start + _OPEN_NS - clock.now()) / 1e9))
+
+    def _send(self) -> None:
+        batch = [self._queue.popleft() for _ in range(min(self._values.batch, len(self._queue)))]
+        self._due = float("inf")
+        taken = False
+        try:
+            taken = self._export(batch)
+        except Exception:  # whatever a library finds in a span: the next batch is sent all the same
+            log.exception("%d spans could not be sent", len(batch))
+        if not taken:
+            self.dropped += len(batch)
+
+    def _tell(self, report: Report) -> None:
+        now = clock.now()
+        found = [span for span in list(state.open)[:_REPORTED] if span.start <= now - _OPEN_NS]
+        these = frozenset(found)
+        self._every = _SELDOM if these == self._last and all(s.start <= now - _LASTING_NS for s in found) else 1.0
+        self._said, self._last = time.monotonic(), these
+        report(found, self.dropped, self._every * _VALID)

@@ -1,5 +1,5 @@
-"""Settings that every process has: tables [grpc], [cgroup], [metrics] and [watchdog]. Of containerd's own keys in
-[grpc], only the address is checked.
+"""Settings that every process has: tables [grpc], [tracing], [cgroup], [metrics] and [watchdog]. Of containerd's own
+keys in [grpc], only the address is checked.
 """
 
 from __future__ import annotations
@@ -59,6 +59,41 @@ def check(file: settings.File) -> Iterator[tuple[str, str]]:
     for key, value in server.items():
         if value and key != "address":
             yield "warning", f"config file {file.path}: {where} {key} is containerd's and means nothing here"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tracing:
+    """Traces of what the node does, which its traces service keeps. The standard variables OTEL_... send them to a
+    collector as well. The first three keys take effect in a running node, some seconds after the file has changed.
+    """
+
+    enabled: bool = True
+    """Whether anything is traced."""
+    sampling_ratio: float = 0.05
+    """The share of calls that only look (List, Get, Info and the like) that is traced, from 0.0 to 1.0. A call that
+    changes something always is. A call with a traceparent of the client's is traced if that says so.
+    """
+    fold: settings.Seconds = 0.005
+    """A step that takes less time is not kept: the step that it was part of counts it."""
+    max_queue_size: int = 4096
+    """Spans of a process that may wait to be sent. Further ones are dropped and counted."""
+    max_export_batch_size: int = 512
+    """Spans that are sent at once."""
+    schedule_delay: settings.Seconds = 0.3
+    """The longest time that an ended span waits before it is sent."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sampling_ratio <= 1:
+            raise ValueError(f"sampling_ratio: {self.sampling_ratio} is not between 0 and 1")
+        if self.fold > 3600:
+            raise ValueError(f"fold: {settings.format_duration(self.fold)} is more than 1h")
+        for name, most in (("max_queue_size", 1 << 20), ("max_export_batch_size", 4096)):
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"{name}: {getattr(self, name)} is not between 1 and {most}")
+        if not 0.01 <= self.schedule_delay <= 3600:
+            raise ValueError(
+                f"schedule_delay: {settings.format_duration(self.schedule_delay)} is not between 10ms and 1h"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

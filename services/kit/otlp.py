@@ -33,6 +33,7 @@ import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
 
@@ -40,17 +41,22 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
-from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 from opentelemetry.util.re import parse_env_headers
 
-from services.kit import errors
+from api.splitd.traces.v1 import traces_pb2
+from services.kit import errors, spans
 from services.kit.version import SPLITD
 from services.wire.blocking import BlockingClient
 
 log = logging.getLogger(__name__)
 
 _METHOD = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+_REPORT = "/splitd.traces.v1.Traces/Report"
 _PATH = "/v1/traces"
 
 
@@ -89,9 +95,12 @@ class Exporter(SpanExporter):
         *,
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], object] | None = None,
+        level: int = logging.WARNING,
     ) -> None:
+        """``level`` is that of the line that says that spans are lost."""
         self._sender = sender
         self._timeout = timeout
+        self._level = level
         self._clock = clock
         self._ending = threading.Event()
         self._pause = pause or self._ending.wait
@@ -118,9 +127,13 @@ class Exporter(SpanExporter):
             self._pause(wait)
             pause *= 2
 
+    def took(self, spans: Sequence[ReadableSpan]) -> bool:
+        """The same; the result is whether the batch was delivered."""
+        return self.export(spans) is SpanExportResult.SUCCESS
+
     def _give_up(self, count: int, error: SendError) -> None:
         if not self._lost:
-            log.warning("spans are lost: %s", error)
+            log.log(self._level, "spans are lost: %s", error)
         self._lost += count
 
     def _delivered(self, response: bytes) -> None:
@@ -145,6 +158,74 @@ class Exporter(SpanExporter):
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         return True
+
+
+# ---------------------------------------------------------------------------------------------- our spans as the SDK's
+
+
+class _Readable(ReadableSpan):
+    """A span of ours. Unlike the SDK's, it says how many of its attributes were dropped."""
+
+    lost = 0
+
+    @property
+    def dropped_attributes(self) -> int:
+        return self.lost
+
+
+_KINDS = {spans.INTERNAL: SpanKind.INTERNAL, spans.SERVER: SpanKind.SERVER, spans.CLIENT: SpanKind.CLIENT}
+_SCOPE = InstrumentationScope("splitd")
+_SAMPLED = TraceFlags(TraceFlags.SAMPLED)
+_UNSET, _NO_STATE = Status(StatusCode.UNSET), TraceState()
+
+
+def resource(service: str) -> Resource:
+    """What all spans of this process have in common: ``service.name`` is ``splitd-content`` for ``content``, unless
+    OTEL_SERVICE_NAME names another; and what OTEL_RESOURCE_ATTRIBUTES adds.
+    """
+    name = os.environ.get("OTEL_SERVICE_NAME", "").strip() or f"splitd-{service}"
+    ours = {"service.name": name, "service.version": SPLITD, "service.instance.id": str(os.getpid())}
+    return OTELResourceDetector().detect().merge(Resource(ours))
+
+
+def readable(span: spans.Span, of: Resource) -> ReadableSpan:
+    """One of our spans as one of the SDK's. One that is open ends at 0."""
+    trace = int(span.trace, 16)
+    attributes = dict(span.attributes)
+    if span.method:
+        service, _, name = span.method[1:].rpartition("/")
+        attributes |= {"rpc.system": "grpc", "rpc.service": spans.text(service), "rpc.method": spans.text(name)}
+    if span.code is not None:
+        attributes["rpc.grpc.status_code"] = span.code
+    if span.folded:
+        attributes |= {"splitd.folded.count": span.folded, "splitd.folded.ms": span.folded_ns / 1e6}
+    found = _Readable(
+        spans.text(span.name) or "?",
+        _context(trace, span.id, remote=False),
+        _context(trace, span.above, remote=span.parent is None) if span.above else None,
+        of,
+        attributes,
+        [Event(name, values, time) for time, name, values in span.events],
+        [Link(_context(int(other, 16), identity, remote=True)) for other, identity in span.links],
+        _KINDS[span.kind],
+        None,
+        Status(StatusCode.ERROR, span.message) if span.failed else _UNSET,
+        span.start,
+        span.over,
+        _SCOPE,
+    )
+    found.lost = span.lost
+    return found
+
+
+def _context(trace: int, identity: str, *, remote: bool) -> SpanContext:
+    return SpanContext(trace, int(identity, 16), remote, _SAMPLED, _NO_STATE)
+
+
+def at_once(service: str, exporter: SpanExporter) -> Callable[[spans.Span], object]:
+    """A sink that gives each span to ``exporter`` when it ends; for tests."""
+    of = resource(service)
+    return lambda span: exporter.export((readable(span, of),))
 
 
 # ---------------------------------------------------------------------------------------------- the environment
@@ -290,9 +371,13 @@ class OverGrpc:
             place.dial, f"collector at {place.name}", scheme="https" if place.tls else "http", authority=place.authority
         )
 
+    def call(self, method: str, request: bytes, timeout: float) -> bytes:
+        """Another call of the same process. Its failure is one of our errors."""
+        return self._client.unary(method, request, self._metadata, timeout, compress=self._compress)
+
     def send(self, request: bytes, timeout: float) -> bytes:
         try:
-            return self._client.unary(_METHOD, request, self._metadata, timeout, compress=self._compress)
+            return self.call(_METHOD, request, timeout)
         except errors.NodeError as error:
             after = _retry_delay(error)
             again = error.code in _TRANSIENT or (error.code == errors.ResourceExhausted.code and after is not None)
@@ -331,6 +416,40 @@ def _retry_delay(error: errors.NodeError) -> float | None:
     except DecodeError:
         pass
     return None
+
+
+class Local:
+    """The node's traces service, on its unix socket. It takes ended spans, and reports of those that are open."""
+
+    def __init__(self, path: Path, service: str, timeout: float) -> None:
+        self._service = service
+        self._timeout = timeout
+        self._resource = resource(service)
+        self._over = OverGrpc(Place(f"unix:{path}", str(path), 0), {}, compress=False)
+        # the node works without it, and says itself which of its processes are down
+        self._exporter = Exporter(self._over, timeout, level=logging.INFO)
+
+    def export(self, spans: Sequence[spans.Span]) -> bool:
+        """Deliver a batch; the result is whether it was."""
+        return self._exporter.took([readable(span, self._resource) for span in spans])
+
+    def report(self, spans: Sequence[spans.Span], dropped: int, lifetime: float) -> None:
+        """Tell which spans are open. If that fails, the next report tells it."""
+        found = encode_spans([readable(span, self._resource) for span in spans]).resource_spans
+        request = traces_pb2.ReportRequest(
+            data=found[0].SerializeToString() if found else b"",
+            service=str(self._resource.attributes["service.name"]),
+            lifetime=lifetime,
+            dropped=dropped,
+        )
+        try:
+            self._over.call(_REPORT, request.SerializeToString(), self._timeout)
+        except errors.NodeError as error:
+            log.debug("open spans are not reported: %s", error)
+
+    def finish(self, seconds: float) -> None:
+        """The process ends within so many seconds."""
+        self._exporter.finish(seconds)
 
 
 class OverHttp:

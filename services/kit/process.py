@@ -128,7 +128,7 @@ def run(name: str, serve: Serve) -> None:
         rpc.choose(grpc.transport)
         rpc.load()
         limits.configure(grpc.limits)
-        exporting.begin(name)
+        exporting.begin(name, settings.load(config.Tracing, file, "tracing"), node.state, arguments.config)
         _count(config.load_metrics(file))
         many_files()
         os.environ.pop("PYTHONMALLOC", None)  # ours (deploy/processes.py), not that of the programs that we start
