@@ -2,7 +2,7 @@
 
 :mod:`services.kit.tracing` makes spans and knows no exporter; :mod:`services.kit.otlp` is the one that it is given
 here. Each of the two ways has a queue and a thread of its own (:mod:`services.kit.batching`), so that a collector that
-is slow holds nothing up. OpenTelemetry's modules are imported in these threads, when the first spans have ended.
+is slow holds nothing up.
 
 The table [tracing] says how. Its file is looked at again while the process runs, so ``enabled``, ``sampling_ratio`` and
 ``fold`` take effect at once.
@@ -97,26 +97,20 @@ class _Live:
 
 
 def _to_node(name: str, config: Tracing, directory: Path, live: _Live) -> batching.Batches:
-    made: list[Any] = []
+    from services.kit import otlp
 
-    def local() -> Any:
-        if not made:
-            from services.kit import otlp
-
-            made.append(otlp.Local(directory / SOCKET, name, _PATIENCE))
-        return made[0]
-
+    local = otlp.Local(directory / SOCKET, name, _PATIENCE)
     return batching.Batches(
-        lambda batch: bool(local().export(batch)),
+        local.export,
         Batching(
             config.max_queue_size,
             min(config.max_export_batch_size, config.max_queue_size),
             max(1, int(config.schedule_delay * 1000)),
             int(_PATIENCE * 1000),
         ),
-        report=lambda spans, dropped, seconds: local().report(spans, dropped, seconds),
+        report=local.report,
         look=live.look,
-        later=lambda seconds: made[0].finish(seconds) if made else None,
+        later=local.finish,
     )
 
 

@@ -22,8 +22,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from services.kit import clock, spans
-from services.kit.spans import CLIENT, CURRENT, INTERNAL, MEMBER, NOTHING, SERVER, Unrecorded, state
-from services.kit.spans import Span as Span
+from services.kit.spans import CLIENT, CURRENT, INTERNAL, MEMBER, NOTHING, SERVER, Span, Unrecorded, state
+
+__all__ = ["Span"]
 
 _HEADERS = ("traceparent", "tracestate")
 _GATHERED = 4 << 10

@@ -48,17 +48,9 @@ def main() -> None:
     mounts.die_with_parent(int(parent))
     faulthandler.register(signal.SIGUSR1)  # the stack goes into the service's log, and the worker goes on
     sys.setrecursionlimit(20_000)
-    if traced := any(name.startswith("OTEL_EXPORTER_OTLP_") for name in os.environ):
-        from services.kit import exporting, tracing
-
-        exporting.begin("compare")
     arguments = sys.argv[7:]
     try:
-        if traced:
-            with tracing.span("diff.compare"):
-                answer = make(arguments, int(count), left, right, compression, bound)
-        else:
-            answer = make(arguments, int(count), left, right, compression, bound)
+        answer = make(arguments, int(count), left, right, compression, bound)
     except (CompareError, mounts.MountError) as error:
         answer = f"error {error}".replace("\n", "\\n")
     except OSError as error:
@@ -66,8 +58,6 @@ def main() -> None:
         answer = f"error failed to write diff{name}: {mounts.words(error.errno) if error.errno else error}".replace(
             "\n", "\\n"
         )
-    if traced:
-        tracing.shutdown()
     sys.stdout.buffer.write(answer.encode("utf-8", "surrogateescape") + b"\n")
     sys.stdout.flush()
     os._exit(0)

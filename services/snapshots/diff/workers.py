@@ -38,9 +38,6 @@ _FILES = (
 service.
 """
 
-_TRACED = ("services/kit/*.py", "services/wire/*.py")
-"""The modules that they import in addition if they export spans."""
-
 
 class Applied(NamedTuple):
     """An unpacked layer: its diff id, its uncompressed size in bytes, and, if it was unpacked alone, the directories
@@ -344,15 +341,13 @@ async def run(
 
 def _code() -> int:
     """The archive with the modules that the programs import."""
-    return kept.archive(
-        (*_FILES, *(_TRACED if any(name.startswith("OTEL_EXPORTER_OTLP_") for name in os.environ) else ()))
-    )
+    return kept.archive(_FILES)
 
 
 async def _start(program: str, *arguments: str, stdin: int, stdout: int | None = None) -> asyncio.subprocess.Process:
     """Start a program. ``-S`` and the short module path keep a start below 30 ms."""
     code = _code()
-    environment = {**os.environ, **tracing.environment(), "PYTHONPATH": kept.search_path(code, sys.path)}
+    environment = {**os.environ, "PYTHONPATH": kept.search_path(code, sys.path)}
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-S",

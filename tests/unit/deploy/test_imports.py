@@ -16,9 +16,9 @@ TOP = Path(__file__).resolve().parents[3]
 CODE = ("services", "gateway", "deploy", "client")
 
 ALLOWED = {
-    # What only the kit knows: grpcio is the second transport, its tracing is OpenTelemetry.
+    # What only the kit knows: grpcio is the second transport, spans are sent as OpenTelemetry's.
     "grpc": ["services/kit/grpcio.py"],
-    "opentelemetry": ["services/kit/tracing.py", "services/kit/otlp.py"],
+    "opentelemetry": ["services/kit/otlp.py"],
     # Protobuf stops at the wire; the domain (store.py, local.py and what they are made of) never sees it.
     "_pb2": [
         "services/kit/*.py",
@@ -277,6 +277,9 @@ AT_THE_START = {
     ("services/kit/chosen.py", "server"),
     ("services/kit/channel.py", "_gathered"),
     ("services/kit/exporting.py", "_collector"),
+    ("services/kit/exporting.py", "_converting"),
+    ("services/kit/exporting.py", "_to_node"),
+    ("services/kit/tracing.py", "setup"),
     ("services/images/config.py", "check"),  # of `splitd config check`
     # Only where [health] or [metrics] has an address.
     ("services/kit/config.py", "__post_init__"),

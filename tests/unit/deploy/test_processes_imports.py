@@ -43,7 +43,8 @@ def test_spans_are_exported_without_grpc(protocol: str) -> None:
     """This holds for each protocol of the collector."""
     there = loaded(
         (
-            "from services.kit import exporting, tracing; exporting.begin('x'); tracing.span('y').end(); "
+            "from pathlib import Path; from services.kit import config, exporting, tracing; "
+            "exporting.begin('x', config.Tracing(), Path('/no/such/place')); tracing.root('y').end(); "
             "tracing.shutdown()"
         ),
         OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9",

@@ -105,7 +105,7 @@ def test_the_longest_socket_name_is_known() -> None:
 
 def test_the_node_gets_of_the_environment_what_it_needs_and_no_more() -> None:
     """Tracing, logging, proxies and PATH (with runc's directory added) are passed on; an operator's LD_PRELOAD and
-    trace context are not.
+    trace context are not. All processes get the same clock, not that of another node that the operator's shell is in.
     """
     found = supervision.environment(
         {
@@ -117,9 +117,18 @@ def test_the_node_gets_of_the_environment_what_it_needs_and_no_more() -> None:
             "TRACEPARENT": "00-1",
             "PYTHONPATH": "/x",
             "NOTIFY_SOCKET": "/x",
+            "SPLITD_CLOCK": "1",
         }
     )
-    assert set(found) == {"PATH", "OTEL_EXPORTER_OTLP_ENDPOINT", "SPLITD_LOG", "https_proxy", "PYTHONUNBUFFERED"}
+    assert set(found) == {
+        "PATH",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "SPLITD_LOG",
+        "https_proxy",
+        "PYTHONUNBUFFERED",
+        "SPLITD_CLOCK",
+    }
+    assert int(found["SPLITD_CLOCK"]) > 1
     assert found["PATH"].split(":")[:2] == ["/home/me/bin", "/usr/bin"]
     assert "/usr/sbin" in found["PATH"].split(":")
 
