@@ -82,7 +82,9 @@ def collector() -> Iterator[Collector]:
 def traced(collector: Collector) -> Iterator[Node]:
     with short_directory() as directory:
         node = Node(
-            directory, env={"OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint, "OTEL_BSP_SCHEDULE_DELAY": "200"}
+            directory,
+            config='[tracing]\nfold = "0s"\nsampling_ratio = 1.0\n',
+            env={"OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint, "OTEL_BSP_SCHEDULE_DELAY": "200"},
         )
         try:
             node.up()
@@ -128,6 +130,7 @@ async def test_an_apply_is_one_trace_from_the_client_to_the_worker(
     wanted = {"splitd-gateway", "splitd-snapshots", "splitd-metadata", "splitd-content"}
     eventually(lambda: wanted <= collector.processes(trace), f"the trace has {collector.processes(trace)}")
     eventually(lambda: ("splitd-snapshots", "diff.unpack") in collector.spans[trace], "the worker's span")
+    assert ("splitd-gateway", "containerd.services.diff.v1.Diff/Apply") in collector.spans[trace]
 
 
 async def test_images_and_tasks_are_in_their_callers_trace(traced: Node, collector: Collector) -> None:
