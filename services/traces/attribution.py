@@ -19,6 +19,9 @@ from services.traces.tree import Node, Tree, text
 FETCHES = ("registry.fetch", "images.layer")
 """The spans that get a layer's bytes."""
 
+TAKING = Reason(Kind.UNKNOWN, "taking bytes in")
+"""What the node did with bytes that had come: it was not measured."""
+
 MOST = 256
 """Fetches of one layer that are looked at, such as those of its parts."""
 
@@ -49,9 +52,7 @@ class Attribution:
         ]
 
     def _of(self, piece: Piece) -> list[Slice]:
-        shares = self._shares(piece)
-        if not shares:
-            return [_slice(piece, piece.node, piece.start, piece.end, reason_of(piece))]
+        shares = self._shares(piece) or {(piece.node, reason_of(piece)): 1.0}
         found, at = [], piece.start
         for (node, reason), length in zip(shares, divided(piece.end - piece.start, list(shares.values())), strict=True):
             if length:
@@ -62,6 +63,8 @@ class Attribution:
     def _shares(self, piece: Piece) -> dict[tuple[Node, Reason], float]:
         """What the piece's span measured, as weights; empty if it measured nothing."""
         node = piece.node
+        if node.span.name == "registry.transfer":
+            return _transfer(piece)
         measured = {
             name: share for name in ("cpu", *SHARES) if (share := node.number(f"splitd.time.{name}_ms")) is not None
         }
@@ -87,10 +90,12 @@ class Attribution:
     def _bytes(self, worker: Node) -> dict[tuple[Node, Reason], float]:
         """What the layer's fetch did while the worker ran, as shares of 1."""
         fetches = self._fetches_of(worker)
-        weights: dict[tuple[Node, Reason], int] = defaultdict(int)
+        weights: dict[tuple[Node, Reason], float] = defaultdict(float)
         for fetch in fetches:
             for piece in self._path.of(fetch, worker.start, worker.end):
-                weights[piece.node, reason_of(piece)] += piece.end - piece.start
+                shares = _transfer(piece) or {(piece.node, reason_of(piece)): 1.0}
+                for key, share in shares.items():
+                    weights[key] += (piece.end - piece.start) * share / sum(shares.values())
         total = sum(weights.values())
         if not total:
             return {(worker, SHARES["bytes"]): 1.0}
@@ -104,6 +109,18 @@ class Attribution:
         running = [fetch for fetch in named if fetch.start < worker.end and fetch.end > worker.start]
         parts = [fetch for fetch in running if fetch.span.name == "registry.fetch"]
         return parts or running
+
+
+def _transfer(piece: Piece) -> dict[tuple[Node, Reason], float]:
+    """Of a transfer, the time without bytes is the network's or the host's; in the rest there were bytes, and the node
+    did something with them.
+    """
+    node, reason = piece.node, reason_of(piece)
+    without = node.number("splitd.bytes_ms")
+    if without is None or reason.kind is not Kind.NETWORK:
+        return {}
+    weights = {(node, reason): without, (node, TAKING): node.length / 1e6 - without}
+    return {key: weight for key, weight in weights.items() if weight > 0}
 
 
 def divided(length: int, weights: Sequence[float]) -> list[int]:

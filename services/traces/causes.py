@@ -93,6 +93,7 @@ SPANS = {
     "registry.dns": Reason(Kind.NETWORK, "DNS"),
     "registry.connect": Reason(Kind.NETWORK, "connect"),
     "registry.tls": Reason(Kind.NETWORK, "TLS"),
+    "registry.send": Reason(Kind.NETWORK, "upload"),
     "wait.bytes": Reason(Kind.NETWORK, "bytes"),
     "wait.client": Reason(Kind.CLIENT, "client"),
     "wait.worker": Reason(Kind.RUNTIME, "worker start"),
@@ -114,20 +115,24 @@ HELD = {"wait.budget": Kind.QUEUE, "wait.lock": Kind.LOCK, "wait.parent": Kind.L
 def reason_of(piece: Piece) -> Reason:
     """The reason of a piece whose span has no measured shares."""
     node = piece.node
+    above = {each.span.name: each for each in reversed(list(node.up()))}
+    host = node.text("server.address")
+    if "registry.auth" in above:
+        return Reason(Kind.REGISTRY, "auth", host)
     foreign = next((wait for wait in piece.waits if _holder_is_another(wait, piece)), None)
     if foreign is not None:
         return Reason(HELD[foreign.span.name], foreign.span.name[5:], holder=operation_of(node))
-    host = node.text("server.address")
-    if any(_dead_mirror(above) for above in node.up()):
-        return Reason(Kind.MIRROR, "dead", host)
+    request = above.get("registry.request")
+    if request is not None and request.span.attributes.get("splitd.registry.mirror") is True:
+        part = _failed_mirror(request) or ("first byte" if node.span.name == "registry.first_byte" else "")
+        if part:
+            return Reason(Kind.MIRROR, part, host)
     if node.span.name == "wait.pause":
         asked = text(node.span.attributes.get("splitd.pause.reason"))
         return Reason(Kind.REGISTRY, "rate limit" if asked in {"429", "Retry-After"} else "retry", host)
     if node.span.name in HELD:
         held = text(node.span.attributes.get("splitd.wait.for"))
         return Reason(HELD[node.span.name], node.span.name[5:], holder=held)
-    if any(above.span.name == "registry.auth" for above in node.up()):
-        return Reason(Kind.REGISTRY, "auth", host)
     known = SPANS.get(node.span.name)
     if known is None:
         return Reason(Kind.UNKNOWN, text(node.span.name))
@@ -148,8 +153,9 @@ def _holder_is_another(wait: Node, piece: Piece) -> bool:
     return wait.span.name in HELD and wait.span.trace != piece.node.span.trace
 
 
-def _dead_mirror(node: Node) -> bool:
-    if node.span.name != "registry.request" or node.span.attributes.get("splitd.registry.mirror") is not True:
-        return False
-    status = node.number("http.response.status_code")
-    return status is None or status >= 500
+def _failed_mirror(request: Node) -> str:
+    """How a mirror's request failed, so that another host was asked: ``dead``, ``slow``; empty if it did not."""
+    status = request.number("http.response.status_code")
+    if status is None or status >= 500:
+        return "dead"
+    return "slow" if status < 400 and text(request.span.attributes.get("error.type")) else ""

@@ -33,7 +33,10 @@ _WHAT = {
     (Kind.NETWORK, "connect"): "connecting to {host}",
     (Kind.NETWORK, "DNS"): "looking up the address of {host}",
     (Kind.NETWORK, "TLS"): "agreeing on TLS with {host}",
+    (Kind.NETWORK, "upload"): "sending bytes to {host}",
     (Kind.MIRROR, "dead"): "trying the mirror {host}, which did not serve",
+    (Kind.MIRROR, "slow"): "bytes{of_layer} from the mirror {host}, which was given up",
+    (Kind.MIRROR, "first byte"): "waiting for the first byte{of_layer} from the mirror {host}",
     (Kind.CPU, "no processor free"): "waiting for a processor to be free{layer}",
     (Kind.CPU, "inflate"): "inflating{layer}",
     (Kind.CPU, "digest"): "computing digests{layer}",
@@ -145,9 +148,10 @@ def of(root: Node, causes: Sequence[Cause], slices: Sequence[Slice], tree: Tree)
     if first.kind not in (Kind.CPU, Kind.DISK, Kind.UNKNOWN) and _busy(group, slices, tree) < IDLE:
         notes.append(f"nothing else of the {operation} was at work meanwhile")
         sentence += "; nothing else of it was at work meanwhile"
-    if text(root.span.attributes.get("splitd.outcome")) == "failed":
-        why = text(root.span.message)
-        sentence = f"failed after {seconds(wall)} s{': ' if why else ''}{why}; {sentence}"
+    outcome = text(root.span.attributes.get("splitd.outcome"))
+    if outcome in {"failed", "cancelled"}:
+        why = text(root.span.message) if outcome == "failed" else ""
+        sentence = f"{outcome} after {seconds(wall)} s{': ' if why else ''}{why}; {sentence}"
     helped = max((each for each in _groups(causes) if each[0].kind in _HELP), key=_total, default=[])
     gain = _total(helped)
     if not helped or gain < STANDS_OUT * wall:

@@ -79,6 +79,34 @@ def test_the_fetch_is_found_by_its_digest() -> None:
     assert seconds(judge(pull.trace()), Kind.REGISTRY, "first byte") == pytest.approx(0.45, abs=0.001)
 
 
+def test_bytes_that_had_come() -> None:
+    """A transfer is waited for only while it has no bytes; what the node did with them is another matter."""
+    pull = Pull(1000, unpacks=False)
+    layer = pull.add("images.layer", 0, 1000, pull.pull, oci__layer__digest=DIGESTS[0], splitd__layer=0)
+    request = pull.add("registry.request", 0, 1000, layer, server__address=HOST)
+    pull.add("registry.transfer", 0, 1000, request, splitd__bytes=5e6, splitd__bytes_ms=300)
+    verdict = judge(pull.trace())
+    assert seconds(verdict, Kind.NETWORK) == pytest.approx(0.3)
+    assert seconds(verdict, Kind.UNKNOWN, "taking bytes in") == pytest.approx(0.7)
+
+
+def test_a_slow_mirror() -> None:
+    """It began to serve and was given up; or it serves, but answers late."""
+    pull = Pull(3000, unpacks=False)
+    layer = pull.add("images.layer", 0, 3000, pull.pull, oci__layer__digest=DIGESTS[0], splitd__layer=0)
+    mirror: Any = {"server__address": "mirror:1", "splitd__registry__mirror": True}
+    ok: Any = {"http__response__status_code": 200}
+    given_up = pull.add("registry.request", 0, 1500, layer, **mirror, **ok, error__type="slow")
+    pull.add("registry.transfer", 100, 1500, given_up, splitd__bytes=1000, splitd__bytes_ms=1400)
+    late = pull.add("registry.request", 1500, 3000, layer, **mirror, **ok)
+    pull.add("registry.first_byte", 1500, 2500, late)
+    pull.add("registry.transfer", 2500, 3000, late)
+    verdict = judge(pull.trace())
+    assert seconds(verdict, Kind.MIRROR, "slow") == pytest.approx(1.5)
+    assert seconds(verdict, Kind.MIRROR, "first byte") == pytest.approx(1.0)
+    assert verdict.advice.startswith("Without the mirror mirror:1")
+
+
 def test_the_first_byte() -> None:
     """It is the registry's."""
     pull = Pull(1000)
@@ -238,6 +266,24 @@ def test_a_failed_pull() -> None:
     spans.add("Transfer", 0, 9000, splitd__operation="pull", splitd__outcome="failed", status=2, message="no such tag")
     said = judge(spans.trace()).sentence
     assert said == "failed after 9.0 s: no such tag; 9.0 of 9.0 s: not recorded, in Transfer"
+
+
+def test_a_cancelled_pull() -> None:
+    """So it was."""
+    spans = Spans()
+    spans.add("Transfer", 0, 9000, splitd__operation="pull", splitd__outcome="cancelled")
+    assert judge(spans.trace()).sentence == "cancelled after 9.0 s; 9.0 of 9.0 s: not recorded, in Transfer"
+
+
+def test_a_token_that_another_pull_gets() -> None:
+    """It is the token server's matter, not the other pull's."""
+    other = Spans(OTHER)
+    auth = other.add("registry.auth", 0, 2000, server__address="token.example")
+    pull = Pull(2500, unpacks=False)
+    pull.add("wait.lock", 0, 2000, pull.pull, link=f"{OTHER}-{auth}")
+    verdict = judge(pull.trace(), [other.trace()])
+    assert (verdict.causes[0].kind, verdict.causes[0].part) == (Kind.REGISTRY, "auth")
+    assert verdict.causes[0].host == "token.example"
 
 
 def test_an_empty_trace_is_refused_and_an_empty_root_is_not() -> None:
