@@ -16,6 +16,9 @@ processes can be compared. Spans that others send (``splitd trace import``) may 
 
 The store is bounded in bytes and in age. The oldest traces go first; those that failed or were slow are kept longer. A
 store that is full or slow drops spans and counts them. It never holds up whoever sends them.
+
+Spans come encoded, go to the disk encoded, and leave encoded: between the wire and the disk nobody looks at more than
+their ids, times and states. Such spans of one trace are a :class:`Piece`.
 """
 
 from __future__ import annotations
@@ -103,6 +106,54 @@ class Trace:
 
 
 @dataclass(frozen=True, slots=True)
+class Head:
+    """What one span says of its trace: the root, or, while that is unknown, the span that began first."""
+
+    root: bool
+    start: int
+    name: str
+    operation: str = ""
+    namespace: str = ""
+    image: str = ""
+    outcome: str = ""
+    attributes: Mapping[str, Value] = field(default_factory=dict)
+    """Its other attributes."""
+
+
+def head(span: Span) -> Head:
+    """What ``span`` says of its trace."""
+    rest = dict(span.attributes)
+    operation, namespace, image, outcome = (_text(rest.pop(name, "")) for name in OF_TRACE)
+    if not outcome and not span.parent and span.status == Status.ERROR:
+        outcome = FAILED
+    return Head(not span.parent, min(span.start, LAST), span.name, operation, namespace, image, outcome, rest)
+
+
+OF_TRACE = ("splitd.operation", "splitd.namespace", "container.image.name", "splitd.outcome")
+"""The attributes of a root that have a field of their own in a summary."""
+FAILED = "failed"
+
+
+def _text(value: Value) -> str:
+    return value if isinstance(value, str) else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Spans of one trace, encoded (OTLP's TracesData). Two pieces of a trace are a piece if one is put behind the
+    other.
+    """
+
+    trace: str
+    data: bytes
+    spans: Sequence[tuple[bytes, bool]]
+    """The id of each span, and whether its status is ERROR."""
+    start: int
+    end: int
+    head: Head
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """A trace in a list. Everything but ``id``, times and ``spans`` is from its root, or, while that is unknown, from
     the span that began first.
@@ -123,6 +174,22 @@ class Summary:
     """Spans with status ERROR."""
     attributes: Mapping[str, Value] = field(default_factory=dict)
 
+    @property
+    def seconds(self) -> float:
+        """From its first beginning to its last end, never negative."""
+        return max(0, self.end - self.start) / 1e9
+
+    @property
+    def failed(self) -> bool:
+        """Whether the operation failed; where nobody says so, whether any span did."""
+        return self.outcome == FAILED or (not self.outcome and self.errors > 0)
+
+
+LIMIT = 100
+"""Traces in a list that does not say how many."""
+LAST = (1 << 63) - 1
+"""The latest time in a summary. That of a span may be twice as late."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
@@ -136,25 +203,52 @@ class Query:
     failed: bool = False
     longer: float = 0.0
     """Seconds that the trace took at least."""
-    limit: int = 100
+    limit: int = LIMIT
+
+    def selects(self, summary: Summary) -> bool:
+        """Whether the list has this trace, if there is room."""
+        return (
+            summary.start >= self.since
+            and (not self.operation or summary.operation == self.operation)
+            and self.image in summary.image
+            and (not self.namespace or summary.namespace == self.namespace)
+            and (not self.failed or summary.failed)
+            and summary.seconds >= self.longer
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
     """What the store holds, and what it lost since the process began."""
 
-    traces: int
-    spans: int
-    bytes: int
-    oldest: int
-    dropped: int
+    traces: int = 0
+    spans: int = 0
+    bytes: int = 0
+    """On the disk."""
+    oldest: int = 0
+    """When the oldest trace came, in nanoseconds since the epoch; 0 if there is none."""
+    dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """The open spans of all processes, at ``now``. Their ``end`` is 0."""
+
+    now: int
+    spans: Sequence[Span]
 
 
 class Store(Protocol):
     """The store of one node."""
 
     async def add(self, spans: Sequence[Span]) -> None:
-        """Take spans in. Those that there is no room for are dropped and counted."""
+        """Take spans in. A span that is there already (the same id in the same trace) is ignored; spans whose id is
+        zero are all different. Those that there is no room for are dropped and counted.
+        """
+        ...
+
+    async def take(self, pieces: Sequence[Piece]) -> None:
+        """The same for encoded spans."""
         ...
 
     async def traces(self, query: Query) -> list[Summary]:
@@ -165,10 +259,24 @@ class Store(Protocol):
         """The trace whose id begins with ``prefix``. NotFound if none does, InvalidArgument if several do."""
         ...
 
+    async def encoded(self, prefix: str) -> Sequence[bytes]:
+        """Its spans: parts that are each a TracesData of OTLP. Of a span that is there twice, the first one counts.
+        Errors as of ``trace``.
+        """
+        ...
+
     async def delete(self, trace: str) -> None:
         """Forget a trace; NotFound if there is none."""
         ...
 
     async def figures(self) -> Figures:
         """What it holds."""
+        ...
+
+
+class Tidied(Store, Protocol):
+    """A store that needs to be tidied."""
+
+    async def tidy(self) -> None:
+        """Make room, and remove what is too old. To be called a few seconds after spans came, and now and then."""
         ...

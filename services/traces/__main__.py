@@ -1,0 +1,36 @@
+"""The traces process: it takes spans in on STATE/traces.sock, and keeps them in ROOT/traces."""
+
+from __future__ import annotations
+
+import os
+
+from services.kit import process, rpc, settings
+from services.traces.config import Config
+from services.traces.intake import Intake
+from services.traces.live import OpenSpans
+from services.traces.local import LocalStore
+from services.traces.server import CollectorServicer, TracesServicer
+
+_NICE = 10
+"""Nobody waits for this process: whoever wants a processor gets it first."""
+
+
+async def serve(file: settings.File, node: settings.Node) -> None:
+    """Serve until a signal."""
+    config = settings.load(Config, file, "traces")
+    os.nice(_NICE)
+    node.state.mkdir(parents=True, exist_ok=True)
+    with process.owned(node.root / "traces") as directory:
+        store = LocalStore(directory, config)
+        intake = Intake(store, config.queue)
+        servicers: list[rpc.Servicer] = [CollectorServicer(intake), TracesServicer(intake, OpenSpans())]
+        async with (
+            intake.running(),
+            rpc.serving(node.state / "traces.sock", servicers, grace=config.grace, relayed=True),
+        ):
+            await process.until_signal()
+        store.close()
+
+
+if __name__ == "__main__":
+    process.run("traces", serve)

@@ -1,0 +1,92 @@
+"""opentelemetry.proto.collector.trace.v1.TraceService, which takes spans in, and splitd.traces.v1.Traces, which tells
+of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncIterator
+
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as collector
+from opentelemetry.proto.trace.v1 import trace_pb2 as otlp
+
+from api.splitd.traces.v1 import traces_pb2 as pb
+from api.splitd.traces.v1 import traces_stubs
+from services.kit import errors
+from services.kit.rpc import Call
+from services.kit.slices import Lane
+from services.traces import convert
+from services.traces.intake import Intake
+from services.traces.live import OpenSpans
+from services.traces.store import Store
+
+
+class CollectorServicer:
+    """OTLP over gRPC. What is dropped is said in ``partial_success``, so that nobody sends it again."""
+
+    SERVICE = collector.DESCRIPTOR.services_by_name["TraceService"]
+
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+        self._lane = Lane()
+
+    async def Export(
+        self, request: collector.ExportTraceServiceRequest, call: Call
+    ) -> collector.ExportTraceServiceResponse:
+        sent = request.resource_spans
+        refused, dropped = convert.refuse(sent), 0
+        sender, piece = convert.sender(sent), self._lane.slice()
+        for each in convert.pieces(sent):
+            dropped += self._intake.offer(sender, each)
+            if piece.over():
+                await piece.next()
+        answer = collector.ExportTraceServiceResponse()
+        if refused or dropped:
+            answer.partial_success.rejected_spans = refused + dropped
+            answer.partial_success.error_message = "; ".join(
+                [
+                    *([f"{refused} spans have ids of a wrong length"] if refused else []),
+                    *([f"{dropped} spans are too many for now"] if dropped else []),
+                ]
+            )
+        return answer
+
+
+class TracesServicer:
+    """What the store holds, and what is open now."""
+
+    SERVICE = traces_stubs.TRACES
+
+    def __init__(self, store: Store, live: OpenSpans) -> None:
+        self._store = store
+        self._live = live
+
+    async def List(self, request: pb.ListRequest, call: Call) -> pb.ListResponse:
+        found = await self._store.traces(convert.query_from_pb(request))
+        return pb.ListResponse(traces=map(convert.summary_to_pb, found))
+
+    async def Get(self, request: pb.GetRequest, call: Call) -> AsyncIterator[pb.GetResponse]:
+        for data in await self._store.encoded(request.id):
+            yield pb.GetResponse(data=data)
+
+    async def Delete(self, request: pb.DeleteRequest, call: Call) -> pb.DeleteResponse:
+        await self._store.delete(request.id)
+        return pb.DeleteResponse()
+
+    async def Live(self, request: pb.LiveRequest, call: Call) -> pb.LiveResponse:
+        live = self._live.live()
+        return pb.LiveResponse(data=convert.spans_to_pb(live.spans).SerializeToString(), now=live.now)
+
+    async def Report(self, request: pb.ReportRequest, call: Call) -> pb.ReportResponse:
+        try:
+            sent = [otlp.ResourceSpans.FromString(request.data)]
+        except DecodeError as error:
+            raise errors.InvalidArgument(f"open spans of {request.service}: {error}") from None
+        convert.refuse(sent)
+        self._live.report(request.service, [*convert.spans_from_pb(sent)], request.lifetime, request.dropped)
+        return pb.ReportResponse()
+
+    async def Figures(self, request: pb.FiguresRequest, call: Call) -> pb.FiguresResponse:
+        found = await self._store.figures()
+        return convert.figures_to_pb(dataclasses.replace(found, dropped=found.dropped + self._live.dropped()))
