@@ -104,8 +104,9 @@ async def until_signal() -> None:
         _heartbeat.end()
 
 
-def run(name: str, serve: Serve) -> None:
-    """The main function of the process ``name``: parse the arguments, serve until a signal, exit.
+def run(name: str, serve: Serve, *, traced: bool = True) -> None:
+    """The main function of the process ``name``: parse the arguments, serve until a signal, exit. ``traced``: whether
+    it makes spans, if the node does.
 
     A process that cannot start says why in one line, and waits a second before it exits, so that its supervisor does
     not spin.
@@ -128,7 +129,8 @@ def run(name: str, serve: Serve) -> None:
         rpc.choose(grpc.transport)
         rpc.load()
         limits.configure(grpc.limits)
-        exporting.begin(name, settings.load(config.Tracing, file, "tracing"), node.state, arguments.config)
+        if traced:
+            exporting.begin(name, settings.load(config.Tracing, file, "tracing"), node.state, arguments.config)
         _count(config.load_metrics(file))
         many_files()
         os.environ.pop("PYTHONMALLOC", None)  # ours (deploy/processes.py), not that of the programs that we start

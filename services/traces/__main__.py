@@ -33,4 +33,4 @@ async def serve(file: settings.File, node: settings.Node) -> None:
 
 
 if __name__ == "__main__":
-    process.run("traces", serve)
+    process.run("traces", serve, traced=False)  # or each span that it takes in would make another

@@ -44,17 +44,19 @@ class Intake:
     before it.
     """
 
-    def __init__(self, store: Tidied, most: int) -> None:
+    def __init__(self, store: Tidied, most: int, *, gather: float = GATHER, tidy: float = TIDY) -> None:
         self._store = store
         self._most = most
+        self._gather = gather
+        self._pause = tidy
         self._senders: dict[str, _Waiting] = {}
         self._size = 0
         self._dropped = 0
         self._told = 0
         self._arrived = asyncio.Event()
         self._wrote = asyncio.Event()
-        self._writing = asyncio.Lock()
         self._tasks = loops.Tasks()
+        self._draining: asyncio.Task[None] | None = None
 
     def offer(self, sender: str, piece: Piece) -> int:
         """Take in what ``sender`` sent. The result is how many of these spans are dropped at once."""
@@ -84,9 +86,10 @@ class Intake:
     async def write(self) -> None:
         """Write what has gathered, again and again."""
         while True:
-            await self._arrived.wait()
-            self._arrived.clear()
-            await asyncio.sleep(GATHER if self._size < TOGETHER else 0)
+            if not self._size:
+                self._arrived.clear()
+                await self._arrived.wait()
+            await asyncio.sleep(self._gather if self._size < TOGETHER else 0)
             await self.written()
             if self._dropped > self._told:
                 log.warning("%d spans were dropped: they came faster than they could be written", self._dropped)
@@ -98,28 +101,33 @@ class Intake:
             try:
                 async with asyncio.timeout(SELDOM):
                     await self._wrote.wait()
-                self._wrote.clear()
-                await asyncio.sleep(TIDY)
+                await asyncio.sleep(self._pause)
             except TimeoutError:
                 pass  # nothing came: traces still grow old
-            await self._store.tidy()
+            self._wrote.clear()
+            try:
+                await self._store.tidy()
+            except BaseException:
+                self._wrote.set()
+                raise
 
     async def written(self) -> None:
         """Wait until all that is in the queue now is written, but not longer than ``PATIENCE``."""
-        task = self._tasks.start("a write of spans", self._written())
-        await asyncio.wait((task,), timeout=PATIENCE)
+        if self._draining is None or self._draining.done():
+            if not self._size:
+                return
+            self._draining = self._tasks.start("a write of spans", self._drain())
+        await asyncio.wait((self._draining,), timeout=PATIENCE)
 
-    async def _written(self) -> None:
-        async with self._writing:
-            left = self._size
-            while left > 0 and (pieces := [*self._next()]):
-                left -= sum(len(piece.data) for piece in pieces)
-                try:
-                    await self._store.take(pieces)
-                except BaseException:
-                    self._dropped += sum(len(piece.spans) for piece in pieces)
-                    raise
-                self._wrote.set()
+    async def _drain(self) -> None:
+        """Write until the queue is empty."""
+        while pieces := [*self._next()]:
+            try:
+                await self._store.take(pieces)
+            except BaseException:
+                self._dropped += sum(len(piece.spans) for piece in pieces)
+                raise
+            self._wrote.set()
 
     def _next(self) -> Iterator[Piece]:
         """The oldest pieces, of all senders in turn."""

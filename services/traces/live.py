@@ -21,10 +21,8 @@ class _Report:
     spans: Sequence[Span]
     void: float
     """When, on the monotonic clock."""
-    dropped: int = 0
+    dropped: int
     """Spans that the process lost since it began."""
-    before: int = 0
-    """Those that earlier processes of the name lost."""
 
 
 class OpenSpans:
@@ -36,16 +34,20 @@ class OpenSpans:
         self._clock = clock
         self._monotonic = monotonic
         self._reports: dict[str, _Report] = {}
+        self._lost = 0
+        """Spans that processes lost which are not remembered any longer, or began anew."""
 
-    def report(self, service: str, spans: Sequence[Span], lifetime: float, dropped: int) -> None:
-        """What ``service`` has open now; it replaces what it said before."""
+    def report(self, process: str, spans: Sequence[Span], lifetime: float, dropped: int) -> None:
+        """What ``process`` has open now; it replaces what it said before."""
         now = self._monotonic()
-        last = self._reports.pop(service, None)
-        if last is None and len(self._reports) >= REPORTERS:
-            del self._reports[min(self._reports, key=lambda name: self._reports[name].void)]
+        last = self._reports.pop(process, None)
+        if last is not None and dropped < last.dropped:
+            self._lost += last.dropped
+        if len(self._reports) >= REPORTERS:
+            first = min(self._reports, key=lambda name: self._reports[name].void)
+            self._lost += self._reports.pop(first).dropped
         kept = sorted(spans, key=lambda span: span.start)[:SPANS]
-        before = 0 if last is None else last.before + (last.dropped if dropped < last.dropped else 0)
-        self._reports[service] = _Report(kept, now + min(max(lifetime, 0.0), LIFETIME), dropped, before)
+        self._reports[process] = _Report(kept, now + min(max(lifetime, 0.0), LIFETIME), dropped)
 
     def live(self) -> Live:
         """All open spans, in the order of their beginnings."""
@@ -58,4 +60,4 @@ class OpenSpans:
 
     def dropped(self) -> int:
         """Spans that the processes lost before they sent them."""
-        return sum(report.dropped + report.before for report in self._reports.values())
+        return self._lost + sum(report.dropped for report in self._reports.values())

@@ -54,7 +54,7 @@ def test_every_process_names_the_state_directory_on_its_command_line(node: Node)
 
 
 def test_status_tells_each_service_and_is_zero_only_if_all_are_healthy(node: Node) -> None:
-    """It shows state, pid, uptime, memory, health and restarts of all six; one that was stopped on purpose is enough
+    """It shows state, pid, uptime, memory, health and restarts of all; one that was stopped on purpose is enough
     for exit code 1.
     """
     status = node.status()
@@ -67,7 +67,7 @@ def test_status_tells_each_service_and_is_zero_only_if_all_are_healthy(node: Nod
         assert 5 << 20 < service["memory"] < 200 << 20
         assert 0 <= service["uptime"] < 600
         assert service["restarts"] == 0
-    assert node.splitd("status").stdout.count(" ok") == 6
+    assert node.splitd("status").stdout.count(" ok") == len(NAMES)
     assert json.loads(node.splitd("version", "--json").stdout)["node"]["version"] == status["version"]
     node.splitd("down", "images")
     try:
@@ -87,7 +87,7 @@ def test_up_starts_only_stopped_processes(node: Node) -> None:
 
 @pytest.mark.parametrize("service", NAMES)
 def test_a_service_restarts_alone_and_no_container_notices(service: str, node: Node, sleeper: int) -> None:
-    """One new pid, five old ones, and the container's own."""
+    """One new pid, the other old ones, and the container's own."""
     before = pids(node)
     assert f"restarted {service}" in node.splitd("restart", service).stdout
     after = pids(node)

@@ -13,7 +13,7 @@ import itertools
 import os
 import pty
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +47,13 @@ from services.tasks.gateway import Gateway
 from services.tasks.nodestart import NodeStart
 from services.tasks.restart import STOPPED, RestartMonitor
 from services.tasks.store import Process, Status
+from services.traces.intake import Intake
+from services.traces.memory import MemoryStore
+from services.traces.store import Piece
 from tests.faulty import failing
 from tests.suites import records
 from tests.suites.records_lives import LocalMetadata
+from tests.suites.traces import span
 from tests.support import eventually_async
 from tests.unit.deploy.test_imports import TOP, python_files
 from tests.unit.gc import gc_graphs
@@ -449,6 +453,53 @@ async def drawing(place: Path) -> AsyncIterator[Works]:
         async with Bars(file, "image:1").running(Tally(time.monotonic())):
             yield works
     os.close(ours)
+
+
+class Late(MemoryStore):
+    """A store that answers after a pause, and counts how often it is tidied."""
+
+    tidied = 0
+
+    async def take(self, pieces: Sequence[Piece]) -> None:
+        await asyncio.sleep(0)
+        await super().take(pieces)
+
+    async def tidy(self) -> None:
+        await asyncio.sleep(0)
+        self.tidied += 1
+
+
+@loop("the writing of spans")
+async def writing_spans(place: Path) -> AsyncIterator[Works]:
+    store = Late()
+    intake = Intake(store, 1 << 20, gather=0.01)
+
+    async def works() -> None:
+        before = (await store.figures()).spans
+
+        async def there() -> bool:
+            await intake.add([span()])  # what comes while a write fails is lost with it
+            await asyncio.sleep(0.02)
+            return (await store.figures()).spans > before
+
+        await eventually_async(there, "nothing is written")
+
+    async with intake.running():
+        yield works
+
+
+@loop("the tidying of traces")
+async def tidying_traces(place: Path) -> AsyncIterator[Works]:
+    store = Late()
+    intake = Intake(store, 1 << 20, gather=0.0, tidy=0.01)
+
+    async def works() -> None:
+        before = store.tidied
+        await intake.add([span()])
+        await eventually_async(lambda: asyncio.sleep(0, store.tidied > before), "nothing is tidied")
+
+    async with intake.running():
+        yield works
 
 
 # ------------------------------------------------------------------------------------------ the test

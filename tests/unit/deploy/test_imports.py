@@ -16,9 +16,13 @@ TOP = Path(__file__).resolve().parents[3]
 CODE = ("services", "gateway", "deploy", "client")
 
 ALLOWED = {
-    # What only the kit knows: grpcio is the second transport, spans are sent as OpenTelemetry's.
+    # What only the kit knows: grpcio is the second transport, spans are sent as OpenTelemetry's. The traces service takes
+    # such spans in.
     "grpc": ["services/kit/grpcio.py"],
-    "opentelemetry": ["services/kit/otlp.py"],
+    "opentelemetry": [
+        "services/kit/otlp.py",
+        *(f"services/traces/{name}.py" for name in ("convert", "server", "remote")),
+    ],
     # Protobuf stops at the wire; the domain (store.py, local.py and what they are made of) never sees it.
     "_pb2": [
         "services/kit/*.py",
@@ -48,7 +52,7 @@ ALLOWED = {
         "deploy/containers.py",
     ],
     # One life of metadata's store is SQLite, and nothing above its interface may know; a snapshotter's tree is kept in
-    # a file of it.
+    # a file of it, and traces are.
     "sqlite3": [
         "services/kit/sqlite.py",
         "services/metadata/sqlite.py",
@@ -56,6 +60,7 @@ ALLOWED = {
         "services/kit/damage.py",
         "services/kit/salvage.py",
         "services/snapshots/tree.py",
+        "services/traces/local.py",
     ],
     # The gateway alone makes the page of metrics; the others count with services/kit/metrics.py.
     "prometheus_client": ["gateway/metrics.py"],
