@@ -30,13 +30,7 @@ in pieces of 1 MiB, and one object keeps a piece (docs/adr/0014).
 """
 
 PROCESSES = (
-    Process(
-        "traces",
-        "services.traces",
-        ("traces.sock",),
-        (),
-        (("traces", "services.traces.config:Config"),),
-    ),
+    Process("traces", "services.traces", ("traces.sock",), (), (("traces", "services.traces.config:Config"),)),
     Process(
         "metadata",
         "services.metadata",
