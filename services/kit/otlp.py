@@ -438,7 +438,7 @@ class Local:
         found = encode_spans([readable(span, self._resource) for span in spans]).resource_spans
         request = traces_pb2.ReportRequest(
             data=found[0].SerializeToString() if found else b"",
-            service=f"{self._resource.attributes['service.name']} {self._resource.attributes['service.instance.id']}",
+            service=" ".join(str(self._resource.attributes[f"service.{each}"]) for each in ("name", "instance.id")),
             lifetime=lifetime,
             dropped=dropped,
         )

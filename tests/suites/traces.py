@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from typing import Any
 
 import pytest
 
@@ -29,10 +30,10 @@ def new_id(digits: int) -> str:
     return f"{next(_numbers) * 0x9E3779B97F4A7C15 & (1 << 64) - 1:016x}".ljust(digits, "5")[:digits]
 
 
-def span(trace: str = "", **what: object) -> Span:
+def span(trace: str = "", **what: Any) -> Span:
     """A span of one second; a root, unless told otherwise."""
     made = Span(trace or new_id(32), new_id(16), "", "images.pull", "splitd-images", NOW, NOW + SECOND)
-    return dataclasses.replace(made, **what)  # type: ignore[arg-type]
+    return dataclasses.replace(made, **what)
 
 
 class TracesSuite:

@@ -6,8 +6,10 @@ import contextlib
 import logging
 import os
 import random
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,7 +81,7 @@ def size(directory: Path) -> int:
 HEAVY = 40 << 10
 
 
-def heavy(outcome: str = "ok", **what: object) -> Span:
+def heavy(outcome: str = "ok", **what: Any) -> Span:
     """Return a span that cannot be compressed."""
     return span(attributes={**ROOT, "splitd.outcome": outcome, "x": os.urandom(HEAVY)}, **what)
 
@@ -225,7 +227,7 @@ async def test_a_file_that_cannot_be_read_is_replaced(
         case "empty":
             file.write_bytes(b"")
         case "another layout":
-            with contextlib.closing(local.sqlite3.connect(file)) as connection:
+            with contextlib.closing(sqlite3.connect(file)) as connection:
                 connection.execute("PRAGMA user_version = 99")
         case "ruined":
             ruin(file, 1)
