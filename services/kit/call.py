@@ -39,6 +39,9 @@ STOPPING = "splitd-stopping"
 successor.
 """
 
+TOLD = "splitd-trace-bin"
+"""Trailer of calls between the node's own processes: attributes for the root of the trace (``tracing.operation``)."""
+
 MESSAGE_LIMIT = 16 << 20
 ERROR_LIMIT = 32 << 10
 """Bytes of an error's message that are sent. Clients of grpc-go refuse header lists that are much longer."""

@@ -14,7 +14,7 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import ServiceDescriptor
 
 from services.kit import chosen, errors, observer
-from services.kit.call import TOGETHER, UNARY, Arity, Headers, method_path, time_limit
+from services.kit.call import TOGETHER, TOLD, UNARY, Arity, Headers, method_path, time_limit
 from services.kit.observer import Observed
 from services.kit.transport import CarriedStream, Carrier, Pings, same
 
@@ -58,9 +58,14 @@ class Stream(Generic[Sent, Got]):
             self._carried.cancel()
             self._observed.left(self._size)
 
+    def _tell(self) -> None:
+        if told := self._carried.trailing().get(TOLD):
+            observer.told(told)
+
     def _failed(self, error: errors.NodeError) -> None:
         if not self._ended:
             self._ended = True
+            self._tell()
             self._observed.ended(error.code, str(error), self._size)
 
     async def send(self, message: Sent) -> None:
@@ -94,6 +99,7 @@ class Stream(Generic[Sent, Got]):
             return decoded
         if not self._ended:
             self._ended = True
+            self._tell()
             self._observed.ended(0, "", self._size)
         return None
 
@@ -103,7 +109,8 @@ class Stream(Generic[Sent, Got]):
 
     def trailing(self) -> Headers:
         """The metadata that came with the status; empty before that."""
-        return self._carried.trailing()
+        trailing = self._carried.trailing()
+        return {k: v for k, v in trailing.items() if k != TOLD} if TOLD in trailing else trailing
 
     def __aiter__(self) -> AsyncIterator[Got]:
         return self._messages()

@@ -20,8 +20,8 @@ import grpc
 import grpc.aio
 from grpc._cython import cygrpc
 
-from services.kit import errors, loops, sockets
-from services.kit.call import ERROR_LIMIT, MESSAGE_LIMIT, STOPPING, UNARY, Call, Headers, Metadata
+from services.kit import errors, loops, observer, sockets
+from services.kit.call import ERROR_LIMIT, MESSAGE_LIMIT, STOPPING, TOLD, UNARY, Call, Headers, Metadata
 from services.kit.relays import Relay, relayed, shorter
 from services.kit.transport import Answering, Method, Methods, Pings, Server
 
@@ -139,8 +139,8 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
             answer = None
             with Answering(server, call, long=method.long) as answering:
                 answer = await method.handler(request, call)
-                await _send_metadata(call, context)
-            await _abort(call, context, answering)
+                await _send_leading(call, context)
+            await _end(call, context, answering)
             return answer
 
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
@@ -150,12 +150,10 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
                 async with contextlib.aclosing(method.handler(request, call)) as responses:
                     async for response in responses:
                         if first:
-                            await _send_metadata(call, context)
+                            await _send_leading(call, context)
                             first = False
                         yield response
-                if call.trailing:
-                    context.set_trailing_metadata(tuple(call.trailing))
-            await _abort(call, context, answering)
+            await _end(call, context, answering)
 
         make = {
             (False, False): grpc.unary_unary_rpc_method_handler,
@@ -174,17 +172,18 @@ def _call(path: str, context: Any) -> Call:
     return Call(path, headers, None if left is None else time.monotonic() + left)
 
 
-async def _send_metadata(call: Call, context: Any) -> None:
+async def _send_leading(call: Call, context: Any) -> None:
     if call.leading:
         await context.send_initial_metadata(tuple(call.leading))
-    if call.trailing:
-        context.set_trailing_metadata(tuple(call.trailing))
 
 
-async def _abort(call: Call, context: Any, answering: Answering) -> None:
-    """Outside of the span, since grpcio aborts by an exception of its own."""
+async def _end(call: Call, context: Any, answering: Answering) -> None:
+    """Outside of the span, since grpcio aborts by an exception of its own, and the span's end may add a trailer."""
     error = answering.failure
-    if error is not None:
+    if error is None:
+        if call.trailing:
+            context.set_trailing_metadata(tuple(call.trailing))
+    else:
         await context.abort(_STATUS[error.code], str(error)[:ERROR_LIMIT], (*call.trailing, *error.trailers))
 
 
@@ -286,11 +285,12 @@ class GrpcioCarrier:
 
     async def unary(self, path: str, request: bytes, metadata: Metadata, timeout: float | None) -> bytes:
         try:
-            answer: bytes = await self._method(path, self._channel.unary_unary)(
-                request, metadata=metadata, timeout=timeout
-            )
+            call = self._method(path, self._channel.unary_unary)(request, metadata=metadata, timeout=timeout)
+            answer: bytes = await call
+            _tell(_at_once(call.trailing_metadata()))
             return answer
         except grpc.RpcError as error:
+            _tell(error.trailing_metadata())
             raise await self.error(error.code(), error.details(), error.trailing_metadata()) from None
 
     def stream(self, path: str, metadata: Metadata, timeout: float | None) -> _Stream:
@@ -309,7 +309,7 @@ class GrpcioCarrier:
         """
         code: int = status.value[0]
         details = details or ""
-        trailers = tuple((k, v) for k, v in trailing or ())
+        trailers = tuple((k, v) for k, v in trailing or () if k != TOLD)
         made_by_transport = _made_by_transport(details)
         if code == errors.Unavailable.code and (made_by_transport or any(k == STOPPING for k, _ in trailers)):
             if made_by_transport:
@@ -326,6 +326,12 @@ class GrpcioCarrier:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LOSS_SEEN):
                 await self._channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
+
+
+def _tell(trailing: Any) -> None:
+    for key, value in trailing or ():
+        if key == TOLD:
+            observer.told(value)
 
 
 _LOSS_SEEN = 0.2

@@ -15,11 +15,12 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from api.splitd.many.v1 import many_pb2 as pb
 from api.splitd.many.v1 import many_stubs
-from services.kit import errors, loops
-from services.kit.call import TOGETHER, UNARY, Call, Metadata, method_path
+from services.kit import errors, loops, observer
+from services.kit.call import TOGETHER, TOLD, UNARY, Call, Metadata, method_path
 from services.kit.relays import relayed
 from services.kit.transport import Answering, Carrier, Server
 
@@ -89,12 +90,12 @@ class ManyServicer:
             response = await self._response(one, inner)
             inner.size = len(one.request) + len(response)
         failure = answering.failure
-        if failure is None:
-            return pb.Answer(call=number, response=response)
         trailers = [
             pb.Trailer(name=name, value=value if isinstance(value, bytes) else value.encode())
-            for name, value in (*inner.trailing, *failure.trailers)
+            for name, value in (*inner.trailing, *(failure.trailers if failure is not None else ()))
         ]
+        if failure is None:
+            return pb.Answer(call=number, response=response, trailers=trailers)
         return pb.Answer(call=number, code=failure.code, message=str(failure), trailers=trailers)
 
     async def _response(self, one: pb.Call, call: Call) -> bytes:
@@ -112,7 +113,7 @@ def _failure(answer: pb.Answer) -> errors.NodeError:
     return errors.from_status(
         answer.code,
         answer.message,
-        [(t.name, t.value if t.name.endswith("-bin") else t.value.decode()) for t in answer.trailers],
+        [(t.name, t.value if t.name.endswith("-bin") else t.value.decode()) for t in answer.trailers if t.name != TOLD],
     )
 
 
@@ -161,6 +162,10 @@ class _Asked:
     trace: Mapping[str, str]
     timeout: float | None
     answer: asyncio.Future[bytes]
+    here: Any
+    """The span that its caller works in."""
+    told: bytes = b""
+    """What the answer tells the root of the trace."""
 
 
 class Gathering:
@@ -189,11 +194,13 @@ class Gathering:
         loop = asyncio.get_running_loop()
         if not self._waiting:
             loop.call_soon(self._send)
-        asked = _Asked(path, request, dict(trace), timeout, loop.create_future())
+        asked = _Asked(path, request, dict(trace), timeout, loop.create_future(), observer.here())
         self._waiting.setdefault(headers, []).append(asked)
         try:
             return await asked.answer
         finally:
+            if asked.told:
+                observer.told(asked.told)
             # a failure's traceback holds this frame, which would hold the failure: a cycle, with everything that the
             # caller's frames hold
             del asked
@@ -226,6 +233,7 @@ class Gathering:
                     each.answer.set_exception(type(error).verbatim(str(error), error.trailers))
 
     async def _alone(self, headers: Metadata, asked: _Asked) -> None:
+        observer.resume(asked.here)
         try:
             response = await self._carrier.unary(
                 asked.path, asked.request, (*headers, *asked.trace.items()), asked.timeout
@@ -254,6 +262,7 @@ class Gathering:
                     future = asked[answer.call].answer
                     if future.done():  # its caller was cancelled
                         continue
+                    asked[answer.call].told = next((t.value for t in answer.trailers if t.name == TOLD), b"")
                     if answer.code:
                         future.set_exception(_failure(answer))
                     else:

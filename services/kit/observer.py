@@ -109,6 +109,28 @@ class Entrance(Protocol):
         ...
 
 
+here = tracing.current
+"""The span that the current task works in, for :func:`resume`."""
+
+gathered = tracing.gathered
+"""What a handler that ends has to tell the root of its trace, as the trailer ``kit.call.TOLD``; empty for nothing."""
+
+told = tracing.told
+"""That trailer came with the answer of a call that this task made. It goes on its way to the root."""
+
+
+def resume(span: tracing.Span) -> None:
+    """The current task works for ``span`` from now on."""
+    tracing.CURRENT.set(span)
+
+
+def told_relay(observed: Observed, headers: Mapping[str, str | bytes], data: str | bytes) -> bool:
+    """That trailer came with the answer of a call that passes through, which came with ``headers``. The result is
+    whether the caller gets it.
+    """
+    return tracing.told_relay(observed.first if isinstance(observed, _Several) else observed, headers, data)
+
+
 _listeners: list[Listener] = []
 """All except tracing, which is always the first."""
 
@@ -142,10 +164,12 @@ def _began(side: Side, method: str, headers: Mapping[str, str | bytes], parent: 
 class _Several:
     """A call, as several listeners see it."""
 
-    __slots__ = ("_all",)
+    __slots__ = ("_all", "first")
 
     def __init__(self, observed: list[Observed]) -> None:
         self._all = observed
+        self.first = observed[0]
+        """Tracing's."""
 
     @property
     def inside(self) -> bool:

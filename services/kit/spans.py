@@ -56,7 +56,7 @@ MEMBER = "splitd="
 """The member of ``tracestate`` that is ours. It also says that the caller is a process of the node."""
 
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
-_BASE = re.compile(r"(?:^|,)[ \t]*splitd=([0-9a-f]{16})(?=[ \t]*(?:,|$)),?")
+_BASE = re.compile(r"splitd=([0-9a-f]{16})")
 _LATE = 60_000_000_000
 """Nanoseconds after the end of a span in which work may still begin below it. A loop that was begun by a call, and
 outlives it, is no part of it.
@@ -171,11 +171,9 @@ class Span:
         made._keep = False
         made.trace, made.above = found[1], found[2]
         others = str(headers.get("tracestate", ""))
-        ours = _BASE.search(others) if MEMBER in others else None
-        if ours is not None:
-            made.marked = True
-            made.base = ours[1]
-            others = others[: ours.start()] + others[ours.end() :]
+        first, _, rest = others.partition(",")
+        if (ours := _BASE.fullmatch(first)) is not None:  # each process puts its own member in front
+            made.marked, made.base, others = True, ours[1], rest
         else:
             made.base = made.above  # the span of a stranger, which has its own way to the one who looks at it
         made.tracestate = others[:512]

@@ -24,7 +24,7 @@ from typing import Any
 from services.kit import clock, spans
 from services.kit.spans import CLIENT, CURRENT, INTERNAL, MEMBER, NOTHING, SERVER, Span, Unrecorded, state
 
-__all__ = ["Span"]
+__all__ = ["CURRENT", "Span"]
 
 _HEADERS = ("traceparent", "tracestate")
 _GATHERED = 4 << 10
@@ -350,7 +350,7 @@ def told_relay(hop: object, headers: Mapping[str, str | bytes], data: str | byte
     """The answer of a call that passes through carried them. The result is whether the caller gets them, since it is a
     process of the node, and takes them further.
     """
-    if MEMBER in str(headers.get("tracestate", "")):
+    if str(headers.get("tracestate", "")).startswith(MEMBER):
         return True
     if isinstance(hop, Hop):
         hop.outer.top().put(_told(data))

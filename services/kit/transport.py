@@ -23,6 +23,7 @@ from services.kit.call import (
     RAW,
     STOPPING,
     STREAMS,
+    TOLD,
     Arity,
     Call,
     Headers,
@@ -202,6 +203,8 @@ class Answering:
             code, said, defect, self.failure = errors.Internal.code, str(error), error, errors.defect(call.method)
         else:  # such as GeneratorExit, when a transport closes the generator of a client that is gone
             handled, code, said = False, errors.Cancelled.code, "cancelled"
+        if handled and (told := observer.gathered()):
+            call.trailing.append((TOLD, told))
         self._observed.ended(code, said, call.size, defect)
         # The task may have ended in another context (a closed generator); then resetting is neither possible nor
         # needed.

@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections import deque
 
-from services.kit import errors, loops
+from services.kit import errors, loops, observer
 from services.kit.call import Metadata
 from services.kit.transport import Pings
 from services.wire import outcomes
@@ -325,6 +325,8 @@ class WireCarrier:
                 call.cancel()
                 raise
             finally:
+                if call.told:
+                    observer.told(call.told)
                 # a failure's traceback holds this frame, which would hold the failure: a cycle, with everything that
                 # the caller's frames hold
                 del call

@@ -8,7 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from services.kit import errors
-from services.kit.call import Headers, Metadata
+from services.kit.call import TOLD, Headers, Metadata
 from services.wire import messages, outcomes
 from services.wire.frames import Code
 from services.wire.headers import Head
@@ -27,7 +27,7 @@ class UnseenError(Exception):
 class Unary:
     """A unary call under way; ``answer`` is its result. Only :meth:`cancel` cancels it."""
 
-    __slots__ = ("_assembler", "_carrier", "_link", "_message", "_stream", "answer")
+    __slots__ = ("_assembler", "_carrier", "_link", "_message", "_stream", "answer", "told")
 
     def __init__(
         self, carrier: WireCarrier, link: ClientLink, block: bytes, request: bytes, timeout: float | None
@@ -37,6 +37,8 @@ class Unary:
         self.answer: asyncio.Future[bytes] = link.loop.create_future()
         self._message: bytes | None = None
         self._assembler: messages.Assembler | None = None
+        self.told: str | bytes | None = None
+        """What the answer tells the root of the trace (``kit.call.TOLD``)."""
         if timeout is not None:
             carrier.deadlines.add(self, timeout)
         self._stream = link.open(self, block)
@@ -72,6 +74,7 @@ class Unary:
             self._end(failure)
             self._link.reset(self._stream, Code.CANCEL)
         elif end:
+            self.told = head.headers.get(TOLD)
             self._end(outcomes.of_trailers(head, self._carrier.name))
             self._link.finished(self._stream)
         else:
@@ -97,6 +100,7 @@ class Unary:
             self._link.finished(self._stream)
 
     def on_trailers(self, head: Head) -> None:
+        self.told = head.headers.get(TOLD)
         self._end(outcomes.of_trailers(head, self._carrier.name))
         self._link.finished(self._stream)
 

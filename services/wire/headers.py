@@ -170,6 +170,11 @@ class Head:
         assert isinstance(found, bytes)
         return found
 
+    def without(self, name: str) -> bytes:
+        """The same without the fields called ``name``."""
+        pairs = [pair for pair in self.pairs if pair[0] != name.encode()]
+        return block([(b":status", b"%d" % self.status), *pairs] if self.status else pairs)
+
     def is_grpc(self) -> bool:
         """Whether its content-type is gRPC's, in any of its spellings."""
         return self.content_type == "application/grpc" or self.content_type.startswith(

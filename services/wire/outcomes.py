@@ -5,7 +5,7 @@ of the called process.
 from __future__ import annotations
 
 from services.kit import errors
-from services.kit.call import STOPPING
+from services.kit.call import STOPPING, TOLD
 from services.wire.frames import Code
 from services.wire.headers import Head
 
@@ -17,7 +17,7 @@ def of_trailers(head: Head, name: str) -> errors.NodeError | None:
         return None
     if code is None:
         return errors.Internal("server closed the stream without sending trailers")
-    trailers = tuple((k, v) for k, v in head.headers.items())
+    trailers = tuple((k, v) for k, v in head.headers.items() if k != TOLD)
     if code == errors.Unavailable.code and STOPPING in head.headers:
         return disconnected(name, head.message)
     return errors.from_status(code, head.message, trailers)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, cast
 from google.protobuf.message import DecodeError
 
 from services.kit import errors, logs, loops, observer
-from services.kit.call import CURRENT, NAMESPACE, STOPPING, UNARY, Arity, Call
+from services.kit.call import CURRENT, NAMESPACE, STOPPING, TOLD, UNARY, Arity, Call
 from services.kit.observer import Observed
 from services.kit.relays import Answers, Meaning, Relay, Route, Upstream
 from services.kit.transport import Method, Methods
@@ -481,7 +481,10 @@ class Passage:
         elif head.code is None:
             self.fail(errors.Internal("server closed the stream without sending trailers"))
             return
-        self._link.connection.send_tail(self._stream, head.encoded())
+        tail = head.encoded()
+        if TOLD in head.headers and not observer.told_relay(self._observe(), self.head.headers, head.headers[TOLD]):
+            tail = head.without(TOLD)
+        self._link.connection.send_tail(self._stream, tail)
         self._link.flush_soon()
         self._finish(head.code or 0, head.message)
 
