@@ -13,6 +13,7 @@ from gateway.health import NodeHealth
 from gateway.intents import Intents
 from gateway.introspection import IntrospectionServicer
 from gateway.localfiles import LocalFilesServicer
+from gateway.operations import Operations
 from gateway.relay import Relay
 from gateway.remote import RemoteRecords
 from gateway.routes import Routes
@@ -49,6 +50,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
         IntrospectionServicer(node, health, snapshotters.now, proxies),
         HealthServicer(health),
     ]
+    operations = Operations()
     relay = {
         internal: Relay(routes, config, internal=internal, coordinated=content.coordinated, joined=content.joined)
         for internal in (False, True)
@@ -72,7 +74,11 @@ async def serve(file: settings.File, node: settings.Node) -> None:
             await stack.enter_async_context(
                 ttrpc.serving(node.state / "containerd.sock.ttrpc", [TtrpcEventsServicer(exchange)])
             )
-            await stack.enter_async_context(rpc.serving(node.state / "containerd.sock", servicers, relay=relay[False]))
+            stack.callback(operations.close)
+            await stack.enter_async_context(loops.running("the ends of operations", operations.watch))
+            await stack.enter_async_context(
+                rpc.serving(node.state / "containerd.sock", servicers, relay=relay[False], entrance=operations)
+            )
             if address := settings.load(Health, file, "health").address:
                 from gateway.probes import Probes
 

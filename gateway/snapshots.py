@@ -23,6 +23,7 @@ from api.containerd.types.mount_pb2 import Mount
 from gateway.config import Config
 from gateway.intents import Intents
 from gateway.mounts import Mounts
+from gateway.operation import CURRENT
 from gateway.routes import Routes
 from gateway.store import Intent, Outcome, Records
 from gateway.upstream import Upstream, raw_headers
@@ -73,6 +74,8 @@ class SnapshotsServicer:
 
     async def _raw(self, snapshotter: str, key: str, call: Call) -> _Raw:
         """The snapshotter that has the snapshot ``key``, or is to have it."""
+        if (operation := CURRENT.get()) is not None and not operation.snapshotter:
+            operation.snapshotter = snapshotter
         hop = await self._routes.snapshotter(snapshotter, call)
         mounts = self._mounts.get(hop.name)
         if mounts is None:

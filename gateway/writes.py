@@ -16,6 +16,7 @@ from api.containerd.services.content.v1 import content_stubs
 from gateway.config import Config
 from gateway.hop import Hop
 from gateway.intents import Intents
+from gateway.operation import CURRENT
 from gateway.store import Committed, Ingest, Intent, Outcome, Records
 from gateway.upstream import Upstream, raw_headers
 from services.kit import errors
@@ -106,7 +107,17 @@ class Writes:
         opening = pb.WriteContentRequest.FromString(first)
         if not opening.ref:
             raise errors.InvalidArgument("first message must have a reference")
-        ingest = await self._records.open_ingest(call, ref=opening.ref, total=opening.total, expected=opening.expected)
+        operation = CURRENT.get()
+        if operation is not None:
+            operation.wrote(opening.ref)
+        try:
+            ingest = await self._records.open_ingest(
+                call, ref=opening.ref, total=opening.total, expected=opening.expected
+            )
+        except errors.AlreadyExists:
+            if operation is not None:
+                operation.present += opening.total
+            raise
         raw = self._content.to(call.optional_namespace, opening.ref)
         if ingest.shared:
             writer: _Write | _SharedWrite = _SharedWrite(self._commit, raw, call, ingest)
@@ -115,13 +126,19 @@ class Writes:
             writer = _Write(self._commit, raw, call, ingest, opening, self._config.stall)
         async with writer:
             message = opening
-            yield await writer.answer(opening)
+            answer = await writer.answer(opening)
+            there = pb.WriteContentResponse.FromString(answer).offset
+            yield answer
             while message.action != pb.COMMIT and (request := await anext(requests, None)) is not None:
                 if is_plain_write(request):
                     yield await writer.relay(request)
                 else:
                     message = pb.WriteContentRequest.FromString(request)
-                    yield await writer.answer(message)
+                    answer = await writer.answer(message)
+                    if operation is not None and message.action == pb.COMMIT:
+                        operation.present += there
+                        operation.came += max(0, writer.size - there)
+                    yield answer
 
     async def _reachable(self, raw: Upstream, call: Call) -> None:
         """Return once the raw store is there. Clients retry UNAVAILABLE for ever when they open a Write, so after a
@@ -171,6 +188,8 @@ class _Write:
         self._opened = False
         """The raw store has heard of it."""
         self._committing = False
+        self.size = 0
+        """Bytes of the blob, once it is committed."""
 
     async def __aenter__(self) -> _Write:
         return self
@@ -297,6 +316,7 @@ class _Write:
             expected=self._expected,
             labels=dict(request.labels),
         )
+        self.size = size
         answer.action, answer.digest, answer.offset = pb.COMMIT, digest, size
         answer.total = self._total or size
         return answer.SerializeToString()
@@ -335,6 +355,7 @@ class _SharedWrite:
         self._raw = raw
         self._call = call
         self._ingest = ingest
+        self.size = ingest.size
 
     async def __aenter__(self) -> _SharedWrite:
         return self

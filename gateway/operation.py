@@ -1,0 +1,267 @@
+"""One operation of a client, as the gateway sees it: the calls that belong to it, what it is called, how it ended, and
+its root span.
+
+A call tells little about the operation. So its name is inferred from all of them when it is over, unless a process
+that knows better has said it (``tracing.operation``): the images service of a Transfer, for example. The gateway itself
+adds up what it coordinates: bytes of content that came and that were there already, layers, the snapshotter.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import heapq
+from collections import Counter
+from collections.abc import Callable
+
+from gateway.calls import CLEANUP, Key, Kind, field
+from services.kit import errors, tracing
+
+CALLS, QUESTIONS = 10_000, 200
+"""Calls that one operation has; one that only asks."""
+_GAPS = 512
+"""The longest gaps that are kept."""
+_METHODS = 128
+"""Methods whose calls are told apart."""
+COVERED = 0.97
+"""The part of an operation's time that its spans cover: shorter gaps than ``fold`` are recorded, too, as far as this
+needs it.
+"""
+
+_UNREMARKABLE = frozenset(
+    {0, errors.NotFound.code, errors.AlreadyExists.code, errors.OutOfRange.code, errors.Unimplemented.code}
+)
+"""How calls of an operation that succeeds may end: clients ask, and go on without."""
+_DECISIVE = frozenset({"Containers.Create", "Tasks.Create", "Tasks.Start", "Tasks.Exec"})
+"""Methods without whose success their operation failed."""
+_PULLED = ("manifest-", "index-", "layer-", "config-")
+"""How clients that fetch by themselves begin the refs of what they write (containerd's remotes.MakeRefKey)."""
+_IMPORTED = ("tar-",)
+"""How they begin those of an archive's content (containerd's archive.ImportIndex)."""
+
+
+Gap = Callable[[int, int], None]
+"""Records that the client made no call between two times."""
+
+
+class Operation:
+    """One operation. Times are nanoseconds of :func:`services.kit.tracing.now`."""
+
+    __slots__ = (
+        "_changes",
+        "_gaps",
+        "_open",
+        "busy",
+        "calls",
+        "came",
+        "connection",
+        "container",
+        "digest",
+        "done",
+        "gone",
+        "image",
+        "keys",
+        "last",
+        "layers",
+        "layers_present",
+        "leases",
+        "namespace",
+        "over",
+        "present",
+        "refs",
+        "root",
+        "single",
+        "snapshotter",
+        "start",
+        "under_way",
+        "waits",
+    )
+
+    def __init__(self, root: tracing.Span, namespace: str, start: int, connection: object, *, single: bool) -> None:
+        self.root = root
+        self.namespace = namespace
+        self.start = self.last = start
+        """``last`` is when the last call began or ended, except for the ends of waits."""
+        self.connection = connection
+        self.gone = False
+        """Whether its connection has ended."""
+        self.single = single
+        """Whether it has one call only."""
+        self.over = False
+        self.calls = 0
+        self.under_way = 0
+        """Calls that have not ended, except for waits."""
+        self.waits = 0
+        self._open = 0
+        """When the last of all calls ended, while there is none."""
+        self.keys: set[Key] = set()
+        self.busy: Counter[Key] = Counter()
+        """Calls under way, by what they are about."""
+        self.leases: set[str] = set()
+        """Leases that it made, and has not deleted."""
+        self.done: dict[str, bool] = {}
+        """Methods that were called, in the order of their first calls; whether one succeeded."""
+        self._changes: dict[str, tuple[int, str]] = {}
+        """Those of them that change something, and how the last call of each ended."""
+        self._gaps: list[tuple[int, int]] = []
+        """Length and start of the gaps between calls: a heap."""
+        self.came = self.present = self.layers = self.layers_present = 0
+        self.image = self.digest = self.container = self.snapshotter = ""
+        self.refs = ""
+        """``pull`` or ``import``, if refs of content say so."""
+
+    # ------------------------------------------------------------------------------------------ its calls
+
+    @property
+    def full(self) -> bool:
+        """Whether it gets no more calls."""
+        return self.calls >= (CALLS if self._changes else QUESTIONS)
+
+    def clashes(self, key: Key) -> bool:
+        """Whether calls about another thing of the same kind are under way, so that these are two operations."""
+        return any(other[0] == key[0] and other != key for other in self.busy)
+
+    def begins(self, kind: Kind, keys: tuple[Key, ...], request: bytes, now: int) -> None:
+        """A call of it begins."""
+        if not self.under_way and not self.waits and self.calls and now > self._open:
+            gap = now - self._open, self._open
+            if len(self._gaps) < _GAPS:
+                heapq.heappush(self._gaps, gap)
+            else:
+                heapq.heappushpop(self._gaps, gap)
+        self.calls += 1
+        self.last = now
+        if kind.lasts:
+            self.waits += 1
+        else:
+            self.under_way += 1
+        for key in keys:
+            self.busy[key] += 1
+        if len(self.done) < _METHODS:
+            self.done.setdefault(kind.name, False)
+            if kind.changes:
+                self._changes.setdefault(kind.name, (0, ""))
+        if kind.subject in {"image", "container", "snapshotter"} and request:
+            self._about(kind, request)
+
+    def _about(self, kind: Kind, request: bytes) -> None:
+        said = field(request, kind.path)
+        if kind.subject == "image":
+            self.image = self.image or said
+            if kind.name in {"Images.Create", "Images.Update"}:
+                self.image = said or self.image
+                self.digest = field(request, (1, 3, 2)) or self.digest
+        elif kind.subject == "container":
+            self.container = self.container or said
+        else:
+            self.snapshotter = self.snapshotter or said
+
+    def ends(self, kind: Kind, keys: tuple[Key, ...], code: int, message: str, now: int) -> None:
+        """A call of it has ended, with a gRPC code."""
+        for key in keys:
+            self.busy[key] -= 1
+            if self.busy[key] <= 0:
+                del self.busy[key]
+        if kind.lasts:
+            self.waits -= 1
+        else:
+            self.under_way -= 1
+            self.last = now
+        if not self.under_way and not self.waits:
+            self._open = now
+        if kind.name in self.done:
+            self.done[kind.name] |= not code
+        if kind.name in self._changes:
+            self._changes[kind.name] = code, message
+        if not code:
+            if kind.name == "Snapshots.Commit":
+                self.layers += 1
+            elif kind.name == "Snapshots.Stat":
+                self.layers_present += 1
+
+    def wrote(self, ref: str) -> None:
+        """Content is written under ``ref``."""
+        if not self.refs:
+            self.refs = "pull" if ref.startswith(_PULLED) else "import" if ref.startswith(_IMPORTED) else ""
+
+    # ------------------------------------------------------------------------------------------ its end
+
+    def finish(self, fold: int, gap: Gap) -> None:
+        """End the root, with all that is known. ``gap`` is called for each gap of at least ``fold`` nanoseconds, and
+        for shorter ones as far as :data:`COVERED` needs it.
+        """
+        self.over = True
+        until = max(self.last, self._open)
+        missing = sum(length for length, _ in self._gaps)
+        allowed = (1 - COVERED) * (until - self.start)
+        for length, start in sorted(self._gaps, reverse=True):
+            if length < fold and missing <= allowed:
+                break
+            missing -= length
+            gap(start, start + length)
+        root = self.root
+        root.default(**{"splitd.operation": self._name(), "splitd.outcome": self._outcome()})
+        root.default(**{name: value for name, value in self._attributes().items() if value})
+        root.rename(str(root.get("splitd.operation") or self._name()))
+        if root.get("splitd.outcome") == "failed":
+            failures = [failure for failure in self._failures() if failure[0] != errors.Cancelled.code]
+            root.status(*(failures[-1] if failures else (errors.Unknown.code, "the client did not come to its end")))
+        root.end(until)
+
+    def _name(self) -> str:
+        done = self.done
+        if "Tasks.Create" in done:
+            return "run"
+        if "Tasks.Exec" in done:
+            return "exec"
+        if "Tasks.Start" in done:
+            return "run"
+        if self.refs:
+            return self.refs
+        if "Containers.Create" in done:
+            return "create"
+        if any(name.endswith(".Delete") and (name != "Leases.Delete" or len(done) == 1) for name in done):
+            return "delete"
+        if "Tasks.Kill" in done:
+            return "kill"
+        if "Diff.Diff" in done:
+            return "commit"
+        return next(iter(self._changes), "") or next(iter(done), "")
+
+    def _failures(self) -> list[tuple[int, str]]:
+        """The failures that the client cannot have expected. The last call of each method counts."""
+        changes = self._changes
+        if len(changes) == 1:
+            return [end for end in changes.values() if end[0]]
+        return [
+            end
+            for name, end in changes.items()
+            if end[0] and name not in CLEANUP and (end[0] not in _UNREMARKABLE or name in _DECISIVE)
+        ]
+
+    def _outcome(self) -> str:
+        codes = {code for code, _ in self._failures()}
+        if codes:
+            return "cancelled" if codes == {errors.Cancelled.code} else "failed"
+        if self.refs and not any(self.done.get(name) for name in ("Images.Create", "Images.Update")):
+            # a client that fails gives its lease back
+            return "cancelled" if self.leases else "failed"
+        return "ok"
+
+    def _attributes(self) -> dict[str, str | float | bool]:
+        layered = self._name() in {"pull", "import"}
+        return {
+            "splitd.namespace": self.namespace,
+            "container.image.name": self.image,
+            "oci.manifest.digest": self.digest,
+            "container.id": self.container,
+            "splitd.snapshotter": self.snapshotter,
+            "splitd.bytes": self.came,
+            "splitd.bytes.present": self.present,
+            "splitd.layers": self.layers + self.layers_present if layered else 0,
+            "splitd.layers.present": self.layers_present if layered else 0,
+            "splitd.calls": self.calls,
+        }
+
+
+CURRENT: contextvars.ContextVar[Operation | None] = contextvars.ContextVar("splitd_operation", default=None)
+"""The operation that the handler of the current task works for; None if it is not recorded, or began elsewhere."""

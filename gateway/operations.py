@@ -1,0 +1,316 @@
+"""Which calls of clients are one operation, and which operations are recorded: the node's edge, as traces see it.
+
+A client that sends ``traceparent`` is continued, and nothing here concerns it. Older ones (ctr of containerd 1.6 and
+2.1, nerdctl, dockerd) send none. A command of theirs makes dozens of calls, and these are joined into one trace with a
+root of the gateway's own, by three rules:
+
+1. *One connection, one operation.* ctr is one process with one connection for one command. So the calls of a connection
+   are one operation, whatever they say.
+2. *Unless it proves to have several.* If calls about two containers, or of two leases, are under way at once, the
+   connection is a daemon's (dockerd, buildkitd, the kubelet). From then on only those of its calls are joined that
+   name one container or its task. The others are operations by themselves.
+3. *A lease is one operation*, by whatever connections its calls come.
+
+The root begins with the first recorded call. It ends with the last one, which is known when the connection has ended,
+or when no call has been under way for :data:`IDLE` seconds; for :data:`PATIENCE` seconds if the client holds a lease of
+its own making, since it is at work then, in a registry perhaps. A Wait lasts as long as a container. It keeps the
+operation of its own command open (``ctr run``), but not one of a daemon, which waits for all of its containers.
+
+Recorded is what changes something; of what only asks, a part (``sample``). The decision about an asking client holds
+for a while, so that a trace has all of its questions or none. Roots are bounded per second, and everything here is
+bounded in number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Protocol
+
+from gateway.calls import Key, Kind, field, kind
+from gateway.operation import CURRENT, Operation
+from services.kit import errors, observer, tracing
+from services.kit.buckets import Bucket
+from services.kit.call import LEASE, NAMESPACE
+from services.kit.observer import Observed, Side
+
+IDLE = 5.0
+"""Seconds without a call after which an operation is over."""
+PATIENCE = 120.0
+"""The same for one that holds a lease."""
+HELD = 1.0
+"""Seconds for which the decision about a connection that only asks holds."""
+OPERATIONS = 2000
+"""Operations that are open at once; the calls of others are not recorded."""
+KEYS = 64
+"""Containers and leases of one operation."""
+_SWEEP = 1.0
+
+Headers = Mapping[str, str | bytes]
+
+
+class Tracer(Protocol):
+    """What is used of :mod:`services.kit.tracing`."""
+
+    def enabled(self) -> bool: ...
+    def now(self) -> int: ...
+    def root(self, name: str, start: int = 0) -> Any: ...
+    def recorded(self, name: str, start: int, end: int, *, parent: Any) -> None: ...
+
+
+class _Connection:
+    """What is known of a client's connection."""
+
+    __slots__ = ("containers", "declined", "operation", "several")
+
+    def __init__(self, *, several: bool) -> None:
+        self.operation: Operation | None = None
+        """The one operation that it serves now."""
+        self.several = several
+        self.containers: dict[Key, Operation] = {}
+        """Operations by the containers that their calls name, if it serves several."""
+        self.declined = 0
+        """Until when questions are not recorded."""
+
+
+class Operations:
+    """An :class:`services.kit.observer.Entrance`."""
+
+    def __init__(
+        self,
+        tracer: Tracer = tracing,
+        *,
+        sample: float = 0.01,
+        roots: float = 50.0,
+        fold: float = 0.005,
+        began: observer.Began | None = None,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        """``sample`` is the part of questions that is recorded, ``roots`` how many operations are at most, in a second;
+        gaps of less than ``fold`` seconds are not worth a span.
+        """
+        self._tracer = tracer
+        self._began = began
+        self._chance = chance
+        self._connections: dict[object, _Connection] = {}
+        self._leases: dict[Key, Operation] = {}
+        self._open: set[Operation] = set()
+        self.dropped = 0
+        """Operations that were not recorded because there were too many."""
+        self.configure(sample=sample, roots=roots, fold=fold)
+
+    def configure(self, *, sample: float, roots: float, fold: float) -> None:
+        """Change the settings; operations that are open keep their decision."""
+        self._sample = sample
+        self._fold = int(fold * 1e9)
+        self._roots = Bucket(2 * roots, roots)
+
+    def __len__(self) -> int:
+        """How many operations are open."""
+        return len(self._open)
+
+    # ------------------------------------------------------------------------------------------ Entrance
+
+    def began(self, connection: object, side: Side, method: str, headers: Headers, request: bytes) -> Observed:
+        """A call begins: find the operation that it belongs to, or decide whether there is a new one."""
+        began = self._began or observer.began
+        if "traceparent" in headers or not self._tracer.enabled():
+            return began(side, method, headers)
+        what = kind(method)
+        if what.watches:
+            return began(side, method, headers)
+        known = self._connections.get(connection)
+        if known is None:
+            known = self._connections[connection] = _Connection(several=connection is None)
+        asks = not what.changes
+        if asks and known.operation is None and not known.containers and LEASE not in headers:
+            if not self._asked(known):
+                return began(side, method, headers)
+            asks = False  # the decision is made
+        now = self._tracer.now()
+        namespace = str(headers.get(NAMESPACE, ""))
+        keys = _keys(what, namespace, str(headers.get(LEASE, "")), request)
+        operation = self._of(known, keys)
+        if operation is None:
+            if (asks and not self._asked(known)) or not self._has_room():
+                return began(side, method, headers)
+            operation = self._new(connection, known, what, namespace, keys, now)
+        self._add(operation, known, what, keys)
+        operation.begins(what, keys, request, now)
+        if side == "server":
+            CURRENT.set(operation)
+        return _Joined(began(side, method, headers, operation.root), operation, what, keys, self)
+
+    def left(self, connection: object) -> None:
+        """A connection has ended."""
+        known = self._connections.pop(connection, None)
+        if known is None:
+            return
+        for operation in {known.operation, *known.containers.values()}:
+            if operation is not None and operation.connection is connection:
+                operation.gone = True
+                self._settle(operation)
+
+    # ------------------------------------------------------------------------------------------ joining
+
+    def _asked(self, known: _Connection) -> bool:
+        """Whether questions of a client that has no operation are recorded now."""
+        now = self._tracer.now()
+        if now < known.declined:
+            return False
+        if self._chance() < self._sample:
+            return True
+        known.declined = now + int(HELD * 1e9)
+        return False
+
+    def _of(self, known: _Connection, keys: tuple[Key, ...]) -> Operation | None:
+        """The open operation that a call belongs to."""
+        own, apart = known.operation, None
+        if own is not None and own.full:
+            self._forget(own)
+            own = None
+        if own is not None and any(own.clashes(key) for key in keys):
+            known.several, known.operation = True, None
+            known.containers.update((key, own) for key in own.keys if key[0] == "container")
+            apart, own = own, None
+        for key in keys:
+            found = self._leases.get(key) if key[0] == "lease" else known.containers.get(key)
+            if found is not None and found is not apart:
+                if not found.full:
+                    return found
+                self._forget(found)
+        return own
+
+    def _has_room(self) -> bool:
+        """Whether one more operation is recorded."""
+        if len(self._open) < OPERATIONS and self._roots.take():
+            return True
+        self.dropped += 1
+        return False
+
+    def _new(
+        self, connection: object, known: _Connection, what: Kind, namespace: str, keys: tuple[Key, ...], now: int
+    ) -> Operation:
+        root = self._tracer.root(what.name, now)
+        operation = Operation(root, namespace, now, connection, single=known.several and not keys)
+        self._open.add(operation)
+        if not known.several:
+            known.operation = operation
+        return operation
+
+    def _add(self, operation: Operation, known: _Connection, what: Kind, keys: tuple[Key, ...]) -> None:
+        """Note what the call is about."""
+        for key in keys:
+            if len(operation.keys) < KEYS:
+                operation.keys.add(key)
+            if key[0] == "lease" and key in operation.keys:
+                self._leases[key] = operation
+            if known.several and key[0] == "container" and key in operation.keys:
+                known.containers[key] = operation
+            if what.name == "Leases.Create" and key[0] == "lease":
+                operation.leases.add(key[2])
+
+    def ended(self, operation: Operation, what: Kind, keys: tuple[Key, ...], code: int, message: str) -> None:
+        """A call has ended."""
+        operation.ends(what, keys, code, message, self._tracer.now())
+        if what.name == "Leases.Delete":
+            operation.leases.difference_update(key[2] for key in keys)
+        self._settle(operation)
+
+    # ------------------------------------------------------------------------------------------ ends
+
+    def _settle(self, operation: Operation) -> None:
+        """End an operation that can have no further call."""
+        if not operation.over and not operation.under_way and (operation.single or operation.gone):
+            self._finish(operation)
+
+    def _finish(self, operation: Operation) -> None:
+        self._open.discard(operation)
+        self._forget(operation)
+        operation.finish(self._fold, partial(self._gap, operation))
+
+    def _forget(self, operation: Operation) -> None:
+        """It gets no further call, and ends when none is under way."""
+        operation.single = True
+        for key in operation.keys:
+            if self._leases.get(key) is operation:
+                del self._leases[key]
+        known = self._connections.get(operation.connection)
+        if known is not None:
+            if known.operation is operation:
+                known.operation = None
+            for key in operation.keys:
+                if known.containers.get(key) is operation:
+                    del known.containers[key]
+
+    def _gap(self, operation: Operation, start: int, end: int) -> None:
+        self._tracer.recorded("wait.client", start, end, parent=operation.root)
+
+    def sweep(self) -> None:
+        """End the operations that are idle."""
+        now = self._tracer.now()
+        for operation in list(self._open):
+            if operation.under_way:
+                continue
+            known = self._connections.get(operation.connection)
+            own = known is not None and known.operation is operation
+            if own and operation.waits:
+                continue
+            limit = PATIENCE if own and operation.leases else IDLE
+            if now - operation.last > limit * 1e9:
+                self._finish(operation)
+
+    def close(self) -> None:
+        """End all operations: the process ends."""
+        for operation in list(self._open):
+            self._finish(operation)
+
+    async def watch(self) -> None:
+        """Sweep for ever."""
+        while True:
+            await asyncio.sleep(_SWEEP)
+            self.sweep()
+
+
+def _keys(what: Kind, namespace: str, lease: str, request: bytes) -> tuple[Key, ...]:
+    """What the call is about: the lease in its headers, and the container or lease that its request names."""
+    about = field(request, what.path) if what.subject in {"container", "lease"} and request else ""
+    if not about:
+        return (("lease", namespace, lease),) if lease else ()
+    named = what.subject, namespace, about
+    return (named, ("lease", namespace, lease)) if lease and lease != about else (named,)
+
+
+class _Joined:
+    """A recorded call of an operation, as the transport sees it."""
+
+    __slots__ = ("_keys", "_observed", "_operation", "_operations", "_what")
+
+    def __init__(
+        self, observed: Observed, operation: Operation, what: Kind, keys: tuple[Key, ...], operations: Operations
+    ) -> None:
+        self._observed = observed
+        self._operation = operation
+        self._what = what
+        self._keys = keys
+        self._operations = operations
+
+    @property
+    def inside(self) -> bool:
+        return self._observed.inside
+
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        return self._observed.headers()
+
+    def enter(self) -> None:
+        self._observed.enter()
+
+    def ended(self, code: int = 0, message: str = "", size: int = 0, defect: Exception | None = None) -> None:
+        self._observed.ended(code, message, size, defect)
+        self._operations.ended(self._operation, self._what, self._keys, code, message)
+
+    def left(self, size: int = 0) -> None:
+        self._observed.left(size)
+        self._operations.ended(self._operation, self._what, self._keys, errors.Cancelled.code, "cancelled")
