@@ -43,7 +43,7 @@ CLEANUP = frozenset(
 )
 """Methods by which clients take back what failed. Their success does not say that the operation succeeded."""
 
-Subject = Literal["", "container", "lease", "image", "snapshotter"]
+Subject = Literal["", "container", "lease", "image", "snapshotter", "transfer"]
 
 _SUBJECTS: dict[str, tuple[Subject, tuple[int, ...]]] = {
     "Containers.Create": ("container", (1, 1)),
@@ -57,6 +57,7 @@ _SUBJECTS: dict[str, tuple[Subject, tuple[int, ...]]] = {
     "Images.Get": ("image", (1,)),
     "Images.Delete": ("image", (1,)),
     "Snapshots.Stat": ("snapshotter", (1,)),
+    "Transfer.Transfer": ("transfer", (1, 1)),
     **{
         f"Tasks.{name}": ("container", (1,))
         for name in (
@@ -79,6 +80,24 @@ _SUBJECTS: dict[str, tuple[Subject, tuple[int, ...]]] = {
     },
 }
 """Methods whose requests begin with what they are about, and where: the numbers of fields, from the outside in."""
+
+
+_TRANSFERS = {
+    ("OCIRegistry", "ImageStore"): "pull",
+    ("ImageStore", "OCIRegistry"): "push",
+    ("ImageImportStream", "ImageStore"): "import",
+    ("ImageStore", "ImageExportStream"): "export",
+    ("ImageStore", "ImageStore"): "tag",
+}
+"""Transfers by the types of their source and destination."""
+
+
+def transfer(request: bytes) -> tuple[str, str]:
+    """What a Transfer is called, and its image's name; each "" if the beginning of the request does not tell."""
+    source, destination = (field(request, (side, 1)).rpartition(".")[2] for side in (1, 2))
+    name = _TRANSFERS.get((source, destination)) or ("pull" if source == "OCIRegistry" else "")
+    sides = [side for side, kind in ((2, destination), (1, source)) if kind == "ImageStore"] or [1]
+    return name, field(request, (sides[0], 2, 1))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import heapq
 from collections import Counter
 from collections.abc import Callable
 
-from gateway.calls import CLEANUP, Key, Kind, field
+from gateway.calls import CLEANUP, Key, Kind, field, transfer
 from services.kit import errors, tracing
 
 CALLS, QUESTIONS = 10_000, 200
@@ -43,6 +43,10 @@ Gap = Callable[[int, int], None]
 """Records that the client made no call between two times."""
 
 
+_PULLING = ("Images.Create", "Images.Update", "Transfer.Transfer")
+"""A pull or an import that succeeds has one of these succeed."""
+
+
 class Operation:
     """One operation. Times are nanoseconds of :func:`services.kit.tracing.now`."""
 
@@ -57,6 +61,7 @@ class Operation:
         "container",
         "digest",
         "done",
+        "goal",
         "gone",
         "image",
         "keys",
@@ -67,7 +72,6 @@ class Operation:
         "namespace",
         "over",
         "present",
-        "refs",
         "root",
         "single",
         "snapshotter",
@@ -106,8 +110,8 @@ class Operation:
         """Length and start of the gaps between calls: a heap."""
         self.came = self.present = self.layers = self.layers_present = 0
         self.image = self.digest = self.container = self.snapshotter = ""
-        self.refs = ""
-        """``pull`` or ``import``, if refs of content say so."""
+        self.goal = ""
+        """Its name, if refs of content or a Transfer say it."""
 
     # ------------------------------------------------------------------------------------------ its calls
 
@@ -140,10 +144,13 @@ class Operation:
             self.done.setdefault(kind.name, False)
             if kind.changes:
                 self._changes.setdefault(kind.name, (0, ""))
-        if kind.subject in {"image", "container", "snapshotter"} and request:
+        if request and kind.subject:
             self._about(kind, request)
 
     def _about(self, kind: Kind, request: bytes) -> None:
+        if kind.subject == "transfer":
+            self.goal, self.image = transfer(request)
+            return
         said = field(request, kind.path)
         if kind.subject == "image":
             self.image = self.image or said
@@ -152,7 +159,9 @@ class Operation:
                 self.digest = field(request, (1, 3, 2)) or self.digest
         elif kind.subject == "container":
             self.container = self.container or said
-        else:
+            if kind.name == "Containers.Create":
+                self.image = field(request, (1, 3)) or self.image
+        elif kind.subject == "snapshotter":
             self.snapshotter = self.snapshotter or said
 
     def ends(self, kind: Kind, keys: tuple[Key, ...], code: int, message: str, now: int) -> None:
@@ -180,8 +189,8 @@ class Operation:
 
     def wrote(self, ref: str) -> None:
         """Content is written under ``ref``."""
-        if not self.refs:
-            self.refs = "pull" if ref.startswith(_PULLED) else "import" if ref.startswith(_IMPORTED) else ""
+        if not self.goal:
+            self.goal = "pull" if ref.startswith(_PULLED) else "import" if ref.startswith(_IMPORTED) else ""
 
     # ------------------------------------------------------------------------------------------ its end
 
@@ -215,8 +224,8 @@ class Operation:
             return "exec"
         if "Tasks.Start" in done:
             return "run"
-        if self.refs:
-            return self.refs
+        if self.goal:
+            return self.goal
         if "Containers.Create" in done:
             return "create"
         if any(name.endswith(".Delete") and (name != "Leases.Delete" or len(done) == 1) for name in done):
@@ -242,7 +251,7 @@ class Operation:
         codes = {code for code, _ in self._failures()}
         if codes:
             return "cancelled" if codes == {errors.Cancelled.code} else "failed"
-        if self.refs and not any(self.done.get(name) for name in ("Images.Create", "Images.Update")):
+        if self.goal and not any(self.done.get(name) for name in _PULLING):
             # a client that fails gives its lease back
             return "cancelled" if self.leases else "failed"
         return "ok"

@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 _KEPT = 64 << 10
 """A longer request is not repeated."""
-_SHOWN = 256
+_SHOWN = 1024
 """Bytes of a request that an entrance sees."""
 _ANY = 1 << 30
 """Drained is reported at every step."""

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import threading
-from collections import defaultdict
 from collections.abc import Iterator
-from concurrent import futures
-from pathlib import Path
-from typing import Any
 
-import grpc
 import pytest
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp
 
 from api.containerd.services.diff.v1 import diff_pb2, diff_stubs
 from api.containerd.services.snapshots.v1 import snapshots_pb2, snapshots_stubs
@@ -20,6 +12,7 @@ from api.containerd.types.descriptor_pb2 import Descriptor
 from deploy.samples import Registry, busybox_image
 from services.kit import rpc
 from services.kit.rpc import Channel
+from tests.collector import Collector
 from tests.support import Node, eventually, short_directory
 
 pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(180)]
@@ -30,44 +23,6 @@ TRACES = {
     "lists": "2af7651916cd43dd8448eb211c80319c",
 }
 """The ids of the tests' traces."""
-
-
-class Collector:
-    """An OTLP collector on Google's server: service.name and kind of the received spans, by trace id."""
-
-    def __init__(self, path: Path) -> None:
-        self.spans: dict[str, list[tuple[str, str]]] = defaultdict(list)
-        self._lock = threading.Lock()
-        self._server = grpc.server(futures.ThreadPoolExecutor(2))
-        handler = grpc.unary_unary_rpc_method_handler(
-            self._export, otlp.ExportTraceServiceRequest.FromString, otlp.ExportTraceServiceResponse.SerializeToString
-        )
-        self._server.add_generic_rpc_handlers(
-            (
-                grpc.method_handlers_generic_handler(
-                    "opentelemetry.proto.collector.trace.v1.TraceService", {"Export": handler}
-                ),
-            )
-        )
-        self.endpoint = f"unix:{path}"
-        self._server.add_insecure_port(self.endpoint)
-        self._server.start()
-
-    def _export(self, request: Any, context: Any) -> Any:
-        with self._lock:
-            for resource in request.resource_spans:
-                name = next(a.value.string_value for a in resource.resource.attributes if a.key == "service.name")
-                for scope in resource.scope_spans:
-                    for span in scope.spans:
-                        self.spans[span.trace_id.hex()].append((name, span.name))
-        return otlp.ExportTraceServiceResponse()
-
-    def processes(self, trace: str) -> set[str]:
-        with self._lock:
-            return {name for name, _ in self.spans[trace]}
-
-    def stop(self) -> None:
-        self._server.stop(None)
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +84,11 @@ async def test_an_apply_is_one_trace_from_the_client_to_the_worker(
         await diff.Apply(diff_pb2.ApplyRequest(diff=descriptor, mounts=made.mounts), headers=parent)
     wanted = {"splitd-gateway", "splitd-snapshots", "splitd-metadata", "splitd-content"}
     eventually(lambda: wanted <= collector.processes(trace), f"the trace has {collector.processes(trace)}")
-    eventually(lambda: ("splitd-snapshots", "diff.unpack") in collector.spans[trace], "the worker's span")
-    assert ("splitd-gateway", "containerd.services.diff.v1.Diff/Apply") in collector.spans[trace]
+    def names() -> set[tuple[str, str]]:
+        return {(span.service, span.name) for span in collector.spans(trace)}
+
+    eventually(lambda: ("splitd-snapshots", "diff.unpack") in names(), "the worker's span")
+    assert ("splitd-gateway", "containerd.services.diff.v1.Diff/Apply") in names()
 
 
 async def test_images_and_tasks_are_in_their_callers_trace(traced: Node, collector: Collector) -> None:
@@ -146,19 +104,6 @@ async def test_images_and_tasks_are_in_their_callers_trace(traced: Node, collect
         await channel.client(tasks_stubs.TASKS).List(tasks_pb2.ListTasksRequest(), headers=headers)
     wanted = {"splitd-gateway", "splitd-images", "splitd-metadata", "splitd-tasks"}
     eventually(lambda: wanted <= collector.processes(trace), f"the trace has {collector.processes(trace)}")
-
-
-def test_a_client_without_a_trace_gets_one(traced: Node, collector: Collector) -> None:
-    """ctr sends no traceparent: the gateway begins the trace, and the services continue it."""
-    subprocess.run(["ctr", "-a", str(traced.socket), "images", "ls"], check=True, capture_output=True)
-    eventually(
-        lambda: any(
-            {"splitd-gateway", "splitd-images", "splitd-metadata"} <= collector.processes(t)
-            for t in list(collector.spans)
-            if t not in TRACES.values()
-        ),
-        "no trace of ctr's call",
-    )
 
 
 def test_a_node_that_traces_does_not_import_grpc(traced: Node) -> None:
