@@ -33,8 +33,8 @@ from gateway.calls import Key, Kind, field, kind
 from gateway.operation import CURRENT, Operation
 from services.kit import errors, observer, tracing
 from services.kit.buckets import Bucket
-from services.kit.call import LEASE, NAMESPACE
 from services.kit.observer import Observed, Side
+from services.kit.rpc import LEASE, NAMESPACE
 
 IDLE = 5.0
 """Seconds without a call after which an operation is over."""
