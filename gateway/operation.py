@@ -120,13 +120,18 @@ class Operation:
         """Whether it gets no more calls."""
         return self.calls >= (CALLS if self._changes else QUESTIONS)
 
+    @property
+    def busy_now(self) -> bool:
+        """Whether a call is under way, a wait too."""
+        return bool(self.under_way or self.waits)
+
     def clashes(self, key: Key) -> bool:
         """Whether calls about another thing of the same kind are under way, so that these are two operations."""
         return any(other[0] == key[0] and other != key for other in self.busy)
 
     def begins(self, kind: Kind, keys: tuple[Key, ...], request: bytes, now: int) -> None:
         """A call of it begins."""
-        if not self.under_way and not self.waits and self.calls and now > self._open:
+        if not self.busy_now and self.calls and now > self._open:
             gap = now - self._open, self._open
             if len(self._gaps) < _GAPS:
                 heapq.heappush(self._gaps, gap)
@@ -175,7 +180,7 @@ class Operation:
         else:
             self.under_way -= 1
             self.last = now
-        if not self.under_way and not self.waits:
+        if not self.busy_now:
             self._open = now
         if kind.name in self.done:
             self.done[kind.name] |= not code

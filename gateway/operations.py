@@ -16,18 +16,17 @@ or when no call has been under way for :data:`IDLE` seconds; for :data:`PATIENCE
 its own making, since it is at work then, in a registry perhaps. A Wait lasts as long as a container. It keeps the
 operation of its own command open (``ctr run``), but not one of a daemon, which waits for all of its containers.
 
-Recorded is what changes something; of what only asks, a part (``sample``). The decision about an asking client holds
-for a while, so that a trace has all of its questions or none. Roots are bounded per second, and everything here is
-bounded in number.
+Recorded is what changes something; of what only asks, a part (``[tracing] sampling_ratio``). The decision about one
+client that only asks holds for a while, so a trace has all of its questions or none. Roots are bounded per second,
+and everything here is bounded in number.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from gateway.calls import Key, Kind, field, kind
 from gateway.operation import CURRENT, Operation
@@ -42,6 +41,8 @@ PATIENCE = 120.0
 """The same for one that holds a lease."""
 HELD = 1.0
 """Seconds for which the decision about a connection that only asks holds."""
+ROOTS = 50.0
+"""Operations that begin in a second, in the long run."""
 OPERATIONS = 2000
 """Operations that are open at once; the calls of others are not recorded."""
 KEYS = 64
@@ -55,9 +56,11 @@ class Tracer(Protocol):
     """What is used of :mod:`services.kit.tracing`."""
 
     def enabled(self) -> bool: ...
+    def chance(self) -> bool: ...
+    def fold(self) -> int: ...
     def now(self) -> int: ...
     def root(self, name: str, start: int = 0) -> Any: ...
-    def recorded(self, name: str, start: int, end: int, *, parent: Any) -> None: ...
+    def recorded(self, name: str, start: int, end: int, ref: str = "", *, parent: Any = None) -> None: ...
 
 
 class _Connection:
@@ -79,33 +82,17 @@ class Operations:
     """An :class:`services.kit.observer.Entrance`."""
 
     def __init__(
-        self,
-        tracer: Tracer = tracing,
-        *,
-        sample: float = 0.01,
-        roots: float = 50.0,
-        fold: float = 0.005,
-        began: observer.Began | None = None,
-        chance: Callable[[], float] = random.random,
+        self, tracer: Tracer = cast("Tracer", tracing), *, roots: float = ROOTS, began: observer.Began | None = None
     ) -> None:
-        """``sample`` is the part of questions that is recorded, ``roots`` how many operations are at most, in a second;
-        gaps of less than ``fold`` seconds are not worth a span.
-        """
+        """``roots`` is how many operations are recorded at most, in a second."""
         self._tracer = tracer
         self._began = began
-        self._chance = chance
         self._connections: dict[object, _Connection] = {}
         self._leases: dict[Key, Operation] = {}
         self._open: set[Operation] = set()
+        self._roots = Bucket(2 * roots, roots)
         self.dropped = 0
         """Operations that were not recorded because there were too many."""
-        self.configure(sample=sample, roots=roots, fold=fold)
-
-    def configure(self, *, sample: float, roots: float, fold: float) -> None:
-        """Change the settings; operations that are open keep their decision."""
-        self._sample = sample
-        self._fold = int(fold * 1e9)
-        self._roots = Bucket(2 * roots, roots)
 
     def __len__(self) -> int:
         """How many operations are open."""
@@ -138,10 +125,13 @@ class Operations:
                 return began(side, method, headers)
             operation = self._new(connection, known, what, namespace, keys, now)
         self._add(operation, known, what, keys)
+        call = _Joined(began(side, method, headers, operation.root), operation, what, keys, self)
+        if not what.changes and operation.busy_now and call.outer is not None:
+            call.outer.yields()  # a progress display's question: other spans cover its time
         operation.begins(what, keys, request, now)
         if side == "server":
             CURRENT.set(operation)
-        return _Joined(began(side, method, headers, operation.root), operation, what, keys, self)
+        return call
 
     def left(self, connection: object) -> None:
         """A connection has ended."""
@@ -160,7 +150,7 @@ class Operations:
         now = self._tracer.now()
         if now < known.declined:
             return False
-        if self._chance() < self._sample:
+        if self._tracer.chance():
             return True
         known.declined = now + int(HELD * 1e9)
         return False
@@ -229,7 +219,7 @@ class Operations:
     def _finish(self, operation: Operation) -> None:
         self._open.discard(operation)
         self._forget(operation)
-        operation.finish(self._fold, partial(self._gap, operation))
+        operation.finish(self._tracer.fold(), partial(self._gap, operation))
 
     def _forget(self, operation: Operation) -> None:
         """It gets no further call, and ends when none is under way."""
@@ -300,6 +290,11 @@ class _Joined:
     @property
     def inside(self) -> bool:
         return self._observed.inside
+
+    @property
+    def outer(self) -> tracing.Span | None:
+        """The span of the call."""
+        return getattr(self._observed, "outer", None)
 
     def headers(self) -> tuple[tuple[str, str], ...]:
         return self._observed.headers()

@@ -175,6 +175,11 @@ class _Several:
     def inside(self) -> bool:
         return any(each.inside for each in self._all)
 
+    @property
+    def outer(self) -> tracing.Span | None:
+        """The span of the call, if it has one."""
+        return getattr(self._all[0], "outer", None)
+
     def headers(self) -> tuple[tuple[str, str], ...]:
         return tuple(pair for each in self._all for pair in each.headers())
 

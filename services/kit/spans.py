@@ -230,6 +230,10 @@ class Span:
         """It is not folded, however short it is."""
         self._keep = True
 
+    def yields(self) -> None:
+        """It is folded if it is short, though it is directly below a root."""
+        self._keep = False
+
     def rename(self, name: str) -> None:
         """Change the name, for a span whose operation became known later."""
         self.name = name

@@ -27,6 +27,8 @@ from services.kit.spans import CLIENT, CURRENT, INTERNAL, MEMBER, NOTHING, SERVE
 __all__ = ["CURRENT", "Span"]
 
 _HEADERS = ("traceparent", "tracestate")
+_KNOWN = 1024
+"""Traces that a process knows it has a span of."""
 _GATHERED = 4 << 10
 """Bytes of the attributes that a call's answer carries to the root."""
 
@@ -38,6 +40,15 @@ class _Process:
         self.loose = False
         """Whether whatever has no parent begins a trace; for tests."""
         self.finish: Callable[[float], None] | None = None
+        self.known: dict[str, None] = {}
+        """Traces that have a span of this process: the first call of each is kept, so that a trace names all processes
+        that took part in it.
+        """
+
+    def knows(self, trace: str) -> None:
+        self.known[trace] = None
+        if len(self.known) > _KNOWN:
+            del self.known[next(iter(self.known))]
 
 
 _process = _Process()
@@ -122,6 +133,11 @@ def chance() -> bool:
     return state.on and random.random() < state.ratio  # noqa: S311
 
 
+def fold() -> int:
+    """Nanoseconds below which a span is folded, now."""
+    return state.fold
+
+
 def root(name: str, start: int = 0, **attributes: str | float | bool) -> Span:
     """Begin a trace: its root, which :meth:`Span.end` ends. For work that no client asked for (a collection, a
     restart), and for the process at the node's edge. Neither a root nor a hop directly below it is folded.
@@ -150,14 +166,16 @@ def background(name: str, **attributes: str | float | bool) -> Span:
 def recorded(
     name: str, start: int, end: int, ref: str = "", *, parent: Span | None = None, **attributes: str | float | bool
 ) -> None:
-    """Record a span that is over, below ``parent`` or else the current one. ``start`` and ``end`` are those of
-    :func:`now`; ``ref`` is a span to link to.
+    """Record a span that is over, below ``parent``, where it is never folded, or else below the current one. ``start``
+    and ``end`` are those of :func:`now`; ``ref`` is a span to link to.
     """
     made = span(name) if parent is None else spans.below(parent, name, {})
     if made.recording:
         made.put(attributes)
         made.start = start
         made.link(ref)
+        if parent is not None:
+            made.keep()
         made.end(end)
 
 
@@ -317,6 +335,9 @@ def _arrived(method: str, headers: Mapping[str, str | bytes], parent: Span | Non
         found = Span.received(method[1:], SERVER, headers)
         if found is not None:
             found.method = method
+            if found.trace not in _process.known:
+                _process.knows(found.trace)
+                found.keep()
         return found
     return _hop(method, SERVER, None) if _process.loose else None
 
@@ -352,8 +373,9 @@ def told_relay(hop: object, headers: Mapping[str, str | bytes], data: str | byte
     """
     if str(headers.get("tracestate", "")).startswith(MEMBER):
         return True
-    if isinstance(hop, Hop):
-        hop.outer.top().put(_told(data))
+    outer = getattr(hop, "outer", None)
+    if isinstance(outer, Span):
+        outer.top().put(_told(data))
     return False
 
 

@@ -83,6 +83,7 @@ def test_a_command_is_one_connected_trace(version: str, traced: Node, collector:
     said = root.attributes
     assert (root.name, said["splitd.operation"], said["splitd.outcome"]) == ("pull", "pull", "ok")
     assert said["container.image.name"] == image
+    assert [span.name for span in spans if span.error] == []
 
     operations = Operations(collector)
     said_by_it = traced.out("run", "--rm", image, "one", "echo", "hello", program=ctr, namespace=namespace)
@@ -92,6 +93,7 @@ def test_a_command_is_one_connected_trace(version: str, traced: Node, collector:
     said = root.attributes
     assert (root.name, said["splitd.outcome"], said["container.id"]) == ("run", "ok", "one")
     assert said["container.image.name"] == image
+    assert [span.name for span in spans if span.error] == []
     assert {"tasks.shim.start", "tasks.shim.create"} <= {span.name for span in spans}
 
     operations = Operations(collector)

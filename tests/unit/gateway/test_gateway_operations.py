@@ -95,13 +95,21 @@ class Tracer:
 
     on = True
 
-    def __init__(self) -> None:
+    def __init__(self, *, lucky: bool) -> None:
+        self.lucky = lucky
+        """Whether what only asks is recorded."""
         self.time = 1000 * SECOND
         self.roots: list[Root] = []
         self.unrecorded: list[str] = []
 
     def enabled(self) -> bool:
         return self.on
+
+    def chance(self) -> bool:
+        return self.lucky
+
+    def fold(self) -> int:
+        return 5 * MS
 
     def now(self) -> int:
         return self.time
@@ -128,15 +136,9 @@ class Tracer:
 class Edge:
     """The operations under test, and calls to them."""
 
-    def __init__(self, sample: float = 0.0, lucky: bool = False, roots: float = 1000) -> None:
-        self.tracer = Tracer()
-        self.operations = Operations(
-            cast("Any", self.tracer),
-            sample=sample,
-            roots=roots,
-            began=cast("Any", self.tracer.began),
-            chance=lambda: 0.0 if lucky else 0.999,
-        )
+    def __init__(self, *, lucky: bool = False, roots: float = 1000) -> None:
+        self.tracer = Tracer(lucky=lucky)
+        self.operations = Operations(cast("Any", self.tracer), roots=roots, began=cast("Any", self.tracer.began))
 
     def begin(
         self,
@@ -358,7 +360,7 @@ def test_questions_are_sampled() -> None:
     assert edge.tracer.names() == ["delete"]
     assert len(edge.tracer.roots[0].children) == 2 + 1  # and the gap
 
-    edge = Edge(sample=0.5, lucky=True)
+    edge = Edge(lucky=True)
     for _ in range(3):
         edge.call("ctr", f"{IMAGES}/List")
     edge.operations.left("ctr")
@@ -367,7 +369,7 @@ def test_questions_are_sampled() -> None:
 
 
 def test_streams_that_accompany_a_transfer_have_no_spans() -> None:
-    edge = Edge(sample=1.0, lucky=True)
+    edge = Edge(lucky=True)
     streaming = edge.begin("ctr", "/containerd.services.streaming.v1.Streaming/Stream")
     edge.call("ctr", "/containerd.services.transfer.v1.Transfer/Transfer")
     streaming.ended()
@@ -410,7 +412,7 @@ def test_an_operation_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_is_kept_of_those_that_left() -> None:
-    edge = Edge(sample=1.0, lucky=True)
+    edge = Edge(lucky=True)
     for connection in range(200):
         edge.run(connection, f"container {connection}").ended()
         edge.call(connection, f"{IMAGES}/List")
@@ -433,7 +435,7 @@ def test_without_connections_containers_and_leases_are_joined() -> None:
 
 
 def test_nothing_is_decided_while_tracing_is_off() -> None:
-    edge = Edge(sample=1.0, lucky=True)
+    edge = Edge(lucky=True)
     edge.tracer.on = False
     edge.call("ctr", f"{IMAGES}/Delete")
     assert (edge.tracer.roots, edge.operations._connections) == ([], {})
