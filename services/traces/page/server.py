@@ -1,0 +1,192 @@
+"""The page over HTTP:
+
+    GET /                      the page; its files are beside it
+    GET /api/traces            the list; ?operation=&image=&namespace=&failed=1&longer=SECONDS&since=SECONDS_AGO&limit=
+    GET /api/traces/ID         a trace with its verdict; the beginning of an id is enough
+    GET /api/compare/A/B       two verdicts, stage by stage
+    GET /api/live              what is under way
+    GET /api/health            processes, registries, and what the store holds
+
+Who may ask: there is no password, as on the node's sockets of which the page is a window; so it belongs on loopback. A
+site that lets its name point to 127.0.0.1 reaches this address from a browser here, but under its own name: requests
+for hosts that are neither loopback nor configured are refused (421). Nothing can be changed here. The browser runs no
+code but the files of this folder (Content-Security-Policy), which make text of whatever spans say, never markup.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import json
+import re
+import time
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+from services.kit import errors, http_server
+from services.kit.http_server import Request, Response
+from services.traces import comparison, verdict
+from services.traces.page import documents
+from services.traces.page.source import Source
+from services.traces.store import Query, Trace
+
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
+        " base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
+    ),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+}
+
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]]+))(?::[0-9]*)?")
+
+_WAITING = 8
+"""Traces that may wait until the one before them has been worked out."""
+_MOST = 1_000
+"""Traces in a list."""
+
+
+class Page:
+    """Answers requests with what ``source`` tells. ``hosts`` are names under which the page may be asked for, besides
+    loopback's. Its files are read once: later another release may be installed.
+    """
+
+    def __init__(self, source: Source, hosts: Collection[str] = ()) -> None:
+        self._source = source
+        self._hosts = frozenset(host.lower() for host in hosts)
+        self._files = {f"/{each.name}": each.read_bytes() for each in (Path(__file__).parent / "static").iterdir()}
+        self._files["/"] = self._files.pop("/index.html")
+        self._thread = ThreadPoolExecutor(1, "verdicts")
+        self._waiting = 0
+
+    async def serve(self, address: str) -> None:
+        """Serve at ``address``; for :func:`services.kit.loops.running`, which begins anew where it is taken."""
+        async with http_server.serving(address, self.answer):
+            await asyncio.get_running_loop().create_future()
+
+    async def answer(self, request: Request) -> Response:
+        """The answer to any request."""
+        if not self._known(request.headers.get("host", "")):
+            return http_server.failure(421, "the page is not known by this name; [traces] page_hosts lists its names")
+        try:
+            found = await self._found(request)
+        except errors.NotFound as error:
+            found = http_server.failure(404, str(error))
+        except errors.InvalidArgument as error:
+            found = http_server.failure(400, str(error))
+        except errors.ResourceExhausted as error:
+            found = http_server.failure(503, str(error), **{"Retry-After": "1"})
+        return Response(status=found.status, body=found.body, type=found.type, headers={**found.headers, **_HEADERS})
+
+    def _known(self, host: str) -> bool:
+        """Whether a Host header names this page. Ports do not matter: they may be forwarded."""
+        parts = _HOST.fullmatch(host.lower())
+        if parts is None:
+            return False
+        name = parts[1] or parts[2]
+        if name in self._hosts or name == "localhost" or name.endswith(".localhost"):
+            return True
+        try:
+            return ipaddress.ip_address(name).is_loopback
+        except ValueError:
+            return False
+
+    async def _found(self, request: Request) -> Response:
+        path = request.path
+        if (file := self._files.get(path)) is not None:
+            return Response(body=file, type=_TYPES["." + path.rpartition(".")[2] if path != "/" else ".html"])
+        parts = path.removeprefix("/api/").split("/") if path.startswith("/api/") else []
+        match parts:
+            case ["traces"]:
+                return _json(await self._traces(request.query))
+            case ["traces", identity]:
+                return await self._worked_out(_judged, *await self._with_others(identity))
+            case ["compare", a, b]:
+                (first, others), (second, more) = await self._with_others(a), await self._with_others(b)
+                return await self._worked_out(_compared, first, second, [*others, *more])
+            case ["live"]:
+                return _json(documents.live(await self._source.live()))
+            case ["health"]:
+                node, figures = await asyncio.gather(self._source.node(), self._source.figures())
+                return _json({**documents.node(node), "store": documents.figures(figures), "now": time.time() * 1e3})
+        raise errors.NotFound(path)
+
+    async def _traces(self, query: str) -> documents.Json:
+        found = await self._source.traces(_query(query))
+        return {"now": time.time() * 1e3, "traces": [documents.summary(each) for each in found]}
+
+    async def _with_others(self, prefix: str) -> tuple[Trace, list[Trace]]:
+        """A trace, and those that it waited for."""
+        found, others = await self._source.trace(prefix), list[Trace]()
+        if not found.spans:
+            raise errors.NotFound(f"trace {prefix}")
+        for other in verdict.wanted(found):
+            with contextlib.suppress(errors.NotFound):
+                others.append(await self._source.trace(other))
+        return found, others
+
+    async def _worked_out(self, work: Callable[..., documents.Json], *what: Any) -> Response:
+        """The JSON of what ``work`` makes of something, in the one thread for that."""
+        if self._waiting >= _WAITING:
+            raise errors.ResourceExhausted("too many traces are asked for at once")
+        self._waiting += 1
+        try:
+            loop = asyncio.get_running_loop()
+            body = await loop.run_in_executor(self._thread, lambda: _encoded(work(*what)))
+        finally:
+            self._waiting -= 1
+        return Response(body=body, type="application/json")
+
+
+def _judged(found: Trace, others: list[Trace]) -> documents.Json:
+    shown, places = documents.trace(found)
+    return {**shown, "verdict": documents.verdict(verdict.judge(found, others), found, places)}
+
+
+def _compared(first: Trace, second: Trace, others: list[Trace]) -> documents.Json:
+    return documents.comparison(comparison.compare(first, second, others), first, second)
+
+
+def _json(content: object) -> Response:
+    return Response(body=_encoded(content), type="application/json")
+
+
+def _encoded(content: object) -> bytes:
+    return json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _query(text: str) -> Query:
+    try:
+        given = {key: values[-1] for key, values in parse_qs(text, max_num_fields=20).items()}
+        ago = _number(given, "since")
+        return Query(
+            since=int((time.time() - ago) * 1e9) if ago else 0,
+            operation=given.get("operation", ""),
+            image=given.get("image", ""),
+            namespace=given.get("namespace", ""),
+            failed=given.get("failed", "") not in ("", "0"),
+            longer=_number(given, "longer"),
+            limit=int(min(max(1, _number(given, "limit") or 200), _MOST)),
+        )
+    except (ValueError, OverflowError) as error:
+        raise errors.InvalidArgument(f"the query: {error}") from None
+
+
+def _number(given: Mapping[str, str], key: str) -> float:
+    value = float(given.get(key) or 0)
+    if not 0 <= value < 1e9:
+        raise ValueError(f"{key}={given[key][:40]!r} is not a number of seconds")
+    return value

@@ -1,0 +1,189 @@
+"""The page over HTTP: what it answers, and to whom."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import pytest
+
+from services.kit import http_server
+from services.kit.http_server import Request, Response
+from services.traces.page.server import Page
+from services.traces.store import Trace
+from tests.made_traces import MadeSource, hostile, pull
+
+pytestmark = pytest.mark.once
+
+A, B, HOSTILE = "a" * 32, "b" * 32, "d" * 32
+
+
+@pytest.fixture
+def source() -> MadeSource:
+    now = time.time_ns()
+    return MadeSource(pull(A, now - 10**11), pull(B, now - 2 * 10**11, rate=90.0), hostile(HOSTILE, now - 3 * 10**11))
+
+
+async def get(
+    page: Page, path: str, query: str = "", host: str = "localhost:7799"
+) -> tuple[int, Any, Mapping[str, str]]:
+    answer = await page.answer(Request("GET", path, query, {"host": host}))
+    content = json.loads(answer.body) if answer.type == "application/json" else answer.body.decode()
+    return answer.status, content, answer.headers
+
+
+@pytest.fixture
+async def where(source: MadeSource) -> AsyncIterator[tuple[str, int]]:
+    async with http_server.serving("127.0.0.1:0", Page(source).answer) as server:
+        host, _, port = server.address.rpartition(":")
+        yield host, int(port)
+
+
+async def test_it_is_asked_over_http(where: tuple[str, int]) -> None:
+    """The page and its list come; nothing but GET and HEAD is taken."""
+    for method, path, status in (
+        ("GET", "/", 200),
+        ("HEAD", "/api/traces", 200),
+        ("POST", "/api/traces", 405),
+        ("DELETE", f"/api/traces/{A}", 405),
+    ):
+        reader, writer = await asyncio.open_connection(*where)
+        writer.write(f"{method} {path} HTTP/1.1\r\nHost: {where[0]}:{where[1]}\r\nConnection: close\r\n\r\n".encode())
+        assert int((await reader.readline()).split()[1]) == status
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "known"),
+    [
+        ("localhost", True),
+        ("LOCALHOST:80", True),
+        ("127.0.0.1:7799", True),
+        ("127.8.8.8", True),
+        ("[::1]:7799", True),
+        ("a.localhost", True),
+        ("node7.internal:7799", True),
+    ]
+    + [
+        (name, False)
+        for name in (
+            "",
+            "evil.example",
+            "127.0.0.1.evil.example",
+            "localhost.evil.example",
+            "10.0.0.1",
+            "0.0.0.0",
+            "[::1].evil",
+            "[",
+            "node7.internal.evil",
+        )
+    ],
+)
+async def test_only_loopback_and_configured_names_are_answered(source: MadeSource, host: str, known: bool) -> None:
+    """A stranger's name that was made to point here reaches neither data nor the page."""
+    page = Page(source, ["Node7.internal"])
+    for path in ("/", "/page.js", "/api/traces", "/api/health"):
+        assert (await get(page, path, host=host))[0] == (200 if known else 421)
+
+
+async def test_no_answer_lets_a_browser_run_what_is_not_ours(source: MadeSource) -> None:
+    """Errors say so too."""
+    page = Page(source)
+    for path in ("/", "/page.css", "/api/traces", f"/api/traces/{HOSTILE}", "/nothing", "/api/nothing"):
+        _, _, headers = await get(page, path)
+        policy = headers["Content-Security-Policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
+
+
+async def test_the_files_are_those_of_its_folder(source: MadeSource) -> None:
+    """No other path leads to a file."""
+    page = Page(source)
+    assert (await get(page, "/"))[1].startswith("<!doctype html>")
+    for path in (
+        "/index.html",
+        "/../server.py",
+        "/static/page.js",
+        "//page.js",
+        "/page.js/",
+        "/etc/passwd",
+        "/%2e%2e/server.py",
+    ):
+        assert (await get(page, path))[0] == 404, path
+
+
+async def test_a_query_is_the_stores(source: MadeSource) -> None:
+    """What is no number is refused, with the name of the field."""
+    page = Page(source)
+    status, found, _ = await get(
+        page, "/api/traces", "operation=pull&image=team/app&longer=1.5&failed=1&since=3600&limit=7"
+    )
+    assert (status, found["traces"]) == (200, [])
+    asked = source.asked[-1]
+    assert (asked.operation, asked.image, asked.longer, asked.failed, asked.limit) == ("pull", "team/app", 1.5, True, 7)
+    assert abs(asked.since / 1e9 - (time.time() - 3600)) < 60
+    assert [each["id"] for each in (await get(page, "/api/traces"))[1]["traces"]] == [A, B, HOSTILE]
+    await get(page, "/api/traces", "limit=100000000")
+    assert source.asked[-1].limit == 1_000
+    for wrong in (
+        "longer=x",
+        "longer=-1",
+        "longer=nan",
+        "longer=inf",
+        "since=1e99",
+        "limit=x",
+        "&".join(f"a{n}=1" for n in range(100)),
+    ):
+        assert (await get(page, "/api/traces", wrong))[0] == 400, wrong
+
+
+async def test_a_trace_comes_with_its_verdict(source: MadeSource) -> None:
+    """The beginning of an id is enough; one that nobody has is 404."""
+    page = Page(source)
+    status, found, _ = await get(page, f"/api/traces/{A[:8]}")
+    assert (status, found["id"], len(found["spans"])) == (200, A, len(source.found[A].spans))
+    assert "registry.internal:5000" in found["verdict"]["sentence"]
+    assert (await get(page, "/api/traces/ffff"))[0] == 404
+    assert (await get(page, f"/api/traces/{HOSTILE}"))[0] == 200
+
+
+async def test_two_traces_are_compared(source: MadeSource) -> None:
+    """The rows of each side add up to its time."""
+    status, found, _ = await get(Page(source), f"/api/compare/{B}/{A}")
+    assert (status, found["first"]["id"], found["second"]["id"]) == (200, B, A)
+    for side, letter in (("first", "a"), ("second", "b")):
+        assert abs(sum(row[letter] for row in found["rows"]) - found[side]["wall"]) < 1e-6
+    assert (await get(Page(source), f"/api/compare/{A}/ffff"))[0] == 404
+    assert (await get(Page(source), f"/api/compare/{A}"))[0] == 404
+
+
+async def test_a_trace_without_spans_is_not_there(source: MadeSource) -> None:
+    """The store may have removed them in between."""
+    source.found["c" * 32] = Trace("c" * 32, ())
+    assert (await get(Page(source), "/api/traces/cccc"))[0] == 404
+    assert (await get(Page(source), f"/api/compare/{A}/cccc"))[0] == 404
+
+
+async def test_few_traces_are_worked_out_at_once(source: MadeSource) -> None:
+    """Those that come on top are told to try again; then it goes on."""
+    page = Page(source)
+    answers: list[Response] = await asyncio.gather(
+        *(page.answer(Request("GET", f"/api/traces/{A}", "", {"host": "localhost"})) for _ in range(30))
+    )
+    statuses = [answer.status for answer in answers]
+    assert set(statuses) == {200, 503}
+    assert statuses.count(200) == 8
+    assert (await get(page, f"/api/traces/{A}"))[0] == 200
+
+
+async def test_the_nodes_health_comes_with_what_the_store_holds(source: MadeSource) -> None:
+    """Trouble with asking is told, and is no failure of the page."""
+    source.trouble = "the gateway does not answer"
+    status, found, _ = await get(Page(source), "/api/health")
+    assert (status, found["trouble"], found["store"]["traces"]) == (200, source.trouble, 3)
+    assert {each["name"] for each in found["processes"]} >= {"gateway", "images"}
+    assert (await get(Page(source), "/api/live"))[1]["operations"] == []
