@@ -44,16 +44,16 @@ def lines(tally: Tally, title: str, now: float, columns: int, rows: int) -> list
     If there is no room for all parts, finished ones are left out first, then waiting ones.
     """
     found = [f"{escaped(title)}  {duration(now - tally.started)}"]
-    host, seconds = tally.silent
-    if host:
-        found.append(f"{escaped(host)} has been silent for {seconds} s")
+    wait = tally.wait
     if parts := tally.rows:
-        shown = _chosen(parts, max(1, rows - 4 - bool(host)))
+        shown = _chosen(parts, max(1, rows - 4 - (wait is not None)))
         found += [_part(part, now, columns) for part in shown]
         if left := len(parts) - len(shown):
             found.append(f"and {left} more")
         if len(parts) > 1:
             found.append(_total(tally, now, columns))
+    if wait is not None:  # at the end, so that the bars stay where they are when it comes and goes
+        found.append(escaped(wait.words))
     return [line[: columns - 1].rstrip() for line in found[-max(1, rows - 1) :]]
 
 

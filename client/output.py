@@ -11,7 +11,9 @@ A line of JSON is one object, ended by a newline. While the transfer runs, each 
 - ``stage`` is waiting, downloading (or uploading; for an archive sending or receiving), downloaded, extracting or done;
   or exists, if the blob was there already: in the node, in the registry, or in another of its repositories.
 
-A line without a name says that the transfer waits for a host that has been ``silent`` for so many ``seconds``.
+A line without a name says what the transfer is ``waiting`` for, in words. It has the ``cause`` (host, pause, token,
+client, lock or budget), the ``host``, if one is waited for, and the ``seconds`` so far; ``silent`` is the host again if
+it has sent nothing for so long.
 
 The last line has the ``outcome``: done, failed (with the ``error``), or cancelled. If a pull brought a manifest for
 none of the wanted platforms, ``otherPlatforms`` lists its platforms. For an import, ``images`` lists the stored images,
@@ -32,11 +34,14 @@ from client import bars
 from client.progress import Part, Tally
 from client.screen import Screen
 from client.shown import complain, say
+from services.images.waits import BUDGET, HOST, LOCK, Wait
 from services.kit import loops
 
 FRAME_SECONDS = 0.1
-SILENT_SECONDS = 10
-"""Seconds from one line about a silent host to the next."""
+WAIT_SECONDS = 10
+"""Seconds from one line about a wait to the next."""
+LONG = {HOST: 5, BUDGET: 10, LOCK: 10}
+"""Seconds from which a wait is worth a line that stays; 2 for other causes."""
 
 
 class Output(Protocol):
@@ -50,8 +55,8 @@ class Output(Protocol):
         """A part has changed."""
         ...
 
-    def silent(self, host: str, seconds: int) -> None:
-        """The transfer waits for ``host``, which has sent nothing for so many seconds."""
+    def waits(self, wait: Wait) -> None:
+        """The transfer waits."""
         ...
 
     def ended(self, outcome: Mapping[str, Any]) -> None:
@@ -64,12 +69,15 @@ class Output(Protocol):
 
 
 class Lines:
-    """Prints only the result, and on standard error which host is waited for. With ``quiet`` it prints neither."""
+    """Prints only the result, and on standard error what is waited for if that takes long. With ``quiet`` it prints
+    neither.
+    """
 
     def __init__(self, file: TextIO, *, quiet: bool = False) -> None:
         self._file = file
         self._quiet = quiet
-        self._silent = ("", 0)
+        self._waits: dict[tuple[str, str], float] = {}
+        """When a wait was last told, by its cause and host: after how many of its seconds."""
 
     @contextlib.asynccontextmanager
     async def running(self, tally: Tally) -> AsyncIterator[None]:
@@ -78,16 +86,18 @@ class Lines:
     def changed(self, part: Part) -> None:
         pass
 
-    def silent(self, host: str, seconds: int) -> None:
-        if not self._quiet and self._is_news(host, seconds):
-            complain(f"{host} has been silent for {seconds} s, and is waited for")
+    def waits(self, wait: Wait) -> None:
+        if not self._quiet and self._is_news(wait):
+            complain(wait.words)
 
-    def _is_news(self, host: str, seconds: int) -> bool:
-        """Whether another line about the silent host is due."""
-        said, at = self._silent
-        if said == host and at <= seconds < at + SILENT_SECONDS:
+    def _is_news(self, wait: Wait) -> bool:
+        """Whether a line about the wait is due."""
+        if max(wait.seconds, wait.lasts) < LONG.get(wait.cause, 2):
             return False
-        self._silent = host, seconds
+        at = self._waits.get((wait.cause, wait.host))
+        if at is not None and at <= wait.seconds < at + WAIT_SECONDS:
+            return False
+        self._waits[wait.cause, wait.host] = wait.seconds
         return True
 
     def ended(self, outcome: Mapping[str, Any]) -> None:
@@ -117,9 +127,17 @@ class Json(Lines):
             }
         )
 
-    def silent(self, host: str, seconds: int) -> None:
-        if self._is_news(host, seconds):
-            self._put({"silent": host, "seconds": seconds})
+    def waits(self, wait: Wait) -> None:
+        if self._is_news(wait):
+            self._put(
+                {
+                    "waiting": wait.words,
+                    "cause": wait.cause,
+                    "host": wait.host,
+                    "seconds": wait.seconds,
+                    **({"silent": wait.host} if wait.cause == HOST else {}),
+                }
+            )
 
     def ended(self, outcome: Mapping[str, Any]) -> None:
         self._put(outcome)
@@ -150,7 +168,7 @@ class Bars(Lines):
         finally:
             self._screen.finish(bars.final(tally, self._size()[0]))
 
-    def silent(self, host: str, seconds: int) -> None:
+    def waits(self, wait: Wait) -> None:
         pass  # the tally knows it
 
     def _draw(self, tally: Tally) -> None:

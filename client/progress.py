@@ -12,7 +12,8 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from services.images.transfer import LEFT_OUT, SILENT, Progress
+from services.images.transfer import LEFT_OUT, Progress
+from services.images.waits import Wait
 
 RATE_SECONDS = 3.0
 """Seconds over which a rate is measured."""
@@ -117,6 +118,14 @@ class Part:
         return self.rate.at(now) if self.stage in MOVING else 0.0
 
 
+def wait_of(event: Progress) -> Wait | None:
+    """The wait that an event tells of, if it is one."""
+    if event.name or len(event.parents) != 2:
+        return None
+    host, cause = event.parents
+    return Wait(cause, event.event, host, event.progress, event.total)
+
+
 class Tally:
     """The parts of one transfer, which began at ``now`` (seconds of any monotonic clock).
 
@@ -134,8 +143,8 @@ class Tally:
         self.root = ""
         """The digest of the image that is transferred, once it is known."""
         self.rate = Rate()
-        self.silent = ("", 0)
-        """The silent host that the transfer waits for, and the seconds of its silence; "" if there is none."""
+        self.wait: Wait | None = None
+        """What the transfer waits for, if that has been told."""
         self.begun = begun
         self._complete = complete
 
@@ -163,9 +172,7 @@ class Tally:
             if event.event == "saved":
                 self.saved[event.name] = self.root
         if not event.name:
-            self.silent = (
-                (event.parents[0], event.progress) if event.event.startswith(SILENT) and event.parents else ("", 0)
-            )
+            self.wait = wait_of(event)
         if event.event.startswith(LEFT_OUT):
             self.left_out[event.name] = event.event.removeprefix(LEFT_OUT)
         stage = self._complete if event.event == "complete" else _EVENTS.get(event.event)

@@ -262,10 +262,14 @@ def run(work: Coroutine[Any, Any, T], resumed: str = "") -> T:
             if not caught:
                 raise
             raise Failure(f"cancelled{resumed and '; ' + resumed}", 128 + caught[0]) from None
-        except errors.Unavailable as error:
-            if not (resumed and _AWAY.search(str(error))):
+        except errors.NodeError as error:
+            words, trace = str(error), trace_of(error)
+            away = isinstance(error, errors.Unavailable) and resumed and _AWAY.search(words)
+            if not away and not trace:
                 raise
-            raise Failure(f"{_SUFFIX.sub('', str(error))}; {resumed}") from None
+            raise Failure(
+                f"{_SUFFIX.sub('', words)}; {resumed}" if away else words, more=[f"trace {trace}"] if trace else ()
+            ) from None
 
     return asyncio.run(guarded())
 
@@ -286,8 +290,8 @@ async def shown(
     def report(event: Progress) -> None:
         if (part := tally.take(event, time.monotonic())) is not None:
             output.changed(part)
-        if tally.silent[0] and not event.name:
-            output.silent(*tally.silent)
+        if tally.wait is not None and not event.name:
+            output.waits(tally.wait)
 
     try:
         async with output.running(tally):
@@ -299,7 +303,8 @@ async def shown(
         output.ended({"outcome": "cancelled", **subject})
         raise
     except (errors.NodeError, Failure, OSError) as error:
-        output.ended({"outcome": "failed", **subject, "error": str(error)})
+        trace = trace_of(error)
+        output.ended({"outcome": "failed", **subject, "error": str(error), **({"trace": trace} if trace else {})})
         raise
     seconds = max(ended - tally.started, 0.001)
     outcome = {
@@ -312,6 +317,12 @@ async def shown(
     }
     output.ended(outcome)
     return outcome
+
+
+def trace_of(error: Exception) -> str:
+    """The id of the trace of a transfer that failed; "" if it has none."""
+    trace = dict(error.trailers).get(rpc.TRACE, "") if isinstance(error, errors.NodeError) else ""
+    return trace if isinstance(trace, str) and re.fullmatch("[0-9a-f]{32}", trace) else ""
 
 
 def with_digest(reference: str, outcome: Mapping[str, Any]) -> str:

@@ -17,6 +17,10 @@ class Spans:
     def __init__(self, exporter: InMemorySpanExporter) -> None:
         self._exporter = exporter
 
+    def all(self) -> list[ReadableSpan]:
+        """All of them, in the order of their ends."""
+        return list(self._exporter.get_finished_spans())
+
     def named(self, name: str) -> list[ReadableSpan]:
         """Those of a name, in the order of their ends."""
         return [each for each in self._exporter.get_finished_spans() if each.name == name]

@@ -31,7 +31,7 @@ from services.snapshots.diff.workers import Appliers
 async def serve(file: settings.File, node: settings.Node) -> None:
     """Serve until a signal."""
     config = load(file)
-    hosts = Hosts.of_config(file.tables, file.path, config.config_path)
+    hosts = Hosts.of_config(file.tables, file.path, config.config_path, config.traceparent)
     budget = Budget(config.connections, config.downloads, config.uploads, config.unpacks)
     streams = Streams()
     unpacker = Unpacker(budget, [Unpacking(each.parsed, each.snapshotter) for each in config.unpack_config])

@@ -5,6 +5,7 @@ override theirs.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,6 +84,11 @@ class Config:
     in the CRI plugin's table, or else /etc/containerd/certs.d and /etc/docker/certs.d.
     """
 
+    traceparent: tuple[str, ...] = ()
+    """Registries, as HOST or HOST:PORT, that get the trace context of each request (W3C's ``traceparent``), so that
+    their traces continue ours. "*": all. hosts.toml says it for one host: ``traceparent = true``.
+    """
+
     unpack_config: tuple[Unpack, ...] = ()
     """The unpackings that clients may ask for, each as {platform, snapshotter}. A client that names no snapshotter gets
     overlayfs if it is listed for the platform, else the first one listed. Empty: any that runs on this machine.
@@ -98,6 +104,9 @@ class Config:
         for key in ("connections", "downloads", "uploads", "streams", "unpacks", "layers", "largest"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}: {getattr(self, key)} is less than one")
+        for host in self.traceparent:
+            if not re.fullmatch(r"\*|[A-Za-z0-9._-]+(:[0-9]+)?|\[[0-9A-Fa-f:.]+\](:[0-9]+)?", host):
+                raise ValueError(f'traceparent: "{host}" is not a host, such as registry.internal:5000')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

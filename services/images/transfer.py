@@ -175,16 +175,15 @@ LEFT_OUT = "not imported: for "
 follow.
 """
 
-SILENT = "waiting for "
-"""Prefix of the event of a transfer that waits for a host which sends nothing: ``parents`` has the host, ``progress``
-the seconds, and ``name`` is empty.
-"""
-
 
 @dataclass(frozen=True, slots=True)
 class Progress:
     """An event of a transfer: about the thing ``name``, which is part of ``parents``, or about the whole transfer if
-    ``name`` is empty.
+    ``name`` is empty. Clients show such an event as a status until the next one without a name.
+
+    An event without a name that has parents is a wait, in words: its parents are the host that is waited for, which may
+    be empty, and the cause (``services/images/waits.py``); ``progress`` has the seconds so far, ``total`` those that it
+    will take in all, 0 if that is not known.
     """
 
     event: str

@@ -51,6 +51,9 @@ End = ImageStore | Registry | ImportStream | ExportStream
 ANSWER_SECONDS = 120.0
 """Seconds that a client may take to answer a question for credentials."""
 
+NAMED = 500
+"""Characters of an image's name in a trace."""
+
 LINGER_SECONDS = 5.0
 """Seconds for which the stream of a failed import stays open: a client that is still sending would otherwise report
 that instead of the failure.
@@ -95,14 +98,7 @@ class TransferServicer:
             report = self._report(request.options.progress_stream, call, held)
             source = self._end(request.source, call, held)
             destination = self._end(request.destination, call, held)
-            with (
-                _logging_failure(source, destination, call),
-                tracing.span(
-                    "images.transfer",
-                    source=str(kit_any.type_name(request.source)),
-                    destination=str(kit_any.type_name(request.destination)),
-                ),
-            ):
+            with _span(source, destination, call), _telling_outcome(source, destination, call):
                 if not await self._transfer(
                     source,
                     destination,
@@ -254,20 +250,58 @@ def _description(source: End | None, destination: End | None) -> str:
     return "transfer"
 
 
+def _kind(source: End | None, destination: End | None) -> tuple[str, str]:
+    """The kind of a transfer, and the image's name as far as it is known."""
+    match source, destination:
+        case Registry(reference=name), ImageStore():
+            return "pull", name
+        case ImageStore(), Registry(reference=name):
+            return "push", name
+        case ImportStream(), ImageStore(name=name):
+            return "import", name
+        case ImageStore(name=name), ExportStream():
+            return "export", name
+        case ImageStore(), ImageStore(name=name):
+            return "tag", name
+    return "transfer", ""
+
+
+def _span(source: End | None, destination: End | None, call: Call) -> tracing.Span:
+    """The span of a transfer: ``images.pull``, ``images.push`` and so on. The root of its trace says the same."""
+    kind, name = _kind(source, destination)
+    about = {"splitd.namespace": call.optional_namespace, "container.image.name": name[:NAMED]}
+    tracing.operation(**{"splitd.operation": kind}, **about)
+    return tracing.span(f"images.{kind}", **about)
+
+
 @contextlib.contextmanager
-def _logging_failure(source: End | None, destination: End | None, call: Call) -> Iterator[None]:
-    """Log a transfer that fails, whatever its error: also, for example, an image that the registry does not have."""
+def _telling_outcome(source: End | None, destination: End | None, call: Call) -> Iterator[None]:
+    """Tell the root how a transfer ends, and log it if it fails, whatever its error: also, for example, an image that
+    the registry does not have. The client learns the trace's id with the error.
+    """
     what = f"{_description(source, destination)} in namespace {call.optional_namespace}"
+    trace = tracing.current().ref().partition("-")[0]
+    where = f"; trace {trace}" if trace else ""
     try:
         yield
     except errors.NodeError as error:
-        if not isinstance(error, errors.Cancelled):
-            log.warning("%s failed: %s (%s)", logs.shown(what), logs.shown(str(error)), errors.name(error.code))
+        cancelled = isinstance(error, errors.Cancelled)
+        tracing.operation(**{"splitd.outcome": "cancelled" if cancelled else "failed"})
+        if not cancelled:
+            said = logs.shown(what), logs.shown(str(error)), errors.name(error.code), where
+            log.warning("%s failed: %s (%s%s)", *said)
             error.told = True
+        if trace:
+            error.trailers = (*error.trailers, (rpc.TRACE, trace))
         raise
     except asyncio.CancelledError:
+        tracing.operation(**{"splitd.outcome": "cancelled"})
         log.info("%s was cancelled: its client has gone, or its deadline has passed", logs.shown(what))
         raise
+    except Exception:
+        tracing.operation(**{"splitd.outcome": "failed"})
+        raise
+    tracing.operation(**{"splitd.outcome": "ok"})
 
 
 class _Questions:

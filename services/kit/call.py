@@ -41,6 +41,8 @@ successor.
 
 TOLD = "splitd-trace-bin"
 """Trailer of calls between the node's own processes: attributes for the root of the trace (``tracing.operation``)."""
+TRACE = "splitd-trace"
+"""Trailer of a Transfer that failed: the id of its trace."""
 
 MESSAGE_LIMIT = 16 << 20
 ERROR_LIMIT = 32 << 10

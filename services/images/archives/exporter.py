@@ -21,7 +21,7 @@ from services.images.distribution.source_labels import SOURCE
 from services.images.documents import blobs, manifests
 from services.images.documents.graph import Walk
 from services.images.transfer import ExportStream, ImageStore, Node, Progress, Report, Sink
-from services.kit import errors, tracing
+from services.kit import errors
 from services.oci import media_types, platforms, references
 from services.oci.descriptors import Descriptor
 from services.oci.digests import Digest
@@ -60,13 +60,12 @@ async def export_archive(source: ImageStore, destination: ExportStream, node: No
     has nothing for the platform.
     """
     report(Progress("Exporting"))
-    with tracing.span("images.export"):
-        targets = [
-            image.target.annotated({names.IMAGE_NAME: image.name, names.REF_NAME: names.for_oci(image.name)})
-            for image in await names.look_up(source, node)
-        ]
-        records = await _Archive(destination, node).records(targets)
-        await written(records, destination.sink, node)
+    targets = [
+        image.target.annotated({names.IMAGE_NAME: image.name, names.REF_NAME: names.for_oci(image.name)})
+        for image in await names.look_up(source, node)
+    ]
+    records = await _Archive(destination, node).records(targets)
+    await written(records, destination.sink, node)
     report(Progress("Completed export"))
 
 

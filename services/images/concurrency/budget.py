@@ -17,6 +17,7 @@ import itertools
 import os
 from collections.abc import AsyncIterator
 
+from services.images import waits
 from services.kit import metrics, tracing
 
 CONNECTIONS = 16
@@ -63,31 +64,34 @@ class Budget:
     @contextlib.asynccontextmanager
     async def document(self) -> AsyncIterator[None]:
         """A connection for something small."""
-        async with self._connections.entered(_DOCUMENT):
+        async with self._connections.entered(_DOCUMENT, "a document waits for a connection"):
             yield
 
     @contextlib.asynccontextmanager
     async def layer(self, number: int) -> AsyncIterator[None]:
         """A place to fetch a layer, the ``number``-th from the bottom of its image."""
-        async with self._layers.entered(number):
+        async with self._layers.entered(number, f"layer {number} waits until others have been fetched"):
             yield
 
     @contextlib.asynccontextmanager
     async def connection(self, number: int) -> AsyncIterator[None]:
         """A connection for such a layer."""
-        async with self._connections.entered(number):
+        async with self._connections.entered(number, f"layer {number} waits for a connection"):
             yield
 
     @contextlib.asynccontextmanager
     async def unpacking(self, number: int) -> AsyncIterator[None]:
         """A worker for such a layer."""
-        async with self._workers.entered(number):
+        async with self._workers.entered(number, f"layer {number} waits for a worker"):
             yield
 
     @contextlib.asynccontextmanager
     async def upload(self, number: int) -> AsyncIterator[None]:
         """A place to send a layer, and a connection for it."""
-        async with self._uploads.entered(number), self._connections.entered(number):
+        async with (
+            self._uploads.entered(number, f"layer {number} waits until others have been sent"),
+            self._connections.entered(number, f"layer {number} waits for a connection"),
+        ):
             yield
 
 
@@ -111,9 +115,9 @@ class Gate:
         _WAITING.set(lambda: len(self._waiting), self._what)
 
     @contextlib.asynccontextmanager
-    async def entered(self, rank: int) -> AsyncIterator[None]:
-        """A place during the block."""
-        await self._enter(rank)
+    async def entered(self, rank: int, words: str = "") -> AsyncIterator[None]:
+        """A place during the block. ``words`` say who waits for it, for the client of the transfer."""
+        await self._enter(rank, words)
         holder = tracing.current()
         self._holders.append(holder)
         try:
@@ -122,13 +126,17 @@ class Gate:
             self._holders.remove(holder)
             self._leave(holder)
 
-    async def _enter(self, rank: int) -> None:
+    async def _enter(self, rank: int, words: str) -> None:
         if self._free:
             self._free -= 1
             return
         place: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._waiting, (rank, next(self._order), place))
-        with tracing.wait("budget", self._oldest(), **{"splitd.wait.for": self._what}) as waiting:
+        said = words or f"waiting for one of the {self._what}"
+        with (
+            waits.noted(waits.BUDGET, said),
+            tracing.wait("budget", self._oldest(), **{"splitd.wait.for": self._what}) as waiting,
+        ):
             try:
                 waiting.link(await place)
             except asyncio.CancelledError:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Hashable
 
+from services.images import waits
 from services.kit import tracing
 
 
@@ -28,7 +29,10 @@ class KeyedLocks:
         counted.wanted += 1
         try:
             if counted.lock.locked():
-                with tracing.wait("lock", counted.holder, **{"splitd.wait.for": self._what}) as waiting:
+                with (
+                    waits.noted(waits.LOCK, f"waiting for {self._what} by another pull"),
+                    tracing.wait("lock", counted.holder, **{"splitd.wait.for": self._what}) as waiting,
+                ):
                     before = counted.holder
                     await counted.lock.acquire()
                     if counted.holder != before:

@@ -18,6 +18,7 @@ import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
+from typing import NamedTuple
 
 from services.images.concurrency.budget import STREAMS, Budget
 from services.images.concurrency.gather import run_all
@@ -51,6 +52,13 @@ Begun = Callable[[Ingest], None]
 """Called with the ingest of a blob, once the bytes from an earlier attempt are hashed."""
 
 
+class Fetched(NamedTuple):
+    """What a fetch found: whether the namespace had the blob already, and how many bytes came from the registry."""
+
+    existed: bool
+    came: int
+
+
 def no_follower(_: Ingest) -> None:
     """The ``Begun`` of blobs that are read only when they are complete."""
 
@@ -77,10 +85,8 @@ class Fetcher:
         labels: Mapping[str, str],
         number: int,
         begun: Begun = no_follower,
-    ) -> bool:
-        """Ensure that the node has a blob; False if it had it already. ``number`` is its place among the layers of its
-        image.
-        """
+    ) -> Fetched:
+        """Ensure that the node has a blob. ``number`` is its place among the layers of its image."""
         if not descriptor.size:
             raise errors.InvalidArgument(
                 f"{reference.host}/{reference.repository}: unable to fetch descriptor ({descriptor.digest}) which "
@@ -96,16 +102,18 @@ class Fetcher:
                 f"{reference.host}/{reference.repository}: {descriptor.digest}: {quoted(descriptor.media_type[:100])} "
                 "is no media type"
             )
+        fetching = None
         async with self._locks.held(descriptor.digest):
             try:
                 async with node.ingest(descriptor) as ingest:
                     begun(ingest)
-                    await _Fetching(self, client, reference, descriptor, ingest, number).run(labels)
+                    fetching = _Fetching(self, client, reference, descriptor, ingest, number)
+                    await fetching.run(labels)
             except errors.AlreadyExists:
-                return False
+                return Fetched(True, 0 if fetching is None else fetching.came)
             finally:
                 self.moving.pop(descriptor.digest, None)
-            return True
+            return Fetched(False, fetching.came)
 
     async def refetch(
         self, node: Node, client: Client, reference: Reference, descriptor: Descriptor, number: int, trouble: str
@@ -157,6 +165,8 @@ class _Fetching:
         self._descriptor = descriptor
         self._ingest = ingest
         self._number = number
+        self.came = 0
+        """Bytes that the registry sent."""
         self._bodies: list[Body] = []
         """The bodies since the ingest began."""
 
@@ -171,6 +181,7 @@ class _Fetching:
                     await ingest.restart()
                 async with ingest.lane(0) as lane:
                     await lane.write(known)
+                self.came += len(known)
             elif begun < size:
                 try:
                     await self._fetched(begun)
@@ -264,5 +275,6 @@ class _Fetching:
             async with ingest.lane(start) as lane:
                 async for chunk in body:
                     await lane.write(chunk)
+                    self.came += len(chunk)
                     self._fetcher.moving[descriptor.digest] = (ingest.received, descriptor.size)
                     fault("images.fetching")

@@ -7,8 +7,8 @@ Its events, in order:
 - ``downloading`` (or ``uploading``) with the bytes so far, as long as they grow; ``complete`` once it is there;
 - ``extracting`` and ``extracted`` for layers that are unpacked.
 
-For the transfer as a whole, :func:`reporting_silence` reports each second which host it waits for, if that host has
-sent nothing for some seconds.
+For the transfer as a whole, :func:`reporting_waits` reports what it waits for (``images/waits.py``), after half a
+second and then each second.
 """
 
 from __future__ import annotations
@@ -18,23 +18,30 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from services.images.registry.silence import Silence
-from services.images.transfer import SILENT, Progress, Report
+from services.images.transfer import Progress, Report
+from services.images.waits import AFTER, Board, Wait
 from services.kit import errors, loops
 from services.oci.descriptors import Descriptor
 
 log = logging.getLogger(__name__)
 
 INTERVAL = 0.3
-SILENT_AFTER, SILENT_INTERVAL = 5.0, 1.0
-"""Seconds of a host's silence after which it is reported, and seconds between further reports."""
+WAITS, AGAIN = 0.25, 1.0
+"""Seconds from one look at what is waited for to the next, and from one report of the same wait to the next."""
 
 Active = Callable[[], Awaitable[Mapping[str, tuple[int, int]]]]
 """The bytes so far and in total of each blob that is being transferred, by ref."""
 
 Done = Callable[[str], Awaitable[bool]]
 """Whether the blob with this digest is there."""
+
+
+class Working(Protocol):
+    """Takes which layers the node unpacks at the moment."""
+
+    def __call__(self, what: str, *, on: bool) -> None: ...
 
 
 @dataclass(slots=True)
@@ -49,57 +56,86 @@ class _Job:
     """
 
 
-@contextlib.asynccontextmanager
-async def reporting_silence(
-    silence: Silence | None, report: Report, *, after: float = SILENT_AFTER, interval: float = SILENT_INTERVAL
-) -> AsyncIterator[Report]:
-    """During the block, report a host that is waited for and has been silent for some seconds, and for how long. All
-    other events go through the result. When the host sends something, the last event without a name is reported again,
-    since clients show such an event until the next one.
+class _Telling:
+    """Tells what is waited for. Events of waits have no name, and clients show such an event until the next one without
+    a name: so when a wait is over, the last other one is told again.
     """
-    status = ""
 
-    def through(event: Progress) -> None:
-        nonlocal status
+    def __init__(self, board: Board, report: Report, after: float, again: float) -> None:
+        self._board = board
+        self._after = after
+        self._again = again
+        self._report = report
+        self._status = ""
+        self._told: Wait | None = None
+        self._at = float("-inf")
+
+    def through(self, event: Progress) -> None:
+        """Report another event."""
         if not event.name:
-            status = event.event
-        report(event)
+            self._status, self._told = event.event, None
+        self._report(event)
 
-    told = False
+    def look(self) -> None:
+        """Report the wait that is to be told now, if it is news."""
+        wait, now = self._board.told(self._after), self._board.clock()
+        if wait is not None:
+            told = self._told
+            same = told is not None and (told.cause, told.host) == (wait.cause, wait.host)
+            if not same or now - self._at >= self._again or wait.seconds < self._told.seconds:  # type: ignore[union-attr]
+                self._report(
+                    Progress(
+                        wait.words,
+                        parents=(wait.host, wait.cause),
+                        progress=round(wait.seconds),
+                        total=round(wait.lasts),
+                    )
+                )
+                self._told, self._at = wait, now
+        elif self._told is not None:
+            self._told = None
+            self._report(Progress(self._status))
+
+
+@contextlib.asynccontextmanager
+async def reporting_waits(
+    board: Board, report: Report, *, after: float = AFTER, interval: float = WAITS, again: float = AGAIN
+) -> AsyncIterator[Report]:
+    """During the block, waits are noted on ``board``, and those of more than ``after`` seconds are reported, each
+    ``again`` after so many seconds. All other events go through the result.
+    """
+    telling = _Telling(board, report, after, again)
 
     async def tick() -> None:
-        assert silence is not None
-        nonlocal told
         while True:
             await asyncio.sleep(interval)
-            host, seconds = silence.longest()
-            if seconds >= after:
-                report(
-                    Progress(f"{SILENT}{host}, silent for {seconds:.0f} s", parents=(host,), progress=round(seconds))
-                )
-                told = True
-            elif told:
-                report(Progress(status))
-                told = False
+            telling.look()
 
-    if silence is None:
-        yield report
-        return
-    async with loops.running("the telling of silent hosts", tick):
-        yield through
+    with board.active():
+        async with loops.running("the telling of waits", tick):
+            yield telling.through
 
 
 class Tracker:
     """The jobs of one transfer of the image ``root``; ``moving`` is the event of jobs that are being transferred."""
 
     def __init__(
-        self, root: str, moving: str, report: Report, active: Active, done: Done, *, interval: float = INTERVAL
+        self,
+        root: str,
+        moving: str,
+        report: Report,
+        active: Active,
+        done: Done,
+        *,
+        working: Working = lambda _, on: None,  # noqa: ARG005 (a Working that nobody looks at)
+        interval: float = INTERVAL,
     ) -> None:
         self._root = root
         self._moving = moving
         self._report = report
         self._active = active
         self._done = done
+        self._working = working
         self._interval = interval
         self._jobs: dict[str, _Job] = {}
         self._parents: dict[str, dict[str, None]] = {}
@@ -142,6 +178,7 @@ class Tracker:
         ``layers/unpacker.py``.)
         """
         self._job(descriptor).unpacked = progress
+        self._working(descriptor.digest, on=progress < descriptor.size)
 
     def _job(self, descriptor: Descriptor) -> _Job:
         parents = tuple(self._parents.get(descriptor.digest, ())) or (self._root,)

@@ -17,13 +17,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from services.images import names, registry
 from services.images.concurrency.budget import Gate
 from services.images.concurrency.gather import for_each, run_all
 from services.images.concurrency.stagger import may_start
-from services.images.distribution.fetcher import Begun, Fetcher, no_follower
-from services.images.distribution.progress import Tracker, reporting_silence
+from services.images.distribution.fetcher import Begun, Fetched, Fetcher, no_follower
+from services.images.distribution.progress import Tracker, reporting_waits
 from services.images.distribution.source_labels import with_source
 from services.images.distribution.transfer_client import client_of
 from services.images.distribution.verifiers import Verifier
@@ -32,6 +33,7 @@ from services.images.documents.legacy import converted
 from services.images.layers.unpacker import Origin, Unpacker, parts
 from services.images.node.ingest import FileIngest
 from services.images.transfer import ImageStore, Ingest, Node, Progress, Registry, Report, Unpacking
+from services.images.waits import Board
 from services.kit import errors, tracing
 from services.kit.faults import fault
 from services.oci import media_types
@@ -65,11 +67,11 @@ class RegistryPuller:
         """See ``transfer.Puller``. Errors name the host and the cause."""
         wanted = self._unpacker.accepted(destination.unpacks)
         report(Progress(f"Resolving from {source}"))
-        with tracing.span("images.pull", reference=source.reference):
-            reference = Reference.parse(source.reference)
-            client = client_of(self._registry, source)
-            async with reporting_silence(client.silence, report) as told:
-                await self._pull(client, reference, source, destination, node, wanted, told)
+        reference = Reference.parse(source.reference)
+        client = client_of(self._registry, source)
+        board = Board()
+        async with reporting_waits(board, report) as told:
+            await self._pull(client, reference, source, destination, node, wanted, told, board)
 
     async def _pull(
         self,
@@ -80,25 +82,30 @@ class RegistryPuller:
         node: Node,
         wanted: Sequence[Unpacking],
         report: Report,
+        board: Board,
     ) -> None:
         try:
             async with self._fetcher.budget.document():
                 root = await client.resolve(reference)
         except errors.NodeError as error:
             raise type(error).verbatim(f"failed to resolve image: {error}", error.trailers) from None
+        tracing.operation(**{"oci.manifest.digest": root.digest})
         await self._verifier.verify(source.reference, root)
         report(Progress(f"Pulling from {source}"))
         report(Progress("fetching image content", source.reference, descriptor=root))
         graph = Graph(node, destination, self._layers)
         pull = _Pull(self._fetcher, self._unpacker, client, reference, node, graph, wanted, verify=destination.verify)
-        tracker = Tracker(source.reference, "downloading", report, pull.active, pull.done)
-        async with tracker.running():
-            await pull.walk(root, tracker)
-            if graph.only_indexes:
-                raise errors.NotFound.verbatim(f"{reference}: index {root.digest} has no manifests")
-            if graph.has_octet_stream:
-                root = await converted(node, root)
+        tracker = Tracker(source.reference, "downloading", report, pull.active, pull.done, working=board.working)
+        try:
+            async with tracker.running():
                 await pull.walk(root, tracker)
+                if graph.only_indexes:
+                    raise errors.NotFound.verbatim(f"{reference}: index {root.digest} has no manifests")
+                if graph.has_octet_stream:
+                    root = await converted(node, root)
+                    await pull.walk(root, tracker)
+        finally:
+            pull.figures.tell(wanted)
         fault("images.pulled")
         saved = [
             Progress("saved", image.name, descriptor=image.target)
@@ -107,6 +114,30 @@ class RegistryPuller:
         # once more, since ctr shows a status only with the next event that has a name
         for each in (*saved, Progress(f"Completed pull from {source}"), *saved[-1:]):
             report(each)
+
+
+@dataclass(slots=True)
+class _Figures:
+    """What a pull fetched, and what was there already."""
+
+    bytes: int = 0
+    bytes_present: int = 0
+    layers: int = 0
+    layers_present: int = 0
+    """Layers whose snapshots were there; without unpacking, those whose blobs were there."""
+
+    def tell(self, wanted: Sequence[Unpacking]) -> None:
+        """Tell the operation's root span."""
+        tracing.operation(
+            **{
+                "splitd.bytes": self.bytes,
+                "splitd.bytes.present": self.bytes_present,
+                "splitd.layers": self.layers,
+                "splitd.layers.present": self.layers_present,
+            }
+        )
+        if wanted:
+            tracing.operation(**{"splitd.snapshotter": wanted[0].snapshotter})
 
 
 class _Pull:
@@ -136,6 +167,7 @@ class _Pull:
         self._begun = Gate(_BEGUN, "blobs of this pull")
         self._asked: dict[str, Descriptor] = {}
         self._done: set[str] = set()
+        self.figures = _Figures()
 
     async def active(self) -> Mapping[str, tuple[int, int]]:
         """The blobs that are being fetched, for the tracker."""
@@ -164,6 +196,7 @@ class _Pull:
         tracker.children(descriptor, children)
         if media_types.is_manifest(descriptor.media_type):
             config, layers = parts(children)
+            self.figures.layers += len(layers)
             others = [child for child in children if child is not config and child not in layers]
             if self._wanted and config is not None and layers:
                 await run_all([self._unpacked(descriptor, config, layers, tracker), self._walk_all(others, tracker)])
@@ -208,6 +241,8 @@ class _Pull:
 
         async def fetching() -> None:
             lowest = await blobs.lowest
+            self.figures.layers_present += lowest
+            self.figures.bytes_present += sum(layer.size for layer in layers[:lowest])
             await run_all(
                 [
                     *(fetched(number, turn) for turn, number in enumerate(range(lowest, len(layers)))),
@@ -223,21 +258,40 @@ class _Pull:
     ) -> None:
         self._asked[descriptor.digest] = descriptor
         tracker.add(descriptor)
-        async with self._begun.entered(number):
-            await self._ensure(descriptor, tracker, number, begun)
-
-    async def _ensure(self, descriptor: Descriptor, tracker: Tracker, number: int, begun: Begun) -> None:
-        if await self._fetcher.fetch(
-            self._node, self._client, self._reference, descriptor, with_source({}, self._reference), number, begun
-        ):
-            self._done.add(descriptor.digest)
+        if not media_types.is_layer(descriptor.media_type):
+            async with self._begun.entered(number):
+                await self._ensure(descriptor, tracker, number, begun)
             return
+        about: dict[str, str | int] = {
+            "oci.layer.digest": descriptor.digest,
+            "splitd.layer": number,
+            "splitd.size": descriptor.size,
+        }
+        with tracing.span("images.layer", **about) as span:
+            async with self._begun.entered(number):
+                found = await self._ensure(descriptor, tracker, number, begun)
+            span.set(**{"splitd.bytes": found.came, "splitd.present": not found.came})
+        if not self._wanted and not found.came:
+            self.figures.layers_present += 1
+
+    async def _ensure(self, descriptor: Descriptor, tracker: Tracker, number: int, begun: Begun) -> Fetched:
+        found = await self._fetcher.fetch(
+            self._node, self._client, self._reference, descriptor, with_source({}, self._reference), number, begun
+        )
+        self.figures.bytes += found.came
+        self.figures.bytes_present += max(0, descriptor.size - found.came)
+        if not found.existed:
+            self._done.add(descriptor.digest)
+            if not found.came:  # all of it was there: from an earlier attempt, or in another namespace
+                tracker.exists(descriptor)
+            return found
         await self._check_existing(descriptor, number)
         self._done.add(descriptor.digest)
         tracker.exists(descriptor)
         labels = with_source((await self._node.info(descriptor.digest)).labels, self._reference)
         if labels:
             await self._node.label(descriptor.digest, labels)
+        return found
 
     async def _check_existing(self, descriptor: Descriptor, number: int) -> None:
         """If a recorded blob has no file or a damaged one, fetch it again."""

@@ -16,12 +16,13 @@ from services.images import registry
 from services.images.concurrency import threads
 from services.images.concurrency.budget import Budget
 from services.images.concurrency.gather import run_all
-from services.images.distribution.progress import Tracker, reporting_silence
+from services.images.distribution.progress import Tracker, reporting_waits
 from services.images.distribution.source_labels import mountable
 from services.images.distribution.transfer_client import client_of
 from services.images.documents.graph import Walk
 from services.images.registry import Client, Pushed
 from services.images.transfer import ImageStore, Node, Progress, Registry, Report
+from services.images.waits import Board
 from services.kit import errors, tracing
 from services.oci import media_types, platforms
 from services.oci.descriptors import Descriptor
@@ -48,27 +49,30 @@ class RegistryPusher:
 
         If the reference has a tag and the image's digest, the image is pushed under the tag.
         """
-        with tracing.span("images.push", reference=destination.reference):
-            image = await node.image(source.name)
-            root = image.target
-            reference, digest = Reference.parse(destination.reference), root.checked()
-            if reference.digest not in (None, digest):
-                raise errors.InvalidArgument(
-                    f"{destination.reference}: the image {image.name} has another digest, {digest}"
-                )
-            reference = reference.at(digest)  # so that the tag names the root, and no other manifest
-            report(Progress(f"Pushing to {destination}"))
-            report(Progress("pushing content", image.name, descriptor=root))
-            client = client_of(self._registry, destination)
-            push = _Push(client, reference, node, self._budget, platforms.wanted(source.platforms))
-            async with reporting_silence(client.silence, report) as told:
+        image = await node.image(source.name)
+        root = image.target
+        reference, digest = Reference.parse(destination.reference), root.checked()
+        if reference.digest not in (None, digest):
+            raise errors.InvalidArgument(
+                f"{destination.reference}: the image {image.name} has another digest, {digest}"
+            )
+        tracing.operation(**{"oci.manifest.digest": root.digest})
+        reference = reference.at(digest)  # so that the tag names the root, and no other manifest
+        report(Progress(f"Pushing to {destination}"))
+        report(Progress("pushing content", image.name, descriptor=root))
+        client = client_of(self._registry, destination)
+        push = _Push(client, reference, node, self._budget, platforms.wanted(source.platforms))
+        try:
+            async with reporting_waits(Board(), report) as told:
                 tracker = Tracker(image.name, "uploading", told, push.active, push.done)
                 async with tracker.running():
                     await push.run(root, tracker)
-            pushed = Progress("pushed content", image.name, descriptor=root)
-            # once more, since ctr shows a status only with the next event that has a name
-            for each in (pushed, Progress(f"Completed push to {destination}", descriptor=root), pushed):
-                report(each)
+        finally:
+            push.tell_figures()
+        pushed = Progress("pushed content", image.name, descriptor=root)
+        # once more, since ctr shows a status only with the next event that has a name
+        for each in (pushed, Progress(f"Completed push to {destination}", descriptor=root), pushed):
+            report(each)
 
 
 @dataclass(slots=True)
@@ -95,6 +99,21 @@ class _Push:
         self._wanted = wanted
         self._moving: dict[str, tuple[int, int]] = {}
         self._done: set[str] = set()
+        self._layers: dict[str, bool] = {}
+        """Whether the registry had a layer, by digest."""
+        self._bytes = {True: 0, False: 0}
+        """Bytes of the blobs and documents that it had, and of those that were sent."""
+
+    def tell_figures(self) -> None:
+        """Tell the operation's root span what was sent, and what was there."""
+        tracing.operation(
+            **{
+                "splitd.bytes": self._bytes[False],
+                "splitd.bytes.present": self._bytes[True],
+                "splitd.layers": len(self._layers),
+                "splitd.layers.present": sum(self._layers.values()),
+            }
+        )
 
     async def active(self) -> Mapping[str, tuple[int, int]]:
         """The blobs that are being sent, for the tracker."""
@@ -168,6 +187,9 @@ class _Push:
 
     def _finished(self, descriptor: Descriptor, tracker: Tracker, *, existed: bool) -> None:
         self._done.add(descriptor.digest)
+        self._bytes[existed] += descriptor.size
+        if media_types.is_layer(descriptor.media_type):
+            self._layers[descriptor.digest] = existed
         if existed:
             tracker.exists(descriptor)
 

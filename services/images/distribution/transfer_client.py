@@ -7,7 +7,6 @@ from pathlib import Path
 from services.images import registry, transfer
 from services.images.registry import Client, Credentials, Hosts
 from services.images.registry.http_debug import HttpDebug
-from services.images.registry.silence import Silence
 
 
 def client_of(process: registry.Registry, end: transfer.Registry) -> Client:
@@ -26,5 +25,5 @@ def client_of(process: registry.Registry, end: transfer.Registry) -> Client:
         headers=end.headers,
         hosts=Hosts((Path(end.host_dir),)) if end.host_dir else None,
         default_scheme=end.default_scheme,
-        watch=HttpDebug(end.show_requests, end.show_connections, Silence()),
+        watch=HttpDebug(end.show_requests, end.show_connections),
     )

@@ -135,7 +135,7 @@ class FileIngest:
         """A lane for the bytes from ``at`` on. Once the block has ended without an error, all its bytes are in the
         file. ResourceExhausted if the disk is full, Unknown if it fails otherwise.
         """
-        lane = Lane(self._store, at)
+        lane = Lane(self._store, at, self._arrived)
         try:
             yield lane
         finally:
@@ -145,8 +145,10 @@ class FileIngest:
         task = self._storing.keep(loops.task("the storing of a batch", self._stored(start, batch)))
         # the exception counts as retrieved: it is for the caller that waits for the lane
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        self.received += sum(map(len, batch))
         return task
+
+    def _arrived(self, size: int) -> None:
+        self.received += size
 
     async def _stored(self, start: int, batch: list[bytes]) -> None:
         loop = asyncio.get_running_loop()
@@ -281,12 +283,17 @@ class FileIngest:
 
 
 class Lane:
-    """Bytes on their way to an ingest, in order from ``at`` on; ``store`` writes a batch of them."""
+    """Bytes on their way to an ingest, in order from ``at`` on; ``store`` writes a batch of them. ``arrived`` is told
+    the size of each piece at once.
+    """
 
-    def __init__(self, store: Callable[[int, list[bytes]], asyncio.Task[None]], at: int) -> None:
+    def __init__(
+        self, store: Callable[[int, list[bytes]], asyncio.Task[None]], at: int, arrived: Callable[[int], None]
+    ) -> None:
         self.at = at
         """The offset of the next byte."""
         self._store = store
+        self._arrived = arrived
         self._batch: list[bytes] = []
         self._waiting = 0
         self._storing: asyncio.Task[None] | None = None
@@ -298,6 +305,7 @@ class Lane:
         self._batch.append(data)
         self._waiting += len(data)
         self.at += len(data)
+        self._arrived(len(data))
         if self._waiting >= BATCH:
             await self._stored()
             self._begin()

@@ -15,15 +15,17 @@ The files, from the bottom up:
     accept.py, limits.py           the media types that are asked for; the bytes of an answer that are read
     ../registry_timeouts.py        every time and count, with its reason; it is not here, since readers of settings
                                    need no HTTP
+    ../waits.py                    what a transfer waits for, for its trace and its client
     host.py, hosts_toml.py, cri_config.py, hosts.py
                                    the hosts that are asked: certs.d, config.toml, defaults; config_check.py checks them
     credentials.py, challenge.py, auth.py
                                    the credentials, the challenges of hosts, tokens
-    failure.py, host_memory.py     failures, and what is remembered of each host
+    request_ids.py, failure.py, host_memory.py
+                                   failures, and what is remembered of each host
     response_head.py, response_parser.py
                                    the answers that Go accepts
     content_encoding.py            compressed bodies
-    silence.py, trace.py, http_debug.py, proxy.py, transport.py
+    trace.py, http_debug.py, proxy.py, transport.py
                                    HTTP
     endpoint.py                    a host as one pull sees it: authorization, redirects, and where secrets may go
     failover.py                    several hosts, several times

@@ -11,20 +11,21 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
+from services.images import waits
 from services.images.documents import parser_program, tokens
 from services.images.registry import challenge
 from services.images.registry.credentials import Credentials, Source
-from services.images.registry.failure import Failure, answered
+from services.images.registry.failure import WORDS, Failure, answered
 from services.images.registry.host import is_address
 from services.images.registry.limits import TOKEN_LIMIT
-from services.kit import errors, gojson
-from services.kit.tracing import span
+from services.kit import errors, gojson, tracing
 
 CLIENT = "splitd"
 """Our client_id for token servers."""
@@ -77,13 +78,15 @@ class Authorizer:
         self._bearer: _Bearer | None = None
         self._tokens: dict[tuple[str, ...], _Token] = {}
         self._refused: tuple[float, Failure] | None = None
+        self._asking = ""
+        """The span that gets a token, or got the last one."""
 
     async def header(self, scopes: Iterable[str]) -> str:
         """The Authorization header for a request that needs ``scopes``; "" while the host has not asked for any."""
         if self._fixed or self._bearer is None:
             return self._fixed
         begun = self._clock()
-        async with self._lock:
+        async with self._turn():
             wanted = _joined(scopes, self._bearer.scopes)
             token = self._tokens.get(wanted)
             if token is None or (token.replace_at is not None and self._clock() >= token.replace_at):
@@ -100,7 +103,7 @@ class Authorizer:
         """Note that the host answered 401 with these challenges to a request with the header ``used``. Returns whether
         another :meth:`header` is worth a try.
         """
-        async with self._lock:
+        async with self._turn():
             for each in challenge.parse(headers):
                 if each.scheme == "bearer" and each.parameters.get("realm"):
                     return await self._want_bearer(each, scopes, used)
@@ -111,6 +114,20 @@ class Authorizer:
                     self._fixed, self._bearer = fixed, None
                     return used != fixed
             return False
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Run the block when no other request to this host gets a token, or credentials."""
+        if self._lock.locked():
+            said = {"server.address": self._host, "splitd.wait.for": f"a token for {self._host}"}
+            with tracing.wait("lock", self._asking, **said):
+                await self._lock.acquire()
+        else:
+            await self._lock.acquire()
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     async def _want_bearer(self, wanted: challenge.Challenge, scopes: Iterable[str], used: str) -> bool:
         credentials = await self._known()
@@ -130,7 +147,9 @@ class Authorizer:
 
     async def _known(self) -> Credentials | None:
         if not self._asked:
-            self._credentials = await self._source(self._host) if self._source is not None else None
+            if self._source is not None:
+                with waits.waiting(waits.CLIENT, f"waiting for credentials for {self._host}", host=self._host):
+                    self._credentials = await self._source(self._host)
             self._asked = True
         return self._credentials
 
@@ -146,28 +165,45 @@ class Authorizer:
             raise Failure(
                 self._host, f'its token server "{bearer.realm[:100]}" is not an address', kind=errors.FailedPrecondition
             )
-        with span(
-            "registry.token", **{"server.address": urlsplit(bearer.realm).netloc, "registry.scopes": " ".join(scopes)}
-        ):
-            credentials = self._credentials
-            if not credentials:
-                return await self._answer(bearer, await self._get(bearer, scopes, None))
-            form = {"service": bearer.service, "client_id": CLIENT, **({"scope": " ".join(scopes)} if scopes else {})}
-            if credentials.username:
-                form |= {"grant_type": "password", "username": credentials.username, "password": credentials.secret}
-            else:
-                form |= {"grant_type": "refresh_token", "refresh_token": credentials.secret}
-            answer = await self._ask(
-                "POST",
-                bearer.realm,
-                {"Content-Type": "application/x-www-form-urlencoded; charset=utf-8"},
-                urlencode(form).encode(),
-            )
-            # Servers without OAuth answer 404 (GCR), 401 (Artifactory), 400 (ACR) or 405. containerd falls back for the
-            # same.
-            if answer[0] in (400, 401, 404) or (answer[0] == 405 and credentials.username):
-                answer = await self._get(bearer, scopes, credentials)
-            return await self._answer(bearer, answer)
+        server = urlsplit(bearer.realm).netloc
+        traced = tracing.span(
+            "registry.auth",
+            **{
+                "server.address": server,
+                "splitd.registry.host": self._host,
+                "splitd.registry.scopes": " ".join(scopes)[:WORDS],
+            },
+        )
+        self._asking = traced.ref()
+        try:
+            with traced.inside(), waits.noted(waits.TOKEN, f"getting a token from {server}", server):
+                return await self._issued(bearer, scopes)
+        except Failure as failure:  # of this host: another one may help
+            traced.set(**failure.attributes)
+            raise
+        finally:
+            traced.end()
+
+    async def _issued(self, bearer: _Bearer, scopes: tuple[str, ...]) -> _Token:
+        credentials = self._credentials
+        if not credentials:
+            return await self._answer(bearer, await self._get(bearer, scopes, None))
+        form = {"service": bearer.service, "client_id": CLIENT, **({"scope": " ".join(scopes)} if scopes else {})}
+        if credentials.username:
+            form |= {"grant_type": "password", "username": credentials.username, "password": credentials.secret}
+        else:
+            form |= {"grant_type": "refresh_token", "refresh_token": credentials.secret}
+        answer = await self._ask(
+            "POST",
+            bearer.realm,
+            {"Content-Type": "application/x-www-form-urlencoded; charset=utf-8"},
+            urlencode(form).encode(),
+        )
+        # Servers without OAuth answer 404 (GCR), 401 (Artifactory), 400 (ACR) or 405. containerd falls back for the
+        # same.
+        if answer[0] in (400, 401, 404) or (answer[0] == 405 and credentials.username):
+            answer = await self._get(bearer, scopes, credentials)
+        return await self._answer(bearer, answer)
 
     async def _get(
         self, bearer: _Bearer, scopes: tuple[str, ...], credentials: Credentials | None

@@ -102,8 +102,6 @@ class Client:
         self._headers = headers
         self._scheme = default_scheme
         self._watch = watch
-        self.silence = watch.silence
-        """Which host is waited for, if that is tracked."""
         self._endpoints: dict[str, list[Endpoint]] = {}
         self._making = asyncio.Lock()
 
@@ -209,7 +207,7 @@ class Client:
                         headers=self._headers,
                         clock=self._registry.clock,
                         timeouts=self._registry.timeouts,
-                        followed=number < len(hosts) - 1,
+                        then=hosts[number + 1].host if number < len(hosts) - 1 else "",
                         watch=self._watch,
                     )
                     for number, host in enumerate(hosts)

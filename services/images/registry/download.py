@@ -24,18 +24,16 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from types import TracebackType
 
 from services.images.registry.endpoint import Place
 from services.images.registry.failover import Failover
-from services.images.registry.failure import Blame, Failure, combined
+from services.images.registry.failure import WORDS, Blame, Failure, combined
 from services.images.registry.host_memory import HostMemory
 from services.images.registry.transport import Answer
 from services.images.registry_timeouts import Retry, Timeouts
-from services.kit import errors
-from services.kit.tracing import span
+from services.kit import errors, tracing
 from services.oci.descriptors import Descriptor
 from services.oci.references import Reference
 
@@ -147,13 +145,18 @@ class Download:
         self._failed_over_ranges: set[str] = set()
         self._waited = 0.0
         self._keys: list[str] = []
-        self._span = span("registry.fetch", digest=descriptor.digest, offset=offset)
+        self._span: tracing.Span | None = None
         self.body = Body(self)
 
     async def __aenter__(self) -> Body:
         size, offset = self.descriptor.size, self.offset
         if offset < 0 or (size and offset > size):
             raise errors.OutOfRange(f"{self.descriptor}: offset {offset} of {size} bytes")
+        about: dict[str, str | int] = {
+            "oci.manifest.digest" if self.descriptor.is_root else "oci.layer.digest": self.descriptor.digest,
+            "splitd.offset": offset,
+        }
+        self._span = tracing.span("registry.fetch", **about)
         self._span.__enter__()
         try:
             self._failover = Failover(self._what, await self._places(), self._memory, self._retry)
@@ -162,7 +165,7 @@ class Download:
             if not size or self.body.end > offset:
                 await self._open()
         except BaseException as error:
-            self._span.__exit__(type(error), error, error.__traceback__)
+            self._end(error)
             raise
         return self.body
 
@@ -170,13 +173,31 @@ class Download:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._release_answer()
-        self._span.set(
-            host=", ".join(self.body.hosts),
-            attempts=self._failover.attempts,
-            bytes=self._at - self.offset,
-            waited_ms=round(self._waited * 1000, 3),
+        self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
+        """End the span. That a host serves no parts, or that another host must be asked for all bytes, is no error of
+        the operation.
+        """
+        traced, hosts = self._span, list(dict.fromkeys(self.body.hosts))
+        assert traced is not None
+        if hosts:
+            traced.set(**{"server.address": hosts[-1]})
+        if len(hosts) > 1:
+            traced.set(**{"splitd.registry.hosts": ", ".join(hosts)})
+        traced.set(
+            **{
+                "splitd.registry.attempts": self._failover.attempts,
+                "splitd.bytes": self._at - self.offset,
+                "splitd.bytes_ms": round(self._waited * 1000, 3),
+            }
         )
-        self._span.__exit__(kind, error, trace)
+        if isinstance(error, WrongBytes):
+            traced.set(**{"error.type": "wrong", "error.message": str(error)[:WORDS]})
+        elif isinstance(error, NoParts):
+            traced.set(**{"splitd.registry.no_parts": True})
+        told = None if isinstance(error, NoParts | WrongBytes) else error
+        traced.__exit__(None if told is None else type(told), told, None if told is None else told.__traceback__)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The bytes."""
@@ -195,6 +216,8 @@ class Download:
             except Failure as failure:
                 place = self._place
                 assert place is not None
+                if self._answer is not None:
+                    self._answer.blame(failure)
                 self._release_answer()
                 self._failover.note(place, failure)
                 if isinstance(failure, _TooMany) and self._failover.others(place):
@@ -211,18 +234,16 @@ class Download:
         """The bytes of ``answer``, up to the end. A Failure if the end is not reached, unless the server sent less than
         the part it was asked for.
         """
-        read, clock, place = answer.read_some, time.monotonic, self._place
+        read, place = answer.read_some, self._place
         assert place is not None
         window_bytes, window_waited, end, begun_at = 0, 0.0, self.body.end, self._at
         while self._at < end:
-            begun = clock()
+            before = answer.waited
             try:
                 chunk = await read()
             except Exception as error:
-                failure = answer.failure(error)
-                failure.args = (f"{failure} after {self._at} of {self.body.size} bytes",)
-                raise failure from None
-            waited = clock() - begun
+                raise answer.failure(error, f" after {self._at} of {self.body.size} bytes") from None
+            waited = answer.waited - before
             if (
                 not chunk
                 and answer.status == 206
@@ -242,7 +263,9 @@ class Download:
                 self._memory.measured(place.key, window_bytes, window_waited)
                 rate = window_bytes / window_waited
                 if rate < self._timeouts.slow_floor and self._failover.another(place):
-                    raise Failure(place.name, f"only {rate / 1024:.1f} KiB/s", transient=True, blame=Blame.SLOW)
+                    raise Failure(
+                        place.name, f"only {rate / 1024:.1f} KiB/s", transient=True, blame=Blame.SLOW, named="slow"
+                    )
                 window_bytes, window_waited = 0, 0.0
             if self._skip:
                 skipped = min(self._skip, len(chunk))
@@ -320,7 +343,9 @@ class Download:
             self._memory.refused_range(place.key, refusal)
         try:
             self._check_head(answer, self.descriptor.size, partial=bool(wanted))
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, Failure):
+                answer.blame(error)
             answer.close()
             raise
         return place, answer
@@ -401,25 +426,30 @@ class Download:
             self._memory.failed(key, f"{self.descriptor}: {why}", dead=True)
 
     def _wrong(self, what: str, answer: Answer | None = None, *, transient: bool = False) -> Failure:
-        host = (answer or self._answer).host  # type: ignore[union-attr]
-        return Failure(
-            host,
+        answer = answer or self._answer
+        assert answer is not None
+        found = Failure(
+            answer.host,
             f"{self.descriptor} {what}",
             kind=errors.Unavailable if transient else errors.FailedPrecondition,
             transient=transient,
             blame=Blame.TROUBLE,
             status=200,
         )
+        found.add_request_id(answer.request_id)
+        return found
 
     def _too_many(self) -> _TooMany:
         assert self._answer is not None
-        return _TooMany(
+        found = _TooMany(
             self._answer.host,
             f"{self.descriptor} has more than the {self.body.size} bytes expected",
             kind=errors.FailedPrecondition,
             blame=Blame.TROUBLE,
             status=200,
         )
+        found.add_request_id(self._answer.request_id)
+        return found
 
     def _release_answer(self) -> None:
         """Release the answer: its connection is kept if nothing is left on it."""

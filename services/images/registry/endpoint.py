@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -21,7 +22,7 @@ from services.images.registry.failure import Blame, Failure, answered
 from services.images.registry.host import Capability, Host, is_address, name_and_port, origin, same_host
 from services.images.registry.http_debug import NO_DEBUG, HttpDebug
 from services.images.registry.limits import TOKEN_LIMIT
-from services.images.registry.transport import ERROR_BODY, USER_AGENT, Answer, Session
+from services.images.registry.transport import ERROR_BODY, USER_AGENT, Answer, Role, Session
 from services.images.registry_timeouts import Timeouts
 from services.kit import errors
 from services.oci.descriptors import Descriptor
@@ -61,7 +62,7 @@ class Place(Protocol):
 
 
 class Endpoint:
-    """``host``, for ``namespace``. ``followed``: another host can be asked after it, so it has less time."""
+    """``host``, for ``namespace``. ``then``: the host that can be asked after it, so it has less time."""
 
     def __init__(
         self,
@@ -72,7 +73,7 @@ class Endpoint:
         source: Source | None,
         headers: Iterable[tuple[str, str]] = (),
         timeouts: Timeouts,
-        followed: bool = False,
+        then: str = "",
         watch: HttpDebug = NO_DEBUG,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -86,8 +87,9 @@ class Endpoint:
         self._headers = [*headers, *host.header]
         self._timeouts = timeouts
         self._watch = watch
-        self._connect = host.dial_timeout or (timeouts.mirror_connect if followed else timeouts.connect)
-        self._stall = timeouts.mirror_stall if followed else timeouts.stall
+        self._role = Role(bool(then), then, traceparent=host.traceparent, perhaps_plain=host.fallback)
+        self._connect = host.dial_timeout or (timeouts.mirror_connect if then else timeouts.connect)
+        self._stall = timeouts.mirror_stall if then else timeouts.stall
         self._authorizer = Authorizer(host.host, source, self._ask, clock)
 
     def url(self, reference: Reference, path: str, query: Iterable[tuple[str, str]] = ()) -> str:
@@ -148,7 +150,7 @@ class Endpoint:
             url = self._with_scheme(url)
             if answer.status < 300:
                 return answer
-            said = await _explanation(answer, method)
+            said = await _explanation(answer, method, expected=answer.status == 401 and not used)
             if answer.status == 401 and own and refused < 2:
                 refused += 1
                 if await self._authorizer.challenged(answer.challenges(), scopes, used):
@@ -192,6 +194,9 @@ class Endpoint:
                     stall=stall or self._stall,
                     foreign=not own,
                     watch=self._watch,
+                    role=self._role
+                    if own
+                    else replace(self._role, via=self.name, traceparent=False, perhaps_plain=False),
                 )
             except Failure as failure:
                 unreachable = failure.blame is Blame.DEAD and not name_and_port(self.name)[1]
@@ -230,7 +235,7 @@ class Endpoint:
         """Make a request to a token server (:class:`.auth.Ask`). Redirects are followed for GET only, and credentials
         are sent only to the same host.
         """
-        first = origin(url)
+        first, own = origin(url), f"{self._scheme}://{self.name}"
         near = name_and_port(self.name)[0] == urlsplit(url).hostname
         host = urlsplit(url).netloc
         try:
@@ -252,6 +257,9 @@ class Endpoint:
                         foreign=not near,
                         watch=self._watch,
                         private=True,
+                        role=replace(
+                            self._role, via=self.name, traceparent=self._role.traceparent and same_host(own, url)
+                        ),
                     )
                     location = answer.headers.get("Location")
                     if answer.status not in REDIRECTS or method != "GET" or not location:
@@ -266,6 +274,7 @@ class Endpoint:
                 f"{host}, its token server, did not answer within {self._timeouts.token:g} s",
                 transient=True,
                 blame=Blame.TROUBLE,
+                named="token",
             ) from None
         except Failure as failure:
             raise Failure(
@@ -274,8 +283,11 @@ class Endpoint:
                 kind=failure.kind,
                 transient=failure.transient,
                 blame=Blame.TROUBLE if failure.transient else Blame.NOBODY,
+                named="token",
             ) from None
-        raise Failure(self.name, f"{host}, its token server, redirects without end", kind=errors.FailedPrecondition)
+        raise Failure(
+            self.name, f"{host}, its token server, redirects without end", kind=errors.FailedPrecondition, named="token"
+        )
 
 
 class ForeignUrl:
@@ -305,13 +317,23 @@ def push_scopes(reference: Reference, mount_from: str = "") -> tuple[str, ...]:
     return (f"repository:{reference.repository}:pull,push", *((f"repository:{mount_from}:pull",) if mount_from else ()))
 
 
-async def _explanation(answer: Answer, method: str) -> bytes:
-    """The body of an answer that is of no other use; this frees its connection."""
+async def _explanation(answer: Answer, method: str, *, expected: bool) -> bytes:
+    """The body of an answer that is of no other use; this frees its connection.
+
+    Answers of 400 and above are failures in the trace, except those that are part of asking: 401 without a token
+    (``expected``), a refusal of HEAD, and 404.
+    """
+    said = b""
     try:
-        return await answer.read(ERROR_BODY) if method != "HEAD" else b""
+        if method != "HEAD":
+            said = await answer.read(ERROR_BODY)
+        return said
     except Failure:
-        return b""
+        return said
     finally:
+        probe = expected or answer.status == 404 or (method == "HEAD" and answer.status in HEAD_REFUSALS)
+        if answer.status >= 400 and not probe:
+            answer.blame(answered(answer.host, method, answer.status, answer.reason, answer.headers, said))
         answer.release()
 
 

@@ -12,11 +12,13 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
-from services.images.registry import host_memory
+from services.images import waits
+from services.images.registry import host_memory, trace
 from services.images.registry.endpoint import Place
-from services.images.registry.failure import Blame, Failure, combined
+from services.images.registry.failure import WORDS, Blame, Failure, combined
 from services.images.registry.host_memory import HostMemory
 from services.images.registry_timeouts import Retry
+from services.kit import tracing
 
 P = TypeVar("P", bound=Place)
 T = TypeVar("T")
@@ -50,6 +52,7 @@ class Failover(Generic[P]):
         while True:
             for place in self._round(not_first):
                 self.attempts += 1
+                trace.attempt.set(self.attempts)
                 try:
                     done = await act(place)
                 except Failure as failure:
@@ -62,8 +65,9 @@ class Failover(Generic[P]):
             await self._pause()
 
     def note(self, place: P, failure: Failure) -> None:
-        """Note that ``place`` failed."""
+        """Note that ``place`` failed. The span of the operation says so: one that another host helps is no error."""
         self._failures[place] = failure
+        tracing.current().set(**{"splitd.registry.failures": "; ".join(map(str, self._failures.values()))[:WORDS]})
         if failure.blame is Blame.SLOW:
             self._memory.was_slow(place.key, failure.cause)
         elif failure.blame is not Blame.NOBODY:
@@ -102,6 +106,8 @@ class Failover(Generic[P]):
         for each in candidates:
             if len(self._places) > 1 and self._memory.is_avoided(each.key):
                 resting.append(each)
+                said = "; ".join(f"{each.name}: {self._memory.explanation(each.key)}" for each in resting)
+                tracing.current().set(**{"splitd.registry.resting": said[:WORDS]})
             else:
                 yield each
         origin = self._places[-1] if self._places else None
@@ -121,6 +127,31 @@ class Failover(Generic[P]):
                 self._what, failures, [said for each, said in self._skipped.items() if each not in self._failures]
             )
         now = time.monotonic()
-        waits = [max(0.0, self._not_before[each] - now) if each in self._not_before else None for each in may]
-        asked = None if None in waits else min(wait for wait in waits if wait is not None)
-        await asyncio.sleep(self._retry.pause(self._rounds, asked))
+        times = {each: self._not_before[each] - now if each in self._not_before else None for each in may}
+        asked = None if None in times.values() else max(0.0, min(time for time in times.values() if time is not None))
+        first = min(may, key=lambda each: times[each] or 0.0)
+        pause = self._retry.pause(self._rounds, asked)
+        failure = self._failures[first]
+        about: dict[str, str | float | bool] = {
+            "splitd.pause.reason": _reason(failure),
+            "splitd.pause.ms": round(pause * 1000, 3),
+            "splitd.registry.round": self._rounds,
+            **failure.attributes,
+        }
+        words = _words(first.name, failure, pause)
+        with waits.waiting(waits.PAUSE, words, ref="", host=first.name, lasts=pause, **about):
+            await asyncio.sleep(pause)
+
+
+def _reason(failure: Failure) -> str:
+    """``429``; ``Retry-After`` of another status; ``retry`` for a pause of our own."""
+    if failure.status == 429:
+        return "429"
+    return "Retry-After" if failure.wait is not None else "retry"
+
+
+def _words(name: str, failure: Failure, pause: float) -> str:
+    status = f" ({failure.status})" if failure.status else ""
+    if failure.wait is not None:
+        return f"waiting for {name}: asked to wait {failure.wait:g} s{status}"
+    return f"waiting for {name}: trying again in {pause:.1f} s{status or f' ({failure.cause[:80]})'}"

@@ -12,8 +12,12 @@ import enum
 import time
 from collections.abc import Mapping, Sequence
 
+from services.images.registry.request_ids import request_id
 from services.kit import errors, gojson
 from services.kit.gojson import ANYTHING, ListOf, Struct
+
+WORDS = 500
+"""Characters of a failure in a trace."""
 
 
 class Blame(enum.Enum):
@@ -44,6 +48,7 @@ class Failure(Exception):
         status: int = 0,
         wait: float | None = None,
         plain: bool = False,
+        named: str = "",
     ) -> None:
         super().__init__(f"{host}: {cause}")
         self.host = host
@@ -55,6 +60,22 @@ class Failure(Exception):
         self.wait = wait
         self.plain = plain
         """The other side speaks plain http where TLS was tried."""
+        self.named = named or (str(status) if status >= 300 else "wrong")
+        """The cause in one word, for traces: that of the phase that failed (``dns``, ``connect``, ``tls``), ``timeout``
+        (no answer), ``lost`` (a connection), ``stall``, ``slow``, ``http`` (an answer that is none), ``proxy``,
+        ``encoding``, ``token``, the status of an answer, or ``wrong``: not what was asked for.
+        """
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """The failure as attributes of a span; the words are bounded."""
+        return {"error.type": self.named, "error.message": self.cause[:WORDS]}
+
+    def add_request_id(self, name: str) -> None:
+        """Add the registry's own name for the request, "" if there is none: its operators can look that up."""
+        if name:
+            self.cause += f" (request id {name})"
+            self.args = (f"{self} (request id {name})",)
 
 
 _KINDS: dict[int, type[errors.NodeError]] = {
@@ -72,11 +93,13 @@ _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 def answered(host: str, what: str, status: int, reason: str, headers: Mapping[str, str], body: bytes = b"") -> Failure:
     """The failure that an HTTP answer of 400 and above means. ``what`` is the request: ``GET /v2/...``."""
     wait = retry_after(headers.get("Retry-After", ""))
+    named = request_id(headers)
     said = explanation(body)
     cause = (
         f"{what}: {status} {reason or 'without a reason'}"
         + (f": {said}" if said else "")
         + (f" (asks to wait {wait:g} s)" if wait is not None else "")
+        + (f" (request id {named})" if named else "")
     )
     transient = status in _TRANSIENT or status > 504
     kind = _KINDS.get(status, errors.Unavailable if transient else errors.Unknown)

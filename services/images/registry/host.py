@@ -39,7 +39,7 @@ class TLS:
 @dataclass(frozen=True, slots=True)
 class Host:
     """``scheme://host`` + ``path`` is the root of its API. ``fallback``: https is tried first, and plain http if the
-    other side speaks that.
+    other side speaks that. ``traceparent``: it gets the trace context of each request (W3C).
     """
 
     scheme: str = ""
@@ -50,6 +50,7 @@ class Host:
     header: tuple[tuple[str, str], ...] = ()
     dial_timeout: float | None = None
     fallback: bool = False
+    traceparent: bool = False
 
     @property
     def key(self) -> str:

@@ -10,7 +10,7 @@ tried first, without verification, and plain http if the other side speaks that.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -27,21 +27,34 @@ class Hosts:
 
     directories: tuple[Path, ...] = ()
     registries: Registries | None = None
+    traceparent: frozenset[str] = frozenset()
+    """Hosts that get trace context, beside those of which hosts.toml says so; "*": all."""
 
     @classmethod
-    def of_config(cls, tables: Mapping[str, Any], file: str = "config.toml", config_path: str = "") -> Self:
+    def of_config(
+        cls,
+        tables: Mapping[str, Any],
+        file: str = "config.toml",
+        config_path: str = "",
+        traceparent: Iterable[str] = (),
+    ) -> Self:
         """The directories of ``config_path``, which colons separate; else those of the CRI plugin's table in a
         config.toml; without such a table, the plugin's default directories.
         """
+        traced = frozenset(traceparent)
         if config_path:
-            return cls(paths(config_path))
+            return cls(paths(config_path), traceparent=traced)
         found = Registries.of(tables, file)
-        return cls(found.directories, None if found.directories else found)
+        return cls(found.directories, None if found.directories else found, traced)
 
     def of(self, namespace: str, default_scheme: str = "") -> tuple[Host, ...]:
         """The hosts of ``namespace`` (``docker.io``, ``127.0.0.1:5000``). ``default_scheme`` "http" is what
         --plain-http asks for.
         """
+        found = self._of(namespace, default_scheme)
+        return tuple(replace(host, traceparent=True) if self.traceparent & {host.host, "*"} else host for host in found)
+
+    def _of(self, namespace: str, default_scheme: str) -> tuple[Host, ...]:
         directory = self._directory(namespace)
         if directory is not None:
             found = read_directory(directory)

@@ -9,6 +9,7 @@ docs/hosts.md).
       capabilities = ["pull", "resolve"]
       ca = "mirror.crt"                            # relative to the file
       dial_timeout = "1s"
+      traceparent = true                           # ours: send it the trace context of each request
       [host."https://mirror.internal".header]
         x-team = "blue"
 
@@ -38,7 +39,9 @@ CAPABILITIES = {
     "referrers": Capability.REFERRERS,
 }
 
-_KEYS = frozenset({"capabilities", "ca", "client", "skip_verify", "header", "override_path", "dial_timeout"})
+_KEYS = frozenset(
+    {"capabilities", "ca", "client", "skip_verify", "header", "override_path", "dial_timeout", "traceparent"}
+)
 """The keys of a host. At the top of the file they are the server's, beside ``server`` and ``host``."""
 
 
@@ -141,6 +144,7 @@ def _host(url: Any, table: Mapping[str, Any], directory: Path, text: str, where:
             ),
             header=_header(table.get("header", {})),
             dial_timeout=_duration(dial) if dial else None,
+            traceparent=_of(table, "traceparent", bool, "true or false", False),
         )
     except ValueError as error:
         key = str(error).partition(":")[0].split(".")

@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
 
-from services.images.registry.silence import Silence
-
 Show = Callable[[str], None]
 """Takes lines of text, which end in newlines. Never waits and never fails."""
 
@@ -25,7 +23,18 @@ BODY_LIMIT = 16 << 10
 """Bytes of a manifest or of an error's explanation that are shown."""
 
 _HEADERS = frozenset(
-    {"accept", "accept-encoding", "content-length", "content-range", "content-type", "if-match", "range", "user-agent"}
+    {
+        "accept",
+        "accept-encoding",
+        "content-length",
+        "content-range",
+        "content-type",
+        "if-match",
+        "range",
+        "traceparent",
+        "tracestate",
+        "user-agent",
+    }
 )
 _PARAMETERS = frozenset({"artifactType", "digest", "from", "last", "mount", "n", "ns", "scope", "service"})
 _ADDRESSES = frozenset({"content-location", "link", "location"})
@@ -36,14 +45,10 @@ _numbers = itertools.count(1)
 
 @dataclass(frozen=True, slots=True)
 class HttpDebug:
-    """The debug output of a transfer: its requests with their answers, their connections, and the host that is
-    waited for.
-    """
+    """The debug output of a transfer: its requests with their answers, and their connections."""
 
     requests: Show | None = None
     connections: Show | None = None
-    silence: Silence | None = None
-    """Told which hosts are waited for."""
 
 
 NO_DEBUG = HttpDebug()
@@ -57,7 +62,6 @@ class Exchange:
         self._private = private
         """The body of its answer is not shown."""
         self._number = next(_numbers) if watch is not NO_DEBUG else 0
-        self.silence = watch.silence
 
     def request(self, method: str, url: str, headers: Iterable[tuple[str, str]], *, body: bool) -> None:
         """The request is sent."""

@@ -43,10 +43,11 @@ async def resolve(reference: Reference, endpoints: Sequence[Endpoint], memory: H
             f"{'be pulled from' if reference.digest else 'resolve a tag'}"
         )
     target = reference.target
-    with span("registry.resolve", reference=str(reference)) as traced:
+    with span("registry.resolve", **{"container.image.name": str(reference)}) as traced:
         tries = Failover(str(reference), able, memory, retry)
         found, host = await tries.run(lambda endpoint: _asked(endpoint, reference, target))
-        traced.set(digest=found.digest, host=host, attempts=tries.attempts)
+        traced.set(**{"oci.manifest.digest": found.digest, "server.address": host})
+        traced.set(**{"splitd.registry.attempts": tries.attempts})
         return found
 
 
@@ -69,10 +70,11 @@ async def manifest(
         await _verify(data, descriptor, answer.host)
         return data, answer.host
 
-    with span("registry.manifest", digest=descriptor.digest) as traced:
+    with span("registry.manifest", **{"oci.manifest.digest": descriptor.digest}) as traced:
         tries = Failover(f"{reference.host}/{reference.repository}: manifest {descriptor.digest}", able, memory, retry)
         data, host = await tries.run(got)
-        traced.set(host=host, attempts=tries.attempts, bytes=len(data))
+        traced.set(**{"server.address": host})
+        traced.set(**{"splitd.registry.attempts": tries.attempts, "splitd.bytes": len(data)})
         return data, host
 
 

@@ -1,4 +1,4 @@
-"""The times of a request's phases, as aiohttp reports them: queue, name, connection, TLS, first byte.
+"""The times of a request's phases, as aiohttp reports them: queue, name, connection, TLS, sending, first byte.
 
 :class:`Timings` belongs to one request. Its phases become spans below the request's span, and its numbers attributes of
 that; an error after a timeout names its ``phase``. aiohttp counts TLS as part of the connection, so
@@ -16,7 +16,11 @@ from typing import Any
 
 import aiohttp
 
+from services.kit import tracing
 from services.kit.tracing import Span, span
+
+attempt: contextvars.ContextVar[int] = contextvars.ContextVar("registry_attempt", default=0)
+"""The number of the attempt, among all at one operation, that the current task's requests belong to."""
 
 _current: contextvars.ContextVar[Timings | None] = contextvars.ContextVar("registry_timings", default=None)
 
@@ -28,10 +32,11 @@ class Timings:
 
     __slots__ = (
         "_began",
-        "_begun",
         "_closed",
         "_limit",
+        "_sent",
         "_spans",
+        "_uploads",
         "deadline",
         "host",
         "peer",
@@ -40,7 +45,8 @@ class Timings:
         "took",
     )
 
-    def __init__(self, host: str, limit: float) -> None:
+    def __init__(self, host: str, limit: float, *, uploads: bool) -> None:
+        """``uploads``: the request has a body."""
         self.host = host
         self.phase = "the queue"
         self.reused = False
@@ -51,7 +57,9 @@ class Timings:
         """Runs while a connection is made, for ``limit`` seconds: name, connection and TLS together."""
         self._limit = limit
         self._closed = False
-        self._begun = time.monotonic()
+        self._uploads = uploads
+        self._sent = (0, 0)
+        """When the head of a request with a body was sent, and the last piece of that body."""
         self._began: dict[str, float] = {}
         self._spans: dict[str, Span] = {}
 
@@ -82,18 +90,45 @@ class Timings:
         """The time limit for making a connection begins, or ends."""
         self.deadline.reschedule(asyncio.get_running_loop().time() + self._limit if on else None)
 
+    @property
+    def failed_in(self) -> str:
+        """The phase that is under way: ``dns``, ``connect``, ``tls``, ``first_byte``."""
+        return next(reversed(self._began), "first_byte")
+
+    def head_sent(self) -> None:
+        """The request is sent, except for a body."""
+        if self._uploads:
+            self._sent = (now := tracing.now()), now
+        else:
+            self.begin("first_byte", "the answer")
+
+    def piece_sent(self) -> None:
+        """So is a piece of its body."""
+        self._sent = self._sent[0], tracing.now()
+
     def answered(self) -> None:
         """The first byte of the answer has come."""
-        self.took["first_byte"] = time.monotonic() - self._begun
+        self.end("first_byte")
+        self._end_upload()
+
+    def _end_upload(self) -> None:
+        (begun, sent), now = self._sent, tracing.now()
+        if begun:
+            self._sent = 0, 0
+            for phase, start, end in (("send", begun, sent), ("first_byte", sent, now)):
+                self.took[phase] = (end - start) / 1e9
+                tracing.recorded(f"registry.{phase}", start, end, "", parent=None, **{"server.address": self.host})
 
     def close(self, on: Span) -> None:
         """End all open phases, and set the numbers on ``on``."""
         self._closed = True
         for phase in list(self._began):
             self.end(phase)
+        self._end_upload()
         on.set(
-            **{f"registry.{phase}_ms": round(seconds * 1000, 3) for phase, seconds in self.took.items()},
-            **{"registry.connection_reused": self.reused},
+            **{f"splitd.registry.{phase}_ms": round(seconds * 1000, 3) for phase, seconds in self.took.items()},
+            **{"splitd.registry.connection_reused": self.reused},
+            **({"network.peer.address": self.peer} if self.peer else {}),
         )
 
 
@@ -150,6 +185,12 @@ def trace_config() -> aiohttp.TraceConfig:
         timings.end("connect")  # connect began with the lookup; from here on it is the connection only
         timings.begin("connect", "connecting")
 
+    async def head_sent(_: Any, context: SimpleNamespace, __: Any) -> None:
+        context.trace_request_ctx.head_sent()
+
+    async def piece_sent(_: Any, context: SimpleNamespace, __: Any) -> None:
+        context.trace_request_ctx.piece_sent()
+
     async def ended(_: Any, context: SimpleNamespace, __: Any) -> None:
         context.trace_request_ctx.answered()
 
@@ -160,5 +201,7 @@ def trace_config() -> aiohttp.TraceConfig:
     config.on_connection_reuseconn.append(reused)
     config.on_dns_resolvehost_start.append(resolving)
     config.on_dns_resolvehost_end.append(resolved)
+    config.on_request_headers_sent.append(head_sent)
+    config.on_request_chunk_sent.append(piece_sent)
     config.on_request_end.append(ended)
     return config

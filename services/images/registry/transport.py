@@ -14,7 +14,9 @@ import functools
 import os
 import socket
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,18 +24,18 @@ import aiohttp
 from aiohttp.http_exceptions import ContentLengthError, TransferEncodingError
 from yarl import URL
 
+from services.images import waits
 from services.images.registry import content_encoding
 from services.images.registry.failure import Blame, Failure
 from services.images.registry.host import TLS
 from services.images.registry.http_debug import NO_DEBUG, Exchange, HttpDebug
 from services.images.registry.limits import HEAD_LIMIT, HEADERS
 from services.images.registry.proxy import proxy_for
+from services.images.registry.request_ids import request_id
 from services.images.registry.response_parser import Answers
-from services.images.registry.silence import Silence
-from services.images.registry.trace import TimedContext, Timings, note_peer, trace_config
+from services.images.registry.trace import TimedContext, Timings, attempt, note_peer, trace_config
 from services.images.registry_timeouts import Timeouts
-from services.kit import errors, memory
-from services.kit.tracing import span
+from services.kit import errors, memory, tracing
 from services.kit.version import SPLITD
 
 USER_AGENT = f"splitd/{SPLITD}"
@@ -53,6 +55,8 @@ ERROR_BODY = 16 * 1024
 SESSIONS = 64
 """Sessions that are kept; a certificate that is replaced makes a new one."""
 
+_CONTEXT = frozenset({"traceparent", "tracestate"})
+
 _HTTP_NOT_TLS = frozenset(
     {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"}
 )
@@ -61,19 +65,38 @@ _HTTP_NOT_TLS = frozenset(
 memory.forget_of("urllib.parse", "yarl", "aiohttp.helpers")  # addresses from outside
 
 
+@dataclass(frozen=True, slots=True)
+class Role:
+    """What a request's host is for its pull or push: for the trace, and for what a user is told."""
+
+    mirror: bool = False
+    """Another host can be asked after it."""
+    then: str = ""
+    """That host."""
+    via: str = ""
+    """The configured host, if it sent us to another one."""
+    traceparent: bool = False
+    """The host gets our trace context."""
+    perhaps_plain: bool = False
+    """It may speak plain http, so TLS that fails for this reason is no failure."""
+
+
 class Answer:
     """A server's answer. Its body is read with :meth:`read` or :meth:`read_some`; :meth:`release` or :meth:`close` ends
-    it.
+    it, and the request's span.
 
     A body with a Content-Encoding is decoded by :meth:`read`, and by :meth:`read_some` after :meth:`decode`; its
     ``length`` is then unknown.
     """
 
-    def __init__(self, response: aiohttp.ClientResponse, host: str, stall: float, exchange: Exchange) -> None:
+    def __init__(
+        self, response: aiohttp.ClientResponse, host: str, stall: float, exchange: Exchange, traced: tracing.Span
+    ) -> None:
         self._response = response
         self._exchange = exchange
         self._stall = stall
-        self._silence = exchange.silence
+        self._traced: tracing.Span | None = traced
+        self._board = waits.board()
         self.host = host
         self.method = response.method
         """The request's method."""
@@ -85,7 +108,19 @@ class Answer:
         self.length: int | None = int(length) if length.isdigit() else None
         self.codings = content_encoding.codings(response.headers.get("Content-Encoding", ""))
         """The codings from which the body is decoded."""
+        self.waited = 0.0
+        """Seconds without a byte of the body, while one was wanted."""
+        self._received = 0
+        self._began = 0
+        """When the body was first read, as spans count."""
+        self._last = 0.0
+        """When something of it last came."""
         self._decoder: content_encoding.Decoder | None = None
+
+    @property
+    def request_id(self) -> str:
+        """The registry's own name for the request; "" if it has none."""
+        return request_id(self.headers)
 
     def decode(self, most: int) -> None:
         """Decode the body, of which at most ``most`` bytes are wanted; a Failure for an unknown coding."""
@@ -108,12 +143,24 @@ class Answer:
         return piece
 
     async def _arrived(self) -> bytes:
-        content = self._response.content
+        content, board, clock = self._response.content, self._board, time.monotonic
+        self._began = self._began or tracing.now()
         # for an answer without a body (204, 304), readchunk() would report the end of an empty chunk for ever
         while not content.at_eof():
-            with waited_for(self._silence, self.host):
+            begun = clock()
+            if board is not None:
+                board.asked(self.host, head=False)
+            came = False
+            try:
                 # readany() would copy everything that has arrived into one piece
                 data, ends = await content.readchunk()
+                came = True
+            finally:
+                self._last = clock()
+                self.waited += self._last - begun
+                if board is not None:
+                    board.over(self.host, came=came, head=False)
+            self._received += len(data)
             if data or not ends:
                 return data
         return b""
@@ -137,10 +184,19 @@ class Answer:
         self._exchange.body(data, self.headers.get("Content-Type", ""))
         return data
 
-    def failure(self, error: Exception) -> Failure:
-        """The failure that an error in the middle of the body means."""
+    def failure(self, error: Exception, where: str = "") -> Failure:
+        """The failure that an error in the middle of the body means; ``where``: after how many bytes."""
+        found = self._failure(error)
+        found.args = (f"{found}{where}",)
+        found.add_request_id(self.request_id)
+        self.blame(found)
+        return found
+
+    def _failure(self, error: Exception) -> Failure:
         if isinstance(error, TimeoutError):
-            return Failure(self.host, f"no byte for {self._stall:g} s", transient=True, blame=Blame.TROUBLE)
+            return Failure(
+                self.host, f"no byte for {self._stall:g} s", transient=True, blame=Blame.TROUBLE, named="stall"
+            )
         if isinstance(error, content_encoding.Undecodable):
             return Failure(
                 self.host,
@@ -149,44 +205,59 @@ class Answer:
                 transient=error.early,
                 blame=Blame.TROUBLE,
                 status=self.status,
+                named="encoding",
             )
         if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ClientConnectionError | OSError):
-            return Failure(self.host, f"connection lost ({_words(error)})", transient=True, blame=Blame.TROUBLE)
+            return Failure(
+                self.host, f"connection lost ({_words(error)})", transient=True, blame=Blame.TROUBLE, named="lost"
+            )
         if isinstance(error, aiohttp.ClientError | ValueError):
-            return Failure(self.host, f"not HTTP: {_words(error)}", transient=True, blame=Blame.TROUBLE)
+            return Failure(self.host, f"not HTTP: {_words(error)}", transient=True, blame=Blame.TROUBLE, named="http")
         raise error
+
+    def blame(self, failure: Failure) -> None:
+        """Say in the trace that the request has failed in the end."""
+        if self._traced is not None:
+            self._traced.set(**failure.attributes)
 
     def release(self) -> None:
         """Release the answer: its connection is reused if the body was read to its end, and closed otherwise."""
         self._response.release()
+        self._end()
 
     def close(self) -> None:
         """Close the connection."""
         self._response.close()
+        self._end()
+
+    def _end(self) -> None:
+        """End the request's span. The transfer ended with the last bytes, whatever was done with them since."""
+        traced, self._traced = self._traced, None
+        if traced is None:
+            return
+        if self._began:
+            end = tracing.now() - round((time.monotonic() - self._last) * 1e9) if self._last else self._began
+            seconds = max(0, end - self._began) / 1e9
+            figures: dict[str, str | float | bool] = {
+                "server.address": self.host,
+                "splitd.bytes": self._received,
+                "splitd.bytes_ms": round(self.waited * 1000, 3),
+            }
+            if seconds and self._received:
+                figures["splitd.rate"] = round(self._received / seconds, 1)
+            traced.set(**figures)
+            with traced.inside():
+                tracing.recorded("registry.transfer", self._began, max(end, self._began), "", parent=None, **figures)
+        traced.end()
 
 
-@contextlib.contextmanager
-def waited_for(silence: Silence | None, host: str) -> Iterator[None]:
-    """Note, during the block, that something of ``host`` is waited for."""
-    if silence is None:
-        yield
-        return
-    silence.asked(host)
-    came = False
-    try:
-        yield
-        came = True
-    finally:
-        silence.over(host, came=came)
-
-
-def _taken(body: Any, silence: Silence, host: str) -> Any:
+def _taken(body: Any, host: str) -> Any:
     """A request's body that notes each read as a sign of life."""
 
     async def taken() -> AsyncIterator[bytes]:
         async with contextlib.aclosing(body):
             async for chunk in body:
-                silence.heard(host)
+                waits.heard(host)
                 yield chunk
 
     return taken() if isinstance(body, AsyncGenerator) else body
@@ -213,6 +284,7 @@ class Session:
         foreign: bool = False,
         watch: HttpDebug = NO_DEBUG,
         private: bool = False,
+        role: Role = Role(),
     ) -> Answer:
         """Send a request and await the head of its answer, whatever its status; a :class:`Failure` if there is none.
 
@@ -222,41 +294,59 @@ class Session:
         if self._http is None:
             self._http = _session(self._timeouts)
         parts = urlsplit(url)
-        timings = Timings(parts.netloc, connect)
+        host = parts.netloc
+        about: dict[str, str | float | bool] = {
+            "http.request.method": method,
+            "server.address": host,
+            "url.path": parts.path,
+            "splitd.registry.attempt": attempt.get(),
+            "splitd.registry.mirror": role.mirror,
+        }
+        if role.via:
+            about["splitd.registry.via"] = role.via
+        traced = tracing.span("registry.request", **about)
+        timings = Timings(host, connect, uploads=body is not None)
         proxy = proxy_for(url)
-        token = timings.attach()
         exchange, headers = Exchange(watch, private=private), list(headers)
+        if role.traceparent:
+            traced.keep()  # the registry's spans will be below it
+            headers = [each for each in headers if each[0].lower() not in _CONTEXT] + list(traced.headers())
         exchange.request(method, url, headers, body=body is not None)
-        with span(
-            "registry.request",
-            **{"http.request.method": method, "server.address": parts.netloc, "url.path": parts.path},
-        ) as traced:
+        answer = None
+        with traced.inside():
+            token = timings.attach()
             try:
-                with waited_for(watch.silence, parts.netloc):
+                with waits.asking(host, role.then):
                     async with timings.deadline:
                         response = await self._http.request(
                             method,
                             URL(url, encoded=True),
                             headers=headers,
-                            data=body if watch.silence is None else _taken(body, watch.silence, parts.netloc),
+                            data=_taken(body, host),
                             allow_redirects=False,
                             ssl=self._foreign if foreign else self._own,
                             timeout=aiohttp.ClientTimeout(total=None, sock_read=stall),
                             trace_request_ctx=timings,
                             **({} if proxy is None else _proxy(proxy)),
                         )
-                traced.set(**{"http.response.status_code": response.status})
                 exchange.answer(response.status, response.reason or "", response.headers)
-                return Answer(response, parts.netloc, stall, exchange)
+                answer = Answer(response, host, stall, exchange, traced)
+                traced.set(**{"http.response.status_code": response.status})
+                if named := answer.request_id:
+                    traced.set(**{"splitd.registry.request_id": named})
+                return answer
             except (aiohttp.ClientError, OSError, ValueError) as error:
-                failure = _failure(parts.netloc, timings, error, connect, stall, proxy)
-                traced.set(**{"error.type": failure.cause})
+                failure = _failure(host, timings, error, connect, stall, proxy)
+                plain = failure.plain and role.perhaps_plain
+                traced.set(**({"splitd.registry.plain_http": True} if plain else failure.attributes))
                 exchange.failed(failure.cause)
                 raise failure from None
             finally:
                 timings.close(traced)
                 timings.detach(token)
-                exchange.connection(parts.netloc, timings.peer, timings.took, reused=timings.reused)
+                if answer is None:
+                    traced.end()
+                exchange.connection(host, timings.peer, timings.took, reused=timings.reused)
 
     async def close(self) -> None:
         """Close its connections."""
@@ -364,9 +454,13 @@ def _failure(host: str, timings: Timings, error: Exception, connect: float, stal
     if isinstance(error, TimeoutError):
         if timings.deadline.expired():
             return Failure(
-                host, f"{timings.phase}{via} took longer than {connect:g} s", transient=True, blame=Blame.DEAD
+                host,
+                f"{timings.phase}{via} took longer than {connect:g} s",
+                transient=True,
+                blame=Blame.DEAD,
+                named=timings.failed_in,
             )
-        return Failure(host, f"no answer{via} within {stall:g} s", transient=True, blame=Blame.DEAD)
+        return Failure(host, f"no answer{via} within {stall:g} s", transient=True, blame=Blame.DEAD, named="timeout")
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         reason = getattr(error.certificate_error, "verify_message", "") or _words(error.certificate_error)
         return Failure(
@@ -374,6 +468,7 @@ def _failure(host: str, timings: Timings, error: Exception, connect: float, stal
             f"its certificate is not trusted: {reason} (`ca` in hosts.toml names an authority to trust)",
             kind=errors.FailedPrecondition,
             blame=Blame.DEAD,
+            named="tls",
         )
     if isinstance(error, aiohttp.ClientConnectorSSLError):
         reason = getattr(error.os_error, "reason", "") or ""
@@ -384,19 +479,31 @@ def _failure(host: str, timings: Timings, error: Exception, connect: float, stal
                 kind=errors.FailedPrecondition,
                 blame=Blame.DEAD,
                 plain=True,
+                named="tls",
             )
         return Failure(
-            host, f"TLS failed: {reason or _words(error.os_error)}", kind=errors.FailedPrecondition, blame=Blame.DEAD
+            host,
+            f"TLS failed: {reason or _words(error.os_error)}",
+            kind=errors.FailedPrecondition,
+            blame=Blame.DEAD,
+            named="tls",
         )
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return Failure(host, f"its name is not known{via}: {_words(error.os_error)}", transient=True, blame=Blame.DEAD)
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return Failure(host, f"no connection{via}: {_words(error.os_error)}", transient=True, blame=Blame.DEAD)
+    for kinds, type_, blame, cause in (
+        (aiohttp.ClientConnectorDNSError, "dns", Blame.DEAD, "its name is not known{via}: {words}"),
+        (aiohttp.ClientConnectorError, "connect", Blame.DEAD, "no connection{via}: {words}"),
+        (aiohttp.ClientHttpProxyError, "proxy", Blame.DEAD, "no connection{via}: {words}"),
+        ((aiohttp.ClientConnectionError, OSError), "lost", Blame.TROUBLE, "connection lost before an answer ({words})"),
+    ):
+        if isinstance(error, kinds):
+            words = _connection_words(error)
+            return Failure(host, cause.format(via=via, words=words), transient=True, blame=blame, named=type_)
+    return Failure(host, f"not HTTP: {_words(error)}", kind=errors.FailedPrecondition, blame=Blame.DEAD, named="http")
+
+
+def _connection_words(error: Exception) -> str:
     if isinstance(error, aiohttp.ClientHttpProxyError):
-        return Failure(host, f"no connection{via}: {error.status} {error.message}", transient=True, blame=Blame.DEAD)
-    if isinstance(error, aiohttp.ClientConnectionError | OSError):
-        return Failure(host, f"connection lost before an answer ({_words(error)})", transient=True, blame=Blame.TROUBLE)
-    return Failure(host, f"not HTTP: {_words(error)}", kind=errors.FailedPrecondition, blame=Blame.DEAD)
+        return f"{error.status} {error.message}"
+    return _words(error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error)
 
 
 _WORDS: tuple[tuple[type[BaseException], str], ...] = (

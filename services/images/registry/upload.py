@@ -23,7 +23,7 @@ from services.images.registry.limits import MANIFEST_LIMIT
 from services.images.registry.transport import Answer
 from services.images.registry_timeouts import Retry, Timeouts
 from services.kit import errors
-from services.kit.tracing import span
+from services.kit.tracing import Span, span
 from services.oci.descriptors import Descriptor
 from services.oci.references import Reference
 
@@ -83,10 +83,18 @@ class Upload:
         self, descriptor: Descriptor, read: Read, *, mount_from: Sequence[str] = (), piece: int = 0
     ) -> Pushed:
         """Ensure that the repository has a blob. ``piece`` is the limit of bytes in one request; 0: all."""
-        with span("registry.push", digest=descriptor.digest, bytes=descriptor.size) as traced:
+        with self._span(descriptor, descriptor.size) as traced:
             how = await self._blob(descriptor, read, mount_from, piece)
-            traced.set(host=self._endpoint.name, how=how.value)
+            traced.set(**{"splitd.registry.pushed": how.value})
             return how
+
+    def _span(self, descriptor: Descriptor, size: int) -> Span:
+        about: dict[str, str | int] = {
+            "oci.manifest.digest" if descriptor.is_root else "oci.layer.digest": descriptor.digest,
+            "server.address": self._endpoint.name,
+            "splitd.bytes": size,
+        }
+        return span("registry.push", **about)
 
     async def manifest(self, descriptor: Descriptor, data: bytes) -> None:
         """Store a manifest or index, under the reference's tag if the reference names it, else under its digest."""
@@ -103,9 +111,8 @@ class Upload:
             )
             _check_digest(answer, descriptor)
 
-        with span("registry.push", digest=descriptor.digest, bytes=len(data)) as traced:
+        with self._span(descriptor, len(data)):
             await self._failover(descriptor).run(put)
-            traced.set(host=self._endpoint.name)
 
     async def _blob(self, descriptor: Descriptor, read: Read, mount_from: Sequence[str], piece: int) -> Pushed:
         if await self.exists(descriptor):
@@ -255,7 +262,11 @@ class _Upload:
             if not watch.expired():
                 raise
             raise Failure(
-                self._endpoint.name, f"took no more bytes for {stall:g} s", transient=True, blame=Blame.TROUBLE
+                self._endpoint.name,
+                f"took no more bytes for {stall:g} s",
+                transient=True,
+                blame=Blame.TROUBLE,
+                named="stall",
             ) from None
         answer.release()
         return answer

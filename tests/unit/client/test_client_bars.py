@@ -45,17 +45,18 @@ def test_before_anything_is_known_there_is_the_title() -> None:
     assert bars.lines(Tally(0.0), "pulling box", 75.0, 80, 24) == ["pulling box  1m15s"]
 
 
-def test_a_silent_host_is_shown_below_the_title() -> None:
-    """It is shown until there is another status."""
+def test_what_is_waited_for_is_shown_at_the_end() -> None:
+    """The bars stay where they are. It is shown until there is another status, also where there is little room."""
     made = tally(*LAYERS)
-    made.take(Progress("waiting for r.test, silent for 12 s", parents=("r.test\n",), progress=12), 1.0)
-    assert bars.lines(made, "pulling box", 1.0, 80, 24)[:2] == [
-        "pulling box  1.0 s",
-        r"r.test\n has been silent for 12 s",
-    ]
-    assert len(bars.lines(made, "pulling box", 1.0, 80, 4)) <= 3
+    before = bars.lines(made, "pulling box", 1.0, 80, 24)
+    made.take(Progress("waiting for r.test\n: asked to wait 3 s (429)", parents=("r.test\n", "pause")), 1.0)
+    assert bars.lines(made, "pulling box", 1.0, 80, 24) == [*before, r"waiting for r.test\n: asked to wait 3 s (429)"]
+    for rows in (2, 3, 4, 6):
+        lines = bars.lines(made, "pulling box", 1.0, 80, rows)
+        assert len(lines) <= rows - 1
+        assert lines[-1].startswith("waiting for r.test")
     made.take(Progress("Pulling from r.test"), 1.0)
-    assert bars.lines(made, "pulling box", 1.0, 80, 24) == bars.lines(tally(*LAYERS), "pulling box", 1.0, 80, 24)
+    assert bars.lines(made, "pulling box", 1.0, 80, 24) == before
 
 
 @pytest.mark.parametrize("columns", [1, 2, 20, 59, 60, 69, 70, 71, 80, 120, 1000])

@@ -31,10 +31,10 @@ from gateway.routes import Routes
 from gateway.snapshotters import Snapshotters
 from gateway.supervision import Supervision
 from gateway.upstream import Upstream
-from services.images.distribution.progress import Tracker, reporting_silence
+from services.images.distribution.progress import Tracker, reporting_waits
 from services.images.node.leases_remote import Leases
-from services.images.registry.silence import Silence
 from services.images.transfer import Progress
+from services.images.waits import Board
 from services.kit import errors, loops, memory, sockets
 from services.kit.publisher import Publisher
 from services.metadata import schema
@@ -420,17 +420,17 @@ async def telling_progress(place: Path) -> AsyncIterator[Works]:
         yield works
 
 
-@loop("the telling of silent hosts")
-async def telling_silence(place: Path) -> AsyncIterator[Works]:
+@loop("the telling of waits")
+async def telling_waits(place: Path) -> AsyncIterator[Works]:
     told: list[Progress] = []
-    silence = Silence()
-    silence.asked("registry:1")
+    board = Board()
+    board.asked("registry:1")
 
     async def works() -> None:
         told.clear()
-        await eventually_async(lambda: asyncio.sleep(0, told), "nobody is told who is silent")
+        await eventually_async(lambda: asyncio.sleep(0, told), "nobody is told what is waited for")
 
-    async with reporting_silence(silence, told.append, after=0.0, interval=0.005):
+    async with reporting_waits(board, told.append, after=0.0, interval=0.005, again=0.0):
         yield works
 
 

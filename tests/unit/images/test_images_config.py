@@ -54,6 +54,14 @@ differ = ""
     assert load(file(f"{TRANSFER}\nmax_concurrent_unpacks = 0")) == Config()
 
 
+@pytest.mark.parametrize("host", ["https://r.test", "r.test/v2", "r.test:", "", "r test"])
+def test_what_gets_trace_context_is_a_host(host: str) -> None:
+    """With a port, if it has one; a star stands for all."""
+    assert load(file('[images]\ntraceparent = ["r.test:5000", "[::1]:5000", "*"]')).traceparent[1] == "[::1]:5000"
+    with pytest.raises(errors.InvalidArgument, match=f'traceparent: "{host}" is not a host'):
+        load(file(f'[images]\ntraceparent = ["{host}"]'))
+
+
 def test_ours_win_and_say_so() -> None:
     """This is decided for each key."""
     text = (

@@ -211,6 +211,7 @@ def test_addresses(tmp_path: Path, key: str, url: str) -> None:
         ("ca = 5", "line 1: ca: 5 is neither a string nor a list of strings"),
         ('client = [["a", "b", "c"]]', "client: .* is not a pair"),
         ('dial_timeout = "soon"', "is not a duration"),
+        ('traceparent = "yes"', "line 1: traceparent: 'yes' is not true or false"),
         ('skip_verify = "yes"', "skip_verify: 'yes' is not true or false"),
         ("[header]\nx = 1", "line 2: header.x: 1 is neither"),
         ("\nserver = 5", "line 2: server: 5 is not a string"),

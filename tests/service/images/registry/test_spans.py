@@ -1,32 +1,60 @@
-"""The trace of a slow pull has name resolution, connection, TLS, first byte, bytes and attempts."""
+"""The trace of a slow pull says what was slow: name resolution, connection, TLS, token, first byte, bytes, pauses, and
+which host was tried first.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import StatusCode
 
-from services.images.registry import Hosts, Registry
-from services.kit import tracing
-from tests.fake_registry import Authority, FakeRegistry, cut
+from services.images.registry import Client, Credentials, Hosts, NoParts, Registry, Retry
+from services.kit import errors, tracing
+from tests.fake_registry import Auth, Authority, FakeRegistry, cut, no_ranges, redirect, silent, slow, status
 from tests.service.images.registry.conftest import HASTY, QUICK
-from tests.service.images.registry.pulls import LAYER, certs, described, fetched, small_image
+from tests.service.images.registry.pulls import LAYER, certs, dead_port, described, fetched, small_image
+from tests.spans import Spans, attribute, milliseconds, recorded
 
 pytestmark = pytest.mark.once
 
 
 @pytest.fixture
-def exporter() -> Iterator[InMemorySpanExporter]:
-    found = InMemorySpanExporter()
-    tracing.setup("images", exporter=found)
-    yield found
-    tracing.reset()
+def spans() -> Iterator[Spans]:
+    with recorded() as found:
+        yield found
 
 
-async def test_the_spans_of_a_pull(exporter: InMemorySpanExporter, tmp_path: Path) -> None:
+def failed(spans: Spans) -> list[str]:
+    """The names of the spans that count as errors."""
+    return [each.name for each in spans.all() if each.status.status_code is StatusCode.ERROR]
+
+
+def said(span: ReadableSpan, name: str) -> object:
+    """An attribute of a span, if it has it."""
+    return (span.attributes or {}).get(name)
+
+
+def mine(registry: Registry) -> Client:
+    async def source(_: str) -> Credentials:
+        return Credentials("me", "secret")
+
+    return registry.client(source, plain_http=True)
+
+
+def plain(registry: Registry) -> Client:
+    """A client that does not try TLS first, which it would for loopback."""
+    return registry.client(plain_http=True)
+
+
+def through_mirror(directory: Path, mirror: str, origin: str, more: str = "") -> Hosts:
+    return Hosts((certs(directory / "certs.d", "images.test", f'server = "{origin}"\n[host."{mirror}"]\n{more}'),))
+
+
+async def test_the_spans_of_a_pull(spans: Spans, tmp_path: Path) -> None:
     """A resolve and a fetch over TLS, whose connection is lost once."""
     authority = Authority(tmp_path / "ca")
     async with FakeRegistry(tls=authority.server()) as fake:
@@ -41,49 +69,200 @@ async def test_the_spans_of_a_pull(exporter: InMemorySpanExporter, tmp_path: Pat
             client = registry.client()
             await client.resolve("images.test/box:1")
             assert (await fetched(client, "images.test/box:1", described(LAYER)))[0] == LAYER
-    spans = exporter.get_finished_spans()
-    by_id = {each.context.span_id: each for each in spans}
-
-    def named(name: str) -> list[Any]:
-        return [each for each in spans if each.name == name]
-
-    (resolved,), (fetch,) = named("registry.resolve"), named("registry.fetch")
+    resolved, fetch = spans.one("registry.resolve"), spans.one("registry.fetch")
     host = server.removeprefix("https://")
-    assert (resolved.attributes["host"], resolved.attributes["attempts"], resolved.attributes["reference"]) == (
-        host,
-        1,
-        "images.test/box:1",
-    )
-    assert (fetch.attributes["host"], fetch.attributes["attempts"], fetch.attributes["bytes"]) == (
-        f"{host}, {host}",
-        2,
-        len(LAYER),
-    )
-    first, second, third = named("registry.request")
-    assert [each.parent.span_id for each in (first, second, third)] == [
-        resolved.context.span_id,
-        fetch.context.span_id,
-        fetch.context.span_id,
-    ]
-    assert (
-        first.attributes["http.request.method"],
-        first.attributes["server.address"],
-        first.attributes["http.response.status_code"],
-    ) == ("HEAD", host, 200)
+    assert attribute(resolved, "server.address") == host
+    assert attribute(resolved, "container.image.name") == "images.test/box:1"
+    assert (attribute(fetch, "splitd.registry.attempts"), attribute(fetch, "splitd.bytes")) == (2, len(LAYER))
+    assert attribute(fetch, "oci.layer.digest") == described(LAYER).digest
+
+    first, second, third = spans.named("registry.request")
+    assert [spans.parent(each).name for each in (first, second, third)] == [resolved.name, fetch.name, fetch.name]
+    assert [attribute(each, "http.request.method") for each in (first, second, third)] == ["HEAD", "GET", "GET"]
+    assert [attribute(each, "splitd.registry.attempt") for each in (first, second, third)] == [1, 1, 2]
+    assert [said(each, "error.type") for each in (first, second, third)] == [None, "lost", None]
+    assert [attribute(each, "http.response.status_code") for each in (first, second, third)] == [200, 200, 206]
     for phase in ("dns", "connect", "tls", "first_byte"):
-        assert first.attributes[f"registry.{phase}_ms"] > 0, phase
-    assert second.attributes["registry.connection_reused"]
-    assert "registry.connect_ms" not in second.attributes
-    for phase in ("dns", "connect", "tls"):
-        spans_of = named(f"registry.{phase}")
-        assert spans_of, phase
-        assert all(by_id[each.parent.span_id].name == "registry.request" for each in spans_of)
+        assert attribute(first, f"splitd.registry.{phase}_ms"), phase
+        for each in spans.named(f"registry.{phase}"):
+            assert spans.parent(each).name == "registry.request"
+    assert attribute(second, "splitd.registry.connection_reused")
+    assert said(second, "splitd.registry.connect_ms") is None
+    # a pause of our own is between the attempts, and says why
+    pause = spans.one("wait.pause")
+    assert spans.parent(pause).name == fetch.name
+    assert (attribute(pause, "splitd.pause.reason"), attribute(pause, "error.type")) == ("retry", "lost")
+    # the bytes of both attempts are in their transfers
+    transfers = spans.named("registry.transfer")
+    assert sum(int(str(attribute(each, "splitd.bytes"))) for each in transfers) == len(LAYER)
+    assert not failed(spans)
 
 
-async def test_the_span_of_a_failure(exporter: InMemorySpanExporter) -> None:
-    """The span has the reason."""
+async def test_a_host_that_cannot_be_reached(spans: Spans) -> None:
+    """The request's span has the cause in one word and in full; the operation is the error."""
     async with Registry(timeouts=QUICK, retry=HASTY) as registry:
-        with pytest.raises(Exception, match="Connection refused"):
+        with pytest.raises(errors.Unavailable, match="Connection refused"):
             await registry.client().resolve("127.0.0.1:9/box:1")
-    request = next(each for each in exporter.get_finished_spans() if each.name == "registry.request")
-    assert (request.attributes or {})["error.type"] == "no connection: Connection refused"
+    request = spans.named("registry.request")[0]
+    assert (attribute(request, "error.type"), attribute(request, "error.message")) == (
+        "connect",
+        "no connection: Connection refused",
+    )
+    assert failed(spans) == ["registry.resolve"]
+
+
+@pytest.mark.parametrize(("code", "reason"), [(429, "429"), (503, "Retry-After")])
+async def test_a_pause_that_was_asked_for(spans: Spans, code: int, reason: str) -> None:
+    """It is a span of its own with the host, and lasts as long as was asked."""
+    async with FakeRegistry() as fake, Registry(timeouts=QUICK, retry=Retry(first=0.01, longest_asked=0.3)) as registry:
+        reference = fake.add(small_image(), "box:1")
+        fake.inject("manifest", status(code, Retry_After="3"))
+        await plain(registry).resolve(reference)
+    pause = spans.one("wait.pause")
+    assert attribute(pause, "splitd.pause.reason") == reason
+    assert attribute(pause, "server.address") == fake.host
+    assert attribute(pause, "splitd.wait.for") == f"waiting for {fake.host}: asked to wait 3 s ({code})"
+    planned = float(str(attribute(pause, "splitd.pause.ms")))  # less what has passed since the answer
+    assert 10.0 < planned <= 300.0
+    assert milliseconds(pause) >= planned - 1
+    assert spans.parent(pause).name == "registry.resolve"
+    assert [said(each, "error.type") for each in spans.named("registry.request")] == [str(code), None]
+    assert not failed(spans)
+
+
+async def test_a_token(spans: Spans, quick: Registry) -> None:
+    """Getting it has a span with the token server. Layers that wait for the same token say so, with a link to it. The
+    401 before it is no error.
+    """
+    async with FakeRegistry(auth=Auth(user="me", password="secret", post=404)) as fake:
+        reference = fake.add(small_image(), "box:1")
+        fake.add_blob("box", LAYER)
+        fake.inject("token", silent(0.2))
+        client = mine(quick)
+        await asyncio.gather(client.resolve(reference), fetched(client, reference, described(LAYER)))
+    auth = spans.one("registry.auth")
+    assert (attribute(auth, "server.address"), attribute(auth, "splitd.registry.host")) == (fake.host, fake.host)
+    assert milliseconds(auth) >= 199
+    assert all(spans.linked(each) == [auth] for each in spans.named("wait.lock") if each.links)
+    assert any(each.links for each in spans.named("wait.lock"))
+    assert {said(each, "error.type") for each in spans.named("registry.request")} == {None}
+    assert not failed(spans)
+
+
+async def test_a_token_that_is_refused(spans: Spans, quick: Registry) -> None:
+    """Then the operation has failed."""
+    async with FakeRegistry(auth=Auth(user="me", password="other")) as fake:
+        reference = fake.add(small_image(), "box:1")
+        with pytest.raises(errors.Unauthenticated):
+            await mine(quick).resolve(reference)
+    assert attribute(spans.named("registry.auth")[0], "error.type") == "401"
+    assert failed(spans) == ["registry.resolve"]
+
+
+async def test_a_dead_mirror(spans: Spans, tmp_path: Path) -> None:
+    """It was tried first, and what that cost is the length of its request. The pull is no error."""
+    mirror = f"http://127.0.0.1:{await dead_port()}"
+    async with FakeRegistry() as origin:
+        origin.add(small_image(), "box:1")
+        async with Registry(through_mirror(tmp_path, mirror, origin.url), timeouts=QUICK, retry=HASTY) as registry:
+            await registry.client().resolve("images.test/box:1")
+            await registry.client().resolve("images.test/box:1")
+    first, *others = spans.named("registry.request")
+    assert (attribute(first, "server.address"), attribute(first, "splitd.registry.mirror")) == (mirror[7:], True)
+    assert attribute(first, "error.type") == "connect"
+    assert [attribute(each, "splitd.registry.mirror") for each in others] == [False, False]
+    one, other = spans.named("registry.resolve")
+    assert str(attribute(one, "splitd.registry.failures")).startswith(f"{mirror[7:]}: no connection")
+    assert str(attribute(other, "splitd.registry.resting")).startswith(f"{mirror[7:]}: dead for ")
+    assert not failed(spans)
+
+
+async def test_a_slow_first_byte(spans: Spans, quick: Registry) -> None:
+    """The time is that of the phase, below the request."""
+    async with FakeRegistry() as fake:
+        fake.add_blob("box", LAYER)
+        fake.inject("blob", silent(0.3))
+        await fetched(plain(quick), f"{fake.host}/box:1", described(LAYER))
+    waited = spans.one("registry.first_byte")
+    assert milliseconds(waited) >= 299
+    assert spans.parent(waited) is spans.one("registry.request")
+
+
+async def test_throttled_bytes(spans: Spans, quick: Registry) -> None:
+    """The transfer has the bytes, the rate, and the time in which none came; the fetch has the same."""
+    rate = 4 << 20
+    async with FakeRegistry() as fake:
+        fake.add_blob("box", LAYER)
+        fake.inject("blob", slow(rate, piece=1 << 16))
+        await fetched(plain(quick), f"{fake.host}/box:1", described(LAYER))
+    transfer, fetch = spans.one("registry.transfer"), spans.one("registry.fetch")
+    assert spans.parent(transfer) is spans.one("registry.request")
+    assert (attribute(transfer, "splitd.bytes"), attribute(fetch, "splitd.bytes")) == (len(LAYER), len(LAYER))
+    # the last piece is followed by a pause that nobody waits for
+    least = 15 / 16 * len(LAYER) / rate * 1000
+    assert milliseconds(transfer) >= 0.99 * least
+    assert float(str(attribute(transfer, "splitd.rate"))) <= 16 / 15 * rate * 1.02
+    assert float(str(attribute(fetch, "splitd.bytes_ms"))) >= 0.9 * least
+
+
+async def test_a_host_without_parts(spans: Spans, quick: Registry) -> None:
+    """A part that it does not serve is no error: the whole blob is asked for."""
+    async with FakeRegistry() as fake:
+        fake.add_blob("box", LAYER)
+        fake.inject("blob", no_ranges(400), times=2)
+        client = plain(quick)
+        with pytest.raises(NoParts):
+            async with client.fetch(f"{fake.host}/box:1", described(LAYER), 1000, 1000, part_only=True):
+                pass
+    assert attribute(spans.one("registry.fetch"), "splitd.registry.no_parts")
+    assert not failed(spans)
+
+
+async def test_a_refused_head_and_a_missing_manifest(spans: Spans, quick: Registry) -> None:
+    """Neither is a failure of a request; that the image is missing is the operation's answer."""
+    async with FakeRegistry(head=False) as fake:
+        await plain(quick).resolve(fake.add(small_image(), "box:1"))
+        with pytest.raises(errors.NotFound):
+            await plain(quick).resolve(f"{fake.host}/box:2")
+    assert {said(each, "error.type") for each in spans.named("registry.request")} == {None}
+
+
+# ---------------------------------------------------------------------------------------------- what registries see
+
+
+async def test_the_registrys_name_of_a_request(spans: Spans, quick: Registry) -> None:
+    """It is on the span, and in the error."""
+    async with FakeRegistry() as fake:
+        reference = fake.add(small_image(), "box:1")
+        fake.inject("manifest", status(403, x_amz_request_id="F00D"), times=2)
+        with pytest.raises(errors.PermissionDenied, match=r"403 Forbidden: .*injected \(request id F00D\)"):
+            await plain(quick).resolve(reference)
+    assert {attribute(each, "splitd.registry.request_id") for each in spans.named("registry.request")} == {"F00D"}
+
+
+@pytest.mark.parametrize("how", ["hosts.toml", "config", "neither"])
+async def test_trace_context_goes_to_hosts_that_are_named(
+    how: str, spans: Spans, tmp_path: Path, other: FakeRegistry
+) -> None:
+    """As hosts.toml or the config says; never to the target of a redirect."""
+    async with FakeRegistry() as mirror:
+        for each in (mirror, other):
+            each.add(small_image(), "box:1")
+            each.add_blob("box", LAYER)
+        mirror.inject("blob", redirect(f"{other.url}/"))
+        hosts = through_mirror(tmp_path, mirror.url, other.url, "traceparent = true" if how == "hosts.toml" else "")
+        if how == "config":
+            hosts = Hosts(hosts.directories, traceparent=frozenset({mirror.host}))
+        async with Registry(hosts, timeouts=QUICK, retry=HASTY) as registry:
+            with tracing.span("a pull") as pull:
+                await registry.client().resolve("images.test/box:1")
+                await fetched(registry.client(), "images.test/box:1", described(LAYER))
+    trace = pull.ref().partition("-")[0]
+    ours = [each.headers.get("traceparent", "") for each in mirror.seen]
+    requests = [each.context for each in spans.named("registry.request") if said(each, "server.address") == mirror.host]
+    if how == "neither":
+        assert set(ours) == {""}
+    else:
+        assert [each[:53] for each in ours] == [f"00-{trace}-{each.span_id:016x}-" for each in requests if each]
+    assert other.seen
+    assert not any("traceparent" in each.headers for each in other.seen)
