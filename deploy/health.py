@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from api.splitd.registries.v1 import registries_pb2, registries_stubs
+from api.splitd.traces.v1 import traces_pb2, traces_stubs
 from client.version_remote import version_of
 from deploy import running
 from deploy.place import Place
@@ -250,6 +251,34 @@ async def _registries(place: Place) -> list[Registry] | None:
         )
         for h in response.hosts
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Traces:
+    """What the traces service holds."""
+
+    traces: int
+    spans: int
+    bytes: int
+    """On the disk."""
+    oldest: int
+    """When the oldest trace came, in nanoseconds since the epoch; 0 if there is none."""
+    dropped: int
+    """Spans that were dropped since the service and the processes began."""
+
+
+def traces(place: Place) -> Traces | None:
+    """The traces service's figures; None if it does not answer, which its own health explains."""
+    return asyncio.run(_traces(place))
+
+
+async def _traces(place: Place) -> Traces | None:
+    async with rpc.Channel(place.state / "traces.sock", "traces") as channel:
+        try:
+            found = await channel.client(traces_stubs.TRACES).Figures(traces_pb2.FiguresRequest(), timeout=PATIENCE)
+        except errors.NodeError:
+            return None
+    return Traces(found.traces, found.spans, found.bytes, found.oldest, found.dropped)
 
 
 _DEATHS = 3

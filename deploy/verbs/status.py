@@ -36,16 +36,17 @@ def run(arguments: argparse.Namespace) -> int:
         others = health.proxied(here)
     except supervision.NotUp as failure:
         if arguments.json:
-            print(json.dumps(describe(here, 0, [], [], None, [])))
+            print(json.dumps(describe(here, 0, [], [], None, [], None)))
             return failure.code
         raise
     held = heldback.known(here)
-    asking = any(h.healthy for h in found if h.status.name == "images")
-    registries = health.registries(here) if asking else None
+    healthy = {h.status.name for h in found if h.healthy}
+    registries = health.registries(here) if "images" in healthy else None
+    traces = health.traces(here) if "traces" in healthy else None
     if arguments.json:
-        print(json.dumps(describe(here, supervisor_pid, found, others, registries, held), indent=2))
+        print(json.dumps(describe(here, supervisor_pid, found, others, registries, held, traces), indent=2))
     else:
-        print_table(here, found, others)
+        print_table(here, found, others, traces)
         say(
             *died(here, found),
             *revisions.differences(here, found, supervisor.code()),
@@ -68,6 +69,7 @@ def describe(
     others: list[health.Proxied],
     registries: list[health.Registry] | None,
     held: list[heldback.HeldBack],
+    traces: health.Traces | None,
 ) -> dict[str, object]:
     """The status as JSON. If no node is up, ``up`` is false and there are no services.
 
@@ -83,6 +85,8 @@ def describe(
       be healthy.
     - ``registries`` are those that the node has asked since the images service started, good ones too; null if that
       service is not healthy.
+    - ``traces`` is what the traces service holds: traces, spans, bytes on the disk, when the oldest came (nanoseconds
+      since the epoch), and how many spans were dropped; null if it is not healthy.
     """
     return {
         "version": version.VERSION,
@@ -113,6 +117,7 @@ def describe(
         "database": database(here),
         "held_back": [dataclasses.asdict(each) for each in held],
         "registries": None if registries is None else [dataclasses.asdict(each) for each in registries],
+        "traces": traces and dataclasses.asdict(traces),
     }
 
 
@@ -183,7 +188,9 @@ def _clock(moment: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
 
 
-def print_table(here: Place, found: list[health.Health], others: list[health.Proxied]) -> None:
+def print_table(
+    here: Place, found: list[health.Health], others: list[health.Proxied], traces: health.Traces | None
+) -> None:
     rows = [("SERVICE", "STATE", "PID", "UPTIME", "MEMORY", "RESTARTS", "HEALTH")]
     rows += [
         (
@@ -205,6 +212,9 @@ def print_table(here: Place, found: list[health.Health], others: list[health.Pro
     table(rows)
     if size := sum(database(here).values()):
         say(f"database of metadata: {size / (1 << 20):.1f} MiB")
+    if traces is not None:
+        lost = f"; {traces.dropped:,} spans were dropped" if traces.dropped else ""
+        say(f"traces: {traces.traces:,} of {traces.spans:,} spans, {traces.bytes / (1 << 20):.1f} MiB{lost}")
 
 
 def database(here: Place) -> dict[str, int]:

@@ -9,6 +9,7 @@ from services.traces.config import Config
 from services.traces.intake import Intake
 from services.traces.live import OpenSpans
 from services.traces.local import LocalStore
+from services.traces.long_running import LongRunning
 from services.traces.server import CollectorServicer, TracesServicer
 
 _NICE = 10
@@ -23,7 +24,11 @@ async def serve(file: settings.File, node: settings.Node) -> None:
     with process.owned(node.root / "traces") as directory:
         store = LocalStore(directory, config)
         intake = Intake(store, config.queue)
-        servicers: list[rpc.Servicer] = [CollectorServicer(intake), TracesServicer(intake, OpenSpans())]
+        opened = OpenSpans()
+        servicers: list[rpc.Servicer] = [
+            CollectorServicer(intake),
+            TracesServicer(intake, opened, LongRunning(opened.live, config.running).look),
+        ]
         async with (
             intake.running(),
             rpc.serving(node.state / "traces.sock", servicers, grace=config.grace, relayed=True),

@@ -5,7 +5,7 @@ of them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as collector
@@ -58,9 +58,11 @@ class TracesServicer:
 
     SERVICE = traces_stubs.TRACES
 
-    def __init__(self, store: Store, live: OpenSpans) -> None:
+    def __init__(self, store: Store, live: OpenSpans, told: Callable[[], None] = lambda: None) -> None:
+        """``told`` is called after each report of open spans."""
         self._store = store
         self._live = live
+        self._told = told
 
     async def List(self, request: pb.ListRequest, call: Call) -> pb.ListResponse:
         found = await self._store.traces(convert.query_from_pb(request))
@@ -85,6 +87,7 @@ class TracesServicer:
             raise errors.InvalidArgument(f"open spans of {request.service}: {error}") from None
         convert.refuse(sent)
         self._live.report(request.service, [*convert.spans_from_pb(sent)], request.lifetime, request.dropped)
+        self._told()
         return pb.ReportResponse()
 
     async def Figures(self, request: pb.FiguresRequest, call: Call) -> pb.FiguresResponse:
