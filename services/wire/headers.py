@@ -59,6 +59,16 @@ def block(pairs: Iterable[tuple[bytes, bytes]]) -> bytes:
     return b"".join([field(name, value) for name, value in pairs])
 
 
+def plain(pairs: Iterable[tuple[str, str]]) -> bytes:
+    """The same as :func:`block` of :func:`metadata`, for a few short fields that differ in each call."""
+    parts = []
+    for name, value in pairs:
+        key, data = name.encode(), value.encode("utf-8", "surrogateescape")
+        short = len(key) < 127 and len(data) < 127
+        parts.append(b"\0%c%b%c%b" % (len(key), key, len(data), data) if short else field(key, data))
+    return b"".join(parts)
+
+
 def metadata(pairs: Iterable[tuple[str, Value]]) -> list[tuple[bytes, bytes]]:
     """Metadata of gRPC as header fields: values of ``*-bin`` in base64 without padding."""
     fields = []
@@ -175,6 +185,17 @@ class Head:
         pairs = [pair for pair in self.pairs if pair[0] != name.encode()]
         return block([(b":status", b"%d" % self.status), *pairs] if self.status else pairs)
 
+    def within(self, context: Sequence[tuple[bytes, bytes]]) -> Head:
+        """Another head, with further fields that only say which trace the call belongs to. ``memory`` is the same, so
+        that what is derived from it does not depend on these fields.
+        """
+        found: Head = Head.__new__(Head)
+        for name in Head.__slots__:
+            setattr(found, name, getattr(self, name))
+        found.pairs = [*self.pairs, *context]
+        found.headers = {**{k.decode(): v.decode("utf-8", "surrogateescape") for k, v in context}, **self.headers}
+        return found
+
     def is_grpc(self) -> bool:
         """Whether its content-type is gRPC's, in any of its spellings."""
         return self.content_type == "application/grpc" or self.content_type.startswith(
@@ -274,6 +295,10 @@ class Decoder:
         ConnectionFault if the block cannot be decoded, or is over a limit, since the two sides' tables then differ.
         StreamFault if its fields are malformed.
         """
+        if kind is request and (at := encoded.rfind(_TRACEPARENT)) > 0:
+            context = _context(encoded, at)
+            if context is not None:
+                return self(request, encoded[:at]).within(context)
         key = (kind, encoded)
         head = self._cache.get(key)
         if head is not None:
@@ -301,6 +326,24 @@ class Decoder:
         if not changed and len(encoded) <= _CACHEABLE:
             self._cache[key] = head
         return head
+
+
+_TRACEPARENT, _TRACESTATE = b"\x00\x0btraceparent\x37", b"\x00\x0atracestate"
+"""The beginnings of these fields as :func:`plain` writes them. No other field can have them within: values have no zero
+bytes.
+"""
+
+
+def _context(encoded: bytes, at: int) -> list[tuple[bytes, bytes]] | None:
+    """The trace context with which a block ends that has a ``traceparent`` there; None if it goes on otherwise."""
+    end = at + len(_TRACEPARENT) + 55
+    found = [(b"traceparent", encoded[end - 55 : end])]
+    if encoded.startswith(_TRACESTATE, end) and len(encoded) > (size := end + len(_TRACESTATE)):
+        end = size + 1 + encoded[size]
+        if encoded[size] > 126:
+            return None
+        found.append((b"tracestate", encoded[size + 1 : end]))
+    return found if end == len(encoded) and not any(_BAD_VALUE.search(value) for _, value in found) else None
 
 
 _CACHED, _CACHEABLE = 128, 1024

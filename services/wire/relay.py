@@ -11,6 +11,7 @@ it, or if the upstream has certainly not looked at it. For this the request is k
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import time
 from functools import partial
@@ -226,7 +227,7 @@ class Passage:
     def _ask(self) -> bool:
         """Ask the route's question, if this is an ordinary call. The result is whether it was asked."""
         question = self._plan.route.question
-        if question is None or not self._ended or self._observe().inside or self.head.encoding:
+        if question is None or not self._ended or self.head.encoding:
             return False
         upstream = question.hop.to(self._plan.namespace)
         if not question.ready(upstream):
@@ -239,16 +240,30 @@ class Passage:
         except DecodeError:
             return False
         carrier = cast("WireCarrier", upstream.channel.carrier)
-        self._asked = carrier.ask(self._plan.question, request, question.timeout)
+        block = self._plan.question
+        observed = self._observe()
+        asking = contextvars.copy_context().run(_asking, observed, question.method) if observed.inside else None
+        if asking is not None:
+            block += headers.plain(asking.headers())
+        self._asked = carrier.ask(block, request, question.timeout)
         if self._asked is None:
+            if asking is not None:
+                asking.left()
             return False
-        self._asked.answer.add_done_callback(partial(self._told, meaning))
+        self._asked.answer.add_done_callback(partial(self._told, meaning, asking))
         self._link.loop.call_soon(meanwhile)  # the question is sent before that
         return True
 
-    def _told(self, meaning: Meaning, answer: asyncio.Future[bytes]) -> None:
+    def _told(self, meaning: Meaning, asking: Observed | None, answer: asyncio.Future[bytes]) -> None:
         self._asked = None
-        failed = answer.exception() is not None
+        if answer.cancelled():  # the call that it was asked for has ended
+            if asking is not None:
+                asking.left()
+            return
+        error = answer.exception()
+        failed = error is not None
+        if asking is not None:
+            asking.ended(error.code if isinstance(error, errors.NodeError) else 2 * failed, str(error or ""))
         if self.over:
             return
         try:
@@ -345,7 +360,7 @@ class Passage:
             block = self._plan.block + self._link.name + headers.timeout(max(limit or 0.0, 0.001))
         along = self._observe().headers()
         if along:
-            block += headers.block(headers.metadata(along))
+            block += headers.plain(along)
         self._up = _Upstream(self)
         self._up_link = link
         self._up_stream = stream = link.open(self._up, block)
@@ -551,6 +566,7 @@ class Passage:
             self._stall.cancel()
         if self._asked is not None:
             self._asked.cancel()
+            self._asked.answer.cancel()  # tells who observes the question
         if self._task is not None and self._task is not asyncio.current_task(self._link.loop):
             self._task.cancel()
         self._let_go()
@@ -560,6 +576,12 @@ class Passage:
         self._observe().ended(code, message, self._size)
         client_of(self._stream).ended(self)
         self._link.on_idle()
+
+
+def _asking(observed: Observed, method: str) -> Observed:
+    """In a context of its own: this process makes a call for the one that passes through."""
+    observed.enter()
+    return observer.began("client", method, {})
 
 
 class _Upstream:

@@ -12,8 +12,14 @@ from services.wire import headers
 
 def request_block(path: str, metadata: Metadata, timeout: float | None) -> bytes:
     """The head of a request. The same request has the same bytes each time, so neither side encodes or decodes it
-    twice. For this ``timeout`` is rounded up, by less than 1 %.
+    twice. For this ``timeout`` is rounded up, by less than 1 %. Trace context, which differs, is at the end of both.
     """
+    along = b""
+    for at in (-2, -1):
+        if len(metadata) >= -at and metadata[at][0] == "traceparent":
+            along = headers.plain([(name, str(value)) for name, value in metadata[at:]])
+            metadata = metadata[:at]
+            break
     key = path, tuple(metadata), timeout and _rounded(timeout)
     found = _BLOCKS.get(key)
     if found is None:
@@ -22,7 +28,7 @@ def request_block(path: str, metadata: Metadata, timeout: float | None) -> bytes
             if len(_BLOCKS) >= _KEPT:
                 _BLOCKS.clear()
             _BLOCKS[key] = found
-    return found
+    return found + along if along else found
 
 
 def _rounded(seconds: float) -> float:

@@ -17,6 +17,7 @@ from services.wire.frames import Code
 from services.wire.limits import Limits
 from services.wire.messages import HIGH_WATER
 from services.wire.requests import request_block
+from tests import spans
 from tests.support import eventually_async
 from tests.unit.wire.test_wire_server import SAY, Served
 from tests.wires import (
@@ -490,6 +491,27 @@ async def test_a_question_whose_answer_settles_a_call() -> None:
         assert sent[1:3] == [(DATA, grpc(b"one")), (DATA, grpc(b"two"))]
     assert (heard, passing.admitted) == ([b"yes"] * 2, [])
     await passing.gone()
+
+
+@pytest.mark.parametrize("answered", [True, False])
+async def test_the_question_of_a_traced_call_is_in_its_trace(answered: bool) -> None:
+    """It is a call of the relay's below the one that it is asked for, and ends with that if no answer comes."""
+    with spans.recorded() as found:
+        passing = Passing(answers=[], meaning=lambda _: [b"one"])
+        passing.down.call(1, PATH, b"question")
+        await turns()
+        head, _ = passing.up.transport.frames()
+        if answered:
+            passing.up.answer(1, b"yes")
+        else:
+            passing.down.feed(word(RST_STREAM, 1, Code.CANCEL))
+        await turns()
+        asked = found.one("ask")
+        assert asked.context is not None
+        assert f"{asked.context.trace_id:032x}-{asked.context.span_id:016x}-01".encode() in head.payload
+        assert found.parent(asked).kind.name == "SERVER"
+        assert (asked.attributes or {}).get("rpc.grpc.status_code") == (0 if answered else None)
+        await passing.gone()
 
 
 @pytest.mark.parametrize(

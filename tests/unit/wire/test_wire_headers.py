@@ -165,6 +165,52 @@ def test_a_cache_is_dropped_when_a_burst_is_over() -> None:
     assert not requests._BLOCKS
 
 
+TRACEPARENT = ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+CONTEXTS = [
+    [TRACEPARENT],
+    [TRACEPARENT, ("tracestate", "splitd=00f067aa0ba902b7")],
+    [TRACEPARENT, ("tracestate", "")],
+    [TRACEPARENT, ("tracestate", "a=" + "x" * 200)],
+    [("traceparent", "00-short"), ("tracestate", "a=b")],
+    [TRACEPARENT, ("tracestate", "a=b"), ("x", "y")],
+    [("x", "y"), TRACEPARENT],
+]
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_a_block_with_trace_context_is_read_as_any_other(context: list[tuple[str, str]]) -> None:
+    """Wherever the context is, hpack reads the same; and how we write it makes no difference."""
+    reader = Reader()
+    metadata = (("a", "b"), *context)
+    sent = requests.request_block("/splitd.Test/Say", metadata, 1.0)
+    assert headers.plain(context) == headers.block(headers.metadata(context))
+    for block in (sent, literal([*REQUEST, *metadata]), reader.encoder.encode([*REQUEST, *metadata])):
+        head = reader.read(block, headers.request)
+        assert {name: head.headers[name] for name, _ in metadata} == dict(metadata)
+        assert head.path == "/splitd.Test/Say"
+
+
+def test_what_differs_in_its_trace_only_is_read_and_written_once() -> None:
+    """Calls of many traces share one entry of each cache, and what was derived from the head."""
+    decoder = headers.Decoder(Limits())
+    requests._BLOCKS.clear()
+    heads = []
+    for number in range(300):
+        trace = ("traceparent", f"00-{number + 1:032x}-b7ad6b7169203331-01")
+        block = requests.request_block("/a/b", (("c", "d"), trace, ("tracestate", "splitd=00f067aa0ba902b7")), 1.0)
+        heads.append(decoder(headers.request, block))
+        assert heads[-1].headers["traceparent"] == trace[1]
+    assert (len(decoder._cache), len(requests._BLOCKS)) == (1, 1)
+    assert all(head.memory is heads[0].memory for head in heads)
+
+
+@pytest.mark.parametrize("value", ["00-\n" + "x" * 51, "\0" * 55])
+def test_a_trace_context_that_http2_forbids_is_refused(value: str) -> None:
+    """RFC 9113, section 8.2.1."""
+    with pytest.raises(StreamFault, match="malformed header field"):
+        headers.Decoder(Limits())(headers.request, literal([*REQUEST, ("traceparent", value)]))
+
+
 # ---------------------------------------------------------------------------------------------- limits
 
 
