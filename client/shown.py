@@ -9,6 +9,8 @@ programs.
 
 from __future__ import annotations
 
+import enum
+import os
 import sys
 import unicodedata
 from collections.abc import Sequence
@@ -71,3 +73,65 @@ def document(text: str) -> None:
     it.
     """
     print(text, end="" if text.endswith("\n") else "\n")
+
+
+class Style(enum.StrEnum):
+    """How a piece of a line looks on a terminal with colours; the values are parameters of SGR (ECMA-48)."""
+
+    PLAIN = ""
+    BOLD = "1"
+    DIM = "2"
+    BAR = "36"
+    CRITICAL = "1;31"
+    WAIT = "33"
+    ERROR = "31"
+
+
+Piece = tuple[str, Style]
+"""A text and its style."""
+
+
+def has_colours(file: TextIO | None = None) -> bool:
+    """Whether ``file`` (standard output, if None) is a terminal that shows colours, and the user does not object
+    (no-color.org).
+    """
+    out = sys.stdout if file is None else file
+    return out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def can_draw(file: TextIO | None = None) -> bool:
+    """Whether ``file`` (standard output, if None) takes characters that are not ASCII."""
+    encoding = (sys.stdout if file is None else file).encoding or "ascii"
+    return encoding.lower().replace("-", "") == "utf8"
+
+
+def painted(line: Sequence[Piece], *, colours: bool) -> str:
+    """A line of pieces as text, each piece escaped."""
+    if not colours:
+        return "".join(escaped(text) for text, _ in line).rstrip()
+    return "".join(f"\x1b[{style}m{escaped(text)}\x1b[0m" if style else escaped(text) for text, style in line)
+
+
+def say_painted(*lines: Sequence[Piece]) -> None:
+    """Print lines of pieces, in colours if standard output shows them."""
+    colours = has_colours()
+    for line in lines:
+        print(painted(line, colours=colours), flush=True)
+
+
+def columns(text: str) -> int:
+    """The columns of a terminal that escaped text takes."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def fitted(text: str, room: int) -> str:
+    """Escaped text in exactly ``room`` columns: filled up with blanks, or cut with three dots."""
+    if columns(text) > room:
+        left = max(0, room - 3)
+        text = text[:left]  # a character takes up to two columns
+        while columns(text) > left:
+            text = text[:-1]
+        text = f"{text}..."[:room]
+    return text + " " * (room - columns(text))

@@ -16,11 +16,12 @@ from argcomplete import autocomplete
 from argcomplete.completers import DirectoriesCompleter, FilesCompleter
 from argcomplete.shell_integration import shellcode
 
-from deploy import place, transferring
+from deploy import place, traces, transferring
 from deploy.failure import Failure
 from deploy.processes import NAMES
 from deploy.verbs import VERBS
 from services.kit import errors
+from services.traces.store import Query
 
 SHELLS = ("bash", "zsh", "fish")
 PATIENCE = 1.0
@@ -70,6 +71,14 @@ def _leases(parsed_args: argparse.Namespace, **_: object) -> Collection[str]:
     return _quietly(names)
 
 
+def _traces(parsed_args: argparse.Namespace, **_: object) -> Collection[str]:
+    async def names() -> list[str]:
+        async with asyncio.timeout(PATIENCE), traces.of_node(place.find(parsed_args)) as node:
+            return [trace.id for trace in await node.traces(Query())]
+
+    return _quietly(names)
+
+
 def _quietly(names: Callable[[], Any]) -> Collection[str]:
     try:
         return list(asyncio.run(names()))
@@ -84,6 +93,7 @@ COMPLETERS: dict[Any, Callable[..., Any]] = {
     "REF": _images,
     "SRC": _images,
     "LEASE": _leases,
+    "TRACE": _traces,
     "FILE": FilesCompleter(),
     "DIR": DirectoriesCompleter(),
 }

@@ -49,9 +49,9 @@ def add_namespace(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def actions(parser: argparse.ArgumentParser) -> Callable[..., argparse.ArgumentParser]:
-    """A function that makes the actions of a verb. It takes a name, a help text and aliases, and returns the action's
-    parser.
+def actions(parser: argparse.ArgumentParser, *, namespace: bool = True) -> Callable[..., argparse.ArgumentParser]:
+    """A function that makes the actions of a verb, which are about one ``namespace`` or not. It takes a name, a help
+    text and aliases, and returns the action's parser.
     """
     made = parser.add_subparsers(dest="action", metavar="ACTION")
 
@@ -60,7 +60,8 @@ def actions(parser: argparse.ArgumentParser) -> Callable[..., argparse.ArgumentP
         one = made.add_parser(
             name, aliases=aliases, help=help_, description=help_, allow_abbrev=False, argument_default=argparse.SUPPRESS
         )
-        add_namespace(one)
+        if namespace:
+            add_namespace(one)
         place.add_arguments(one)
         return one
 
@@ -197,7 +198,12 @@ class Client:
 async def connected(here: Place, namespace: str | None) -> AsyncIterator[Client]:
     """The node at ``here`` in a namespace, while the block lasts; NotUp if there is none."""
     async with channel(here) as found:
-        yield Client(found, namespace or os.environ.get("CONTAINERD_NAMESPACE") or "default")
+        yield Client(found, chosen_namespace(namespace))
+
+
+def chosen_namespace(namespace: str | None) -> str:
+    """Containerd's namespace: the one that -n names, else that of the environment, else ``default``."""
+    return namespace or os.environ.get("CONTAINERD_NAMESPACE") or "default"
 
 
 @contextlib.asynccontextmanager

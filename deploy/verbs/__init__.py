@@ -11,6 +11,7 @@ VERBS = (
     "push",
     "images",
     "leases",
+    "trace",
     "gc",
     "salvage",
     "version",

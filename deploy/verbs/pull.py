@@ -12,7 +12,9 @@ from client.progress import Stage, Tally
 from client.shown import complain
 from deploy import place, transferring
 from deploy.failure import Failure
+from deploy.place import Place
 from services.images.transfer import ImageStore, Progress
+from services.kit import errors
 from services.oci import platforms
 from services.oci.platforms import Platform
 
@@ -38,6 +40,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     transferring.add_unpacking(parser)
     transferring.add_registry(parser)
     transferring.add_output(parser)
+    parser.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="print what the pull waited for; without this it is printed if the pull took 10 s or longer",
+    )
     transferring.add_namespace(parser)
 
 
@@ -65,14 +73,41 @@ def run(arguments: argparse.Namespace) -> int:
 
             return await transferring.shown(output, tally, {"reference": reference}, work)
 
-    outcome = transferring.run(pull(), "what has arrived is kept for a day, and the same command continues with it")
+    began = time.monotonic()
+    try:
+        outcome = transferring.run(pull(), "what has arrived is kept for a day, and the same command continues with it")
+    except (Failure, errors.NodeError) as error:
+        failure = error if isinstance(error, Failure) else Failure(str(error))
+        if failure.code != 1:  # interrupted, or no node is up
+            raise
+        first, *more = failure.lines
+        raise Failure(first, failure.code, [*more, *_why(arguments, here, reference, began)]) from None
     output.said(
         f"pulled {transferring.with_digest(reference, outcome)}: {transferring.figures(outcome)}, "
         f"{transferring.layers(outcome)}"
     )
     if others := outcome["otherPlatforms"]:
         complain(f"{reference}: for {', '.join(others)}, not for {_named(wanted)}")
+    for line in _why(arguments, here, reference, began):
+        output.said(line)
     return 0
+
+
+def _why(arguments: argparse.Namespace, here: Place, reference: str, began: float) -> list[str]:
+    """What the pull waited for, in a few lines, if it took long or if that is wanted. It ``began`` then, in seconds of
+    the monotonic clock.
+    """
+    from deploy import traces  # most pulls need none of it
+
+    if arguments.json or arguments.quiet or not (arguments.verbose or time.monotonic() - began >= traces.SLOW):
+        return []
+    namespace = transferring.chosen_namespace(arguments.namespace)
+    try:
+        verdict = transferring.run(traces.of_pull(here, reference, namespace, began))
+    except (Failure, errors.NodeError) as error:
+        return [f"where the time went is not known: {error}"] if arguments.verbose else []
+    advice = [f"{verdict.advice}."] if verdict.advice else []
+    return [f"{verdict.sentence}.", *advice, f"({here.hint('trace show')} {verdict.trace[:12]})"]
 
 
 def result(image: Described, wanted: Sequence[Platform], tally: Tally) -> dict[str, Any]:

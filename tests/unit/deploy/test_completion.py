@@ -42,6 +42,8 @@ def completed(line: str, tmp_path: Path) -> set[str]:
         ("splitd ", set(VERBS), {"ls"}),
         ("splitd res", {"restart"}, {"status"}),
         ("splitd images re", {"remove"}, {"rm"}),
+        ("splitd trace ", {"show", "compare", "why-slow", "top"}, {"up"}),
+        ("splitd trace export --format ", {"otlp", "chrome", "speedscope"}, {"zipkin"}),
         ("splitd restart gat", {"gateway"}, {"content"}),
         ("splitd pull --pl", {"--platform", "--plain-http"}, {"--quiet"}),
         ("splitd completion z", {"zsh"}, {"bash"}),

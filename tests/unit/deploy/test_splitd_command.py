@@ -27,7 +27,7 @@ MISTYPED = [
     (["upp"], "did you mean 'up'?"),
     (
         ["frobnicate"],
-        "(up, down, restart, status, logs, config, pull, push, images, leases, gc, salvage, version, help, completion)",
+        "(up, down, restart, status, logs, config, pull, push, images, leases, trace, gc, salvage, version, help, completion)",
     ),
     (["donw"], "did you mean 'down'?"),
     (["ps"], "did you mean 'status'? Containers are shown by a client, such as ctr tasks ls"),
@@ -67,6 +67,13 @@ MISTYPED = [
     (["leases", "remove"], "say which leases, or --interrupted"),
     (["leases", "rm", "x", "--interrupted"], "name no leases with it"),
     (["images", "export", "-", "x", "--json"], "so --json cannot"),
+    (["traces"], "did you mean 'trace'?"),
+    (["trace", "shw"], "invalid choice: 'shw'"),
+    (["trace", "ls", "--since", "yesterday"], "--since 'yesterday' is no time: say 90s, 15m, 2h, 3d, or"),
+    (["trace", "ls", "--limit", "0"], "--limit 0: say 1 to"),
+    (["trace", "ls", "--slow", "-1"], "--slow -1: say a number of seconds"),
+    (["trace", "export", "x", "--format", "zipkin"], "invalid choice: 'zipkin'"),
+    (["trace", "compare", "1"], "required: TRACE"),
 ]
 
 
@@ -138,6 +145,9 @@ def test_the_version_is_a_verb_too(place: Path) -> None:
         ["images", "rm", "x"],
         ["leases"],
         ["leases", "rm", "--interrupted"],
+        ["trace"],
+        ["trace", "show"],
+        ["trace", "top"],
     ],
     ids=" ".join,
 )

@@ -1,0 +1,157 @@
+"""What a node does at a moment, from the spans that have not ended: each operation with the stages that it is in, how
+long each has taken, and for a wait who holds what it waits for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from client import span_words
+from client.shown import Piece, Style, escaped, fitted
+from client.trace_formats import plain
+from services.traces.store import Live, Span
+
+STAGES = 6
+"""Stages of an operation that people are shown: the longest."""
+_OWN = "images."
+"""Spans of the images service whose names say the operation: ``images.pull``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """An open span that no other open span is below."""
+
+    span: Span
+    seconds: float
+    """Since it began."""
+    holders: tuple[tuple[Span, str], ...] = ()
+    """The open spans that hold what it waits for, each with its operation in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """An operation in flight."""
+
+    trace: str
+    operation: str
+    about: str
+    """Its image or container; "" if that is not known yet."""
+    seconds: float
+    stages: tuple[Stage, ...]
+
+    def __str__(self) -> str:
+        return f"{self.operation} {self.about}".rstrip()
+
+
+def flights(live: Live) -> list[Flight]:
+    """The operations in flight, the longest first."""
+    traces: dict[str, list[Span]] = {}
+    for span in sorted(live.spans, key=lambda span: span.start):
+        traces.setdefault(span.trace, []).append(span)
+    spans = {(span.trace, span.id): span for span in live.spans}
+    names = {trace: f"{_operation(found)} {_about(found)}".rstrip() for trace, found in traces.items()}
+
+    def stage(span: Span) -> Stage:
+        held = [(holder, names[link.trace]) for link in span.links if (holder := spans.get((link.trace, link.span)))]
+        return Stage(span, _since(span, live.now), tuple(held))
+
+    flying = []
+    for trace, found in traces.items():
+        above = {span.parent for span in found if span.parent != span.id}
+        stages = sorted(
+            (stage(span) for span in found if span.id not in above), key=lambda each: each.seconds, reverse=True
+        )
+        flying.append(Flight(trace, _operation(found), _about(found), _since(found[0], live.now), tuple(stages)))
+    return sorted(flying, key=lambda flight: flight.seconds, reverse=True)
+
+
+def _since(span: Span, now: int) -> float:
+    return max(0, now - span.start) / 1e9
+
+
+def _operation(spans: Sequence[Span]) -> str:
+    """In one word, of spans in the order of their beginnings."""
+    for span in spans:
+        if said := span_words.text(span.attributes.get("splitd.operation")):
+            return said
+    own = next((span.name for span in spans if span.name.startswith(_OWN)), "")
+    return own.removeprefix(_OWN) if own else span_words.title(spans[0])
+
+
+def _about(spans: Sequence[Span]) -> str:
+    for name in ("container.image.name", "container.id"):
+        for span in spans:
+            if said := span_words.text(span.attributes.get(name)):
+                return said
+    return ""
+
+
+# ---------------------------------------------------------------------------------------------- shown
+
+
+def lines(flying: Sequence[Flight], columns: int, rows: int = 0) -> list[list[Piece]]:
+    """The operations as lines of fewer than ``columns`` characters, and fewer than ``rows`` of them (0: any number)."""
+    if not flying:
+        return [[("nothing has been in flight for longer than a second"[: columns - 1], Style.DIM)]]
+    found: list[list[Piece]] = []
+    room = max(10, columns - 1 - 10)
+    for flight in flying:
+        title = fitted(escaped(f"{flight}  {flight.trace[:12]}"), room)
+        found.append([(title, Style.BOLD), (span_words.seconds(flight.seconds).rjust(10), Style.BOLD)])
+        for stage in flight.stages[:STAGES]:
+            style = Style.WAIT if stage.span.name.startswith("wait.") else Style.PLAIN
+            text = fitted(escaped("  " + _words(stage)), room)
+            found.append([(text, style), (span_words.seconds(stage.seconds).rjust(10), Style.PLAIN)])
+        if (more := len(flight.stages) - STAGES) > 0:
+            found.append([(f"  and {more} more", Style.DIM)])
+    if rows and len(found) >= rows:
+        more = len(found) - (rows - 2)
+        return [*found[: rows - 2], [(f"and {more} more lines"[: columns - 1], Style.DIM)]]
+    return found
+
+
+def _words(stage: Stage) -> str:
+    span = stage.span
+    notes = ", ".join(span_words.notes(span))
+    held = "; ".join(f"{span_words.title(holder)} of {operation}" for holder, operation in stage.holders[:2])
+    return "".join(
+        (
+            f"{span_words.process(span)}: {span_words.title(span)}",
+            f"  {notes}" if notes else "",
+            f", held by {held}" if held else "",
+        )
+    )
+
+
+def flights_json(live: Live, flying: Sequence[Flight]) -> Mapping[str, Any]:
+    """What ``top --json`` prints. ``now`` is in nanoseconds since the epoch."""
+    return {
+        "now": live.now,
+        "operations": [
+            {
+                "trace": flight.trace,
+                "operation": flight.operation,
+                "about": flight.about or None,
+                "seconds": flight.seconds,
+                "stages": [_stage_json(stage) for stage in flight.stages],
+            }
+            for flight in flying
+        ],
+    }
+
+
+def _stage_json(stage: Stage) -> Mapping[str, Any]:
+    span = stage.span
+    return {
+        "span": span.id,
+        "name": span.name,
+        "service": span.service or None,
+        "seconds": stage.seconds,
+        "attributes": {key: plain(value) for key, value in span.attributes.items()},
+        "heldBy": [
+            {"trace": holder.trace, "span": holder.id, "name": holder.name, "operation": operation}
+            for holder, operation in stage.holders
+        ],
+    }

@@ -1,0 +1,126 @@
+"""The traces of a node, or of a file, for ``splitd trace`` and ``splitd pull``; and why there are none."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from client import trace_files
+from client.shown import complain
+from deploy.failure import Failure
+from deploy.place import Place
+from services.kit import errors, rpc, settings
+from services.kit.config import Tracing
+from services.traces import verdict
+from services.traces.memory import MemoryStore
+from services.traces.remote import RemoteStore
+from services.traces.store import Query, Summary, Trace
+
+PATIENCE = 5.0
+"""Seconds to wait for the traces service of a node that is up."""
+SOCKET = "traces.sock"
+SLOW = 10.0
+"""Seconds from which on an operation is slow: ``trace ls --slow`` lists it, and ``pull`` says where the time went."""
+SPANS = 3.0
+"""Seconds to wait for the spans of a pull that has ended."""
+PAUSE = 0.4
+"""Seconds from one look at them to the next: longer than [tracing] schedule_delay."""
+
+
+class Source(Protocol):
+    """Where traces are looked up."""
+
+    async def traces(self, query: Query) -> list[Summary]:
+        """As :meth:`services.traces.store.Store.traces`."""
+        ...
+
+    async def trace(self, prefix: str) -> Trace:
+        """As :meth:`services.traces.store.Store.trace`."""
+        ...
+
+
+@contextlib.asynccontextmanager
+async def of_node(here: Place, patience: float = PATIENCE) -> AsyncIterator[RemoteStore]:
+    """The traces of a node, while the block lasts. NotUp if no node is up; a Failure says why it has no traces, or that
+    its traces service does not answer.
+    """
+    async with rpc.Channel(here.state / SOCKET, "traces") as channel:
+        if not os.path.exists(here.state / SOCKET):
+            raise absent(here)
+        if not await channel.wait_connected(patience):
+            raise absent(here)
+        yield RemoteStore(channel)
+
+
+def absent(here: Place) -> Failure:
+    """Why the node's traces service does not answer."""
+    from deploy import supervision
+
+    if not supervision.is_up(here):
+        return supervision.not_up(here)
+    if why := switched_off(here):
+        return Failure(why)
+    return Failure(
+        f"the traces service at {here.state / SOCKET} does not answer (see {here.hint('status')}; "
+        f"{here.hint('restart traces')} starts it anew)"
+    )
+
+
+def switched_off(here: Place) -> str:
+    """Why the node traces nothing by its configuration, and what to do; "" if it does, or if the configuration is
+    wrong, which other commands say.
+    """
+    try:
+        config = settings.load(Tracing, settings.read(here.config), "tracing")
+    except errors.NodeError:
+        return ""
+    if config.enabled:
+        return ""
+    return f"tracing is off ([tracing] enabled = false in {here.config}): set it to true, then pull again"
+
+
+async def of_file(found: trace_files.Read) -> MemoryStore:
+    """The traces of a file."""
+    if found.refused:
+        complain(f"{found.name}: {found.refused} spans were left out, since their ids have a wrong length")
+    store = MemoryStore()
+    await store.add(found.spans)
+    return store
+
+
+async def others(source: Source, *asked: Trace) -> list[Trace]:
+    """The traces that the waits of some link to, as far as ``source`` knows them."""
+    found = []
+    for identity in sorted(set().union(*map(verdict.wanted, asked)) - {trace.id for trace in asked}):
+        with contextlib.suppress(errors.NotFound):
+            found.append(await source.trace(identity))
+    return found
+
+
+async def judged(source: Source, trace: Trace) -> verdict.Verdict:
+    """The verdict on a trace, with what ``source`` knows of the traces that it waited for."""
+    return verdict.judge(trace, await others(source, trace))
+
+
+async def of_pull(here: Place, reference: str, namespace: str, began: float) -> verdict.Verdict:
+    """The verdict on the newest pull of ``reference`` that began after ``began`` (seconds of the monotonic clock) and
+    has just ended. The processes send their spans some moments later, so this waits until no more come. A Failure says
+    why there is none.
+    """
+    async with of_node(here, patience=SPANS) as node:
+        # by the node's clock, which need not be this process's
+        since = (await node.live()).now - int((time.monotonic() - began + 1) * 1e9)
+        wanted = Query(operation="pull", image=reference, namespace=namespace, since=since, limit=20)
+        known, until = -1, time.monotonic() + SPANS
+        while True:
+            found = next((each for each in await node.traces(wanted) if each.image == reference), None)
+            if found is not None and (found.spans == known or time.monotonic() > until):
+                return await judged(node, await node.trace(found.id))
+            if time.monotonic() > until:
+                raise Failure(switched_off(here) or "the pull was not traced")
+            known = -1 if found is None else found.spans
+            await asyncio.sleep(PAUSE)
