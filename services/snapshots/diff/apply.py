@@ -13,15 +13,17 @@ socket of packets; ``workers.py`` has the other end. Requests are:
 Answers are:
 
     began             sent first, once all code is loaded
-    ended ID STATUS   a worker has ended, with waitpid's STATUS, or has done its work (0)
+    ended ID STATUS BLOCKED
+                      a worker has ended, with waitpid's STATUS, or has done its work (0); it was blocked for BLOCKED
+                      microseconds (``blocked.py``)
     still ID          a worker was killed because it made no progress
 
 A *worker* inflates a layer, digests it, and makes the tree, with its target as its root directory. If it has to mount
 the target, it does so in a mount namespace of its own, so that all workers can share DIRECTORY. ``alone`` means that
 the target is bound, and will be the upper directory of an overlay whose lower layers come later. The worker's answer,
-in the file for it, is ``ok DIGEST SIZE CPU WAITED`` or ``error TEXT``. Digest and size are those of the uncompressed
-layer; CPU is its processor time, and WAITED the time in which it had no byte to go on with, both in microseconds. If
-``alone``, the directories follow that the layer uses but does not name, each after a zero byte, for ``inherit.py``.
+in the file for it, is ``ok DIGEST SIZE SPENT`` or ``error TEXT``. Digest and size are those of the uncompressed layer;
+SPENT says what its time went for (``spent.py``). If ``alone``, the directories follow that the layer uses but does not
+name, each after a zero byte, for ``inherit.py``.
 
 A blob that *grows* will have SIZE bytes at the end. Its news are numbers of eight bytes, each the number of bytes that
 are there by now. If they end before SIZE, no more bytes will come.
@@ -47,9 +49,11 @@ import time
 from services.kit import inflate, tar
 from services.oci.mounts import Mount
 from services.snapshots.diff import mounts, standstill, stream
+from services.snapshots.diff.blocked import Sampler
 from services.snapshots.diff.extract import EntryError, Extractor
 from services.snapshots.diff.mounted import Mounted
 from services.snapshots.diff.mounts import MountError
+from services.snapshots.diff.spent import Account
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -87,7 +91,7 @@ class Worker:
     "" if it is idle. ``handed`` has the words and files of a request until the worker has taken them.
     """
 
-    __slots__ = ("handed", "job", "killed", "line", "pid", "still")
+    __slots__ = ("handed", "job", "killed", "line", "pid", "sampler", "still")
 
     def __init__(self, pid: int, line: socket.socket, job: str) -> None:
         self.pid = pid
@@ -98,6 +102,8 @@ class Worker:
         """While the worker is busy."""
         self.killed: float | None = None
         """When it was killed because it made no progress, on the monotonic clock."""
+        self.sampler = Sampler(pid)
+        """Of the current or the last request."""
 
     def kill(self) -> None:
         """Kill it with the keeper of its mounts, if it has one (``fuse.py``): the worker may be waiting for a program
@@ -132,7 +138,9 @@ class Dispatcher:
         """Serve until the other end is closed; then kill the busy workers."""
         every = standstill.look_interval(self._limit)
         while True:
-            ready = self._poll.poll(every * 1000 if any(worker.job for worker in self._workers.values()) else None)
+            pauses = [worker.sampler.pause() for worker in self._workers.values() if worker.job]
+            ready = self._poll.poll(1000 * min(pauses) if pauses else None)
+            self._sample()
             if time.monotonic() >= self._looked + every:
                 self._kill_stuck()
             if not ready:
@@ -147,6 +155,11 @@ class Dispatcher:
         for worker in self._workers.values():
             if worker.job:
                 worker.kill()
+
+    def _sample(self) -> None:
+        for worker in self._workers.values():
+            if worker.job and not worker.sampler.pause():
+                worker.sampler.look()
 
     def _kill_stuck(self) -> None:
         """Kill workers that make no progress."""
@@ -180,6 +193,8 @@ class Dispatcher:
         idle = next((worker for worker in self._workers.values() if not worker.job and worker.killed is None), None)
         if idle is not None and self._send_to(idle, data, files):
             idle.job, idle.handed, idle.still = job, (rest, files), None
+            idle.sampler.close()
+            idle.sampler = Sampler(idle.pid)
         else:
             self._fork(job, rest, files)
         return True
@@ -206,6 +221,7 @@ class Dispatcher:
             for fd, worker in self._workers.items():
                 os.close(fd)
                 worker.line.close()
+                worker.sampler.close()
                 worker.close_handed()
             work(rest, files, theirs, self._directory)
         theirs.close()
@@ -236,6 +252,7 @@ class Dispatcher:
         while worker.line.fileno() in self._lines:
             self._answered(worker)
         worker.line.close()
+        worker.sampler.close()
         _, status = os.waitpid(worker.pid, 0)
         if worker.handed is not None:  # killed before it took the request
             self._fork(worker.job, *worker.handed)
@@ -246,7 +263,11 @@ class Dispatcher:
         """Report the end of a request; without ``status``, the worker made no progress."""
         try:
             self._requests.send(
-                (f"still\0{worker.job}" if status is None else f"ended\0{worker.job}\0{status}").encode()
+                (
+                    f"still\0{worker.job}"
+                    if status is None
+                    else f"ended\0{worker.job}\0{status}\0{round(worker.sampler.blocked * 1e6)}"
+                ).encode()
             )
         except (BrokenPipeError, ConnectionResetError):
             return  # the service has gone; the next read of the socket finds its end
@@ -302,29 +323,35 @@ def _error(text: str) -> bytes:
 def _apply(arguments: Sequence[str], files: Sequence[int], directory: str) -> bytes:
     detect, sync, alone, size = arguments[:4]
     blob, *news = files
-    before = time.process_time_ns()
-    growing = stream.Growing(blob, news[0], int(size)) if news else None
+    account = Account()
     chunks, unnamed = unpack(
         mounts.from_arguments(arguments[4:]),
         directory,
-        growing or blob,
+        stream.Growing(blob, news[0], int(size), account) if news else blob,
+        account,
         detect=detect == "detect",
         sync=sync == "sync",
         alone=alone == "alone",
     )
-    waited = growing.waited if growing else 0
-    answer = f"ok {chunks.digest} {chunks.size} {(time.process_time_ns() - before) // 1000} {waited // 1000}".encode()
+    answer = f"ok {chunks.digest} {chunks.size} {account.close()}".encode()
     return b"\0".join((answer, *(each.encoded() for each in unnamed))) if alone == "alone" else answer
 
 
 def unpack(
-    target: Sequence[Mount], directory: str, source: int | stream.Growing, *, detect: bool, sync: bool, alone: bool
+    target: Sequence[Mount],
+    directory: str,
+    source: int | stream.Growing,
+    account: Account,
+    *,
+    detect: bool,
+    sync: bool,
+    alone: bool,
 ) -> tuple[stream.Digested, Iterable[Unnamed]]:
     """Apply the layer in ``source`` to ``target``. Returns its digest and size, and the directories that it does not
     name. Afterwards the process has another root directory.
     """
     faults = os.open(asked, os.O_PATH | os.O_DIRECTORY) if (asked := os.environ.get("SPLITD_FAULTS")) else None
-    chunks = stream.Digested(source, detect=detect)
+    chunks = stream.Digested(source, account, detect=detect)
     extractor, mounted = _enter(target, directory, alone=alone)
     tape = tar.Stream(chunks)
     extractor.extract(tar.Reader(tape))

@@ -7,7 +7,7 @@ digested.
 PARENT is the pid of the process that it must not outlive. BOUND is the latest time of an entry in nanoseconds, or
 ``-``. LEFT and RIGHT are empty directories beside each other on which it mounts; the first COUNT arguments of the
 mounts are the left's. The layer goes to standard input, which is open for writing. The last line of its output is ``ok
-DIGEST SIZE DIFF_ID``, or ``error TEXT``.
+DIGEST SIZE DIFF_ID SPENT``, or ``error TEXT``. SPENT says what its time went for (``spent.py``).
 
 The definition of a change, the order of changes and their encoding are those of containerd's walking differ, byte for
 byte before compression: the same two trees give the same diff id. The trees are below this process's root directory, so
@@ -22,16 +22,18 @@ import os
 import signal
 import stat
 import sys
+import time
 
 from services.kit import tar
 from services.kit.inflate import CHUNK
 from services.snapshots.diff import mounts, tarwrite
 from services.snapshots.diff.mounted import Mounted
+from services.snapshots.diff.spent import Account
 from services.snapshots.diff.stream import ahead
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 _CAPABILITY = "security.capability"
 _SECOND = 1_000_000_000
@@ -48,9 +50,8 @@ def main() -> None:
     mounts.die_with_parent(int(parent))
     faulthandler.register(signal.SIGUSR1)  # the stack goes into the service's log, and the worker goes on
     sys.setrecursionlimit(20_000)
-    arguments = sys.argv[7:]
     try:
-        answer = make(arguments, int(count), left, right, compression, bound)
+        answer = make(sys.argv[7:], int(count), left, right, compression, bound)
     except (CompareError, mounts.MountError) as error:
         answer = f"error {error}".replace("\n", "\\n")
     except OSError as error:
@@ -65,13 +66,14 @@ def main() -> None:
 
 def make(arguments: list[str], count: int, left: str, right: str, compression: str, bound: str) -> str:
     """Make the layer. Returns the answer."""
+    account = Account()
     compressor = _compressor(compression)
     layer = Layer(
         b"/" + os.fsencode(os.path.basename(left)),
         b"/" + os.fsencode(os.path.basename(right)),
         None if bound == "-" else int(bound),
     )
-    chunks = ahead(_rechunked(layer.stream()))
+    chunks = ahead(_rechunked(layer.stream()), account)
     mounts.unshare_mounts()
     mounted = (
         Mounted(mounts.from_arguments(arguments[:count]), left),
@@ -80,16 +82,24 @@ def make(arguments: list[str], count: int, left: str, right: str, compression: s
     os.chroot(os.path.dirname(right))
     os.chdir("/")
     plain, packed, size = hashlib.sha256(), hashlib.sha256(), 0
+    main, clock = account.here(), time.thread_time_ns
     for chunk in chunks:
+        begun = clock()
         plain.update(chunk)
-        size += _put(compressor.compress(chunk), packed.update)
-    size += _put(compressor.flush(), packed.update)
+        hashed = clock()
+        made = compressor.compress(chunk)
+        packed.update(made)
+        main.digest += hashed - begun
+        main.coding += clock() - hashed
+        size += _put(made)
+    made = compressor.flush()
+    packed.update(made)
+    size += _put(made)
     del mounted  # lets the programs that serve them end
-    return f"ok sha256:{packed.hexdigest()} {size} sha256:{plain.hexdigest()}"
+    return f"ok sha256:{packed.hexdigest()} {size} sha256:{plain.hexdigest()} {account.close()}"
 
 
-def _put(data: bytes, update: Callable[[bytes], None]) -> int:
-    update(data)
+def _put(data: bytes) -> int:
     left = memoryview(data)
     while left:
         left = left[os.write(0, left) :]

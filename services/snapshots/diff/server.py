@@ -84,19 +84,17 @@ class DiffServicer:
                     with _explained("failed to open writer"):
                         ingest = await held.enter_async_context(self._blobs.writing(ref, headers))
                     left = to_arguments(mounts_from_pb(request.left))
-                    with tracing.span("diff.compare"):
-                        digest, size, diff_id = await workers.run(
-                            "compare",
-                            compression,
-                            bound,
-                            str(self._left),
-                            str(self._right),
-                            str(len(left)),
-                            *left,
-                            *to_arguments(read_only(mounts_from_pb(request.right))),
-                            file=ingest.fd,
-                            started=ingest.handed_over,
-                        )
+                    digest, size, diff_id = await workers.compare(
+                        compression,
+                        bound,
+                        str(self._left),
+                        str(self._right),
+                        str(len(left)),
+                        *left,
+                        *to_arguments(read_only(mounts_from_pb(request.right))),
+                        file=ingest.fd,
+                        started=ingest.handed_over,
+                    )
                     fault("diff.before-commit")
                     if compression != "plain":
                         labels[media.UNCOMPRESSED] = diff_id

@@ -7,6 +7,7 @@ a chunk. A small blob is not worth a thread.
 
 from __future__ import annotations
 
+import _thread
 import hashlib
 import os
 import select
@@ -17,7 +18,9 @@ from services.kit.inflate import CHUNK, CompressionError, inflated
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
+
+    from services.snapshots.diff.spent import Account
 
 QUEUE = 8
 """Chunks that are inflated ahead: together with their size this bounds a worker's memory."""
@@ -32,10 +35,9 @@ class Growing:
     endian) on ``news`` says how many are there. CompressionError if no more will come.
     """
 
-    def __init__(self, fd: int, news: int, size: int) -> None:
+    def __init__(self, fd: int, news: int, size: int, account: Account) -> None:
         self.size = size
-        self.waited = 0
-        """Nanoseconds so far in which there was nothing to read."""
+        self._account = account
         self._fd = fd
         self._news = news
 
@@ -45,9 +47,10 @@ class Growing:
             if at < there:
                 data = os.pread(self._fd, min(CHUNK, there - at), at)
             else:
-                begun = time.monotonic_ns()
+                thread = self._account.here()
+                thread.begin_to_wait()
                 data = _next(self._news, 8 * 512)
-                self.waited += time.monotonic_ns() - begun
+                thread.end_to_wait()
                 if data:
                     there = int.from_bytes(data[-8:], "little")
                     continue
@@ -66,8 +69,9 @@ class Digested:
     before the caller leaves the root directory with the libraries.
     """
 
-    def __init__(self, blob: int | Growing, *, detect: bool) -> None:
+    def __init__(self, blob: int | Growing, account: Account, *, detect: bool) -> None:
         self._hash = hashlib.sha256()
+        self._account = account
         self.size = 0
         small = _is_small(blob)
         source = _read(blob) if isinstance(blob, int) else iter(blob)
@@ -75,7 +79,7 @@ class Digested:
             source = inflated(source)
         self._plain = self._digesting(source)
         if not small:
-            self._plain = ahead(self._plain)
+            self._plain = ahead(self._plain, account)
 
     @property
     def digest(self) -> str:
@@ -85,10 +89,20 @@ class Digested:
     def __iter__(self) -> Iterator[bytes]:
         return self._plain
 
-    def _digesting(self, source: Iterable[bytes]) -> Iterator[bytes]:
-        update = self._hash.update
-        for chunk in source:
+    def _digesting(self, source: Iterator[bytes]) -> Iterator[bytes]:
+        update, clock = self._hash.update, time.thread_time_ns
+        thread = None
+        while True:
+            begun = clock()
+            chunk = next(source, None)
+            if thread is None:  # a generator runs where its first value is asked for
+                thread = self._account.here()
+            made = clock()
+            thread.coding += made - begun
+            if chunk is None:
+                return
             update(chunk)
+            thread.digest += clock() - made
             self.size += len(chunk)
             yield chunk
 
@@ -100,25 +114,34 @@ def _is_small(blob: int | Growing) -> bool:
     return stat.S_ISREG(info.st_mode) and info.st_size <= SMALL
 
 
-def ahead(source: Iterator[bytes]) -> Iterator[bytes]:
-    """The same chunks, made in a thread, at most :data:`QUEUE` ahead. The thread starts with the first chunk taken."""
+def ahead(source: Iterator[bytes], account: Account) -> Iterator[bytes]:
+    """The same chunks, made in a thread, at most :data:`QUEUE` ahead. The thread starts with the first chunk taken.
+    ``account`` learns how long the caller waits for it, and why.
+    """
     import queue
-    import threading
 
     waiting: queue.Queue[bytes | BaseException | None] = queue.Queue(QUEUE)
 
     def work() -> None:
+        thread = account.help()
         last: BaseException | None = None
         try:
             for chunk in source:
                 waiting.put(chunk)
         except BaseException as error:
             last = error
+        thread.end()
         waiting.put(last)
 
     def taken() -> Iterator[bytes]:
-        threading.Thread(target=work, daemon=True).start()
-        while (got := waiting.get()) is not None:
+        _thread.start_new_thread(work, ())  # threading's would wait for its start, and nobody could say why
+        while True:
+            try:
+                got = waiting.get_nowait()
+            except queue.Empty:
+                got = account.waited(waiting.get)
+            if got is None:
+                return
             if isinstance(got, BaseException):
                 raise got
             yield got

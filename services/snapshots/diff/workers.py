@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,8 +18,10 @@ from services.kit import errors, kept, loops, pipes, tracing
 from services.oci.mounts import Mount
 from services.snapshots import programs
 from services.snapshots.diff import standstill
+from services.snapshots.diff.blocked import Sampler
 from services.snapshots.diff.inherit import Unnamed
 from services.snapshots.diff.mounts import to_arguments
+from services.snapshots.diff.spent import Spent
 
 _REST = 10.0
 """Seconds without work after which the apply program ends: it takes 10 MB, and 40 ms to start."""
@@ -119,27 +122,28 @@ class Appliers:
         ]
         program = await self._running()
         with tracing.span("diff.unpack") as span:
+            begun = time.monotonic()
             if growth:
                 span.link(growth.span)
-            answer, *unnamed = (
-                await self._run_worker(program, words, mounts, [blob, *([growth.news] if growth else [])])
-            ).split(b"\0")
-            diff_id, size, busy, waited = answer.decode().split(" ")
-            span.set(diff_id=diff_id, size=int(size), cpu_ms=int(busy) / 1000, waited_ms=int(waited) / 1000)
+            said, blocked = await self._run_worker(program, words, mounts, [blob, *([growth.news] if growth else [])])
+            answer, *unnamed = said.split(b"\0")
+            diff_id, size, spent = answer.decode().split(" ")
+            _set_times(span, Spent.parse(spent).settled(blocked), time.monotonic() - begun, "inflate")
+            span.set(**{"splitd.diff_id": diff_id}, **{"splitd.size": int(size)})
         return Applied(diff_id, int(size), tuple(map(Unnamed.parse, unnamed)))
 
     async def _run_worker(
         self, program: _Program, words: Sequence[str], mounts: Sequence[Mount], files: Sequence[int]
-    ) -> bytes:
-        """The worker's answer after ``ok``."""
+    ) -> tuple[bytes, int]:
+        """The worker's answer after ``ok``, and for how many microseconds it was blocked."""
         request = ["apply", str(next(self._ids)), *words, *to_arguments(mounts)]
         try:
-            status, answer = await program.run_worker(request, files)
+            status, blocked, answer = await program.run_worker(request, files)
         finally:
             self._end_when_idle()
         verdict, _, rest = answer.partition(b" ")
         if verdict == b"ok" and status == 0:
-            return rest
+            return rest, blocked
         raise _refused(
             "apply",
             verdict.decode("utf-8", "replace"),
@@ -203,7 +207,8 @@ class _Program:
         self._process = process
         self._connection = connection
         self._loop = asyncio.get_running_loop()
-        self._jobs: dict[str, asyncio.Future[int]] = {}
+        self._jobs: dict[str, asyncio.Future[tuple[int, int]]] = {}
+        """The wait status of each, and for how many microseconds it was blocked."""
         self._loop.add_reader(connection, self._received)
 
     @classmethod
@@ -222,9 +227,9 @@ class _Program:
         """Whether the program has workers."""
         return bool(self._jobs)
 
-    async def run_worker(self, request: Sequence[str], files: Sequence[int]) -> tuple[int, bytes]:
-        """Run one worker. Returns its wait status and its answer. If the caller is cancelled, the worker is killed
-        first.
+    async def run_worker(self, request: Sequence[str], files: Sequence[int]) -> tuple[int, int, bytes]:
+        """Run one worker. Returns its wait status, for how many microseconds it was blocked, and its answer. If the
+        caller is cancelled, the worker is killed first.
         """
         job = request[1]
         self._jobs[job] = ended = self._loop.create_future()
@@ -246,7 +251,7 @@ class _Program:
             finally:
                 os.close(answering)
             try:
-                status, said = await asyncio.shield(ended), await asyncio.shield(answer)
+                (status, blocked), said = await asyncio.shield(ended), await asyncio.shield(answer)
             except asyncio.CancelledError:
                 with contextlib.suppress(OSError):  # the program has gone, and its workers with it
                     await self._send(f"kill\0{job}", [])
@@ -258,7 +263,7 @@ class _Program:
                 del self._jobs[job]
         if not self._began:
             raise errors.Internal(f"the apply worker cannot be started: {await self._end_reason()}")
-        return status, said
+        return status, blocked, said
 
     async def _send(self, words: str, files: Sequence[int]) -> None:
         """Send a packet to the program, which takes it soon. A packet is sent completely or not at all."""
@@ -278,13 +283,14 @@ class _Program:
         except ConnectionResetError:  # a request was not read
             data = b""
         if data:
-            what, job, *status = data.decode().split("\0")
+            what, job, *how = data.decode().split("\0")
             if what == "began":
                 self._began = True
             elif what == "still":
                 self._jobs[job].set_exception(programs.stood_still("the apply worker", self._limit))
             else:
-                self._jobs[job].set_result(int(status[0]))
+                status, blocked = map(int, how)
+                self._jobs[job].set_result((status, blocked))
             return
         self.end()
 
@@ -306,24 +312,58 @@ class _Program:
         self._connection.close()
         for ended in self._jobs.values():
             if not ended.done():
-                ended.set_result(signal.SIGKILL)
+                ended.set_result((signal.SIGKILL, 0))
 
     async def gone(self) -> None:
         """Wait for its end."""
         await self._process.wait()
 
 
+async def compare(
+    *arguments: str, file: int, started: Callable[[], None], limit: float = standstill.LIMIT
+) -> list[str]:
+    """Make a layer in ``file``, as ``compare.py`` says. Returns its digest, its size and its diff id. Errors and
+    ``limit`` are those of :meth:`Appliers.apply`.
+    """
+    with tracing.span("diff.compare") as span:
+        begun = time.monotonic()
+        (*answer, spent), blocked = await run("compare", *arguments, file=file, started=started, limit=limit)
+        _set_times(span, Spent.parse(spent).settled(blocked), time.monotonic() - begun, "compress")
+        return answer
+
+
+def _set_times(span: tracing.Span, spent: Spent, seconds: float, coding: str) -> None:
+    """Say on the span of a worker, which took ``seconds``, what they went for. ``splitd.time.rest_ms`` is what the
+    worker does not know of: its start, and the way of its answer.
+    """
+    parts = {
+        "cpu": spent.cpu,
+        "runqueue": spent.runqueue,
+        "disk": spent.disk,
+        "bytes": spent.bytes,
+        "rest": max(0, round(seconds * 1e6) - spent.whole),
+        coding: spent.coding,
+        "digest": spent.digest,
+        "files": spent.files,
+        "busy": spent.busy,
+    }
+    span.set(**{f"splitd.time.{name}_ms": part / 1000 for name, part in parts.items()})
+
+
 async def run(
     program: str, *arguments: str, file: int, started: Callable[[], None], limit: float = standstill.LIMIT
-) -> list[str]:
+) -> tuple[list[str], int]:
     """Run ``services.snapshots.diff.PROGRAM`` with ``file`` as its standard input. Returns the words of its answer
-    after ``ok``. Errors and ``limit`` are those of :meth:`Appliers.apply`.
+    after ``ok``, and for how many microseconds it was blocked. Errors and ``limit`` are those of
+    :meth:`Appliers.apply`.
     """
     process = await _start(program, *arguments, stdin=file, stdout=asyncio.subprocess.PIPE)
+    sampler = Sampler(process.pid)
     try:
         started()
         assert process.stdout is not None
-        output = await programs.watched(f"the {program} worker", process, process.stdout.read(), limit)
+        async with loops.running("the samples of a worker", lambda: _sampled(sampler)):
+            output = await programs.watched(f"the {program} worker", process, process.stdout.read(), limit)
         code = await process.wait()
     except BaseException:
         # it is no group leader before it has begun
@@ -332,11 +372,19 @@ async def run(
                 kill(process.pid, signal.SIGKILL)
         await programs.gone(process)
         raise
+    finally:
+        sampler.close()
     *_, answer = output.decode("utf-8", "backslashreplace").splitlines() or [""]
     verdict, _, rest = answer.partition(" ")
     if verdict == "ok" and code == 0:
-        return rest.split(" ")
+        return rest.split(" "), round(sampler.blocked * 1e6)
     raise _refused(program, verdict, rest, code)
+
+
+async def _sampled(sampler: Sampler) -> None:
+    while True:
+        await asyncio.sleep(sampler.pause())
+        sampler.look()
 
 
 def _code() -> int:

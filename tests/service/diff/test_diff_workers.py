@@ -18,14 +18,14 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace import ReadableSpan
 
 from services.kit import errors, kept, tracing
 from services.oci.mounts import Mount
 from services.snapshots.diff.inherit import DefaultAclError, LinkError, Unnamed, inherit
 from services.snapshots.diff.paths import Resolver
 from services.snapshots.diff.workers import Applied, Appliers, Growth
-from tests.spans import recorded
+from tests.spans import attribute, milliseconds, recorded
 from tests.suites.diff_layers import BASE
 from tests.suites.diff_tars import directory, reg, tar
 from tests.support import TOP, eventually_async, processes_naming
@@ -258,28 +258,20 @@ async def test_the_program_may_be_expected(appliers: Appliers, place: Path) -> N
 
 
 async def test_the_work_of_a_worker_is_a_span(appliers: Appliers, place: Path) -> None:
-    """The span is its caller's child, and has the processor time and the time without bytes."""
-    exporter = InMemorySpanExporter()
-    tracing.setup("test", exporter=exporter)
+    """The span is its caller's child, links to the span that brings the bytes, and says what its time went for. The
+    parts add up to it, and no time that the worker waits for bytes is anything else.
+    """
     layer = tar(reg(b"f", bytes(3 << 20)))
     (place / "blob").write_bytes(layer)
     news, tell = os.pipe2(os.O_CLOEXEC)
     try:
-        with (place / "blob").open("rb") as file:
+        with recorded() as spans, (place / "blob").open("rb") as file:
+            with tracing.span("fetch") as fetch:
+                growth = Growth(news, len(layer), fetch.ref())
             applying = asyncio.ensure_future(
-                appliers.apply(
-                    onto(place / "root"), file.fileno(), detect=True, alone=True, growth=Growth(news, len(layer))
-                )
+                appliers.apply(onto(place / "root"), file.fileno(), detect=True, alone=True, growth=growth)
             )
-
-            async def waits() -> bool:
-                assert appliers._program is not None
-                program = appliers._program._process.pid
-                workers = Path(f"/proc/{program}/task/{program}/children").read_text().split()
-                # in poll()
-                return any(Path(f"/proc/{worker}/syscall").read_text().startswith("7 ") for worker in workers)
-
-            await eventually_async(waits)
+            await eventually_async(lambda: polls(appliers))
             await asyncio.sleep(0.1)
             os.write(tell, len(layer).to_bytes(8, "little"))
             await applying
@@ -290,17 +282,90 @@ async def test_the_work_of_a_worker_is_a_span(appliers: Appliers, place: Path) -
                     detect=True,
                     growth=Growth(os.open(os.devnull, os.O_RDONLY), len(layer)),
                 )
-        good, bad = (each for each in exporter.get_finished_spans() if each.name == "diff.unpack")
+            good, bad = spans.named("diff.unpack")
+            assert [each.name for each in spans.linked(good)] == ["fetch"]
     finally:
-        tracing.reset()
         os.close(tell)
         os.close(news)
-    assert (good.name, good.status.is_ok or good.status.is_unset) == ("diff.unpack", True)
-    attributes = good.attributes or {}
-    assert attributes["size"] == len(layer)
-    assert float(str(attributes["waited_ms"])) > 90
-    assert float(str(attributes["cpu_ms"])) > 0
+    assert good.status.is_ok or good.status.is_unset
     assert not (bad.status.is_ok or bad.status.is_unset)
+    assert attribute(good, "splitd.size") == len(layer)
+    assert part(good, "bytes") + part(good, "runqueue") > 90
+    assert part(good, "bytes") > 50
+    assert 0 < part(good, "cpu") <= part(good, "busy")
+    assert part(good, "inflate") + part(good, "digest") + part(good, "files") == pytest.approx(part(good, "cpu"), abs=1)
+    check_parts(good)
+
+
+async def polls(appliers: Appliers) -> bool:
+    """Whether a worker waits for bytes."""
+    assert appliers._program is not None
+    program = appliers._program._process.pid
+    workers = Path(f"/proc/{program}/task/{program}/children").read_text().split()
+    # in poll()
+    return any(Path(f"/proc/{worker}/syscall").read_text().startswith("7 ") for worker in workers)
+
+
+def part(span: ReadableSpan, name: str) -> float:
+    """Milliseconds of a worker's time."""
+    return float(str(attribute(span, f"splitd.time.{name}_ms")))
+
+
+def check_parts(span: ReadableSpan) -> None:
+    """A worker's parts add up to its span."""
+    parts = [part(span, name) for name in ("cpu", "runqueue", "disk", "bytes", "rest")]
+    assert sum(parts) == pytest.approx(milliseconds(span), rel=0.01, abs=5), parts
+
+
+async def test_a_worker_without_a_processor_says_so(appliers: Appliers, place: Path) -> None:
+    """It shares one processor with a program that never rests: about half of its time it could have run, and did
+    not.
+    """
+    (place / "blob").write_bytes(tar(reg(b"f", os.urandom(1 << 20) * 60)))
+    appliers.expect()
+    with recorded() as spans, (place / "blob").open("rb") as file:
+        program = await appliers._running()
+        os.sched_setaffinity(program._process.pid, {min(os.sched_getaffinity(0))})
+        busy = subprocess.Popen([sys.executable, "-c", "while True: continue"])
+        try:
+            os.sched_setaffinity(busy.pid, {min(os.sched_getaffinity(0))})
+            await appliers.apply(onto(place / "root"), file.fileno(), detect=False, alone=True)
+        finally:
+            busy.kill()
+            busy.wait()
+        span = spans.one("diff.unpack")
+    check_parts(span)
+    assert part(span, "runqueue") > 0.25 * milliseconds(span)
+    assert part(span, "disk") < 0.1 * milliseconds(span)
+
+
+async def test_a_worker_that_the_disk_holds_up_says_so(appliers: Appliers, place: Path) -> None:
+    """Its file system is frozen for a while."""
+    image, mounted = place / "image", place / "mounted"
+    mounted.mkdir()
+    with image.open("wb") as file:
+        file.truncate(64 << 20)
+    for command in (["mkfs.ext4", "-q", str(image)], ["mount", "-o", "loop", str(image), str(mounted)]):
+        subprocess.run(command, check=True, capture_output=True)
+    try:
+        (mounted / "upper").mkdir()
+        with recorded() as spans, growing(place, gzip.compress(LAYER)) as blob:
+            applying = asyncio.ensure_future(
+                appliers.apply(onto(mounted / "upper"), blob.file.fileno(), detect=True, alone=True, growth=blob.growth)
+            )
+            await eventually_async(lambda: polls(appliers))
+            subprocess.run(["fsfreeze", "-f", str(mounted)], check=True)
+            try:
+                blob.grow(len(blob.data))
+                await asyncio.sleep(0.3)
+            finally:
+                subprocess.run(["fsfreeze", "-u", str(mounted)], check=True)
+            await applying
+            span = spans.one("diff.unpack")
+    finally:
+        subprocess.run(["umount", str(mounted)], check=True)
+    check_parts(span)
+    assert part(span, "disk") > 200
 
 
 async def test_who_waits_for_the_program_says_so(appliers: Appliers, place: Path) -> None:

@@ -21,6 +21,7 @@ from services.snapshots.diff import media, stream
 from services.snapshots.diff.mounted import _compact, _target, read_only_option
 from services.snapshots.diff.mounts import OPTIONS_LIMIT, MountError, from_arguments, mount, read_only, to_arguments
 from services.snapshots.diff.paths import Resolver, clean, go_clean
+from services.snapshots.diff.spent import Account
 from tests.support import TOP
 
 
@@ -151,7 +152,7 @@ def taken(data: bytes, *, detect: bool = True) -> tuple[bytes, str, int]:
     with tempfile.TemporaryFile() as file:
         file.write(data)
         file.seek(0)
-        chunks = stream.Digested(file.fileno(), detect=detect)
+        chunks = stream.Digested(file.fileno(), Account(), detect=detect)
         return b"".join(chunks), chunks.digest, chunks.size
 
 
@@ -190,8 +191,8 @@ def test_a_bomb_does_not_fill_the_memory(kind: str, tmp_path: Path) -> None:
     (blob := tmp_path / "blob").write_bytes(packed)
     # VmHWM is this program's; ru_maxrss would begin with that of the tests' process, from which it was started.
     code = (
-        "from services.snapshots.diff import stream\n"
-        "chunks = stream.Digested(0, detect=True)\nn = sum(len(c) for c in chunks)\n"
+        "from services.snapshots.diff import spent, stream\n"
+        "chunks = stream.Digested(0, spent.Account(), detect=True)\nn = sum(len(c) for c in chunks)\n"
         "print(n, next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     )
     with blob.open("rb") as file:
