@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from services.kit import errors, threads
+from services.kit import errors, threads, tracing
 from services.tasks import checks, dead_shim
 from services.tasks.dead_shim import Sighting
 from services.tasks.names import Names
@@ -66,13 +66,12 @@ class Burial:
         # An attempt that runs already may fail for a reason that is past.
         before = task.cleaning.attempts + task.cleaning.underway
         task.cleaning.hurried.set()
-        if (
-            not await task.until(
+        with tracing.wait("lock", **{"splitd.wait.for": f"the end of what the dead shim of task {task.name} left"}):
+            done = await task.until(
                 lambda: task.life is Life.GONE or task.cleaning.attempts > before,
                 2 * (self._service.config.cleanup_timeout + ENDING) + 1.0,
             )
-            or task.life is not Life.GONE
-        ):
+        if not done or task.life is not Life.GONE:
             raise task.in_the_way()
 
     async def last_state(self, task: Task) -> Process:

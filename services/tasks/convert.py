@@ -144,6 +144,7 @@ def container_from_pb(value: containers_pb2.Container) -> Container:
         value.snapshotter,
         value.snapshot_key,
         dict(value.labels),
+        value.image,
         time_from_pb(value.updated_at),
     )
 

@@ -8,7 +8,7 @@ import hashlib
 import logging
 import os
 
-from services.kit import errors
+from services.kit import errors, tracing
 from services.tasks.bundle import Address, Bundle
 from services.tasks.burial import ENDING, Burial
 from services.tasks.names import Names
@@ -31,6 +31,10 @@ class Ending:
         """Ask the shim of a task that is ENDING to end, wait for that, and kill a shim that does not end. A shim that
         serves other tasks stays. Return whether it stays, or ended by itself and so left nothing.
         """
+        with tracing.span("tasks.shim.end", task=str(task)):
+            return await self._end(task)
+
+    async def _end(self, task: Task) -> bool:
         connection, seconds = task.connection, self._service.config.shutdown_timeout
         if connection is not None:
             try:

@@ -20,7 +20,7 @@ import contextlib
 import logging
 import shutil
 
-from services.kit import errors
+from services.kit import errors, tracing
 from services.tasks.bundle import TASKS, Bundle
 from services.tasks.burial import AGAIN, AGAIN_AT_MOST, ENDING, Burial
 from services.tasks.convert import exec_id_of
@@ -75,7 +75,8 @@ class Loading:
             return
         config = self._service.config
         doubt.hurried.set()
-        with contextlib.suppress(TimeoutError):
+        known = tracing.wait("lock", **{"splitd.wait.for": f"what became of task {key[1]}"})
+        with known, contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2 * (config.load_timeout + config.cleanup_timeout + ENDING)):
                 for _ in range(1 + doubt.trying):  # one that runs already may fail for a reason that is past
                     if self._names.doubts.get(key) is doubt:

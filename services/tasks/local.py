@@ -116,6 +116,12 @@ class LocalTasks:
 
     async def create(self, namespace: str, name: str, options: CreateOptions) -> int:
         container = await self._node.container(namespace, name)
+        about = {
+            "container.id": name,
+            "container.image.name": container.image,
+            "splitd.snapshotter": container.snapshotter,
+        }
+        tracing.operation(**{key: value for key, value in about.items() if value})
         key = (namespace, name)
         # A deletion may be in its last steps. Of two creations one wins; the other finds its task, or gets its turn.
         await self._names.settled(key)
@@ -146,7 +152,8 @@ class LocalTasks:
             chosen = runtime_options.read(program, options.options, container.runtime_options, self._service.runc_root)
             await checks.mounts(program, options.rootfs)
             await checks.stdio(program, options.io)
-            image = await self._make_bundle(bundle, container, options, chosen.image)
+            with tracing.span("tasks.bundle"):
+                image = await self._make_bundle(bundle, container, options, chosen.image)
             fault("tasks.bundle-made")
             task = Task(bundle, self._service.program(bundle, program), self._service)
             try:
@@ -220,7 +227,8 @@ class LocalTasks:
                 fault("tasks.shim-running")
                 task.bundle.write_address(address)
             self._names.is_made(task)
-            await task.connect(address, 5.0)
+            with tracing.span("tasks.shim.connect"):
+                await task.connect(address, 5.0)
 
     async def _undo(self, task: Task) -> None:
         """Remove everything that a failed create made; also a shim whose program did not say its address."""
@@ -481,7 +489,8 @@ class LocalTasks:
 
     async def wait(self, namespace: str, name: str, exec_id: str = "") -> Exit:
         while (doubt := self._names.doubts.get((namespace, name))) is not None:
-            await doubt.tried.wait()
+            with tracing.wait("lock", **{"splitd.wait.for": f"what became of task {name}"}):
+                await doubt.tried.wait()
         task = await self._find(namespace, name)
         process = task.watched(exec_id)
         if process.exit is not None:

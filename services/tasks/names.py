@@ -12,7 +12,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 
-from services.kit import errors
+from services.kit import errors, tracing
 from services.tasks.bundle import Bundle
 from services.tasks.service import Key
 from services.tasks.task import Task
@@ -46,6 +46,25 @@ class Doubt:
         tried.set()
 
 
+class Claim:
+    """Work on a name."""
+
+    __slots__ = ("over", "ref", "work")
+
+    def __init__(self, work: str, ref: str) -> None:
+        self.work = work
+        """``creation`` or ``end``."""
+        self.ref = ref
+        """The span that does the work."""
+        self.over = asyncio.Event()
+        """Set when the work is done."""
+
+    async def ended(self, key: Key) -> None:
+        """Wait for the end of the work."""
+        with tracing.wait("lock", self.ref, **{"splitd.wait.for": f"the {self.work} of task {key[1]}"}):
+            await self.over.wait()
+
+
 class Names:
     """The names of one service's tasks."""
 
@@ -56,8 +75,7 @@ class Names:
         """The bundles that were found at the start, until it is known what became of their tasks."""
         self.doubts: dict[Key, Doubt] = {}
         """Those of them for which a try has failed."""
-        self._claims: dict[Key, asyncio.Event] = {}
-        """The claims; each event is set when its claim ends."""
+        self._claims: dict[Key, Claim] = {}
         self._creations: dict[Key, Task | None] = {}
         """The claims that are creations, with their tasks once these have a shim."""
         self._ended: dict[Key, float] = {}
@@ -69,7 +87,7 @@ class Names:
 
     def claim(self, key: Key, *, creating: bool = False) -> contextlib.AbstractContextManager[None]:
         """Claim the name from now until the end of the returned context."""
-        event = self._claims[key] = asyncio.Event()
+        claim = self._claims[key] = Claim("creation" if creating else "end", tracing.current().ref())
         if creating:
             self._creations[key] = None
 
@@ -80,9 +98,9 @@ class Names:
             finally:
                 if creating:
                     self._creations.pop(key, None)
-                if self._claims.get(key) is event:
+                if self._claims.get(key) is claim:
                     del self._claims[key]
-                event.set()
+                claim.over.set()
 
         return claimed()
 
@@ -98,7 +116,7 @@ class Names:
     async def settled(self, key: Key) -> None:
         """Wait for a claim that may leave the name free when it ends."""
         if key not in self.tasks and (claim := self._claims.get(key)) is not None:
-            await claim.wait()
+            await claim.ended(key)
 
     async def look(self, key: Key, seconds: float | None = None) -> Task | None:
         """The task, or None. Wait at most ``seconds`` for one that is being created or loaded."""
@@ -109,7 +127,7 @@ class Names:
         ):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
-                    await claim.wait()
+                    await claim.ended(key)
         return self.tasks.get(key)
 
     def forget(self, task: Task) -> None:

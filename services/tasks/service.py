@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -67,8 +68,10 @@ class Service:
         return self.program(bundle, path)
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Start work in the background. It ends with the service; its failure is logged."""
-        job = self.background.keep(loops.task("a task's follower", work))
+        """Start work in the background. It ends with the service; its failure is logged. It outlives the call that
+        starts it, so it has neither that call's deadline nor its trace.
+        """
+        job = self.background.keep(loops.task("a task's follower", work, context=contextvars.Context()))
         job.add_done_callback(_log_failure)
         return job
 

@@ -131,6 +131,10 @@ class Program:
         The program's standard input has the runtime's options as an Any. A program of containerd 2.3 or later refuses
         that, and is given BootstrapParams then.
         """
+        with tracing.span("tasks.shim.program", program=self.path):
+            return await self._start(options, timeout)
+
+    async def _start(self, options: Opaque | None, timeout: float) -> Address:
         key = (self.path, os.stat(self.path).st_mtime_ns)
         if key not in self._modern:
             code, output, trouble = await self._run(["start"], _legacy_input(options), timeout)

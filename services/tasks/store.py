@@ -126,6 +126,8 @@ class Container:
     snapshotter: str = ""
     snapshot_key: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+    image: str = ""
+    """The name of the image that it was made of."""
     updated_at: int = 0
     """When its record was changed last, in nanoseconds since the epoch."""
 

@@ -63,7 +63,7 @@ from collections.abc import Awaitable, Callable
 from signal import SIGKILL
 from typing import TypeVar
 
-from services.kit import errors
+from services.kit import errors, tracing
 from services.tasks import dead_shim
 from services.tasks.bundle import Address, Bundle
 from services.tasks.service import Key, Service
@@ -454,8 +454,10 @@ class Task:
         def known() -> bool:
             return self.connection is not None or self.life in _OVER or bool(self.cleaning.trouble)
 
-        if not await self.until(known, seconds):
-            raise errors.Unavailable(f"the shim of task {self.name} does not answer")
+        if not known():
+            with tracing.wait("lock", **{"splitd.wait.for": f"a connection to the shim of task {self.name}"}):
+                if not await self.until(known, seconds):
+                    raise errors.Unavailable(f"the shim of task {self.name} does not answer")
         if self.life is Life.LEFT:
             raise errors.Unavailable(f"task {self.name}: the tasks service ends")
         if self.life is Life.GONE:

@@ -26,6 +26,8 @@ class Kind(enum.StrEnum):
     CLIENT = "client"
     RUNTIME = "runtime"
     """Programs that start: workers, shims, runc."""
+    CONTAINER = "container"
+    """What the container itself did."""
     UNKNOWN = "unknown"
 
 
@@ -104,7 +106,16 @@ SPANS = {
     "images.rehash": Reason(Kind.CPU, "digest"),
     "snapshots.copy": Reason(Kind.DISK, "copy"),
     "tasks.shim.start": Reason(Kind.RUNTIME, "shim start"),
+    "tasks.shim.program": Reason(Kind.RUNTIME, "shim start"),
+    "tasks.shim.connect": Reason(Kind.RUNTIME, "shim start"),
     "tasks.shim.create": Reason(Kind.RUNTIME, "runc create"),
+    "tasks.shim.end": Reason(Kind.RUNTIME, "shim end"),
+    "containerd.services.tasks.v1.Tasks/Wait": Reason(Kind.CONTAINER, "runs"),
+    **{
+        f"containerd.task.v{version}.Task/{method}": Reason(Kind.RUNTIME, f"runc {method.lower()}")
+        for version in (2, 3)
+        for method in ("Create", "Start", "Exec", "Kill", "Delete", "Checkpoint")
+    },
 }
 """The reason of a span's self time, where its name says it."""
 

@@ -53,6 +53,13 @@ _WHAT = {
     (Kind.RUNTIME, "worker"): "handing work to a worker program{layer}",
     (Kind.RUNTIME, "shim start"): "starting the shim",
     (Kind.RUNTIME, "runc create"): "creating the container in the shim and runc",
+    (Kind.RUNTIME, "runc start"): "starting its process in the shim and runc",
+    (Kind.RUNTIME, "runc exec"): "starting another process in the shim and runc",
+    (Kind.RUNTIME, "runc kill"): "sending a signal through the shim and runc",
+    (Kind.RUNTIME, "runc delete"): "deleting the container in the shim and runc",
+    (Kind.RUNTIME, "runc checkpoint"): "checkpointing the container in the shim and runc",
+    (Kind.RUNTIME, "shim end"): "waiting for the end of the shim",
+    (Kind.CONTAINER, "runs"): "the container ran",
 }
 """What was done, by kind and part."""
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from services.kit import errors
+from services.kit import errors, tracing
 from services.oci.mounts import Mount
 from services.oci.opaque import Opaque
 from services.tasks.nodestart import NodeStart
@@ -153,6 +154,35 @@ async def test_a_stopped_task_is_made_anew() -> None:
             ),
         )
     ]
+
+
+async def test_a_restart_is_a_trace_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No client asks for it. Its root says what it was about, and how it ended."""
+    exporter = InMemorySpanExporter()
+    tracing.setup("tasks", exporter=exporter)
+    try:
+        node, tasks = FakeNode(container("good", {}), container("bad", {})), FakeTasks()
+        create = tasks.create
+
+        async def failing(namespace: str, name: str, options: CreateOptions) -> int:
+            if name == "bad":
+                raise errors.Unknown("no shim")
+            return await create(namespace, name, options)
+
+        monkeypatch.setattr(tasks, "create", failing)
+        for name in ("good", "bad"):
+            tasks.states["n", name] = Process(name, 1, Status.STOPPED)
+        async with RestartMonitor(node, 3600).running(tasks):  # type: ignore[arg-type]
+            await eventually_async(lambda: asyncio.sleep(0, len(exporter.get_finished_spans()) == 2))
+    finally:
+        tracing.reset()
+    said = {(span.attributes or {})["container.id"]: span for span in exporter.get_finished_spans()}
+    assert {name: (span.name, (span.attributes or {})["splitd.outcome"]) for name, span in said.items()} == {
+        "good": ("restart", "ok"),
+        "bad": ("restart", "failed"),
+    }
+    assert all(span.parent is None for span in said.values())
+    assert (said["good"].status.is_ok, said["bad"].status.is_ok) == (True, False)
 
 
 async def _asked(tasks: FakeTasks) -> bool:
