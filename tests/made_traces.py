@@ -7,9 +7,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from services.kit import errors
-from services.traces.page.source import Live, Node, Process, Registry
-from services.traces.store import Event, Figures, Kind, Link, Query, Span, Status, Summary, Trace, Value
+from services.traces.live import OpenSpans
+from services.traces.memory import MemoryStore
+from services.traces.page.node_source import NodeSource
+from services.traces.page.source import Node, Process, Registry
+from services.traces.store import Event, Kind, Link, Query, Span, Status, Summary, Trace, Value
 
 MS = 1_000_000
 REGISTRY = "registry.internal:5000"
@@ -251,7 +253,7 @@ def hostile(trace: str, began: int) -> Trace:
             "splitd.operation": MARKUP,
             "splitd.namespace": MARKUP,
             MARKUP: MARKUP,
-            "nested": {"a": [MARKUP, b"\xff", None, float("nan"), 1 << 70]},
+            "nested": {"a": [MARKUP, b"\xff", None, float("nan"), 1 << 62]},
         },
         status=Status.ERROR,
         message=MARKUP,
@@ -266,7 +268,7 @@ def hostile(trace: str, began: int) -> Trace:
     s.spans[-2] = replace(one, parent=two.id)
     s.add(root, "orphan", "images", 400, 410)
     s.spans[-1] = replace(s.spans[-1], parent="f" * 16)
-    s.add(root, "late", "images", 400, 410, links=(Link("javascript:alert(1)", MARKUP), Link(trace, MARKUP)))
+    s.add(root, "late", "images", 400, 410, links=(Link("c" * 32, "c" * 16), Link(trace, "c" * 16)))
     return s.made()
 
 
@@ -297,43 +299,30 @@ def large(trace: str, began: int, count: int = 5_000) -> Trace:
     return s.made()
 
 
-class MadeSource:
-    """What the page shows, from a few traces in memory. ``asked`` are the queries that came."""
+class MadeSource(NodeSource):
+    """What the page shows of a store in memory. ``asked`` are the queries that came, ``trouble`` is the node's."""
 
-    def __init__(self, *traces: Trace) -> None:
-        self.found = {each.id: each for each in traces}
-        self.open: list[Span] = []
+    def __init__(self) -> None:
+        self.store = MemoryStore()
+        self.reports = OpenSpans()
         self.trouble = ""
         self.asked: list[Query] = []
+        super().__init__(self.store, self.reports, self._made)
+
+    async def keep(self, *traces: Trace) -> None:
+        """Put traces into the store."""
+        for trace in traces:
+            await self.store.add(trace.spans)
+
+    def running(self, *spans: Span) -> None:
+        """These spans are open now; those of before have ended."""
+        self.reports.report("images", [replace(span, end=0) for span in spans], 60.0, 0)
 
     async def traces(self, query: Query) -> list[Summary]:
         self.asked.append(query)
-        found = sorted((_summary(each) for each in self.found.values()), key=lambda each: -each.start)
-        return [
-            each
-            for each in found
-            if each.start >= query.since
-            and query.operation in ("", each.operation)
-            and query.image in each.image
-            and (not query.failed or each.outcome == "failed")
-            and (each.end - each.start) / 1e9 >= query.longer
-        ][: query.limit]
+        return await super().traces(query)
 
-    async def trace(self, prefix: str) -> Trace:
-        for identity, each in self.found.items():
-            if identity.startswith(prefix):
-                return each
-        raise errors.NotFound(f"trace {prefix}")
-
-    async def figures(self) -> Figures:
-        return Figures(
-            len(self.found), sum(len(each.spans) for each in self.found.values()), 3 << 20, time.time_ns() - 10**13, 0
-        )
-
-    async def live(self) -> Live:
-        return Live(self.open, time.time_ns())
-
-    async def node(self) -> Node:
+    async def _made(self) -> Node:
         began = time.time() - 7300
         names = ("gateway", "metadata", "content", "snapshots", "images", "tasks", "traces")
         return Node(
@@ -344,21 +333,3 @@ class MadeSource:
             ],
             self.trouble,
         )
-
-
-def _summary(trace: Trace) -> Summary:
-    root = next(span for span in trace.spans if not span.parent)
-    text = {key: value for key, value in root.attributes.items() if isinstance(value, str)}
-    return Summary(
-        trace.id,
-        root.name,
-        text.get("splitd.operation", ""),
-        text.get("splitd.namespace", ""),
-        text.get("container.image.name", ""),
-        text.get("splitd.outcome", ""),
-        root.start,
-        root.end,
-        len(trace.spans),
-        sum(span.status == Status.ERROR for span in trace.spans),
-        root.attributes,
-    )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from contextlib import AsyncExitStack
 
-from services.kit import process, rpc, settings
+from services.kit import loops, process, rpc, settings
 from services.traces.config import Config
 from services.traces.intake import Intake
 from services.traces.live import OpenSpans
@@ -29,10 +30,18 @@ async def serve(file: settings.File, node: settings.Node) -> None:
             CollectorServicer(intake),
             TracesServicer(intake, opened, LongRunning(opened.live, config.running).look),
         ]
-        async with (
-            intake.running(),
-            rpc.serving(node.state / "traces.sock", servicers, grace=config.grace, relayed=True),
-        ):
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(intake.running())
+            await stack.enter_async_context(
+                rpc.serving(node.state / "traces.sock", servicers, grace=config.grace, relayed=True)
+            )
+            if config.address:
+                from services.traces.node_remote import RemoteNode
+                from services.traces.page.node_source import NodeSource
+                from services.traces.page.server import Page
+
+                page = Page(NodeSource(store, opened, RemoteNode(node.state).health), config.hosts)
+                await stack.enter_async_context(loops.running("the page", lambda: page.serve(config.address)))
             await process.until_signal()
         store.close()
 

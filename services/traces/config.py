@@ -28,7 +28,13 @@ class Config:
     running: Seconds = 30.0
     """Operations that take longer are logged while they run, once a minute; "0s": none."""
     address: str = ""
-    """Where the page is served, such as "127.0.0.1:7788"; empty: nowhere. Whoever reaches it sees all traces."""
+    """Where the page is served, such as "127.0.0.1:7788", or the absolute path of a unix socket (mode 0600); empty:
+    nowhere. There is no password: whoever reaches it sees all traces.
+    """
+    hosts: tuple[str, ...] = ()
+    """Names by which browsers may ask for the page, besides those of loopback and the host of ``address``: of a proxy,
+    for example. Requests for other names are refused, since anybody's name may be made to point here.
+    """
     grace: Seconds = 5.0
     """Time for which calls may go on after the service was told to stop."""
 
@@ -41,3 +47,10 @@ class Config:
             raise ValueError(f"queue: {self.queue} is less than {1 << 16}")
         if self.kept_age < self.age:
             raise ValueError("kept_age is less than age")
+        if self.address:
+            from services.kit.http_server import parse_address
+
+            try:
+                parse_address(self.address)
+            except ValueError as error:
+                raise ValueError(f"address: {error}") from None

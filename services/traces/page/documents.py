@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from services.traces.comparison import Comparison
-from services.traces.page.source import Live, Node
-from services.traces.store import Figures, Span, Status, Summary, Trace, Value
+from services.traces.page.source import OPEN, Node
+from services.traces.store import Figures, Live, Span, Status, Summary, Trace, Value
 from services.traces.verdict import Cause, Verdict
 
 MOST_SPANS = 20_000
@@ -111,6 +111,7 @@ def trace(found: Trace, most: int = MOST_SPANS) -> tuple[Json, dict[str, int]]:
                 "start": (span.start - base) // 1000,
                 "length": max(0, span.end - span.start) // 1000,
                 "kind": span.kind,
+                **({"open": True} if span.attributes.get(OPEN) is True else {}),
                 **({"error": True} if span.status == Status.ERROR else {}),
                 **({"message": _text(span.message)} if span.message else {}),
                 **shown.details(span, places, base),

@@ -19,6 +19,7 @@ import asyncio
 import contextlib
 import ipaddress
 import json
+import logging
 import re
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -33,6 +34,8 @@ from services.traces import comparison, verdict
 from services.traces.page import documents
 from services.traces.page.source import Source
 from services.traces.store import Query, Trace
+
+log = logging.getLogger(__name__)
 
 _TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -73,14 +76,19 @@ class Page:
         self._waiting = 0
 
     async def serve(self, address: str) -> None:
-        """Serve at ``address``; for :func:`services.kit.loops.running`, which begins anew where it is taken."""
-        async with http_server.serving(address, self.answer):
+        """Serve at ``address``, also under the name of its host; for :func:`services.kit.loops.running`, which begins
+        anew where it is taken.
+        """
+        if isinstance(where := http_server.parse_address(address), tuple):
+            self._hosts |= {where[0].lower()}
+        async with http_server.serving(address, self.answer) as server:
+            log.info("the page is at %s", server.address)
             await asyncio.get_running_loop().create_future()
 
     async def answer(self, request: Request) -> Response:
         """The answer to any request."""
         if not self._known(request.headers.get("host", "")):
-            return http_server.failure(421, "the page is not known by this name; [traces] page_hosts lists its names")
+            return http_server.failure(421, "the page is not known by this name; [traces] hosts lists its names")
         try:
             found = await self._found(request)
         except errors.NotFound as error:

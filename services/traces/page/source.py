@@ -6,17 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from services.traces.store import Figures, Query, Span, Summary, Trace
+from services.traces.store import Figures, Live, Query, Summary, Trace
 
-
-@dataclass(frozen=True, slots=True)
-class Live:
-    """The spans that have not ended (their ``end`` is 0), as their processes told last, and the time of the answer in
-    nanoseconds since the epoch.
-    """
-
-    spans: Sequence[Span]
-    now: int
+OPEN = "splitd.open"
+"""The attribute of a span that has not ended."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,9 +25,10 @@ SEEN = "document.dispatchEvent(new Event('visibilitychange'))"
 """As if the page came to the front: it asks again at once."""
 
 
-def made() -> MadeSource:
+async def made() -> MadeSource:
     minute = 60 * 10**9
-    return MadeSource(
+    source = MadeSource()
+    await source.keep(
         pull(SLOW, NOW - minute, rate=9.0),
         pull(QUICK, NOW - 9 * minute, rate=90.0),
         pull(FAILED, NOW - 20 * minute, image=f"{REGISTRY}/team/broken:2", outcome="failed"),
@@ -36,6 +36,7 @@ def made() -> MadeSource:
         hostile(HOSTILE, NOW - 40 * minute),
         large(LARGE, NOW - 50 * minute),
     )
+    return source
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -44,9 +45,9 @@ async def browser() -> AsyncIterator[Any]:
         yield started
 
 
-@pytest.fixture
-def source() -> MadeSource:
-    return made()
+@pytest_asyncio.fixture(loop_scope="session")
+async def source() -> MadeSource:
+    return await made()
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -80,10 +81,10 @@ async def test_the_list_shows_traces_and_filters_them(page: Tab) -> None:
     assert "image=busybox" in page.page.url
     await page.page.get_by_role("searchbox").fill("")
     await page.page.get_by_label("Failed only").check()
-    await page.until("document.querySelector('.count').textContent === '1 trace'")
+    await page.until("document.querySelector('.count').textContent === '2 traces'")
     assert "broken:2" in (await page.texts(".traces tbody tr"))[0]
     await page.page.reload()
-    await page.until("document.querySelector('.count').textContent === '1 trace'")
+    await page.until("document.querySelector('.count').textContent === '2 traces'")
     assert await page.page.get_by_label("Failed only").is_checked()
     await page.page.get_by_label("Failed only").uncheck()
     await page.page.get_by_label("Operation").select_option("import")
@@ -110,8 +111,7 @@ async def test_what_comes_new_is_shown_without_taking_the_focus(page: Tab, sourc
     """The list asks again by itself."""
     await page.open("")
     await page.page.get_by_role("link", name="busybox:latest").focus()
-    new = pull("f" * 32, time.time_ns(), image="new:1", layers=(1.0,))
-    source.found[new.id] = new
+    await source.keep(pull("f" * 32, time.time_ns(), image="new:1", layers=(1.0,)))
     await page.page.evaluate(SEEN)
     await page.until("document.querySelectorAll('.traces tbody tr').length === 7")
     assert "busybox" in await page.page.evaluate("document.activeElement.textContent")
@@ -414,13 +414,13 @@ async def test_live_shows_what_is_under_way(page: Tab, source: MadeSource) -> No
     await page.page.get_by_text("Nothing is under way").wait_for()
     now = time.time_ns()
     running = pull("f" * 32, now - 4 * 10**9, rate=3.0)
-    source.open = [replace(span, end=0) for span in running.spans if span.start < now < span.end]
+    source.running(*(span for span in running.spans if span.start < now < span.end))
     await page.page.get_by_text("1 operation").wait_for()
     text = await page.page.locator(".operation").first.inner_text()
     assert "Pull" in text
     assert f"bytes of layer 2 from {REGISTRY}" in text
     assert "held by registry.fetch (splitd-images)" in text
-    source.open = []
+    source.running()
     await page.page.get_by_text("Nothing is under way").wait_for()
 
 
@@ -453,7 +453,7 @@ async def test_the_node_shows_its_processes_and_registries(page: Tab, source: Ma
 async def test_names_are_text_and_never_markup(browser: Any, base: str, source: MadeSource, place: str) -> None:
     """Names of images, labels, processes and errors, and the address, may hold anything."""
     now = time.time_ns()
-    source.open = [replace(span, end=0) for span in hostile("5" * 32, now - 10**9).spans]
+    source.running(*hostile("5" * 32, now - 10**9).spans)
     own = await browser.new_context()
     opened = Tab(await own.new_page(), base)
     asked: list[str] = []

@@ -22,9 +22,10 @@ A, B, HOSTILE = "a" * 32, "b" * 32, "d" * 32
 
 
 @pytest.fixture
-def source() -> MadeSource:
-    now = time.time_ns()
-    return MadeSource(pull(A, now - 10**11), pull(B, now - 2 * 10**11, rate=90.0), hostile(HOSTILE, now - 3 * 10**11))
+async def source() -> MadeSource:
+    now, made = time.time_ns(), MadeSource()
+    await made.keep(pull(A, now - 10**11), pull(B, now - 2 * 10**11, rate=90.0), hostile(HOSTILE, now - 3 * 10**11))
+    return made
 
 
 async def get(
@@ -145,7 +146,7 @@ async def test_a_trace_comes_with_its_verdict(source: MadeSource) -> None:
     """The beginning of an id is enough; one that nobody has is 404."""
     page = Page(source)
     status, found, _ = await get(page, f"/api/traces/{A[:8]}")
-    assert (status, found["id"], len(found["spans"])) == (200, A, len(source.found[A].spans))
+    assert (status, found["id"], len(found["spans"])) == (200, A, len((await source.trace(A)).spans))
     assert "registry.internal:5000" in found["verdict"]["sentence"]
     assert (await get(page, "/api/traces/ffff"))[0] == 404
     assert (await get(page, f"/api/traces/{HOSTILE}"))[0] == 200
@@ -161,11 +162,31 @@ async def test_two_traces_are_compared(source: MadeSource) -> None:
     assert (await get(Page(source), f"/api/compare/{A}"))[0] == 404
 
 
-async def test_a_trace_without_spans_is_not_there(source: MadeSource) -> None:
+async def test_a_trace_without_spans_is_not_there() -> None:
     """The store may have removed them in between."""
-    source.found["c" * 32] = Trace("c" * 32, ())
-    assert (await get(Page(source), "/api/traces/cccc"))[0] == 404
-    assert (await get(Page(source), f"/api/compare/{A}/cccc"))[0] == 404
+
+    class Emptied(MadeSource):
+        async def trace(self, prefix: str) -> Trace:
+            return Trace(prefix, ())
+
+    assert (await get(Page(Emptied()), f"/api/traces/{A}"))[0] == 404
+    assert (await get(Page(Emptied()), f"/api/compare/{A}/{B}"))[0] == 404
+
+
+async def test_a_trace_under_way_has_its_open_spans_until_now(source: MadeSource) -> None:
+    """Also if no span of it has ended yet. One that has ended is not open, whatever the last report said."""
+    now = time.time_ns()
+    whole = pull("f" * 32, now - 4 * 10**9, rate=3.0)
+    still = [span for span in whole.spans if span.start < now < span.end]
+    source.running(*still)
+    for ended in ([], [span for span in whole.spans if span.end <= now], [still[0]]):
+        await source.store.add(ended)
+        status, found, _ = await get(Page(source), "/api/traces/FFFF")
+        open_spans = [span for span in found["spans"] if span.get("open")]
+        assert (status, found["id"]) == (200, "f" * 32)
+        assert all(3.5e6 < span["start"] + span["length"] < 60e6 for span in open_spans)
+    assert len(open_spans) == len(still) - 1
+    assert found["verdict"]["sentence"]
 
 
 async def test_few_traces_are_worked_out_at_once(source: MadeSource) -> None:

@@ -49,8 +49,10 @@ from services.tasks.restart import STOPPED, RestartMonitor
 from services.tasks.store import Process, Status
 from services.traces.intake import Intake
 from services.traces.memory import MemoryStore
+from services.traces.page.server import Page as TracesPage
 from services.traces.store import Piece
 from tests.faulty import failing
+from tests.made_traces import MadeSource
 from tests.suites import records
 from tests.suites.records_lives import LocalMetadata
 from tests.suites.traces import span
@@ -272,10 +274,18 @@ async def counting(place: Path) -> AsyncIterator[Works]:
         yield lambda: page_is_served(path, b"/v1/metrics")
 
 
+@loop("the page")
+async def showing(place: Path) -> AsyncIterator[Works]:
+    path = place / "page.sock"
+    page = TracesPage(MadeSource())
+    async with loops.running("the page", lambda: page.serve(str(path))):
+        yield lambda: page_is_served(path, b"/api/traces")
+
+
 async def page_is_served(path: Path, page: bytes) -> None:
     async def asked() -> bool:
         reader, writer = await asyncio.open_unix_connection(path)
-        writer.write(b"GET %s HTTP/1.0\r\n\r\n" % page)
+        writer.write(b"GET %s HTTP/1.0\r\nHost: localhost\r\n\r\n" % page)
         answer = await reader.read()
         writer.close()
         return answer.startswith(b"HTTP/1.1 200 ")
