@@ -15,7 +15,7 @@ from client.version_remote import version_of
 from deploy import running
 from deploy.place import Place
 from deploy.processes import PROCESSES, Process
-from deploy.supervision import RUNNING, Status, Supervisor
+from deploy.supervision import ABSENT, RUNNING, Status, Supervisor
 from gateway.config import ProxyPlugin
 from services.kit import errors, health, rpc
 
@@ -80,7 +80,7 @@ async def _proxied(place: Place) -> list[Proxied]:
             plugin.type,
             plugin.address,
             plugin.type != "snapshot" or name in ours,
-            "does not answer the gateway" if troubles[name].words not in ("", ABSENT) else "",
+            "does not answer the gateway" if troubles[name].words not in ("", SILENT) else "",
         )
         for name, plugin in found.items()
     ]
@@ -135,7 +135,7 @@ async def _of_node(place: Place, statuses: dict[str, Status]) -> list[Health]:
             pss(s.pid),
             _and_silence(troubles[name].words, s) if name in troubles else _state_trouble(s),
             revisions.get(name),
-            name in troubles and troubles[name].lasting,
+            s.state == ABSENT or (name in troubles and troubles[name].lasting),
         )
         for name, s in statuses.items()
     ]
@@ -183,11 +183,11 @@ async def _trouble(place: Place, process: Process, gateway: rpc.Channel, upstrea
     for upstream in upstreams:
         if (trouble := await _check(gateway, upstream, f"the gateway says: {upstream} ")).words:
             # If the gateway is away, that is the gateway's trouble, not that of each process.
-            return _Trouble() if trouble.words.endswith(ABSENT) and process.name != "gateway" else trouble
+            return _Trouble() if trouble.words.endswith(SILENT) and process.name != "gateway" else trouble
     return _Trouble()
 
 
-ABSENT = "does not answer"
+SILENT = "does not answer"
 
 
 async def _check(channel: rpc.Channel, service: str, prefix: str) -> _Trouble:
@@ -196,7 +196,7 @@ async def _check(channel: rpc.Channel, service: str, prefix: str) -> _Trouble:
     except errors.NotFound:
         return _Trouble()  # replaced by a plugin, or not configured: not this process's fault
     except (errors.Unavailable, errors.DeadlineExceeded):
-        return _Trouble(prefix + ABSENT)
+        return _Trouble(prefix + SILENT)
     except errors.NodeError as error:
         return _Trouble(f"{prefix}answers: {error}")
     return _Trouble() if serves else _Trouble(why or f"{prefix}is not serving", bool(why))

@@ -35,6 +35,8 @@ forks, so a larger value makes each start slower.
 """
 
 RUNNING = "RUNNING"
+ABSENT = "ABSENT"
+"""Our word for a process that the running supervisord does not know, since an earlier splitd started it."""
 
 _INSIDE = b"deploy.inside"
 """The module that supervisord is started as."""
@@ -188,7 +190,7 @@ class Supervisor:
             if info is None:
                 found[process.name] = Status(
                     process.name,
-                    "ABSENT",
+                    ABSENT,
                     0,
                     0.0,
                     0,

@@ -64,7 +64,7 @@ def _running(supervisor: supervision.Supervisor) -> list[str]:
     for name, status in found.items():
         if status.state == "STOPPED":
             say(f"{name} is stopped, and stays so")
-    return [name for name, status in found.items() if status.state not in ("STOPPED", "ABSENT")]
+    return [name for name, status in found.items() if status.state not in ("STOPPED", supervision.ABSENT)]
 
 
 def _refuse_another_configuration(here: Place, given: Path | None) -> None:

@@ -58,8 +58,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _healthy(found: list[health.Health], others: list[health.Proxied]) -> bool:
-    """Whether the node works. Another project's snapshotter beside ours does not count."""
-    return all(h.healthy for h in found) and all(p.healthy for p in others if p.in_place)
+    """Whether the node works. Another project's snapshotter beside ours does not count, nor a service that the node did
+    not have when it was started.
+    """
+    return all(h.healthy or h.status.state == supervision.ABSENT for h in found) and all(
+        p.healthy for p in others if p.in_place
+    )
 
 
 def describe(

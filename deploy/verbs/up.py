@@ -147,7 +147,9 @@ def _again(here: Place, services: set[str], arguments: argparse.Namespace) -> in
     if not supervision.wait(lambda: supervision.answers(here), arguments.timeout):
         supervisor.pid()  # raises what is wrong
     stopped = [
-        s.name for s in supervisor.processes().values() if s.state not in (supervision.RUNNING, "STARTING", "ABSENT")
+        s.name
+        for s in supervisor.processes().values()
+        if s.state not in (supervision.RUNNING, "STARTING", supervision.ABSENT)
     ]
     chosen = [name for name in stopped if not services or name in services]
     for name in chosen:

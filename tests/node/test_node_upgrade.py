@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 
-from deploy.processes import NAMES
 from tests.fake_registry import FakeRegistry, slow
 from tests.pulls import runnable
 from tests.support import TOP, Node, eventually, eventually_async, short_directory
@@ -171,9 +170,11 @@ async def test_ten_containers_and_a_pull_live_through_an_upgrade_and_its_rollbac
             for number in range(CONTAINERS):
                 await asyncio.to_thread(node.ctr, "run", "-d", box, f"c{number}", "sleep", "10000")
             before = await asyncio.to_thread(node.tasks)
+            old = [each["name"] for each in (await asyncio.to_thread(node.status))["services"]]
             assert [state for _, state in before.values()] == ["RUNNING"] * CONTAINERS
 
-            for release, restart in (("new", ["--all"]), ("old", NAMES)):  # the earlier may not know --all
+            # the earlier may not know --all, and not the services that are new
+            for release, restart in (("new", ["--all"]), ("old", old)):
                 pull = Pull(node, fake, f"{release}:1")
                 await pull.begin()
                 node.install(release)
