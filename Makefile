@@ -132,6 +132,11 @@ powercut: CUTS ?= 50
 powercut: $(VENV)/dev test-machine ## cut the power CUTS=50 times during pulls, commits and writes, from SEED (default: a new one each time), and check that nothing answered is lost; needs root, loop devices and XFS
 	@POWERCUTS=$(CUTS) POWERCUT_SEED=$${SEED:-$$RANDOM$$RANDOM} $(PYTEST) tests/crash/test_crash_power.py -s --timeout $$(($(CUTS) * 60)) $(ARGS)
 
+.PHONY: traces-bound
+traces-bound: PULLS ?= 10000
+traces-bound: $(VENV)/dev ## send the spans of PULLS=10000 pulls to the traces service, and check that its store stays within SIZE=67108864 bytes and has the newest
+	@TRACES_PULLS=$(PULLS) TRACES_SIZE=$${SIZE:-67108864} $(PYTEST) tests/service/traces/test_traces_bound.py --timeout 600 $(ARGS)
+
 .PHONY: check
 check: $(VENV)/dev test-machine ## check with ruff and mypy, and check that generated modules are fresh, that our API equals containerd's, and the import rules
 	@$(BIN)/ruff format --check --quiet . || { echo "not formatted: $(BIN)/ruff format ." >&2; exit 1; }
