@@ -40,7 +40,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
                 from services.traces.page.node_source import NodeSource
                 from services.traces.page.server import Page
 
-                page = Page(NodeSource(store, opened, RemoteNode(node.state).health), config.hosts)
+                page = Page(NodeSource(intake, opened, RemoteNode(node.state).health), config.hosts)
                 await stack.enter_async_context(loops.running("the page", lambda: page.serve(config.address)))
             await process.until_signal()
         store.close()
