@@ -14,7 +14,7 @@ from services.kit import rpc
 from services.traces import convert
 from services.traces.config import LEAST
 from services.traces.remote import RemoteStore
-from services.traces.store import Kind, Piece, Query, Span
+from services.traces.store import Kind, Piece, Query, Span, Value
 from tests.suites.traces import NOW, ROOT, SECOND
 from tests.support import ServiceProcess, short_directory
 
@@ -34,7 +34,7 @@ def pull(rng: random.Random, number: int) -> Iterator[list[Piece]]:
         spans = []
         for _ in range(SPANS // len(PROCESSES)):
             start = begun + rng.randrange(SECOND)
-            attributes = {
+            attributes: dict[str, Value] = {
                 "oci.layer.digest": f"sha256:{rng.randbytes(32).hex()}",
                 "server.address": "registry-1.docker.io",
                 "http.response.status_code": 200,
