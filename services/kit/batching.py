@@ -79,8 +79,10 @@ def _value(name: str, text: str, wrong: list[str]) -> int:
 
 Export = Callable[[Sequence[Span]], bool]
 """Sends a batch, and returns whether it was taken. It may block for some seconds."""
-Report = Callable[[Sequence[Span], int, float], None]
-"""Tells which spans are open, how many were dropped so far, and for how many seconds this is valid."""
+Report = Callable[[Sequence[Span], int, float], bool]
+"""Tells which spans are open, how many were dropped so far, and for how many seconds this is valid. Returns whether
+that was heard.
+"""
 
 _LOOK = 5.0
 """Seconds between two looks at the settings, while there is nothing else to do."""
@@ -125,6 +127,8 @@ class Batches:
         """When the last report was made, and the spans that it had; the next one follows ``every`` so many seconds."""
         self._last: frozenset[Span] = frozenset()
         self._every = 1.0
+        self._confessed = 0
+        """How many of the dropped ones were reported."""
         self._thread = loops.thread("the export of spans", self._run)
 
     def put(self, span: Span) -> None:
@@ -195,6 +199,8 @@ class Batches:
             return float("inf")
         now = time.monotonic()
         again = self._said + self._every - now if self._last else float("inf")
+        if self.dropped != self._confessed:
+            again = min(again, self._said + max(self._every, 1.0) - now)
         new = next((span for span in list(state.open) if span not in self._last), None)
         if new is None:
             return again
@@ -215,6 +221,10 @@ class Batches:
         now = clock.now()
         found = [span for span in list(state.open)[:_REPORTED] if span.start <= now - _OPEN_NS]
         these = frozenset(found)
-        self._every = _SELDOM if these == self._last and all(s.start <= now - _LASTING_NS for s in found) else 1.0
+        lasting = bool(found) and these == self._last and all(span.start <= now - _LASTING_NS for span in found)
+        self._every, dropped = _SELDOM if lasting else 1.0, self.dropped
         self._said, self._last = time.monotonic(), these
-        report(found, self.dropped, self._every * _VALID)
+        if report(found, dropped, self._every * _VALID):
+            self._confessed = dropped
+        elif not found:
+            self._every = _SELDOM  # nobody is there

@@ -105,7 +105,7 @@ class Exporter(SpanExporter):
         self._ending = threading.Event()
         self._pause = pause or self._ending.wait
         self._end = float("inf")
-        self._lost = 0
+        self._lost = self._refused = 0
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Deliver a batch, or give it up."""
@@ -145,7 +145,14 @@ class Exporter(SpanExporter):
         except DecodeError:  # a collector that accepted them, and answered in a form of its own
             return
         if partial.rejected_spans or partial.error_message:
-            log.warning("the collector refused %d spans: %s", partial.rejected_spans, partial.error_message)
+            if not self._refused:
+                log.log(
+                    self._level, "the collector refuses %d spans: %s", partial.rejected_spans, partial.error_message
+                )
+            self._refused += partial.rejected_spans or 1
+        elif self._refused:
+            log.info("the collector takes all spans again; it refused %d", self._refused)
+            self._refused = 0
 
     def finish(self, seconds: float) -> None:
         """The process ends: from here on, sending has ``seconds`` in all, and each batch is tried once."""
@@ -433,7 +440,7 @@ class Local:
         """Deliver a batch; the result is whether it was."""
         return self._exporter.took([readable(span, self._resource) for span in spans])
 
-    def report(self, spans: Sequence[spans.Span], dropped: int, lifetime: float) -> None:
+    def report(self, spans: Sequence[spans.Span], dropped: int, lifetime: float) -> bool:
         """Tell which spans are open. If that fails, the next report tells it."""
         found = encode_spans([readable(span, self._resource) for span in spans]).resource_spans
         request = traces_pb2.ReportRequest(
@@ -446,6 +453,8 @@ class Local:
             self._over.call(_REPORT, request.SerializeToString(), self._timeout)
         except errors.NodeError as error:
             log.debug("open spans are not reported: %s", error)
+            return False
+        return True
 
     def finish(self, seconds: float) -> None:
         """The process ends within so many seconds."""

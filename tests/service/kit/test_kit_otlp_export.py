@@ -246,7 +246,7 @@ async def test_a_partial_success_is_a_success(collector: Collector, caplog: pyte
     ]
     assert await export(exporter, "one", "two") is OK
     assert len(collector.calls) == 1
-    assert "the collector refused 1 spans: too long" in caplog.text
+    assert "the collector refuses 1 spans: too long" in caplog.text
     exporter.shutdown()
 
 

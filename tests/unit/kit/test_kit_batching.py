@@ -1,13 +1,17 @@
-"""kit.batching: for any values of the variables, the SDK accepts the resulting settings."""
+"""kit.batching: for any values of the variables, the resulting settings are valid; what becomes of spans, and when."""
 
 from __future__ import annotations
 
 import itertools
+import threading
+from collections.abc import Iterator, Sequence
 
 import pytest
 
-from services.kit import batching
-from services.kit.batching import Batching
+from services.kit import batching, tracing
+from services.kit.batching import Batches, Batching
+from services.kit.spans import Span, state
+from tests.support import eventually, within
 
 QUEUE, BATCH, DELAY = "OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "OTEL_BSP_SCHEDULE_DELAY"
 ODD = ("", " ", "0", "-1", "1", "100", "1e3", "many", "\u0663", "9" * 18, "9" * 5000)
@@ -41,15 +45,149 @@ def test_what_is_made_of_the_variables(variables: dict[str, str], wanted: Batchi
     assert batching.read(variables) == (wanted, said)
 
 
-def test_nothing_that_the_variables_say_is_refused_by_the_sdk() -> None:
-    """In every combination of odd values, each setting is one that the SDK and a thread's wait accept; and no message
+def test_whatever_the_variables_say_the_values_are_valid() -> None:
+    """In every combination of odd values, each setting is one that a queue and a thread's wait accept; and no message
     is long.
     """
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
-
     for values in itertools.product(ODD, repeat=3):
         found, wrong = batching.read(dict(zip((QUEUE, BATCH, DELAY), values, strict=True)))
-        BatchSpanProcessor._validate_arguments(found.queue, found.delay, found.batch)
-        assert found.queue <= 1 << 20
-        assert found.delay <= 86_400_000
+        assert 1 <= found.batch <= found.queue <= 1 << 20
+        assert 1 <= found.delay <= 86_400_000
         assert all(len(line) < 300 for line in wrong)
+
+
+# ---------------------------------------------------------------------------------------------- the thread
+
+SOON = Batching(queue=100, batch=10, delay=20, timeout=1000)
+LATE = Batching(queue=100, batch=10, delay=3_600_000, timeout=1000)
+
+
+class Way:
+    """What a collector would see: batches and reports."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[Span]] = []
+        self.reports: list[tuple[list[str], int, float]] = []
+        self.heard = True
+        self.go = threading.Event()
+        self.go.set()
+
+    def export(self, batch: Sequence[Span]) -> bool:
+        self.go.wait(20)
+        if any(span.name == "bad" for span in batch):
+            raise ValueError("bad")
+        self.batches.append(list(batch))
+        return self.heard
+
+    def report(self, spans: Sequence[Span], dropped: int, lifetime: float) -> bool:
+        self.reports.append(([span.name for span in spans], dropped, lifetime))
+        return self.heard
+
+
+@pytest.fixture
+def way() -> Iterator[Way]:
+    """Spans are made, and nothing takes them but what a test begins."""
+    tracing.setup("test", lambda _: None)
+    yield Way()
+    tracing.reset()
+
+
+def ended(name: str) -> Span:
+    span = tracing.root(name)
+    span.end()
+    return span
+
+
+def gone(batches: Batches) -> None:
+    batches.end(5)
+    batches.join()
+    assert not batches._thread.is_alive()
+
+
+def test_spans_leave_together_and_soon(way: Way) -> None:
+    """The first one of a batch waits for the delay; a full batch for nothing."""
+    batches = Batches(way.export, SOON)
+    spans = [ended(str(number)) for number in range(3)]
+    for span in spans:
+        batches.put(span)
+    eventually(lambda: sum(map(len, way.batches)) == 3)
+    gone(batches)
+    late = Batches(way.export, LATE)
+    way.batches.clear()
+    for _ in range(10):
+        late.put(spans[0])
+    eventually(lambda: [len(batch) for batch in way.batches] == [10])
+    late.put(spans[1])
+    late.put(spans[2])
+    gone(late)  # what is left leaves at the end
+    assert way.batches[1] == spans[1:]
+    assert late.dropped == 0
+
+
+def test_what_has_no_room_or_is_not_taken_is_counted(way: Way) -> None:
+    """Nobody waits for it, and one that no library can send takes only its batch along."""
+    way.go.clear()
+    batches = Batches(way.export, SOON)
+    span = ended("x")
+    for _ in range(10):
+        batches.put(span)
+    eventually(lambda: len(batches._queue) == 0)  # ten are being sent
+    for _ in range(130):
+        batches.put(span)
+    assert batches.dropped == 30
+    way.go.set()
+    eventually(lambda: len(way.batches) == 11)
+    batches.put(ended("bad"))
+    eventually(lambda: batches.dropped == 31)
+    way.heard = False
+    batches.put(span)
+    eventually(lambda: batches.dropped == 32)
+    gone(batches)
+
+
+def test_the_end_does_not_wait_for_a_collector_that_hangs(way: Way) -> None:
+    way.go.clear()
+    batches = Batches(way.export, SOON)
+    batches.put(ended("x"))
+    eventually(lambda: len(batches._queue) == 0)
+    with within(2):
+        batches.end(0.3)
+        batches.join()
+    way.go.set()
+
+
+def test_an_open_span_is_reported_from_its_first_second_to_its_end(way: Way) -> None:
+    """One that is open for long is reported more seldom, and the last report says that none is left."""
+    batches = Batches(way.export, LATE, report=way.report)
+    eventually(lambda: state.idle is not None)
+    old, young = tracing.root("old"), tracing.root("young")
+    eventually(lambda: state.idle is None, "the thread was woken")
+    old.start -= 2_000_000_000
+    batches._woken.set()
+    eventually(lambda: way.reports != [])
+    assert way.reports[0] == (["old"], 0, 3.0)
+    eventually(lambda: way.reports[-1][0] == ["old", "young"])
+    young.end()
+    eventually(lambda: way.reports[-1][0] == ["old"])
+    old.start -= 100_000_000_000
+    eventually(lambda: way.reports[-1] == (["old"], 0, 30.0))
+    old.end()
+    batches._said = 0.0
+    batches._woken.set()
+    eventually(lambda: way.reports[-1][0] == [])
+    eventually(lambda: state.idle is not None, "the thread sleeps again")
+    gone(batches)
+
+
+def test_what_was_dropped_is_reported_though_nothing_is_open(way: Way) -> None:
+    """And again until somebody hears it."""
+    way.heard = False
+    batches = Batches(way.export, SOON, report=way.report)
+    batches.put(ended("x"))
+    eventually(lambda: way.reports == [([], 1, 3.0)])
+    way.heard = True
+    batches._said = 0.0
+    batches._woken.set()
+    eventually(lambda: len(way.reports) == 2)
+    assert way.reports[-1] == ([], 1, 3.0)
+    gone(batches)
