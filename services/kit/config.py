@@ -4,9 +4,11 @@ keys in [grpc], only the address is checked.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
+from urllib.parse import urlsplit
 
 from services.kit import cgroups, logs, settings
 from services.wire.limits import Limits
@@ -61,6 +63,19 @@ def check(file: settings.File) -> Iterator[tuple[str, str]]:
             yield "warning", f"config file {file.path}: {where} {key} is containerd's and means nothing here"
 
 
+def _is_address(text: str) -> bool:
+    """Whether a collector may be there."""
+    if text.startswith("unix:/"):
+        return len(os.fsencode(text.removeprefix("unix:"))) <= 107
+    try:
+        parts = urlsplit(text)
+        return (
+            parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and parts.path in ("", "/")
+        )
+    except ValueError:
+        return False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tracing:
     """Traces of what the node does, which its traces service keeps. The standard variables OTEL_... send them to a
@@ -81,6 +96,10 @@ class Tracing:
     """Spans that are sent at once."""
     schedule_delay: settings.Seconds = 0.3
     """The longest time that an ended span waits before it is sent."""
+    endpoint: str = ""
+    """Where spans are sent instead of to the node's traces service: any collector that takes OTLP over gRPC, such as
+    "http://127.0.0.1:4317", "https://collector.example" or "unix:/run/collector.sock". splitd trace does not show them.
+    """
 
     def __post_init__(self) -> None:
         if not 0 <= self.sampling_ratio <= 1:
@@ -90,6 +109,8 @@ class Tracing:
         for name, most in (("max_queue_size", 1 << 20), ("max_export_batch_size", 4096)):
             if not 1 <= getattr(self, name) <= most:
                 raise ValueError(f"{name}: {getattr(self, name)} is not between 1 and {most}")
+        if self.endpoint and not _is_address(self.endpoint):
+            raise ValueError(f"endpoint: {self.endpoint!r} is neither http://HOST:PORT nor https://... nor unix:/PATH")
         if not 0.01 <= self.schedule_delay <= 3600:
             raise ValueError(
                 f"schedule_delay: {settings.format_duration(self.schedule_delay)} is not between 10ms and 1h"

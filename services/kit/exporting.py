@@ -99,7 +99,8 @@ class _Live:
 def _to_node(name: str, config: Tracing, directory: Path, live: _Live) -> batching.Batches:
     from services.kit import otlp
 
-    local = otlp.Local(directory / SOCKET, name, _PATIENCE)
+    place = otlp.place_of(otlp.Variable("[tracing] endpoint", config.endpoint or f"unix:{directory / SOCKET}"))
+    local = otlp.Local(place, name, _PATIENCE)
     return batching.Batches(
         local.export,
         Batching(
@@ -108,7 +109,7 @@ def _to_node(name: str, config: Tracing, directory: Path, live: _Live) -> batchi
             max(1, int(config.schedule_delay * 1000)),
             int(_PATIENCE * 1000),
         ),
-        report=local.report,
+        report=None if config.endpoint else local.report,
         look=live.look,
         later=local.finish,
     )

@@ -33,7 +33,6 @@ import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
 
@@ -317,7 +316,11 @@ class Place:
 
 def place_of_grpc() -> Place:
     """The address in ENDPOINT as gRPC reads it."""
-    endpoint = variable("ENDPOINT")
+    return place_of(variable("ENDPOINT"))
+
+
+def place_of(endpoint: Variable) -> Place:
+    """An address of gRPC's. ValueError names where it is from."""
     value = endpoint.value
     if value.startswith("unix:"):
         return Place(value, value.removeprefix("unix:").removeprefix("//"), 0)
@@ -428,11 +431,11 @@ def _retry_delay(error: errors.NodeError) -> float | None:
 class Local:
     """The node's traces service, on its unix socket. It takes ended spans, and reports of those that are open."""
 
-    def __init__(self, path: Path, service: str, timeout: float) -> None:
+    def __init__(self, place: Place, service: str, timeout: float) -> None:
         self._service = service
         self._timeout = timeout
         self._resource = resource(service)
-        self._over = OverGrpc(Place(f"unix:{path}", str(path), 0), {}, compress=False)
+        self._over = OverGrpc(place, {}, compress=False)
         # the node works without it, and says itself which of its processes are down
         self._exporter = Exporter(self._over, timeout, level=logging.INFO)
 

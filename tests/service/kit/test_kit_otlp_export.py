@@ -27,7 +27,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as pb
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SpanExportResult
 
-from services.kit import errors, otlp, rpc
+from services.kit import config, errors, otlp, rpc
 from tests.support import TOP, eventually_async, within
 
 PREFIX = "OTEL_EXPORTER_OTLP_"
@@ -361,6 +361,42 @@ async def test_a_process_that_ends_exports_pending_spans_without_spans_about_it(
     )
     assert await process.wait() == 0
     assert sorted(collector.names) == ["inner", "outer"]
+
+
+async def test_spans_go_where_the_configuration_says() -> None:
+    """To any collector instead of the node's traces service."""
+    async with serving("127.0.0.1:0") as (collector, endpoint):
+        code = PROCESS.replace("fold=0.0", f"fold=0.0, endpoint={endpoint!r}")
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-P", "-c", code, env={**_environment(), "PYTHONPATH": str(TOP)}
+        )
+        assert await process.wait() == 0
+    assert sorted(collector.names) == ["inner", "outer"]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "good"),
+    [
+        ("http://127.0.0.1:4317", True),
+        ("https://[::1]/", True),
+        ("unix:/run/collector.sock", True),
+        ("unix:relative", False),
+        ("unix:/" + "x" * 107, False),
+        ("127.0.0.1:4317", False),
+        ("http://a:99999", False),
+        ("http://:4317", False),
+        ("http://a/v1/traces", False),
+        ("http://[::1", False),
+    ],
+)
+def test_an_address_that_cannot_be_one_is_refused(endpoint: str, good: bool) -> None:
+    """When the configuration is read: no process fails on it later."""
+    if good:
+        found = config.Tracing(endpoint=endpoint)
+        assert otlp.place_of(otlp.Variable("endpoint", found.endpoint)).host
+    else:
+        with pytest.raises(ValueError, match="^endpoint: "):
+            config.Tracing(endpoint=endpoint)
 
 
 @pytest.mark.parametrize("silent", [False, True])
