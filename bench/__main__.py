@@ -5,6 +5,7 @@ python -m bench --pulls [--only WORD]    only the pulls by the daemons themselve
 python -m bench --calls [--rounds N]     the calls of one ``ctr run`` and their times (docs/what-a-run-costs.md)
 python -m bench --against CHECKOUT       this build beside an older one, and that beside itself (bench/against.py):
                                          what has become slower?
+python -m bench --tracing                this build with tracing beside itself without: what does it cost?
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def main() -> int:
         prog="bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", default="", help="measure only rows whose name contains this")
-    parser.add_argument("--rounds", type=int, help=f"default: {ROUNDS}; with --against {against.ROUNDS}, and no fewer")
+    parser.add_argument(
+        "--rounds", type=int, help=f"default: {ROUNDS}; with --against and --tracing {against.ROUNDS}, and no fewer"
+    )
     parser.add_argument(
         "--scratch",
         type=Path,
@@ -68,6 +71,12 @@ def main() -> int:
         help="measure this build beside that of another clone of this repository, with its .venv or, if it has none, "
         "with "
         "this one; exit code 1 if a row is worse by more than 3 %% and by more than the old build differs from itself",
+    )
+    mode.add_argument(
+        "--tracing",
+        action="store_true",
+        help="measure this build with tracing on beside itself with tracing off; exit code 1 if a pull is worse by "
+        "more than 3 %%, or a call or a run by more than 10 %%",
     )
     parser.add_argument(
         "--containerd2",
@@ -91,7 +100,8 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    least = against.ROUNDS if options.against else 1
+    beside_itself = options.against or options.tracing
+    least = against.ROUNDS if beside_itself else 1
     options.rounds = options.rounds if options.rounds is not None else max(least, ROUNDS)
     if options.rounds < least:
         parser.error(f"--rounds {options.rounds}: at least {least}")
@@ -117,7 +127,7 @@ def main() -> int:
         mounts = Path(tempfile.mkdtemp(prefix="bn", dir="/tmp"))  # short: sockets are below it
         stack.callback(shutil.rmtree, mounts, ignore_errors=True)
         registry = stack.enter_context(Registry(options.scratch / "registry"))
-        rows = (against if options.against else side_by_side).compare(stack, registry, mounts, options)
+        rows = (against if beside_itself else side_by_side).compare(stack, registry, mounts, options)
         if options.json:
             options.json.write_text(json.dumps(rows, indent=1))
         return int(any(row.get("failed") or row.get("worse") for row in rows))

@@ -4,6 +4,9 @@ Three nodes run at once: one of this build and two of the old. In each round eve
 turn, and the first one changes from round to round. A row is *worse* if this build's median is worse than the old one's
 by more than :data:`BOUND`, and by more than the old build differs from itself: from node to node, and, for the figures
 of both its nodes, from one half to the other (in 99 of 100 ways to halve them).
+
+With ``--tracing`` all three are of this build. The first traces as it does by default, the others do not: what does
+tracing cost? The bounds are then those of docs/adr/0015.
 """
 
 from __future__ import annotations
@@ -27,7 +30,11 @@ from deploy.samples import Registry, busybox_image
 
 ROUNDS = 7
 BOUND = 0.03
-NEW, OLD, AGAIN = "new", "old", "old-again"
+NAMES = ("new", "old", "old-again")
+TRACING = ("on", "off", "off-again")
+UNTRACED = "[tracing]\nenabled = false\n"
+TRACED_BOUND = 0.10
+"""That of short calls and of runs with tracing on; a pull has the usual one."""
 HALVINGS = 2000
 NODE_PULL = "pull by the node, bench image"
 
@@ -44,6 +51,7 @@ class Row:
     """The image that ``work`` pulls, or that must have been pulled before."""
     times: int = 1
     """How often in a round: short work is measured more often."""
+    bound: float = BOUND
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +63,19 @@ class Verdict:
     ratio: float
     worse_by: float
     noise: float
+    bound: float = BOUND
 
     @property
     def worse(self) -> bool:
-        return self.worse_by > BOUND and self.worse_by > self.noise
+        return self.worse_by > self.bound and self.worse_by > self.noise
 
 
-def verdict(new: Sequence[float], old: Sequence[float], again: Sequence[float], *, more: bool = False) -> Verdict:
+def verdict(
+    new: Sequence[float], old: Sequence[float], again: Sequence[float], *, more: bool = False, bound: float = BOUND
+) -> Verdict:
     """Judge the figures of a row. ``more``: larger ones are better."""
     ratio = statistics.median(new) / statistics.median([*old, *again])
-    return Verdict(ratio, (1 / ratio if more else ratio) - 1, max(_apart(old, again), _halves([*old, *again])))
+    return Verdict(ratio, (1 / ratio if more else ratio) - 1, max(_apart(old, again), _halves([*old, *again])), bound)
 
 
 def _apart(one: Sequence[float], other: Sequence[float]) -> float:
@@ -91,11 +102,11 @@ def compare(stack: ExitStack, registry: Registry, mounts: Path, options: argpars
     box = f"{registry.host}/bench-box:1"
     big = f"{registry.host}/bench:1"
     programs = options.containerd2 or peers.containerd_2()
-    rows = [row for row in _rows(box, big, programs) if options.only in row.name]
+    there = _of_tracing(_rows(box, big, programs)) if options.tracing else _rows(box, big, programs)
+    rows = [row for row in there if options.only in row.name]
     if not rows:
         raise RuntimeError(
-            f"--only {options.only}: no row is called so; there are: "
-            f"{'; '.join(row.name for row in _rows(box, big, programs))}"
+            f"--only {options.only}: no row is called so; there are: {'; '.join(row.name for row in there)}"
         )
     if programs is None and options.only in NODE_PULL:
         print(
@@ -108,16 +119,22 @@ def compare(stack: ExitStack, registry: Registry, mounts: Path, options: argpars
     if any(row.needs == big for row in rows):
         print("making the bench image, or taking the one made before", file=sys.stderr)
         registry.push(bench_image(options.scratch / "image"), "bench:1")
+    old, off = (peers.TOP, UNTRACED) if options.tracing else (options.against, "")
+    names = TRACING if options.tracing else NAMES
     nodes = [
-        _node(stack, name, checkout, options.scratch / f"{short}.xfs", mounts / short)
-        for name, checkout, short in ((NEW, peers.TOP, "n"), (OLD, options.against, "o"), (AGAIN, options.against, "a"))
+        _node(stack, name, checkout, config, options.scratch / f"{short}.xfs", mounts / short)
+        for name, checkout, config, short in zip(
+            names, (peers.TOP, old, old), ("", off, off), ("n", "o", "a"), strict=True
+        )
     ]
     if any(row.needs == box for row in rows):
         registry.push(busybox_image(), "bench-box:1")
         for node in nodes:
             measures.ctr(node, "images", "pull", "--plain-http", box)
     print(
-        f"new: {_commit(peers.TOP)}; old: {_commit(options.against)} of {options.against}; medians of {options.rounds}"
+        f"{_commit(peers.TOP)}, tracing on and off; medians of {options.rounds}"
+        if options.tracing
+        else f"new: {_commit(peers.TOP)}; old: {_commit(old)} of {old}; medians of {options.rounds}"
     )
     print(f"{'':42}" + "".join(f"{node.name:>15}" for node in nodes) + f"{'ratio':>9}{'noise':>9}", flush=True)
     return [_measured(row, nodes, options.rounds) for row in rows]
@@ -150,9 +167,18 @@ def _rows(box: str, big: str, programs: Path | None) -> list[Row]:
     return found
 
 
-def _node(stack: ExitStack, name: str, checkout: Path, image: Path, mount_point: Path) -> Peer:
+def _of_tracing(rows: Sequence[Row]) -> list[Row]:
+    """The same with the bounds of tracing, without those in which much else works at once."""
+    return [
+        row if "pull" in row.name else dataclasses.replace(row, bound=TRACED_BOUND)
+        for row in rows
+        if "beside" not in row.name and "at once" not in row.name
+    ]
+
+
+def _node(stack: ExitStack, name: str, checkout: Path, config: str, image: Path, mount_point: Path) -> Peer:
     directory = stack.enter_context(peers.xfs(image, mount_point))
-    return dataclasses.replace(stack.enter_context(peers.splitd(directory, checkout)), name=name)
+    return dataclasses.replace(stack.enter_context(peers.splitd(directory, checkout, config)), name=name)
 
 
 def _measured(row: Row, nodes: Sequence[Peer], rounds: int) -> dict[str, object]:
@@ -163,7 +189,8 @@ def _measured(row: Row, nodes: Sequence[Peer], rounds: int) -> dict[str, object]
         first = number % len(nodes)
         for node in [*nodes[first:], *nodes[:first]]:
             figures[node.name].append(row.work(node))
-    found = verdict(figures[NEW], figures[OLD], figures[AGAIN], more=row.more)
+    new, old, again = figures.values()
+    found = verdict(new, old, again, more=row.more, bound=row.bound)
     cells = "".join(f"{statistics.median(figures[node.name]):15.3f}" for node in nodes)
     print(
         f"{row.name + ', ' + row.unit:42}{cells}{found.ratio:9.3f}{found.noise:8.1%}"

@@ -138,18 +138,25 @@ def containerd(directory: Path, programs: Path | None = None) -> Iterator[Peer]:
 
 
 @contextlib.contextmanager
-def splitd(directory: Path, checkout: Path = TOP) -> Iterator[Peer]:
+def splitd(directory: Path, checkout: Path = TOP, config: str = "") -> Iterator[Peer]:
     """A node, started by ``splitd up`` of a clone of this repository, with the clone's .venv or else with this one. Its
-    state is on the same file system as its root.
+    state is on the same file system as its root. ``config`` is the text of its configuration file.
     """
     where = ["--root", str(directory / "root"), "--state", str(directory / "state")]
+    file = directory / "config.toml"
+    file.write_text(config)
+    chosen = ["--config", str(file)] if config else []
     theirs = checkout.resolve() / ".venv/bin/python"
     python = str(theirs) if theirs.exists() else sys.executable
     # the record of how it was started is removed with it
     environment = {**os.environ, "SPLITD_NODES": str(directory / "nodes")}
     try:
         subprocess.run(
-            [python, "-m", "deploy", "up", *where], cwd=checkout, env=environment, check=True, stdout=subprocess.DEVNULL
+            [python, "-m", "deploy", "up", *where, *chosen],
+            cwd=checkout,
+            env=environment,
+            check=True,
+            stdout=subprocess.DEVNULL,
         )
         yield Peer("splitd", directory / "state/containerd.sock", (str(directory / "state"),))
     finally:

@@ -50,3 +50,10 @@ def test_the_same_build_is_seldom_worse_than_itself(seed):
     rows = [figures(3 * seed + n, 1, 0.1) for n in range(3)]
     assert not verdict(*rows).worse
     assert verdict(*rows) == verdict(*rows)
+
+
+def test_a_row_may_have_another_bound():
+    """What tracing may cost a call is more than what it may cost a pull."""
+    quiet = [100.0] * 7
+    assert not verdict([109.0] * 7, quiet, quiet, bound=0.1).worse
+    assert verdict([111.0] * 7, quiet, quiet, bound=0.1).worse
