@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import random
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -125,6 +128,33 @@ async def test_a_killed_process_keeps_what_it_has_written() -> None:
             running.start()
             async with rpc.Channel(running.sockets[0], "traces") as channel:
                 assert (await RemoteStore(channel).trace(sent.trace)).spans == [sent]
+
+
+async def test_kills_while_spans_come() -> None:
+    """Whenever it dies, the next one opens the file, and has every trace that it ever told of."""
+    rng = random.Random(1)
+    with short_directory() as directory, ServiceProcess("services.traces", directory / "r", directory / "s") as running:
+        told: set[str] = set()
+        for _ in range(4):
+            async with rpc.Channel(running.sockets[0], "traces") as channel:
+                store = RemoteStore(channel)
+                assert told <= {each.id for each in await store.traces(Query(limit=100_000))}
+
+                async def flood(store: RemoteStore = store) -> None:
+                    with contextlib.suppress(errors.NodeError):
+                        while True:
+                            sent = span(attributes={"x": rng.randbytes(5_000)})
+                            await store.add([sent, *(span(sent.trace, parent=sent.id) for _ in range(20))])
+
+                flooding = asyncio.ensure_future(flood())
+                for _ in range(rng.randrange(1, 4)):
+                    told |= {each.id for each in await store.traces(Query(limit=100_000))}
+                await asyncio.sleep(rng.uniform(0.0, 0.2))
+                running.kill()
+                await flooding
+            running.start()
+        assert len(told) > 10
+        assert "replaced" not in running.text()
 
 
 async def test_it_is_small(process: ServiceProcess) -> None:
