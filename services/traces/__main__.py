@@ -11,6 +11,7 @@ from services.traces.intake import Intake
 from services.traces.live import OpenSpans
 from services.traces.local import LocalStore
 from services.traces.long_running import LongRunning
+from services.traces.measured import measured
 from services.traces.server import CollectorServicer, TracesServicer
 
 _NICE = 10
@@ -30,6 +31,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
             CollectorServicer(intake),
             TracesServicer(intake, opened, LongRunning(opened.live, config.running).look),
         ]
+        measured(intake, opened)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(intake.running())
             await stack.enter_async_context(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as collector
 
-from services.kit import errors, rpc
+from services.kit import errors, metrics_server, rpc
 from services.traces.remote import RemoteStore
 from services.traces.store import Query
 from tests.suites.traces import NOW, TracesSuite, span
@@ -155,6 +155,33 @@ async def test_kills_while_spans_come() -> None:
             running.start()
         assert len(told) > 10
         assert "replaced" not in running.text()
+
+
+async def test_its_figures_are_metrics() -> None:
+    """What it holds, and what was lost where."""
+    with short_directory() as directory:
+        (directory / "c.toml").write_text('[metrics]\naddress = "127.0.0.1:1"\n')
+        with ServiceProcess(
+            "services.traces", directory / "r", directory / "s", config=directory / "c.toml"
+        ) as running:
+            async with rpc.Channel(running.sockets[0], "traces") as channel:
+                store = RemoteStore(channel)
+                await store.add([span(), span()])
+                await store.report("x", [], dropped=7)
+                families = await metrics_server.collect(channel, 5.0)
+    values = {
+        (family.name, *sorted(sample.labels.values())): sample.value
+        for family in families
+        if family.name.startswith(("splitd_store", "splitd_spans"))
+        for sample in family.samples
+    }
+    assert values.pop(("splitd_store_bytes", "traces")) > 0
+    assert values == {
+        ("splitd_store_items", "traces", "traces"): 2,
+        ("splitd_store_items", "spans", "traces"): 2,
+        ("splitd_spans_dropped", "sender"): 7,
+        ("splitd_spans_dropped", "store"): 0,
+    }
 
 
 async def test_it_is_small(process: ServiceProcess) -> None:
