@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from google.protobuf.empty_pb2 import Empty
 from api.containerd.services.transfer.v1 import transfer_pb2 as pb
 from api.containerd.services.transfer.v1 import transfer_stubs
 from api.containerd.types.transfer import imagestore_pb2, importexport_pb2, registry_pb2
-from services.images import names
+from services.images import figures, names
 from services.images import transfer_convert as convert
 from services.images.archives import exporter, importer
 from services.images.documents.graph import LAYERS
@@ -282,11 +283,13 @@ def _telling_outcome(source: End | None, destination: End | None, call: Call) ->
     what = f"{_description(source, destination)} in namespace {call.optional_namespace}"
     trace = tracing.current().ref().partition("-")[0]
     where = f"; trace {trace}" if trace else ""
+    outcome, begun = "failed", time.monotonic()
     try:
         yield
+        outcome = "ok"
     except errors.NodeError as error:
         cancelled = isinstance(error, errors.Cancelled)
-        tracing.operation(**{"splitd.outcome": "cancelled" if cancelled else "failed"})
+        outcome = "cancelled" if cancelled else "failed"
         if not cancelled:
             said = logs.shown(what), logs.shown(str(error)), errors.name(error.code), where
             log.warning("%s failed: %s (%s%s)", *said)
@@ -295,13 +298,12 @@ def _telling_outcome(source: End | None, destination: End | None, call: Call) ->
             error.trailers = (*error.trailers, (rpc.TRACE, trace))
         raise
     except asyncio.CancelledError:
-        tracing.operation(**{"splitd.outcome": "cancelled"})
+        outcome = "cancelled"
         log.info("%s was cancelled: its client has gone, or its deadline has passed", logs.shown(what))
         raise
-    except Exception:
-        tracing.operation(**{"splitd.outcome": "failed"})
-        raise
-    tracing.operation(**{"splitd.outcome": "ok"})
+    finally:
+        tracing.operation(**{"splitd.outcome": outcome})
+        figures.transferred(_kind(source, destination)[0], outcome, time.monotonic() - begun)
 
 
 class _Questions:

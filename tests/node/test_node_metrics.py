@@ -53,6 +53,25 @@ def counted() -> Iterator[tuple[Node, int]]:
             node.clear()
 
 
+def test_a_pull_is_counted_by_registry_and_stage(counted: tuple[Node, int], registry: Registry) -> None:
+    """Its outcome, its requests by status, the time of each stage, the worker's time, and the sizes of the stores."""
+    node, port = counted
+    node.splitd("pull", "--plain-http", "--namespace", "counted", f"{registry.host}/box:1")
+    node.splitd("pull", "--plain-http", "--namespace", "counted", f"{registry.host}/nothing:1", ok=False)
+    found = series(port)
+    for outcome in ("ok", "failed"):
+        assert found[f'splitd_transfers_total{{operation="pull",outcome="{outcome}",service="images"}}'] == 1
+    assert found['splitd_transfer_seconds_count{operation="pull",service="images"}'] == 2
+    host = f'host="{registry.host}",service="images"'
+    assert found[f'splitd_registry_requests_total{{{host},status="404"}}'] >= 1
+    assert found[f'splitd_registry_requests_total{{{host},status="200"}}'] >= 1
+    assert found[f"splitd_registry_received_bytes_total{{{host}}}"] > 100
+    for stage in ("connect", "first_byte", "body"):
+        assert found[f'splitd_registry_seconds_total{{{host},stage="{stage}"}}'] > 0
+    assert found['splitd_queue_held{queue="layers",service="images"}'] == 0
+    assert found['splitd_store_bytes{service="metadata",store="metadata"}'] > 0
+
+
 def test_containers_have_containerds_metrics(counted: tuple[Node, int], registry: Registry) -> None:
     """The same families and labels as on containerd's own page, for the same container; they go with it."""
     node, port = counted

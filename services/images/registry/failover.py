@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
-from services.images import waits
+from services.images import figures, waits
 from services.images.registry import host_memory, trace
 from services.images.registry.endpoint import Place
 from services.images.registry.failure import WORDS, Blame, Failure, combined
@@ -139,6 +139,7 @@ class Failover(Generic[P]):
             **failure.attributes,
         }
         words = _words(first.name, failure, pause)
+        figures.paused(first.name, _reason(failure), pause)
         with waits.waiting(waits.PAUSE, words, ref="", host=first.name, lasts=pause, **about):
             await asyncio.sleep(pause)
 

@@ -24,7 +24,7 @@ import aiohttp
 from aiohttp.http_exceptions import ContentLengthError, TransferEncodingError
 from yarl import URL
 
-from services.images import waits
+from services.images import figures, waits
 from services.images.registry import content_encoding
 from services.images.registry.failure import Blame, Failure
 from services.images.registry.host import TLS
@@ -238,16 +238,17 @@ class Answer:
         if self._began:
             end = tracing.now() - round((time.monotonic() - self._last) * 1e9) if self._last else self._began
             seconds = max(0, end - self._began) / 1e9
-            figures: dict[str, str | float | bool] = {
+            found: dict[str, str | float | bool] = {
                 "server.address": self.host,
                 "splitd.bytes": self._received,
                 "splitd.bytes_ms": round(self.waited * 1000, 3),
             }
             if seconds and self._received:
-                figures["splitd.rate"] = round(self._received / seconds, 1)
-            traced.set(**figures)
+                found["splitd.rate"] = round(self._received / seconds, 1)
+            figures.received(self.host, self._received, self.waited)
+            traced.set(**found)
             with traced.inside():
-                tracing.recorded("registry.transfer", self._began, max(end, self._began), "", parent=None, **figures)
+                tracing.recorded("registry.transfer", self._began, max(end, self._began), "", parent=None, **found)
         traced.end()
 
 
@@ -346,6 +347,7 @@ class Session:
                 timings.detach(token)
                 if answer is None:
                     traced.end()
+                figures.answered(host, 0 if answer is None else answer.status, timings.took)
                 exchange.connection(host, timings.peer, timings.took, reused=timings.reused)
 
     async def close(self) -> None:

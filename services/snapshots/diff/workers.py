@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from services.kit import errors, kept, loops, pipes, tracing
+from services.kit import errors, kept, loops, metrics, pipes, tracing
 from services.oci.mounts import Mount
 from services.snapshots import programs
 from services.snapshots.diff import standstill
@@ -23,6 +23,9 @@ from services.snapshots.diff.inherit import Unnamed
 from services.snapshots.diff.mounts import to_arguments
 from services.snapshots.diff.spent import Spent
 
+_SECONDS = metrics.Counter(
+    "splitd_layer_seconds_total", "Seconds of the programs that unpack and make layers, by what they went for.", "stage"
+)
 _REST = 10.0
 """Seconds without work after which the apply program ends: it takes 10 MB, and 40 ms to start."""
 
@@ -348,6 +351,8 @@ def _set_times(span: tracing.Span, spent: Spent, seconds: float, coding: str) ->
         "busy": spent.busy,
     }
     span.set(**{f"splitd.time.{name}_ms": part / 1000 for name, part in parts.items()})
+    for stage in ("cpu", "runqueue", "disk", "bytes"):
+        _SECONDS.add(parts[stage] / 1e6, stage)
 
 
 async def run(
