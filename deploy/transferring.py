@@ -274,7 +274,8 @@ def run(work: Coroutine[Any, Any, T], resumed: str = "") -> T:
             if not away and not trace:
                 raise
             raise Failure(
-                f"{_SUFFIX.sub('', words)}; {resumed}" if away else words, more=[f"trace {trace}"] if trace else ()
+                f"{_SUFFIX.sub('', words)}; {resumed}" if away else words,
+                more=[f"trace {trace} (splitd trace show {trace[:8]})"] if trace else (),
             ) from None
 
     return asyncio.run(guarded())

@@ -58,7 +58,8 @@ class _Job:
 
 class _Telling:
     """Tells what is waited for. Events of waits have no name, and clients show such an event until the next one without
-    a name: so when a wait is over, the last other one is told again.
+    a name: so when a wait is over, the last other one is told again. The last event with a name follows each time,
+    since ctr draws anew only for those.
     """
 
     def __init__(self, board: Board, report: Report, after: float, again: float) -> None:
@@ -67,14 +68,22 @@ class _Telling:
         self._again = again
         self._report = report
         self._status = ""
+        self._named: Progress | None = None
         self._told: Wait | None = None
         self._at = float("-inf")
 
     def through(self, event: Progress) -> None:
         """Report another event."""
-        if not event.name:
+        if event.name:
+            self._named = event
+        else:
             self._status, self._told = event.event, None
         self._report(event)
+
+    def _tell(self, event: Progress) -> None:
+        self._report(event)
+        if self._named is not None:
+            self._report(self._named)
 
     def look(self) -> None:
         """Report the wait that is to be told now, if it is news."""
@@ -83,7 +92,7 @@ class _Telling:
             told = self._told
             same = told is not None and (told.cause, told.host) == (wait.cause, wait.host)
             if not same or now - self._at >= self._again or wait.seconds < self._told.seconds:  # type: ignore[union-attr]
-                self._report(
+                self._tell(
                     Progress(
                         wait.words,
                         parents=(wait.host, wait.cause),
@@ -94,7 +103,7 @@ class _Telling:
                 self._told, self._at = wait, now
         elif self._told is not None:
             self._told = None
-            self._report(Progress(self._status))
+            self._tell(Progress(self._status))
 
 
 @contextlib.asynccontextmanager

@@ -29,8 +29,20 @@ class Failover(Generic[P]):
     most.
     """
 
-    def __init__(self, what: str, places: Sequence[P], memory: HostMemory, retry: Retry) -> None:
+    def __init__(
+        self,
+        what: str,
+        places: Sequence[P],
+        memory: HostMemory,
+        retry: Retry,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """``clock`` gives the time, in seconds, by which hosts rest."""
         self.attempts = 0
+        self._clock = clock
+        self._sleep = sleep
         self._what = what
         self._places = places
         self._memory = memory
@@ -77,7 +89,7 @@ class Failover(Generic[P]):
         if not failure.transient or (failure.wait or 0.0) > self._retry.hopeless:
             self._done.add(place)
         elif failure.wait is not None:
-            self._not_before[place] = time.monotonic() + min(failure.wait, self._retry.longest_asked)
+            self._not_before[place] = self._clock() + min(failure.wait, self._retry.longest_asked)
 
     def progress(self) -> None:
         """Note progress: earlier failures do not count any more."""
@@ -96,7 +108,7 @@ class Failover(Generic[P]):
 
     def _round(self, not_first: P | None) -> Iterator[P]:
         self._skipped.clear()
-        now = time.monotonic()
+        now = self._clock()
         candidates = [
             each for each in self._places if each not in self._done and self._not_before.get(each, 0.0) <= now
         ]
@@ -126,7 +138,7 @@ class Failover(Generic[P]):
             raise combined(
                 self._what, failures, [said for each, said in self._skipped.items() if each not in self._failures]
             )
-        now = time.monotonic()
+        now = self._clock()
         times = {each: self._not_before[each] - now if each in self._not_before else None for each in may}
         asked = None if None in times.values() else max(0.0, min(time for time in times.values() if time is not None))
         first = min(may, key=lambda each: times[each] or 0.0)
@@ -141,7 +153,10 @@ class Failover(Generic[P]):
         words = _words(first.name, failure, pause)
         figures.paused(first.name, _reason(failure), pause)
         with waits.waiting(waits.PAUSE, words, ref="", host=first.name, lasts=pause, **about):
-            await asyncio.sleep(pause)
+            await self._sleep(pause)
+        # A timer may end a little early. Hosts whose time is over by then would be left out of the next round.
+        for each in [each for each, until in self._not_before.items() if until <= now + pause]:
+            del self._not_before[each]
 
 
 def _reason(failure: Failure) -> str:

@@ -219,6 +219,7 @@ class Answer:
         """Say in the trace that the request has failed in the end."""
         if self._traced is not None:
             self._traced.set(**failure.attributes)
+            self._traced.keep()  # however short it was
 
     def release(self) -> None:
         """Release the answer: its connection is reused if the body was read to its end, and closed otherwise."""
@@ -338,8 +339,11 @@ class Session:
                 return answer
             except (aiohttp.ClientError, OSError, ValueError) as error:
                 failure = _failure(host, timings, error, connect, stall, proxy)
-                plain = failure.plain and role.perhaps_plain
-                traced.set(**({"splitd.registry.plain_http": True} if plain else failure.attributes))
+                if failure.plain and role.perhaps_plain:
+                    traced.set(**{"splitd.registry.plain_http": True})
+                else:
+                    traced.set(**failure.attributes)
+                    traced.keep()  # however short it was
                 exchange.failed(failure.cause)
                 raise failure from None
             finally:

@@ -44,7 +44,7 @@ def test_a_failed_transfer_names_its_trace(said: str | bytes, lines: int) -> Non
     with pytest.raises((Failure, errors.NotFound)) as raised:
         transferring.run(failing(error))
     found = getattr(raised.value, "lines", (str(raised.value),))
-    assert found == ("no such image: not found", f"trace {said!s}")[:lines]
+    assert found == ("no such image: not found", f"trace {said!s} (splitd trace show 0af76519)")[:lines]
 
 
 @pytest.mark.parametrize("said", ["has been unreachable for 5 s", "has been silent for 60 s", "went away"])
