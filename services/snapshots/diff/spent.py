@@ -96,17 +96,22 @@ class Counters:
             self._schedstat = os.open(f"{_thread.get_native_id()}/schedstat", os.O_RDONLY | os.O_CLOEXEC, dir_fd=tasks)
         except FileNotFoundError:
             self._schedstat = -1
-        self._first = 0, 0, 0
+        self._first = 0, 0
         if not new:
-            self._first = self.now()
+            self._first = self.now()[:2]
 
     def now(self) -> tuple[int, int, int]:
         """Its cpu, runqueue and bytes until now; other threads may ask, too."""
         if self._ended is not None:
             return self._ended
         passed = time.monotonic_ns() - since if (since := self._since) else 0
-        cpu, runqueue, arriving = self._first
-        return time.clock_gettime_ns(self._clock) - cpu, self._runqueue() - runqueue, self._bytes + passed - arriving
+        arriving = self._bytes + passed
+        try:
+            return time.clock_gettime_ns(self._clock) - self._first[0], self._runqueue() - self._first[1], arriving
+        except OSError:
+            if self._ended is not None:  # just now
+                return self._ended
+            raise
 
     def _runqueue(self) -> int:
         return int(os.pread(self._schedstat, 64, 0).split()[1]) if self._schedstat >= 0 else 0
@@ -124,6 +129,9 @@ class Counters:
     def end(self) -> None:
         """It counts no further: the kernel has no counters of a thread that is gone."""
         self._ended = self.now()
+
+    def close(self) -> None:
+        """Nobody will ask any more."""
         if self._schedstat >= 0:
             os.close(self._schedstat)
 
@@ -180,7 +188,9 @@ class Account:
             digest += helped * helper.digest // max(own, 1)
             beside, delayed = max(0, own - helped), max(0, late - self._helped[1])
         cpu, runqueue, arriving = (a + b for a, b in zip(main.now(), self._helped, strict=True))
-        main.end()
+        for each in (main, helper):
+            if each is not None:
+                each.close()
         os.close(self._tasks)
         disk = max(0, whole - cpu - runqueue - arriving)
         files = max(0, cpu - coding - digest)
