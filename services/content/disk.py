@@ -587,12 +587,13 @@ class Ingest:
                 raise errors.FailedPrecondition(f"unexpected commit digest {digest}, expected {expected}")
             os.utime(self._fd)
             fault("content.before-fsync")
-            with tracing.span("content.fsync", size=actual):
+            with tracing.span("content.fsync", **{"splitd.size": actual}):
                 os.fsync(self._fd)
             if not self._is_linked(self._fd):
                 raise errors.Aborted(f'ingest ref "{self.ref}"')
             try:
-                new = self._disk.publish(self._data, digest, labels)
+                with tracing.span("content.publish"):
+                    new = self._disk.publish(self._data, digest, labels)
             except FileNotFoundError:
                 raise errors.Aborted(f'ingest ref "{self.ref}"') from None
             if new:
@@ -622,7 +623,7 @@ class Ingest:
         digester = self._hash
         if not self._is_hashed or algorithm != digester.name:
             self._hash = digester = hashlib.new(algorithm)
-            with tracing.span("content.hash", size=self.offset, algorithm=algorithm):
+            with tracing.span("content.hash", **{"splitd.size": self.offset}):
                 self._hash_file(digester)
         return Digest(algorithm, digester.hexdigest())
 

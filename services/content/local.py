@@ -37,6 +37,9 @@ _BRIEF_THREADS = 4
 """Threads that begin ingests filled by path, and that give ingests up. A pull may begin a hundred at once. Each takes a
 part of a millisecond; in more threads they would wait for each other, and the loop for all of them.
 """
+_SOON = 1_000_000
+"""Nanoseconds after which a thread's work has begun if a thread was free."""
+_THREADS: dict[str, Any] = {"splitd.wait.for": "threads of the content store"}
 _PIECES_UNTIL_DOUBLED = 8
 """A reader's pieces double in size after this many, which are more than wait for a reader that never reads."""
 
@@ -70,8 +73,11 @@ class LocalStore:
         self, pool: ThreadPoolExecutor, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> asyncio.Future[T]:
         context = contextvars.copy_context()  # the work belongs to the caller's span
+        asked = tracing.now()
 
         def run() -> T:
+            if (now := tracing.now()) - asked > max(tracing.fold(), _SOON):
+                context.run(tracing.recorded, "wait.budget", asked, now, **_THREADS)
             try:
                 return context.run(work, *args, **kwargs)
             except OSError as error:
@@ -338,7 +344,8 @@ class LocalWriter:
         self, size: int = 0, expected: Digest | None = None, labels: Mapping[str, str] | None = None
     ) -> Digest:
         try:
-            with tracing.span("content.commit", ref=self._ingest.ref, size=self._ingest.offset):
+            about: dict[str, str | int] = {"splitd.ref": self._ingest.ref, "splitd.size": self._ingest.offset}
+            with tracing.span("content.commit", **about):
                 digest, _ = await self._run(self._ingest.commit, size, expected, labels)
         finally:
             await self.close()
@@ -388,9 +395,9 @@ class LocalFiles:
                 size, expected, labels, computed=computed
             )
 
-        with tracing.span("content.commit", ref=ref, computed=computed) as span:
+        with tracing.span("content.commit", **{"splitd.ref": ref}) as span:
             done = await store.run_locked(ref, committed)
-            span.set(size=done[1])
+            span.put({"splitd.size": done[1]})
             return done
 
 

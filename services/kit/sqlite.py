@@ -3,6 +3,7 @@
 It uses WAL with synchronous=FULL: a commit is one append to the log and one fsync. So work that arrives while the disk
 is busy is *grouped*: each piece is a savepoint of its own in one transaction, and one commit makes all of it durable.
 Nothing of a group is answered before that commit is done, not even failures, since what they saw might not have lasted.
+In a trace, a piece that took long is a ``wait.lock`` for the groups before its own, and the commit of its group.
 
 The owner chooses the thread. metadata's work is short and runs in the event loop; only the commit leaves the loop
 (``services/metadata/sqlite.py``). A snapshotter's work makes directories, too, and has a thread for all of it
@@ -16,12 +17,12 @@ import contextlib
 import logging
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from sqlite3 import Connection
 from typing import Any, Generic, TypeVar
 
-from services.kit import damage, errors, wal
+from services.kit import damage, errors, tracing, wal
 
 log = logging.getLogger(__name__)
 R = TypeVar("R")
@@ -155,6 +156,22 @@ def reading(connection: Connection) -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------- grouped commits
 
 
+_FOR: dict[str, Any] = {"splitd.wait.for": "the commits before this one"}
+
+
+@dataclass(slots=True)
+class Group:
+    """A group, for traces. Times are those of ``tracing.now``."""
+
+    begun: int
+    before: tracing.Span
+    """The span of the first work of the group before: this one had to wait for it."""
+    size: int = 0
+    disk: int = 0
+    """When its commit began."""
+    done: int = 0
+
+
 @dataclass(slots=True)
 class Work(Generic[R]):
     """A piece of work on the rows ``R`` of an open transaction, and its result."""
@@ -165,6 +182,26 @@ class Work(Generic[R]):
     """Whether its commit waits for the disk."""
     result: Any = None
     error: BaseException | None = None
+    span: tracing.Span = field(default_factory=tracing.current)
+    """Its caller's."""
+    asked: int = field(default_factory=tracing.now)
+    group: Group | None = None
+
+    def told(self, name: str) -> None:
+        """Record what the caller has waited for, if that took long; ``name`` is the span of the commit."""
+        over, fold, group = tracing.now(), tracing.fold(), self.group
+        if group is None or over - self.asked < fold:
+            return
+        begun = max(self.asked, group.begun)
+        if begun - self.asked > fold:
+            tracing.recorded("wait.lock", self.asked, begun, group.before.ref(), **_FOR)
+        disk = max(0, group.done - group.disk)
+        attributes: dict[str, Any] = {
+            "splitd.group": group.size,
+            "splitd.time.disk_ms": disk / 1e6,
+            "splitd.time.rest_ms": max(0, over - begun - disk) / 1e6,
+        }
+        tracing.recorded(name, begun, over, **attributes)
 
 
 def run(work: Work[R], rows: R, connection: Connection) -> None:

@@ -184,6 +184,14 @@ def current() -> Span:
     return CURRENT.get()
 
 
+def caller() -> str:
+    """A reference to the span, in another process, on whose behalf the current call works: the nearest that is surely
+    kept. "" if there is none.
+    """
+    top = CURRENT.get().top()
+    return f"{top.trace}-{top.base}" if top.recording and top.base else ""
+
+
 def operation(**attributes: str | float | bool) -> None:
     """Set attributes of the operation that this work belongs to: on the root span, in whatever process it is.
 

@@ -3,7 +3,8 @@ are under way.
 
 Work that needs a thing that another operation is using (the collector has marked it, or an open intent claims its name)
 raises :class:`Busy`. It runs again when that operation has ended (:meth:`Database.wake`), for a bounded time. A wait is
-woken only by the end of the operation that it waits for: thousands may wait, each for another one.
+woken only by the end of the operation that it waits for: thousands may wait, each for another one. In a trace it is a
+span ``wait.lock``, linked to the collection, or to the caller of the intent.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
-from services.kit import errors, filters
+from services.kit import errors, filters, tracing
 from services.kit.slices import Lane
 from services.metadata import schema
 from services.metadata.store import Change, Collector, Namespace, Raw, Resource
@@ -45,6 +46,20 @@ class Busy(Exception):
         self.until = until
 
 
+class Pauses:
+    """How many calls waited, and for how long at most."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.longest = 0.0
+        """Seconds."""
+
+    def add(self, seconds: float) -> None:
+        """One more."""
+        self.count += 1
+        self.longest = max(self.longest, seconds)
+
+
 class Database:
     """The store of one metadata process. Its owner sets ``collector`` before it serves."""
 
@@ -62,6 +77,12 @@ class Database:
         """The start of this process: the caller of an intent that is older may no longer exist."""
         self.lane = lane or Lane()
         self._walks = Walks(transactions)
+        self.collection = ""
+        """The span of the collection that has marked things last (``tracing.Span.ref``)."""
+        self.pauses = Pauses()
+        """The waits for marked things since a collection took them out."""
+        self.claimants: dict[str, str] = {}
+        """From an open intent to the span for which it was opened (``tracing.caller``), until :meth:`wake` ends it."""
         self._waiting: dict[str | Raw, set[asyncio.Future[None]]] = {}
         """The waiting writes, by what they wait for."""
         self._delayed: dict[object, str | Raw] = {}
@@ -158,7 +179,7 @@ class Database:
                         awaited, ended = busy.until, waiting.enter_context(self._wait(busy.until))
                         continue
                     self._asleep.add(ended)
-                    with contextlib.suppress(TimeoutError):
+                    with contextlib.suppress(TimeoutError), self._told(busy):
                         async with asyncio.timeout(left):
                             await ended
                     self._asleep.discard(ended)  # the write queues again in this turn of the loop
@@ -167,6 +188,19 @@ class Database:
                     if change is not None:
                         self.schedule(change)
                     return result
+
+    @contextlib.contextmanager
+    def _told(self, busy: Busy) -> Iterator[None]:
+        """Trace the wait of the block."""
+        swept = isinstance(busy.until, Raw)
+        holder = self.collection if isinstance(busy.until, Raw) else self.claimants.get(busy.until, "")
+        begun = time.monotonic()
+        with tracing.wait("lock", holder, **{"splitd.wait.for": str(busy)}):
+            try:
+                yield
+            finally:
+                if swept:
+                    self.pauses.add(time.monotonic() - begun)
 
     @contextlib.contextmanager
     def _wait(self, until: str | Raw) -> Iterator[asyncio.Future[None]]:
@@ -208,6 +242,8 @@ class Database:
     def wake(self, *ended: str | Raw) -> None:
         """Intents have ended or marks were cleared: run the writes that wait for one of them."""
         for each in ended:
+            if isinstance(each, str):
+                self.claimants.pop(each, None)
             for waiter in self._waiting.pop(each, ()):
                 if not waiter.done():
                     waiter.set_result(None)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from services.kit import errors, loops
+from services.kit import errors, loops, tracing
 from services.kit.faults import fault
 from services.metadata import schema
 from services.metadata.database import Busy, Database, check_not_sweeping, ensure_namespace
@@ -101,13 +101,20 @@ class Intents:
         """Run ``work``, which opens an intent. If the caller is cancelled meanwhile, no intent is left open."""
         gone = False
         opened: list[str] = []
+        caller, claimants = tracing.caller(), self._database.claimants
+
+        def forget() -> None:
+            for id_ in opened:
+                claimants.pop(id_, None)
 
         def guarded(tx: Transaction) -> T:
             if gone:
                 raise errors.Cancelled
             result = work(tx)
             if isinstance(result, Intent):
+                forget()  # a transaction may run again
                 opened[:] = [result.id]
+                claimants[result.id] = caller
             return result
 
         task = loops.task("the begin of an intent", self._database.write(guarded))
@@ -115,6 +122,9 @@ class Intents:
             result = await asyncio.shield(task)
             fault("metadata.begun")
             return result
+        except errors.NodeError:
+            forget()
+            raise
         except asyncio.CancelledError:
             gone = True
             self._cancelling.start("the cancelling of an intent", self._undo(task, opened))

@@ -29,8 +29,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
-from services.kit import errors, loops, wal
-from services.kit.sqlite import File, Layout, Work, reading, run, undo
+from services.kit import errors, loops, tracing, wal
+from services.kit.sqlite import File, Group, Layout, Work, reading, run, undo
 from services.metadata import freeing
 from services.metadata.transactions import Key, Reader, Snapshot, Transaction, decode, encode, span
 
@@ -283,6 +283,8 @@ class SqliteTransactions:
         self._in_flight = False
         """A commit is on its way to the disk: the committed state may change at any instant."""
         self._committing: asyncio.Task[None] | None = None
+        self._last = tracing.current()
+        """The span of the first work of the last group."""
         self._closed = False
 
     def view(self, work: Callable[[Reader], T]) -> T:
@@ -334,7 +336,10 @@ class SqliteTransactions:
         self._queue.add(self._caller(), waiting)
         if self._committing is None:
             self._committing = loops.vital("the commits", self._commit_all())
-        result: T = await waiting.future
+        try:
+            result: T = await waiting.future
+        finally:
+            waiting.told("metadata.commit")
         return result
 
     async def close(self) -> None:
@@ -402,9 +407,12 @@ class SqliteTransactions:
         """Commit some of the queue. Returns whether the loop's other work came between."""
         waited = False
         batch: list[_Waiting] = []
+        group, self._last = Group(tracing.now(), self._last), self._queue.first().span
         try:
             self._wait_for_disk(self._queue.first().lasting)
-            if not await self._run(batch):
+            wrote = await self._run(batch, group)
+            group.disk, group.size = tracing.now(), len(batch)
+            if not wrote:
                 self._writer.execute("ROLLBACK")
             elif self._lasting:
                 self._in_flight = waited = True
@@ -432,6 +440,7 @@ class SqliteTransactions:
             return waited
         finally:
             self._uncommitted.clear()
+            group.done = tracing.now()
         self.file.answer(batch)
         return waited
 
@@ -442,7 +451,7 @@ class SqliteTransactions:
             self._writer.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT if lasting else 0}")
             self._lasting = lasting
 
-    async def _run(self, batch: list[_Waiting]) -> bool:
+    async def _run(self, batch: list[_Waiting], group: Group) -> bool:
         """Run queued work in one open transaction, and append it to ``batch``. Returns whether there is anything to
         commit.
 
@@ -464,6 +473,7 @@ class SqliteTransactions:
                 break
             waiting = self._queue.take()
             batch.append(waiting)
+            waiting.group = group
             if waiting.future.cancelled():  # not begun: as if never asked
                 continue
             rows = _Rows(self._writer)

@@ -122,7 +122,7 @@ class LocalSnapshotter(ABC):
         """All pages of the database are sound, as far as is known."""
         self._copying_from: Counter[int] = Counter()
         """Ids of the parents of staged copies: they have children that no record knows yet."""
-        self._committing: dict[str, asyncio.Future[None]] = {}
+        self._committing: dict[str, tuple[asyncio.Future[None], tracing.Span]] = {}
         """The snapshots that are being committed, by name; done once the record is queued. Records are written in queue
         order.
         """
@@ -302,7 +302,7 @@ class LocalSnapshotter(ABC):
             rows.insert(row)
             return row, ancestors
 
-        with prefixed("failed to create snapshot"):
+        with tracing.span("snapshots.prepare", **{"splitd.key": key}), prefixed("failed to create snapshot"):
             staged = self.copies(kind, parent)
             try:
                 async with self._staging(name, key, parent) if staged else contextlib.nullcontext():
@@ -339,7 +339,7 @@ class LocalSnapshotter(ABC):
             raise
         try:
             try:
-                with tracing.span("snapshots.copy", parent=parent):
+                with tracing.span("snapshots.copy"):
                     await self.stage(name, base)
                 fault("snapshots.after-copy")
             except BaseException:
@@ -365,9 +365,12 @@ class LocalSnapshotter(ABC):
             raise errors.Unimplemented(f"rebase of snapshot {key} by snapshotter {self.NAME}")
         below = self._committing.get(parent)
         written = asyncio.get_running_loop().create_future()
-        first = self._committing.setdefault(name, written) is written
+        first = name not in self._committing
         try:
-            await self._commit(name, key, labels or {}, parent, below, written)
+            with tracing.span("snapshots.commit", **{"splitd.key": key}) as span:
+                if first:
+                    self._committing[name] = written, span
+                await self._commit(name, key, labels or {}, parent, below, written)
         finally:
             if first:
                 del self._committing[name]
@@ -380,17 +383,17 @@ class LocalSnapshotter(ABC):
         key: str,
         labels: Mapping[str, str],
         parent: str,
-        below: asyncio.Future[None] | None,
+        below: tuple[asyncio.Future[None], tracing.Span] | None,
         written: asyncio.Future[None],
     ) -> None:
         measured = self._get(key)
         usage = Usage()
         if measured.info.kind is Kind.ACTIVE:
             synced = self._sync.start() if self._sync_commit else None  # the sync runs while the files are measured
-            with tracing.span("snapshots.measure", key=key):
+            with tracing.span("snapshots.measure"):
                 usage = await self.measure(measured)
             if synced is not None:
-                with tracing.span("snapshots.sync", key=key), prefixed(self.error_words("commit", key)):
+                with tracing.span("snapshots.sync"), prefixed(self.error_words("commit", key)):
                     await self._made_durable(measured, synced)
 
         def record(rows: Rows) -> None:
@@ -406,8 +409,9 @@ class LocalSnapshotter(ABC):
             info = Info(name, Kind.COMMITTED, now, now, labels=kept_labels(labels))
             rows.replace(Row(row.id, base, info, usage))
 
-        if below is not None:
-            await asyncio.shield(below)
+        if below is not None and not below[0].done():
+            with tracing.wait("parent", below[1].ref()):
+                await asyncio.shield(below[0])
         with prefixed(self.error_words("commit", key)):
             written.set_result(None)
             await self._write(record)
@@ -465,8 +469,7 @@ class LocalSnapshotter(ABC):
     async def _write(self, work: Callable[[Rows], T]) -> T:
         """As :meth:`Tree.write`. If the disk fails, what was made for the work is removed."""
         try:
-            with tracing.span("snapshots.record"):
-                return await self._tree.write(work)
+            return await self._tree.write(work)
         except (errors.Unavailable, errors.ResourceExhausted):
             self._sweep()
             raise

@@ -21,11 +21,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-from services.kit import damage, errors, loops, wal
+from services.kit import damage, errors, loops, tracing, wal
 from services.kit.faults import fault
 from services.kit.files import sync_directory
 from services.kit.metrics_stores import Size
-from services.kit.sqlite import File, Layout, Work, run, undo
+from services.kit.sqlite import File, Group, Layout, Work, run, undo
 from services.snapshots.store import Info, Kind, Usage
 
 log = logging.getLogger(__name__)
@@ -250,8 +250,12 @@ class Tree:
             self._loop = loop
             self._thread = loops.thread(f"tree {self.file.path.parent.name}", self._run, vital=True)
         future: asyncio.Future[T] = loop.create_future()
-        self._queue.put(Work(work, future))
-        return await future
+        asked = Work(work, future)
+        self._queue.put(asked)
+        try:
+            return await future
+        finally:
+            asked.told("snapshots.record")
 
     def give_up(self) -> None:
         """Close a tree that was never used."""
@@ -272,6 +276,7 @@ class Tree:
 
     def _run(self) -> None:
         assert self._loop is not None
+        last_span = tracing.current()
         while (first := self._queue.get()) is not None:
             batch = [first]
             last = False
@@ -282,8 +287,11 @@ class Tree:
                         last = True
                         break
                     batch.append(more)
+            group, last_span = Group(tracing.now(), last_span, len(batch)), first.span
+            for work in batch:
+                work.group = group
             try:
-                self._commit(batch)
+                self._commit(batch, group)
             except Exception as error:
                 failure = self._failure(error)
                 for work in batch:
@@ -300,7 +308,7 @@ class Tree:
             return refusal
         return wal.failure(error, "snapshot records")
 
-    def _commit(self, batch: list[_Work]) -> None:
+    def _commit(self, batch: list[_Work], group: Group) -> None:
         self._writer.execute("BEGIN IMMEDIATE")
         before = self._writer.total_changes
         to_sync: set[str] = set()
@@ -312,10 +320,12 @@ class Tree:
         if self._writer.total_changes == before:
             self._writer.execute("ROLLBACK")
             return
+        group.disk = tracing.now()
         for directory in to_sync:
             sync_directory(directory)
         fault("snapshots.before-row")
         self._writer.execute("COMMIT")
+        group.done = tracing.now()
         fault("snapshots.after-row")
 
 

@@ -101,6 +101,7 @@ SPANS = {
     "wait.worker": Reason(Kind.RUNTIME, "worker start"),
     "diff.start": Reason(Kind.RUNTIME, "worker start"),
     "content.fsync": Reason(Kind.DISK, "fsync"),
+    "content.publish": Reason(Kind.DISK, "fsync"),
     "snapshots.sync": Reason(Kind.DISK, "fsync"),
     "content.hash": Reason(Kind.CPU, "digest"),
     "images.rehash": Reason(Kind.CPU, "digest"),

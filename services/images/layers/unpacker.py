@@ -208,7 +208,7 @@ class Unpacker:
         Returns the topmost chain id. It is "" if the image is for another system; then nothing was done, and no layer
         was wanted.
         """
-        with tracing.span("images.unpack", config=config.digest) as span:
+        with tracing.span("images.unpack") as span:
             try:
                 what = await _checked(node, config)
                 if len(layers) != len(what.diff_ids):
@@ -230,7 +230,8 @@ class Unpacker:
             how = await node.unpacks(name)
             if how.wants_origin and origin is not None:
                 layers = origin.annotated(layers)
-            span.set(snapshotter=name, follows=how.follows, side_by_side=how.side_by_side)
+            span.put({"splitd.snapshotter": name, "splitd.side_by_side": how.side_by_side})
+            tracing.operation(**{"splitd.snapshotter": name})
             stack = _Stack(
                 node,
                 name,
@@ -246,6 +247,7 @@ class Unpacker:
                 ],
             )
             await (stack.side_by_side() if how.side_by_side and len(chain) > 1 else stack.in_order())
+            tracing.operation(**{"splitd.layers": len(chain), "splitd.layers.present": len(chain) - len(stack.made)})
             fault("images.unpacked")
             await node.label(config.digest, {f"containerd.io/gc.ref.snapshot.{name}": chain[-1]})
             return chain[-1]

@@ -116,7 +116,7 @@ class FileIngest:
             await self.restart()
         elif there := without_holes(self._fd):
             self._earlier = there
-            with tracing.span("images.rehash", digest=str(self._digest), bytes=there):
+            with tracing.span("images.rehash", **{"splitd.size": there}):
                 await threads.run(_POOL, lambda: self._hash_file(0, there), self._stop)
             self.offset = self.received = there
 

@@ -15,9 +15,9 @@ from typing import Any
 from services.kit import errors, loops, metrics
 from services.kit.faults import fault
 from services.kit.slices import Lane, Steps
-from services.kit.tracing import span
+from services.kit.tracing import Span, current, root, span, wait
 from services.metadata import schema
-from services.metadata.database import Database
+from services.metadata.database import Database, Pauses
 from services.metadata.gc import guard, plan
 from services.metadata.gc.changes import changed_nodes, removal_order, revived
 from services.metadata.gc.config import Config
@@ -95,6 +95,8 @@ class Collector:
         """The keys that were set since the last look."""
         self._look_at: float | None = None
         self._closed = False
+        self._ended = ""
+        """The span of the collection that ended last."""
 
     # -- what others call
 
@@ -129,7 +131,10 @@ class Collector:
         self._waiting.append(future)
         self._pace.asked(time.monotonic())
         self._changed.set()
-        return await future
+        with wait("lock", **{"splitd.wait.for": "a collection"}) as waiting:
+            collected = await future
+            waiting.link(self._ended)
+            return collected
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Collector]:
@@ -205,13 +210,28 @@ class Collector:
         collection wait for the sweeps.
         """
         waiting, self._waiting = self._waiting, []
+        trace = root("metadata.collect")
+        trace.put({"splitd.operation": "collect"})
+        if not waiting:
+            trace.yields()  # most collections find next to nothing
+        begun = False
+        with trace.inside():
+            try:
+                begun = await self._begin(waiting, trace)
+            finally:
+                if not begun:
+                    trace.end()
+
+    async def _begin(self, waiting: list[asyncio.Future[Collected]], trace: Span) -> bool:
+        """Remove dead records and begin the sweeps, at whose end ``trace`` ends. False if that was not possible."""
         every, self._all = self._all, False
         self._pace.begun()
         started = time.monotonic()
+        self._database.collection = trace.ref()
         try:
             if (held := self._database.view(guard.held)) is not None and held.damaged:
                 self._held(waiting, held.reason, started)
-                return
+                return False
             if not self._store_id:
                 self._store_id = await self._database.store_id()
             found, sweeps = await self._collect_records(every=every)
@@ -232,7 +252,8 @@ class Collector:
                 if isinstance(error, errors.NodeError)
                 else errors.Internal("garbage collection failed, see the log of metadata"),
             )
-            return
+            trace.failure(errors.Internal.code, str(error))
+            return False
         self._pace.collected(time.monotonic(), time.monotonic() - started)
         _MARKED.observe(time.monotonic() - started)
         self._look_at = time.monotonic() + self._tuning.look if self._written else None
@@ -244,8 +265,10 @@ class Collector:
                 waiting,
                 started,
                 [*found.records.orphaned, *(node for node in found.order if node.type == "lease")],
+                trace,
             ),
         )
+        return True
 
     def _held(self, waiting: Iterable[asyncio.Future[Collected]], reason: str, started: float) -> None:
         """Collect nothing, and tell the waiting callers why."""
@@ -260,10 +283,10 @@ class Collector:
         """Find the dead records, in steps, remove them, some at a time, and begin the sweeps. Each removal looks only
         at what was written since the records were read.
         """
-        with span("gc.mark") as trace, self._database.transactions.watch() as written:
+        with span("gc.mark"), self._database.transactions.watch() as written:
             with contextlib.closing(self._database.transactions.snapshot()) as snapshot:
                 found = await self.lane.through(_examine(snapshot, self._tuning.step))
-            trace.set(records=found.size, dead=found.dead)
+            current().top().put({"splitd.gc.marked": found.size, "splitd.gc.dead": found.dead})
             known, living, spared = 0, set[Node](), set[Node]()
             for start in range(0, len(found.order), self._tuning.records):
                 batch = found.order[start : start + self._tuning.records]
@@ -287,7 +310,8 @@ class Collector:
                 for event in removed.events:
                     self._publish(event)
             self._written[:] = written  # the look covered everything earlier
-            sweeps = self._begin_sweeps(found, spared, written, every=every)
+            with current().top().inside():
+                sweeps = self._begin_sweeps(found, spared, written, every=every)
         if spared:
             self.schedule("deletion")  # they were written meanwhile, and may be dead all the same
         return found, sweeps
@@ -298,9 +322,13 @@ class Collector:
         waiting: list[asyncio.Future[Collected]],
         started: float,
         leases: Sequence[Node],
+        trace: Span,
     ) -> None:
         """Finish a collection: first answer the waiting callers, then remove what is left of the leases' resources."""
-        await self._watch(sweeps, waiting, started)
+        try:
+            await self._watch(sweeps, waiting, started, trace)
+        finally:
+            trace.end()
         await self._delete_orphaned(leases)
 
     async def _delete_orphaned(self, leases: Sequence[Node]) -> None:
@@ -343,7 +371,11 @@ class Collector:
         return sweeps
 
     async def _watch(
-        self, sweeps: dict[str, asyncio.Task[Swept]], waiting: list[asyncio.Future[Collected]], started: float
+        self,
+        sweeps: dict[str, asyncio.Task[Swept]],
+        waiting: list[asyncio.Future[Collected]],
+        started: float,
+        trace: Span,
     ) -> None:
         """Report the results of the sweeps to the waiting callers, and repeat postponed sweeps."""
         removed: list[str] = []
@@ -359,6 +391,18 @@ class Collector:
         _COLLECTIONS.add(1, "fail" if failed else "success")
         _SECONDS.observe(time.monotonic() - started)
         _REMOVED.add(len(removed))
+        pauses, self._database.pauses = self._database.pauses, Pauses()
+        trace.put(
+            {
+                "splitd.outcome": "failed" if failed else "ok",
+                "splitd.gc.swept": len(removed),
+                "splitd.gc.blocked": pauses.count,
+                "splitd.gc.pause_ms": pauses.longest * 1000,
+            }
+        )
+        if pauses.count:
+            trace.keep()
+        self._ended = trace.ref()
         result = Collected(removed=tuple(removed), failed=tuple(failed), seconds=time.monotonic() - started)
         for future in waiting:
             if not future.done():

@@ -213,7 +213,7 @@ class Sweeper:
         """Sweep. Errors of the backend, and of a metadata store that cannot write, are part of the result."""
         swept = Swept()
         everything, self._everything = self._everything, False
-        with span("gc.sweep", backend=self.backend) as trace:
+        with span("gc.sweep", **{"splitd.backend": self.backend}) as trace:
             try:
                 well = await self._sweep(swept, everything=everything)
             except errors.NodeError as error:
@@ -223,7 +223,7 @@ class Sweeper:
                 self._everything = True
                 raise
             self._everything = self._everything or not well
-            trace.set(removed=len(swept.removed), failed=len(swept.failed), postponed=swept.postponed)
+            trace.put({"splitd.gc.swept": len(swept.removed), "splitd.gc.failed": len(swept.failed)})
         for failure in swept.failed:
             if failure not in self._failed:  # logged once, however often it is repeated
                 log.log(logging.INFO if swept.postponed else logging.WARNING, "not collected: %s", failure)

@@ -57,7 +57,7 @@ class DiffServicer:
 
     async def Apply(self, request: pb.ApplyRequest, call: Call) -> pb.ApplyResponse:
         layer = request.diff
-        with tracing.span("diff.apply", digest=layer.digest, size=layer.size, media_type=layer.media_type):
+        with tracing.span("diff.apply", **{"oci.layer.digest": layer.digest}):
             async with contextlib.AsyncExitStack() as held:
                 with _explained("failed to get reader from content store"):
                     file = await held.enter_async_context(self._blobs.reading(layer.digest, call.passed_on()))
@@ -78,7 +78,7 @@ class DiffServicer:
         ref = request.ref or _unique_ref()
         bound = str(time_from_pb(request.source_date_epoch)) if request.HasField("source_date_epoch") else "-"
         labels = dict(request.labels)
-        with tracing.span("diff.diff", ref=ref, media_type=media_type):
+        with tracing.span("diff.diff", **{"splitd.ref": ref}):
             try:
                 async with contextlib.AsyncExitStack() as held:
                     with _explained("failed to open writer"):

@@ -132,7 +132,7 @@ class Appliers:
             answer, *unnamed = said.split(b"\0")
             diff_id, size, spent = answer.decode().split(" ")
             _set_times(span, Spent.parse(spent).settled(blocked), time.monotonic() - begun, "inflate")
-            span.set(**{"splitd.diff_id": diff_id}, **{"splitd.size": int(size)})
+            span.put({"splitd.diff_id": diff_id, "splitd.size": int(size)})
         return Applied(diff_id, int(size), tuple(map(Unnamed.parse, unnamed)))
 
     async def _run_worker(
@@ -350,7 +350,7 @@ def _set_times(span: tracing.Span, spent: Spent, seconds: float, coding: str) ->
         "files": spent.files,
         "busy": spent.busy,
     }
-    span.set(**{f"splitd.time.{name}_ms": part / 1000 for name, part in parts.items()})
+    span.put({f"splitd.time.{name}_ms": part / 1000 for name, part in parts.items()})
     for stage in ("cpu", "runqueue", "disk", "bytes"):
         _SECONDS.add(parts[stage] / 1e6, stage)
 

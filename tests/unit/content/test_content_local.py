@@ -15,8 +15,9 @@ from services.content import local
 from services.content.disk import Deletions, Ingest
 from services.content.local import LocalStore
 from services.content.store import Files
-from services.kit import errors
+from services.kit import errors, tracing
 from services.oci.digests import Digest
+from tests.spans import attribute, milliseconds, recorded
 from tests.suites.content import ContentSuite, FilesSuite, put
 
 
@@ -38,6 +39,27 @@ class TestLocal(ContentSuite):
 
 class TestLocalFiles(FilesSuite):
     """The suite on its files."""
+
+
+async def test_who_waits_for_a_thread_says_so(tmp_path: Path) -> None:
+    """The only thread is busy for a while. A call that finds a free thread makes no wait."""
+    store = LocalStore(tmp_path / "small", threads=1)
+    go = threading.Event()
+    with recorded() as spans:
+        with tracing.span("at once"):
+            await store.list_statuses()
+        busy = store._submit(go.wait, 10)
+        with tracing.span("late"):
+            listing = asyncio.ensure_future(store.list_statuses())
+            await asyncio.sleep(0.02)
+            go.set()
+            await listing
+        await busy
+        wait = next(each for each in spans.named("wait.budget") if each.parent and spans.parent(each).name == "late")
+        assert attribute(wait, "splitd.wait.for") == "threads of the content store"
+        assert milliseconds(wait) > 10
+        assert not [each for each in spans.named("wait.budget") if milliseconds(each) < 1]
+    store.close()
 
 
 async def test_many_are_removed_in_one_call(store: LocalStore) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from services.kit import errors, tracing
 from services.metadata import schema
@@ -25,6 +24,7 @@ from services.metadata.intents import check_no_blob_sweeping
 from services.metadata.leases import Leases
 from services.metadata.sqlite import SqliteTransactions
 from services.metadata.store import Blob, Event, Gateway, Image, Lease, Mark, Raw
+from tests.spans import Spans, attribute, recorded
 from tests.support import eventually_async
 from tests.unit.gc.gc_graphs import CONTENT, HOUR, NOW, OVERLAY, SECOND, World, digest, stamp
 
@@ -1078,24 +1078,73 @@ async def test_a_run_that_never_began_does_not_block_the_next() -> None:
 
 
 @pytest.fixture
-def spans() -> Iterator[InMemorySpanExporter]:
-    """Spans of the process, collected in a list."""
-    exporter = InMemorySpanExporter()
-    tracing.setup("test", exporter=exporter)
-    yield exporter
-    tracing.reset()
+def spans() -> Iterator[Spans]:
+    """The spans of this process."""
+    with recorded() as found:
+        yield found
 
 
 async def test_a_collection_can_be_seen(
-    world: World, stores: MemoryRawStores, spans: InMemorySpanExporter, collector: Collector
+    world: World, stores: MemoryRawStores, spans: Spans, collector: Collector
 ) -> None:
-    """There is one span for the records and one for each backend, with their counts."""
+    """It is a trace of its own, with its counts, and has a span for the records and one for each backend. Its caller's
+    wait links to it.
+    """
     stores.add(world.blob(1))
-    await collector.collect()
-    found = {(s.name, s.attributes.get("backend")): s.attributes for s in spans.get_finished_spans()}
-    assert found[("gc.mark", None)] == {"records": 1, "dead": 1}
-    assert found[("gc.sweep", CONTENT)] == {"backend": CONTENT, "removed": 1, "failed": 0, "postponed": False}
-    assert (found[("gc.sweep", OVERLAY)] or {})["removed"] == 0
+    with tracing.span("caller"):
+        await collector.collect()
+    await eventually_async(lambda: _async(bool(spans.named("metadata.collect"))))
+    collection, waited = spans.one("metadata.collect"), spans.one("wait.lock")
+    assert collection.parent is None
+    assert dict(collection.attributes or {}) == {
+        "splitd.operation": "collect",
+        "splitd.outcome": "ok",
+        "splitd.gc.marked": 1,
+        "splitd.gc.dead": 1,
+        "splitd.gc.swept": 1,
+        "splitd.gc.blocked": 0,
+        "splitd.gc.pause_ms": 0.0,
+    }
+    assert spans.parent(spans.one("gc.mark")) is collection
+    swept = {attribute(each, "splitd.backend"): attribute(each, "splitd.gc.swept") for each in spans.named("gc.sweep")}
+    assert swept == {CONTENT: 1, OVERLAY: 0}
+    assert all(spans.parent(each) is collection for each in spans.named("gc.sweep"))
+    assert spans.parent(waited).name == "caller"
+    assert spans.linked(waited) == [collection]
+
+
+async def test_who_waits_for_a_collection_says_so(
+    world: World, stores: MemoryRawStores, spans: Spans, collector: Collector
+) -> None:
+    """A commit wants a blob that is being removed: its wait links to the collection, which counts it."""
+    stores.add(blob(1))
+    removing, go_on = asyncio.Event(), asyncio.Event()
+
+    async def hold(method: str, name: str) -> None:
+        if method == "remove":
+            removing.set()
+            await go_on.wait()
+
+    stores.before = hold
+    collecting = asyncio.create_task(collector.collect())
+    await removing.wait()
+
+    async def commit() -> None:
+        with tracing.span("commit"):
+            await world.database.write(lambda tx: check_no_blob_sweeping(tx, CONTENT, digest(1)))
+
+    committing = asyncio.create_task(commit())
+    await eventually_async(lambda: _async(bool(world.database._asleep)))
+    go_on.set()
+    await committing
+    await collecting
+    await eventually_async(lambda: _async(bool(spans.named("metadata.collect"))))
+    collection = spans.one("metadata.collect")
+    (waited,) = (each for each in spans.named("wait.lock") if each.parent and spans.parent(each).name == "commit")
+    assert "being removed by the collector" in str(attribute(waited, "splitd.wait.for"))
+    assert spans.linked(waited) == [collection]
+    assert attribute(collection, "splitd.gc.blocked") == 1
+    assert float(str(attribute(collection, "splitd.gc.pause_ms"))) > 0
 
 
 async def test_many_removals_with_an_unknown_outcome_keep_their_marks(

@@ -8,18 +8,21 @@ import ctypes
 import random
 import shutil
 import sqlite3
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from services.kit import errors
+from services.kit import errors, tracing
 from services.metadata import schema, sqlite
 from services.metadata.memory import MemoryTransactions
 from services.metadata.sqlite import SqliteTransactions
 from services.metadata.transactions import Transaction, Transactions, decode, encode
+from tests.spans import attribute, recorded
 from tests.suites.records_transactions import TransactionsSuite
+from tests.support import turns
 
 
 class TestMemory(TransactionsSuite):
@@ -189,4 +192,36 @@ async def test_a_full_disk_fails_the_writers_and_not_the_store(tmp_path: Path) -
     store._writer.execute("PRAGMA max_page_count = 1000000")
     await store.write(big)
     assert store.view(lambda tx: tx.get(("a",))) == b"2"
+    await store.close()
+
+
+async def test_who_waits_for_the_disk_says_so(tmp_path: Path) -> None:
+    """Two writes come while a commit is on its way to the disk: they wait for it, and then for one commit of both."""
+    store = SqliteTransactions(tmp_path / "metadata.db")
+    disk = threading.Event()
+
+    async def write(name: str) -> None:
+        with tracing.span(name):
+            await store.write(lambda tx: tx.put((name,), b"x"))
+
+    with recorded() as spans:
+        store._thread.submit(disk.wait)  # the thread that waits for the disk has something to do
+        first = asyncio.ensure_future(write("first"))
+        await turns()
+        others = [asyncio.ensure_future(write(name)) for name in ("second", "third")]
+        await turns()
+        disk.set()
+        await asyncio.gather(first, *others)
+        waits = {spans.parent(each).name: spans.linked(each) for each in spans.named("wait.lock")}
+        assert {name: [each.name for each in linked] for name, linked in waits.items() if name != "first"} == {
+            "second": ["first"],
+            "third": ["first"],
+        }
+        commits = {spans.parent(each).name: each for each in spans.named("metadata.commit")}
+        assert {name: attribute(each, "splitd.group") for name, each in commits.items()} == {
+            "first": 1,
+            "second": 2,
+            "third": 2,
+        }
+        assert float(str(attribute(commits["second"], "splitd.time.disk_ms"))) > 0
     await store.close()

@@ -17,12 +17,13 @@ from api.containerd.services.leases.v1 import leases_pb2
 from api.containerd.services.namespaces.v1 import namespaces_pb2
 from api.containerd.services.snapshots.v1 import snapshots_pb2
 from api.splitd.records.v1 import records_pb2 as pb
-from services.kit import errors
+from services.kit import errors, tracing
 from services.metadata import schema
 from services.metadata.memory import MemoryTransactions
 from services.metadata.sqlite import SqliteTransactions
 from services.metadata.store import Change, Collected, Kind, Mark, Raw
 from services.metadata.transactions import Transaction
+from tests.spans import recorded
 from tests.suites.records import REF, World, digest, refused
 from tests.suites.records_lives import LocalMetadata, headers
 from tests.support import eventually_async
@@ -107,6 +108,28 @@ async def test_waiting_ends(local: LocalMetadata, world: World) -> None:
         f"the commit of {digest(2)} is in use by another call: unavailable",
     )
     assert local.database.view(lambda tx: len(list(schema.INTENTS.scan(tx)))) == 1
+
+
+async def test_who_waits_for_an_intent_says_whose_it_is(local: LocalMetadata, world: World) -> None:
+    """The wait links to the span, in another process, for which the intent was opened."""
+    trace, caller = "1" * 32, "2" * 16
+
+    async def first() -> pb.Intent:
+        tracing.began("server", "/x/Begin", {"traceparent": f"00-{trace}-{caller}-01"})
+        return await world.begin_snapshot("k")
+
+    with recorded() as spans:
+        intent = await asyncio.ensure_future(first())
+
+        async def over() -> None:
+            await world.records.Cancel(pb.CancelRequest(intent=intent.id), headers=world.headers)
+
+        with tracing.span("second"):
+            await waits(local, world.begin_snapshot("k"), over)
+        (link,) = spans.one("wait.lock").links
+    assert (f"{link.context.trace_id:032x}", f"{link.context.span_id:016x}") == (trace, caller)
+    assert intent.id not in local.database.claimants
+    assert len(local.database.claimants) == 1
 
 
 async def test_intents_of_an_earlier_process_do_not_block_writes(local: LocalMetadata, world: World) -> None:

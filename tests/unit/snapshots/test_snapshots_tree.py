@@ -16,13 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from services.kit import errors
+from services.kit import errors, tracing
 from services.snapshots import disk
 from services.snapshots.broken import started
 from services.snapshots.native import NativeSnapshotter
 from services.snapshots.overlay import OverlaySnapshotter
 from services.snapshots.store import Info, Kind, Usage
 from services.snapshots.tree import Row, Rows, Tree
+from tests.spans import attribute, recorded
 from tests.support import eventually_async
 
 
@@ -55,6 +56,32 @@ async def test_work_that_fails_changes_nothing_of_others(tree: Tree) -> None:
     found = tree.view(lambda rows: rows.get("a"))
     assert found is not None
     assert found.info.labels == {"a": "ü\U0001f600"}
+
+
+async def test_who_waits_for_earlier_records_says_so(tree: Tree) -> None:
+    """The wait links to the first of those that were written before."""
+    go, begun = threading.Event(), threading.Event()
+
+    def slow(rows: Rows) -> None:
+        begun.set()
+        go.wait(10)
+        rows.insert(row(1, "a"))
+
+    async def write(name: str) -> None:
+        with tracing.span(name):
+            await tree.write(slow if name == "first" else lambda rows: rows.insert(row(2, "b")))
+
+    with recorded() as spans:
+        first = asyncio.ensure_future(write("first"))
+        await eventually_async(lambda: asyncio.sleep(0, begun.is_set()))
+        second = asyncio.ensure_future(write("second"))
+        await asyncio.sleep(0)
+        go.set()
+        await asyncio.gather(first, second)
+        (wait,) = (each for each in spans.named("wait.lock") if each.parent and spans.parent(each).name == "second")
+        assert [each.name for each in spans.linked(wait)] == ["first"]
+        (written,) = (each for each in spans.named("snapshots.record") if spans.parent(each).name == "second")
+        assert float(str(attribute(written, "splitd.time.disk_ms"))) > 0
 
 
 async def test_requests_made_together_are_committed_together(tree: Tree) -> None:
