@@ -156,6 +156,12 @@ def _rows(box: str, big: str, programs: Path | None) -> list[Row]:
     if programs is not None:
         ctr = str(programs / "ctr")
         found += [
+            Row(
+                "pull by the node, processor time",
+                "s",
+                lambda p: measures.pull_processor(dataclasses.replace(p, ctr=ctr), big),
+                needs=big,
+            ),
             Row(NODE_PULL, "s", lambda p: measures.pull(dataclasses.replace(p, ctr=ctr), big), needs=big),
             Row(
                 "pull by the node, beside 100 MB/s",

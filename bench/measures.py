@@ -24,6 +24,7 @@ from api.containerd.services.containers.v1 import containers_pb2
 from api.containerd.services.content.v1 import content_pb2
 from api.containerd.services.images.v1 import images_pb2
 from api.containerd.services.snapshots.v1 import snapshots_pb2
+from bench import usage
 from bench.peers import Peer
 from services.kit import errors
 from services.kit.rpc import Channel
@@ -310,6 +311,13 @@ def pull(peer: Peer, reference: str) -> float:
     ctr(peer, "images", "rm", "--sync", reference)
     os.sync()
     return seconds
+
+
+def pull_processor(peer: Peer, reference: str) -> float:
+    """s: the processor time of the daemon, and of the programs that it starts, for a pull and its removal."""
+    spent = usage.Spent(peer)
+    pull(peer, reference)
+    return sum(spent.since().values())
 
 
 WRITER = """
