@@ -231,7 +231,8 @@ class LocalStore:
             self._most = (self._config.size - _LOG) // self._page
             (self._kept,) = connection.execute("SELECT coalesce(sum(bytes), 0) FROM traces WHERE kept").fetchone()
             self._make_room(connection)
-            connection.executescript("PRAGMA incremental_vacuum")  # execute() would free one page only
+            # execute() would free one page only (findings/sqlite-python-steps.sh)
+            connection.executescript("PRAGMA incremental_vacuum")
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             connection.execute(f"PRAGMA max_page_count = {self._most + _LOG // 2 // self._page}").fetchall()
         except BaseException:

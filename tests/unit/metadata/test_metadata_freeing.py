@@ -51,6 +51,20 @@ async def test_free_pages_are_given_back_when_idle(place: Path) -> None:
         await store.close()
 
 
+def test_a_step_gives_back_many_pages(place: Path) -> None:
+    """Each step is a commit that waits for the disk, so there must be few."""
+    with contextlib.closing(sqlite3.connect(place / "m.db", isolation_level=None)) as connection:
+        for pragma in ("auto_vacuum = INCREMENTAL", "journal_mode = WAL"):
+            connection.execute(f"PRAGMA {pragma}").fetchall()
+        connection.execute("CREATE TABLE t (a)")
+        connection.executemany("INSERT INTO t VALUES (?)", [(bytes(4096 * freeing.KEPT_FREE),), (bytes(4096 * 1200),)])
+        connection.execute("DELETE FROM t")
+        before = freeing.free_pages(connection)
+        freeing.give_back(connection)
+        assert before >= 1200
+        assert before - freeing.free_pages(connection) == 500
+
+
 async def test_a_log_that_grew_long_becomes_short_again(place: Path) -> None:
     """The log cannot start again from its beginning while an old state is read. Once it does, it has the size that is
     kept for it, also over a stop.
