@@ -32,7 +32,9 @@ def collector() -> Iterator[Collector]:
 def traced(collector: Collector) -> Iterator[Node]:
     with short_directory() as directory:
         node = Node(
-            directory, env={"OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint, "OTEL_BSP_SCHEDULE_DELAY": "200"}
+            directory,
+            config=f'[metrics]\naddress = "{directory}/metrics.sock"\n',  # which listens to calls, too
+            env={"OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint, "OTEL_BSP_SCHEDULE_DELAY": "200"},
         )
         try:
             node.up()
@@ -60,7 +62,9 @@ class Operations:
             ]
             assert len(of_it) == 1, [[span.name for span in spans if not span.parent] for spans in new.values()]
             (spans,) = of_it
-            (root,) = [span for span in spans if not span.parent]
+            roots = [span for span in spans if not span.parent]
+            assert len(roots) == 1, [span.name for span in roots]
+            (root,) = roots
             known = {span.id for span in spans}
             orphans = [(span.service, span.name) for span in spans if span.parent and span.parent not in known]
             assert not orphans, orphans
@@ -83,6 +87,10 @@ def test_a_command_is_one_connected_trace(version: str, traced: Node, collector:
     said = root.attributes
     assert (root.name, said["splitd.operation"], said["splitd.outcome"]) == ("pull", "pull", "ok")
     assert said["container.image.name"] == image
+    assert said["oci.manifest.digest"].startswith("sha256:")
+    assert said["splitd.snapshotter"] == "overlayfs"
+    assert said["splitd.bytes"] > 0
+    assert said["splitd.layers"] == 1
     assert [span.name for span in spans if span.error] == []
 
     operations = Operations(collector)
