@@ -355,6 +355,14 @@ class LocalWriter:
     async def close(self) -> None:
         if not self._closed:
             self._closed = True
+            hashing = self._ingest.hashing / 1e6
+            tracing.current().put(
+                {
+                    "splitd.time.disk_ms": self._ingest.writing / 1e6,
+                    "splitd.time.cpu_ms": hashing,
+                    "splitd.time.digest_ms": hashing,
+                }
+            )
             await self._store.release(self._ingest, self._busy)
 
 

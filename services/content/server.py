@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 
 from google.protobuf.empty_pb2 import Empty
@@ -12,7 +13,7 @@ from api.splitd.localfiles.v1 import localfiles_pb2 as files_pb
 from api.splitd.localfiles.v1 import localfiles_stubs
 from services.content import convert
 from services.content.store import Files, Store, Writer
-from services.kit import errors
+from services.kit import errors, tracing
 from services.kit.rpc import Call, Pieces
 from services.kit.slices import Lane
 from services.oci.digests import Digest
@@ -105,16 +106,22 @@ class ContentServicer:
         except errors.InvalidArgument as error:
             raise errors.InvalidArgument(f"calculating expected blob path for writer: {error}") from None
         writer = await self._store.writer(opening.ref, opening.total, expected)
+        waited = 0
         try:
             session = _Write(self._store, writer, opening)
             yield await session.answer(opening)
             if opening.action == pb.COMMIT:
                 return
+            answered = time.perf_counter_ns()
             async for request in requests:
-                yield await session.answer(request)
+                waited += time.perf_counter_ns() - answered
+                answer = await session.answer(request)
+                answered = time.perf_counter_ns()
+                yield answer
                 if request.action == pb.COMMIT:
                     return
         finally:
+            tracing.current().put({"splitd.time.client_ms": waited / 1e6})
             await writer.close()
 
     async def Abort(self, request: pb.AbortRequest, call: Call) -> Empty:

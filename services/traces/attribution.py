@@ -82,7 +82,9 @@ class Attribution:
             weights[node, SHARES[name]] += share
         for key, share in self._bytes(node).items():
             weights[key] += share * without
-        missing = node.length / 1e6 - sum(weights.values())
+        # what a span measured is not what is below it, such as the commit of a Write
+        below = sum(child.length for child in node.children if not child.background)
+        missing = (node.length - below) / 1e6 - sum(weights.values())
         if missing > 0:
             weights[node, Reason(Kind.UNKNOWN, text(node.span.name))] += missing
         return {key: weight for key, weight in weights.items() if weight > 0}

@@ -81,6 +81,7 @@ SHARES = {
     "runqueue": Reason(Kind.CPU, "no processor free"),
     "disk": Reason(Kind.DISK, "write"),
     "bytes": Reason(Kind.NETWORK, "bytes"),
+    "client": Reason(Kind.CLIENT, "client"),
     "rest": Reason(Kind.RUNTIME, "worker"),
 }
 """The reason of ``splitd.time.NAME_ms``. Time on a processor has parts of its own."""

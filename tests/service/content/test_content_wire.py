@@ -4,6 +4,8 @@ The words are those of containerd's source.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -13,13 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from api.containerd.services.content.v1 import content_pb2 as pb
 from api.containerd.services.content.v1 import content_stubs
 from api.splitd.stamp.v1 import stamp_pb2, stamp_stubs
+from services.content.local import LocalStore
 from services.content.remote import RemoteStore
+from services.content.server import ContentServicer
 from services.content.store import CHUNK
-from services.kit import errors, rpc
+from services.kit import errors, rpc, tracing
 from tests.suites.content import bytes_of, digest_of, put
 from tests.support import TOP, ServiceProcess, eventually, listening, short_directory
 
@@ -286,3 +291,28 @@ def _waits_for_flock(pid: int) -> bool:
     return any(
         os.readlink(entry).endswith("/content") for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.is_symlink()
     )
+
+
+async def test_a_write_says_what_its_time_went_for(place: Path) -> None:
+    """By measurement: the client's pauses, the disk, the digest."""
+    exporter = InMemorySpanExporter()
+    tracing.setup("content", exporter=exporter)
+    try:
+        with contextlib.closing(LocalStore(place / "root")) as store:
+            async with rpc.serving(place / "s", [ContentServicer(store)]), rpc.Channel(place / "s") as channel:
+                writer = await RemoteStore(channel).writer("ref", 2 << 20)
+                await writer.write(b"a" * (1 << 20))
+                await asyncio.sleep(0.05)  # the client's pause
+                await writer.write(b"a" * (1 << 20))
+                await writer.commit(2 << 20)
+    finally:
+        tracing.reset()
+    (written,) = [
+        span.attributes or {}
+        for span in exporter.get_finished_spans()
+        if span.name.endswith("/Write") and span.kind.name == "SERVER"
+    ]
+    assert float(str(written["splitd.time.client_ms"])) >= 50
+    assert float(str(written["splitd.time.disk_ms"])) > 0
+    assert written["splitd.time.cpu_ms"] == written["splitd.time.digest_ms"]
+    assert float(str(written["splitd.time.digest_ms"])) > 0

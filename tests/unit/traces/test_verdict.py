@@ -241,6 +241,21 @@ def test_spans_without_parents_say_what_went_on_meanwhile() -> None:
     assert seconds(verdict, Kind.UNKNOWN, "Transfer") == pytest.approx(0.1)
 
 
+def test_a_client_that_fetches_by_itself() -> None:
+    """What its Writes waited for is the client's; the commit below them is not, nor what they did not measure."""
+    spans = Spans()
+    root = spans.add("pull", 0, 1000, splitd__operation="pull")
+    hop = spans.add("containerd.services.content.v1.Content/Write", 0, 1000, root)
+    times = {"client": 600, "disk": 50, "cpu": 40, "digest": 40}
+    measured: Any = {f"splitd__time__{name}_ms": value for name, value in times.items()}
+    write = spans.add("containerd.services.content.v1.Content/Write", 0, 1000, hop, **measured)
+    spans.add("content.fsync", 700, 1000, spans.add("content.commit", 700, 1000, write))
+    verdict = judge(spans.trace())
+    assert seconds(verdict, Kind.CLIENT) == pytest.approx(0.6)
+    assert seconds(verdict, Kind.DISK, "fsync") == pytest.approx(0.3)
+    assert seconds(verdict, Kind.UNKNOWN) == pytest.approx(0.01)
+
+
 def test_a_run() -> None:
     """The shim and runc."""
     spans = Spans()
