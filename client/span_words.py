@@ -50,7 +50,7 @@ def number(value: Value) -> float:
 
 def seconds(value: float) -> str:
     """``31 ms``, ``4.23 s``, or ``3m20s``."""
-    if value < 0.00095:
+    if value < 0.0009995:
         return f"{value * 1e6:.0f} us" if value else "0"
     if value < 0.9995:
         return f"{value * 1e3:.3g} ms" if value < 0.00995 else f"{value * 1e3:.0f} ms"
@@ -72,6 +72,8 @@ def _notes(span: Span) -> Iterator[str]:
         yield reason
     if "splitd.layer" in attributes:  # it counts from 0, people from 1
         yield f"layer {number(attributes['splitd.layer']) + 1:.0f}"
+    if container := text(attributes.get("container.id")):
+        yield f"container {container}"
     if method := text(attributes.get("http.request.method")):
         path = text(attributes.get("url.path"))
         yield " ".join(filter(None, (method, path, text(attributes.get("http.response.status_code")))))
@@ -83,7 +85,9 @@ def _notes(span: Span) -> Iterator[str]:
     for key, words in _WORKER.items():
         if (spent := number(attributes.get(key)) / 1000) >= max(0.001, span.seconds / 20):
             yield f"{words} {seconds(spent)}"
-    if folded := number(attributes.get("splitd.folded.count")):
-        yield f"{folded:.0f} short ones in it, {seconds(number(attributes.get('splitd.folded.ms')) / 1000)}"
+    if (folded := number(attributes.get("splitd.folded.count"))) > 1:
+        spent = number(attributes.get("splitd.folded.ms")) / 1000
+        if spent >= span.seconds / 4:
+            yield f"{folded:.0f} short steps {seconds(spent)}"
     if attributes.get("splitd.background") is True:
         yield "nobody waits for it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -50,20 +51,28 @@ def _more(verdict: Verdict) -> list[str]:
     return [note for note in verdict.notes if note not in verdict.sentence and "at work meanwhile" not in note]
 
 
-def heading(tree: Tree, count: int, columns: int) -> list[Piece]:
-    """One line that says which trace it is."""
+def heading(tree: Tree, count: int, columns: int) -> list[list[Piece]]:
+    """Which trace it is, wrapped to lines of fewer than ``columns`` characters."""
     root = tree.root
     attributes = root.span.attributes
-    words = [
+    namespace = span_words.text(attributes.get("splitd.namespace"))
+    words = (
         f"trace {tree.id[:12]}",
-        span_words.text(attributes.get("splitd.namespace"))
-        and f"namespace {span_words.text(attributes['splitd.namespace'])}",
+        namespace and f"namespace {namespace}",
         span_words.text(attributes.get("splitd.outcome")),
         span_words.seconds(root.length / 1e9),
+        moment(root.start),
         f"{count} span{'' if count == 1 else 's'} of {', '.join(processes(tree))}",
-    ]
-    line = ", ".join(filter(None, words))
-    return [(escaped(line)[: max(0, columns - 1)], Style.DIM)]
+    )
+    return wrapped(", ".join(filter(None, words)), columns, Style.DIM)
+
+
+def moment(time: int) -> str:
+    """Nanoseconds since the epoch as ``2026-11-29 20:49:13 UTC``; "" of a time that no calendar has."""
+    try:
+        return datetime.datetime.fromtimestamp(time // 10**9, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (OverflowError, ValueError, OSError):
+        return ""
 
 
 def processes(tree: Tree) -> list[str]:

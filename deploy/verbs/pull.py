@@ -107,7 +107,7 @@ def _why(arguments: argparse.Namespace, here: Place, reference: str, began: floa
     except (Failure, errors.NodeError) as error:
         return [f"where the time went is not known: {error}"] if arguments.verbose else []
     advice = [f"{verdict.advice}."] if verdict.advice else []
-    return [f"{verdict.sentence}.", *advice, f"({here.hint('trace show')} {verdict.trace[:12]})"]
+    return [f"{verdict.sentence}.", *advice, f"({here.hint(f'trace show {verdict.trace[:12]}')} shows more)"]
 
 
 def result(image: Described, wanted: Sequence[Platform], tally: Tally) -> dict[str, Any]:

@@ -249,7 +249,7 @@ def show(arguments: argparse.Namespace) -> int:
         return 0
     columns = shutil.get_terminal_size((COLUMNS, 24)).columns
     tree = trees.tree(trace)
-    say_painted(*trace_views.paragraph(verdict, columns), [], trace_views.heading(tree, len(trace.spans), columns), [])
+    say_painted(*trace_views.paragraph(verdict, columns), [], *trace_views.heading(tree, len(trace.spans), columns), [])
     if rows := trace_views.causes(verdict):
         table(rows)
         say("")

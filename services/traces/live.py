@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from services.kit import clock
 from services.traces.store import Live, Span
 
 REPORTERS = 64
@@ -29,7 +30,7 @@ class OpenSpans:
     """The last report of each process, while it is valid."""
 
     def __init__(
-        self, clock: Callable[[], int] = time.time_ns, monotonic: Callable[[], float] = time.monotonic
+        self, clock: Callable[[], int] = clock.now, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
         self._clock = clock
         self._monotonic = monotonic
