@@ -62,7 +62,7 @@ def absent(here: Place) -> Failure:
 
     if not supervision.is_up(here):
         return supervision.not_up(here)
-    if why := switched_off(here):
+    if why := untraced(here):
         return Failure(why)
     return Failure(
         f"the traces service at {here.state / SOCKET} does not answer (see {here.hint('status')}; "
@@ -70,17 +70,22 @@ def absent(here: Place) -> Failure:
     )
 
 
-def switched_off(here: Place) -> str:
-    """Why the node traces nothing by its configuration, and what to do; "" if it does, or if the configuration is
-    wrong, which other commands say.
+def untraced(here: Place) -> str:
+    """Why nothing that the node does now gets into its store, by its configuration, and what to do; "" if it does, or
+    if the configuration is wrong, which other commands say.
     """
     try:
         config = settings.load(Tracing, settings.read(here.config), "tracing")
     except errors.NodeError:
         return ""
-    if config.enabled:
-        return ""
-    return f"tracing is off ([tracing] enabled = false in {here.config}): set it to true, then pull again"
+    if not config.enabled:
+        return f"tracing is off ([tracing] enabled = false in {here.config}): set it to true, then pull again"
+    if config.endpoint:
+        return (
+            f"traces go to {config.endpoint}, not to the node's own store ([tracing] endpoint in {here.config}): look "
+            "there, or export them as OTLP and use splitd trace show --file FILE"
+        )
+    return ""
 
 
 async def of_file(found: trace_files.Read) -> MemoryStore:
@@ -111,6 +116,8 @@ async def of_pull(here: Place, reference: str, namespace: str, began: float) -> 
     has just ended. The processes send their spans some moments later, so this waits until no more come. A Failure says
     why there is none.
     """
+    if why := untraced(here):
+        raise Failure(why)
     async with of_node(here, patience=SPANS) as node:
         # by the node's clock, which need not be this process's
         since = (await node.live()).now - int((time.monotonic() - began + 1) * 1e9)
@@ -121,6 +128,6 @@ async def of_pull(here: Place, reference: str, namespace: str, began: float) -> 
             if found is not None and (found.spans == known or time.monotonic() > until):
                 return await judged(node, await node.trace(found.id))
             if time.monotonic() > until:
-                raise Failure(switched_off(here) or "the pull was not traced")
+                raise Failure("the pull was not traced")
             known = -1 if found is None else found.spans
             await asyncio.sleep(PAUSE)

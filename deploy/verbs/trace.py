@@ -196,14 +196,16 @@ def _asked(arguments: argparse.Namespace, ask: Callable[[Source], Awaitable[T]])
     return transferring.run(asked())
 
 
-async def _named(source: Source, prefix: str) -> Trace:
-    """The trace whose id begins so. A Failure if it is no id, or if not exactly one begins so."""
+async def _named(source: Source, prefix: str, off: str = "") -> Trace:
+    """The trace whose id begins so. A Failure if it is no id, or if not exactly one begins so; if none does, ``off``
+    may be the reason.
+    """
     if not re.fullmatch("[0-9a-fA-F]{1,32}", prefix):
         raise Failure(f"{prefix!r} is no id of a trace: those have 32 hex digits, of which the first few are enough", 2)
     try:
         return await source.trace(prefix.lower())
     except errors.NotFound as error:
-        raise Failure(f"{error} (splitd trace ls prints those that are kept)") from None
+        raise Failure(f"{error} (splitd trace ls prints those that are kept)", more=[off] if off else ()) from None
     except errors.InvalidArgument as error:
         raise Failure(str(error).removesuffix(f": {error.suffix}")) from None
 
@@ -240,7 +242,8 @@ def list_traces(arguments: argparse.Namespace) -> int:
 
 def show(arguments: argparse.Namespace) -> int:
     async def found(source: Source) -> tuple[Trace, Verdict]:
-        trace = await _named(source, arguments.trace or await _newest(source, _off(arguments)))
+        off = _off(arguments)
+        trace = await _named(source, arguments.trace or await _newest(source, off), off)
         return trace, await traces.judged(source, trace)
 
     trace, verdict = _asked(arguments, found)
@@ -275,7 +278,7 @@ async def _newest(source: Source, off: str) -> str:
 
 def _off(arguments: argparse.Namespace) -> str:
     """Why the node traces nothing; "" if it does, or if a file is looked at."""
-    return "" if arguments.file else traces.switched_off(place.find(arguments))
+    return "" if arguments.file else traces.untraced(place.find(arguments))
 
 
 # ---------------------------------------------------------------------------------------------- several
@@ -409,6 +412,8 @@ def top(arguments: argparse.Namespace) -> int:
                     return
                 await asyncio.sleep(REFRESH)
 
+    if off := traces.untraced(place.find(arguments)):
+        complain(off)
     try:
         transferring.run(looked())
     except Failure as failure:

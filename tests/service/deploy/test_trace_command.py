@@ -54,6 +54,29 @@ def test_what_is_imported_is_there_and_comes_out_as_it_was(process: ServiceProce
     assert missing.stderr == "splitd: trace fff: not found (splitd trace ls prints those that are kept)\n"
 
 
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("enabled = false", "tracing is off ([tracing] enabled = false in {}): set it to true, then pull again"),
+        (
+            'endpoint = "unix:/run/c.sock"',
+            "traces go to unix:/run/c.sock, not to the node's own store ([tracing] endpoint in",
+        ),
+    ],
+)
+def test_a_node_that_keeps_no_traces_says_why(table: str, said: str, process: ServiceProcess, tmp_path: Path) -> None:
+    """The line names the setting and its file; what was kept before is shown all the same."""
+    config = tmp_path / "c.toml"
+    config.write_text(f"[tracing]\n{table}\n")
+    wanted = said.format(config)
+    listed = command(process, "ls", "--image", "none-such", "--config", config)
+    assert listed.stderr.startswith(f"splitd: {wanted}")
+    missing = command(process, "show", "fff", "--config", config)
+    assert missing.stderr.splitlines()[1].startswith(f"splitd: {wanted}")
+    in_flight = command(process, "top", "--json", "--config", config)
+    assert in_flight.stderr.startswith(f"splitd: {wanted}")
+
+
 def open_spans(label: str, seconds: float) -> list[Span]:
     """A pull that began so long ago and waits for a lock that another one holds."""
     now = time.time_ns()
