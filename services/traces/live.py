@@ -29,9 +29,7 @@ class _Report:
 class OpenSpans:
     """The last report of each process, while it is valid."""
 
-    def __init__(
-        self, clock: Callable[[], int] = clock.now, monotonic: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, clock: Callable[[], int] = clock.now, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._monotonic = monotonic
         self._reports: dict[str, _Report] = {}
