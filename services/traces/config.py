@@ -23,8 +23,8 @@ class Config:
     """Age at which a slow or failed trace is removed."""
     kept_share: float = 0.25
     """The share of the store in which slow and failed traces do not make room for others."""
-    queue: int = 4 << 20
-    """Bytes of spans that may wait in memory until they are written. Beyond it spans are dropped and counted."""
+    queue: int = 8 << 20
+    """Bytes of memory that spans may take until they are written. Beyond it spans are dropped and counted."""
     running: Seconds = 30.0
     """Operations that take longer are logged while they run, once a minute; "0s": none."""
     address: str = ""

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 GATHER = 0.5
 """Seconds for which spans gather before they are written."""
 TOGETHER = 1 << 20
-"""Bytes that are written in one transaction; the last piece may exceed it."""
+"""Bytes of pieces that are written in one transaction; the last ones may exceed it."""
 PATIENCE = 2.0
 """Seconds for which a question waits until all that came before it is written."""
 TIDY = 6.0
@@ -37,6 +37,11 @@ class _Waiting:
 
     pieces: deque[Piece] = field(default_factory=deque)
     size: int = 0
+
+
+def _size(piece: Piece) -> int:
+    """The bytes of memory that a piece takes, about."""
+    return len(piece.data) + 1000 + 150 * len(piece.spans)
 
 
 class Intake:
@@ -62,14 +67,16 @@ class Intake:
         """Take in what ``sender`` sent. The result is how many of these spans are dropped at once."""
         waiting = self._senders.setdefault(sender, _Waiting())
         waiting.pieces.append(piece)
-        waiting.size += len(piece.data)
-        self._size += len(piece.data)
+        waiting.size += _size(piece)
+        self._size += _size(piece)
         refused = 0
         while self._size > self._most:
-            loser = max(self._senders.values(), key=lambda each: each.size)
+            name, loser = max(self._senders.items(), key=lambda each: each[1].size)
             lost = loser.pieces.pop()
-            loser.size -= len(lost.data)
-            self._size -= len(lost.data)
+            loser.size -= _size(lost)
+            self._size -= _size(lost)
+            if not loser.pieces:
+                del self._senders[name]
             self._dropped += len(lost.spans)
             refused += len(lost.spans) * (lost is piece)
         self._arrived.set()
@@ -138,9 +145,9 @@ class Intake:
                     del self._senders[sender]
                     continue
                 piece = waiting.pieces.popleft()
-                waiting.size -= len(piece.data)
-                self._size -= len(piece.data)
-                size += len(piece.data)
+                waiting.size -= _size(piece)
+                self._size -= _size(piece)
+                size += _size(piece)
                 yield piece
 
     # ---------------------------------------------------------------- the store

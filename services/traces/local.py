@@ -44,8 +44,8 @@ T = TypeVar("T")
 
 QUIET = 5.0
 """Seconds without spans after which the pieces of a trace become one."""
-SPANS = 20_000
-"""Spans of a trace. Of what comes later only the root is kept, and what comes with it."""
+SPANS, BYTES = 20_000, 32 << 20
+"""Spans of a trace, and their bytes as they came. Of what comes later only the root is kept, and what comes with it."""
 WHOLE = 4 << 20
 """Bytes of a piece that is made of others."""
 _OPEN = 20_000
@@ -54,7 +54,7 @@ _LOG = 8 << 20
 """Bytes of the size that are left for SQLite's log and for one transaction."""
 _SLACK = 1 << 20
 """Bytes of room that are made at once."""
-_LAYOUT = 1
+_LAYOUT = 2
 _TRACES = """
 CREATE TABLE traces (
     number INTEGER PRIMARY KEY,
@@ -62,6 +62,7 @@ CREATE TABLE traces (
     arrived INTEGER NOT NULL,  -- when its last spans came
     kept INTEGER NOT NULL,     -- whether it is slow or failed
     bytes INTEGER NOT NULL,    -- of its pieces
+    whole INTEGER NOT NULL,    -- the same, as they came
     start INTEGER NOT NULL,
     end INTEGER NOT NULL,
     spans INTEGER NOT NULL,
@@ -83,6 +84,18 @@ _TABLES = (
     "CREATE TABLE pieces (number INTEGER PRIMARY KEY, trace INTEGER NOT NULL, data BLOB NOT NULL)",
     "CREATE INDEX of_trace ON pieces (trace)",
 )
+_UPDATE = """
+UPDATE traces
+SET arrived = ?, kept = ?, bytes = ?, whole = ?, start = ?, end = ?, spans = ?, errors = ?, root = ?, begun = ?,
+    name = ?, operation = ?, namespace = ?, image = ?, outcome = ?, attributes = ?
+WHERE id = ?
+"""
+_INSERT = """
+INSERT INTO traces (
+    arrived, kept, bytes, whole, start, end, spans, errors, root, begun,
+    name, operation, namespace, image, outcome, attributes, id
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
 _LIST = """
 SELECT id, name, operation, namespace, image, outcome, start, end, spans, errors, attributes FROM traces
 WHERE start >= :since
@@ -273,19 +286,21 @@ class LocalStore:
     def _store(self, trace: str, pieces: Sequence[Piece], now: int, moment: float) -> None:
         row = self._connection.execute(
             "SELECT number, kept, bytes, start, end, spans, errors, root, begun, name, operation, namespace, image, "
-            "outcome, attributes FROM traces WHERE id = ?",
+            "outcome, attributes, whole FROM traces WHERE id = ?",
             (trace,),
         ).fetchone()
-        known = row[5] if row else 0
+        known, whole = (row[5], row[15]) if row else (0, 0)
         chosen, new, failed = [], 0, 0
         opened = self._open.pop(trace, None) or _Open(moment, doubtful=row is not None, pieces=1 if row else 0)
         self._open[trace] = opened  # at the end: the one that has been quiet longest comes first
         opened.since = moment
         for piece in pieces:
-            if known + new + len(piece.spans) > (2 * SPANS if piece.head.root else SPANS):
+            room = 2 if piece.head.root else 1
+            if known + new + len(piece.spans) > room * SPANS or whole + len(piece.data) > room * BYTES:
                 self._dropped += len(piece.spans)
                 continue
             chosen.append(piece)
+            whole += len(piece.data)
             for span, error in piece.spans:
                 if span in opened.ids:
                     opened.doubtful = True
@@ -315,22 +330,13 @@ class LocalStore:
         keeps = summary.failed or summary.seconds >= self._config.slow
         self._kept += (size + len(data)) * keeps - size * kept
         columns: tuple[Any, ...] = (
-            *(now, keeps, size + len(data), start, end, count, failed, best.root, best.start),
+            *(now, keeps, size + len(data), whole, start, end, count, failed, best.root, best.start),
             *(best.name[:1000], best.operation, best.namespace, best.image[:1000], best.outcome, attributes),
         )
         if row:
-            self._connection.execute(
-                "UPDATE traces SET arrived = ?, kept = ?, bytes = ?, start = ?, end = ?, spans = ?, errors = ?, root = "
-                "?, begun = ?, name = ?, operation = ?, namespace = ?, image = ?, outcome = ?, attributes = ? WHERE "
-                "number = ?",
-                (*columns, number),
-            )
+            self._connection.execute(_UPDATE, (*columns, trace))
         else:
-            number = self._connection.execute(
-                "INSERT INTO traces (arrived, kept, bytes, start, end, spans, errors, root, begun, name, operation, "
-                "namespace, image, outcome, attributes, id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (*columns, trace),
-            ).lastrowid
+            number = self._connection.execute(_INSERT, (*columns, trace)).lastrowid
         self._connection.execute("INSERT INTO pieces (trace, data) VALUES (?, ?)", (number, data))
 
     # ---------------------------------------------------------------- order and room
@@ -373,7 +379,9 @@ class LocalStore:
                 whole = b"".join(parts)
             data = isal_zlib.compress(whole, 2)
             self._kept += (len(data) - size) * kept
-            self._connection.execute("UPDATE traces SET bytes = ? WHERE number = ?", (len(data), number))
+            self._connection.execute(
+                "UPDATE traces SET bytes = ?, whole = ? WHERE number = ?", (len(data), len(whole), number)
+            )
             self._connection.execute("DELETE FROM pieces WHERE trace = ?", (number,))
             self._connection.execute("INSERT INTO pieces (trace, data) VALUES (?, ?)", (number, data))
 

@@ -13,11 +13,19 @@ TEXT = 1000
 """Characters of a text, and of all names and texts of a list or map."""
 MANY = 64
 """Attributes, and values of a list or map."""
+ALL = 8_000
+"""Characters of all attributes; those that do not fit are left out."""
 
 
 def to_json(attributes: Mapping[str, Value]) -> str:
     """A JSON object. Bytes are base64, an infinite number is a text; what is too long ends in "..."."""
-    return json.dumps({name[:TEXT]: _short(value) for name, value in [*attributes.items()][:MANY]}, ensure_ascii=False)
+    found, room = [], ALL
+    for name, value in [*attributes.items()][:MANY]:
+        member = json.dumps({name[:TEXT]: _short(value)}, ensure_ascii=False)[1:-1]
+        if len(member) <= room:
+            room -= len(member)
+            found.append(member)
+    return f"{{{', '.join(found)}}}"
 
 
 def from_json(text: str) -> dict[str, Value]:

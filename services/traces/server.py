@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import AsyncIterator, Callable
+from itertools import islice
 
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as collector
@@ -18,8 +19,13 @@ from services.kit.rpc import Call
 from services.kit.slices import Lane
 from services.traces import convert
 from services.traces.intake import Intake
-from services.traces.live import OpenSpans
+from services.traces.live import SPANS, OpenSpans
 from services.traces.store import Store
+
+_LIST = 8 << 20
+"""Bytes of a list; a message has at most 16 MiB."""
+_NAME = 200
+"""Characters of a process's name."""
 
 
 class CollectorServicer:
@@ -65,8 +71,14 @@ class TracesServicer:
         self._told = told
 
     async def List(self, request: pb.ListRequest, call: Call) -> pb.ListResponse:
-        found = await self._store.traces(convert.query_from_pb(request))
-        return pb.ListResponse(traces=map(convert.summary_to_pb, found))
+        """The newest that there is room for in one message."""
+        response, room = pb.ListResponse(), _LIST
+        for each in await self._store.traces(convert.query_from_pb(request)):
+            summary = convert.summary_to_pb(each)
+            if (room := room - summary.ByteSize()) < 0:
+                break
+            response.traces.append(summary)
+        return response
 
     async def Get(self, request: pb.GetRequest, call: Call) -> AsyncIterator[pb.GetResponse]:
         for data in await self._store.encoded(request.id):
@@ -86,7 +98,8 @@ class TracesServicer:
         except DecodeError as error:
             raise errors.InvalidArgument(f"open spans of {request.service}: {error}") from None
         convert.refuse(sent)
-        self._live.report(request.service, [*convert.spans_from_pb(sent)], request.lifetime, request.dropped)
+        spans = [*islice(convert.spans_from_pb(sent), SPANS)]
+        self._live.report(request.service[:_NAME], spans, request.lifetime, request.dropped)
         self._told()
         return pb.ReportResponse()
 

@@ -49,7 +49,7 @@ def piece(*spans: Span) -> Piece:
 async def test_a_flood_costs_only_its_sender() -> None:
     """What it sent last is dropped, and counted; the others lose nothing."""
     store = SlowStore()
-    queue = Intake(store, 100_000)
+    queue = Intake(store, 400_000)
     flood = [span(attributes={"x": "y" * 1000}) for _ in range(1000)]
     honest = [span() for _ in range(100)]
     refused = 0

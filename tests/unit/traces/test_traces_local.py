@@ -189,6 +189,19 @@ async def test_a_trace_is_bounded_itself(store: LocalStore, monkeypatch: pytest.
     assert (await store.figures()).spans <= 200
 
 
+async def test_a_trace_is_bounded_in_bytes(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they came: what is easily compressed must fit into memory when it is read."""
+    monkeypatch.setattr(local, "BYTES", 1 << 20)
+    root = span(attributes=ROOT)
+    for _ in range(50):
+        await store.add([span(root.trace, parent=root.id, attributes={"x": "y" * 50_000})])
+    await store.add([root])
+    assert sum(map(len, await store.encoded(root.trace))) < (1 << 20) + 1000
+    [summary] = await store.traces(Query())
+    assert (summary.operation, summary.spans) == ("pull", 21)
+    assert (await store.figures()).dropped == 30
+
+
 async def test_a_smaller_size_holds_from_the_next_start(
     opened: Callable[..., LocalStore], clocks: Clocks, tmp_path: Path
 ) -> None:
