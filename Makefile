@@ -142,7 +142,7 @@ check: $(VENV)/dev test-machine ## check with ruff and mypy, and check that gene
 	@$(BIN)/ruff format --check --quiet . || { echo "not formatted: $(BIN)/ruff format ." >&2; exit 1; }
 	$(BIN)/ruff check .
 	$(BIN)/mypy services gateway deploy client bench tests
-	$(BIN)/mypy --scripts-are-modules scripts/build_nerdctl scripts/compare_api scripts/protos
+	$(BIN)/mypy --scripts-are-modules scripts/build_nerdctl scripts/compare_api scripts/protos scripts/screenshots
 	$(BIN)/python scripts/protos --check
 	$(BIN)/python scripts/compare_api
 	$(PYTEST) $(addprefix tests/unit/deploy/test_,imports.py circles.py loops.py)
@@ -150,6 +150,10 @@ check: $(VENV)/dev test-machine ## check with ruff and mypy, and check that gene
 .PHONY: bench
 bench: $(VENV)/dev bench-machine peers ## measure beside Debian's containerd (ARGS=--pulls: only pulls; ARGS='--against CHECKOUT': beside an older build; ARGS=--help: more); needs root, takes an hour
 	@$(BIN)/python -m bench $(ARGS)
+
+.PHONY: screenshots
+screenshots: $(VENV)/dev test-machine ## take the pictures of the traces' page in docs/ anew, with chromium, of a node that pulls; needs root
+	@$(BIN)/python scripts/screenshots
 
 .PHONY: peers
 peers: $(PEERS)/built ## build the Go programs that the interop tests and the benchmark use

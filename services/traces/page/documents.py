@@ -146,7 +146,6 @@ def verdict(found: Verdict, trace: Trace, places: Mapping[str, int]) -> Json:
         "advice": _text(found.advice),
         "gain": found.gain,
         "wall": found.wall,
-        "notes": [_text(note) for note in found.notes[:_VALUES]],
         "causes": [_cause(cause) for cause in found.causes[:_VALUES]],
         "path": [
             [

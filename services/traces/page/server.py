@@ -2,6 +2,7 @@
 
     GET /                      the page; its files are beside it
     GET /api/traces            the list; ?operation=&image=&namespace=&failed=1&longer=SECONDS&since=SECONDS_AGO&limit=
+                               (without an operation: all of OPERATIONS; operation=all: single calls, too)
     GET /api/traces/ID         a trace with its verdict; the beginning of an id is enough
     GET /api/compare/A/B       two verdicts, stage by stage
     GET /api/live              what is under way
@@ -24,6 +25,7 @@ import re
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -55,6 +57,10 @@ _HEADERS = {
 }
 
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]]+))(?::[0-9]*)?")
+
+OPERATIONS = frozenset({"pull", "push", "import", "export", "run", "exec", "delete", "collect"})
+"""What a client wanted; other traces are of single calls."""
+ALL = "all"
 
 _WAITING = 8
 """Traces that may wait until the one before them has been worked out."""
@@ -132,8 +138,14 @@ class Page:
                 return _json({**documents.node(node), "store": documents.figures(figures), "now": time.time() * 1e3})
         raise errors.NotFound(path)
 
-    async def _traces(self, query: str) -> documents.Json:
-        found = await self._source.traces(_query(query))
+    async def _traces(self, text: str) -> documents.Json:
+        query = _query(text)
+        if query.operation in ("", ALL):
+            # What a client wanted is looked for among the calls that were recorded as samples.
+            found = await self._source.traces(replace(query, operation="", limit=_MOST))
+            found = [each for each in found if query.operation == ALL or each.operation in OPERATIONS][: query.limit]
+        else:
+            found = await self._source.traces(query)
         return {"now": time.time() * 1e3, "traces": [documents.summary(each) for each in found]}
 
     async def _with_others(self, prefix: str) -> tuple[Trace, list[Trace]]:

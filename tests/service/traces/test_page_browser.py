@@ -72,6 +72,8 @@ def row(name: str) -> str:
 async def test_the_list_shows_traces_and_filters_them(page: Tab) -> None:
     """By text, operation, outcome and time; the address says so, and Back and a copied address show the same."""
     await page.open("")
+    await page.until("document.querySelectorAll('.traces tbody tr').length === 5")
+    await page.page.get_by_label("Operation").select_option("all")
     await page.until("document.querySelectorAll('.traces tbody tr').length === 6")
     first = (await page.texts(".traces tbody tr"))[0]
     assert f"{REGISTRY}/team/app:1.4" in first
@@ -113,7 +115,7 @@ async def test_what_comes_new_is_shown_without_taking_the_focus(page: Tab, sourc
     await page.page.get_by_role("link", name="busybox:latest").focus()
     await source.keep(pull("f" * 32, time.time_ns(), image="new:1", layers=(1.0,)))
     await page.page.evaluate(SEEN)
-    await page.until("document.querySelectorAll('.traces tbody tr').length === 7")
+    await page.until("document.querySelectorAll('.traces tbody tr').length === 6")
     assert "busybox" in await page.page.evaluate("document.activeElement.textContent")
 
 
@@ -124,7 +126,7 @@ async def test_a_service_that_is_away_is_told_and_found_again(browser: Any, sour
         own = await browser.new_context()
         opened = Tab(await own.new_page(), f"http://{address}")
         await opened.open("")
-        await opened.until("document.querySelectorAll('.traces tbody tr').length === 6")
+        await opened.until("document.querySelectorAll('.traces tbody tr').length === 5")
     await opened.page.evaluate(SEEN)
     await opened.until("!document.getElementById('notice').hidden")
     assert "does not answer" in await opened.page.locator("#notice").inner_text()
@@ -298,8 +300,8 @@ async def test_a_workers_time_is_shown_as_it_measured_it(page: Tab) -> None:
 async def test_the_critical_path_is_a_line_through_the_bars(page: Tab) -> None:
     """It is drawn where the path's spans are; the button leaves only them, and N walks along it in order."""
     await page.open(f"trace/{SLOW}")
-    await page.until("document.querySelector('.path .line')")
     await page.page.get_by_role("button", name="Critical path").click()
+    await page.until("document.querySelector('.path .line')")
     labels = await page.page.evaluate(
         "[...document.querySelectorAll('.row')].map((each) => each.getAttribute('aria-label'))"
     )
@@ -441,7 +443,7 @@ async def test_the_node_shows_its_processes_and_registries(page: Tab, source: Ma
 @pytest.mark.parametrize(
     "place",
     [
-        "",
+        "?operation=all",
         f"trace/{HOSTILE}",
         f"trace/{HOSTILE}?q=%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E",
         f"compare/{HOSTILE}/{SLOW}",

@@ -127,8 +127,10 @@ async def test_a_query_is_the_stores(source: MadeSource) -> None:
     asked = source.asked[-1]
     assert (asked.operation, asked.image, asked.longer, asked.failed, asked.limit) == ("pull", "team/app", 1.5, True, 7)
     assert abs(asked.since / 1e9 - (time.time() - 3600)) < 60
-    assert [each["id"] for each in (await get(page, "/api/traces"))[1]["traces"]] == [A, B, HOSTILE]
-    await get(page, "/api/traces", "limit=100000000")
+    assert [each["id"] for each in (await get(page, "/api/traces", "operation=all"))[1]["traces"]] == [A, B, HOSTILE]
+    assert [each["id"] for each in (await get(page, "/api/traces"))[1]["traces"]] == [A, B], "a single call"
+    assert [each["id"] for each in (await get(page, "/api/traces", "limit=1"))[1]["traces"]] == [A]
+    await get(page, "/api/traces", "operation=pull&limit=100000000")
     assert source.asked[-1].limit == 1_000
     for wrong in (
         "longer=x",

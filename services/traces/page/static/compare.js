@@ -2,7 +2,7 @@
 
 import { ask } from "./api.js";
 import { add, fill, make, place } from "./dom.js";
-import { duration, imageParts, moment } from "./format.js";
+import { duration, imageParts, moment, spanName } from "./format.js";
 
 const SMALL = 0.004; // of the longer operation: smaller rows are shown together
 
@@ -55,10 +55,10 @@ function line(row, same, most) {
   const difference = row.b - row.a;
   return make("tr", { class: same ? "same" : "" },
     make("th", { scope: "row" }, make("span", { class: same ? "again" : "" }, row.stage)),
-    make("td", {}, make("i", { class: `swatch k-${row.kind}`, "aria-hidden": "true" }), row.part ? `${row.kind}: ${row.part}` : `${row.count} causes`),
+    make("td", {}, make("i", { class: `swatch k-${row.kind}`, "aria-hidden": "true" }), row.part ? `${row.kind}: ${spanName(row.part)}` : `${row.count} causes`),
     make("td", { class: "number", "data-head": "A" }, duration(row.a)), make("td", { class: "number", "data-head": "B" }, duration(row.b)),
     make("td", { class: `number ${Math.abs(difference) >= most / 2 ? "strong" : ""}`, "data-head": "Difference" }, signed(difference)),
-    make("td", { class: "side", "aria-hidden": "true" }, make("i", { class: difference > 0 ? "more" : "less", css: { width: `${(Math.abs(difference) / most) * 50}%` } })));
+    make("td", { class: "side", "aria-hidden": "true" }, make("i", { class: difference > 0 ? "longer" : "shorter", css: { width: `${(Math.abs(difference) / most) * 50}%` } })));
 }
 
 function together(rows) {

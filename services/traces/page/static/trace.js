@@ -4,11 +4,12 @@ import { ask } from "./api.js";
 import { causeBar, causeTable } from "./causes.js";
 import { details } from "./details.js";
 import { add, button, fill, make, place } from "./dom.js";
-import { KNOWN, about, bytes, colours, count, digest, duration, imageParts, moment, process, spanName } from "./format.js";
+import { KNOWN, about, bytes, colours, count, digest, duration, imageParts, moment, percent, process, spanName } from "./format.js";
 import { build, isWait } from "./tree.js";
 import { Waterfall } from "./waterfall.js";
 
 const SHOW = [["", "All"], ["path", "Critical path"], ["waits", "Waits"], ["errors", "Errors"]];
+const LEAST = 0.002; // of the whole: spans with less of the critical path are not shown as such
 const KEYS = [
   ["↑ ↓", "span by span"], ["→ ←", "open, close"], ["Enter", "zoom to the span"], ["+ −", "zoom"], ["A D", "to and fro"],
   ["0", "all of it"], ["N P", "along the critical path"], ["/", "search"],
@@ -111,13 +112,16 @@ export function trace(host, [id], values, app) {
       const text = (state.q || "").trim().toLowerCase();
       for (const each of shows) each.setAttribute("aria-pressed", String(each.dataset.show === (show || "")));
       const tests = [];
-      if (show === "path") tests.push((_, index) => tree.path.has(index));
+      const least = show === "path" ? (tree.whole.to - tree.whole.from) * LEAST : 0;
+      if (show === "path") tests.push((_, index) => (tree.path.get(index) || 0) > least);
       if (show === "waits") tests.push((span) => isWait(span));
       if (show === "errors") tests.push((span) => span.error);
       if (text) tests.push((span) => haystack(span, found).includes(text));
       let matching = 0;
       if (tests.length) matching = found.spans.filter((span, index) => tests.every((test) => test(span, index))).length;
-      const said = tests.length ? `${count(matching, "span")} of ${found.spans.length}` : "";
+      const held = [...tree.path.values()].filter((each) => each > least).reduce((sum, each) => sum + each, 0);
+      const share = show === "path" && !text ? `, ${percent(held / (tree.whole.to - tree.whole.from))} of the time` : "";
+      const said = tests.length ? `${count(matching, "span")} of ${found.spans.length}${share}` : "";
       if (hits.textContent !== said) hits.textContent = said;
       waterfall.setWanted(tests.length ? (span, index) => tests.every((test) => test(span, index)) : null);
       save({});
@@ -184,7 +188,6 @@ function header(found, operation, image, attributes, root) {
     verdict && make("p", { class: "sentence" }, verdict.sentence),
     verdict && verdict.advice && make("p", { class: "advice" }, verdict.advice),
     verdict && verdict.causes.length > 0 && [causeBar(verdict.causes), causeTable(verdict.causes)],
-    verdict && verdict.notes.length > 0 && make("ul", { class: "notes" }, verdict.notes.map((note) => make("li", {}, note))),
     make("dl", { class: "facts" }, facts.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value)))));
 }
 

@@ -426,9 +426,10 @@ export class Waterfall {
     const tag = make("span", { class: "tag" }, !node.fold && (waits || node.error) ? (node.error ? span.message || "failed" : detail || "waits") : "");
     const lane = make("span", { class: "lane" }, inner.map((each) => each.element), tag);
     const service = node.fold ? "" : [...new Set(node.chain.map((each) => process(this.trace.services[this.tree.spans[each].service])))].join(" → ");
+    const open = node.children.length > 0 && (node.open || Boolean(this.wanted)) && !node.fold;
     const bold = node.onPath ? "b" : "span";
     const element = make("div", {
-      class: `row${node.onPath ? " on" : ""}${node.error ? " bad" : ""}${node.fold ? " fold" : ""}`, role: "treeitem", id: `row-${index}`, "data-row": index,
+      class: `row${node.onPath ? " on" : ""}${node.error ? " bad" : ""}${node.fold ? " fold" : ""}${open ? " open" : ""}`, role: "treeitem", id: `row-${index}`, "data-row": index,
       "aria-level": node.depth + 1, "aria-setsize": this.list.length, "aria-posinset": index + 1,
       "aria-expanded": node.children.length ? String(node.open || Boolean(this.wanted)) : null,
       "aria-label": this.spoken(node, text, detail, service), css: { "--depth": Math.min(node.depth, 24) },
@@ -497,14 +498,15 @@ export class Waterfall {
     const lines = [];
     for (let at = Math.ceil(from / step) * step; at <= to && ticks.length < 40; at += step) {
       const left = `${((at - from) / (to - from)) * 100}%`;
-      ticks.push(make("span", { css: { left } }, stamp(at, this.view)));
+      if ((at - from) / (to - from) < 0.95) ticks.push(make("span", { css: { left } }, stamp(at, this.view)));
       lines.push(make("i", { css: { left } }));
     }
     fill(this.ticks, ticks);
     fill(this.lines, lines);
   }
 
-  // The critical path as one line through the bars, from row to row.
+  // The critical path as one line through the bars, from row to row. Pieces that are too short to be seen are left out:
+  // zooming shows them.
   paintPath(first, last) {
     const { view, high, wide } = this;
     this.path.style.setProperty("top", `${first * high}px`);
@@ -516,7 +518,7 @@ export class Waterfall {
     let steps = "";
     let before = null;
     for (const each of this.segments) {
-      if (each.row < 0) continue;
+      if (each.row < 0 || ((each.end - each.start) / (view.to - view.from)) * wide < 1.5) continue;
       const joined = before && before.row !== each.row;
       const low = Math.min(each.row, before ? before.row : each.row);
       const top = Math.max(each.row, before ? before.row : each.row);
@@ -555,8 +557,10 @@ export class Waterfall {
     this.list.forEach((node, index) => {
       if (node.fold) return;
       pen.fillStyle = colourOf(`--p-${this.colour(this.trace.services[node.span.service])}`);
+      pen.globalAlpha = node.children.length && node.open ? 0.4 : 1;
       pen.fillRect(((node.start - this.whole.from) / length) * box.width, 2 + index * each, Math.max(0.7, ((node.end - node.start) / length) * box.width), Math.max(0.6, each * 0.75));
     });
+    pen.globalAlpha = 1;
     for (const { start, end, kind } of this.segments) {
       pen.fillStyle = colourOf(`--k-${KINDS.includes(kind) ? kind : "unknown"}`);
       pen.fillRect(((start - this.whole.from) / length) * box.width, box.height - strip, Math.max(0.5, ((end - start) / length) * box.width), strip);
