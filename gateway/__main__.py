@@ -84,11 +84,11 @@ async def serve(file: settings.File, node: settings.Node) -> None:
 
                 probes = Probes(routes, snapshotters.names)
                 await stack.enter_async_context(loops.running("health over HTTP", lambda: probes.serve(address)))
-            if address := load_metrics(file).address:
+            if metrics := load_metrics(file).address:
                 from gateway.metrics import Page
 
                 page = Page(routes, node.state)
-                await stack.enter_async_context(loops.running("metrics over HTTP", lambda: page.serve(address)))
+                await stack.enter_async_context(loops.running("metrics over HTTP", lambda: page.serve(metrics)))
             await process.until_signal()
 
 

@@ -39,7 +39,9 @@ _IMPORTED = ("tar-",)
 """How they begin those of an archive's content (containerd's archive.ImportIndex)."""
 
 
-Gap = Callable[[int, int], None]
+Blocked = tuple[str, str]
+"""What a client waits for that makes no call, in words, and the span that holds it; both empty if it is not known."""
+Gap = Callable[[int, int, Blocked], None]
 """Records that the client made no call between two times."""
 
 
@@ -54,6 +56,7 @@ class Operation:
         "_changes",
         "_gaps",
         "_open",
+        "blocked",
         "busy",
         "calls",
         "came",
@@ -106,8 +109,9 @@ class Operation:
         """Methods that were called, in the order of their first calls; whether one succeeded."""
         self._changes: dict[str, tuple[int, str]] = {}
         """Those of them that change something, and how the last call of each ended."""
-        self._gaps: list[tuple[int, int]] = []
-        """Length and start of the gaps between calls: a heap."""
+        self._gaps: list[tuple[int, int, Blocked]] = []
+        """Length and start of the gaps between calls, and what was waited for: a heap."""
+        self.blocked: Blocked = ("", "")
         self.came = self.present = self.layers = self.layers_present = 0
         self.image = self.digest = self.container = self.snapshotter = ""
         self.goal = ""
@@ -132,11 +136,12 @@ class Operation:
     def begins(self, kind: Kind, keys: tuple[Key, ...], request: bytes, now: int) -> None:
         """A call of it begins."""
         if not self.busy_now and self.calls and now > self._open:
-            gap = now - self._open, self._open
+            gap = now - self._open, self._open, self.blocked
             if len(self._gaps) < _GAPS:
                 heapq.heappush(self._gaps, gap)
             else:
                 heapq.heappushpop(self._gaps, gap)
+        self.blocked = "", ""
         self.calls += 1
         self.last = now
         if kind.lasts:
@@ -205,13 +210,13 @@ class Operation:
         """
         self.over = True
         until = max(self.last, self._open)
-        missing = sum(length for length, _ in self._gaps)
+        missing = sum(length for length, *_ in self._gaps)
         allowed = (1 - COVERED) * (until - self.start)
-        for length, start in sorted(self._gaps, reverse=True):
+        for length, start, blocked in sorted(self._gaps, reverse=True):
             if length < fold and missing <= allowed:
                 break
             missing -= length
-            gap(start, start + length)
+            gap(start, start + length, blocked)
         root = self.root
         root.default(**{"splitd.operation": self._name(), "splitd.outcome": self._outcome()})
         root.default(**{name: value for name, value in self._attributes().items() if value})

@@ -29,7 +29,7 @@ from functools import partial
 from typing import Any, Protocol, cast
 
 from gateway.calls import Key, Kind, field, kind
-from gateway.operation import CURRENT, Operation
+from gateway.operation import CURRENT, Blocked, Operation
 from services.kit import errors, observer, tracing
 from services.kit.buckets import Bucket
 from services.kit.observer import Observed, Side
@@ -60,7 +60,9 @@ class Tracer(Protocol):
     def fold(self) -> int: ...
     def now(self) -> int: ...
     def root(self, name: str, start: int = 0) -> Any: ...
-    def recorded(self, name: str, start: int, end: int, ref: str = "", *, parent: Any = None) -> None: ...
+    def recorded(
+        self, name: str, start: int, end: int, ref: str = "", *, parent: Any = None, **attributes: Any
+    ) -> None: ...
 
 
 class _Connection:
@@ -235,8 +237,12 @@ class Operations:
                 if known.containers.get(key) is operation:
                     del known.containers[key]
 
-    def _gap(self, operation: Operation, start: int, end: int) -> None:
-        self._tracer.recorded("wait.client", start, end, parent=operation.root)
+    def _gap(self, operation: Operation, start: int, end: int, blocked: Blocked) -> None:
+        what, holder = blocked
+        if what:
+            self._tracer.recorded("wait.lock", start, end, holder, parent=operation.root, **{"splitd.wait.for": what})
+        else:
+            self._tracer.recorded("wait.client", start, end, parent=operation.root)
 
     def sweep(self) -> None:
         """End the operations that are idle."""

@@ -23,7 +23,7 @@ from gateway import convert
 from gateway.hop import Hop
 from gateway.store import Blob, Committed, Ingest, Intent, Labels, Outcome, Updated
 from gateway.upstream import Upstream
-from services.kit import errors, loops, rpc
+from services.kit import errors, loops, rpc, tracing
 from services.kit.rpc import Call, Question, method_path
 
 log = logging.getLogger(__name__)
@@ -234,9 +234,11 @@ class RemoteRecords:
         metadata = self._hop.to(call.optional_namespace)
         await metadata.ready(call)
         if not self._connected.is_set():
+            known = tracing.wait("lock", **{"splitd.wait.for": "service metadata, which has not heard of this gateway"})
             try:
-                async with asyncio.timeout(metadata.hold):
-                    await self._connected.wait()
+                with known:
+                    async with asyncio.timeout(metadata.hold):
+                        await self._connected.wait()
             except TimeoutError:
                 raise errors.Unavailable("service metadata has not accepted this gateway yet") from None
         try:
@@ -286,7 +288,8 @@ class RemoteRecords:
                 if isinstance(error, errors.ResourceExhausted) and not alone and passed > self._full:
                     self._tasks.start(f"{name} of an intent", self._told_alone(name, request, call, metadata))
                     raise
-                await asyncio.sleep(pause)
+                with tracing.wait("lock", **{"splitd.wait.for": f"service metadata: {error}"}):
+                    await asyncio.sleep(pause)
                 pause = min(pause * 2, 1.0)
 
     async def _told_alone(self, name: str, request: Any, call: Call, metadata: Upstream) -> None:

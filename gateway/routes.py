@@ -26,7 +26,7 @@ from gateway.config import Config, ProxyPlugin
 from gateway.hop import Hop
 from gateway.supervision import Supervision
 from gateway.upstream import Upstream
-from services.kit import errors
+from services.kit import errors, tracing
 from services.kit.rpc import Call
 
 SERVICES: Mapping[str, str] = {
@@ -159,7 +159,8 @@ class Routes:
             return
         await snapshots.ready(call)
         try:
-            async with asyncio.timeout(self._hold):
-                await self._heard.wait()
+            with tracing.wait("lock", **{"splitd.wait.for": "service snapshots, which announces its snapshotters"}):
+                async with asyncio.timeout(self._hold):
+                    await self._heard.wait()
         except TimeoutError:
             raise errors.Unavailable("service snapshots has not said yet which snapshotters it has") from None

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gateway.supervision import Supervision
-from services.kit import errors
+from services.kit import errors, tracing
 from services.kit.rpc import LEASE, Call, Channel
 
 log = logging.getLogger(__name__)
@@ -96,6 +96,10 @@ class Upstream:
         """The channel, as soon as the service is there; Unavailable, naming it, if it does not come in time."""
         if self.is_ready():
             return self.channel
+        with tracing.wait("lock", **{"splitd.wait.for": f"service {self.name}, which is away"}):
+            return await self._back(call)
+
+    async def _back(self, call: Call | None) -> Channel:
         end = time.monotonic() + self.hold if self.up else self._since + self.hold
         if call is not None and call.deadline is not None:
             end = min(end, call.deadline - 0.05)

@@ -8,8 +8,9 @@ dies in the middle is waited for, and the write goes on at the offset that it ac
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 
 from api.containerd.services.content.v1 import content_pb2 as pb
 from api.containerd.services.content.v1 import content_stubs
@@ -19,7 +20,7 @@ from gateway.intents import Intents
 from gateway.operation import CURRENT
 from gateway.store import Committed, Ingest, Intent, Outcome, Records
 from gateway.upstream import Upstream, raw_headers
-from services.kit import errors
+from services.kit import errors, tracing
 from services.kit.rpc import Call, Stream, method_path, shielded
 from services.kit.timestamps import time_to_pb
 
@@ -98,6 +99,8 @@ class Writes:
         self._records = records
         self._commit = commit
         self._config = config
+        self._writing: dict[tuple[str, str], str] = {}
+        """The spans of the Writes that are open, by namespace and ref."""
 
     async def write(self, requests: AsyncIterator[bytes], call: Call) -> AsyncIterator[bytes]:
         """One Write: its serialized messages, and the answers."""
@@ -124,21 +127,38 @@ class Writes:
         else:
             await self._reachable(raw, call)
             writer = _Write(self._commit, raw, call, ingest, opening, self._config.stall)
+        key = call.optional_namespace, opening.ref
         async with writer:
-            message = opening
-            answer = await writer.answer(opening)
-            there = pb.WriteContentResponse.FromString(answer).offset
-            yield answer
-            while message.action != pb.COMMIT and (request := await anext(requests, None)) is not None:
-                if is_plain_write(request):
-                    yield await writer.relay(request)
-                else:
+            try:
+                answer = await writer.answer(opening)
+            except errors.Unavailable:
+                if operation is not None and raw.up:  # the client pauses, and tries again
+                    operation.blocked = f"another writer of {opening.ref}", self._writing.get(key, "")
+                raise
+            with self._open(key):
+                yield answer
+                there = pb.WriteContentResponse.FromString(answer).offset
+                message = opening
+                while message.action != pb.COMMIT and (request := await anext(requests, None)) is not None:
+                    if is_plain_write(request):
+                        yield await writer.relay(request)
+                        continue
                     message = pb.WriteContentRequest.FromString(request)
                     answer = await writer.answer(message)
                     if operation is not None and message.action == pb.COMMIT:
                         operation.present += there
                         operation.came += max(0, writer.size - there)
                     yield answer
+
+    @contextlib.contextmanager
+    def _open(self, key: tuple[str, str]) -> Iterator[None]:
+        """Who else wants the ref meanwhile waits for this Write."""
+        ref = self._writing[key] = tracing.current().ref()
+        try:
+            yield
+        finally:
+            if self._writing.get(key) == ref:
+                del self._writing[key]
 
     async def _reachable(self, raw: Upstream, call: Call) -> None:
         """Return once the raw store is there. Clients retry UNAVAILABLE for ever when they open a Write, so after a

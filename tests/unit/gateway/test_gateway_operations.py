@@ -101,6 +101,8 @@ class Tracer:
         self.time = 1000 * SECOND
         self.roots: list[Root] = []
         self.unrecorded: list[str] = []
+        self.waits: list[tuple[str, str, dict[str, Any]]] = []
+        """Waits for a known span."""
 
     def enabled(self) -> bool:
         return self.on
@@ -118,8 +120,10 @@ class Tracer:
         self.roots.append(Root(name, start))
         return self.roots[-1]
 
-    def recorded(self, name: str, start: int, end: int, *, parent: Root) -> None:
+    def recorded(self, name: str, start: int, end: int, ref: str = "", *, parent: Root, **attributes: Any) -> None:
         parent.children.append((name, start, end))
+        if ref:
+            self.waits.append((name, ref, attributes))
 
     def began(self, side: str, method: str, headers: Mapping[str, Any], parent: Any = None) -> Call:
         if parent is None:
@@ -343,6 +347,25 @@ def test_a_run_whose_task_cannot_be_created_has_failed() -> None:
     edge.operations.left("ctr")
     (root,) = edge.tracer.roots
     assert (root.name, root.attributes["splitd.outcome"], root.failure) == ("run", "failed", (2, "it failed"))
+
+
+def test_a_client_that_waits_for_another_writer() -> None:
+    """It makes no call meanwhile, but it is not what was waited for."""
+    edge = Edge()
+    writing = edge.begin("ctr", f"{CONTENT}/Write", side="server")
+    current = limits.CURRENT.get()
+    assert current is not None
+    current.blocked = "another writer of layer-1", "trace-span"
+    writing.ended(14, "ref layer-1 locked")
+    edge.tracer.pass_(SECOND)
+    edge.call("ctr", f"{CONTENT}/Write", side="server")
+    edge.tracer.pass_(SECOND)
+    edge.call("ctr", f"{CONTENT}/Info", side="server")
+    edge.operations.left("ctr")
+    (root,) = edge.tracer.roots
+    waits = sorted((start, name) for name, start, end in root.children if end - start >= SECOND)
+    assert [name for _, name in waits] == ["wait.lock", "wait.client"]
+    assert edge.tracer.waits == [("wait.lock", "trace-span", {"splitd.wait.for": "another writer of layer-1"})]
 
 
 def test_questions_are_sampled() -> None:

@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from gateway.supervision import Supervision
 from gateway.upstream import Upstream
-from services.kit import loops
+from services.kit import loops, tracing
 
 
 class FakeChannel:
@@ -62,3 +63,25 @@ async def test_a_watch_that_fails_begins_anew_and_tells_again_that_the_service_i
     await asyncio.wait([watch])
     assert channel.closed
     assert not upstream.up
+
+
+async def test_a_call_that_is_held_says_for_whom(place: Path) -> None:
+    """The time until the service is back is a wait that names it."""
+    upstream = Upstream("content", place / "content.sock", "", Supervision(place / "supervisor.sock"), hold=5.0)
+    upstream.channel = FakeChannel()  # type: ignore[assignment]
+    exporter = InMemorySpanExporter()
+    tracing.setup("gateway", exporter=exporter)
+    try:
+        with tracing.root("call"):
+            held = asyncio.ensure_future(upstream.ready())
+            await asyncio.sleep(0)
+            assert not held.done()
+            watch = loops.task("the watch of service content", upstream.watch())
+            await held
+            await upstream.ready()
+        watch.cancel()
+        await asyncio.wait([watch])
+    finally:
+        tracing.reset()
+    waits = [span for span in exporter.get_finished_spans() if span.name == "wait.lock"]
+    assert [(span.attributes or {})["splitd.wait.for"] for span in waits] == ["service content, which is away"]
