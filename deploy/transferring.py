@@ -273,10 +273,8 @@ def run(work: Coroutine[Any, Any, T], resumed: str = "") -> T:
             away = isinstance(error, errors.Unavailable) and resumed and _AWAY.search(words)
             if not away and not trace:
                 raise
-            raise Failure(
-                f"{_SUFFIX.sub('', words)}; {resumed}" if away else words,
-                more=[f"trace {trace} (splitd trace show {trace[:8]})"] if trace else (),
-            ) from None
+            words = f"{_SUFFIX.sub('', words)}; {resumed}" if away else words
+            raise Failure(f"{words} (trace {trace})" if trace else words) from None
 
     return asyncio.run(guarded())
 

@@ -30,6 +30,8 @@ from tests.terminal import Terminal, terminal
 pytestmark = [pytest.mark.node, pytest.mark.root]
 
 T = TypeVar("T")
+WAITS = re.compile(r"splitd: (waiting for \S+: |\S+ (does not answer|has sent nothing))")
+"""A line about what is waited for."""
 RESUMED = "splitd: cancelled; what has arrived is kept for a day, and the same command continues with it"
 
 
@@ -135,6 +137,33 @@ async def test_a_pull_on_a_terminal_shows_a_bar_for_each_layer_and_ends_clean(no
     rest = "".join(lines[3:])
     assert rest.startswith(f"pulled {reference}@{box.digest}: ")
     assert rest.endswith(", 3 layers")
+
+
+async def test_a_terminal_says_what_is_waited_for(node: Node, fake: FakeRegistry) -> None:
+    """A registry that asks for a pause: below the bars, until the pause is over."""
+    reference = fake.add(made(1), "team/waiting:1")
+    fake.inject("blob", status(429, Retry_After="2"), method="GET")
+
+    def see(shown: Terminal) -> list[str]:
+        words = f"waiting for {fake.host}: asked to wait 2 s (429)"
+        lines = shown.until(lambda lines: lines and lines[-1] == words, "nobody says what is waited for")
+        assert lines[0].startswith(f"pulling {reference}")
+        shown.until(lambda lines: lines and words not in lines, "it is said for ever")
+        assert shown.wait() == 0
+        return shown.lines
+
+    lines = await on_terminal(node, ["pull", "--plain-http", reference], see)
+    assert "".join(lines[1:]).startswith(f"pulled {reference}@")
+
+
+async def test_what_another_namespace_has_is_shown_as_there(node: Node, fake: FakeRegistry) -> None:
+    """None of its bytes came."""
+    reference = fake.add(made(2), "team/shared:1")
+    await run(node, "pull", "--plain-http", reference)
+    done = await run(node, "pull", "--plain-http", "-n", "elsewhere", "--json", reference)
+    last = objects(done.stdout)[-1]
+    assert (last["outcome"], last["bytes"], last["layers"], last["existing"]) == ("done", 0, 2, 2)
+    await run(node, "images", "-n", "elsewhere", "rm", reference)
 
 
 async def test_a_pull_in_a_pipe_is_one_line(node: Node, fake: FakeRegistry) -> None:
@@ -358,8 +387,8 @@ async def test_a_push_to_a_registry_without_head(node: Node, fake: FakeRegistry)
 
 
 async def test_failures_are_one_line_that_names_the_host_and_the_cause(node: Node, fake: FakeRegistry) -> None:
-    """The exit code is 1, and standard output is empty; as JSON the outcome has the error too. Before it there may be a
-    line that a host, which is asked several times, is waited for.
+    """The exit code is 1, and standard output is empty; as JSON the outcome has the error too. It names the trace, as the
+    log does. Before it there may be lines about a host that is asked several times.
     """
     reference = fake.add(made(1), "team/box:1")
     for wrong, said in (
@@ -370,16 +399,18 @@ async def test_failures_are_one_line_that_names_the_host_and_the_cause(node: Nod
         done = await run(node, "pull", "--plain-http", wrong, ok=None)
         assert (done.returncode, done.stdout) == (1, "")
         *waited, line = done.stderr.splitlines()
-        assert all(each.endswith(", and is waited for") for each in waited), done.stderr
+        assert all(WAITS.match(each) for each in waited), done.stderr
         assert said in line
         assert wrong in line
+        assert re.search(r" \(trace [0-9a-f]{32}\)$", line)
     fake.inject("blob", status(403), times=9)
     done = await run(node, "pull", "--plain-http", "--json", reference, ok=None)
     assert done.returncode == 1
     last = objects(done.stdout)[-1]
     assert last["outcome"] == "failed"
     assert "403" in last["error"]
-    assert done.stderr == f"splitd: {last['error']}\n"
+    assert done.stderr == f"splitd: {last['error']} (trace {last['trace']})\n"
+    assert f"; trace {last['trace']})" in (node.root / "log/images.log").read_text()
 
 
 async def test_an_image_without_the_platform_is_a_failure_that_names_those_it_has(
@@ -720,7 +751,7 @@ def test_an_error_in_an_archive_names_the_file(node: Node, mine: str, tmp_path: 
         done = node.splitd("images", "-n", "mine", *words, ok=None)
         assert done.returncode == 1, words
         *waited, line = done.stderr.splitlines()
-        assert all(each.endswith(", and is waited for") for each in waited), done.stderr
+        assert not waited, done.stderr
         assert said in line
     assert os.listdir(tmp_path) == ["bad.tar"]
 

@@ -37,14 +37,15 @@ def test_an_error_of_a_service_that_went_away_says_how_to_continue() -> None:
         transferring.run(failing(stopped))
 
 
-@pytest.mark.parametrize(("said", "lines"), [("0af7651916cd43dd8448eb211c80319c", 2), ("\x1b[2J", 1), (b"\x00", 1)])
-def test_a_failed_transfer_names_its_trace(said: str | bytes, lines: int) -> None:
+@pytest.mark.parametrize(
+    ("said", "named"), [("0af7651916cd43dd8448eb211c80319c", True), ("\x1b[2J", False), (b"\0", False)]
+)
+def test_a_failed_transfer_names_its_trace(said: str | bytes, named: bool) -> None:
     """The node says it in a trailer; what is no id is not believed."""
     error = errors.NotFound("no such image", trailers=[(rpc.TRACE, said)])
     with pytest.raises((Failure, errors.NotFound)) as raised:
         transferring.run(failing(error))
-    found = getattr(raised.value, "lines", (str(raised.value),))
-    assert found == ("no such image: not found", f"trace {said!s} (splitd trace show 0af76519)")[:lines]
+    assert str(raised.value) == "no such image: not found" + (f" (trace {said!s})" if named else "")
 
 
 @pytest.mark.parametrize("said", ["has been unreachable for 5 s", "has been silent for 60 s", "went away"])

@@ -27,12 +27,13 @@ from services.images.streaming_server import BLOCK, WINDOW, ByteSink, ByteSource
 from services.images.transfer import Credentials, ImageReference, ImageStore, Progress, Registry, Unpacking
 from services.images.transfer_server import TransferServicer
 from services.kit import any as kit_any
-from services.kit import errors, rpc
+from services.kit import errors, rpc, tracing
 from services.kit.rpc import NAMESPACE, Call
 from services.oci.descriptors import Descriptor
 from services.oci.media_types import MANIFEST
 from services.oci.platforms import Platform
 from services.snapshots.diff.workers import Appliers
+from tests.spans import attribute, recorded
 
 
 class Client:
@@ -439,6 +440,52 @@ async def test_a_push_is_the_pushers(streams: Streams) -> None:
         servicer(streams, pulls), imagestore_pb2.ImageStore(name="a:1"), registry_pb2.OCIRegistry(reference="r.io/a:1")
     )
     assert [(str(a), str(b)) for a, b in pulls.asked] == [("Local Image Store (a:1)", "OCI Registry (r.io/a:1)")]
+
+
+PULL = (registry_pb2.OCIRegistry(reference="r.io/a:1"), imagestore_pb2.ImageStore(name="r.io/a:1"))
+
+
+class Broken(Pulls):
+    """Its pulls fail."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+    async def pull(self, source: Registry, destination: ImageStore, node: Any, report: Any) -> None:
+        raise self.error
+
+
+async def test_a_transfer_tells_the_root_of_its_trace_what_it_was(streams: Streams) -> None:
+    """The operation, its namespace and image, and how it ended; the span of the operation itself has its kind."""
+    with recorded() as spans:
+        for pulls in (Pulls(), Broken(errors.NotFound("a")), Broken(errors.Cancelled()), Broken(KeyError())):
+            with contextlib.suppress(errors.NodeError, KeyError), tracing.root("the call"):
+                await transfer(servicer(streams, pulls), *PULL)
+        roots = spans.named("the call")
+    assert [attribute(each, "splitd.outcome") for each in roots] == ["ok", "failed", "cancelled", "failed"]
+    for each in roots:
+        assert attribute(each, "splitd.operation") == "pull"
+        assert attribute(each, "splitd.namespace") == "ns"
+        assert attribute(each, "container.image.name") == "r.io/a:1"
+    assert len(spans.named("images.pull")) == len(roots)
+
+
+async def test_a_failed_transfer_names_its_trace(streams: Streams, caplog: pytest.LogCaptureFixture) -> None:
+    """In the log, once, with the cause, and to the client."""
+    with recorded(), tracing.root("the call") as root:
+        with pytest.raises(errors.Unavailable) as failed:
+            await transfer(servicer(streams, Broken(errors.Unavailable("r.io: no connection"))), *PULL)
+        trace = root.ref().partition("-")[0]
+    assert caplog.messages == [
+        f"pull of r.io/a:1 in namespace ns failed: r.io: no connection: unavailable (UNAVAILABLE; trace {trace})"
+    ]
+    assert failed.value.trailers == ((rpc.TRACE, trace),)
+    caplog.clear()
+    with pytest.raises(errors.Unavailable) as failed:  # without tracing
+        await transfer(servicer(streams, Broken(errors.Unavailable("r.io"))), *PULL)
+    assert caplog.messages == ["pull of r.io/a:1 in namespace ns failed: r.io: unavailable (UNAVAILABLE)"]
+    assert failed.value.trailers == ()
 
 
 @pytest.mark.parametrize(

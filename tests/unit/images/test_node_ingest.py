@@ -48,6 +48,17 @@ async def test_bytes_land_in_order_and_are_committed_unlocked(tmp_path: Path) ->
     await ingest.close()
 
 
+async def test_each_piece_counts_as_it_comes(tmp_path: Path) -> None:
+    """Long before a batch of them is written: a slow layer's bar moves."""
+    ingest = ingest_of(tmp_path / "data", committed=[])
+    async with ingest.lane(0) as lane:
+        for number in range(3):
+            await lane.write(DATA[number * 1000 : (number + 1) * 1000])
+            assert (ingest.offset, ingest.received) == (0, (number + 1) * 1000)
+    assert ingest.offset == ingest.received == 3000
+    await ingest.close()
+
+
 async def test_bytes_land_in_any_order(tmp_path: Path) -> None:
     """Several lanes write at once, and the bytes that come first may be the last. The offset is the length without a
     gap.
