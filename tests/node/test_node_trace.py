@@ -12,7 +12,9 @@ from api.containerd.types.descriptor_pb2 import Descriptor
 from deploy.samples import Registry, busybox_image
 from services.kit import rpc
 from services.kit.rpc import Channel
-from tests.collector import Collector
+from tests.collector import Collector, Span
+from tests.fake_registry import FakeRegistry, slow
+from tests.pulls import Client, made
 from tests.support import Node, eventually, short_directory
 
 pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(180)]
@@ -21,8 +23,11 @@ TRACES = {
     "bind": "0af7651916cd43dd8448eb211c80319c",
     "overlay": "1af7651916cd43dd8448eb211c80319c",
     "lists": "2af7651916cd43dd8448eb211c80319c",
+    "pull": "3af7651916cd43dd8448eb211c80319c",
 }
 """The ids of the tests' traces."""
+PARTS = ("cpu", "runqueue", "disk", "bytes", "rest")
+"""Of a worker's time."""
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +95,31 @@ async def test_an_apply_is_one_trace_from_the_client_to_the_worker(
 
     ends = {("splitd-snapshots", "diff.unpack"), ("splitd-gateway", "containerd.services.diff.v1.Diff/Apply")}
     eventually(lambda: ends <= names(), "the worker's span, and the gateway's")
+
+
+async def test_the_parts_of_a_workers_time_add_up(traced: Node, collector: Collector) -> None:
+    """In a pull from a registry that is slow, each layer's worker says what its time went for. The parts add up to its
+    span, what is left over included, and most of it had no bytes.
+    """
+    trace = TRACES["pull"]
+    async with FakeRegistry() as fake, Channel(traced.socket) as channel:
+        reference = fake.add(made(kib=1500), "team/slow:1")
+        fake.inject("blob", slow(4 << 20, 1 << 16), times=99, method="GET")
+        client = Client(channel, "slow")
+        client.headers["traceparent"] = f"00-{trace}-b7ad6b7169203331-01"
+        await client.pull(reference)
+
+    def named(name: str) -> list[Span]:
+        return [span for span in collector.spans(trace) if span.name == name]
+
+    eventually(lambda: len(named("diff.unpack")) == len(named("unpack.layer")) == 2, "the spans of two layers")
+    for worker in named("diff.unpack"):
+        spent = {name: float(worker.attributes[f"splitd.time.{name}_ms"]) for name in PARTS}
+        whole = (worker.end - worker.start) / 1e6
+        assert sum(spent.values()) == pytest.approx(whole, rel=0.02, abs=5), spent
+        assert spent["bytes"] > 0.5 * whole, spent
+    assert {span.attributes["splitd.layer"] for span in named("unpack.layer")} == {0, 1}
+    assert not [span for span in collector.spans(trace) if span.error]
 
 
 async def test_images_and_tasks_are_in_their_callers_trace(traced: Node, collector: Collector) -> None:
