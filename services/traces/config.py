@@ -14,11 +14,15 @@ class Config:
     """The traces service: an OpenTelemetry collector of the node's own, and what it keeps."""
 
     size: int = 256 << 20
-    """Bytes that the store may take on the disk, 16 MiB at least. The oldest traces go first."""
+    """Bytes that the store may take on the disk, 16 MiB at least. The oldest traces go first, those of single calls
+    before those of pulls and the like.
+    """
     age: Seconds = 7 * 86400.0
     """Age at which a trace is removed."""
     slow: Seconds = 10.0
-    """Operations that take this long are slow: slow and failed ones are kept longer."""
+    """Operations that take this long are slow, but runs and execs, which last as long as their containers. Slow and
+    failed ones are kept longer.
+    """
     kept_age: Seconds = 30 * 86400.0
     """Age at which a slow or failed trace is removed."""
     kept_share: float = 0.25

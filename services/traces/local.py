@@ -11,8 +11,9 @@ the file. A file that is damaged, or has another layout, is removed, and an empt
 is worth more than its traces.
 
 The size is that of the pages in use, so it is exact, and SQLite itself refuses to grow further (max_page_count). When
-there is no room, traces go by the time at which their last spans came: the oldest first, but slow and failed ones only
-if together they have more than their share.
+there is no room, traces go by the time at which their last spans came, the oldest first. Single calls go before all
+others once they have more than an eighth, since monitors make thousands; slow and failed operations go only if together
+they have more than their share.
 
 All work is done in one thread, which waits for the disk instead of the loop.
 """
@@ -52,15 +53,17 @@ _OPEN = 20_000
 """Ids of spans that are remembered of traces that are not quiet yet, to know what comes twice."""
 _LOG = 8 << 20
 """Bytes of the size that are left for SQLite's log and for one transaction."""
+_SINGLE = 1 / 8
+"""The share of the size that single calls have in any case."""
 _SLACK = 1 << 20
 """Bytes of room that are made at once."""
-_LAYOUT = 2
+_LAYOUT = 3
 _TRACES = """
 CREATE TABLE traces (
     number INTEGER PRIMARY KEY,
     id TEXT NOT NULL UNIQUE,
     arrived INTEGER NOT NULL,  -- when its last spans came
-    kept INTEGER NOT NULL,     -- whether it is slow or failed
+    rank INTEGER NOT NULL,     -- who goes first when there is no room (_rank)
     bytes INTEGER NOT NULL,    -- of its pieces
     whole INTEGER NOT NULL,    -- the same, as they came
     start INTEGER NOT NULL,
@@ -79,20 +82,20 @@ CREATE TABLE traces (
 """
 _TABLES = (
     _TRACES,
-    "CREATE INDEX oldest ON traces (kept, arrived)",
+    "CREATE INDEX oldest ON traces (rank, arrived)",
     "CREATE INDEX newest ON traces (start)",
     "CREATE TABLE pieces (number INTEGER PRIMARY KEY, trace INTEGER NOT NULL, data BLOB NOT NULL)",
     "CREATE INDEX of_trace ON pieces (trace)",
 )
 _UPDATE = """
 UPDATE traces
-SET arrived = ?, kept = ?, bytes = ?, whole = ?, start = ?, end = ?, spans = ?, errors = ?, root = ?, begun = ?,
+SET arrived = ?, rank = ?, bytes = ?, whole = ?, start = ?, end = ?, spans = ?, errors = ?, root = ?, begun = ?,
     name = ?, operation = ?, namespace = ?, image = ?, outcome = ?, attributes = ?
 WHERE id = ?
 """
 _INSERT = """
 INSERT INTO traces (
-    arrived, kept, bytes, whole, start, end, spans, errors, root, begun,
+    arrived, rank, bytes, whole, start, end, spans, errors, root, begun,
     name, operation, namespace, image, outcome, attributes, id
 ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
@@ -138,8 +141,8 @@ class LocalStore:
         self._thread = ThreadPoolExecutor(1, "traces")
         self._open: dict[str, _Open] = {}
         self._ids = 0
-        self._kept = 0
-        """Bytes of the slow and failed traces."""
+        self._bytes = [0, 0, 0]
+        """Bytes of the traces of each rank."""
         self._dropped = 0
         self._complained = -60.0
         self._connection = self._opened()
@@ -217,7 +220,7 @@ class LocalStore:
         for ending in ("", "-wal", "-shm"):
             Path(f"{self._path}{ending}").unlink(missing_ok=True)
         self._open.clear()
-        self._ids = self._kept = 0
+        self._ids = 0
         return self._connected()
 
     def _connected(self) -> sqlite3.Connection:
@@ -242,7 +245,9 @@ class LocalStore:
                     connection.execute(f"PRAGMA user_version = {_LAYOUT}")
             (self._page,) = connection.execute("PRAGMA page_size").fetchone()
             self._most = (self._config.size - _LOG) // self._page
-            (self._kept,) = connection.execute("SELECT coalesce(sum(bytes), 0) FROM traces WHERE kept").fetchone()
+            self._bytes = [0, 0, 0]
+            for rank, size in connection.execute("SELECT rank, sum(bytes) FROM traces GROUP BY rank"):
+                self._bytes[rank] = size
             self._make_room(connection)
             # execute() would free one page only (findings/sqlite-python-steps.sh)
             connection.executescript("PRAGMA incremental_vacuum")
@@ -285,7 +290,7 @@ class LocalStore:
 
     def _store(self, trace: str, pieces: Sequence[Piece], now: int, moment: float) -> None:
         row = self._connection.execute(
-            "SELECT number, kept, bytes, start, end, spans, errors, root, begun, name, operation, namespace, image, "
+            "SELECT number, rank, bytes, start, end, spans, errors, root, begun, name, operation, namespace, image, "
             "outcome, attributes, whole FROM traces WHERE id = ?",
             (trace,),
         ).fetchone()
@@ -315,9 +320,9 @@ class LocalStore:
         opened.pieces += 1
         start, end = min(p.start for p in chosen), max(p.end for p in chosen)
         heads = [piece.head for piece in chosen]
-        count, size, kept = new, 0, 0
+        count, size, rank = new, 0, 0
         if row:
-            number, kept, size, start, end = row[0], row[1], row[2], min(start, row[3]), max(end, row[4])
+            number, rank, size, start, end = row[0], row[1], row[2], min(start, row[3]), max(end, row[4])
             count, failed = count + row[5], failed + row[6]
             operation, namespace, image, outcome = row[10:14]
             heads.append(Head(bool(row[7]), row[8], row[9], operation, namespace, image, outcome))
@@ -327,10 +332,11 @@ class LocalStore:
         summary = Summary(
             trace, best.name, best.operation, best.namespace, best.image, best.outcome, start, end, count, failed
         )
-        keeps = summary.failed or summary.seconds >= self._config.slow
-        self._kept += (size + len(data)) * keeps - size * kept
+        self._bytes[rank] -= size
+        rank = _rank(summary, self._config.slow)
+        self._bytes[rank] += size + len(data)
         columns: tuple[Any, ...] = (
-            *(now, keeps, size + len(data), whole, start, end, count, failed, best.root, best.start),
+            *(now, rank, size + len(data), whole, start, end, count, failed, best.root, best.start),
             *(best.name[:1000], best.operation, best.namespace, best.image[:1000], best.outcome, attributes),
         )
         if row:
@@ -348,9 +354,9 @@ class LocalStore:
                 break
             self._settle(trace)
         moment = self._clock()
-        for kept, age in ((0, self._config.age), (1, self._config.kept_age)):
+        for rank, age in enumerate((self._config.age, self._config.age, self._config.kept_age)):
             while rows := self._connection.execute(
-                "SELECT number FROM traces WHERE kept = ? AND arrived < ? LIMIT 100", (kept, moment - int(age * 1e9))
+                "SELECT number FROM traces WHERE rank = ? AND arrived < ? LIMIT 100", (rank, moment - int(age * 1e9))
             ).fetchall():
                 with self._transaction():
                     self._remove([number for (number,) in rows])
@@ -361,10 +367,10 @@ class LocalStore:
         self._forget(trace)
         if opened.pieces < 2 and not opened.doubtful:
             return
-        row = self._connection.execute("SELECT number, bytes, kept FROM traces WHERE id = ?", (trace,)).fetchone()
+        row = self._connection.execute("SELECT number, bytes, rank FROM traces WHERE id = ?", (trace,)).fetchone()
         if row is None:
             return
-        number, size, kept = row
+        number, size, rank = row
         parts = [_inflated(data) for data in self._data(number)]
         if sum(map(len, parts)) > WHOLE:
             return
@@ -378,7 +384,7 @@ class LocalStore:
             else:
                 whole = b"".join(parts)
             data = isal_zlib.compress(whole, 2)
-            self._kept += (len(data) - size) * kept
+            self._bytes[rank] += len(data) - size
             self._connection.execute(
                 "UPDATE traces SET bytes = ?, whole = ? WHERE number = ?", (len(data), len(whole), number)
             )
@@ -395,18 +401,26 @@ class LocalStore:
         if self._used(connection) <= self._most:
             return
         while self._used(connection) > self._most - _SLACK // self._page:
-            oldest = [
+            oldest = sorted(
                 row
-                for kept in (0, 1)
+                for rank in self._going()
                 for row in connection.execute(
-                    "SELECT arrived, number, kept FROM traces WHERE kept = ? ORDER BY arrived LIMIT 20", (kept,)
+                    "SELECT arrived, number FROM traces WHERE rank = ? ORDER BY arrived LIMIT 20", (rank,)
                 )
-                if not kept or self._kept > self._config.kept_share * self._config.size
-            ] or connection.execute("SELECT arrived, number, kept FROM traces ORDER BY arrived LIMIT 20").fetchall()
+            )
             if not oldest:
                 return
             with _transaction(connection):
-                self._remove([number for _, number, _ in sorted(oldest)[:20]], connection)
+                self._remove([number for _, number in oldest[:20]], connection)
+
+    def _going(self) -> Sequence[int]:
+        """The ranks of which the oldest goes when there is no room."""
+        single, usual, kept = self._bytes
+        if single > _SINGLE * self._config.size:
+            return (0,)
+        if not single + usual or kept > self._config.kept_share * self._config.size:
+            return (0, 1, 2)
+        return (0, 1)
 
     def _used(self, connection: sqlite3.Connection) -> int:
         (pages,) = connection.execute("PRAGMA page_count").fetchone()
@@ -416,8 +430,8 @@ class LocalStore:
     def _remove(self, numbers: Sequence[int], connection: sqlite3.Connection | None = None) -> None:
         connection = connection or self._connection
         for number in numbers:
-            (kept,) = connection.execute("SELECT kept * bytes FROM traces WHERE number = ?", (number,)).fetchone()
-            self._kept -= kept
+            rank, size = connection.execute("SELECT rank, bytes FROM traces WHERE number = ?", (number,)).fetchone()
+            self._bytes[rank] -= size
             connection.execute("DELETE FROM pieces WHERE trace = ?", (number,))
             connection.execute("DELETE FROM traces WHERE number = ?", (number,))
 
@@ -465,6 +479,18 @@ class LocalStore:
             with contextlib.suppress(OSError):
                 size += Path(f"{self._path}{ending}").stat().st_size
         return Figures(traces, spans, size, oldest, self._dropped)
+
+
+def _rank(summary: Summary, slow: float) -> int:
+    """0: a single call, which has the call's name as its operation. 1: an operation. 2: one that was slow or failed.
+    What lasts as long as a container is not slow.
+    """
+    if "." in summary.operation:
+        return 0
+    return 1 + (summary.failed or (summary.seconds >= slow and summary.operation not in _LASTING))
+
+
+_LASTING = ("run", "exec")
 
 
 class _OtherLayout(Exception):

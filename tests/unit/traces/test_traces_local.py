@@ -81,9 +81,10 @@ def size(directory: Path) -> int:
 HEAVY = 40 << 10
 
 
-def heavy(outcome: str = "ok", **what: Any) -> Span:
+def heavy(outcome: str = "ok", operation: str = "pull", **what: Any) -> Span:
     """Return a span that cannot be compressed."""
-    return span(attributes={**ROOT, "splitd.outcome": outcome, "x": os.urandom(HEAVY)}, **what)
+    said = {"splitd.outcome": outcome, "splitd.operation": operation}
+    return span(attributes={**ROOT, **said, "x": os.urandom(HEAVY)}, **what)
 
 
 async def test_what_was_written_is_there_after_a_restart(opened: Callable[..., LocalStore]) -> None:
@@ -156,6 +157,38 @@ async def test_slow_and_failed_traces_stay_longer(opened: Callable[..., LocalSto
     share = sum(each.seconds > 10 for each in there) * HEAVY
     assert LEAST * 0.15 < share < LEAST * 0.35
     assert any(each.seconds < 10 for each in there)
+
+
+async def test_single_calls_go_before_operations(opened: Callable[..., LocalStore], clocks: Clocks) -> None:
+    """A monitor that asks each second takes no pull's room; nor do failures of what it asks."""
+    store = opened(size=LEAST)
+    pulls, failed = [heavy() for _ in range(60)], heavy("failed")
+    await store.add([*pulls, failed])
+    for _ in range(400):
+        clocks.now += SECOND
+        await store.add([heavy(operation="Health.Check"), heavy("failed", operation="Images.Get")])
+    there = await store.traces(Query(limit=1000))
+    assert {each.id for each in there if each.operation == "pull"} == {each.trace for each in [*pulls, failed]}
+    share = sum(each.operation != "pull" for each in there) * HEAVY
+    assert LEAST / 10 < share < LEAST / 2
+    for _ in range(200):
+        clocks.now += SECOND
+        await store.add([heavy()])
+    there = await store.traces(Query(limit=1000))
+    assert sum(each.operation != "pull" for each in there) * HEAVY <= LEAST / 8
+
+
+async def test_what_lasts_as_long_as_a_container_is_not_slow(opened: Callable[..., LocalStore], clocks: Clocks) -> None:
+    """A run is kept longer if it failed."""
+    store = opened(age=3600.0, kept_age=7200.0)
+    run, failed = (
+        span(end=NOW + 99 * SECOND, attributes={"splitd.operation": "run", "splitd.outcome": outcome})
+        for outcome in ("ok", "failed")
+    )
+    await store.add([run, failed])
+    clocks.now += HOUR + 1
+    await store.tidy()
+    assert [each.id for each in await store.traces(Query())] == [failed.trace]
 
 
 async def test_old_traces_go(opened: Callable[..., LocalStore], clocks: Clocks) -> None:
