@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from services.kit import clock, loops
-from services.kit.spans import Span, state
+from services.kit.spans import OPEN, Span, state
 
 log = logging.getLogger(__name__)
 
@@ -172,6 +172,8 @@ class Batches:
             state.idle = None
         if self._look is not None:
             self._look()
+        if len(state.open) > OPEN:
+            self.dropped += state.trim()
         if self._queue and (len(self._queue) >= self._values.batch or self._left() <= 0):
             self._send()
         if self._report is not None and self._until_report() <= 0:

@@ -100,7 +100,8 @@ def _to_node(name: str, config: Tracing, directory: Path, live: _Live) -> batchi
     from services.kit import otlp
 
     place = otlp.place_of(otlp.Variable("[tracing] endpoint", config.endpoint or f"unix:{directory / SOCKET}"))
-    local = otlp.Local(place, name, _PATIENCE)
+    # the node works without its own service, and says itself which of its processes are down
+    local = otlp.Local(place, name, _PATIENCE, logging.WARNING if config.endpoint else logging.INFO)
     return batching.Batches(
         local.export,
         Batching(

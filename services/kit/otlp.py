@@ -431,13 +431,12 @@ def _retry_delay(error: errors.NodeError) -> float | None:
 class Local:
     """The node's traces service, on its unix socket. It takes ended spans, and reports of those that are open."""
 
-    def __init__(self, place: Place, service: str, timeout: float) -> None:
+    def __init__(self, place: Place, service: str, timeout: float, level: int = logging.INFO) -> None:
         self._service = service
         self._timeout = timeout
         self._resource = resource(service)
         self._over = OverGrpc(place, {}, compress=False)
-        # the node works without it, and says itself which of its processes are down
-        self._exporter = Exporter(self._over, timeout, level=logging.INFO)
+        self._exporter = Exporter(self._over, timeout, level=level)
 
     def export(self, spans: Sequence[spans.Span]) -> bool:
         """Deliver a batch; the result is whether it was."""

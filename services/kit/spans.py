@@ -41,6 +41,8 @@ OpenTelemetry's conventions call them failures on the client's side. Then each p
 
 ATTRIBUTES, LINKS, EVENTS = 128, 32, 32
 """How many of them a span has at most."""
+OPEN = 10_000
+"""How many spans of a process are open at most."""
 TEXT, ROOM, ITEMS, DEPTH = 4096, 32 << 10, 128, 4
 """The longest text of an attribute, all attributes of a span together (in characters), and the most entries and levels
 of one that is a list or a mapping.
@@ -81,6 +83,15 @@ class State:
         """To be called when a span begins, if whoever reports open spans sleeps."""
         self.open: dict[Span, None] = {}
         """The spans that have begun and not ended, in the order of their beginnings."""
+
+    def trim(self) -> int:
+        """Forget the oldest of more than OPEN spans that are open; returns how many. Whoever began them seems to have
+        forgotten them, too.
+        """
+        found = list(self.open)
+        for span in found[: max(0, len(found) - OPEN)]:
+            self.open.pop(span, None)
+        return max(0, len(found) - OPEN)
 
     def forget(self) -> None:
         """In a process that was forked: what is open, and who exports it, is the parent's."""
@@ -213,12 +224,10 @@ class Span:
 
     def leave(self) -> None:
         """It is no longer the current one."""
-        if self._token is not None:
-            try:
-                CURRENT.reset(self._token)
-            except ValueError:  # a generator that is closed from another context: its own ends with it
-                return
-            self._token = None
+        token, self._token = self._token, None  # a token references its context, and that the span
+        if token is not None:
+            with contextlib.suppress(ValueError):  # a generator that is closed from another context
+                CURRENT.reset(token)
 
     def end(self, at: int = 0) -> None:
         """End a span that is not used as a context manager, now or ``at`` a time of :func:`clock.now`."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
@@ -269,3 +271,36 @@ def test_without_a_trace_nothing_is_recorded(kept: Kept) -> None:
         CURRENT.set(NOTHING)
     assert not kept
     assert not state.open
+
+
+def test_spans_that_nobody_ends_are_forgotten(kept: Kept) -> None:
+    """The oldest, beyond a bound; the others still end."""
+    made = [tracing.root(str(number)) for number in range(spans.OPEN + 3)]
+    assert state.trim() == 3
+    assert state.trim() == 0
+    for span in made[:5]:
+        last(span, 7)
+    assert kept == made[3:5]
+
+
+async def test_a_span_leaves_no_cycle(kept: Kept) -> None:
+    """It is freed at once, whatever context it ends in: collections are rare in processes of the node."""
+
+    async def numbers() -> AsyncIterator[int]:
+        with tracing.root("x"):
+            yield 1
+
+    made = numbers()
+    await asyncio.create_task(anext(made))  # type: ignore[arg-type]
+    gc.collect()
+    gc.disable()
+    try:
+        await made.aclose()  # type: ignore[attr-defined]
+        with tracing.root("y"):
+            pass
+        kept.clear()
+        del made
+        await asyncio.sleep(0)  # the loop's handle of this step holds the task
+        assert not [each for each in gc.get_objects() if type(each) is Span]
+    finally:
+        gc.enable()
