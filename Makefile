@@ -127,6 +127,10 @@ upgrade: $(VENV)/dev test-machine ## upgrade a node from RELEASE (a commit; defa
 	git rev-parse -q --verify "$(RELEASE)^{commit}" >/dev/null || { echo "no such release: $(RELEASE)" >&2; exit 1; }
 	UPGRADE_FROM=$(RELEASE) $(PYTEST) tests/node/test_node_upgrade.py -s $(ARGS)
 
+.PHONY: slow-pulls
+slow-pulls: $(VENV)/dev test-machine ## make pulls slow in many ways, one at a time (ARGS='NAME ...': only these), and check that the verdict of each names the cause; needs root, takes minutes
+	@$(BIN)/python -m tests.slowpulls $(ARGS)
+
 .PHONY: powercut
 powercut: CUTS ?= 50
 powercut: $(VENV)/dev test-machine ## cut the power CUTS=50 times during pulls, commits and writes, from SEED (default: a new one each time), and check that nothing answered is lost; needs root, loop devices and XFS

@@ -21,6 +21,7 @@ from services.content.blob_reader import BlobReader
 from services.content.disk import Disk, Ingest, disk_error
 from services.content.store import CHUNK, Begun, Info, Status, updated_labels
 from services.kit import errors, filters, loops, tracing
+from services.kit.faults import fault
 from services.kit.slices import Lane
 from services.oci.digests import CANONICAL, Digest
 
@@ -154,6 +155,7 @@ class LocalStore:
 
         def removed() -> list[Exception | None]:
             with self._removing, blobs:
+                fault("content.before-remove")
                 return [removal(*thing) for thing in things]
 
         def removal(kind: str, name: str) -> Exception | None:
@@ -175,6 +177,7 @@ class LocalStore:
 
         def removed() -> Mapping[int, Exception]:
             with self._removing, self._disk.deletions() as blobs:
+                fault("content.before-remove")
                 return blobs.delete_all(digests)
 
         return await self._submit(removed)

@@ -72,9 +72,9 @@ class Attribution:
             return {}
         weights: dict[tuple[Node, Reason], float] = defaultdict(float)
         rest = measured.pop("cpu", 0.0)
-        for name, part in PROCESSOR.items():
+        for name in PROCESSOR:
             share = min(rest, node.number(f"splitd.time.{name}_ms") or 0.0)
-            weights[node, Reason(Kind.CPU, part)] += share
+            weights[node, Reason(Kind.CPU, name)] += share
             rest -= share
         weights[node, Reason(Kind.CPU, "other")] += rest
         without = measured.pop("bytes", 0.0)

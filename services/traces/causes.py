@@ -37,7 +37,9 @@ class Reason:
 
     kind: Kind
     part: str
-    """Which part of the kind: ``first byte``, ``bandwidth``, ``fsync``; of an unknown the span's name."""
+    """Which part of the kind: ``first byte``, ``bandwidth``, ``fsync``. Of an unknown it is the span's name, ``calls``
+    for all hops.
+    """
     host: str = ""
     holder: str = ""
     """Who held what was waited for: ``the pull of IMAGE``."""
@@ -86,7 +88,7 @@ SHARES = {
 }
 """The reason of ``splitd.time.NAME_ms``. Time on a processor has parts of its own."""
 
-PROCESSOR = {"inflate": "inflate", "digest": "digest", "files": "files"}
+PROCESSOR = ("inflate", "compress", "digest", "files")
 """Parts of ``splitd.time.cpu_ms``."""
 
 SPANS = {
@@ -148,7 +150,7 @@ def reason_of(piece: Piece) -> Reason:
         return Reason(HELD[node.span.name], node.span.name[5:], holder=held)
     known = SPANS.get(node.span.name)
     if known is None:
-        return Reason(Kind.UNKNOWN, text(node.span.name))
+        return Reason(Kind.UNKNOWN, "calls" if "rpc.system" in node.span.attributes else text(node.span.name))
     return Reason(known.kind, known.part, host if known.kind in {Kind.REGISTRY, Kind.NETWORK} else "")
 
 

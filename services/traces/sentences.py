@@ -7,6 +7,7 @@ what is saved at best if that cause goes away: all of its time on the critical p
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -17,8 +18,14 @@ from services.traces.tree import Node, Tree, text
 MOSTLY = 0.8
 """A cause whose time is to this part about one layer is said to be about that layer."""
 
-STANDS_OUT = 0.15
+STANDS_OUT = 0.2
 """An advice is about a cause that has this share of the time."""
+
+WORTH = 0.2
+"""Seconds that an advice saves at least."""
+
+_MANY = 4
+"""Layers that are named one by one."""
 
 IDLE = 0.1
 """Less than this share of the time on a processor or the disk is nothing to speak of."""
@@ -39,6 +46,7 @@ _WHAT = {
     (Kind.MIRROR, "first byte"): "waiting for the first byte{of_layer} from the mirror {host}",
     (Kind.CPU, "no processor free"): "waiting for a processor to be free{layer}",
     (Kind.CPU, "inflate"): "inflating{layer}",
+    (Kind.CPU, "compress"): "compressing{layer}",
     (Kind.CPU, "digest"): "computing digests{layer}",
     (Kind.CPU, "files"): "making files on a processor{layer}",
     (Kind.CPU, "other"): "working on a processor{layer}",
@@ -90,7 +98,7 @@ def what(reason: Reason, layer: int | None, rate: float | None) -> str:
     """A reason in words; ``layer`` counts from 0 and is said from 1, ``rate`` is in bytes a second."""
     words = _WHAT.get((reason.kind, reason.part))
     if words is None:
-        return f"not recorded, in {reason.part}" if reason.kind is Kind.UNKNOWN else reason.part
+        return f"not recorded, in {_place(reason.part)}" if reason.kind is Kind.UNKNOWN else reason.part
     named = "" if layer is None else f"layer {layer + 1}"
     return words.format(
         host=reason.host or "the registry",
@@ -102,12 +110,20 @@ def what(reason: Reason, layer: int | None, rate: float | None) -> str:
     )
 
 
-def rate(reason: Reason, slices: Sequence[Slice]) -> float | None:
-    """Bytes a second of the transfers that a bandwidth reason is about; None if unknown, and for other reasons."""
+def _place(part: str) -> str:
+    return "calls between the node's processes" if part == "calls" else part
+
+
+def rate(reason: Reason, tree: Tree) -> float | None:
+    """Bytes a second that came from the host of a bandwidth reason, over all transfers from it; None if unknown, and
+    for other reasons.
+    """
     if reason.part != "bandwidth":
         return None
-    nodes = {part.node for part in slices if part.reason == reason}
-    counted = [(node, size) for node in nodes if (size := _size(node))]
+    transfers = (node for node in tree.nodes.values() if node.span.name == "registry.transfer")
+    counted = [
+        (node, size) for node in transfers if (size := _size(node)) and node.text("server.address") == reason.host
+    ]
     took = sum(end - start for start, end in _merged((node.start, node.end) for node, _ in counted))
     return sum(size for _, size in counted) / took * 1e9 if took else None
 
@@ -150,7 +166,7 @@ def of(root: Node, causes: Sequence[Cause], slices: Sequence[Slice], tree: Tree)
         return Said(f"{seconds(wall)} s: nothing was recorded", "", 0.0, tuple(notes))
     group = max(_groups(causes), key=_total)
     total = _total(group)
-    sentence = f"{seconds(total)} of {seconds(wall)} s: {_listed(group)}"
+    sentence = f"{seconds(total)} of {seconds(wall)} s: {_listed(group)}{_layers(group, slices)}"
     first = group[0]
     if first.kind not in (Kind.CPU, Kind.DISK, Kind.UNKNOWN) and _busy(group, slices, tree) < IDLE:
         notes.append(f"nothing else of the {operation} was at work meanwhile")
@@ -161,7 +177,7 @@ def of(root: Node, causes: Sequence[Cause], slices: Sequence[Slice], tree: Tree)
         sentence = f"{outcome} after {seconds(wall)} s{': ' if why else ''}{why}; {sentence}"
     helped = max((each for each in _groups(causes) if each[0].kind in _HELP), key=_total, default=[])
     gain = _total(helped)
-    if not helped or gain < STANDS_OUT * wall:
+    if not helped or gain < max(WORTH, STANDS_OUT * wall):
         return Said(sentence, "", 0.0, tuple(notes))
     condition = _HELP[helped[0].kind].format(host=helped[0].host or "the registry")
     advice = f"{condition}, it would take {seconds(wall - gain)} s at best: {seconds(gain)} s less"
@@ -184,17 +200,46 @@ def _listed(group: Sequence[Cause]) -> str:
     """The causes of a group in words: one if it is most of it, else at most three with their times."""
     if group[0].seconds >= MOSTLY * _total(group):
         return group[0].what
+    if group[0].kind is Kind.UNKNOWN:
+        return "not recorded, in " + ", ".join(f"{_place(c.part)} ({seconds(c.seconds)} s)" for c in group[:3])
     return ", ".join(f"{cause.what} {seconds(cause.seconds)} s" for cause in group[:3])
+
+
+def _layers(group: Sequence[Cause], slices: Sequence[Slice]) -> str:
+    """The layers that most of a group's time is about, unless its causes say it: `` (layers 1 and 3)``."""
+    if any(cause.layer is not None and f"layer {cause.layer + 1}" in cause.what for cause in group[:3]):
+        return ""
+    reasons = _reasons(group)
+    lengths: Counter[int | None] = Counter()
+    for part in slices:
+        if _key(part.reason) in reasons:
+            lengths[part.layer] += part.end - part.start
+    whole, reached, named = lengths.total(), 0, []
+    del lengths[None]
+    for layer, length in lengths.most_common():
+        if reached < MOSTLY * whole:
+            named.append(layer)
+            reached += length
+    if reached < MOSTLY * whole or not named:
+        return ""
+    *others, last = [str(layer + 1) for layer in sorted(layer for layer in named if layer is not None)]
+    if len(others) >= _MANY:
+        return f" ({len(named)} layers)"
+    return f" (layers {', '.join(others)} and {last})" if others else f" (layer {last})"
+
+
+def _key(reason: Reason | Cause) -> tuple[Kind, str, str, str]:
+    return reason.kind, reason.part, reason.host, reason.holder
+
+
+def _reasons(group: Sequence[Cause]) -> set[tuple[Kind, str, str, str]]:
+    return {_key(cause) for cause in group}
 
 
 def _busy(group: Sequence[Cause], slices: Sequence[Slice], tree: Tree) -> float:
     """How much of the group's time the operation's workers spent on a processor or the disk, as a share."""
-    reasons = {(cause.kind, cause.part, cause.host, cause.holder) for cause in group}
-    named = _merged(
-        (part.start, part.end)
-        for part in slices
-        if (part.reason.kind, part.reason.part, part.reason.host, part.reason.holder) in reasons
-    )
+    reasons = _reasons(group)
+    named = _merged((part.start, part.end) for part in slices if _key(part.reason) in reasons)
     starts = [start for start, _ in named]
     before = [0, *accumulate(end - start for start, end in named)]
 

@@ -122,7 +122,7 @@ def _causes(made: Tree, slices: Sequence[Slice]) -> dict[Reason, Cause]:
             part=reason.part,
             seconds=length / 1e9,
             share=length / whole if whole else 0.0,
-            what=sentences.what(reason, layer if alone else None, sentences.rate(reason, slices)),
+            what=sentences.what(reason, layer if alone else None, sentences.rate(reason, made)),
             host=reason.host,
             layer=layer,
             digest=digest,

@@ -267,6 +267,22 @@ def test_a_run() -> None:
     assert verdict.sentence.startswith("0.48 of 0.50 s: creating the container in the shim and runc 0.38 s, starting")
 
 
+def test_several_layers_of_one_cause() -> None:
+    """Those that most of the time is about are named together."""
+    pull = Pull(1000)
+    for number in range(3):
+        pull.unpacked(number, number * 333, (number + 1) * 333, cpu=333, inflate=333)
+    assert judge(pull.trace()).sentence == "1.0 of 1.0 s: inflating (layers 1, 2 and 3)"
+
+
+def test_the_rate_is_that_of_the_host() -> None:
+    """Over all connections: here four of 1 MB/s at once, though only one is on the path."""
+    pull = Pull(4000, unpacks=False)
+    for number in range(4):
+        pull.fetched(number, 0, 1, 3990 + number, 4)
+    assert "at 4.0 MB/s" in judge(pull.trace()).sentence
+
+
 def test_what_nobody_recorded_is_said() -> None:
     """Never put to a cause."""
     pull = Pull(1000)

@@ -1,0 +1,52 @@
+"""``make slow-pulls``: inject what makes pulls slow, one cause at a time, and check that the verdict names it.
+
+For each cause an image is pulled three times with nothing injected, and once with the cause. The verdict on that pull
+must name the cause in its sentence, with the host, the layer or the holder, and put at least 80 % of what the pull took
+longer to it. The pulls with nothing injected must name no registry, mirror, limit, lock or queue. Needs root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+
+from tests.slowpulls.causes import INJECTIONS
+from tests.slowpulls.judging import Judged, undisturbed, with_cause
+from tests.slowpulls.scene import scene
+
+
+async def run(names: Sequence[str], pulls: int) -> int:
+    """Inject the named causes, print a line for each, and return how many were judged wrongly."""
+    wrong = 0
+    async with scene() as here:
+        for injection in INJECTIONS:
+            if names and injection.name not in names:
+                continue
+            for judged in (await undisturbed(here, injection.image(), pulls), await with_cause(here, injection)):
+                wrong += bool(judged.wrong)
+                _print(judged)
+    return wrong
+
+
+def _print(judged: Judged) -> None:
+    print(f"{'WRONG' if judged.wrong else 'ok':5} {judged.name:12} {judged.verdict.sentence}")
+    print(f"{'':18} {judged.figures}", flush=True)
+    for reason in judged.wrong:
+        print(f"{'':18} {reason}")
+    if judged.wrong:
+        for cause in judged.verdict.causes[:8]:
+            print(f"{'':20} {cause.seconds:7.3f} s {cause.kind}: {cause.part} {cause.host} {cause.holder}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.slowpulls", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("names", nargs="*", help=f"only these of {', '.join(each.name for each in INJECTIONS)}")
+    parser.add_argument("--pulls", type=int, default=3, help="pulls of each image with nothing injected")
+    arguments = parser.parse_args()
+    sys.exit(min(1, asyncio.run(run(arguments.names, arguments.pulls))))
+
+
+if __name__ == "__main__":
+    main()

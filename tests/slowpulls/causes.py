@@ -1,0 +1,250 @@
+"""What makes a pull slow here, one cause at a time, and what its verdict must say then.
+
+Each cause is a context manager: the pull that is judged runs inside of it. ``expects`` says which of the verdict's
+causes are the injected one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiohttp import web
+
+from deploy.samples import Image
+from services.traces.causes import Cause, Kind
+from tests.fake_registry import Auth, Fault, Serve, status
+from tests.slowpulls.images import plain, squeezed
+from tests.slowpulls.scene import NAME, Scene, device
+
+BLKIO = Path("/sys/fs/cgroup/blkio/blkio.throttle.write_bps_device")
+ALWAYS = 1 << 30
+MB = 10**6
+
+
+@dataclass(frozen=True)
+class Injection:
+    """A cause, and how a verdict names it."""
+
+    name: str
+    about: str
+    inject: Callable[[Scene], AbstractAsyncContextManager[None]]
+    kind: Kind
+    parts: frozenset[str] = frozenset()
+    """Parts of the kind that count; all, if empty."""
+    names: str = ""
+    """What the sentence must name: the registry's host, unless it says otherwise; "layer" is any layer."""
+    image: Callable[[], Image] = plain
+
+    def is_named_by(self, cause: Cause) -> bool:
+        return cause.kind is self.kind and (not self.parts or cause.part in self.parts)
+
+
+# ---------------------------------------------------------------------------------------------- the registry
+
+
+class Bucket:
+    """A rate that all answers of a registry share."""
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._free = 0.0
+
+    async def take(self, size: int) -> None:
+        now = asyncio.get_running_loop().time()
+        self._free = max(now, self._free) + size / self._rate
+        await asyncio.sleep(self._free - now)
+
+
+def limited(rate: float, piece: int = 32 << 10) -> Fault:
+    """All answers together have at most ``rate`` bytes a second."""
+    bucket = Bucket(rate)
+
+    async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
+        right = await serve()
+        assert isinstance(right, web.Response)
+        assert isinstance(right.body, bytes)
+        answer = web.StreamResponse(status=right.status, headers=right.headers)
+        answer.content_length = len(right.body)
+        await answer.prepare(request)
+        for at in range(0, len(right.body), piece):
+            part = right.body[at : at + piece]
+            await bucket.take(len(part))
+            await answer.write(part)
+        return answer
+
+    return fault
+
+
+def late(seconds: float) -> Fault:
+    """The right answer, but its first byte comes late."""
+
+    async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
+        await asyncio.sleep(seconds)
+        return await serve()
+
+    return fault
+
+
+def faulty(
+    where: str, make: Callable[[], Fault], *, times: int = ALWAYS, method: str = ""
+) -> Callable[..., AbstractAsyncContextManager[None]]:
+    """Inject a registry's fault."""
+
+    @contextlib.asynccontextmanager
+    async def inject(scene: Scene) -> AsyncIterator[None]:
+        scene.registry.inject(where, make(), times=times, method=method)
+        try:
+            yield
+        finally:
+            scene.registry.heal()
+
+    return inject
+
+
+@contextlib.asynccontextmanager
+async def slow_token(scene: Scene) -> AsyncIterator[None]:
+    """The token server takes 2 s."""
+    scene.registry.auth = Auth()
+    scene.registry.inject("/token", late(2), times=ALWAYS)
+    try:
+        yield
+    finally:
+        scene.registry.heal()
+        scene.registry.auth = None
+
+
+@contextlib.asynccontextmanager
+async def rate_limit(scene: Scene) -> AsyncIterator[None]:
+    """One layer's request is refused, with the demand to come again in 3 s."""
+    layer = plain().layers[1]
+    scene.registry.inject(layer, status(429, Retry_After="3"), times=1)
+    try:
+        yield
+    finally:
+        scene.registry.heal()
+
+
+@contextlib.asynccontextmanager
+async def dead_mirror(scene: Scene) -> AsyncIterator[None]:
+    """A mirror whose address swallows connections is asked first."""
+    with swallowing() as address:
+        directory = scene.hosts / scene.registry.host
+        directory.mkdir()
+        (directory / "hosts.toml").write_text(
+            f'server = "http://{scene.registry.host}"\n[host."http://{address}"]\ncapabilities = ["pull", "resolve"]\n'
+        )
+        try:
+            yield
+        finally:
+            (directory / "hosts.toml").unlink()
+            directory.rmdir()
+
+
+@contextlib.contextmanager
+def swallowing() -> Iterator[str]:
+    """An address that answers no SYN: the queue of its listener is full."""
+    with contextlib.ExitStack() as held:
+        listener = held.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(3):
+            filling = held.enter_context(socket.socket())
+            filling.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                filling.connect(listener.getsockname())
+        host, port = listener.getsockname()
+        yield f"{host}:{port}"
+
+
+@contextlib.asynccontextmanager
+async def another_pull(scene: Scene) -> AsyncIterator[None]:
+    """Ten layers of another image are being fetched, slowly, and hold all places."""
+    other = "other:1"
+    await scene.forgotten(other)
+    image = plain(10, 1 << 10, 7)
+    reference = scene.registry.add(image, other)
+    bucket = limited(2.5 * MB)
+    for layer in image.layers:
+        scene.registry.inject(layer, bucket, times=ALWAYS)
+    pulling = asyncio.ensure_future(scene.pulled(reference))
+    try:
+        async with asyncio.timeout(20):
+            while scene.registry.answering < 8:
+                await asyncio.sleep(0.01)
+        yield
+    finally:
+        await pulling
+        scene.registry.heal()
+        await scene.forgotten(other)
+
+
+# ---------------------------------------------------------------------------------------------- the machine
+
+
+@contextlib.asynccontextmanager
+async def busy_processor(_: Scene) -> AsyncIterator[None]:
+    """All processors but one are busy with another program."""
+    processors = sorted(os.sched_getaffinity(0))[1:]
+    program = "import os, sys\nos.sched_setaffinity(0, {int(sys.argv[1])})\nos.setpriority(os.PRIO_PROCESS, 0, 0)\nwhile True: pass"
+    running = [subprocess.Popen([sys.executable, "-c", program, str(number)]) for number in processors]
+    try:
+        yield
+    finally:
+        for each in running:
+            each.send_signal(signal.SIGKILL)
+            each.wait()
+
+
+@contextlib.asynccontextmanager
+async def slow_disk(scene: Scene) -> AsyncIterator[None]:
+    """The node's disk takes 8 MB a second."""
+    number = device(scene.disk)
+    BLKIO.write_text(f"{number} {8 * MB}")
+    try:
+        yield
+    finally:
+        BLKIO.write_text(f"{number} 0")
+
+
+@contextlib.asynccontextmanager
+async def collection(scene: Scene) -> AsyncIterator[None]:
+    """The image was removed a moment ago, and its blobs are being removed, which takes the disk 3 s."""
+    reference = scene.registry.add(plain(), NAME)
+    await scene.pulled(reference)
+    # A collection that the pull began may be under way: the fault is for the one that follows.
+    await scene.command(scene.node.ctr, "images", "rm", "--sync", "none", ok=None)
+    (scene.faults / "content.before-remove").write_text("sleep 3")
+    await scene.command(scene.node.ctr, "images", "rm", reference)
+    async with asyncio.timeout(20):
+        while (scene.faults / "content.before-remove").exists():
+            await asyncio.sleep(0.01)
+    yield
+
+
+INJECTIONS = (
+    Injection(
+        "bandwidth",
+        "a registry limited to 5 MB/s",
+        faulty("blob", lambda: limited(5 * MB)),
+        Kind.NETWORK,
+        frozenset({"bandwidth", "bytes"}),
+    ),
+    Injection("first-byte", "500 ms to the first byte", faulty("/v2/", lambda: late(0.5)), Kind.REGISTRY),
+    Injection("token", "a token server that takes 2 s", slow_token, Kind.REGISTRY, frozenset({"auth"})),
+    Injection("rate-limit", "429 with Retry-After 3", rate_limit, Kind.REGISTRY, frozenset({"rate limit"})),
+    Injection("mirror", "a dead mirror first", dead_mirror, Kind.MIRROR, names="mirror"),
+    Injection("processor", "all processors but one busy", busy_processor, Kind.CPU, names="layer", image=squeezed),
+    Injection("disk", "a disk that takes 8 MB/s", slow_disk, Kind.DISK, names="disk"),
+    Injection("collection", "a collection that holds a lock", collection, Kind.LOCK, names="collection"),
+    Injection("queue", "another pull of 10 layers before", another_pull, Kind.QUEUE, names="other:1"),
+)
