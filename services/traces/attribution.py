@@ -78,6 +78,8 @@ class Attribution:
             rest -= share
         weights[node, Reason(Kind.CPU, "other")] += rest
         without = measured.pop("bytes", 0.0)
+        if not node.span.name.startswith("diff."):
+            measured.pop("rest", None)  # it is a worker's
         for name, share in measured.items():
             weights[node, SHARES[name]] += share
         for key, share in self._bytes(node).items():

@@ -88,6 +88,8 @@ _HELP = {
 class Said:
     """The texts of a verdict."""
 
+    kind: Kind
+    """What the sentence is about."""
     sentence: str
     advice: str
     gain: float
@@ -163,7 +165,7 @@ def of(root: Node, causes: Sequence[Cause], slices: Sequence[Slice], tree: Tree)
     notes = [] if not tree.left_out else [f"{tree.left_out} spans were left out: the trace has too many"]
     operation = text(root.span.attributes.get("splitd.operation")) or "operation"
     if not causes:
-        return Said(f"{seconds(wall)} s: nothing was recorded", "", 0.0, tuple(notes))
+        return Said(Kind.UNKNOWN, f"{seconds(wall)} s: nothing was recorded", "", 0.0, tuple(notes))
     group = max(_groups(causes), key=_total)
     total = _total(group)
     sentence = f"{seconds(total)} of {seconds(wall)} s: {_listed(group)}{_layers(group, slices)}"
@@ -178,10 +180,10 @@ def of(root: Node, causes: Sequence[Cause], slices: Sequence[Slice], tree: Tree)
     helped = max((each for each in _groups(causes) if each[0].kind in _HELP), key=_total, default=[])
     gain = _total(helped)
     if not helped or gain < max(WORTH, STANDS_OUT * wall):
-        return Said(sentence, "", 0.0, tuple(notes))
+        return Said(first.kind, sentence, "", 0.0, tuple(notes))
     condition = _HELP[helped[0].kind].format(host=helped[0].host or "the registry")
     advice = f"{condition}, it would take {seconds(wall - gain)} s at best: {seconds(gain)} s less"
-    return Said(sentence, advice[0].upper() + advice[1:], gain, tuple(notes))
+    return Said(first.kind, sentence, advice[0].upper() + advice[1:], gain, tuple(notes))
 
 
 def _groups(causes: Sequence[Cause]) -> list[list[Cause]]:

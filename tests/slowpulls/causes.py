@@ -39,6 +39,8 @@ class Injection:
     about: str
     inject: Callable[[Scene], AbstractAsyncContextManager[None]]
     kind: Kind
+    least: float
+    """Seconds that its verdict puts to the cause at least, on a machine of any speed."""
     parts: frozenset[str] = frozenset()
     """Parts of the kind that count; all, if empty."""
     names: str = ""
@@ -207,9 +209,9 @@ async def busy_processor(_: Scene) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def slow_disk(scene: Scene) -> AsyncIterator[None]:
-    """The node's disk takes 8 MB a second."""
+    """The node's disk takes 12 MB a second."""
     number = device(scene.disk)
-    BLKIO.write_text(f"{number} {8 * MB}")
+    BLKIO.write_text(f"{number} {12 * MB}")
     try:
         yield
     finally:
@@ -237,14 +239,15 @@ INJECTIONS = (
         "a registry limited to 5 MB/s",
         faulty("blob", lambda: limited(5 * MB)),
         Kind.NETWORK,
+        4.0,
         frozenset({"bandwidth", "bytes"}),
     ),
-    Injection("first-byte", "500 ms to the first byte", faulty("/v2/", lambda: late(0.5)), Kind.REGISTRY),
-    Injection("token", "a token server that takes 2 s", slow_token, Kind.REGISTRY, frozenset({"auth"})),
-    Injection("rate-limit", "429 with Retry-After 3", rate_limit, Kind.REGISTRY, frozenset({"rate limit"})),
-    Injection("mirror", "a dead mirror first", dead_mirror, Kind.MIRROR, names="mirror"),
-    Injection("processor", "all processors but one busy", busy_processor, Kind.CPU, names="layer", image=squeezed),
-    Injection("disk", "a disk that takes 8 MB/s", slow_disk, Kind.DISK, names="disk"),
-    Injection("collection", "a collection that holds a lock", collection, Kind.LOCK, names="collection"),
-    Injection("queue", "another pull of 10 layers before", another_pull, Kind.QUEUE, names="other:1"),
+    Injection("first-byte", "500 ms to the first byte", faulty("/v2/", lambda: late(0.5)), Kind.REGISTRY, 1.4),
+    Injection("token", "a token server that takes 2 s", slow_token, Kind.REGISTRY, 1.9, frozenset({"auth"})),
+    Injection("rate-limit", "429 with Retry-After 3", rate_limit, Kind.REGISTRY, 2.0, frozenset({"rate limit"})),
+    Injection("mirror", "a dead mirror first", dead_mirror, Kind.MIRROR, 4.5, names="mirror"),
+    Injection("processor", "all processors but one busy", busy_processor, Kind.CPU, 1.0, names="layer", image=squeezed),
+    Injection("disk", "a disk that takes 12 MB/s", slow_disk, Kind.DISK, 2.0, names="disk"),
+    Injection("collection", "a collection that holds a lock", collection, Kind.LOCK, 1.5, names="collection"),
+    Injection("queue", "another pull of 10 layers before", another_pull, Kind.QUEUE, 1.5, names="other:1"),
 )

@@ -22,7 +22,7 @@ def plain(layers: int = 4, kib: int = 6 << 10, seed: int = 1) -> Image:
 
 
 @functools.cache
-def squeezed(layers: int = 4, mib: int = 96, seed: int = 2) -> Image:
+def squeezed(layers: int = 4, mib: int = 64, seed: int = 2) -> Image:
     """Layers that are mostly work for a processor: short words, whose repetitions compress to a third."""
     rng = random.Random(seed)
     words = [rng.randbytes(5) for _ in range(4096)]

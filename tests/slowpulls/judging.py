@@ -38,40 +38,32 @@ async def undisturbed(scene: Scene, image: Image, pulls: int) -> Judged:
 
 
 def _named_innocent(verdict: Verdict) -> list[str]:
-    first = max(_groups(verdict).items(), key=lambda group: group[1])[0]
-    advised = (
-        verdict.advice
-        and max(
-            ((kind, total) for kind, total in _groups(verdict).items() if kind is not Kind.UNKNOWN),
-            key=lambda each: each[1],
-        )[0]
-    )
-    return [f"it names {kind}: {verdict.sentence} {verdict.advice}" for kind in {first, advised} if kind in INNOCENT]
+    advised = {cause.kind for cause in verdict.causes if verdict.advice and cause.kind in INNOCENT}
+    wrong = {verdict.kind} & INNOCENT | {kind for kind in advised if _seconds(verdict, kind) >= verdict.gain}
+    return [f"it names {kind}: {verdict.sentence} {verdict.advice}" for kind in wrong]
 
 
-def _groups(verdict: Verdict) -> dict[Kind, float]:
-    found: dict[Kind, float] = {}
-    for cause in verdict.causes:
-        found[cause.kind] = found.get(cause.kind, 0.0) + cause.seconds
-    return found
+def _seconds(verdict: Verdict, kind: Kind) -> float:
+    return sum(cause.seconds for cause in verdict.causes if cause.kind is kind)
 
 
 async def with_cause(scene: Scene, injection: Injection) -> Judged:
-    """Pull with a cause injected; the median without it is known."""
+    """Pull with a cause injected. Where the median without it is known, so is what the pull took longer."""
     image = injection.image()
-    median = scene.medians[image.digest]
     await scene.forgotten()
     async with injection.inject(scene):
         verdict = await scene.pulled_and_judged(image)
-    injected = [cause for cause in verdict.causes if injection.is_named_by(cause)]
-    put = sum(cause.seconds for cause in injected)
-    excess = verdict.wall - median
-    figures = f"{verdict.wall:.2f} s, median without {median:.2f} s: {put:.2f} of {excess:.2f} s put to the cause"
-    wrong = []
-    if put < EXCESS * excess:
-        wrong.append(f"less than {EXCESS:.0%} of the excess is put to {injection.kind}")
-    if not injected or verdict.causes[0].kind is not injection.kind:
-        wrong.append(f"the greatest cause is {verdict.causes[0].kind}, not {injection.kind}")
+    put = sum(cause.seconds for cause in verdict.causes if injection.is_named_by(cause))
+    figures, wrong = f"{verdict.wall:.2f} s: {put:.2f} s put to the cause", []
+    if (median := scene.medians.get(image.digest)) is not None:
+        excess = verdict.wall - median
+        figures = f"{verdict.wall:.2f} s, median without {median:.2f} s: {put:.2f} of {excess:.2f} s put to the cause"
+        if put < EXCESS * excess:
+            wrong.append(f"less than {EXCESS:.0%} of the excess is put to {injection.kind}")
+    if put < injection.least:
+        wrong.append(f"less than {injection.least} s is put to {injection.kind}")
+    if verdict.kind is not injection.kind:
+        wrong.append(f"the sentence is about {verdict.kind}, not {injection.kind}")
     if (name := injection.names or scene.registry.host) not in verdict.sentence:
         wrong.append(f"the sentence does not name {name}")
     return Judged(injection.name, verdict, figures, tuple(wrong))

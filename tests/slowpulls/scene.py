@@ -99,7 +99,7 @@ class Scene:
                     if summary.outcome and summary.spans == before:
                         return await store.trace(summary.id)
                     before = summary.spans
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(0.3)
 
 
 @contextlib.asynccontextmanager

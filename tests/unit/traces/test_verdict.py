@@ -123,7 +123,7 @@ def test_a_slow_disk() -> None:
     fetch = pull.fetched(0, 0, 10, 9_900, 1)
     pull.unpacked(0, 0, 10_000, link=fetch, cpu=500, bytes=500, disk=9_000)
     verdict = judge(pull.trace())
-    assert verdict.causes[0].kind is Kind.DISK
+    assert verdict.kind is verdict.causes[0].kind is Kind.DISK
     assert verdict.sentence == "9.0 of 10.0 s: writing to the disk (layer 1)"
     assert verdict.advice == "With a faster disk, it would take 1.0 s at best: 9.0 s less"
 
