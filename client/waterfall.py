@@ -10,6 +10,7 @@ A line is a list of pieces of text, each with a style of :mod:`client.shown`; it
 from __future__ import annotations
 
 import collections
+import itertools
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -68,12 +69,12 @@ def rows(tree: Tree, path: Sequence[Part], *, everything: bool = False) -> list[
     if everything:
         return list(_rows(tree.root, {id(node) for node in order}, on_path, merged=False))
     whole = max(1, tree.root.length)
-    found: list[Row] = []
     for share in (*_SHARES, None):
-        found = list(_rows(tree.root, _long(order, whole, share), on_path, merged=True))
+        made = _rows(tree.root, _long(order, whole, share), on_path, merged=True)
+        found = list(itertools.islice(made, LINES + 1))
         if len(found) <= LINES:
             return found
-    rest = len(found) - LINES + 1
+    rest = 2 + sum(1 for _ in made)
     return [*found[: LINES - 1], Row(0, f"and {rest} more lines", "", "", 0, 0, 0.0, Style.DIM)]
 
 
@@ -101,13 +102,12 @@ def _long(order: Sequence[Node], whole: int, share: float | None) -> set[int]:
 def _rows(
     root: Node, long: AbstractSet[int], on_path: dict[str, list[tuple[int, int]]], *, merged: bool
 ) -> Iterator[Row]:
-    left: list[tuple[Node, int, AbstractSet[str]] | Row] = [(root, 0, frozenset())]
+    left: list[tuple[Node | Sequence[Node], int, AbstractSet[str]]] = [(root, 0, frozenset())]
     while left:
-        item = left.pop()
-        if isinstance(item, Row):
-            yield item
+        node, depth, said = left.pop()
+        if not isinstance(node, Node):
+            yield _folded(node, depth, on_path)
             continue
-        node, depth, said = item
         hop = _hop(node) if merged else [node]
         notes = dict.fromkeys(note for each in hop for note in span_words.notes(each.span) if note not in said)
         yield _row(hop, depth, ", ".join(notes), on_path)
@@ -117,7 +117,7 @@ def _rows(
         if len(folded) == 1 and not folded[0].children:  # its own line takes no more room
             shown, folded = children, []
         if folded:
-            left.append(_folded(folded, depth + 1, on_path))
+            left.append((folded, depth + 1, said))
         left += [(child, depth + 1, said | notes.keys()) for child in reversed(shown)]
 
 
