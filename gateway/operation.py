@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from gateway.calls import CLEANUP, Key, Kind, field, transfer
-from services.kit import errors, tracing
+from services.kit import errors, spans, tracing
 
 CALLS, QUESTIONS = 10_000, 200
 """Calls that one operation has; one that only asks."""
@@ -31,7 +31,7 @@ _UNREMARKABLE = frozenset(
     {0, errors.NotFound.code, errors.AlreadyExists.code, errors.OutOfRange.code, errors.Unimplemented.code}
 )
 """How calls of an operation that succeeds may end: clients ask, and go on without."""
-_DECISIVE = frozenset({"Containers.Create", "Tasks.Create", "Tasks.Start", "Tasks.Exec"})
+_DECISIVE = frozenset({"Containers.Create", "Tasks.Create", "Tasks.Start", "Tasks.Exec", "Transfer.Transfer"})
 """Methods without whose success their operation failed."""
 _PULLED = ("manifest-", "index-", "layer-", "config-")
 """How clients that fetch by themselves begin the refs of what they write (containerd's remotes.MakeRefKey)."""
@@ -223,7 +223,8 @@ class Operation:
         root.rename(str(root.get("splitd.operation") or self._name()))
         if root.get("splitd.outcome") == "failed":
             failures = [failure for failure in self._failures() if failure[0] != errors.Cancelled.code]
-            root.status(*(failures[-1] if failures else (errors.Unknown.code, "the client did not come to its end")))
+            code, message = failures[-1] if failures else (errors.Unknown.code, "the client did not come to its end")
+            root.status(errors.Unknown.code if code in spans.FINE else code, message)
         root.end(until)
 
     def _name(self) -> str:

@@ -338,6 +338,17 @@ def test_a_pull_that_made_no_image(end: str, outcome: str) -> None:
     assert (root.failure is not None) is (outcome == "failed")
 
 
+def test_a_transfer_of_what_is_not_there_has_failed_with_its_message() -> None:
+    """Other calls may end with NOT_FOUND, which is no failure of a span."""
+    edge = Edge()
+    edge.call("splitd", f"{LEASES}/Create", leases_pb2.CreateRequest(id="l"))
+    edge.call("splitd", "/containerd.services.transfer.v1.Transfer/Transfer", code=5)
+    edge.call("splitd", f"{LEASES}/Delete", leases_pb2.DeleteRequest(id="l"))
+    edge.operations.left("splitd")
+    (root,) = edge.tracer.roots
+    assert (root.attributes["splitd.outcome"], root.failure) == ("failed", (2, "it failed"))
+
+
 def test_a_run_whose_task_cannot_be_created_has_failed() -> None:
     """What the client cleans up after it does not hide this."""
     edge = Edge()
