@@ -38,10 +38,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from services.content.store import CHUNK, Info, Status
-from services.kit import errors, tracing
+from services.kit import errors
 from services.kit.faults import fault
 from services.kit.files import sync_directory
 from services.kit.holes import without_holes
+from services.kit.thread_times import step
 from services.oci.digests import ALGORITHMS, CANONICAL, Digest
 
 log = logging.getLogger(__name__)
@@ -593,12 +594,12 @@ class Ingest:
                 raise errors.FailedPrecondition(f"unexpected commit digest {digest}, expected {expected}")
             os.utime(self._fd)
             fault("content.before-fsync")
-            with tracing.span("content.fsync", **{"splitd.size": actual}):
+            with step("content.fsync"):
                 os.fsync(self._fd)
             if not self._is_linked(self._fd):
                 raise errors.Aborted(f'ingest ref "{self.ref}"')
             try:
-                with tracing.span("content.publish"):
+                with step("content.publish"):
                     new = self._disk.publish(self._data, digest, labels)
             except FileNotFoundError:
                 raise errors.Aborted(f'ingest ref "{self.ref}"') from None
@@ -629,7 +630,7 @@ class Ingest:
         digester = self._hash
         if not self._is_hashed or algorithm != digester.name:
             self._hash = digester = hashlib.new(algorithm)
-            with tracing.span("content.hash", **{"splitd.size": self.offset}):
+            with step("content.hash"):
                 self._hash_file(digester)
         return Digest(algorithm, digester.hexdigest())
 

@@ -23,6 +23,7 @@ from sqlite3 import Connection
 from typing import Any, Generic, TypeVar
 
 from services.kit import damage, errors, tracing, wal
+from services.kit.thread_times import Times
 
 log = logging.getLogger(__name__)
 R = TypeVar("R")
@@ -167,9 +168,8 @@ class Group:
     before: tracing.Span
     """The span of the first work of the group before: this one had to wait for it."""
     size: int = 0
-    disk: int = 0
-    """When its commit began."""
-    done: int = 0
+    times: Times = field(default_factory=Times)
+    """What the time of its commit went for."""
 
 
 @dataclass(slots=True)
@@ -195,11 +195,11 @@ class Work(Generic[R]):
         begun = max(self.asked, group.begun)
         if begun - self.asked > fold:
             tracing.recorded("wait.lock", self.asked, begun, group.before.ref(), **_FOR)
-        disk = max(0, group.done - group.disk)
+        rest = max(0, over - begun - group.times.whole)
         attributes: dict[str, Any] = {
             "splitd.group": group.size,
-            "splitd.time.disk_ms": disk / 1e6,
-            "splitd.time.rest_ms": max(0, over - begun - disk) / 1e6,
+            **group.times.attributes(),
+            "splitd.time.rest_ms": rest / 1e6,
         }
         tracing.recorded(name, begun, over, **attributes)
 

@@ -31,6 +31,7 @@ from typing import TypeAlias, TypeVar
 
 from services.kit import errors, loops, tracing, wal
 from services.kit.sqlite import File, Group, Layout, Work, reading, run, undo
+from services.kit.thread_times import measured
 from services.metadata import freeing
 from services.metadata.transactions import Key, Reader, Snapshot, Transaction, decode, encode, span
 
@@ -411,13 +412,13 @@ class SqliteTransactions:
         try:
             self._wait_for_disk(self._queue.first().lasting)
             wrote = await self._run(batch, group)
-            group.disk, group.size = tracing.now(), len(batch)
+            group.size = len(batch)
             if not wrote:
                 self._writer.execute("ROLLBACK")
             elif self._lasting:
                 self._in_flight = waited = True
                 try:
-                    await asyncio.get_running_loop().run_in_executor(self._thread, self._writer.execute, "COMMIT")
+                    await asyncio.get_running_loop().run_in_executor(self._thread, self._write_out, group)
                 finally:
                     self._in_flight = False
             else:
@@ -440,9 +441,12 @@ class SqliteTransactions:
             return waited
         finally:
             self._uncommitted.clear()
-            group.done = tracing.now()
         self.file.answer(batch)
         return waited
+
+    def _write_out(self, group: Group) -> None:
+        with measured() as group.times:
+            self._writer.execute("COMMIT")
 
     def _wait_for_disk(self, lasting: bool) -> None:
         """Set whether the next commit waits for the disk. Only a commit that does may checkpoint, too."""

@@ -26,6 +26,7 @@ from services.kit.faults import fault
 from services.kit.files import sync_directory
 from services.kit.metrics_stores import Size
 from services.kit.sqlite import File, Group, Layout, Work, run, undo
+from services.kit.thread_times import measured
 from services.snapshots.store import Info, Kind, Usage
 
 log = logging.getLogger(__name__)
@@ -320,12 +321,11 @@ class Tree:
         if self._writer.total_changes == before:
             self._writer.execute("ROLLBACK")
             return
-        group.disk = tracing.now()
-        for directory in to_sync:
-            sync_directory(directory)
-        fault("snapshots.before-row")
-        self._writer.execute("COMMIT")
-        group.done = tracing.now()
+        with measured() as group.times:
+            for directory in to_sync:
+                sync_directory(directory)
+            fault("snapshots.before-row")
+            self._writer.execute("COMMIT")
         fault("snapshots.after-row")
 
 

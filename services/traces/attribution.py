@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from services.traces.causes import PROCESSOR, SHARES, Kind, Reason, Slice, reason_of
+from services.traces.causes import PROCESSOR, SHARES, SPANS, Kind, Reason, Slice, reason_of
 from services.traces.critical_path import Path, Piece, linked, orphanage
 from services.traces.tree import Node, Tree, text
 
@@ -76,12 +76,14 @@ class Attribution:
             share = min(rest, node.number(f"splitd.time.{name}_ms") or 0.0)
             weights[node, Reason(Kind.CPU, name)] += share
             rest -= share
-        weights[node, Reason(Kind.CPU, "other")] += rest
+        known = SPANS.get(node.span.name)  # its name says more than a share's does
+        weights[node, known if known is not None and known.kind is Kind.CPU else Reason(Kind.CPU, "other")] += rest
         without = measured.pop("bytes", 0.0)
         if not node.span.name.startswith("diff."):
             measured.pop("rest", None)  # it is a worker's
         for name, share in measured.items():
-            weights[node, SHARES[name]] += share
+            reason = SHARES[name]
+            weights[node, known if known is not None and known.kind is reason.kind is Kind.DISK else reason] += share
         for key, share in self._bytes(node).items():
             weights[key] += share * without
         # what a span measured is not what is below it, such as the commit of a Write

@@ -256,6 +256,17 @@ def test_a_client_that_fetches_by_itself() -> None:
     assert seconds(verdict, Kind.UNKNOWN) == pytest.approx(0.01)
 
 
+def test_a_step_that_measured_its_time_keeps_its_name() -> None:
+    """An fsync that waited for a processor, too."""
+    spans = Spans()
+    root = spans.add("pull", 0, 1000, splitd__operation="pull")
+    times: Any = {"splitd__time__cpu_ms": 100, "splitd__time__runqueue_ms": 300, "splitd__time__disk_ms": 600}
+    spans.add("content.fsync", 0, 1000, root, **times)
+    verdict = judge(spans.trace())
+    assert seconds(verdict, Kind.DISK, "fsync") == pytest.approx(0.6)
+    assert seconds(verdict, Kind.CPU, "no processor free") == pytest.approx(0.3)
+
+
 def test_a_run() -> None:
     """The shim and runc."""
     spans = Spans()
