@@ -263,10 +263,10 @@ class Operations:
         for operation in list(self._open):
             self._finish(operation)
 
-    async def watch(self) -> None:
-        """Sweep for ever."""
+    async def watch(self, every: float = _SWEEP) -> None:
+        """Sweep for ever, ``every`` so many seconds."""
         while True:
-            await asyncio.sleep(_SWEEP)
+            await asyncio.sleep(every)
             self.sweep()
 
 

@@ -367,7 +367,7 @@ async def run(
     try:
         started()
         assert process.stdout is not None
-        async with loops.running("the samples of a worker", lambda: _sampled(sampler)):
+        async with loops.running("the samples of a worker", lambda: sampled(sampler)):
             output = await programs.watched(f"the {program} worker", process, process.stdout.read(), limit)
         code = await process.wait()
     except BaseException:
@@ -386,7 +386,8 @@ async def run(
     raise _refused(program, verdict, rest, code)
 
 
-async def _sampled(sampler: Sampler) -> None:
+async def sampled(sampler: Sampler) -> None:
+    """Take samples for ever."""
     while True:
         await asyncio.sleep(sampler.pause())
         sampler.look()

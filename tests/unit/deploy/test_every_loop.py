@@ -26,6 +26,7 @@ from client.output import Bars
 from client.progress import Tally
 from gateway.config import Config as GatewaySettings
 from gateway.metrics import Page
+from gateway.operations import IDLE, Operations
 from gateway.probes import Probes
 from gateway.routes import Routes
 from gateway.snapshotters import Snapshotters
@@ -43,6 +44,8 @@ from services.metadata.gc.memory import MemoryRawStores
 from services.metadata.memory import MemoryTransactions
 from services.oci.descriptors import Descriptor
 from services.oci.media_types import MANIFEST
+from services.snapshots.diff.blocked import Sampler
+from services.snapshots.diff.workers import sampled
 from services.tasks.gateway import Gateway
 from services.tasks.nodestart import NodeStart
 from services.tasks.restart import STOPPED, RestartMonitor
@@ -58,6 +61,7 @@ from tests.suites.records_lives import LocalMetadata
 from tests.suites.traces import span
 from tests.support import eventually_async
 from tests.unit.deploy.test_imports import TOP, python_files
+from tests.unit.gateway.test_gateway_operations import Tracer
 from tests.unit.gc import gc_graphs
 from tests.unit.metadata.test_metadata_records import Life
 from tests.unit.tasks.test_tasks_restart import FakeNode, FakeTasks, container
@@ -510,6 +514,41 @@ async def tidying_traces(place: Path) -> AsyncIterator[Works]:
 
     async with intake.running():
         yield works
+
+
+@loop("the ends of operations")
+async def ending_operations(place: Path) -> AsyncIterator[Works]:
+    tracer = Tracer(lucky=True)
+    operations = Operations(tracer, began=tracer.began)  # type: ignore[arg-type]
+
+    async def works() -> None:
+        call = operations.began(object(), "server", "/containerd.services.images.v1.Images/Create", {}, b"")
+        call.ended()
+        tracer.pass_(round(2 * IDLE * 1e9))
+        await eventually_async(lambda: asyncio.sleep(0, not len(operations)), "an idle operation is still open")
+
+    async with loops.running("the ends of operations", lambda: operations.watch(0.001)):
+        yield works
+
+
+@loop("the samples of a worker")
+async def sampling_a_worker(place: Path) -> AsyncIterator[Works]:
+    looks: list[float] = []
+
+    class Noted(Sampler):
+        def look(self) -> None:
+            super().look()
+            looks.append(self.blocked)
+
+    sampler = Noted(os.getpid())
+
+    async def works() -> None:
+        before = len(looks)
+        await eventually_async(lambda: asyncio.sleep(0, len(looks) > before), "no sample is taken")
+
+    async with loops.running("the samples of a worker", lambda: sampled(sampler)):
+        yield works
+    sampler.close()
 
 
 # ------------------------------------------------------------------------------------------ the test
