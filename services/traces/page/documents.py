@@ -159,6 +159,14 @@ def verdict(found: Verdict, trace: Trace, places: Mapping[str, int]) -> Json:
     }
 
 
+def brief(found: Verdict) -> Json:
+    """A verdict in a list: its sentence, and the share of each kind of cause, the greatest first."""
+    shares: dict[str, float] = {}
+    for cause in found.causes:
+        shares[cause.kind] = shares.get(cause.kind, 0.0) + cause.share
+    return {"sentence": _text(found.sentence), "shares": sorted(shares.items(), key=lambda each: -each[1])}
+
+
 def comparison(found: Comparison, a: Trace, b: Trace) -> Json:
     """Two operations side by side."""
 

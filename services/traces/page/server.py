@@ -4,6 +4,7 @@
     GET /api/traces            the list; ?operation=&image=&namespace=&failed=1&longer=SECONDS&since=SECONDS_AGO&limit=
                                (without an operation: all of OPERATIONS; operation=all: single calls, too)
     GET /api/traces/ID         a trace with its verdict; the beginning of an id is enough
+    GET /api/causes            where the time of some traces went; ?of=ID.SPANS,ID.SPANS with their numbers of spans
     GET /api/compare/A/B       two verdicts, stage by stage
     GET /api/live              what is under way
     GET /api/health            processes, registries, and what the store holds
@@ -27,7 +28,7 @@ from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qs
 
 from services.kit import errors, http_server
@@ -37,6 +38,7 @@ from services.traces.page import documents
 from services.traces.page.source import Source
 from services.traces.store import Query, Trace
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _TYPES = {
@@ -64,6 +66,8 @@ ALL = "all"
 
 _WAITING = 8
 """Traces that may wait until the one before them has been worked out."""
+_REMEMBERED = 1_000
+"""Traces whose causes are remembered, as long as they have as many spans."""
 _MOST = 1_000
 """Traces in a list."""
 
@@ -80,6 +84,7 @@ class Page:
         self._files["/"] = self._files.pop("/index.html")
         self._thread = ThreadPoolExecutor(1, "verdicts")
         self._waiting = 0
+        self._known_causes: dict[tuple[str, int], documents.Json] = {}
 
     async def serve(self, address: str) -> None:
         """Serve at ``address``, also under the name of its host; for :func:`services.kit.loops.running`, which begins
@@ -128,6 +133,8 @@ class Page:
                 return _json(await self._traces(request.query))
             case ["traces", identity]:
                 return await self._worked_out(_judged, *await self._with_others(identity))
+            case ["causes"]:
+                return _json(await self._causes(request.query))
             case ["compare", a, b]:
                 (first, others), (second, more) = await self._with_others(a), await self._with_others(b)
                 return await self._worked_out(_compared, first, second, [*others, *more])
@@ -148,6 +155,19 @@ class Page:
             found = await self._source.traces(query)
         return {"now": time.time() * 1e3, "traces": [documents.summary(each) for each in found]}
 
+    async def _causes(self, text: str) -> documents.Json:
+        wanted = _of(text)
+        for key in wanted:
+            if key not in self._known_causes:
+                try:
+                    of_it = await self._in_thread(_brief, *await self._with_others(key[0]))
+                except errors.NotFound:  # removed in between
+                    continue
+                while len(self._known_causes) >= _REMEMBERED:
+                    del self._known_causes[next(iter(self._known_causes))]
+                self._known_causes[key] = of_it
+        return {key[0]: self._known_causes[key] for key in wanted if key in self._known_causes}
+
     async def _with_others(self, prefix: str) -> tuple[Trace, list[Trace]]:
         """A trace, and those that it waited for."""
         found, others = await self._source.trace(prefix), list[Trace]()
@@ -159,16 +179,22 @@ class Page:
         return found, others
 
     async def _worked_out(self, work: Callable[..., documents.Json], *what: Any) -> Response:
-        """The JSON of what ``work`` makes of something, in the one thread for that."""
+        """The JSON of what ``work`` makes of something."""
+        return Response(body=await self._in_thread(lambda: _encoded(work(*what))), type="application/json")
+
+    async def _in_thread(self, work: Callable[..., T], *what: Any) -> T:
+        """Run ``work`` in the one thread for what takes long. ResourceExhausted if too much waits for it."""
         if self._waiting >= _WAITING:
             raise errors.ResourceExhausted("too many traces are asked for at once")
         self._waiting += 1
         try:
-            loop = asyncio.get_running_loop()
-            body = await loop.run_in_executor(self._thread, lambda: _encoded(work(*what)))
+            return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: work(*what))
         finally:
             self._waiting -= 1
-        return Response(body=body, type="application/json")
+
+
+def _brief(found: Trace, others: list[Trace]) -> documents.Json:
+    return documents.brief(verdict.judge(found, others))
 
 
 def _judged(found: Trace, others: list[Trace]) -> documents.Json:
@@ -210,3 +236,16 @@ def _number(given: Mapping[str, str], key: str) -> float:
     if not 0 <= value < 1e9:
         raise ValueError(f"{key}={given[key][:40]!r} is not a number of seconds")
     return value
+
+
+def _of(text: str) -> list[tuple[str, int]]:
+    """The traces that ?of= names, each with its number of spans."""
+    (given,) = parse_qs(text, max_num_fields=1).get("of", [""])
+    names = given.split(",")
+    if len(names) > _TOGETHER or not all(_NAMED.fullmatch(name) for name in names):
+        raise errors.InvalidArgument(f"of= names at most {_TOGETHER} traces as ID.SPANS")
+    return [(name[:32], int(name[33:])) for name in names]
+
+
+_TOGETHER = 10
+_NAMED = re.compile(r"[0-9a-f]{32}\.[0-9]{1,9}")

@@ -99,6 +99,23 @@ async def test_the_list_shows_traces_and_filters_them(page: Tab) -> None:
     await page.until("document.querySelector('.count').textContent === 'No trace is like this.'")
 
 
+async def test_the_list_says_where_the_time_went(page: Tab) -> None:
+    """Each bar has the colours of its causes; the greatest stands beside it, with the sentence as its title."""
+    await page.open("?image=team/app")
+    await page.until("document.querySelectorAll('.mostly .swatch').length === 2")
+    first = page.page.locator(".traces tbody tr").first
+    assert re.fullmatch(r"network [0-9]+ %", await first.locator(".mostly").inner_text())
+    assert "waiting for bytes" in (await first.locator(".took").get_attribute("title"))
+    widths = await first.locator(".bar i").evaluate_all(
+        "(all) => all.map((each) => each.getBoundingClientRect().width)"
+    )
+    assert widths[0] == max(widths)
+    slow, quick = await page.page.locator(".bar > span").evaluate_all(
+        "(all) => all.map((each) => each.getBoundingClientRect().width)"
+    )
+    assert slow > 4 * quick
+
+
 async def test_a_row_leads_to_its_trace_and_back(page: Tab) -> None:
     """Back shows the list with its filter."""
     await page.open("?image=busybox")
@@ -181,7 +198,7 @@ async def test_keys_walk_open_and_close_the_tree(page: Tab) -> None:
         label: str = await page.page.evaluate(
             "document.getElementById(document.querySelector('.rows').getAttribute('aria-activedescendant')).getAttribute('aria-label')"
         )
-        return label.split(",", maxsplit=1)[0]
+        return label.split(maxsplit=1)[0]
 
     assert await here() == "Transfer.Transfer"
     await page.page.keyboard.press("ArrowRight")
@@ -251,7 +268,7 @@ async def test_a_mouse_zooms_by_dragging_and_by_the_wheel(page: Tab) -> None:
     assert found[0] == pytest.approx(whole * 0.25, rel=0.05)
     assert found[1] == pytest.approx(whole * 0.5, rel=0.05)
     assert await page.page.locator(".overview .window").is_visible()
-    await page.page.get_by_role("button", name="Show all of the time").click()
+    await page.page.get_by_role("button", name="Fit all of the time").click()
     await page.until("!location.hash.includes('to=')")
     await mouse.move(lane["x"] + lane["width"] * 0.5, lane["y"] + 8)
     before = await page.page.evaluate("scrollY")
@@ -260,7 +277,7 @@ async def test_a_mouse_zooms_by_dragging_and_by_the_wheel(page: Tab) -> None:
     await page.page.keyboard.up("Control")
     await page.until("location.hash.includes('to=')")
     assert await page.page.evaluate("scrollY") == before
-    await page.page.get_by_role("button", name="Show all of the time").click()
+    await page.page.get_by_role("button", name="Fit all of the time").click()
     await page.page.get_by_role("button", name="Zoom in").click()
     await page.until("location.hash.includes('to=')")
 
@@ -270,7 +287,7 @@ async def test_pointing_at_a_span_shows_it_in_the_panel(page: Tab) -> None:
     await page.open(f"trace/{SLOW}?show=waits&q=layer%205%20from")
     panel = page.page.get_by_role("complementary", name="The span")
     await page.until("document.querySelector('.row')")
-    waits = page.page.locator(row("wait.bytes, bytes of layer 5")).first
+    waits = page.page.locator(row("wait.bytes")).first
     await waits.hover()
     text = await panel.inner_text()
     assert "wait.bytes" in text
@@ -326,7 +343,7 @@ async def test_searching_finds_spans_by_name_and_attribute(page: Tab) -> None:
     await page.page.keyboard.type("b3c1")
     await page.until("document.querySelector('.tools [role=status]').textContent.startsWith('1 span')")
     labels = await page.page.evaluate(
-        "[...document.querySelectorAll('.row')].map((each) => each.getAttribute('aria-label').split(',')[0])"
+        "[...document.querySelectorAll('.row')].map((each) => each.getAttribute('aria-label').split(' ')[0])"
     )
     assert labels == ["Transfer.Transfer", "images.pull", "registry.resolve", "registry.request"]
     await page.page.get_by_role("searchbox").fill("no such span")

@@ -14,7 +14,7 @@ from services.kit import http_server
 from services.kit.http_server import Request, Response
 from services.traces.page.server import Page
 from services.traces.store import Trace
-from tests.made_traces import MadeSource, hostile, pull
+from tests.made_traces import REGISTRY, MadeSource, hostile, pull
 
 pytestmark = pytest.mark.once
 
@@ -152,6 +152,28 @@ async def test_a_trace_comes_with_its_verdict(source: MadeSource) -> None:
     assert "registry.internal:5000" in found["verdict"]["sentence"]
     assert (await get(page, "/api/traces/ffff"))[0] == 404
     assert (await get(page, f"/api/traces/{HOSTILE}"))[0] == 200
+
+
+async def test_a_list_is_told_where_the_time_of_its_traces_went(source: MadeSource) -> None:
+    """Once for each trace, and anew when it has more spans. Those that were removed are left out."""
+    read: list[str] = []
+
+    class Counting(MadeSource):
+        async def trace(self, prefix: str) -> Trace:
+            read.append(prefix)
+            return await source.trace(prefix)
+
+    page = Page(Counting())
+    status, found, _ = await get(page, "/api/causes", f"of={A}.10,{B}.10,{'e' * 32}.1")
+    assert (status, set(found)) == (200, {A, B})
+    assert found[A]["shares"][0][0] == "network"
+    assert abs(sum(share for _, share in found[A]["shares"]) - 1) < 1e-6
+    assert REGISTRY in found[A]["sentence"]
+    assert (await get(page, "/api/causes", f"of={A}.10"))[1] == {A: found[A]}
+    await get(page, "/api/causes", f"of={A}.11")
+    assert [prefix for prefix in read if prefix != "e" * 32] == [A, B, A]
+    for wrong in ("", "of=", f"of={A}", f"of={A}.x", "of=a.1", "of=" + ",".join([f"{A}.1"] * 11), "of=../x.1"):
+        assert (await get(page, "/api/causes", wrong))[0] == 400, wrong
 
 
 async def test_two_traces_are_compared(source: MadeSource) -> None:

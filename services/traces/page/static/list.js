@@ -2,18 +2,24 @@
 
 import { ask, repeated } from "./api.js";
 import { add, button, fill, make, place } from "./dom.js";
-import { ago, bytes, count, duration, imageParts, moment } from "./format.js";
+import { ago, bytes, count, duration, imageParts, moment, percent } from "./format.js";
 
 const OPERATIONS = ["pull", "push", "import", "export", "run", "exec", "delete", "collect"];
 const LONGER = [["", "Any time"], ["0.1", "0.1 s or more"], ["1", "1 s or more"], ["5", "5 s or more"], ["10", "10 s or more"], ["60", "1 min or more"]];
 const SINCE = [["", "Any day"], ["900", "Last 15 min"], ["3600", "Last hour"], ["86400", "Last day"], ["604800", "Last week"]];
 const EVERY = 5000;
+const LEAST = 0.1; // seconds that a trace took at least for its causes to be asked for
+const TOGETHER = 8;
 
 export function list(host, _, values, app) {
   let wanted = { ...values };
   let aborting = null;
   let typing = 0;
   const chosen = [];
+  const causes = new Map();
+  let judging = false;
+  let stopped = false;
+  let last = null;
   const rows = new Map();
 
   const search = make("input", { type: "search", id: "image", placeholder: "Part of an image's name", autocomplete: "off", spellcheck: "false" });
@@ -34,8 +40,8 @@ export function list(host, _, values, app) {
     said,
     make("table", { class: "traces", role: "table", "aria-label": "Traces" },
       make("thead", { role: "rowgroup" }, make("tr", { role: "row" },
-        ["", "Began", "Operation", "Image or name", "Took", "Fetched", "Layers", "Outcome"].map((title, index) =>
-          make("th", { role: "columnheader", scope: "col", class: ["pick", "when", "what", "name", "took", "bytes number", "layers number", "outcome"][index] },
+        ["", "Began", "Operation", "Image or name", "Took", "Mostly", "Fetched", "Layers", "Outcome"].map((title, index) =>
+          make("th", { role: "columnheader", scope: "col", class: ["pick", "when", "what", "name", "took", "mostly", "bytes number", "layers number", "outcome"][index] },
             title || make("span", { class: "hidden" }, "Choose for a comparison"))))),
       body),
   ]);
@@ -73,7 +79,8 @@ export function list(host, _, values, app) {
     }
   }
 
-  function render({ traces, now }) {
+  function render(answer) {
+    const { traces, now } = answer;
     const longest = Math.max(0, ...traces.map((each) => each.seconds));
     const filtered = Object.values(wanted).some(Boolean);
     const text = traces.length ? count(traces.length, "trace") : filtered ? "No trace is like this." : "No traces yet. Pull an image, and it is here.";
@@ -97,10 +104,34 @@ export function list(host, _, values, app) {
       if (body.children[index] !== element) body.insertBefore(element, body.children[index] || null);
     });
     while (body.children.length > found.length) body.lastElementChild.remove();
+    last = answer;
+    judge();
+  }
+
+  // Where the time of the traces went that are seen, and took long enough to ask.
+  async function judge() {
+    if (judging || stopped) return;
+    const wanted = [...rows.values()].filter((row) => row.wants && seen(row.element)).slice(0, TOGETHER).map((row) => row.wants);
+    if (!wanted.length) return;
+    judging = true;
+    try {
+      const found = await ask("causes", { of: wanted.join(",") });
+      for (const key of wanted) causes.set(key, found[key.slice(0, 32)] || { sentence: "", shares: [] });
+    } catch {
+      return; // the next list asks again
+    } finally {
+      judging = false;
+    }
+    if (!stopped) render(last);
+  }
+
+  function seen(element) {
+    const box = element.getBoundingClientRect();
+    return box.bottom > 0 && box.top < window.innerHeight;
   }
 
   function drawn(row, each, longest, now) {
-    const key = JSON.stringify([each, longest, ago(each.began, now)]);
+    const key = JSON.stringify([each, longest, ago(each.began, now), causes.has(`${each.id}.${each.spans}`)]);
     if (row.key === key) return;
     row.key = key;
     const attributes = each.attributes;
@@ -109,19 +140,26 @@ export function list(host, _, values, app) {
     if (!row.link) {
       row.pick = make("input", { type: "checkbox", on: { change: () => choose(each.id, row.pick.checked) } });
       row.link = make("a", { href: place(["trace", each.id]) });
-      row.cells = ["pick", "when", "what", "name", "took", "bytes number", "layers number", "outcome"].map((kind) => make("td", { role: "cell", class: kind }));
+      row.cells = ["pick", "when", "what", "name", "took", "mostly", "bytes number", "layers number", "outcome"].map((kind) => make("td", { role: "cell", class: kind }));
       row.cells[0].append(row.pick);
       row.cells[3].append(row.link);
       add(row.element, row.cells);
     }
     row.pick.checked = chosen.includes(each.id);
     row.pick.setAttribute("aria-label", `Compare ${each.operation || each.name} ${name} of ${moment(each.began, now)}`);
-    const [, when, what, , took, fetched, layers, outcome] = row.cells;
+    const [, when, what, , took, mostly, fetched, layers, outcome] = row.cells;
     fill(when, make("time", { title: ago(each.began, now) }, moment(each.began, now)));
     fill(what, each.operation || "call");
     fill(row.link, before && make("span", { class: "dim" }, before), make("strong", {}, last));
     row.link.title = name;
-    fill(took, make("span", { class: "bar", "aria-hidden": "true" }, make("i", { css: { width: `${longest ? Math.max(0.5, (each.seconds / longest) * 100) : 0}%` } })),
+    const found = causes.get(`${each.id}.${each.spans}`);
+    const shares = found ? found.shares : [["unknown", 1]];
+    row.wants = !found && each.seconds >= LEAST ? `${each.id}.${each.spans}` : "";
+    took.title = found ? found.sentence : "";
+    fill(mostly, found && shares[0] && [make("i", { class: `swatch k-${shares[0][0]}`, "aria-hidden": "true" }), `${shares[0][0]} ${percent(shares[0][1])}`]);
+    mostly.title = took.title;
+    fill(took, make("span", { class: "bar", "aria-hidden": "true" }, make("span", { css: { width: `${longest ? Math.max(0.5, (each.seconds / longest) * 100) : 0}%` } },
+      shares.map(([kind, share]) => make("i", { class: `k-${kind}`, css: { "flex-grow": share } })))),
       make("span", { class: "number" }, duration(each.seconds)));
     fill(fetched, attributes["splitd.bytes"] === undefined ? "" : bytes(Number(attributes["splitd.bytes"])));
     const all = attributes["splitd.layers"];
@@ -145,6 +183,7 @@ export function list(host, _, values, app) {
   }
 
   settle();
+  window.addEventListener("scroll", judge, { passive: true });
   const repeating = repeated(load, EVERY);
   return {
     update(next) {
@@ -153,6 +192,8 @@ export function list(host, _, values, app) {
       load();
     },
     stop() {
+      stopped = true;
+      window.removeEventListener("scroll", judge);
       repeating.stop();
       clearTimeout(typing);
       if (aborting) aborting.abort();

@@ -81,7 +81,7 @@ export function trace(host, [id], values, app) {
           make("div", { class: "group", role: "group", "aria-label": "Which spans" }, shows),
           make("label", { for: "find" }, make("span", { class: "hidden" }, "Find in spans"), search), hits,
           make("div", { class: "group zooms", role: "group", "aria-label": "Zoom" },
-            button("−", () => waterfall.zoom(0.5), { "aria-label": "Zoom out" }), button("+", () => waterfall.zoom(2), { "aria-label": "Zoom in" }), button("Fit", () => waterfall.all(), { "aria-label": "Show all of the time" }))),
+            button("−", () => waterfall.zoom(0.5), { "aria-label": "Zoom out" }), button("+", () => waterfall.zoom(2), { "aria-label": "Zoom in" }), button("Fit", () => waterfall.all(), { "aria-label": "Fit all of the time" }))),
         make("div", { class: "legend" }, legend,
           make("span", { class: "sign" }, make("i", { class: "bar wait p-images", "aria-hidden": "true" }), "waits"),
           found.path.length > 0 && make("span", { class: "sign" }, make("i", { class: "stroke", "aria-hidden": "true" }), "critical path")),

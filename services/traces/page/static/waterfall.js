@@ -423,7 +423,8 @@ export class Waterfall {
         inner.push({ element, node: part });
       });
     }
-    const tag = make("span", { class: "tag" }, !node.fold && (waits || node.error) ? (node.error ? span.message || "failed" : detail || "waits") : "");
+    const beside = !node.fold && (waits || node.error) ? (node.error ? span.message || "failed" : detail || "waits") : "";
+    const tag = make("span", { class: "tag" }, beside);
     const lane = make("span", { class: "lane" }, inner.map((each) => each.element), tag);
     const service = node.fold ? "" : [...new Set(node.chain.map((each) => process(this.trace.services[this.tree.spans[each].service])))].join(" → ");
     const open = node.children.length > 0 && (node.open || Boolean(this.wanted)) && !node.fold;
@@ -432,14 +433,14 @@ export class Waterfall {
       class: `row${node.onPath ? " on" : ""}${node.error ? " bad" : ""}${node.fold ? " fold" : ""}${open ? " open" : ""}`, role: "treeitem", id: `row-${index}`, "data-row": index,
       "aria-level": node.depth + 1, "aria-setsize": this.list.length, "aria-posinset": index + 1,
       "aria-expanded": node.children.length ? String(node.open || Boolean(this.wanted)) : null,
-      "aria-label": this.spoken(node, text, detail, service), css: { "--depth": Math.min(node.depth, 24) },
+      "aria-label": this.spoken(node, text, waits ? "" : detail, beside, service), css: { "--depth": Math.min(node.depth, 24) },
     },
     make("span", { class: "name" },
       make("span", { class: "twisty", "aria-hidden": "true" }, node.children.length && !this.wanted ? (node.open ? "▾" : "▸") : ""),
       !node.fold && make("i", { class: `swatch p-${this.colour(this.trace.services[span.service])}` }),
-      make(bold, { class: "text" }, text), detail && !waits && make("span", { class: "dim" }, detail),
-      node.children.length > 0 && !node.open && !this.wanted && !node.fold && make("span", { class: "more" }, `+${node.below}`)),
-    make("span", { class: "took" }, duration((node.end - node.start) / 1e6)), lane);
+      make(bold, { class: "text" }, text), " ", detail && !waits && make("span", { class: "dim" }, detail), " ",
+      node.children.length > 0 && !node.open && !this.wanted && !node.fold && make("span", { class: "more", "aria-hidden": "true" }, `+${node.below}`)),
+    make("span", { class: "took" }, duration((node.end - node.start) / 1e6)), " ", lane);
     if (this.dim && !node.chain.some((each) => process(this.trace.services[this.tree.spans[each].service]) === this.dim)) element.classList.add("faint");
     element.title = `${text}${detail ? ` – ${detail}` : ""}${service ? ` (${service})` : ""}`;
     return { element, inner, tag, lane, node };
@@ -454,11 +455,11 @@ export class Waterfall {
     return make("i", { class: kinds.join(" ") });
   }
 
-  spoken(node, text, detail, service) {
-    const told = [text];
-    if (detail) told.push(detail);
+  // What is read of a row: what one sees, and then what only a picture says.
+  spoken(node, text, detail, tag, service) {
+    const told = [[text, detail, duration((node.end - node.start) / 1e6), tag].filter(Boolean).join(" ")];
     if (service) told.push(service);
-    told.push(`begins at ${duration(node.start / 1e6)}`, `takes ${duration((node.end - node.start) / 1e6)}`);
+    told.push(`begins at ${duration(node.start / 1e6)}`);
     if (node.onPath) told.push("on the critical path");
     if (node.error) told.push("failed");
     return told.join(", ");
