@@ -70,27 +70,27 @@ class Budget:
     @contextlib.asynccontextmanager
     async def layer(self, number: int) -> AsyncIterator[None]:
         """A place to fetch a layer, the ``number``-th from the bottom of its image."""
-        async with self._layers.entered(number, f"layer {number} waits until others have been fetched"):
+        async with self._layers.entered(number, f"layer {number + 1} waits until others have been fetched"):
             yield
 
     @contextlib.asynccontextmanager
     async def connection(self, number: int) -> AsyncIterator[None]:
         """A connection for such a layer."""
-        async with self._connections.entered(number, f"layer {number} waits for a connection"):
+        async with self._connections.entered(number, f"layer {number + 1} waits for a connection"):
             yield
 
     @contextlib.asynccontextmanager
     async def unpacking(self, number: int) -> AsyncIterator[None]:
         """A worker for such a layer."""
-        async with self._workers.entered(number, f"layer {number} waits for a worker"):
+        async with self._workers.entered(number, f"layer {number + 1} waits for a worker"):
             yield
 
     @contextlib.asynccontextmanager
     async def upload(self, number: int) -> AsyncIterator[None]:
         """A place to send a layer, and a connection for it."""
         async with (
-            self._uploads.entered(number, f"layer {number} waits until others have been sent"),
-            self._connections.entered(number, f"layer {number} waits for a connection"),
+            self._uploads.entered(number, f"layer {number + 1} waits until others have been sent"),
+            self._connections.entered(number, f"layer {number + 1} waits for a connection"),
         ):
             yield
 

@@ -78,6 +78,8 @@ class _Telling:
             self._named = event
         else:
             self._status, self._told = event.event, None
+        if self._told is not None:
+            self.look()  # the wait may be over
         self._report(event)
 
     def _tell(self, event: Progress) -> None:

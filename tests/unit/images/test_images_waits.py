@@ -154,6 +154,17 @@ async def test_it_is_told_as_long_as_it_lasts() -> None:
     ]
 
 
+async def test_a_wait_that_is_over_is_not_told_along_with_news() -> None:
+    """The status is told again before the next event, however soon that is."""
+    events: list[Progress] = []
+    async with reporting_waits(Board(), events.append, after=0.0, interval=0.002) as report:
+        report(Progress("Pulling from a"))
+        with waits.noted(waits.PAUSE, "waiting for a", "a"):
+            await eventually_async(lambda: asyncio.sleep(0, len(events) > 1), "nothing is told")
+        report(Progress("waiting", "layer-sha256:aa"))
+    assert [each.event for each in events] == ["Pulling from a", "waiting for a", "Pulling from a"] + ["waiting"] * 2
+
+
 async def test_tasks_of_a_transfer_share_its_board() -> None:
     """And two transfers have two."""
     boards, both = (Board(), Board()), asyncio.Barrier(2)
