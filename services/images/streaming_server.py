@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from typing import TypeVar
@@ -230,6 +231,10 @@ class ByteSource:
         self._window = 0
         self.ended = False
         """Whether the client has said that there are no more."""
+        self.bytes = 0
+        """Bytes that came."""
+        self.waited = 0.0
+        """Seconds for which the client was waited for."""
 
     def __aiter__(self) -> ByteSource:
         return self
@@ -241,13 +246,18 @@ class ByteSource:
                 with contextlib.suppress(errors.Cancelled):  # receive raises the reason
                     await self._stream.send(WindowUpdate(update=more))
                     self._window += more
-            value = await self._stream.receive()
+            begun = time.monotonic()
+            try:
+                value = await self._stream.receive()
+            finally:
+                self.waited += time.monotonic() - begun
             if value is None:
                 self.ended = True
                 raise StopAsyncIteration
             data = kit_any.unpack(value, Data)
             if data is not None and data.data:
                 self._window -= len(data.data)
+                self.bytes += len(data.data)
                 return data.data
 
 
@@ -261,6 +271,10 @@ class ByteSink:
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
+        self.bytes = 0
+        """Bytes that were sent."""
+        self.waited = 0.0
+        """Seconds for which the client was waited for."""
         self.drain = stream.drain
         self._block = bytearray()
         self._sent = 0
@@ -303,6 +317,7 @@ class ByteSink:
             piece = data[: self._allowed - self._sent]
             await self._stream.send(Data(data=bytes(piece)))
             self._sent += len(piece)
+            self.bytes += len(piece)
             data = data[len(piece) :]
 
     async def _allowance(self, bytes_: int) -> None:
@@ -310,7 +325,11 @@ class ByteSink:
             if self._lost is not None:
                 raise self._lost
             self._more.clear()
-            await self._more.wait()
+            begun = time.monotonic()
+            try:
+                await self._more.wait()
+            finally:
+                self.waited += time.monotonic() - begun
 
     async def _listen(self) -> None:
         self._lost = await self._end_of_updates()

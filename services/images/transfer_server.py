@@ -303,6 +303,12 @@ def _telling_outcome(source: End | None, destination: End | None, call: Call) ->
         raise
     finally:
         tracing.operation(**{"splitd.outcome": outcome})
+        match source, destination:
+            case (ImportStream(source=ByteSource() as stream), _) | (_, ExportStream(sink=ByteSink() as stream)):
+                tracing.operation(**{"splitd.bytes": stream.bytes})
+                tracing.current().set(
+                    **{"splitd.bytes": stream.bytes, "splitd.time.client_ms": round(stream.waited * 1000, 3)}
+                )
         figures.transferred(_kind(source, destination)[0], outcome, time.monotonic() - begun)
 
 

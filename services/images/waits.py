@@ -61,9 +61,10 @@ class _Host:
     """The host that is asked after it."""
 
     def words(self, name: str, seconds: float) -> str:
+        time = f"{max(1, round(seconds))} s"
         if self.requests > self.heads:
-            return f"{name} has sent nothing for {seconds:.0f} s"
-        return f"{name} does not answer (tried for {seconds:.0f} s){f', then {self.then}' if self.then else ''}"
+            return f"{name} has sent nothing for {time}"
+        return f"{name} does not answer (tried for {time}){f', then {self.then}' if self.then else ''}"
 
 
 @dataclass(slots=True)

@@ -23,7 +23,7 @@ def client_of(process: registry.Registry, end: transfer.Registry) -> Client:
     return process.client(
         source if ask is not None else None,
         headers=end.headers,
-        hosts=Hosts((Path(end.host_dir),)) if end.host_dir else None,
+        hosts=Hosts((Path(end.host_dir),), traceparent=process.hosts.traceparent) if end.host_dir else None,
         default_scheme=end.default_scheme,
         watch=HttpDebug(end.show_requests, end.show_connections),
     )

@@ -471,6 +471,30 @@ async def test_a_transfer_tells_the_root_of_its_trace_what_it_was(streams: Strea
     assert len(spans.named("images.pull")) == len(roots)
 
 
+async def test_an_archives_bytes_and_the_time_of_its_client(streams: Streams) -> None:
+    """Both directions: an echo's source is counted, and the client that sends late is waited for."""
+    with recorded() as spans:
+        async with Client(streams, "in") as sends, Client(streams, "out") as takes:
+            echo = asyncio.ensure_future(
+                transfer(
+                    servicer(streams),
+                    importexport_pb2.ImageImportStream(stream="in"),
+                    importexport_pb2.ImageExportStream(stream="out"),
+                )
+            )
+            takes.send(WindowUpdate(update=1 << 20))
+            assert await sends.get(WindowUpdate)
+            await asyncio.sleep(0.05)
+            sends.send(Data(data=b"x" * 1000))
+            sends.done_sending()
+            assert (await takes.get(Data)).data == b"x" * 1000
+            takes.send(WindowUpdate(update=1 << 20))
+            await echo
+        span = spans.one("images.transfer")
+    assert attribute(span, "splitd.bytes") == 1000
+    assert float(str(attribute(span, "splitd.time.client_ms"))) >= 49
+
+
 async def test_a_failed_transfer_names_its_trace(streams: Streams, caplog: pytest.LogCaptureFixture) -> None:
     """In the log, once, with the cause, and to the client."""
     with recorded(), tracing.root("the call") as root:

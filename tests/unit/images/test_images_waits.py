@@ -52,7 +52,7 @@ def test_the_host_that_has_been_silent_longest() -> None:
     clock.now += 100
     assert board.told(0.0) is None
     board.asked("a")
-    assert board.told(0.0) == Wait(waits.HOST, "a does not answer (tried for 0 s)", "a")
+    assert board.told(0.0) == Wait(waits.HOST, "a does not answer (tried for 1 s)", "a")
 
 
 def test_attempts_in_vain_are_one_silence() -> None:
@@ -173,8 +173,8 @@ async def test_tasks_of_a_transfer_share_its_board() -> None:
         with waits.asking(host):
             await both.wait()
             assert [told(board, 0.0) for board in boards] == [
-                "a does not answer (tried for 0 s)",
-                "b does not answer (tried for 0 s)",
+                "a does not answer (tried for 1 s)",
+                "b does not answer (tried for 1 s)",
             ]
             await both.wait()
 

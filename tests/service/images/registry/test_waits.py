@@ -87,7 +87,7 @@ async def test_of_a_name(quick: Registry, other: FakeRegistry) -> None:
     reference, serving = other.add(small_image(), "box:1"), asyncio.Event()
     other.inject("manifests", held(serving))
     await told_before(
-        rf"{re.escape(other.host)} does not answer \(tried for 0 s\)", serving, quick.client().resolve(reference)
+        rf"{re.escape(other.host)} does not answer \(tried for 1 s\)", serving, quick.client().resolve(reference)
     )
 
 
