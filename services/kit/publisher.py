@@ -27,7 +27,7 @@ from google.protobuf.any_pb2 import Any
 from google.protobuf.message import Message
 
 from api.containerd.services.events.v1 import events_pb2, events_stubs
-from services.kit import errors, loops
+from services.kit import errors, loops, tracing
 from services.kit.any import pack
 from services.kit.channel import Channel
 
@@ -93,6 +93,10 @@ class Publisher:
             self._empty.set()
 
     async def _send(self, request: events_pb2.ForwardRequest) -> None:
+        with tracing.background("events.publish", **{"splitd.topic": request.envelope.topic}):
+            await self._sent(request)
+
+    async def _sent(self, request: events_pb2.ForwardRequest) -> None:
         complained = False
         while True:
             try:

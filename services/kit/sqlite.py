@@ -165,11 +165,23 @@ class Group:
     """A group, for traces. Times are those of ``tracing.now``."""
 
     begun: int
-    before: tracing.Span
-    """The span of the first work of the group before: this one had to wait for it."""
+    span: tracing.Span
+    """Of the caller of its first work."""
+    before: str = ""
+    """That of the group before, which this one may have waited for."""
+    free: int = 0
+    """When that group had ended."""
+    done: int = 0
+    """When it has ended itself."""
     size: int = 0
     times: Times = field(default_factory=Times)
     """What the time of its commit went for."""
+
+    @classmethod
+    def after(cls, last: Group | None, span: tracing.Span) -> Group:
+        """The group that begins now."""
+        now = tracing.now()
+        return cls(now, span) if last is None else cls(now, span, last.span.ref(), last.done)
 
 
 @dataclass(slots=True)
@@ -192,9 +204,10 @@ class Work(Generic[R]):
         over, fold, group = tracing.now(), tracing.fold(), self.group
         if group is None or over - self.asked < fold:
             return
-        begun = max(self.asked, group.begun)
-        if begun - self.asked > fold:
-            tracing.recorded("wait.lock", self.asked, begun, group.before.ref(), **_FOR)
+        begun = self.asked
+        if group.free > self.asked and group.begun - self.asked > fold:
+            begun = group.begun
+            tracing.recorded("wait.lock", self.asked, begun, group.before, **_FOR)
         rest = max(0, over - begun - group.times.whole)
         attributes: dict[str, Any] = {
             "splitd.group": group.size,

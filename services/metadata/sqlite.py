@@ -284,8 +284,7 @@ class SqliteTransactions:
         self._in_flight = False
         """A commit is on its way to the disk: the committed state may change at any instant."""
         self._committing: asyncio.Task[None] | None = None
-        self._last = tracing.current()
-        """The span of the first work of the last group."""
+        self._last: Group | None = None
         self._closed = False
 
     def view(self, work: Callable[[Reader], T]) -> T:
@@ -408,7 +407,7 @@ class SqliteTransactions:
         """Commit some of the queue. Returns whether the loop's other work came between."""
         waited = False
         batch: list[_Waiting] = []
-        group, self._last = Group(tracing.now(), self._last), self._queue.first().span
+        self._last = group = Group.after(self._last, self._queue.first().span)
         try:
             self._wait_for_disk(self._queue.first().lasting)
             wrote = await self._run(batch, group)
@@ -441,6 +440,7 @@ class SqliteTransactions:
             return waited
         finally:
             self._uncommitted.clear()
+            group.done = tracing.now()
         self.file.answer(batch)
         return waited
 

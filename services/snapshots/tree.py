@@ -277,7 +277,7 @@ class Tree:
 
     def _run(self) -> None:
         assert self._loop is not None
-        last_span = tracing.current()
+        group: Group | None = None
         while (first := self._queue.get()) is not None:
             batch = [first]
             last = False
@@ -288,7 +288,8 @@ class Tree:
                         last = True
                         break
                     batch.append(more)
-            group, last_span = Group(tracing.now(), last_span, len(batch)), first.span
+            group = Group.after(group, first.span)
+            group.size = len(batch)
             for work in batch:
                 work.group = group
             try:
@@ -297,6 +298,7 @@ class Tree:
                 failure = self._failure(error)
                 for work in batch:
                     work.error = failure
+            group.done = tracing.now()
             self._loop.call_soon_threadsafe(self.file.answer, batch)
             if last:
                 return

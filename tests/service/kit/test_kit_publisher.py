@@ -12,9 +12,10 @@ import pytest
 
 from api.containerd.events import task_pb2
 from gateway.events import EventsServicer, Exchange, Subscription
-from services.kit import rpc
+from services.kit import rpc, tracing
 from services.kit.any import pack
 from services.kit.publisher import Publisher
+from tests.spans import attribute, recorded
 
 
 @contextlib.asynccontextmanager
@@ -49,6 +50,24 @@ async def test_events_arrive_in_order_as_they_were(place: Path) -> None:
             for n in range(200):
                 publisher.publish("blue", f"/m/{n}", task_pb2.TaskOOM())
             assert await topics(subscription, 200) == [f"/m/{n}" for n in range(200)]
+
+
+async def test_nobody_waits_for_an_event(place: Path) -> None:
+    """Its sending is part of the trace of the call that made the change, in the background."""
+    exchange = Exchange()
+    async with (
+        gateway(place / "g.sock", exchange),
+        rpc.Channel(place / "g.sock") as channel,
+        Publisher(channel).running() as publisher,
+    ):
+        with recorded() as spans:
+            with tracing.span("call"):
+                publisher.publish("blue", "/n/0", task_pb2.TaskOOM())
+            assert await publisher.flushed(20)
+            sent = spans.one("events.publish")
+            assert spans.parent(sent).name == "call"
+            assert attribute(sent, "splitd.background") is True
+            assert attribute(sent, "splitd.topic") == "/n/0"
 
 
 async def test_events_wait_for_a_gateway_that_is_away(place: Path) -> None:
