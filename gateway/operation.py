@@ -12,6 +12,7 @@ import contextvars
 import heapq
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 from gateway.calls import CLEANUP, Key, Kind, field, transfer
 from services.kit import errors, spans, tracing
@@ -20,11 +21,13 @@ CALLS, QUESTIONS = 10_000, 200
 """Calls that one operation has; one that only asks."""
 _GAPS = 512
 """The longest gaps that are kept."""
+_HELD = 1000
+"""Short questions that are kept until the end."""
 _METHODS = 128
 """Methods whose calls are told apart."""
 COVERED = 0.97
-"""The part of an operation's time that its spans cover: shorter gaps than ``fold`` are recorded, too, as far as this
-needs it.
+"""The part of an operation's time that its spans cover. Gaps and questions shorter than ``fold`` are recorded as far
+as this needs them, the longest first.
 """
 
 _UNREMARKABLE = frozenset(
@@ -54,8 +57,11 @@ class Operation:
 
     __slots__ = (
         "_changes",
+        "_covered",
+        "_fold",
         "_gaps",
         "_open",
+        "_short",
         "blocked",
         "busy",
         "calls",
@@ -83,7 +89,12 @@ class Operation:
         "waits",
     )
 
-    def __init__(self, root: tracing.Span, namespace: str, start: int, connection: object, *, single: bool) -> None:
+    def __init__(
+        self, root: tracing.Span, namespace: str, start: int, connection: object, *, fold: int, single: bool
+    ) -> None:
+        """``fold`` is in nanoseconds: shorter questions and gaps are recorded only as far as :data:`COVERED` needs
+        them.
+        """
         self.root = root
         self.namespace = namespace
         self.start = self.last = start
@@ -112,6 +123,11 @@ class Operation:
         self._gaps: list[tuple[int, int, Blocked]] = []
         """Length and start of the gaps between calls, and what was waited for: a heap."""
         self.blocked: Blocked = ("", "")
+        self._fold = fold
+        self._short: list[tracing.Span] = []
+        """Short questions that ended while no other call was under way."""
+        self._covered: list[tuple[int, int]] = []
+        """Times of calls that have a span for certain."""
         self.came = self.present = self.layers = self.layers_present = 0
         self.image = self.digest = self.container = self.snapshotter = ""
         self.goal = ""
@@ -174,8 +190,17 @@ class Operation:
         elif kind.subject == "snapshotter":
             self.snapshotter = self.snapshotter or said
 
-    def ends(self, kind: Kind, keys: tuple[Key, ...], code: int, message: str, now: int) -> None:
+    def hold(self, question: tracing.Span) -> bool:
+        """Keep the span of a short question until it is known whether it is needed to cover the operation's time."""
+        if len(self._short) >= _HELD:
+            return False
+        self._short.append(question)
+        return True
+
+    def ends(self, kind: Kind, keys: tuple[Key, ...], begun: int, code: int, message: str, now: int) -> None:
         """A call of it has ended, with a gRPC code."""
+        if kind.changes or kind.lasts or now - begun >= self._fold:
+            self._covered.append((begun, now))
         for key in keys:
             self.busy[key] -= 1
             if self.busy[key] <= 0:
@@ -204,19 +229,22 @@ class Operation:
 
     # ------------------------------------------------------------------------------------------ its end
 
-    def finish(self, fold: int, gap: Gap) -> None:
-        """End the root, with all that is known. ``gap`` is called for each gap of at least ``fold`` nanoseconds, and
-        for shorter ones as far as :data:`COVERED` needs it.
-        """
+    def finish(self, gap: Gap) -> None:
+        """End the root, with all that is known. ``gap`` is called for each gap that is recorded."""
         self.over = True
         until = max(self.last, self._open)
-        missing = sum(length for length, *_ in self._gaps)
+        gaps = [(length, partial(gap, start, start + length, why)) for length, start, why in self._gaps]
+        questions = [(span.over - span.start, partial(span.decide, keep=True)) for span in self._short]
+        missing = until - self.start - union(self._covered)
         allowed = (1 - COVERED) * (until - self.start)
-        for length, start, blocked in sorted(self._gaps, reverse=True):
-            if length < fold and missing <= allowed:
+        for length, record in sorted([*gaps, *questions], key=lambda each: -each[0]):
+            if length < self._fold and missing <= allowed:
                 break
+            record()
             missing -= length
-            gap(start, start + length, blocked)
+        for span in self._short:
+            if span.was_folded:
+                span.decide(keep=False)
         root = self.root
         root.default(**{"splitd.operation": self._name(), "splitd.outcome": self._outcome()})
         root.default(**{name: value for name, value in self._attributes().items() if value})
@@ -281,6 +309,15 @@ class Operation:
             "splitd.layers.present": self.layers_present if layered else 0,
             "splitd.calls": self.calls,
         }
+
+
+def union(times: list[tuple[int, int]]) -> int:
+    """The length of the time that is in at least one of these, from start to end."""
+    total, reached = 0, 0
+    for start, end in sorted(times):
+        total += max(0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
 
 
 CURRENT: contextvars.ContextVar[Operation | None] = contextvars.ContextVar("splitd_operation", default=None)

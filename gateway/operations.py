@@ -128,8 +128,10 @@ class Operations:
             operation = self._new(connection, known, what, namespace, keys, now)
         self._add(operation, known, what, keys)
         call = _Joined(began(side, method, headers, operation.root), operation, what, keys, self)
-        if not what.changes and operation.busy_now and call.outer is not None:
-            call.outer.yields()  # a progress display's question: other spans cover its time
+        if not what.changes and call.outer is not None:
+            # a progress display's question is of no use: other spans cover its time
+            call.outer.yields(None if operation.busy_now else operation.hold)
+        call.begun = now
         operation.begins(what, keys, request, now)
         if side == "server":
             CURRENT.set(operation)
@@ -186,7 +188,8 @@ class Operations:
         self, connection: object, known: _Connection, what: Kind, namespace: str, keys: tuple[Key, ...], now: int
     ) -> Operation:
         root = self._tracer.root(what.name, now)
-        operation = Operation(root, namespace, now, connection, single=known.several and not keys)
+        single = known.several and not keys
+        operation = Operation(root, namespace, now, connection, fold=self._tracer.fold(), single=single)
         self._open.add(operation)
         if not known.several:
             known.operation = operation
@@ -204,9 +207,11 @@ class Operations:
             if what.name == "Leases.Create" and key[0] == "lease":
                 operation.leases.add(key[2])
 
-    def ended(self, operation: Operation, what: Kind, keys: tuple[Key, ...], code: int, message: str) -> None:
+    def ended(
+        self, operation: Operation, what: Kind, keys: tuple[Key, ...], begun: int, code: int, message: str
+    ) -> None:
         """A call has ended."""
-        operation.ends(what, keys, code, message, self._tracer.now())
+        operation.ends(what, keys, begun, code, message, self._tracer.now())
         if what.name == "Leases.Delete":
             operation.leases.difference_update(key[2] for key in keys)
         self._settle(operation)
@@ -221,7 +226,7 @@ class Operations:
     def _finish(self, operation: Operation) -> None:
         self._open.discard(operation)
         self._forget(operation)
-        operation.finish(self._tracer.fold(), partial(self._gap, operation))
+        operation.finish(partial(self._gap, operation))
 
     def _forget(self, operation: Operation) -> None:
         """It gets no further call, and ends when none is under way."""
@@ -282,7 +287,7 @@ def _keys(what: Kind, namespace: str, lease: str, request: bytes) -> tuple[Key, 
 class _Joined:
     """A recorded call of an operation, as the transport sees it."""
 
-    __slots__ = ("_keys", "_observed", "_operation", "_operations", "_what")
+    __slots__ = ("_keys", "_observed", "_operation", "_operations", "_what", "begun")
 
     def __init__(
         self, observed: Observed, operation: Operation, what: Kind, keys: tuple[Key, ...], operations: Operations
@@ -291,6 +296,7 @@ class _Joined:
         self._operation = operation
         self._what = what
         self._keys = keys
+        self.begun = 0
         self._operations = operations
 
     @property
@@ -310,8 +316,8 @@ class _Joined:
 
     def ended(self, code: int = 0, message: str = "", size: int = 0, defect: Exception | None = None) -> None:
         self._observed.ended(code, message, size, defect)
-        self._operations.ended(self._operation, self._what, self._keys, code, message)
+        self._operations.ended(self._operation, self._what, self._keys, self.begun, code, message)
 
     def left(self, size: int = 0) -> None:
         self._observed.left(size)
-        self._operations.ended(self._operation, self._what, self._keys, errors.Cancelled.code, "cancelled")
+        self._operations.ended(self._operation, self._what, self._keys, self.begun, errors.Cancelled.code, "cancelled")

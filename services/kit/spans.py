@@ -107,6 +107,7 @@ class Span:
     """One span. It is open from the beginning, and is the current one while it is used as a context manager."""
 
     __slots__ = (
+        "_held",
         "_keep",
         "_room",
         "_token",
@@ -163,6 +164,7 @@ class Span:
         self.message = ""
         self.lost = self.folded = self.folded_ns = self.over = 0
         self.gathered: dict[str, Any] | None = None
+        self._held: Callable[[Span], bool] | None = None
         self._room = ROOM
         self._token: contextvars.Token[Span] | None = None
         self.start = start or clock.now()
@@ -239,9 +241,21 @@ class Span:
         """It is not folded, however short it is."""
         self._keep = True
 
-    def yields(self) -> None:
-        """It is folded if it is short, though it is directly below a root."""
+    def yields(self, held: Callable[[Span], bool] | None = None) -> None:
+        """It is folded if it is short, though it is directly below a root. ``held`` is asked whether it takes the
+        span when it has ended and is to be folded; it must then :meth:`decide` before the root ends.
+        """
         self._keep = False
+        self._held = held
+
+    def decide(self, *, keep: bool) -> None:
+        """Keep or fold a span that was held."""
+        if keep:
+            self.was_folded = False
+            if state.sink is not None:
+                state.sink(self)
+        else:
+            self._fold()
 
     def rename(self, name: str) -> None:
         """Change the name, for a span whose operation became known later."""
@@ -356,12 +370,8 @@ class Span:
         short = length < state.fold
         if short and not self._keep and not self.failed:
             self.was_folded = True
-            above = self.parent
-            while above is not None and above.was_folded:
-                above = above.parent
-            if above is not None and not above.over:
-                above.folded += 1 + self.folded
-                above.folded_ns += length
+            if self._held is None or not self._held(self):
+                self._fold()
             return
         above = self.parent
         if above is None:
@@ -379,6 +389,14 @@ class Span:
                     above._keep = True
         if state.sink is not None:
             state.sink(self)
+
+    def _fold(self) -> None:
+        above = self.parent
+        while above is not None and above.was_folded:
+            above = above.parent
+        if above is not None and not above.over:
+            above.folded += 1 + self.folded
+            above.folded_ns += self.over - self.start
 
 
 class Unrecorded(Span):

@@ -4,7 +4,7 @@ tests move.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import pytest
@@ -15,8 +15,11 @@ from api.containerd.services.leases.v1 import leases_pb2
 from api.containerd.services.tasks.v1 import tasks_pb2
 from gateway import operation as limits
 from gateway import operations
+from gateway.operation import union
 from gateway.operations import Operations
+from services.kit import tracing
 from services.kit.observer import Observed
+from services.kit.spans import SERVER, Span
 
 SECOND = 1_000_000_000
 MS = 1_000_000
@@ -282,6 +285,65 @@ def test_short_gaps_count_as_far_as_they_are_needed() -> None:
         edge.tracer.pass_(MS)
     edge.operations.left("ctr")
     assert edge.tracer.roots[0].covered() >= 0.95
+
+
+class RealTracer(Tracer):
+    """With the spans of a process, by the tests' clock."""
+
+    def __init__(self) -> None:
+        super().__init__(lucky=True)
+        self.kept: list[Span] = []
+        tracing.setup("gateway", self.kept.append, fold=0.005)
+
+    def root(self, name: str, start: int = 0) -> Any:
+        return tracing.root(name, start)
+
+    def recorded(self, *about: Any, **more: Any) -> None:
+        tracing.recorded(*about, **more)
+
+    def began(self, side: str, method: str, headers: Mapping[str, Any], parent: Any = None) -> Call:
+        return RealCall(self, method, parent)
+
+
+class RealCall(Call):
+    def __init__(self, tracer: Tracer, method: str, root: Any) -> None:
+        self.tracer, self.outer = tracer, Span(method, SERVER, root, tracer.time)
+        self.outer.keep()
+
+    def ended(self, code: int = 0, message: str = "", size: int = 0, defect: Exception | None = None) -> None:
+        self.outer.end(self.tracer.time)
+
+
+@pytest.fixture
+def real() -> Iterator[tuple[Edge, list[Span]]]:
+    edge, tracer = Edge(), RealTracer()
+    edge.tracer, edge.operations = tracer, Operations(cast("Any", tracer), began=cast("Any", tracer.began))
+    yield edge, tracer.kept
+    tracing.reset()
+
+
+@pytest.mark.parametrize(("work", "at_least", "at_most"), [(5000, 0, 5), (0, 90, 100)])
+def test_short_questions_are_spans_as_far_as_they_are_needed(
+    work: int, at_least: int, at_most: int, real: tuple[Edge, list[Span]]
+) -> None:
+    """A command that mostly works has few of them, and one that hardly does has nearly all; the root counts the
+    others. Either way they cover its time.
+    """
+    edge, kept = real
+    for _ in range(50):
+        edge.call("ctr", f"{IMAGES}/Get")
+    call = edge.begin("ctr", f"{IMAGES}/Create")
+    edge.tracer.pass_(work * MS)
+    call.ended()
+    for _ in range(50):
+        edge.call("ctr", f"{IMAGES}/Get")
+    edge.operations.left("ctr")
+    root = kept.pop()
+    assert union([(span.start, span.over) for span in kept]) >= 0.95 * (root.over - root.start)
+    questions = [span for span in kept if span.name.endswith("/Get")]
+    assert at_least <= len(questions) <= at_most
+    assert root.folded == 100 - len(questions)
+    assert {span.above for span in kept} == {root.id}
 
 
 def test_what_a_root_says_of_a_pull() -> None:
