@@ -245,6 +245,7 @@ class Operation:
         for span in self._short:
             if span.was_folded:
                 span.decide(keep=False)
+        self._short.clear()
         root = self.root
         root.default(**{"splitd.operation": self._name(), "splitd.outcome": self._outcome()})
         root.default(**{name: value for name, value in self._attributes().items() if value})

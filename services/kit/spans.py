@@ -370,9 +370,11 @@ class Span:
         short = length < state.fold
         if short and not self._keep and not self.failed:
             self.was_folded = True
-            if self._held is None or not self._held(self):
+            held, self._held = self._held, None  # whose owner refers to this span
+            if held is None or not held(self):
                 self._fold()
             return
+        self._held = None
         above = self.parent
         if above is None:
             if self.base and (short or self.code == errors.Cancelled.code):
