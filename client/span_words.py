@@ -4,6 +4,7 @@ them). All of it may come from outside; whoever prints it escapes it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from client import bars
@@ -11,6 +12,9 @@ from services.traces.store import Span, Status, Value
 
 LONGEST = 200
 """Characters of a text that are shown."""
+
+_DIGEST = re.compile("([0-9a-z]+:[0-9a-f]{12})[0-9a-f]{20,}")
+"""A digest, of which the beginning is shown."""
 
 _WORKER = {
     "splitd.time.cpu_ms": "processor",
@@ -57,6 +61,17 @@ def seconds(value: float) -> str:
     return f"{value:.2f} s" if value < 9.995 else bars.duration(value)
 
 
+def layer(span: Span) -> int | None:
+    """The number from 0 of the layer that it is about; None if it is about none."""
+    value = span.attributes.get("splitd.layer")
+    return None if value is None else int(number(value))
+
+
+def named_layer(found: int | None) -> str:
+    """``layer 3``, since people count from 1; "" for None."""
+    return "" if found is None else f"layer {found + 1}"
+
+
 def notes(span: Span) -> list[str]:
     """What its attributes say, in a few words each: ``layer 3``, ``15.0 MiB``, ``from 10.0.0.1:5000``."""
     return list(dict.fromkeys(_notes(span)))
@@ -70,18 +85,18 @@ def _notes(span: Span) -> Iterator[str]:
         yield what
     if reason := text(attributes.get("splitd.pause.reason")):
         yield reason
-    if "splitd.layer" in attributes:  # it counts from 0, people from 1
-        yield f"layer {number(attributes['splitd.layer']) + 1:.0f}"
+    if said := named_layer(layer(span)):
+        yield said
     if container := text(attributes.get("container.id")):
         yield f"container {container}"
-    if method := text(attributes.get("http.request.method")):
-        path = text(attributes.get("url.path"))
-        yield " ".join(filter(None, (method, path, text(attributes.get("http.response.status_code")))))
     if moved := number(attributes.get("splitd.bytes")) or number(attributes.get("splitd.size")):
         yield bars.size(moved)
     if host := text(attributes.get("server.address")):
         mirror = " (a mirror)" if attributes.get("splitd.registry.mirror") is True else ""
         yield f"{host}{mirror}" if span.name.startswith("wait.") else f"from {host}{mirror}"
+    if method := text(attributes.get("http.request.method")):
+        path = _DIGEST.sub(r"\1", text(attributes.get("url.path")))
+        yield " ".join(filter(None, (method, path, text(attributes.get("http.response.status_code")))))
     for key, words in _WORKER.items():
         if (spent := number(attributes.get(key)) / 1000) >= max(0.001, span.seconds / 20):
             yield f"{words} {seconds(spent)}"

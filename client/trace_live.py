@@ -15,6 +15,8 @@ from services.traces.store import Live, Span
 
 STAGES = 6
 """Stages of an operation that people are shown: the longest."""
+_ABOVE = 32
+"""Spans above a stage that are looked at."""
 _OWN = "images."
 """Spans of the images service whose names say the operation: ``images.pull``."""
 
@@ -26,8 +28,10 @@ class Stage:
     span: Span
     seconds: float
     """Since it began."""
+    layer: int | None = None
+    """The number from 0 of the layer that the span, or one above it, is about."""
     holders: tuple[tuple[Span, str], ...] = ()
-    """The open spans that hold what it waits for, each with its operation in words."""
+    """If it is a wait: the open spans that hold what it waits for, each with its operation in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +58,9 @@ def flights(live: Live) -> list[Flight]:
     names = {trace: f"{_operation(found)} {_about(found)}".rstrip() for trace, found in traces.items()}
 
     def stage(span: Span) -> Stage:
-        held = [(holder, names[link.trace]) for link in span.links if (holder := spans.get((link.trace, link.span)))]
-        return Stage(span, _since(span, live.now), tuple(held))
+        links = span.links if span.name.startswith("wait.") else ()
+        held = [(holder, names[link.trace]) for link in links if (holder := spans.get((link.trace, link.span)))]
+        return Stage(span, _since(span, live.now), _layer(span, spans), tuple(held))
 
     flying = []
     for trace, found in traces.items():
@@ -65,6 +70,16 @@ def flights(live: Live) -> list[Flight]:
         )
         flying.append(Flight(trace, _operation(found), _about(found), _since(found[0], live.now), tuple(stages)))
     return sorted(flying, key=lambda flight: flight.seconds, reverse=True)
+
+
+def _layer(span: Span | None, spans: Mapping[tuple[str, str], Span]) -> int | None:
+    for _ in range(_ABOVE):
+        if span is None:
+            break
+        if (found := span_words.layer(span)) is not None:
+            return found
+        span = spans.get((span.trace, span.parent))
+    return None
 
 
 def _since(span: Span, now: int) -> float:
@@ -100,11 +115,10 @@ def lines(flying: Sequence[Flight], columns: int, rows: int = 0) -> list[list[Pi
     for flight in flying:
         title = fitted(escaped(f"{flight}  {flight.trace[:12]}"), room)
         found.append([(title, Style.BOLD), (span_words.seconds(flight.seconds).rjust(10), Style.BOLD)])
-        for stage in flight.stages[:STAGES]:
-            style = Style.WAIT if stage.span.name.startswith("wait.") else Style.PLAIN
-            text = fitted(escaped("  " + _words(stage)), room)
-            found.append([(text, style), (span_words.seconds(stage.seconds).rjust(10), Style.PLAIN)])
-        if (more := len(flight.stages) - STAGES) > 0:
+        stages = _together(flight.stages)
+        for words, seconds, style in stages[:STAGES]:
+            found.append([(fitted(words, room), style), (span_words.seconds(seconds).rjust(10), Style.PLAIN)])
+        if (more := len(stages) - STAGES) > 0:
             found.append([(f"  and {more} more", Style.DIM)])
     if rows and len(found) >= rows:
         more = len(found) - (rows - 2)
@@ -112,9 +126,24 @@ def lines(flying: Sequence[Flight], columns: int, rows: int = 0) -> list[list[Pi
     return found
 
 
+def _together(stages: Sequence[Stage]) -> list[tuple[str, float, Style]]:
+    """Stages in words, each with its time and style; those of the same words, such as parts of a blob, are one."""
+    found: dict[str, list[Stage]] = {}
+    for stage in stages:
+        found.setdefault(escaped(f"  {_words(stage)}"), []).append(stage)
+    return [
+        (
+            words if len(same) == 1 else f"{words} ({len(same)} at once)",
+            same[0].seconds,
+            Style.WAIT if same[0].span.name.startswith("wait.") else Style.PLAIN,
+        )
+        for words, same in found.items()
+    ]
+
+
 def _words(stage: Stage) -> str:
     span = stage.span
-    notes = ", ".join(span_words.notes(span))
+    notes = ", ".join(dict.fromkeys(filter(None, (span_words.named_layer(stage.layer), *span_words.notes(span)))))
     held = "; ".join(f"{span_words.title(holder)} of {operation}" for holder, operation in stage.holders[:2])
     return "".join(
         (
@@ -149,6 +178,7 @@ def _stage_json(stage: Stage) -> Mapping[str, Any]:
         "name": span.name,
         "service": span.service or None,
         "seconds": stage.seconds,
+        "layer": stage.layer,
         "attributes": {key: plain(value) for key, value in span.attributes.items()},
         "heldBy": [
             {"trace": holder.trace, "span": holder.id, "name": holder.name, "operation": operation}

@@ -40,6 +40,21 @@ def test_an_operation_is_shown_with_its_innermost_stages() -> None:
     assert all(len(line) < 120 for line in lines)
 
 
+def test_parts_of_one_blob_are_one_line_that_says_the_layer() -> None:
+    """The layer is known to a span above; the longest of them counts."""
+    spans = Spans()
+    layer = spans.add("images.layer", 0, 0, splitd__layer=2)
+    for start in (1000, 2000, 3000):
+        path = f"/v2/box/blobs/sha256:{'ab' * 32}"
+        spans.add("registry.request", start, 0, layer, http__request__method="GET", url__path=path)
+    _, line = trace_live.lines(trace_live.flights(Live(NOW, spans.spans)), 120)
+    shown_line = shown.painted(line, colours=False)
+    assert shown_line.split("  ", 1)[1].startswith(
+        f"images: registry.request  layer 3, GET /v2/box/blobs/sha256:{'ab' * 6} (3 at once) "
+    )
+    assert shown_line.endswith("11.0 s")
+
+
 def test_programs_get_the_same() -> None:
     """As one object."""
     live = two_pulls()
