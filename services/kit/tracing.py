@@ -15,13 +15,15 @@ or with work that no client asked for: both call :func:`root`. Everything else b
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import json
 import os
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from services.kit import clock, spans
+from services.kit import clock, errors, spans
 from services.kit.spans import CLIENT, CURRENT, INTERNAL, MEMBER, NOTHING, SERVER, Span, Unrecorded, state
 
 __all__ = ["CURRENT", "Span"]
@@ -233,6 +235,20 @@ def span_headers() -> tuple[tuple[str, str], ...]:
 
 # ---------------------------------------------------------------------------------------------- calls
 
+_EXPECTED: contextvars.ContextVar[frozenset[int]] = contextvars.ContextVar("splitd_expected", default=frozenset())
+
+
+@contextlib.contextmanager
+def expecting(*kinds: type[errors.NodeError]) -> Iterator[None]:
+    """Calls that the block makes may end with these errors without having failed: the caller takes them for an answer.
+    Spans have their code, and no failure.
+    """
+    token = _EXPECTED.set(frozenset(kind.code for kind in kinds))
+    try:
+        yield
+    finally:
+        _EXPECTED.reset(token)
+
 
 class Passive:
     """A call as traces see it (``kit.observer.Observed``). This one is not recorded: it has only the caller's context
@@ -293,6 +309,8 @@ class Hop:
             if span is not None:
                 if defect is not None:
                     span.exception(defect)
+                elif code and span.kind == CLIENT and code in _EXPECTED.get():
+                    span.code = code
                 else:
                     span.status(code, message)
                 span.end()

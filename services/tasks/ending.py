@@ -40,7 +40,8 @@ class Ending:
             try:
                 async with asyncio.timeout(seconds):
                     try:
-                        await connection.shutdown(seconds)
+                        with tracing.expecting(errors.Unavailable):  # a shim may end before it has answered
+                            await connection.shutdown(seconds)
                     except errors.Unavailable as error:
                         log.debug("shim of %s: %s", task, error)
                     if not self._is_shared(task):

@@ -17,7 +17,7 @@ from services.kit import errors, observer, rpc, tracing
 from services.kit.call import TOLD
 from services.kit.hops import Hop
 from services.kit.relays import Route
-from services.kit.spans import Span
+from services.kit.spans import CLIENT, SERVER, Span
 from tests.support import eventually_async
 
 SERVICE = content_stubs.CONTENT
@@ -205,3 +205,23 @@ async def test_a_call_whose_root_is_not_recorded_is_recorded_nowhere(
         ):
             await channel.client(SERVICE).Info(pb.InfoRequest(digest="abc"))
     assert not kept
+
+
+async def test_an_error_that_the_caller_expects_is_no_failure(place: Path, kept: list[Span]) -> None:
+    """Its span has the code; that of the one who answered so, or of a call outside of the block, has failed."""
+
+    class Ending:
+        SERVICE = SERVICE
+
+        async def Info(self, request: pb.InfoRequest, call: rpc.Call) -> pb.InfoResponse:
+            raise errors.Unavailable("I end")
+
+    async with rpc.serving(place / "s", [Ending()]), rpc.Channel(place / "s") as channel:
+        client = channel.client(SERVICE)
+        with tracing.root("x"):
+            with pytest.raises(errors.Unavailable), tracing.expecting(errors.Unavailable):
+                await client.Info(pb.InfoRequest())
+            with pytest.raises(errors.Unavailable), tracing.expecting(errors.Aborted):
+                await client.Info(pb.InfoRequest())
+    assert [span.failed for span in kept if span.kind == SERVER] == [True, True]
+    assert [(span.failed, span.code) for span in kept if span.kind == CLIENT] == [(False, 14), (True, 14)]
