@@ -142,7 +142,9 @@ def divided(length: int, weights: Sequence[float]) -> list[int]:
 
 
 def _slice(piece: Piece, node: Node, start: int, end: int, reason: Reason) -> Slice:
-    about = next((at for at in (node, *reversed(piece.waits), piece.node) if at.text("oci.layer.digest")), node)
+    # A layer of another pull is not this one's: then the wait says which of its own layers waited.
+    own = [at for at in (node, *reversed(piece.waits)) if not piece.waits or at.span.trace == piece.waits[0].span.trace]
+    about = next((at for at in (*own, piece.node) if at.text("oci.layer.digest")), node)
     layer = next((number for at in about.up() if (number := at.number("splitd.layer")) is not None), None)
     return Slice(
         node,

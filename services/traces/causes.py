@@ -10,6 +10,7 @@ import enum
 from dataclasses import dataclass, field
 
 from services.traces.critical_path import Piece
+from services.traces.store import Kind as SpanKind
 from services.traces.tree import Node, text
 
 
@@ -28,6 +29,8 @@ class Kind(enum.StrEnum):
     """Programs that start: workers, shims, runc."""
     CONTAINER = "container"
     """What the container itself did."""
+    VERIFIER = "verifier"
+    """A program that judges images before they are pulled."""
     UNKNOWN = "unknown"
 
 
@@ -42,7 +45,7 @@ class Reason:
     """
     host: str = ""
     holder: str = ""
-    """Who held what was waited for: ``the pull of IMAGE``."""
+    """Who held what was waited for (``the pull of IMAGE``), fetched the bytes, was called, or judged the image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,24 +147,44 @@ def reason_of(piece: Piece) -> Reason:
             return Reason(Kind.MIRROR, part, host)
     if node.span.name == "wait.pause":
         asked = text(node.span.attributes.get("splitd.pause.reason"))
-        return Reason(Kind.REGISTRY, "rate limit" if asked in {"429", "Retry-After"} else "retry", host)
+        part = {"429": "rate limit", "Retry-After": "asked to wait"}.get(asked, "retry")
+        return Reason(Kind.REGISTRY, part, host)
+    if node.span.name == "images.verify":
+        return Reason(Kind.VERIFIER, "verifier", holder=text(node.span.attributes.get("verifier")))
     if node.span.name in HELD:
         held = text(node.span.attributes.get("splitd.wait.for"))
         return Reason(HELD[node.span.name], node.span.name[5:], holder=held)
     known = SPANS.get(node.span.name)
     if known is None:
-        return Reason(Kind.UNKNOWN, "calls" if "rpc.system" in node.span.attributes else text(node.span.name))
-    return Reason(known.kind, known.part, host if known.kind in {Kind.REGISTRY, Kind.NETWORK} else "")
+        if "rpc.system" in node.span.attributes:
+            return Reason(Kind.UNKNOWN, "calls", holder=_called(node))
+        return Reason(Kind.UNKNOWN, text(node.span.name))
+    if known.kind is Kind.NETWORK:
+        foreign = next((wait for wait in piece.waits if wait.span.trace != node.span.trace), None)
+        return Reason(known.kind, known.part, host, "" if foreign is None else operation_of(node))
+    return Reason(known.kind, known.part, host if known.kind is Kind.REGISTRY else "")
 
 
 def operation_of(node: Node) -> str:
     """The operation that a span belongs to, in words: ``the pull of IMAGE``."""
-    root = list(node.up(10_000))[-1]
+    root = list(node.up(200))[-1]
     operation = text(root.span.attributes.get("splitd.operation")) or text(root.span.name)
     if operation == "collect":
         return "a collection"
     about = text(root.span.attributes.get("container.image.name")) or text(root.span.attributes.get("container.id"))
     return f"the {operation} of {about}" if about else f"the operation {operation}"
+
+
+def _called(hop: Node) -> str:
+    """The process whose work a hop is: that of a server's span, or the one that a client's span called."""
+    if hop.span.kind != SpanKind.CLIENT:
+        return _process(hop)
+    answered = next((child for child in hop.children if child.span.service != hop.span.service), None)
+    return _process(answered) if answered is not None else ""
+
+
+def _process(node: Node) -> str:
+    return text(node.span.service).removeprefix("splitd-")
 
 
 def _holder_is_another(wait: Node, piece: Piece) -> bool:

@@ -34,8 +34,9 @@ _WHAT = {
     (Kind.REGISTRY, "auth"): "waiting for a token{of_host}",
     (Kind.REGISTRY, "first byte"): "waiting for the first byte{of_layer} from {host}",
     (Kind.REGISTRY, "rate limit"): "pausing{layer} because {host} limits the rate of requests",
+    (Kind.REGISTRY, "asked to wait"): "pausing{layer} because {host} asked for it",
     (Kind.REGISTRY, "retry"): "pausing{layer} before a retry at {host}",
-    (Kind.NETWORK, "bandwidth"): "waiting for bytes{of_layer} from {host}{rate}",
+    (Kind.NETWORK, "bandwidth"): "waiting for bytes{of_layer} from {host}{rate}{by}",
     (Kind.NETWORK, "bytes"): "waiting for bytes{of_layer}",
     (Kind.NETWORK, "connect"): "connecting to {host}",
     (Kind.NETWORK, "DNS"): "looking up the address of {host}",
@@ -68,6 +69,7 @@ _WHAT = {
     (Kind.RUNTIME, "runc checkpoint"): "checkpointing the container in the shim and runc",
     (Kind.RUNTIME, "shim end"): "waiting for the end of the shim",
     (Kind.CONTAINER, "runs"): "the container ran",
+    (Kind.VERIFIER, "verifier"): "waiting for the image verifier {by_name}",
 }
 """What was done, by kind and part."""
 
@@ -81,6 +83,7 @@ _HELP = {
     Kind.QUEUE: "if nothing else had been before it",
     Kind.CLIENT: "if the client did not hold it up",
     Kind.RUNTIME: "if programs started at once",
+    Kind.VERIFIER: "without the image verifier {holder}",
 }
 
 
@@ -96,11 +99,11 @@ class Said:
     notes: tuple[str, ...]
 
 
-def what(reason: Reason, layer: int | None, rate: float | None) -> str:
+def what(reason: Reason, layer: int | None, rate: float | None = None) -> str:
     """A reason in words; ``layer`` counts from 0 and is said from 1, ``rate`` is in bytes a second."""
     words = _WHAT.get((reason.kind, reason.part))
     if words is None:
-        return f"not recorded, in {_place(reason.part)}" if reason.kind is Kind.UNKNOWN else reason.part
+        return f"not recorded, in {_place(reason)}" if reason.kind is Kind.UNKNOWN else reason.part
     named = "" if layer is None else f"layer {layer + 1}"
     return words.format(
         host=reason.host or "the registry",
@@ -109,29 +112,27 @@ def what(reason: Reason, layer: int | None, rate: float | None) -> str:
         of_layer=f" of {named}" if named else "",
         rate="" if rate is None else f" at {bytes_(rate)}/s",
         holder=f" that {reason.holder} held" if reason.holder else "",
+        by=f", which {reason.holder} fetched" if reason.holder else "",
+        by_name=reason.holder or "(without a name)",
     )
 
 
-def _place(part: str) -> str:
-    return "calls between the node's processes" if part == "calls" else part
+def _place(reason: Reason | Cause) -> str:
+    if reason.part != "calls":
+        return reason.part
+    return f"calls to {reason.holder}" if reason.holder else "calls between the node's processes"
 
 
-def rate(reason: Reason, tree: Tree) -> float | None:
-    """Bytes a second that came from the host of a bandwidth reason, over all transfers from it; None if unknown, and
-    for other reasons.
-    """
-    if reason.part != "bandwidth":
-        return None
-    transfers = (node for node in tree.nodes.values() if node.span.name == "registry.transfer")
-    counted = [
-        (node, size) for node in transfers if (size := _size(node)) and node.text("server.address") == reason.host
-    ]
-    took = sum(end - start for start, end in _merged((node.start, node.end) for node, _ in counted))
-    return sum(size for _, size in counted) / took * 1e9 if took else None
-
-
-def _size(node: Node) -> float:
-    return node.number("splitd.bytes") or 0.0
+def rates(nodes: Iterable[Node]) -> dict[str, float]:
+    """Bytes a second that came from each host, over all transfers from it among ``nodes``."""
+    sizes: Counter[str] = Counter()
+    times: dict[str, list[tuple[int, int]]] = {}
+    for node in nodes:
+        if node.span.name == "registry.transfer" and (size := node.number("splitd.bytes")) and node.length:
+            host = node.text("server.address")
+            sizes[host] += int(size)
+            times.setdefault(host, []).append((node.start, node.end))
+    return {host: sizes[host] * 1e9 / sum(end - start for start, end in _merged(times[host])) for host in times}
 
 
 def _merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -181,7 +182,7 @@ def of(root: Node, causes: Sequence[Cause], slices: Sequence[Slice], tree: Tree)
     gain = _total(helped)
     if not helped or gain < max(WORTH, STANDS_OUT * wall):
         return Said(first.kind, sentence, "", 0.0, tuple(notes))
-    condition = _HELP[helped[0].kind].format(host=helped[0].host or "the registry")
+    condition = _HELP[helped[0].kind].format(host=helped[0].host or "the registry", holder=helped[0].holder)
     advice = f"{condition}, it would take {seconds(wall - gain)} s at best: {seconds(gain)} s less"
     return Said(first.kind, sentence, advice[0].upper() + advice[1:], gain, tuple(notes))
 
@@ -190,7 +191,8 @@ def _groups(causes: Sequence[Cause]) -> list[list[Cause]]:
     """Causes of one kind about the same host or holder stand together."""
     groups: dict[tuple[Kind, str, str], list[Cause]] = {}
     for cause in causes:
-        groups.setdefault((cause.kind, cause.host, cause.holder), []).append(cause)
+        holder = "" if cause.kind is Kind.UNKNOWN else cause.holder
+        groups.setdefault((cause.kind, cause.host, holder), []).append(cause)
     return list(groups.values())
 
 
@@ -203,7 +205,7 @@ def _listed(group: Sequence[Cause]) -> str:
     if group[0].seconds >= MOSTLY * _total(group):
         return group[0].what
     if group[0].kind is Kind.UNKNOWN:
-        return "not recorded, in " + ", ".join(f"{_place(c.part)} ({seconds(c.seconds)} s)" for c in group[:3])
+        return "not recorded, in " + ", ".join(f"{_place(c)} ({seconds(c.seconds)} s)" for c in group[:3])
     return ", ".join(f"{cause.what} {seconds(cause.seconds)} s" for cause in group[:3])
 
 

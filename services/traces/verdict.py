@@ -9,7 +9,7 @@ the spans say. Names from outside are in its texts, cut to a length but not esca
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from services.traces import sentences
@@ -85,7 +85,7 @@ def judge(trace: Trace, others: Iterable[Trace] = ()) -> Verdict:
     spans = {(node.span.trace, node.span.id): node for each in reversed(trees) for node in each.nodes.values()}
     path = Path(spans)
     slices = Attribution(made, spans, path).slices(path.of(made.root))
-    causes = _causes(made, slices)
+    causes = _causes(made, slices, sentences.rates(spans.values()))
     root = made.root
     wall = root.length / 1e9
     outcome = text(root.span.attributes.get("splitd.outcome"))
@@ -108,7 +108,7 @@ def judge(trace: Trace, others: Iterable[Trace] = ()) -> Verdict:
     )
 
 
-def _causes(made: Tree, slices: Sequence[Slice]) -> dict[Reason, Cause]:
+def _causes(made: Tree, slices: Sequence[Slice], rates: Mapping[str, float]) -> dict[Reason, Cause]:
     """All slices with the same reason as one cause."""
     lengths: Counter[Reason] = Counter()
     layers: dict[Reason, Counter[tuple[int | None, str]]] = {}
@@ -125,7 +125,7 @@ def _causes(made: Tree, slices: Sequence[Slice]) -> dict[Reason, Cause]:
             part=reason.part,
             seconds=length / 1e9,
             share=length / whole if whole else 0.0,
-            what=sentences.what(reason, layer if alone else None, sentences.rate(reason, made)),
+            what=sentences.what(reason, layer if alone else None, rates.get(reason.host)),
             host=reason.host,
             layer=layer,
             digest=digest,

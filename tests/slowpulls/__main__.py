@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from tests.slowpulls.causes import INJECTIONS
 from tests.slowpulls.judging import Judged, undisturbed, with_cause
+from tests.slowpulls.more import MORE
 from tests.slowpulls.scene import scene
 
 
@@ -21,7 +22,7 @@ async def run(names: Sequence[str], pulls: int) -> int:
     """Inject the named causes, print a line for each, and return how many were judged wrongly."""
     wrong = 0
     async with scene() as here:
-        for injection in INJECTIONS:
+        for injection in (*INJECTIONS, *MORE):
             if names and injection.name not in names:
                 continue
             for judged in (await undisturbed(here, injection.image(), pulls), await with_cause(here, injection)):
@@ -42,7 +43,9 @@ def _print(judged: Judged) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.slowpulls", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("names", nargs="*", help=f"only these of {', '.join(each.name for each in INJECTIONS)}")
+    parser.add_argument(
+        "names", nargs="*", help=f"only these of {', '.join(each.name for each in (*INJECTIONS, *MORE))}"
+    )
     parser.add_argument("--pulls", type=int, default=3, help="pulls of each image with nothing injected")
     arguments = parser.parse_args()
     sys.exit(min(1, asyncio.run(run(arguments.names, arguments.pulls))))

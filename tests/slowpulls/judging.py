@@ -51,6 +51,7 @@ async def with_cause(scene: Scene, injection: Injection) -> Judged:
     """Pull with a cause injected. Where the median without it is known, so is what the pull took longer."""
     image = injection.image()
     await scene.forgotten()
+    scene.named = ""
     async with injection.inject(scene):
         verdict = await scene.pulled_and_judged(image)
     put = sum(cause.seconds for cause in verdict.causes if injection.is_named_by(cause))
@@ -64,6 +65,6 @@ async def with_cause(scene: Scene, injection: Injection) -> Judged:
         wrong.append(f"less than {injection.least} s is put to {injection.kind}")
     if verdict.kind is not injection.kind:
         wrong.append(f"the sentence is about {verdict.kind}, not {injection.kind}")
-    if (name := injection.names or scene.registry.host) not in verdict.sentence:
+    if (name := injection.names or scene.named or scene.registry.host) not in verdict.sentence:
         wrong.append(f"the sentence does not name {name}")
     return Judged(injection.name, verdict, figures, tuple(wrong))

@@ -7,7 +7,7 @@ import contextlib
 import os
 import statistics
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -42,7 +42,13 @@ class Scene:
     """A directory for hosts.toml files; empty between injections."""
     faults: Path
     """Where ``services.kit.faults`` of the node's processes looks."""
+    verifiers: Path
+    """Where the node looks for image verifiers; absent between injections."""
     threads: ThreadPoolExecutor
+    named: str = ""
+    """What the sentence must name, if the injection knows only now."""
+    pulls: Callable[[str], Awaitable[None]] | None = None
+    """Another way to pull a reference than ``splitd pull``."""
     medians: dict[str, float] = field(default_factory=dict)
 
     async def command(self, run: Callable[..., T], *arguments: object, **options: Any) -> T:
@@ -68,7 +74,10 @@ class Scene:
         return await self.verdict(name, since)
 
     async def pulled(self, reference: str) -> None:
-        """``splitd pull``, as a user does it."""
+        """``splitd pull``, as a user does it, unless the injection pulls otherwise."""
+        if self.pulls is not None:
+            await self.pulls(reference)
+            return
         hosts = ["--hosts-dir", str(self.hosts)] if any(self.hosts.iterdir()) else []
         await self.command(self.node.splitd, "pull", reference, "--plain-http", *hosts, seconds=110)
 
@@ -103,17 +112,19 @@ class Scene:
 
 
 @contextlib.asynccontextmanager
-async def scene(config: str = "") -> AsyncIterator[Scene]:
+async def scene() -> AsyncIterator[Scene]:
     """A node with everything on a loop device, so that its disk can be slowed down alone. The registry, which is in
     this process, comes before the node: it stands for another machine, which has its own processors.
     """
     with loop_disk("ext4") as disk, _directories(disk) as (hosts, faults):
+        verifiers = disk / "verifiers"
+        config = f'[images.verifier]\nbin_dir = "{verifiers}"\n'
         node = Node(disk, config=config, env={"SPLITD_FAULTS": str(faults)})
         try:
             node.up()
             async with FakeRegistry() as registry:
                 with _first() as threads:
-                    yield Scene(node, registry, disk, hosts, faults, threads)
+                    yield Scene(node, registry, disk, hosts, faults, verifiers, threads)
         finally:
             node.clear()
 

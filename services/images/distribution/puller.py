@@ -266,6 +266,7 @@ class _Pull:
             "oci.layer.digest": descriptor.digest,
             "splitd.layer": number,
             "splitd.size": descriptor.size,
+            "splitd.media_type": descriptor.media_type,
         }
         with tracing.span("images.layer", **about) as span:
             async with self._begun.entered(number):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from services.traces.causes import Kind
+from services.traces.store import Trace
 from services.traces.verdict import Verdict, judge, wanted
 from tests.unit.traces.spans import OTHER, Spans
 
@@ -292,6 +294,52 @@ def test_the_rate_is_that_of_the_host() -> None:
     for number in range(4):
         pull.fetched(number, 0, 1, 3990 + number, 4)
     assert "at 4.0 MB/s" in judge(pull.trace()).sentence
+
+
+def test_bytes_that_another_pull_fetches() -> None:
+    """They come as slowly for both; the other pull is named."""
+    other = Pull(5000, container__image__name="box:2", unpacks=False)
+    fetch = other.fetched(2, 0, 1, 4999, 20)
+    for number, span in enumerate(other.spans):
+        other.spans[number] = replace(
+            span, trace=OTHER, id=f"b{span.id[1:]}", parent=span.parent and f"b{span.parent[1:]}"
+        )
+    pull = Pull(5000)
+    unpack = pull.add("unpack.layer", 0, 5000, pull.unpacks, oci__layer__digest=DIGESTS[2], splitd__layer=0)
+    pull.add("wait.bytes", 0, 4999, unpack, link=f"{OTHER}-b{fetch[1:]}")
+    verdict = judge(pull.trace(), [Trace(OTHER, other.spans)])
+    assert verdict.sentence.startswith(
+        f"5.0 of 5.0 s: waiting for bytes of layer 1 from {HOST} at 4.0 MB/s, which the pull of box:2 fetched"
+    )
+
+
+def test_a_process_that_does_not_answer() -> None:
+    """Between a call and the beginning of its work is whoever was called."""
+    pull = Pull(3000, unpacks=False)
+    rpc: Any = {"rpc__system": "grpc"}
+    call = pull.add("Content/Read", 0, 3000, pull.pull, service="splitd-gateway", kind=3, **rpc)
+    pull.add("Content/Read", 2900, 3000, call, service="splitd-content", kind=2, **rpc)
+    assert judge(pull.trace()).sentence == "3.0 of 3.0 s: not recorded, in calls to content"
+
+
+def test_an_image_verifier() -> None:
+    """It has a name."""
+    pull = Pull(3000, unpacks=False)
+    pull.add("images.verify", 0, 2900, pull.pull, verifier="policy")
+    verdict = judge(pull.trace())
+    assert verdict.sentence.startswith("2.9 of 3.0 s: waiting for the image verifier policy")
+    assert verdict.advice.startswith("Without the image verifier policy")
+
+
+def test_a_pause_that_is_no_rate_limit() -> None:
+    """Another status with Retry-After; and a pause of our own."""
+    pull = Pull(5000, unpacks=False)
+    where: Any = {"server__address": HOST}
+    pull.add("wait.pause", 0, 4000, pull.pull, splitd__pause__reason="Retry-After", **where)
+    pull.add("wait.pause", 4000, 5000, pull.pull, splitd__pause__reason="retry", **where)
+    verdict = judge(pull.trace())
+    assert verdict.sentence.startswith(f"5.0 of 5.0 s: pausing because {HOST} asked for it")
+    assert seconds(verdict, Kind.REGISTRY, "retry") == 1
 
 
 def test_what_nobody_recorded_is_said() -> None:
