@@ -82,14 +82,20 @@ def processes(tree: Tree) -> list[str]:
     return found if len(found) <= 8 else [*found[:8], f"{len(found) - 8} more"]
 
 
-def causes(verdict: Verdict) -> list[tuple[str, str, str, str]]:
-    """Rows of a table: seconds, share, kind, and what was done."""
+def causes(verdict: Verdict, columns: int) -> list[list[Piece]]:
+    """Seconds, share, kind, and what was done, in lines of fewer than ``columns`` characters."""
     listed = [cause for cause in verdict.causes[:CAUSES] if cause.share >= 0.01]
     rest = verdict.wall - sum(cause.seconds for cause in listed)
-    rows = [(span_words.seconds(c.seconds), f"{c.share:.0%}", str(c.kind), c.what) for c in listed]
+    rows = [(c.seconds, c.share, str(c.kind), c.what) for c in listed]
     if verdict.wall and rest / verdict.wall >= 0.005:
-        rows.append((span_words.seconds(rest), f"{rest / verdict.wall:.0%}", "", "the rest"))
-    return rows
+        rows.append((rest, rest / verdict.wall, "", "the rest"))
+    found: list[list[Piece]] = []
+    for seconds, share, kind, what in rows:
+        lead = f"{span_words.seconds(seconds):>8}  {share:4.0%}  {kind:8}  "
+        lines = textwrap.wrap(escaped(what), max(20, columns - 1 - len(lead))) or [""]
+        found.append([(lead, Style.PLAIN), (lines[0], Style.PLAIN)])
+        found += [[(" " * len(lead) + line, Style.PLAIN)] for line in lines[1:]]
+    return found
 
 
 def comparison_rows(compared: Comparison) -> list[tuple[str, ...]]:

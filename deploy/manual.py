@@ -20,6 +20,8 @@ EXIT_STATUS = {
 ENVIRONMENT = {
     "SPLITD_ROOT, SPLITD_STATE, SPLITD_CONFIG": "stand for --root, --state and --config if those are not given",
     "CONTAINERD_NAMESPACE": "containerd's namespace, if -n does not choose one",
+    "NO_COLOR": "if it is set, no output has colours",
+    "COLUMNS": "the width of a trace, if it is not printed to a terminal (default: 120)",
     "SPLITD_LOG": "for up: the lowest level that the node logs, such as DEBUG",
     "SPLITD_DEBUG": "1 shows the traceback if this command has a bug",
     "OTEL_EXPORTER_OTLP_ENDPOINT": (

@@ -23,8 +23,6 @@ from services.traces.store import Query, Summary, Trace
 PATIENCE = 5.0
 """Seconds to wait for the traces service of a node that is up."""
 SOCKET = "traces.sock"
-SLOW = 10.0
-"""Seconds from which on an operation is slow: ``trace ls --slow`` lists it, and ``pull`` says where the time went."""
 SPANS = 3.0
 """Seconds to wait for the spans of a pull that has ended."""
 PAUSE = 0.4

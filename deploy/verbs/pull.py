@@ -10,7 +10,7 @@ from typing import Any
 from client.images_remote import Described, full_name
 from client.progress import Stage, Tally
 from client.shown import complain
-from deploy import place, transferring
+from deploy import place, slow, transferring
 from deploy.failure import Failure
 from deploy.place import Place
 from services.images.transfer import ImageStore, Progress
@@ -44,7 +44,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "-v",
         "--verbose",
         action="store_true",
-        help="print what the pull waited for; without this it is printed if the pull took 10 s or longer",
+        help="print what the pull waited for; without this it is printed if the pull was slow ([traces] slow: 10 s)",
     )
     transferring.add_namespace(parser)
 
@@ -97,10 +97,12 @@ def _why(arguments: argparse.Namespace, here: Place, reference: str, began: floa
     """What the pull waited for, in a few lines, if it took long or if that is wanted. It ``began`` then, in seconds of
     the monotonic clock.
     """
+    if arguments.json or arguments.quiet:
+        return []
+    if not arguments.verbose and time.monotonic() - began < slow.seconds(here):
+        return []
     from deploy import traces  # most pulls need none of it
 
-    if arguments.json or arguments.quiet or not (arguments.verbose or time.monotonic() - began >= traces.SLOW):
-        return []
     namespace = transferring.chosen_namespace(arguments.namespace)
     try:
         verdict = transferring.run(traces.of_pull(here, reference, namespace, began))

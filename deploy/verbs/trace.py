@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from client import files, span_words, trace_files, trace_formats, trace_live, trace_views, waterfall
 from client.screen import Screen
 from client.shown import Style, can_draw, complain, has_colours, painted, say, say_painted, table
-from deploy import place, traces, transferring
+from deploy import place, slow, traces, transferring
 from deploy.failure import Failure
 from deploy.traces import Source
 from deploy.verbs.images import age
@@ -30,6 +30,7 @@ from services.kit import errors
 from services.traces import comparison, otlp_json, slowest
 from services.traces import tree as trees
 from services.traces.comparison import Comparison
+from services.traces.remote import RemoteStore
 from services.traces.slowest import WhySlow
 from services.traces.store import Query, Trace
 from services.traces.verdict import Verdict
@@ -114,10 +115,10 @@ def _add_selection(parser: argparse.ArgumentParser, operation: str = "") -> None
         "--slow",
         nargs="?",
         type=float,
-        const=traces.SLOW,
+        const=None,
         default=0.0,
         metavar="SECONDS",
-        help=f"only those that took so long or longer (without a number: {traces.SLOW:g})",
+        help="only those that took so long or longer (without a number: as [traces] slow says, 10)",
     )
     parser.add_argument("--failed", action="store_true", default=False, help="only those that failed")
     parser.add_argument("--image", default="", metavar="NAME", help="only those of images with NAME in their names")
@@ -170,15 +171,16 @@ def query(arguments: argparse.Namespace) -> Query:
     """What the options select."""
     if not 0 < arguments.limit <= MOST:
         raise Failure(f"--limit {arguments.limit}: say 1 to {MOST}", 2)
-    if not 0 <= arguments.slow < 1e9:
-        raise Failure(f"--slow {arguments.slow:g}: say a number of seconds", 2)
+    longer = slow.seconds(place.find(arguments)) if arguments.slow is None else arguments.slow
+    if not 0 <= longer < 1e9:
+        raise Failure(f"--slow {longer:g}: say a number of seconds", 2)
     return Query(
         since=since(arguments.since, time.time_ns()),
         operation=arguments.operation,
         image=arguments.image,
         namespace=arguments.namespace,
         failed=arguments.failed,
-        longer=arguments.slow,
+        longer=longer,
         limit=arguments.limit,
     )
 
@@ -244,6 +246,8 @@ def show(arguments: argparse.Namespace) -> int:
     async def found(source: Source) -> tuple[Trace, Verdict]:
         off = _off(arguments)
         trace = await _named(source, arguments.trace or await _newest(source, off), off)
+        if isinstance(source, RemoteStore) and any(span.trace == trace.id for span in (await source.live()).spans):
+            complain("the operation is still under way: this is what is known so far (splitd trace top shows the rest)")
         return trace, await traces.judged(source, trace)
 
     trace, verdict = _asked(arguments, found)
@@ -253,9 +257,8 @@ def show(arguments: argparse.Namespace) -> int:
     columns = shutil.get_terminal_size((COLUMNS, 24)).columns
     tree = trees.tree(trace)
     say_painted(*trace_views.paragraph(verdict, columns), [], *trace_views.heading(tree, len(trace.spans), columns), [])
-    if rows := trace_views.causes(verdict):
-        table(rows)
-        say("")
+    if lines := trace_views.causes(verdict, columns):
+        say_painted(*lines, [])
     parts = trace_views.parts(tree, verdict.path)
     say_painted(
         *waterfall.draw(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 import time
@@ -54,6 +55,23 @@ def test_what_is_imported_is_there_and_comes_out_as_it_was(process: ServiceProce
     assert missing.stderr == "splitd: trace fff: not found (splitd trace ls prints those that are kept)\n"
 
 
+@pytest.mark.parametrize(("columns", "environment"), [(80, {}), (132, {"NO_COLOR": "1"})])
+def test_on_a_terminal_it_fits_and_has_colours(
+    columns: int, environment: dict[str, str], process: ServiceProcess, tmp_path: Path
+) -> None:
+    """No line is wrapped; NO_COLOR is honoured."""
+    file = tmp_path / "theirs.json"
+    file.write_text(json.dumps(otlp_json.spans_to_json(pull(8, 3.0, host="a-host-with-a-long-name.test").spans)))
+    words: list[str | Path] = [sys.executable, "-m", "deploy", "trace", "show", "--file", file, "--state", "/nowhere"]
+    with terminal(words, columns=columns, env=environment) as shown:
+        assert shown.wait() == 0
+        lines = shown.lines
+    printed = [line for line in re.sub(r"\x1b\[[0-9;]*m", "", shown.output.decode()).splitlines() if line.strip()]
+    assert lines == [line.rstrip() for line in printed]
+    assert lines[-1].startswith("*     registry.transfer")
+    assert (b"\x1b[" in shown.output) is not bool(environment)
+
+
 @pytest.mark.parametrize(
     ("table", "said"),
     [
@@ -90,6 +108,21 @@ def open_spans(label: str, seconds: float) -> list[Span]:
 async def report(process: ServiceProcess, spans: list[Span]) -> None:
     async with rpc.Channel(process.sockets[0], "traces") as channel:
         await RemoteStore(channel).report("splitd-images", spans, lifetime=60.0)
+
+
+async def test_an_operation_under_way_is_said_to_be_so(process: ServiceProcess, tmp_path: Path) -> None:
+    """What is known of it is shown."""
+    (span,) = open_spans("half", 5.0)[:1]
+    file = tmp_path / "half.json"
+    ended = {name: getattr(span, name) for name in Span.__slots__}
+    ended |= {"id": "e" * 16, "parent": span.id, "name": "registry.resolve", "end": span.start + 10**9}
+    file.write_text(json.dumps(otlp_json.spans_to_json([Span(**ended)])))
+    await report(process, [span])
+    await asyncio.to_thread(command, process, "import", file)
+    shown = await asyncio.to_thread(command, process, "show", span.trace)
+    assert "the operation is still under way" in shown.stderr
+    assert "registry.resolve" in shown.stdout
+    await report(process, [])
 
 
 async def test_top_is_printed_once_where_there_is_no_terminal(process: ServiceProcess) -> None:

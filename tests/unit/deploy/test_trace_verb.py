@@ -82,6 +82,17 @@ def test_a_list_is_of_the_newest_first_and_selects(file: Path, capsys: pytest.Ca
     assert newest.split()[-5:] == ["pull", "failed", "3", "default", "registry.test/box:25"]
 
 
+def test_slow_is_what_the_configuration_says(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same number for the list, for the store and for what a pull says."""
+    config = tmp_path / "c.toml"
+    config.write_text('[traces]\nslow = "1500ms"\n')
+    found = json.loads(said(capsys, "ls", "--file", file, "--json", "--slow", "--config", config))
+    assert [each["seconds"] for each in found] == [2.0, 12.0, 12.0, 12.0]
+    config.write_text("[traces]\nslow = nonsense\n")
+    found = json.loads(said(capsys, "ls", "--file", file, "--json", "--slow", "--config", config))
+    assert [each["seconds"] for each in found] == [12.0, 12.0, 12.0]
+
+
 def test_show_begins_with_the_verdict(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of the newest pull, if none is named; for programs its causes and its path each add up to the whole."""
     first, *rest = said(capsys, "show", "--file", file).splitlines()
