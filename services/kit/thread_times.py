@@ -30,12 +30,18 @@ class Times:
         """All of it."""
         return self.cpu + self.runqueue + self.disk
 
-    def attributes(self) -> dict[str, float]:
+    def add(self, other: Times, share: float = 1.0) -> None:
+        """Add a share of another's."""
+        self.cpu += round(other.cpu * share)
+        self.runqueue += round(other.runqueue * share)
+        self.disk += round(other.disk * share)
+
+    def attributes(self, prefix: str = "splitd.time") -> dict[str, float]:
         """For the span of the block."""
         return {
-            "splitd.time.cpu_ms": self.cpu / 1e6,
-            "splitd.time.runqueue_ms": self.runqueue / 1e6,
-            "splitd.time.disk_ms": self.disk / 1e6,
+            f"{prefix}.cpu_ms": self.cpu / 1e6,
+            f"{prefix}.runqueue_ms": self.runqueue / 1e6,
+            f"{prefix}.disk_ms": self.disk / 1e6,
         }
 
 

@@ -21,6 +21,8 @@ FETCHES = ("registry.fetch", "images.layer")
 
 TAKING = Reason(Kind.UNKNOWN, "taking bytes in")
 """What the node did with bytes that had come: it was not measured."""
+_TAKEN = {"disk": SHARES["disk"], "runqueue": SHARES["runqueue"], "cpu": Reason(Kind.CPU, "digest")}
+"""The reason of ``splitd.taking.NAME_ms`` of a fetch."""
 
 MOST = 256
 """Fetches of one layer that are looked at, such as those of its parts."""
@@ -125,7 +127,14 @@ def _transfer(piece: Piece) -> dict[tuple[Node, Reason], float]:
     without = node.number("splitd.bytes_ms")
     if without is None or reason.kind is not Kind.NETWORK:
         return {}
-    weights = {(node, reason): without, (node, TAKING): node.length / 1e6 - without}
+    weights: dict[tuple[Node, Reason], float] = {(node, reason): without}
+    left = max(0.0, node.length / 1e6 - without)
+    fetch = next((each for each in node.up() if each.span.name == "registry.fetch"), node)
+    for name, known in _TAKEN.items():
+        took = min(left, fetch.number(f"splitd.taking.{name}_ms") or 0.0)
+        weights[node, known] = took
+        left -= took
+    weights[node, TAKING] = left
     return {key: weight for key, weight in weights.items() if weight > 0}
 
 

@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from services.content.store import Writer
 from services.images.concurrency import threads
 from services.kit import errors, loops, rpc, tracing
 from services.kit.holes import without_holes
+from services.kit.thread_times import Times, measured
 from services.oci.digests import Digest
 
 BATCH = 1 << 20
@@ -123,10 +125,12 @@ class FileIngest:
     def _stop(self) -> None:
         self._stopped = True
 
-    def _hash_file(self, start: int, end: int) -> None:
-        while start < end and not self._stopped and (piece := os.pread(self._fd, min(BATCH, end - start), start)):
-            self._hash.update(piece)
-            start += len(piece)
+    def _hash_file(self, start: int, end: int) -> Times:
+        with measured() as times:
+            while start < end and not self._stopped and (piece := os.pread(self._fd, min(BATCH, end - start), start)):
+                self._hash.update(piece)
+                start += len(piece)
+        return times
 
     # ------------------------------------------------------------------------------------------ bytes
 
@@ -140,8 +144,9 @@ class FileIngest:
             yield lane
         finally:
             await lane.flushed()
+            tracing.current().put(lane.taken.attributes("splitd.taking"))
 
-    def _store(self, start: int, batch: list[bytes]) -> asyncio.Task[None]:
+    def _store(self, start: int, batch: list[bytes]) -> asyncio.Task[Times]:
         task = self._storing.keep(loops.task("the storing of a batch", self._stored(start, batch)))
         # the exception counts as retrieved: it is for the caller that waits for the lane
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -150,18 +155,19 @@ class FileIngest:
     def _arrived(self, size: int) -> None:
         self.received += size
 
-    async def _stored(self, start: int, batch: list[bytes]) -> None:
-        loop = asyncio.get_running_loop()
+    async def _stored(self, start: int, batch: list[bytes]) -> Times:
+        """Store a batch. Returns what the threads' time went for."""
+        loop, times = asyncio.get_running_loop(), Times()
         end = start + sum(map(len, batch))
         if start == self.offset and not self._hashing:
             self._hashing = True
             try:
-                await loop.run_in_executor(_POOL, self._write, batch, start, True)
+                times.add(await loop.run_in_executor(_POOL, self._write, batch, start, True))
             finally:
                 self._hashing = False
             self._grown(end)
         else:
-            await loop.run_in_executor(_POOL, self._write, batch, start, False)
+            times.add(await loop.run_in_executor(_POOL, self._write, batch, start, False))
             self._ahead[start] = end
         while not self._hashing and self.offset in self._ahead:
             begin = end = self.offset
@@ -169,26 +175,29 @@ class FileIngest:
                 end = further
             self._hashing = True
             try:
-                await loop.run_in_executor(_POOL, self._hash_file, begin, end)
+                times.add(await loop.run_in_executor(_POOL, self._hash_file, begin, end))
             finally:
                 self._hashing = False
             self._grown(end)
+        return times
 
-    def _write(self, batch: list[bytes], at: int, hashed: bool) -> None:
-        if hashed:
-            for piece in batch:
-                self._hash.update(piece)
-        left: list[bytes | memoryview] = [*batch]
-        try:
-            while left:
-                done = os.pwritev(self._fd, left[:_PIECES], at)
-                at += done
-                while left and done >= len(left[0]):
-                    done -= len(left.pop(0))
-                if done:
-                    left[0] = memoryview(left[0])[done:]
-        except OSError as error:
-            raise errors.of_system(error, f"writing {self._digest}") from None
+    def _write(self, batch: list[bytes], at: int, hashed: bool) -> Times:
+        with measured() as times:
+            if hashed:
+                for piece in batch:
+                    self._hash.update(piece)
+            left: list[bytes | memoryview] = [*batch]
+            try:
+                while left:
+                    done = os.pwritev(self._fd, left[:_PIECES], at)
+                    at += done
+                    while left and done >= len(left[0]):
+                        done -= len(left.pop(0))
+                    if done:
+                        left[0] = memoryview(left[0])[done:]
+            except OSError as error:
+                raise errors.of_system(error, f"writing {self._digest}") from None
+        return times
 
     def _grown(self, offset: int) -> None:
         self.offset = offset
@@ -288,7 +297,7 @@ class Lane:
     """
 
     def __init__(
-        self, store: Callable[[int, list[bytes]], asyncio.Task[None]], at: int, arrived: Callable[[int], None]
+        self, store: Callable[[int, list[bytes]], asyncio.Task[Times]], at: int, arrived: Callable[[int], None]
     ) -> None:
         self.at = at
         """The offset of the next byte."""
@@ -296,7 +305,11 @@ class Lane:
         self._arrived = arrived
         self._batch: list[bytes] = []
         self._waiting = 0
-        self._storing: asyncio.Task[None] | None = None
+        self._storing: asyncio.Task[Times] | None = None
+        self._begun = 0.0
+        """When the pending batch began."""
+        self.taken = Times()
+        """What bytes waited for that were there: the threads that hash and write those before them."""
 
     async def write(self, data: bytes) -> None:
         """Accept more bytes; earlier ones may still be on their way to the file. Errors are those of
@@ -311,6 +324,7 @@ class Lane:
             self._begin()
 
     def _begin(self) -> None:
+        self._begun = time.monotonic()
         self._storing = self._store(self.at - self._waiting, self._batch)
         self._batch, self._waiting = [], 0
 
@@ -318,7 +332,10 @@ class Lane:
         """Wait for the pending batch. If cancelled, the batch goes on, and the ingest's close waits for it."""
         if self._storing is not None:
             storing, self._storing = self._storing, None
-            await asyncio.shield(storing)
+            since = time.monotonic()
+            times = await asyncio.shield(storing)
+            now = time.monotonic()
+            self.taken.add(times, (now - since) / max(now - self._begun, 1e-9))
 
     async def flushed(self) -> None:
         """Wait until everything is written."""

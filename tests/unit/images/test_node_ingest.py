@@ -6,15 +6,18 @@ import asyncio
 import fcntl
 import hashlib
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from services.images.documents import blobs
 from services.images.node.ingest import BATCH, FileIngest
-from services.kit import errors
+from services.kit import errors, tracing
 from services.oci.digests import Digest
+from tests.spans import attribute, milliseconds, recorded
 
 DATA = os.urandom(3 * BATCH + 12345)
 
@@ -45,6 +48,25 @@ async def test_bytes_land_in_order_and_are_committed_unlocked(tmp_path: Path) ->
     assert ingest.offset == ingest.received == len(DATA)
     await ingest.commit({})
     assert committed == [DATA]
+    await ingest.close()
+
+
+async def test_a_fetch_says_what_its_bytes_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is slow: bytes that are there wait until those before them are written."""
+    ingest, write_out = ingest_of(tmp_path / "data"), os.pwritev
+
+    def slow(fd: int, pieces: Any, at: int) -> int:
+        time.sleep(0.03)
+        return write_out(fd, pieces, at)
+
+    monkeypatch.setattr(os, "pwritev", slow)
+    with recorded() as spans:
+        with tracing.span("registry.fetch"):
+            await write(ingest, DATA)
+        fetch = spans.one("registry.fetch")
+    assert milliseconds(fetch) > 90
+    assert 60 < float(str(attribute(fetch, "splitd.taking.disk_ms"))) <= milliseconds(fetch)
+    assert float(str(attribute(fetch, "splitd.taking.cpu_ms"))) > 0
     await ingest.close()
 
 

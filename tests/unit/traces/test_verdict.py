@@ -92,6 +92,18 @@ def test_bytes_that_had_come() -> None:
     assert seconds(verdict, Kind.UNKNOWN, "taking bytes in") == pytest.approx(0.7)
 
 
+def test_bytes_that_are_there_wait_for_the_disk() -> None:
+    """The node hashes and writes them more slowly than they come; the fetch has measured that."""
+    pull = Pull(1000)
+    fetch = pull.add("registry.fetch", 0, 1000, pull.pull, splitd__taking__disk_ms=500, splitd__taking__cpu_ms=100)
+    pull.add("registry.transfer", 0, 1000, fetch, splitd__bytes=5e6, splitd__bytes_ms=300)
+    verdict = judge(pull.trace())
+    assert seconds(verdict, Kind.NETWORK, "bandwidth") == pytest.approx(0.3)
+    assert seconds(verdict, Kind.DISK) == pytest.approx(0.5)
+    assert seconds(verdict, Kind.CPU) == pytest.approx(0.1)
+    assert seconds(verdict, Kind.UNKNOWN) == pytest.approx(0.1)
+
+
 def test_a_slow_mirror() -> None:
     """It began to serve and was given up; or it serves, but answers late."""
     pull = Pull(3000, unpacks=False)
