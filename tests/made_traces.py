@@ -191,7 +191,7 @@ def pull(
             "images",
             262,
             start + 49,
-            {"splitd.wait.for": f"the beginning of layer {number}"},
+            {"splitd.wait.for": f"the beginning of layer {number + 1}"},
             holder=layer,
         )
         s.call(one, "snapshots", "containerd.services.snapshots.v1.Snapshots/Prepare", start + 50, start + 54)
@@ -219,17 +219,12 @@ def pull(
             "snapshots",
             start + 60,
             stop - 2,
-            {"splitd.wait.for": f"bytes of layer {number} from {REGISTRY}"},
+            {"splitd.wait.for": f"bytes of layer {number + 1} from {REGISTRY}"},
             holder=fetch,
         )
         if done > finish:
             s.add(
-                one,
-                "wait.parent",
-                "images",
-                finish + 1,
-                done,
-                {"splitd.wait.for": f"the snapshot of layer {number - 1}"},
+                one, "wait.parent", "images", finish + 1, done, {"splitd.wait.for": f"the snapshot of layer {number}"}
             )
         done = max(done, finish) + 8
         s.call(one, "snapshots", "containerd.services.snapshots.v1.Snapshots/Commit", done - 7, done)

@@ -33,9 +33,8 @@ def _name(line: bytes, state: bytes) -> str:
     arguments = line.split(b"\0")
     if b"-m" not in arguments or b"--state" not in arguments:
         return ""
-    module = arguments[arguments.index(b"-m") + 1]
-    match = re.fullmatch(rb"(?:services\.)?([a-z]+)", module)
-    return match[1].decode() if match and arguments[arguments.index(b"--state") + 1] == state else ""
+    match = re.fullmatch(rb"services\.([a-z]+)|(gateway)", arguments[arguments.index(b"-m") + 1])
+    return (match[1] or match[2]).decode() if match and arguments[arguments.index(b"--state") + 1] == state else ""
 
 
 def _figures(name: str, entry: Path, booted: float) -> Process:

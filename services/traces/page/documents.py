@@ -219,35 +219,72 @@ def live(now: Live) -> Json:
     }
 
 
-def _operation(identity: str, spans: list[Span], names: Mapping[tuple[str, str], Span], now: int) -> Json:
+def _operation(identity: str, spans: list[Span], known: Mapping[tuple[str, str], Span], now: int) -> Json:
     """The first span says what it is; those that no open span is part of are where it stands."""
     spans.sort(key=lambda each: each.start)
     root = next((span for span in spans if not span.parent), spans[0])
     parents = {span.parent for span in spans}
     inner = [span for span in spans if span.id not in parents]
-    attributes = {key: value for span in reversed(spans) for key, value in span.attributes.items()}
-    attributes.update(root.attributes)
     return {
         "trace": identity,
-        "operation": _text(str(attributes.get("splitd.operation", root.name))),
-        "image": _text(str(attributes.get("container.image.name", ""))),
-        "namespace": _text(str(attributes.get("splitd.namespace", ""))),
+        "operation": _text(_goal(spans, root)),
+        "image": _text(_first(spans, "container.image.name")),
+        "namespace": _text(_first(spans, "splitd.namespace")),
         "seconds": max(0, now - root.start) / 1e9,
         "stages": [
             {
                 "name": _text(span.name),
                 "service": _text(span.service),
                 "seconds": max(0, now - span.start) / 1e9,
-                "attributes": _Shown(1 << 14).attributes(span.attributes),
-                "held": [
-                    _text(f"{holder.name} ({holder.service})")
-                    for link in span.links[:_VALUES]
-                    if (holder := names.get((link.trace, link.span))) is not None
-                ],
+                "attributes": _Shown(1 << 14).attributes({**_layer(span, known), **span.attributes}),
+                "held": _holders(span, known),
             }
             for span in inner[:_VALUES]
         ],
     }
+
+
+_GOALS = {f"images.{goal}": goal for goal in ("pull", "push", "import", "export")}
+"""Spans that say what their operation is, before its root does at its end."""
+
+
+def _goal(spans: Sequence[Span], root: Span) -> str:
+    return (
+        _first([root], "splitd.operation")
+        or next((goal for s in spans if (goal := _GOALS.get(s.name))), "")
+        or root.name
+    )
+
+
+def _first(spans: Sequence[Span], name: str) -> str:
+    """The first text that an attribute has in them; "" if it has none."""
+    return next((value for span in spans if isinstance(value := span.attributes.get(name), str)), "")
+
+
+def _layer(span: Span, known: Mapping[tuple[str, str], Span]) -> dict[str, Value]:
+    """The number of the layer that a span, or what it is part of, is about."""
+    above: Span | None = span
+    for _ in range(_VALUES):
+        if above is None:
+            break
+        if "splitd.layer" in above.attributes:
+            return {"splitd.layer": above.attributes["splitd.layer"]}
+        above = known.get((above.trace, above.parent))
+    return {}
+
+
+def _holders(span: Span, known: Mapping[tuple[str, str], Span]) -> list[str]:
+    """What a wait waits for, as far as that is open: spans, and of other operations their images."""
+    found = []
+    for link in span.links[:_VALUES] if span.name.startswith("wait.") else ():
+        if (holder := known.get((link.trace, link.span))) is not None:
+            others = [each for each in known.values() if each.trace == link.trace] if link.trace != span.trace else []
+            image = _first(others, "container.image.name")
+            layer = _layer(holder, known).get("splitd.layer")
+            numbered = f" of layer {layer + 1}" if isinstance(layer, int) else ""  # people count from 1
+            told = holder.name + numbered + (f" of {image}" if image else "")
+            found.append(_text(told))
+    return found
 
 
 def _chosen(spans: Sequence[Span], most: int) -> Sequence[Span]:

@@ -60,8 +60,8 @@ _HEADERS = {
 
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]]+))(?::[0-9]*)?")
 
-OPERATIONS = frozenset({"pull", "push", "import", "export", "run", "exec", "delete", "collect"})
-"""What a client wanted; other traces are of single calls."""
+OPERATIONS = frozenset({"pull", "push", "import", "export", "run", "exec", "delete"})
+"""What a client wanted; other traces are of single calls, and of the node's own work."""
 ALL = "all"
 
 _WAITING = 8

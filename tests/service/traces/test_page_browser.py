@@ -284,7 +284,7 @@ async def test_a_mouse_zooms_by_dragging_and_by_the_wheel(page: Tab) -> None:
 
 async def test_pointing_at_a_span_shows_it_in_the_panel(page: Tab) -> None:
     """All attributes, how long it took, what it waits for; a link leads to the span that held it."""
-    await page.open(f"trace/{SLOW}?show=waits&q=layer%205%20from")
+    await page.open(f"trace/{SLOW}?show=waits&q=layer%206%20from")
     panel = page.page.get_by_role("complementary", name="The span")
     await page.until("document.querySelector('.row')")
     waits = page.page.locator(row("wait.bytes")).first
@@ -292,7 +292,7 @@ async def test_pointing_at_a_span_shows_it_in_the_panel(page: Tab) -> None:
     text = await panel.inner_text()
     assert "wait.bytes" in text
     assert "snapshots" in text
-    assert f"bytes of layer 5 from {REGISTRY}" in text
+    assert f"bytes of layer 6 from {REGISTRY}" in text
     assert "repeating-linear-gradient" in await waits.locator(".bar").evaluate(
         "(each) => getComputedStyle(each).backgroundImage"
     )
@@ -323,7 +323,7 @@ async def test_the_critical_path_is_a_line_through_the_bars(page: Tab) -> None:
         "[...document.querySelectorAll('.row')].map((each) => each.getAttribute('aria-label'))"
     )
     assert any("registry.transfer" in label for label in labels)
-    assert not any("layer 4" in label for label in labels if label.startswith("diff.unpack"))
+    assert not any("layer 5" in label for label in labels if label.startswith("diff.unpack"))
     await page.page.get_by_role("tree").focus()
     starts = []
     for _ in range(6):
@@ -437,9 +437,15 @@ async def test_live_shows_what_is_under_way(page: Tab, source: MadeSource) -> No
     await page.page.get_by_text("1 operation").wait_for()
     text = await page.page.locator(".operation").first.inner_text()
     assert "Pull" in text
-    assert f"bytes of layer 2 from {REGISTRY}" in text
-    assert "held by registry.fetch (splitd-images)" in text
+    assert f"bytes of layer 3 from {REGISTRY}" in text
+    assert "held by registry.fetch of layer 3" in text
+    await page.page.get_by_role("link", name="app:1.4").click()
+    await page.page.get_by_text("Still under way").wait_for()
+    await source.keep(running)
     source.running()
+    await page.page.get_by_role("button", name="Ask again").click()
+    await page.page.get_by_text("Still under way").wait_for(state="detached")
+    await page.page.go_back()
     await page.page.get_by_text("Nothing is under way").wait_for()
 
 

@@ -7,7 +7,7 @@ import json
 from dataclasses import replace
 
 from services.traces.page import documents
-from services.traces.store import Live, Span, Status, Trace, Value
+from services.traces.store import Link, Live, Span, Status, Trace, Value
 from services.traces.verdict import judge
 from tests.made_traces import MARKUP, hostile, large, pull
 
@@ -112,7 +112,26 @@ def test_what_is_under_way_says_where_it_stands_and_who_holds_it() -> None:
     assert (found["trace"], found["operation"], found["seconds"]) == (ID, "pull", 4.0)
     waits = [stage for stage in found["stages"] if stage["name"] == "wait.bytes"]
     assert waits
-    assert waits[0]["held"] == ["images.layer (splitd-images)"] or waits[0]["held"] == [
-        "registry.fetch (splitd-images)"
-    ]
+    for stage in waits:
+        (held,) = stage["held"]
+        assert held.removeprefix("registry.fetch").removeprefix("images.layer") == (
+            f" of layer {stage['attributes']['splitd.layer'] + 1}"
+        )
     assert not [stage for stage in found["stages"] if stage["name"] == "images.pull"]
+
+
+def test_what_another_operation_holds_is_told_with_its_image() -> None:
+    """An operation whose root does not say yet what it is, is what its spans say."""
+    other = pull("b" * 32, BEGAN, image="team/other:1", rate=3.0)
+    holder = next(span for span in other.spans if span.name == "images.layer")
+    spans = [
+        Span(ID, "1" * 16, "", "containerd.services.leases.v1.Leases/Create", "splitd-gateway", BEGAN, 0),
+        Span(ID, "2" * 16, "1" * 16, "images.push", "splitd-images", BEGAN, 0),
+        Span(ID, "3" * 16, "2" * 16, "wait.lock", "splitd-images", BEGAN, 0, links=(Link(holder.trace, holder.id),)),
+        Span(ID, "4" * 16, "2" * 16, "diff.unpack", "splitd-images", BEGAN, 0, links=(Link(holder.trace, holder.id),)),
+    ]
+    found = documents.live(Live(BEGAN + 10**9, [*spans, *(replace(span, end=0) for span in other.spans)]))
+    (one,) = [each for each in found["operations"] if each["trace"] == ID]
+    assert one["operation"] == "push"
+    held = {stage["name"]: stage["held"] for stage in one["stages"]}
+    assert held == {"wait.lock": ["images.layer of layer 1 of team/other:1"], "diff.unpack": []}

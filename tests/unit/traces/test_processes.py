@@ -29,7 +29,8 @@ def test_only_the_processes_of_this_node_are_shown(tmp_path: Path) -> None:
     process(tmp_path, 13, "python", "-m", "services.snapshots.diff.apply", "--state", "/run/a")
     process(tmp_path, 14, "sh", "-m")
     process(tmp_path, 15, "python", "-m", "services.tasks", "--state")
-    (tmp_path / "16").mkdir()  # has ended
+    process(tmp_path, 16, "python", "-m", "deploy", "pull", "x", "--state", "/run/a")
+    (tmp_path / "17").mkdir()  # has ended
     found = {each.name: each for each in processes(Path("/run/a"), tmp_path)}
     assert set(found) == {"content", "gateway"}
     ticks = os.sysconf("SC_CLK_TCK")

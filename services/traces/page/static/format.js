@@ -86,7 +86,7 @@ export function about(attributes = {}) {
   const told = [];
   const wait = attributes["splitd.wait.for"];
   if (wait) return String(wait);
-  if (attributes["splitd.layer"] !== undefined) told.push(`layer ${attributes["splitd.layer"]}`);
+  if (attributes["splitd.layer"] !== undefined) told.push(layer(attributes["splitd.layer"]));
   if (attributes["server.address"]) {
     const port = attributes["server.port"];
     told.push(`${attributes["server.address"]}${port && !String(attributes["server.address"]).endsWith(`:${port}`) ? `:${port}` : ""}`);
@@ -97,6 +97,11 @@ export function about(attributes = {}) {
   if (attributes["splitd.pause.reason"]) told.push(String(attributes["splitd.pause.reason"]));
   if (!told.length && attributes["oci.layer.digest"]) told.push(digest(String(attributes["oci.layer.digest"])));
   return told.join(" · ");
+}
+
+// A layer by its number, which spans count from 0, and people and verdicts from 1.
+export function layer(number) {
+  return `layer ${Number(number) + 1}`;
 }
 
 export function digest(text) {

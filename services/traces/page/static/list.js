@@ -23,7 +23,7 @@ export function list(host, _, values, app) {
   const rows = new Map();
 
   const search = make("input", { type: "search", id: "image", placeholder: "Part of an image's name", autocomplete: "off", spellcheck: "false" });
-  const operation = choice("operation", [["", "Operations"], ...OPERATIONS.map((each) => [each, each]), ["all", "All, with single calls"]]);
+  const operation = choice("operation", [["", "Operations"], ...OPERATIONS.map((each) => [each, each]), ["all", "All, also single calls"]]);
   const longer = choice("longer", LONGER);
   const since = choice("since", SINCE);
   const failed = make("input", { type: "checkbox", id: "failed" });

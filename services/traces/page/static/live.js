@@ -2,7 +2,7 @@
 
 import { ask, repeated } from "./api.js";
 import { add, fill, make, place } from "./dom.js";
-import { about, colours, count, duration, imageParts, process, spanName } from "./format.js";
+import { about, colours, count, duration, imageParts, layer, process, spanName } from "./format.js";
 
 const EVERY = 1000;
 
@@ -37,6 +37,13 @@ export function live(host, _, values, app) {
   };
 }
 
+// With its layer, which the words of a wait may leave out.
+function what(stage) {
+  const number = stage.attributes["splitd.layer"];
+  const told = about(stage.attributes);
+  return number === undefined || told.startsWith(layer(number)) ? told : `${layer(number)}${told ? `: ${told}` : ""}`;
+}
+
 function operation(each) {
   const [before, last] = imageParts(each.image);
   const colour = colours(each.stages.map((stage) => stage.service));
@@ -47,5 +54,5 @@ function operation(each) {
       make("td", { class: "number" }, duration(stage.seconds)),
       make("td", {}, make("i", { class: `swatch p-${colour(stage.service)}`, "aria-hidden": "true" }), process(stage.service)),
       make("th", { scope: "row" }, spanName(stage.name)),
-      make("td", { class: "words" }, about(stage.attributes), stage.held.length > 0 && make("span", { class: "dim" }, ` held by ${stage.held.join(", ")}`)))))));
+      make("td", { class: "words" }, what(stage), stage.held.length > 0 && make("span", { class: "dim" }, ` held by ${stage.held.join(", ")}`)))))));
 }

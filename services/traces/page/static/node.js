@@ -55,8 +55,12 @@ function shown({ processes, registries, store, now }) {
 
 function table(name, heads, rows) {
   return make("table", { class: "plain", "aria-label": name },
-    make("thead", {}, make("tr", {}, heads.map((head) => make("th", { scope: "col" }, head)))),
-    make("tbody", {}, rows.map((cells) => make("tr", {}, cells.map((cell, index) => (index ? make("td", { class: cell instanceof Node && cell.dataset.number ? "number" : "", "data-head": heads[index] }, cell) : make("th", { scope: "row" }, cell)))))));
+    make("thead", {}, make("tr", {}, heads.map((head, index) => make("th", { scope: "col", class: rows.length && isNumber(rows[0][index]) ? "number" : "" }, head)))),
+    make("tbody", {}, rows.map((cells) => make("tr", {}, cells.map((cell, index) => (index ? make("td", { class: isNumber(cell) ? "number" : "", "data-head": heads[index] }, cell) : make("th", { scope: "row" }, cell)))))));
+}
+
+function isNumber(cell) {
+  return cell instanceof Node && Boolean(cell.dataset.number);
 }
 
 function number(text) {

@@ -9,7 +9,7 @@ import { build, isWait } from "./tree.js";
 import { Waterfall } from "./waterfall.js";
 
 const SHOW = [["", "All"], ["path", "Critical path"], ["waits", "Waits"], ["errors", "Errors"]];
-const LEAST = 0.002; // of the whole: spans with less of the critical path are not shown as such
+const LEAST = 0.005; // of the whole: spans with less of the critical path are not shown as such
 const KEYS = [
   ["↑ ↓", "span by span"], ["→ ←", "open, close"], ["Enter", "zoom to the span"], ["+ −", "zoom"], ["A D", "to and fro"],
   ["0", "all of it"], ["N P", "along the critical path"], ["/", "search"],
@@ -23,22 +23,28 @@ export function trace(host, [id], values, app) {
   let stopped = false;
 
   fill(host, make("p", { class: "dim", role: "status" }, "Reading the trace"));
-  ask(`traces/${encodeURIComponent(id)}`, {}, aborting.signal).then(render, (error) => {
-    if (error.name === "AbortError") return;
-    fill(host);
-    app.tell(error.message);
-  });
+  load();
+
+  function load() {
+    ask(`traces/${encodeURIComponent(id)}`, {}, aborting.signal).then(render, (error) => {
+      if (error.name === "AbortError") return;
+      fill(host);
+      app.tell(error.message);
+    });
+  }
 
   function render(found) {
     if (stopped) return;
+    if (waterfall) waterfall.stop();
     const { verdict } = found;
     found.path = verdict ? verdict.path.filter(([index]) => index >= 0).map(([index, start, end, cause]) => [index, start, end, (verdict.causes[cause] || {}).kind]) : [];
     const tree = build(found);
     const root = found.spans[tree.roots.length ? tree.roots[0].span.index : 0] || { name: "", attributes: {}, length: 0, start: 0 };
     const attributes = root.attributes || {};
     const colour = colours(found.services);
-    const image = String(attributes["container.image.name"] || attributes["container.id"] || "");
-    const operation = String(attributes["splitd.operation"] || spanName(root.name));
+    const named = found.spans.find((span) => span.attributes && span.attributes["container.image.name"]);
+    const image = String((named && named.attributes["container.image.name"]) || attributes["container.id"] || "");
+    const operation = String(attributes["splitd.operation"] || goal(found.spans) || spanName(root.name));
     app.title(`${operation} ${image}`);
 
     const panel = make("aside", { class: "panel", "aria-label": "The span" });
@@ -75,7 +81,7 @@ export function trace(host, [id], values, app) {
     waterfall.covered = () => (getComputedStyle(panel).position === "fixed" && panel.classList.contains("open") ? panel.offsetHeight : 0);
 
     fill(host,
-      header(found, operation, image, attributes, root),
+      header(found, operation, image, attributes, root, load),
       make("section", { class: "spans", "aria-label": "Waterfall" },
         make("div", { class: "tools" },
           make("div", { class: "group", role: "group", "aria-label": "Which spans" }, shows),
@@ -162,11 +168,17 @@ export function trace(host, [id], values, app) {
   };
 }
 
+// What an operation is, before its root says so at its end.
+function goal(spans) {
+  const found = spans.map((span) => /^images\.(pull|push|import|export)$/.exec(span.name)).find(Boolean);
+  return found ? found[1] : "";
+}
+
 function seconds(microseconds) {
   return (microseconds / 1e6).toFixed(6).replace(/\.?0+$/, "");
 }
 
-function header(found, operation, image, attributes, root) {
+function header(found, operation, image, attributes, root, again) {
   const { verdict } = found;
   const [before, last] = imageParts(image);
   const facts = [
@@ -185,6 +197,7 @@ function header(found, operation, image, attributes, root) {
     make("div", { class: "heading" },
       make("h1", {}, make("span", { class: "operation" }, operation), " ", make("span", { class: "dim" }, before), make("strong", {}, last)),
       make("p", { class: "before" })),
+    found.spans.some((span) => span.open) && make("p", { class: "still", role: "status" }, "Still under way: what has not ended is shown as if it ended now.", button("Ask again", again)),
     verdict && make("p", { class: "sentence" }, verdict.sentence),
     verdict && verdict.advice && make("p", { class: "advice" }, verdict.advice),
     verdict && verdict.causes.length > 0 && [causeBar(verdict.causes), causeTable(verdict.causes)],
