@@ -145,7 +145,11 @@ class LocalStore:
         """Bytes of the traces of each rank."""
         self._dropped = 0
         self._complained = -60.0
-        self._connection = self._opened()
+        self._connection: sqlite3.Connection | None = None
+        self._tried = float("-inf")
+        self._why = ""
+        with contextlib.suppress(errors.Unavailable):  # such as on a full disk: spans are lost, and nothing else
+            self._ready()
 
     # ---------------------------------------------------------------- the interface
 
@@ -153,7 +157,7 @@ class LocalStore:
         await self.take([*convert.pieces(convert.spans_to_pb(spans).resource_spans)])
 
     async def take(self, pieces: Sequence[Piece]) -> None:
-        await self._run(functools.partial(self._take, pieces))
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._take_or_drop, pieces)
 
     async def traces(self, query: Query) -> list[Summary]:
         return await self._run(lambda: self._list(query))
@@ -167,7 +171,7 @@ class LocalStore:
     async def delete(self, trace: str) -> None:
         def run() -> None:
             with self._transaction():
-                row = self._connection.execute("SELECT number FROM traces WHERE id = ?", (trace,)).fetchone()
+                row = self._database.execute("SELECT number FROM traces WHERE id = ?", (trace,)).fetchone()
                 if row is None:
                     raise errors.NotFound(f"trace {trace}")
                 self._remove([row[0]])
@@ -180,47 +184,69 @@ class LocalStore:
 
     async def tidy(self) -> None:
         """Make one piece of each trace that is quiet, and remove what is too old."""
-        await self._run(self._tidy)
+        with contextlib.suppress(errors.Unavailable):  # whoever sends spans is told
+            await self._run(self._tidy)
 
     def close(self) -> None:
         """Close the file; nothing may be under way."""
         self._thread.shutdown()
-        self._connection.close()
+        if self._connection is not None:
+            self._connection.close()
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._guarded, work)
 
     def _guarded(self, work: Callable[[], T]) -> T:
-        """Do ``work``, in the thread. If the file turns out to be damaged, it is replaced, and the work done again."""
+        """Do ``work``, in the thread. If the file turns out to be damaged, it is replaced, and the work done again.
+        Unavailable if it cannot be used now.
+        """
+        connection = self._ready()
         try:
             return work()
         except (sqlite3.DatabaseError, errors.DataLoss) as error:
-            if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF not in _DAMAGE:
+            if not _is_damage(error):
                 raise errors.Unavailable(f"{self._path}: {error}") from None
             log.error("%s is damaged, and is replaced by an empty one: %s", self._path, error)
-            self._connection.close()
-            self._connection = self._renewed()
+            connection.close()
+            self._connection, self._tried = None, float("-inf")
+            for ending in _ENDINGS:
+                Path(f"{self._path}{ending}").unlink(missing_ok=True)
+            self._ready()
             return work()
 
     # ---------------------------------------------------------------- the file
 
+    @property
+    def _database(self) -> sqlite3.Connection:
+        assert self._connection is not None
+        return self._connection
+
+    def _ready(self) -> sqlite3.Connection:
+        """The open file. Unavailable if it cannot be opened; that is tried again after a while."""
+        if self._connection is None:
+            now = self._monotonic()
+            if now - self._tried < _AGAIN:
+                raise errors.Unavailable(self._why)
+            self._tried = now
+            self._open.clear()
+            self._ids = 0
+            try:
+                self._connection = self._opened()
+            except (OSError, sqlite3.Error) as error:
+                self._why = f"{self._path} cannot be used: {error}"
+                log.warning("%s; spans are lost", self._why)
+                raise errors.Unavailable(self._why) from None
+        return self._connection
+
     def _opened(self) -> sqlite3.Connection:
         try:
             return self._connected()
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF not in _DAMAGE:
-                raise errors.FailedPrecondition(f"{self._path} cannot be used: {error}") from None
-            found: Exception = error
         except (sqlite3.DatabaseError, _OtherLayout) as error:
-            found = error
-        log.error("%s cannot be read, and is replaced by an empty one: %s", self._path, found)
-        return self._renewed()
-
-    def _renewed(self) -> sqlite3.Connection:
-        for ending in ("", "-wal", "-shm"):
+            if not _is_damage(error):
+                raise
+            log.error("%s cannot be read, and is replaced by an empty one: %s", self._path, error)
+        for ending in _ENDINGS:
             Path(f"{self._path}{ending}").unlink(missing_ok=True)
-        self._open.clear()
-        self._ids = 0
         return self._connected()
 
     def _connected(self) -> sqlite3.Connection:
@@ -260,36 +286,36 @@ class LocalStore:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        with _transaction(self._connection):
+        with _transaction(self._database):
             yield
 
     # ---------------------------------------------------------------- spans come
+
+    def _take_or_drop(self, pieces: Sequence[Piece]) -> None:
+        try:
+            self._guarded(functools.partial(self._take, pieces))
+        except errors.Unavailable as error:
+            self._dropped += sum(len(piece.spans) for piece in pieces)
+            for piece in pieces:  # what these spans left behind in memory
+                self._forget(piece.trace)
+            if (now := self._monotonic()) - self._complained >= 60:
+                self._complained = now
+                log.warning("spans are lost: %s", error)
 
     def _take(self, pieces: Sequence[Piece]) -> None:
         by_trace: dict[str, list[Piece]] = {}
         for piece in pieces:
             by_trace.setdefault(piece.trace, []).append(piece)
         now, moment = self._clock(), self._monotonic()
-        try:
-            with self._transaction():
-                for trace, some in by_trace.items():
-                    self._store(trace, some, now, moment)
-            self._make_room(self._connection)
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF in _DAMAGE:
-                raise
-            # such as a full disk: what these spans left behind in memory is only too careful
-            self._dropped += sum(len(piece.spans) for piece in pieces)
-            for trace in by_trace:
-                self._forget(trace)
-            if moment - self._complained >= 60:
-                self._complained = moment
-                log.warning("spans are lost: %s: %s", self._path, error)
+        with self._transaction():
+            for trace, some in by_trace.items():
+                self._store(trace, some, now, moment)
+        self._make_room(self._database)
         while self._ids > _OPEN:
             self._settle(next(iter(self._open)))
 
     def _store(self, trace: str, pieces: Sequence[Piece], now: int, moment: float) -> None:
-        row = self._connection.execute(
+        row = self._database.execute(
             "SELECT number, rank, bytes, start, end, spans, errors, root, begun, name, operation, namespace, image, "
             "outcome, attributes, whole FROM traces WHERE id = ?",
             (trace,),
@@ -340,10 +366,10 @@ class LocalStore:
             *(best.name[:1000], best.operation, best.namespace, best.image[:1000], best.outcome, attributes),
         )
         if row:
-            self._connection.execute(_UPDATE, (*columns, trace))
+            self._database.execute(_UPDATE, (*columns, trace))
         else:
-            number = self._connection.execute(_INSERT, (*columns, trace)).lastrowid
-        self._connection.execute("INSERT INTO pieces (trace, data) VALUES (?, ?)", (number, data))
+            number = self._database.execute(_INSERT, (*columns, trace)).lastrowid
+        self._database.execute("INSERT INTO pieces (trace, data) VALUES (?, ?)", (number, data))
 
     # ---------------------------------------------------------------- order and room
 
@@ -355,7 +381,7 @@ class LocalStore:
             self._settle(trace)
         moment = self._clock()
         for rank, age in enumerate((self._config.age, self._config.age, self._config.kept_age)):
-            while rows := self._connection.execute(
+            while rows := self._database.execute(
                 "SELECT number FROM traces WHERE rank = ? AND arrived < ? LIMIT 100", (rank, moment - int(age * 1e9))
             ).fetchall():
                 with self._transaction():
@@ -367,7 +393,7 @@ class LocalStore:
         self._forget(trace)
         if opened.pieces < 2 and not opened.doubtful:
             return
-        row = self._connection.execute("SELECT number, bytes, rank FROM traces WHERE id = ?", (trace,)).fetchone()
+        row = self._database.execute("SELECT number, bytes, rank FROM traces WHERE id = ?", (trace,)).fetchone()
         if row is None:
             return
         number, size, rank = row
@@ -377,7 +403,7 @@ class LocalStore:
         with self._transaction():
             if opened.doubtful:
                 whole, spans = convert.joined(parts)
-                self._connection.execute(
+                self._database.execute(
                     "UPDATE traces SET spans = ?, errors = ? WHERE number = ?",
                     (len(spans), sum(error for _, error in spans), number),
                 )
@@ -385,11 +411,11 @@ class LocalStore:
                 whole = b"".join(parts)
             data = isal_zlib.compress(whole, 2)
             self._bytes[rank] += len(data) - size
-            self._connection.execute(
+            self._database.execute(
                 "UPDATE traces SET bytes = ?, whole = ? WHERE number = ?", (len(data), len(whole), number)
             )
-            self._connection.execute("DELETE FROM pieces WHERE trace = ?", (number,))
-            self._connection.execute("INSERT INTO pieces (trace, data) VALUES (?, ?)", (number, data))
+            self._database.execute("DELETE FROM pieces WHERE trace = ?", (number,))
+            self._database.execute("INSERT INTO pieces (trace, data) VALUES (?, ?)", (number, data))
 
     def _forget(self, trace: str) -> None:
         """Remember nothing of an open trace."""
@@ -428,7 +454,7 @@ class LocalStore:
         return int(pages - free)
 
     def _remove(self, numbers: Sequence[int], connection: sqlite3.Connection | None = None) -> None:
-        connection = connection or self._connection
+        connection = connection or self._database
         for number in numbers:
             rank, size = connection.execute("SELECT rank, bytes FROM traces WHERE number = ?", (number,)).fetchone()
             self._bytes[rank] -= size
@@ -444,7 +470,7 @@ class LocalStore:
             "longer": min(query.longer * 1e9, 2.0**62),
             "limit": max(query.limit, 0),
         }
-        rows = self._connection.execute(_LIST, wanted).fetchall()
+        rows = self._database.execute(_LIST, wanted).fetchall()
         return [
             Summary(trace, name, operation, namespace, image, outcome, start, end, spans, failed, plain.from_json(rest))
             for trace, name, operation, namespace, image, outcome, start, end, spans, failed, rest in rows
@@ -452,7 +478,7 @@ class LocalStore:
 
     def _parts(self, prefix: str) -> tuple[str, list[bytes]]:
         wanted = prefix.lower()
-        found = self._connection.execute(
+        found = self._database.execute(
             "SELECT id, number FROM traces WHERE id >= ? AND id < ? ORDER BY id LIMIT 2", (wanted, f"{wanted}g")
         ).fetchall()
         if not found:
@@ -465,17 +491,15 @@ class LocalStore:
     def _data(self, number: int) -> list[bytes]:
         return [
             data
-            for (data,) in self._connection.execute(
-                "SELECT data FROM pieces WHERE trace = ? ORDER BY number", (number,)
-            )
+            for (data,) in self._database.execute("SELECT data FROM pieces WHERE trace = ? ORDER BY number", (number,))
         ]
 
     def _figures(self) -> Figures:
-        traces, spans, oldest = self._connection.execute(
+        traces, spans, oldest = self._database.execute(
             "SELECT count(*), coalesce(sum(spans), 0), coalesce(min(arrived), 0) FROM traces"
         ).fetchone()
         size = 0
-        for ending in ("", "-wal", "-shm"):
+        for ending in _ENDINGS:
             with contextlib.suppress(OSError):
                 size += Path(f"{self._path}{ending}").stat().st_size
         return Figures(traces, spans, size, oldest, self._dropped)
@@ -497,7 +521,17 @@ class _OtherLayout(Exception):
     """A file of another splitd."""
 
 
-_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_AGAIN = 5.0
+"""Seconds until a file that could not be opened is tried again."""
+_ENDINGS = ("", "-wal", "-shm")
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether it is about what the file holds, and not about the disk or the machine."""
+    return not isinstance(error, sqlite3.OperationalError) or error.sqlite_errorcode & 0xFF in (
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+    )
 
 
 @contextlib.contextmanager

@@ -286,6 +286,26 @@ async def test_a_file_that_cannot_be_read_is_replaced(
     assert (await store.trace(sent.trace)).spans == [sent]
 
 
+async def test_a_file_that_cannot_be_opened_stops_nobody(
+    opened: Callable[..., LocalStore], clocks: Clocks, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on a full disk: spans are dropped and counted, and the file is tried again now and then."""
+    (tmp_path / "traces.db").mkdir()
+    store = opened()
+    for _ in range(10):
+        await store.add([span(), span()])
+    await store.tidy()
+    with pytest.raises(errors.Unavailable, match="traces.db cannot be used: unable to open database file"):
+        await store.traces(Query())
+    assert len([record for record in caplog.records if "spans are lost" in record.message]) == 2
+    (tmp_path / "traces.db").rmdir()
+    clocks.now += 6 * SECOND
+    sent = span()
+    await store.add([sent])
+    assert (await store.trace(sent.trace)).spans == [sent]
+    assert (await store.figures()).dropped == 20
+
+
 async def test_damage_that_is_met_later_does_not_stop_it(
     store: LocalStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
