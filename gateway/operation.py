@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextvars
 import heapq
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from gateway.calls import CLEANUP, Key, Kind, field, transfer
@@ -61,6 +61,7 @@ class Operation:
         "_fold",
         "_gaps",
         "_open",
+        "_said",
         "_short",
         "blocked",
         "busy",
@@ -123,6 +124,8 @@ class Operation:
         self._gaps: list[tuple[int, int, Blocked]] = []
         """Length and start of the gaps between calls, and what was waited for: a heap."""
         self.blocked: Blocked = ("", "")
+        self._said: dict[str, str | int] = {}
+        """Attributes of the root, as they were set here."""
         self._fold = fold
         self._short: list[tracing.Span] = []
         """Short questions that ended while no other call was under way."""
@@ -166,12 +169,13 @@ class Operation:
             self.under_way += 1
         for key in keys:
             self.busy[key] += 1
-        if len(self.done) < _METHODS:
-            self.done.setdefault(kind.name, False)
-            if kind.changes:
-                self._changes.setdefault(kind.name, (0, ""))
         if request and kind.subject:
             self._about(kind, request)
+        if kind.name not in self.done and len(self.done) < _METHODS:
+            self.done[kind.name] = False
+            if kind.changes:
+                self._changes[kind.name] = 0, ""
+            self._say(self._attributes())  # for those who look at what is in flight
 
     def _about(self, kind: Kind, request: bytes) -> None:
         if kind.subject == "transfer":
@@ -247,14 +251,21 @@ class Operation:
                 span.decide(keep=False)
         self._short.clear()
         root = self.root
-        root.default(**{"splitd.operation": self._name(), "splitd.outcome": self._outcome()})
-        root.default(**{name: value for name, value in self._attributes().items() if value})
-        root.rename(str(root.get("splitd.operation") or self._name()))
+        self._say({**self._attributes(), "splitd.outcome": self._outcome(), "splitd.calls": self.calls})
         if root.get("splitd.outcome") == "failed":
             failures = [failure for failure in self._failures() if failure[0] != errors.Cancelled.code]
             code, message = failures[-1] if failures else (errors.Unknown.code, "the client did not come to its end")
             root.status(errors.Unknown.code if code in spans.FINE else code, message)
         root.end(until)
+
+    def _say(self, attributes: Mapping[str, str | int]) -> None:
+        """Set attributes of the root, except those that another process has set."""
+        root, said = self.root, self._said
+        for name, value in attributes.items():
+            if value and value != said.get(name) and root.get(name) in (None, said.get(name)):
+                said[name] = value
+                root.set(**{name: value})
+        root.rename(str(root.get("splitd.operation") or self._name()))
 
     def _name(self) -> str:
         done = self.done
@@ -296,9 +307,11 @@ class Operation:
             return "cancelled" if self.leases else "failed"
         return "ok"
 
-    def _attributes(self) -> dict[str, str | float | bool]:
-        layered = self._name() in {"pull", "import"}
+    def _attributes(self) -> dict[str, str | int]:
+        name = self._name()
+        layered = name in {"pull", "import"}
         return {
+            "splitd.operation": name,
             "splitd.namespace": self.namespace,
             "container.image.name": self.image,
             "oci.manifest.digest": self.digest,
@@ -308,7 +321,6 @@ class Operation:
             "splitd.bytes.present": self.present,
             "splitd.layers": self.layers + self.layers_present if layered else 0,
             "splitd.layers.present": self.layers_present if layered else 0,
-            "splitd.calls": self.calls,
         }
 
 

@@ -105,8 +105,13 @@ class Operations:
     def began(self, connection: object, side: Side, method: str, headers: Headers, request: bytes) -> Observed:
         """A call begins: find the operation that it belongs to, or decide whether there is a new one."""
         began = self._began or observer.began
-        if "traceparent" in headers or not self._tracer.enabled():
+        if not self._tracer.enabled():
             return began(side, method, headers)
+        if "traceparent" in headers:
+            observed = began(side, method, headers)
+            if (span := _span(observed)) is not None:
+                span.set(**{"splitd.namespace": str(headers.get(NAMESPACE, ""))})
+            return observed
         what = kind(method)
         if what.watches:
             return began(side, method, headers)
@@ -284,6 +289,11 @@ def _keys(what: Kind, namespace: str, lease: str, request: bytes) -> tuple[Key, 
     return (named, ("lease", namespace, lease)) if lease and lease != about else (named,)
 
 
+def _span(observed: Observed) -> tracing.Span | None:
+    """The span of a call, if it has one."""
+    return getattr(observed, "outer", None)
+
+
 class _Joined:
     """A recorded call of an operation, as the transport sees it."""
 
@@ -305,8 +315,7 @@ class _Joined:
 
     @property
     def outer(self) -> tracing.Span | None:
-        """The span of the call."""
-        return getattr(self._observed, "outer", None)
+        return _span(self._observed)
 
     def headers(self) -> tuple[tuple[str, str], ...]:
         return self._observed.headers()

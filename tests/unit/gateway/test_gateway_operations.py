@@ -474,6 +474,20 @@ def test_streams_that_accompany_a_transfer_have_no_spans() -> None:
     assert edge.tracer.unrecorded == ["/containerd.services.streaming.v1.Streaming/Stream"]
 
 
+def test_a_root_is_named_while_it_is_open() -> None:
+    """Those who look at what is in flight see what it is, as far as it is known; what a process has told stays."""
+    edge = Edge()
+    edge.call("ctr", f"{LEASES}/Create", leases_pb2.CreateRequest(id="l"))
+    (root,) = edge.tracer.roots
+    assert (root.name, root.attributes["splitd.operation"]) == ("Leases.Create", "Leases.Create")
+    edge.call("ctr", f"{CONTAINERS}/Create", container("a"), lease="l")
+    assert (root.name, root.attributes["container.id"], root.finished) == ("create", "a", None)
+    root.set(**{"splitd.operation": "told", "container.image.name": "told"})
+    edge.call("ctr", f"{TASKS}/Create", tasks_pb2.CreateTaskRequest(container_id="a"))
+    edge.operations.left("ctr")
+    assert (root.name, root.attributes["container.image.name"]) == ("told", "told")
+
+
 def test_a_client_with_a_trace_is_continued() -> None:
     """It is joined with nothing, and has no root of ours."""
     edge = Edge()
