@@ -8,6 +8,7 @@ import pytest
 
 from client.progress import _RANKS, RATE_SECONDS, Part, Rate, Stage, Tally
 from services.images.transfer import Progress
+from services.images.waits import Wait
 from services.oci.descriptors import Descriptor
 
 LAYER = "layer-sha256:aa"
@@ -154,3 +155,16 @@ def test_only_active_jobs_have_a_rate() -> None:
     assert part.rate_at(1.0) == 50
     part.stage = Stage.EXTRACTING
     assert part.rate_at(1.0) == 0
+
+
+def test_a_wait_is_an_event_without_a_name_and_with_a_host_and_a_cause() -> None:
+    """Any other status ends it; events about parts do not."""
+    tally = pull()
+    tally.take(Progress("waiting for r.test: asked to wait 3 s (429)", "", ("r.test", "pause"), 1, 3), 1.0)
+    tally.take(event("downloading", 10), 1.0)
+    assert tally.wait == Wait("pause", "waiting for r.test: asked to wait 3 s (429)", "r.test", 1, 3)
+    tally.take(Progress("waiting for r.test, silent for 5 s", "", ("r.test",), 5), 1.0)  # of an older node
+    assert tally.wait is None
+    tally.take(Progress("getting a token from r.test", "", ("r.test", "token"), 1), 1.0)
+    tally.take(Progress("Pulling from r.test"), 1.0)
+    assert tally.wait is None

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from services.images import waits
+from services.images.concurrency.budget import Budget
+from services.images.concurrency.keyed_locks import KeyedLocks
 from services.images.distribution.progress import reporting_waits
 from services.images.transfer import Progress
 from services.images.waits import AFTER, LINGERS, Board, Wait
@@ -183,3 +186,30 @@ async def test_tasks_of_a_transfer_share_its_board() -> None:
             await asyncio.gather(work(host))
 
     await asyncio.gather(transfer(boards[0], "a"), transfer(boards[1], "b"))
+
+
+# ---------------------------------------------------------------------------------------------- the node's own queues
+
+
+async def test_who_waits_for_a_place_or_another_pull_is_told() -> None:
+    """With the layer's number, of which the lowest is 1."""
+    board, budget, locks = Board(), Budget(workers=1), KeyedLocks("the fetch of the same blob")
+    said = []
+
+    async def held() -> None:
+        async with budget.unpacking(0), locks.held("blob"):
+            for wanted in (budget.unpacking(2), locks.held("blob")):
+                with board.active():
+                    waiting = asyncio.ensure_future(entered(wanted))
+                await eventually_async(lambda: asyncio.sleep(0, told(board, 0.0)), "nothing is told")
+                said.append(told(board, 0.0))
+                waiting.cancel()
+                await asyncio.wait((waiting,))
+
+    async def entered(wanted: contextlib.AbstractAsyncContextManager[None]) -> None:
+        async with wanted:
+            pass
+
+    await held()
+    assert said == ["layer 3 waits for a worker", "waiting for the fetch of the same blob by another pull"]
+    assert told(board, 0.0) == ""
