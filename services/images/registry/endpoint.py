@@ -261,12 +261,13 @@ class Endpoint:
                             self._role, via=self.name, traceparent=self._role.traceparent and same_host(own, url)
                         ),
                     )
-                    location = answer.headers.get("Location")
-                    if answer.status not in REDIRECTS or method != "GET" or not location:
-                        found = await answer.read(TOKEN_LIMIT)
+                    try:
+                        location = answer.headers.get("Location")
+                        if answer.status not in REDIRECTS or method != "GET" or not location:
+                            found = await answer.read(TOKEN_LIMIT)
+                            return answer.status, answer.reason, answer.headers, found
+                    finally:
                         answer.release()
-                        return answer.status, answer.reason, answer.headers, found
-                    answer.close()
                     url = self.absolute(location, url)
         except TimeoutError:
             raise Failure(

@@ -159,7 +159,7 @@ async def _body(answer: Answer, what: str, expected: int = 0) -> bytes:
                 transient=True,
                 blame=Blame.TROUBLE,
             )
-    except Failure:
+    except BaseException:
         answer.close()
         raise
     answer.release()

@@ -71,10 +71,12 @@ class Upload:
                     return False
                 raise
             by_digest, said = path.endswith(descriptor.digest), answer.headers.get("Docker-Content-Digest")
-            if answer.method == "GET" and not by_digest and not said:
-                data = await answer.read(MANIFEST_LIMIT)
-                said = f"{digest.algorithm}:{hashlib.new(digest.algorithm, data).hexdigest()}"
-            answer.release()  # this also ends the answer to a GET
+            try:
+                if answer.method == "GET" and not by_digest and not said:
+                    data = await answer.read(MANIFEST_LIMIT)
+                    said = f"{digest.algorithm}:{hashlib.new(digest.algorithm, data).hexdigest()}"
+            finally:
+                answer.release()  # this also ends the answer to a GET
             return by_digest or said == descriptor.digest
 
         return await self._failover(descriptor).run(asked)

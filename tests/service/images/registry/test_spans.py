@@ -9,15 +9,30 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import StatusCode
 
 from services.images.registry import Client, Credentials, Hosts, NoParts, Registry, Retry
 from services.kit import errors, tracing
-from tests.fake_registry import Auth, Authority, FakeRegistry, cut, no_ranges, redirect, silent, slow, status
+from services.kit.spans import state
+from tests.fake_registry import (
+    Auth,
+    Authority,
+    FakeRegistry,
+    Serve,
+    authorized,
+    cut,
+    no_ranges,
+    redirect,
+    silent,
+    slow,
+    status,
+)
 from tests.service.images.registry.conftest import HASTY, QUICK
 from tests.service.images.registry.pulls import LAYER, certs, dead_port, described, fetched, small_image
 from tests.spans import Spans, attribute, milliseconds, recorded
+from tests.support import eventually_async
 
 pytestmark = pytest.mark.once
 
@@ -225,6 +240,38 @@ async def test_a_refused_head_and_a_missing_manifest(spans: Spans, quick: Regist
         with pytest.raises(errors.NotFound):
             await plain(quick).resolve(f"{fake.host}/box:2")
     assert {said(each, "error.type") for each in spans.named("registry.request")} == {None}
+
+
+@pytest.mark.parametrize("where", ["token", "manifest", "blob"])
+@pytest.mark.parametrize("after", [0, 5])
+async def test_a_cancelled_pull_leaves_no_span_open(spans: Spans, quick: Registry, where: str, after: int) -> None:
+    """Neither before nor within a body: it would be shown as in flight for ever."""
+    async with FakeRegistry(auth=Auth(user="me", password="secret", post=404)) as fake:
+        reference = fake.add(small_image(), "box:1")
+        fake.add_blob("box", LAYER)
+        entered, client = asyncio.Event(), mine(quick)
+
+        async def stuck(request: web.Request, serve: Serve) -> web.StreamResponse:
+            entered.set()
+            return await silent(60, after)(request, serve)
+
+        fake.inject(where, stuck if where == "token" else authorized(stuck), times=9, method="GET")
+
+        async def pulled() -> None:
+            await client.manifest(reference, await client.resolve(reference))
+            await fetched(client, reference, described(LAYER))
+
+        pulling = asyncio.ensure_future(pulled())
+        await entered.wait()
+        if after:
+            await eventually_async(
+                lambda: asyncio.sleep(0, any("http.response.status_code" in each.attributes for each in state.open)),
+                "the head of the answer does not come",
+            )
+        pulling.cancel()
+        await asyncio.wait((pulling,))
+    assert not state.open
+    assert not failed(spans)
 
 
 # ---------------------------------------------------------------------------------------------- what registries see
