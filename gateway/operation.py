@@ -17,8 +17,8 @@ from functools import partial
 from gateway.calls import CLEANUP, Key, Kind, field, transfer
 from services.kit import errors, spans, tracing
 
-CALLS, QUESTIONS = 10_000, 200
-"""Calls that one operation has; one that only asks."""
+CALLS, QUESTIONS, ASKING = 10_000, 200, 1.0
+"""Calls that one operation has; one that only asks, which gets no more calls after so many seconds."""
 _GAPS = 512
 """The longest gaps that are kept."""
 _HELD = 1000
@@ -141,7 +141,9 @@ class Operation:
     @property
     def full(self) -> bool:
         """Whether it gets no more calls."""
-        return self.calls >= (CALLS if self._changes else QUESTIONS)
+        if self._changes:
+            return self.calls >= CALLS
+        return self.calls >= QUESTIONS or self.last - self.start >= ASKING * 1e9
 
     @property
     def busy_now(self) -> bool:

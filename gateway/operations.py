@@ -29,7 +29,7 @@ from functools import partial
 from typing import Any, Protocol, cast
 
 from gateway.calls import Key, Kind, field, kind
-from gateway.operation import CURRENT, Blocked, Operation
+from gateway.operation import ASKING, CURRENT, Blocked, Operation
 from services.kit import errors, observer, tracing
 from services.kit.buckets import Bucket
 from services.kit.observer import Observed, Side
@@ -39,7 +39,7 @@ IDLE = 5.0
 """Seconds without a call after which an operation is over."""
 PATIENCE = 120.0
 """The same for one that holds a lease."""
-HELD = 1.0
+HELD = ASKING
 """Seconds for which the decision about a connection that only asks holds."""
 ROOTS = 50.0
 """Operations that begin in a second, in the long run."""

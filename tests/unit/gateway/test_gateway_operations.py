@@ -4,6 +4,7 @@ tests move.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
@@ -462,6 +463,18 @@ def test_questions_are_sampled() -> None:
     edge.operations.left("ctr")
     assert edge.tracer.names() == ["Images.List"]
     assert edge.tracer.unrecorded == []
+
+
+def test_a_client_that_asks_for_ever_is_recorded_for_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has one connection, and is never idle. One decision in twenty is lucky."""
+    edge, turns = Edge(), itertools.count()
+    monkeypatch.setattr(edge.tracer, "chance", lambda: next(turns) % 20 == 0)
+    for _ in range(20_000):
+        edge.call("monitor", f"{TASKS}/Get", tasks_pb2.GetRequest(container_id="a"))
+        edge.tracer.pass_(50 * MS)
+    share = 1 - len(edge.tracer.unrecorded) / 20_000
+    assert 0.03 < share < 0.08
+    assert len(edge.tracer.roots) > 30
 
 
 def test_streams_that_accompany_a_transfer_have_no_spans() -> None:
