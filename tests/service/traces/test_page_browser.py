@@ -302,6 +302,7 @@ async def test_pointing_at_a_span_shows_it_in_the_panel(page: Tab) -> None:
         "document.querySelector('.row.here').getAttribute('aria-label').startsWith('registry.fetch, layer') || document.querySelector('.row.here').getAttribute('aria-label').startsWith('registry.fetch')"
     )
     assert await panel.get_by_role("heading", name="registry.fetch").count() == 1
+    assert await page.page.get_by_role("button", name="All", exact=True).get_attribute("aria-pressed") == "true"
 
 
 async def test_a_workers_time_is_shown_as_it_measured_it(page: Tab) -> None:

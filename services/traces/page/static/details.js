@@ -29,7 +29,7 @@ function about(trace, tree, span, further, colour, go) {
   const rows = [
     ["Process", [make("i", { class: `swatch p-${colour(service)}`, "aria-hidden": "true" }), process(service)]],
     ["Began at", [duration(span.start / 1e6), make("span", { class: "dim" }, ` ${moment(trace.began + span.start / 1e3)}`)]],
-    ["Took", duration(span.length / 1e6)],
+    [span.open ? "Took so far" : "Took", duration(span.length / 1e6)],
     own && ["Critical path", `${duration(own / 1e6)} of its own`],
     attributes["splitd.background"] && ["Background", "nobody waits for it"],
     attributes["splitd.folded.count"] && ["Calls left out", `${attributes["splitd.folded.count"]}, ${duration(attributes["splitd.folded.ms"] / 1e3)} in all`],

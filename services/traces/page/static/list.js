@@ -166,7 +166,7 @@ export function list(host, _, values, app) {
     fill(layers, all === undefined ? "" : `${all - (attributes["splitd.layers.present"] || 0)} of ${all}`);
     layers.title = all === undefined ? "" : `${attributes["splitd.layers.present"] || 0} were there already`;
     const word = each.outcome || (each.errors ? "errors" : "");
-    fill(outcome, word && make("span", { class: `word ${each.outcome === "failed" || (!each.outcome && each.errors) ? "bad" : each.outcome}` }, word));
+    fill(outcome, word && make("span", { class: `word ${word === "failed" || word === "errors" ? "bad" : ["ok", "cancelled"].includes(word) ? word : ""}` }, word));
   }
 
   function choose(id, on) {

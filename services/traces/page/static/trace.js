@@ -77,6 +77,11 @@ export function trace(host, [id], values, app) {
         save({ span: node.span ? node.span.id : "" });
       },
       hover: (node) => tell(node || focused),
+      all: () => {
+        state = { ...state, show: "", q: "" };
+        search.value = "";
+        wanted();
+      },
     });
     waterfall.covered = () => (getComputedStyle(panel).position === "fixed" && panel.classList.contains("open") ? panel.offsetHeight : 0);
 

@@ -12,7 +12,7 @@ const AROUND = 12; // rows beyond the window that exist too
 const KINDS = ["network", "registry", "mirror", "cpu", "disk", "lock", "queue", "client", "runtime", "unknown"];
 
 export class Waterfall {
-  // `told` has `view(from, to)`, `focus(node)` and `hover(node)`; `colour(service)` is a name for the style sheet.
+  // `told` has `view(from, to)`, `focus(node)`, `hover(node)`, and `all()`, which is to want all spans; `colour(service)` is a name for the style sheet.
   constructor(trace, tree, colour, told) {
     this.trace = trace;
     this.tree = tree;
@@ -163,7 +163,7 @@ export class Waterfall {
   // Focuses the row of a span, which is opened for it.
   go(index) {
     const node = this.tree.nodeOf[index];
-    if (this.wanted && this.places.get(node) === undefined) this.wanted = null;
+    if (this.wanted && this.places.get(node) === undefined) this.told.all();
     reveal(this.tree, index);
     this.update(node);
     this.focus(this.placeOf(node));
