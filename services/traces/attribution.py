@@ -24,8 +24,11 @@ TAKING = Reason(Kind.UNKNOWN, "taking bytes in")
 _TAKEN = {"disk": SHARES["disk"], "runqueue": SHARES["runqueue"], "cpu": Reason(Kind.CPU, "digest")}
 """The reason of ``splitd.taking.NAME_ms`` of a fetch."""
 
-MOST = 256
+MOST = 64
 """Fetches of one layer that are looked at, such as those of its parts."""
+
+LOOKS = 20_000
+"""Fetches that are looked at for all workers together. Beyond that the time of a worker without bytes is only that."""
 
 
 class Attribution:
@@ -34,6 +37,7 @@ class Attribution:
     def __init__(self, tree: Tree, spans: Mapping[tuple[str, str], Node], path: Path) -> None:
         self._spans = spans
         self._path = path
+        self._looks = LOOKS
         self._orphans = orphanage(tree.root)
         self._fetches: dict[str, list[Node]] = {}
         for node in tree.nodes.values():
@@ -97,9 +101,10 @@ class Attribution:
 
     def _bytes(self, worker: Node) -> dict[tuple[Node, Reason], float]:
         """What the layer's fetch did while the worker ran, as shares of 1."""
-        fetches = self._fetches_of(worker)
+        fetches = self._fetches_of(worker) if self._looks > 0 else []
         weights: dict[tuple[Node, Reason], float] = defaultdict(float)
         for fetch in fetches:
+            self._looks -= 1
             for piece in self._path.of(fetch, worker.start, worker.end):
                 shares = _transfer(piece) or {(piece.node, reason_of(piece)): 1.0}
                 for key, share in shares.items():

@@ -27,7 +27,7 @@ from services.traces.tree import Node
 OVERLAP = 100
 """A child may overlap the next by this fraction of its parent: 1/100."""
 
-STEPS = 2_000_000
+STEPS = 500_000
 """Children that are looked at for one path. Beyond that a span is not parted into its children. A path through the 300
 spans of the bench pull needs some 1,000.
 """
@@ -128,10 +128,10 @@ class Path:
         slack = part.node.length // OVERLAP
         at, found = part.end, []
         after = bisect_right(ends, at)
-        running = [child for child in children[after:] if child.start < at]
         self._steps -= len(children) - after + 1
         if self._steps <= 0:
             return []
+        running = [child for child in children[after:] if child.start < at]
         if part.end >= part.node.end:
             # Nobody waited for a child that outlasts its parent, unless no other explains the parent's end: then
             # the clocks differ.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from services.traces.store import Span, Status, Trace, Value
 
-MOST = 100_000
+MOST = 20_000
 """Spans of one trace that are looked at. The bench pull has 300."""
 
 LONGEST = 200

@@ -191,3 +191,21 @@ def test_many_spans_are_judged_in_bounded_time() -> None:
         for n in range(2, 20_000)
     ]
     assert judge(Trace(TRACE, [root, *wide])).wall == 1e-4
+
+
+def test_workers_of_one_layer_look_at_a_bounded_number_of_fetches() -> None:
+    """A thousand workers and a thousand fetches are not a million looks."""
+    about = {"oci.layer.digest": "sha256:1"}
+    root = Span(TRACE, f"{1:016x}", "", "root", "s", 0, 1_000_000)
+    workers = [
+        Span(TRACE, f"{n:016x}", root.id, "diff.unpack", "s", n * 1000 - 1000, n * 1000, attributes=measured)
+        for n in range(2, 1000)
+        for measured in [about | {"splitd.time.bytes_ms": 0.001}]
+    ]
+    fetches = [
+        Span(TRACE, f"{n + 1000:016x}", root.id, "registry.fetch", "s", 0, 900_000, attributes=about)
+        for n in range(1000)
+    ]
+    verdict = judge(Trace(TRACE, [root, *workers, *fetches]))
+    assert sum(segment.end - segment.start for segment in verdict.path) == 1_000_000
+    assert {cause.part for cause in verdict.causes} >= {"registry.fetch", "bytes"}
