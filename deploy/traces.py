@@ -96,11 +96,14 @@ async def of_file(found: trace_files.Read) -> MemoryStore:
 
 
 async def others(source: Source, *asked: Trace) -> list[Trace]:
-    """The traces that the waits of some link to, as far as ``source`` knows them."""
+    """The traces that the waits of some link to, as far as ``source`` knows them, also those still under way."""
     found = []
-    for identity in sorted(set().union(*map(verdict.wanted, asked)) - {trace.id for trace in asked}):
+    wanted = sorted(set().union(*map(verdict.wanted, asked)) - {trace.id for trace in asked})
+    for identity in wanted:
         with contextlib.suppress(errors.NotFound):
             found.append(await source.trace(identity))
+    if wanted and isinstance(source, RemoteStore):
+        found = verdict.with_open(found, wanted, await source.live())
     return found
 
 

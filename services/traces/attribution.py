@@ -35,6 +35,7 @@ class Attribution:
     """The reasons of the pieces of one trace."""
 
     def __init__(self, tree: Tree, spans: Mapping[tuple[str, str], Node], path: Path) -> None:
+        self._trace = tree.root.span.trace
         self._spans = spans
         self._path = path
         self._looks = LOOKS
@@ -62,9 +63,25 @@ class Attribution:
         found, at = [], piece.start
         for (node, reason), length in zip(shares, divided(piece.end - piece.start, list(shares.values())), strict=True):
             if length:
-                found.append(_slice(piece, node, at, at + length, reason))
+                found.append(self._slice(piece, node, at, at + length, reason))
                 at += length
         return found
+
+    def _slice(self, piece: Piece, node: Node, start: int, end: int, reason: Reason) -> Slice:
+        # A layer of another pull is not this one's: then the wait says which of its own layers waited.
+        own = [at for at in (node, *reversed(piece.waits), piece.node) if at.span.trace == self._trace]
+        about = next((at for at in own if at.text("oci.layer.digest")), None)
+        numbers = (at.number("splitd.layer") for at in about.up()) if about is not None else ()
+        layer = next((number for number in numbers if number is not None), None)
+        return Slice(
+            node,
+            start,
+            end,
+            reason,
+            layer=None if layer is None else int(layer),
+            digest="" if about is None else about.text("oci.layer.digest"),
+            waits=piece.waits,
+        )
 
     def _shares(self, piece: Piece) -> dict[tuple[Node, Reason], float]:
         """What the piece's span measured, as weights; empty if it measured nothing."""
@@ -106,7 +123,9 @@ class Attribution:
         for fetch in fetches:
             self._looks -= 1
             for piece in self._path.of(fetch, worker.start, worker.end):
-                shares = _transfer(piece) or {(piece.node, reason_of(piece)): 1.0}
+                # the worker waited for it: so a fetch of another pull is told from one of this pull
+                through = replace(piece, waits=(worker, *piece.waits))
+                shares = _transfer(through) or {(piece.node, reason_of(through)): 1.0}
                 for key, share in shares.items():
                     weights[key] += (piece.end - piece.start) * share / sum(shares.values())
         total = sum(weights.values())
@@ -153,19 +172,3 @@ def divided(length: int, weights: Sequence[float]) -> list[int]:
         ends.append(min(length, round(length * (reached / total))))
     ends[-1] = length
     return [end - start for start, end in pairwise(ends)]
-
-
-def _slice(piece: Piece, node: Node, start: int, end: int, reason: Reason) -> Slice:
-    # A layer of another pull is not this one's: then the wait says which of its own layers waited.
-    own = [at for at in (node, *reversed(piece.waits)) if not piece.waits or at.span.trace == piece.waits[0].span.trace]
-    about = next((at for at in (*own, piece.node) if at.text("oci.layer.digest")), node)
-    layer = next((number for at in about.up() if (number := at.number("splitd.layer")) is not None), None)
-    return Slice(
-        node,
-        start,
-        end,
-        reason,
-        layer=None if layer is None else int(layer),
-        digest=about.text("oci.layer.digest"),
-        waits=piece.waits,
-    )

@@ -130,6 +130,22 @@ HELD = {"wait.budget": Kind.QUEUE, "wait.lock": Kind.LOCK, "wait.parent": Kind.L
 """Waits for what another operation may hold."""
 
 
+PROCESSES = {
+    "containerd.services.content.": "content",
+    "splitd.localfiles.": "content",
+    "containerd.services.snapshots.": "snapshots",
+    "containerd.services.diff.": "snapshots",
+    "splitd.records.": "metadata",
+    "containerd.services.leases.": "metadata",
+    "containerd.services.namespaces.": "metadata",
+    "containerd.services.containers.": "metadata",
+    "containerd.services.images.": "images",
+    "containerd.services.transfer.": "images",
+    "containerd.services.tasks.": "tasks",
+}
+"""Whom the gateway calls, by the beginning of a service's name."""
+
+
 def reason_of(piece: Piece) -> Reason:
     """The reason of a piece whose span has no measured shares."""
     node = piece.node
@@ -180,7 +196,13 @@ def _called(hop: Node) -> str:
     if hop.span.kind != SpanKind.CLIENT:
         return _process(hop)
     answered = next((child for child in hop.children if child.span.service != hop.span.service), None)
-    return _process(answered) if answered is not None else ""
+    if answered is not None:
+        return _process(answered)
+    # The other side's span was too short to be kept.
+    service = text(hop.span.attributes.get("rpc.service"))
+    if _process(hop) != "gateway":
+        return "gateway"
+    return next((process for begin, process in PROCESSES.items() if service.startswith(begin)), "")
 
 
 def _process(node: Node) -> str:

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from services.traces import sentences
 from services.traces.attribution import Attribution
 from services.traces.causes import Cause, Kind, Reason, Slice
 from services.traces.critical_path import Path
-from services.traces.store import Span, Trace
+from services.traces.store import Live, Span, Trace
 from services.traces.tree import Tree, text, tree
 
-__all__ = ["Cause", "Kind", "Segment", "Verdict", "judge", "wanted"]
+__all__ = ["Cause", "Kind", "Segment", "Verdict", "judge", "wanted", "with_open"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,18 @@ def wanted(trace: Trace) -> set[str]:
     """The ids of other traces that the waits of this one link to, for ``judge``; 32 at most."""
     found = {link.trace for span in trace.spans if span.name.startswith("wait.") for link in span.links}
     return set(sorted(found - {trace.id, *(span.trace for span in trace.spans)})[:32])
+
+
+def with_open(stored: Iterable[Trace], ids: Iterable[str], live: Live) -> list[Trace]:
+    """The stored traces and those of ``ids``, with their spans that are still open: whoever held what an operation
+    waited for is often still under way, and its root says who it is.
+    """
+    spans = {trace.id: list(trace.spans) for trace in stored}
+    asked, ended = {*spans, *ids}, {(span.trace, span.id) for found in spans.values() for span in found}
+    for span in live.spans:
+        if span.trace in asked and (span.trace, span.id) not in ended:
+            spans.setdefault(span.trace, []).append(replace(span, end=max(span.start, live.now)))
+    return [Trace(name, sorted(found, key=lambda span: span.start)) for name, found in spans.items()]
 
 
 def judge(trace: Trace, others: Iterable[Trace] = ()) -> Verdict:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from deploy.samples import Image
-from services.kit import errors
+from deploy.traces import judged
 from services.kit.rpc import Channel
 from services.traces.remote import RemoteStore
 from services.traces.store import Query, Trace
-from services.traces.verdict import Verdict, judge, wanted
+from services.traces.verdict import Verdict
 from tests.fake_registry import FakeRegistry
 from tests.support import Node, loop_disk
 
@@ -91,12 +91,7 @@ class Scene:
         reference = f"{self.registry.host}/{name}"
         async with Channel(self.node.state / "traces.sock") as channel:
             store = RemoteStore(channel)
-            trace = await self._newest(store, reference, since)
-            others = []
-            for other in wanted(trace):
-                with contextlib.suppress(errors.NotFound):
-                    others.append(await store.trace(other))
-            return judge(trace, others)
+            return await judged(store, await self._newest(store, reference, since))
 
     @staticmethod
     async def _newest(store: RemoteStore, reference: str, since: int) -> Trace:

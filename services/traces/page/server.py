@@ -173,9 +173,12 @@ class Page:
         found, others = await self._source.trace(prefix), list[Trace]()
         if not found.spans:
             raise errors.NotFound(f"trace {prefix}")
-        for other in verdict.wanted(found):
+        wanted = verdict.wanted(found)
+        for other in wanted:
             with contextlib.suppress(errors.NotFound):
                 others.append(await self._source.trace(other))
+        if wanted:
+            others = verdict.with_open(others, wanted, await self._source.live())
         return found, others
 
     async def _worked_out(self, work: Callable[..., documents.Json], *what: Any) -> Response:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from services.traces.causes import Kind
-from services.traces.store import Trace
-from services.traces.verdict import Verdict, judge, wanted
-from tests.unit.traces.spans import OTHER, Spans
+from services.traces.store import Live, Trace
+from services.traces.verdict import Verdict, judge, wanted, with_open
+from tests.unit.traces.spans import OTHER, T0, Spans
 
 HOST = "registry.example:5000"
 DIGESTS = [f"sha256:{number:064x}" for number in range(4)]
@@ -216,6 +216,23 @@ def test_another_pull_was_before() -> None:
     assert alone.causes[0].seconds == pytest.approx(8.0)
 
 
+def test_the_other_pull_is_still_under_way() -> None:
+    """Its root is open: it says who it is, and its open spans hold what is waited for."""
+    other = Spans(OTHER)
+    first = other.add("Transfer", -9000, 0, splitd__operation="pull", container__image__name="large:1")
+    holder = other.add("registry.fetch", -9000, 0, first)
+    ended = other.add("registry.request", -9000, -8000, holder)
+    pull = Pull(5000, unpacks=False)
+    pull.add("wait.budget", 0, 4000, pull.pull, link=f"{OTHER}-{holder}")
+    live = Live(T0 + 5_000_000_000, [replace(span, end=0) for span in other.spans])
+    stored = [Trace(OTHER, [span for span in other.spans if span.id == ended])]
+    (found,) = with_open(stored, wanted(pull.trace()), live)
+    assert {span.id: span.seconds for span in found.spans} == {first: 14.0, holder: 14.0, ended: 1.0}
+    verdict = judge(pull.trace(), [found])
+    assert verdict.sentence.startswith("4.0 of 5.0 s: waiting for a place that the pull of large:1 held")
+    assert with_open([], {"f" * 32}, live) == []
+
+
 def test_a_place_that_the_pull_itself_holds_is_no_queue() -> None:
     """Its own layers share connections: what the other layer waited for is the cause."""
     pull = Pull(2000, unpacks=False)
@@ -332,6 +349,13 @@ def test_a_process_that_does_not_answer() -> None:
     call = pull.add("Content/Read", 0, 3000, pull.pull, service="splitd-gateway", kind=3, **rpc)
     pull.add("Content/Read", 2900, 3000, call, service="splitd-content", kind=2, **rpc)
     assert judge(pull.trace()).sentence == "3.0 of 3.0 s: not recorded, in calls to content"
+    pull = Pull(3000, unpacks=False)
+    rpc["rpc__service"] = "splitd.localfiles.v1.LocalFiles"
+    pull.add("LocalFiles/Begin", 0, 3000, pull.pull, service="splitd-gateway", kind=3, **rpc)
+    assert judge(pull.trace()).sentence == "3.0 of 3.0 s: not recorded, in calls to content"
+    pull = Pull(3000, unpacks=False)
+    pull.add("LocalFiles/Begin", 0, 3000, pull.pull, kind=3, **rpc)
+    assert judge(pull.trace()).sentence == "3.0 of 3.0 s: not recorded, in calls to gateway"
 
 
 def test_an_image_verifier() -> None:
