@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ import pytest_asyncio
 
 from services.kit import http_server
 from services.traces.page.server import Page
+from services.traces.store import Span
 from tests.browser import PHONE, TEXTS, Tab, chromium, colours, tab
-from tests.made_traces import MARKUP, REGISTRY, MadeSource, hostile, large, pull
+from tests.made_traces import MARKUP, REGISTRY, MadeSource, Spans, hostile, large, pull
 
 pytestmark = pytest.mark.once
 
@@ -400,6 +402,28 @@ async def test_a_large_trace_stays_quick(page: Tab) -> None:
         }"""
     )
     assert took < 250, f"the median step took {took} ms"
+
+
+@pytest.mark.parametrize("shape", ["deep", "roots", "times"])
+async def test_whatever_somebody_sends_is_shown(page: Tab, source: MadeSource, shape: str) -> None:
+    """Spans one inside the other, thousands of roots of hundreds of processes, and times without sense."""
+    made = Spans("7" * 32, NOW if shape != "times" else 0)
+    above: Span | None = None
+    for n in range(3_000 if shape != "times" else 1):
+        made.add(above, f"span.{n}", f"p{n % 300 if shape == 'roots' else 0}", n * 0.1, 2_000 - n * 0.1)
+        above = made.spans[-1] if shape == "deep" else None
+    if shape == "times":
+        first = made.spans[0]
+        made.spans += [replace(first, id="8" * 16, start=(1 << 64) - 1, end=0), replace(first, id="9" * 16, name="")]
+    await source.keep(made.made())
+    await page.open(f"trace/{made.trace}")
+    await page.until("document.querySelector('.row')")
+    assert await page.page.locator(".row").count() < 80
+    assert len(await page.texts(".legend button")) <= 16
+    await page.page.get_by_role("tree").focus()
+    for key in ("End", "Enter", "n", "0", "Home", "ArrowLeft", "ArrowRight"):
+        await page.page.keyboard.press(key)
+    assert await page.page.locator(".row.here").count() == 1
 
 
 # ------------------------------------------------------------------ comparison, live, node

@@ -9,6 +9,7 @@ import { build, isWait } from "./tree.js";
 import { Waterfall } from "./waterfall.js";
 
 const SHOW = [["", "All"], ["path", "Critical path"], ["waits", "Waits"], ["errors", "Errors"]];
+const LEGEND = 16; // processes in the legend at most
 const LEAST = 0.005; // of the whole: spans with less of the critical path are not shown as such
 const KEYS = [
   ["↑ ↓", "span by span"], ["→ ←", "open, close"], ["Enter", "zoom to the span"], ["+ −", "zoom"], ["A D", "to and fro"],
@@ -54,7 +55,8 @@ export function trace(host, [id], values, app) {
       wanted();
     }, { "data-show": value }));
     const hits = make("span", { class: "dim", role: "status" });
-    const legend = used(found).map((name) => button([make("i", { class: `swatch p-${colour(name)}`, "aria-hidden": "true" }), process(name)].flat(), () => {
+    const processes = used(found);
+    const legend = processes.slice(0, LEGEND).map((name) => button([make("i", { class: `swatch p-${colour(name)}`, "aria-hidden": "true" }), process(name)].flat(), () => {
       dimmed = dimmed === process(name) ? "" : process(name);
       waterfall.setDim(dimmed);
       for (const each of legend) each.setAttribute("aria-pressed", String(dimmed !== "" && each.dataset.process === dimmed));
@@ -93,7 +95,7 @@ export function trace(host, [id], values, app) {
           make("label", { for: "find" }, make("span", { class: "hidden" }, "Find in spans"), search), hits,
           make("div", { class: "group zooms", role: "group", "aria-label": "Zoom" },
             button("−", () => waterfall.zoom(0.5), { "aria-label": "Zoom out" }), button("+", () => waterfall.zoom(2), { "aria-label": "Zoom in" }), button("Fit", () => waterfall.all(), { "aria-label": "Fit all of the time" }))),
-        make("div", { class: "legend" }, legend,
+        make("div", { class: "legend" }, legend, processes.length > LEGEND && make("span", { class: "sign" }, `and ${processes.length - LEGEND} more`),
           make("span", { class: "sign" }, make("i", { class: "bar wait p-images", "aria-hidden": "true" }), "waits"),
           found.path.length > 0 && make("span", { class: "sign" }, make("i", { class: "stroke", "aria-hidden": "true" }), "critical path")),
         make("div", { class: "split" }, waterfall.element, panel),
