@@ -89,13 +89,3 @@ class Collector:
 
 def _attributes(pairs: Any) -> dict[str, Any]:
     return {pair.key: getattr(pair.value, pair.value.WhichOneof("value") or "string_value") for pair in pairs}
-
-
-def covered(root: Span, spans: Sequence[Span]) -> float:
-    """The part of the root's time that the union of the spans below it covers."""
-    below = sorted((max(span.start, root.start), min(span.end, root.end)) for span in spans if span is not root)
-    reached, total = root.start, 0
-    for start, end in below:
-        total += max(0, end - max(start, reached))
-        reached = max(reached, end)
-    return total / max(1, root.end - root.start)

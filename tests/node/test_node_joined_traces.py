@@ -1,19 +1,22 @@
-"""A command of an old client, which sends no trace context, is one trace: ctr of containerd 1.6, and of 2.x where
-SPLITD_TEST_CONTAINERD2 names it.
+"""A command of an old client, which sends no trace context, is one trace in the node's own store: of ctr of containerd
+1.6, and of 2.x where SPLITD_TEST_CONTAINERD2 names it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from deploy.samples import Registry
-from tests.collector import Collector, Span, covered
+from gateway.operation import union
+from services.kit.rpc import Channel
+from services.traces.remote import RemoteStore
+from services.traces.store import Query, Span, Status, Trace
 from tests.peer import PROGRAMS
-from tests.support import Node, eventually, short_directory
+from tests.support import Node, eventually_async, short_directory
 
 pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(180)]
 
@@ -21,21 +24,10 @@ CTRS = {"1.6": "ctr", **({"2": str(Path(PROGRAMS) / "ctr")} if PROGRAMS else {})
 
 
 @pytest.fixture(scope="module")
-def collector() -> Iterator[Collector]:
+def traced() -> Iterator[Node]:
+    """A node as it is by default, but for metrics, which listen to calls too."""
     with short_directory() as directory:
-        running = Collector(directory / "traces.sock")
-        yield running
-        running.stop()
-
-
-@pytest.fixture(scope="module")
-def traced(collector: Collector) -> Iterator[Node]:
-    with short_directory() as directory:
-        node = Node(
-            directory,
-            config=f'[metrics]\naddress = "{directory}/metrics.sock"\n',  # which listens to calls, too
-            env={"OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint, "OTEL_BSP_SCHEDULE_DELAY": "200"},
-        )
+        node = Node(directory, config=f'[metrics]\naddress = "{directory}/metrics.sock"\n')
         try:
             node.up()
             yield node
@@ -43,76 +35,86 @@ def traced(collector: Collector) -> Iterator[Node]:
             node.clear()
 
 
-class Operations:
-    """The operations that a collector has heard of since this was made."""
+@pytest.fixture
+async def store(traced: Node) -> AsyncIterator[RemoteStore]:
+    async with Channel(traced.state / "traces.sock") as channel:
+        yield RemoteStore(channel)
 
-    def __init__(self, collector: Collector) -> None:
-        self._collector = collector
-        self._before = set(collector.traces())
 
-    def one(self, namespace: str, processes: set[str]) -> tuple[Span, Sequence[Span]]:
-        """The only trace of a namespace that is new: its root, and all of its spans, once all are there."""
+class Operation:
+    """The trace of an operation."""
 
-        def found() -> tuple[Span, Sequence[Span]]:
-            new = {trace: spans for trace, spans in self._collector.traces().items() if trace not in self._before}
-            of_it = [
-                spans
-                for spans in new.values()
-                if any(span.attributes.get("splitd.namespace") == namespace for span in spans)
-            ]
-            assert len(of_it) == 1, [[span.name for span in spans if not span.parent] for spans in new.values()]
-            (spans,) = of_it
-            roots = [span for span in spans if not span.parent]
-            assert len(roots) == 1, [span.name for span in roots]
-            (root,) = roots
-            known = {span.id for span in spans}
-            orphans = [(span.service, span.name) for span in spans if span.parent and span.parent not in known]
-            assert not orphans, orphans
-            assert {f"splitd-{name}" for name in processes} <= {span.service for span in spans}
-            return root, spans
+    def __init__(self, trace: Trace) -> None:
+        roots = [span for span in trace.spans if not span.parent]
+        assert len(roots) == 1, [span.name for span in roots]
+        self.root = roots[0]
+        self.spans = trace.spans
+        known = {span.id for span in trace.spans}
+        orphans = [(span.service, span.name) for span in trace.spans if span.parent and span.parent not in known]
+        assert not orphans, orphans
 
-        return eventually(found, f"no trace of {namespace}")
+    @property
+    def processes(self) -> set[str]:
+        return {span.service.removeprefix("splitd-") for span in self.spans}
+
+    def covered(self) -> float:
+        """The part of the root's time that the union of the spans below it covers."""
+        root = self.root
+        times = [(max(s.start, root.start), min(s.end, root.end)) for s in self.spans if s is not root]
+        return union(times) / (root.end - root.start)
+
+    def failures(self) -> list[Span]:
+        return [span for span in self.spans if span.status == Status.ERROR]
+
+    def __str__(self) -> str:
+        """The spans directly below the root, for a failure's message."""
+        below = [span for span in self.spans if span.parent == self.root.id]
+        times = [(s.name, (s.start - self.root.start) / 1e6, (s.end - self.root.start) / 1e6) for s in below]
+        return json.dumps(times, indent=0)
+
+
+async def newest(store: RemoteStore, namespace: str, number: int, processes: set[str]) -> Operation:
+    """The newest of ``number`` operations in a namespace, once it is whole."""
+
+    async def found() -> Operation:
+        known = await store.traces(Query(namespace=namespace))
+        assert len(known) == number, [summary.name for summary in known]
+        operation = Operation(await store.trace(known[0].id))
+        assert processes <= operation.processes, operation.processes
+        return operation
+
+    return await eventually_async(found, f"operation {number} of {namespace}")
 
 
 @pytest.mark.parametrize("version", CTRS)
-def test_a_command_is_one_connected_trace(version: str, traced: Node, collector: Collector, registry: Registry) -> None:
+async def test_a_command_is_one_connected_trace(
+    version: str, traced: Node, store: RemoteStore, registry: Registry
+) -> None:
     """A pull, a run and a deletion have a root each, which says what they were about. No span is without its parent,
     all processes that took part have spans, and the spans cover the root's time.
     """
     ctr, namespace, image = CTRS[version], f"joined-{version[0]}", f"{registry.host}/box:1"
-    operations = Operations(collector)
     traced.ctr("images", "pull", "--plain-http", image, program=ctr, namespace=namespace)
-    root, spans = operations.one(namespace, {"gateway", "metadata", "content", "snapshots", "images"})
-    assert covered(root, spans) >= 0.95, _shown(root, spans)
-    said = root.attributes
-    assert (root.name, said["splitd.operation"], said["splitd.outcome"]) == ("pull", "pull", "ok")
+    pull = await newest(store, namespace, 1, {"gateway", "metadata", "content", "snapshots", "images"})
+    assert pull.covered() >= 0.95, str(pull)
+    assert pull.failures() == []
+    said = pull.root.attributes
+    assert (pull.root.name, said["splitd.operation"], said["splitd.outcome"]) == ("pull", "pull", "ok")
     assert said["container.image.name"] == image
-    assert said["oci.manifest.digest"].startswith("sha256:")
+    assert str(said["oci.manifest.digest"]).startswith("sha256:")
     assert said["splitd.snapshotter"] == "overlayfs"
-    assert said["splitd.bytes"] > 0
+    assert int(str(said["splitd.bytes"])) > 0
     assert said["splitd.layers"] == 1
-    assert [span.name for span in spans if span.error] == []
 
-    operations = Operations(collector)
-    said_by_it = traced.out("run", "--rm", image, "one", "echo", "hello", program=ctr, namespace=namespace)
-    assert said_by_it == "hello\n"
-    root, spans = operations.one(namespace, {"gateway", "metadata", "snapshots", "tasks"})
-    assert covered(root, spans) >= 0.95, _shown(root, spans)
-    said = root.attributes
-    assert (root.name, said["splitd.outcome"], said["container.id"]) == ("run", "ok", "one")
+    assert traced.out("run", "--rm", image, "one", "echo", "hello", program=ctr, namespace=namespace) == "hello\n"
+    run = await newest(store, namespace, 2, {"gateway", "metadata", "snapshots", "tasks"})
+    assert run.covered() >= 0.95, str(run)
+    assert run.failures() == []
+    said = run.root.attributes
+    assert (run.root.name, said["splitd.outcome"], said["container.id"]) == ("run", "ok", "one")
     assert said["container.image.name"] == image
-    assert [span.name for span in spans if span.error] == []
-    assert {"tasks.shim.start", "tasks.shim.create"} <= {span.name for span in spans}
+    assert {"tasks.shim.start", "tasks.shim.create"} <= {span.name for span in run.spans}
 
-    operations = Operations(collector)
     traced.ctr("images", "rm", image, program=ctr, namespace=namespace)
-    root, spans = operations.one(namespace, {"gateway", "images", "metadata"})
-    assert (root.name, root.attributes["container.image.name"]) == ("delete", image)
-
-
-def _shown(root: Span, spans: Sequence[Span]) -> str:
-    """The spans directly below a root, for a failure's message."""
-    below = sorted((span for span in spans if span.parent == root.id), key=lambda span: span.start)
-    return json.dumps(
-        [(span.name, (span.start - root.start) / 1e6, (span.end - root.start) / 1e6) for span in below], indent=0
-    )
+    deletion = await newest(store, namespace, 3, {"gateway", "images", "metadata"})
+    assert (deletion.root.name, deletion.root.attributes["container.image.name"]) == ("delete", image)
