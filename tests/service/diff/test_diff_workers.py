@@ -22,7 +22,9 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from services.kit import errors, kept, tracing
 from services.oci.mounts import Mount
+from services.snapshots.diff import workers
 from services.snapshots.diff.inherit import DefaultAclError, LinkError, Unnamed, inherit
+from services.snapshots.diff.mounts import to_arguments
 from services.snapshots.diff.paths import Resolver
 from services.snapshots.diff.workers import Applied, Appliers, Growth
 from tests.spans import attribute, milliseconds, recorded
@@ -366,6 +368,35 @@ async def test_a_worker_that_the_disk_holds_up_says_so(appliers: Appliers, place
         subprocess.run(["umount", str(mounted)], check=True)
     check_parts(span)
     assert part(span, "disk") > 200
+
+
+async def test_a_layer_that_is_made_says_what_its_time_went_for(place: Path) -> None:
+    """The worker compresses what another of its threads reads. The parts add up to the span."""
+    for name in ("left", "right", "below", "above"):
+        (place / name).mkdir()
+    (place / "above/file").write_bytes(os.urandom(1 << 20) * 8)
+    below, above = ([Mount("bind", str(place / name), ("rw", "rbind"))] for name in ("below", "above"))
+    left = to_arguments(below)
+    with recorded() as spans, (place / "made").open("wb") as made:
+        digest, size, _ = await workers.compare(
+            "gzip",
+            "-",
+            str(place / "left"),
+            str(place / "right"),
+            str(len(left)),
+            *left,
+            *to_arguments(above),
+            file=made.fileno(),
+            started=lambda: None,
+        )
+        span = spans.one("diff.compare")
+    data = (place / "made").read_bytes()
+    assert (digest, int(size)) == (f"sha256:{hashlib.sha256(data).hexdigest()}", len(data))
+    check_parts(span)
+    assert part(span, "compress") > 0
+    assert part(span, "digest") > 0
+    assert part(span, "bytes") == 0
+    assert part(span, "compress") + part(span, "digest") + part(span, "files") <= part(span, "cpu") + 1
 
 
 async def test_who_waits_for_the_program_says_so(appliers: Appliers, place: Path) -> None:
