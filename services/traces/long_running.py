@@ -16,6 +16,8 @@ AGAIN = 60.0
 """Seconds until an operation is logged again."""
 LASTING = frozenset({"Wait", "Subscribe", "Watch"})
 """Calls that last as long as what they wait for: that a container runs for a week is no news."""
+_TRANSFER = "images."
+"""Begins the names of transfers' spans. The root learns with the answer only what it is."""
 _STAGES = 2
 _TEXT = 200
 """Characters of a name."""
@@ -92,7 +94,8 @@ def _operation(spans: Sequence[Span]) -> str:
         name: next((text for span in spans if isinstance(text := span.attributes.get(name), str) and text), "")
         for name in ("splitd.operation", "container.image.name", "container.id", "splitd.namespace")
     }
-    what = said["splitd.operation"] or spans[0].name
+    transfer = next((span.name for span in spans if span.name.startswith(_TRANSFER)), "")
+    what = said["splitd.operation"] or transfer.removeprefix(_TRANSFER) or spans[0].name
     about = said["container.image.name"] or said["container.id"]
     namespace = said["splitd.namespace"]
     return _shown(what) + (f" {_shown(about)}" if about else "") + (f" in {_shown(namespace)}" if namespace else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 
 import pytest
@@ -60,8 +61,12 @@ def test_a_pull_that_takes_long_is_logged_each_minute(node: Node) -> None:
         "pull docker.io/library/busybox:1 in default has taken 30s so far: wait.pause (splitd-images, the registry "
         f"asked for it, a.example) for 25s; trace {root.trace}"
     ]
-    node.spans = [root, pull]
+    node.spans = [
+        dataclasses.replace(root, attributes={}),
+        dataclasses.replace(pull, attributes={**ROOT, "splitd.operation": None}),
+    ]
     [line] = node.later(60)
+    assert line.startswith("pull docker.io/library/busybox:1 in default has taken 1m30s")
     assert "has taken 1m30s so far: images.pull (splitd-images) for 1m29s; trace" in line
     node.spans = []
     assert node.later(60) == []
