@@ -59,6 +59,8 @@ MEMBER = "splitd="
 
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
 _BASE = re.compile(r"splitd=([0-9a-f]{16})")
+_NOWHERE = "0" * 16
+"""The base of a call if no span above will be kept for certain: the root may be folded (:meth:`Span.yields`)."""
 _LATE = 60_000_000_000
 """Nanoseconds after the end of a span in which work may still begin below it. A loop that was begun by a call, and
 outlives it, is no part of it.
@@ -144,7 +146,7 @@ class Span:
         self.parent = parent
         self.id = f"{random.getrandbits(64):016x}"
         self.base = ""
-        """Of a span whose parent is in another process."""
+        """Of a span whose parent is in another process; empty if the caller was certain of none."""
         if parent is None:
             self.trace = f"{random.getrandbits(128):032x}"
             self.above = self.tracestate = ""
@@ -186,7 +188,7 @@ class Span:
         others = str(headers.get("tracestate", ""))
         first, _, rest = others.partition(",")
         if (ours := _BASE.fullmatch(first)) is not None:  # each process puts its own member in front
-            made.marked, made.base, others = True, ours[1], rest
+            made.marked, made.base, others = True, "" if ours[1] == _NOWHERE else ours[1], rest
         else:
             made.base = made.above  # the span of a stranger, which has its own way to the one who looks at it
         made.tracestate = others[:512]
@@ -341,7 +343,7 @@ class Span:
 
     def headers(self) -> Headers:
         """W3C headers that make this span the parent of the callee's spans."""
-        base = self._sure(clock.now() - state.fold)
+        base = self._sure(clock.now() - state.fold) or _NOWHERE
         more = f",{self.tracestate}" if self.tracestate else ""
         return (("traceparent", f"00-{self.trace}-{self.id}-01"), ("tracestate", f"{MEMBER}{base}{more}"))
 
@@ -359,6 +361,7 @@ class Span:
         span = self
         while True:
             if (span._keep or span.start <= old) and not span.was_folded:
+                span._keep = True  # it may end at a time before now, or the fold may change
                 return span.id
             if span.parent is None:
                 return span.base
@@ -382,7 +385,7 @@ class Span:
         else:
             while above.was_folded:
                 if above.parent is None:
-                    self.above = above.base
+                    self.above = above.base or above.above
                     break
                 above = above.parent
             else:

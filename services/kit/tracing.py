@@ -361,7 +361,7 @@ def _arrived(method: str, headers: Mapping[str, str | bytes], parent: Span | Non
         found = Span.received(method[1:], SERVER, headers)
         if found is not None:
             found.method = method
-            if found.trace not in _process.known:
+            if found.base and found.trace not in _process.known:
                 _process.knows(found.trace)
                 found.keep()
         return found

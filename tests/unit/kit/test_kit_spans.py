@@ -132,6 +132,25 @@ def test_the_base_that_a_call_sends_is_the_nearest_span_that_will_be_kept(age: i
     last(out, 0)
 
 
+def test_a_call_below_a_root_that_may_be_folded_has_no_base(kept: Kept) -> None:
+    """What is long there has a caller's span that is long, too; nothing short is kept, though it is the first."""
+    root = tracing.root("collect")
+    root.yields()
+    headers = dict(Span("a.B/C", CLIENT, root).headers())
+    for milliseconds, wanted in ((1, 0), (50, 1)):
+        kept.clear()
+        call = tracing._arrived("/a.B/C", headers, None)
+        assert call is not None
+        assert (call.base, call.marked) == ("", True)
+        late = Span("late", spans.INTERNAL, call)
+        last(call, milliseconds)
+        assert len(kept) == wanted
+        last(late, 60)
+        assert late.above == (call.id if wanted else call.above)
+    root.start -= FOLD
+    assert dict(Span("a.B/C", CLIENT, root).headers())["tracestate"] == f"splitd={root.id}"
+
+
 def test_a_strangers_span_is_the_base_of_what_comes_from_there(kept: Kept) -> None:
     """A client of the node's knows nothing of folding."""
     call = received("rojo=1")
