@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -81,7 +82,8 @@ def run(arguments: argparse.Namespace) -> int:
         if failure.code != 1:  # interrupted, or no node is up
             raise
         first, *more = failure.lines
-        raise Failure(first, failure.code, [*more, *_why(arguments, here, reference, began)]) from None
+        why = [_FAILED.sub(r"\1", line) for line in _why(arguments, here, reference, began)]
+        raise Failure(first, failure.code, [*more, *why]) from None
     output.said(
         f"pulled {transferring.with_digest(reference, outcome)}: {transferring.figures(outcome)}, "
         f"{transferring.layers(outcome)}"
@@ -91,6 +93,10 @@ def run(arguments: argparse.Namespace) -> int:
     for line in _why(arguments, here, reference, began):
         output.said(line)
     return 0
+
+
+_FAILED = re.compile(r"(failed after [0-9.]+ s): .*(?=; [0-9.]+ of [0-9.]+ s: )")
+"""How the verdict on a pull begins that failed: with the error, which is printed already."""
 
 
 def _why(arguments: argparse.Namespace, here: Place, reference: str, began: float) -> list[str]:

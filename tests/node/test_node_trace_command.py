@@ -50,13 +50,16 @@ async def test_a_pull_says_what_it_waited_for_and_show_says_it_again(
 
 
 async def test_a_failed_pull_says_what_it_waited_for_too(node: Node, fake: FakeRegistry) -> None:
-    """After the error and its trace, on standard error."""
+    """After the error, on standard error; the error itself is said once."""
     failed = await run(node, "pull", "-v", "--plain-http", f"{fake.host}/team/none:1", ok=False)
-    error, trace, sentence, *_ = failed.stderr.splitlines()
+    error, *more = failed.stderr.splitlines()
     assert "team/none:1" in error
     (newest, *_) = await listed(node, "--failed", "--image", "team/none")
-    assert trace.startswith(f"splitd: trace {newest['trace']}")
-    assert re.match(r"splitd: failed after [0-9.]+ s: .*404 Not Found", sentence)
+    assert newest["trace"][:12] in failed.stderr
+    (sentence,) = [line for line in more if "failed after" in line]
+    assert re.match(r"splitd: failed after [0-9.]+ s; [0-9.]+ of [0-9.]+ s: ", sentence)
+    shown = (await run(node, "trace", "show", newest["trace"])).stdout.replace("\n", " ")
+    assert re.match(r"failed after [0-9.]+ s: .*404 Not Found", shown)
 
 
 async def test_a_run_is_one_operation(node: Node, fake: FakeRegistry) -> None:
