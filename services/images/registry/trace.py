@@ -76,6 +76,7 @@ class Timings:
         """``phase`` begins; an error calls it ``words``."""
         if self._closed:
             return  # a lookup may outlive its request, since others wait for it too
+        self.end(phase)  # aiohttp repeats a request whose idle connection turns out to be closed
         self.phase = words
         self._began[phase] = time.monotonic()
         self._spans[phase] = span(f"registry.{phase}", **{"server.address": self.host})

@@ -23,6 +23,7 @@ from tests.fake_registry import (
     Serve,
     authorized,
     cut,
+    hang_up,
     no_ranges,
     redirect,
     silent,
@@ -272,6 +273,23 @@ async def test_a_cancelled_pull_leaves_no_span_open(spans: Spans, quick: Registr
         await asyncio.wait((pulling,))
     assert not state.open
     assert not failed(spans)
+
+
+async def test_a_request_that_aiohttp_repeats(spans: Spans, quick: Registry) -> None:
+    """A connection that was idle turns out to be closed, and the request is sent again on another one: each phase ends,
+    and the request is one.
+    """
+    async with FakeRegistry() as fake:
+        fake.add_blob("box", LAYER)
+        reference, client = f"{fake.host}/box:1", plain(quick)
+        await fetched(client, reference, described(LAYER))
+        fake.inject("blob", hang_up())
+        assert (await fetched(client, reference, described(LAYER)))[0] == LAYER
+    assert len(fake.seen) == 3
+    assert not state.open
+    _, second = spans.named("registry.request")
+    assert said(second, "error.type") is None
+    assert len([each for each in spans.named("registry.first_byte") if spans.parent(each) is second]) == 2
 
 
 # ---------------------------------------------------------------------------------------------- what registries see
