@@ -285,9 +285,14 @@ class LocalStore:
         return connection
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with _transaction(self._database):
-            yield
+    def _transaction(self, connection: sqlite3.Connection | None = None) -> Iterator[None]:
+        before = [*self._bytes]
+        try:
+            with _transaction(connection or self._database):
+                yield
+        except BaseException:
+            self._bytes = before
+            raise
 
     # ---------------------------------------------------------------- spans come
 
@@ -436,7 +441,7 @@ class LocalStore:
             )
             if not oldest:
                 return
-            with _transaction(connection):
+            with self._transaction(connection):
                 self._remove([number for _, number in oldest[:20]], connection)
 
     def _going(self) -> Sequence[int]:
