@@ -439,7 +439,7 @@ export class Waterfall {
       make("span", { class: "twisty", "aria-hidden": "true" }, node.children.length && !this.wanted ? (node.open ? "▾" : "▸") : ""),
       !node.fold && make("i", { class: `swatch p-${this.colour(this.trace.services[span.service])}` }),
       make(bold, { class: "text" }, text), " ", detail && !waits && make("span", { class: "dim" }, detail), " ",
-      node.children.length > 0 && !node.open && !this.wanted && !node.fold && make("span", { class: "more", "aria-hidden": "true" }, `+${node.below}`)),
+      this.folds(node) && make("span", { class: "more" }, `+${node.below}`)),
     make("span", { class: "took" }, duration((node.end - node.start) / 1e6)), " ", lane);
     if (this.dim && !node.chain.some((each) => process(this.trace.services[this.tree.spans[each].service]) === this.dim)) element.classList.add("faint");
     element.title = `${text}${detail ? ` – ${detail}` : ""}${service ? ` (${service})` : ""}`;
@@ -455,9 +455,15 @@ export class Waterfall {
     return make("i", { class: kinds.join(" ") });
   }
 
+  // Whether a row says how many spans it stands for besides its own.
+  folds(node) {
+    return node.children.length > 0 && !node.open && !this.wanted && !node.fold;
+  }
+
   // What is read of a row: what one sees, and then what only a picture says.
   spoken(node, text, detail, tag, service) {
-    const told = [[text, detail, duration((node.end - node.start) / 1e6), tag].filter(Boolean).join(" ")];
+    const more = this.folds(node) ? `+${node.below}` : "";
+    const told = [[text, detail, more, duration((node.end - node.start) / 1e6), tag].filter(Boolean).join(" ")];
     if (service) told.push(service);
     told.push(`begins at ${duration(node.start / 1e6)}`);
     if (node.onPath) told.push("on the critical path");
