@@ -95,6 +95,28 @@ async def of_file(found: trace_files.Read) -> MemoryStore:
     return store
 
 
+async def under_way(source: Source, prefix: str) -> Trace | None:
+    """The trace whose id begins so, if it is of an operation that is under way: what is stored of it, and its open
+    spans, which end now.
+    """
+    if not isinstance(source, RemoteStore):
+        return None
+    live = await source.live()
+    found = {span.trace for span in live.spans if span.trace.startswith(prefix.lower())}
+    stored = []
+    try:
+        if found:
+            stored.append(await source.trace(prefix.lower()))
+    except errors.NotFound:  # no span of it has ended yet
+        pass
+    except errors.InvalidArgument:  # several begin so
+        return None
+    made = verdict.with_open(stored, found, live)
+    if len(made) != 1 or (stored and len(made[0].spans) == len(stored[0].spans)):  # what was reported has ended since
+        return None
+    return made[0]
+
+
 async def others(source: Source, *asked: Trace) -> list[Trace]:
     """The traces that the waits of some link to, as far as ``source`` knows them, also those still under way."""
     found = []

@@ -30,7 +30,6 @@ from services.kit import errors
 from services.traces import comparison, otlp_json, slowest
 from services.traces import tree as trees
 from services.traces.comparison import Comparison
-from services.traces.remote import RemoteStore
 from services.traces.slowest import WhySlow
 from services.traces.store import Query, Trace
 from services.traces.verdict import Verdict
@@ -245,8 +244,12 @@ def list_traces(arguments: argparse.Namespace) -> int:
 def show(arguments: argparse.Namespace) -> int:
     async def found(source: Source) -> tuple[Trace, Verdict]:
         off = _off(arguments)
-        trace = await _named(source, arguments.trace or await _newest(source, off), off)
-        if isinstance(source, RemoteStore) and any(span.trace == trace.id for span in (await source.live()).spans):
+        prefix = arguments.trace or await _newest(source, off)
+        under_way = await traces.under_way(source, prefix)
+        if under_way is None:
+            trace = await _named(source, prefix, off)
+        else:
+            trace = under_way
             complain("the operation is still under way: this is what is known so far (splitd trace top shows the rest)")
         return trace, await traces.judged(source, trace)
 
