@@ -260,8 +260,8 @@ def _kind(source: End | None, destination: End | None) -> tuple[str, str]:
             return "push", name
         case ImportStream(), ImageStore(name=name):
             return "import", name
-        case ImageStore(name=name), ExportStream():
-            return "export", name
+        case ImageStore(name=name, references=others), ExportStream():
+            return "export", name or next((other.name for other in others), "")
         case ImageStore(), ImageStore(name=name):
             return "tag", name
     return "transfer", ""

@@ -155,6 +155,7 @@ async def import_archive(
         if named:
             for image in await names.store_all(named, node):
                 report(Progress("saved", image.name, descriptor=descriptor))
+                tracing.operation(**{"container.image.name": image.name, "oci.manifest.digest": descriptor.digest})
     report(Progress("Completed import"))
 
 
