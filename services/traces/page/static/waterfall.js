@@ -440,7 +440,7 @@ export class Waterfall {
       !node.fold && make("i", { class: `swatch p-${this.colour(this.trace.services[span.service])}` }),
       make(bold, { class: "text" }, text), " ", detail && !waits && make("span", { class: "dim" }, detail), " ",
       this.folds(node) && make("span", { class: "more" }, `+${node.below}`)),
-    make("span", { class: "took" }, duration((node.end - node.start) / 1e6)), " ", lane);
+    " ", make("span", { class: "took" }, duration((node.end - node.start) / 1e6)), " ", lane);
     if (this.dim && !node.chain.some((each) => process(this.trace.services[this.tree.spans[each].service]) === this.dim)) element.classList.add("faint");
     element.title = `${text}${detail ? ` – ${detail}` : ""}${service ? ` (${service})` : ""}`;
     return { element, inner, tag, lane, node };
