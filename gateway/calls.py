@@ -121,7 +121,7 @@ def kind(method: str) -> Kind:
     service, _, name = method[:200].rpartition("/")
     short = f"{service.rpartition('.')[2].strip('/')}.{name}"
     subject, path = _SUBJECTS.get(short, ("", ()))
-    return Kind(short, name not in _QUIET, name in _WATCHES, name == "Wait", subject, path)
+    return Kind(short, name not in _QUIET | _WATCHES, name in _WATCHES, name == "Wait", subject, path)
 
 
 def field(message: bytes, path: tuple[int, ...]) -> str:
