@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.processes import NAMES
 from tests.service.gateway.test_gateway_probes import asked
 from tests.support import TOP, Node, eventually, short_directory, splitd
 
@@ -48,17 +49,15 @@ def test_dump_shows_the_running_configuration_and_its_differences_from_the_file(
     done = configured.splitd("config", "dump")
     assert 'grace = "3s"' in done.stdout
     assert 'silence = "40s"' in done.stdout
-    assert (
-        f"warning: {config} has changed since metadata, content, snapshots, images, tasks, gateway read it: "
-        in done.stderr
-    )
-    assert "restart metadata content" in done.stderr
+    assert f"warning: {config} has changed since {', '.join(NAMES)} read it: " in done.stderr
+    assert f"restart {' '.join(NAMES)}" in done.stderr
     done = configured.splitd("restart", "content")
     assert f"warning: {config} has other values for the node as a whole" in done.stderr
     done = configured.splitd("config", "dump")
     assert 'grace = "4s"' in done.stdout
     assert 'silence = "40s"' in done.stdout
-    assert f"{config} has changed since metadata, snapshots, images, tasks, gateway read it" in done.stderr
+    others = ", ".join(name for name in NAMES if name != "content")
+    assert f"{config} has changed since {others} read it" in done.stderr
 
 
 def test_a_restart_with_a_file_that_is_wrong_stops_nothing(configured: Node, config: Path) -> None:
