@@ -247,7 +247,8 @@ def test_each_hosts_toml_is_looked_at(tmp_path: Path) -> None:
         ("key.test", '[host."https://m.test"]\n\nca = 5'),
         ("odd.test", '\nsever = "x"\n[host."https://m.test"]\nskip_verfy = true'),
         ("tls.test", f'[host."https://m.test"]\nca = "{tmp_path}/absent.crt"'),
-        ("good.test", 'server = "https://x.test"'),
+        ("good.test", 'server = "https://x.test"\n[host."https://m.test"]\ntraceparent = true'),
+        ("told.test", 'traceparent = "all"'),
     ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "hosts.toml").write_text(text)
@@ -264,6 +265,7 @@ def test_each_hosts_toml_is_looked_at(tmp_path: Path) -> None:
             f"files.test: files.test: certificate authority {tmp_path}/files.test/x.crt: no certificate or crl found",
             'key.test/hosts.toml: line 3: host."https://m.test".ca: 5 is neither a string nor a list of strings',
             f"tls.test/hosts.toml: m.test: certificate authority {tmp_path}/absent.crt: No such file or directory",
+            "told.test/hosts.toml: line 1: traceparent: 'all' is not true or false",
         )
     ]
     assert found(text) == [
