@@ -108,7 +108,8 @@ def _stage(span: Span, now: int) -> str:
         if isinstance(text := span.attributes.get(name), str) and text
     ]
     details = "".join(f", {_shown(note)}" for note in notes)
-    return f"{_shown(span.name)} ({_shown(span.service)}{details}) for {_age(now - span.start)}"
+    name = span.name.rpartition(".")[2] if "/" in span.name else span.name
+    return f"{_shown(name)} ({_shown(span.service)}{details}) for {_age(now - span.start)}"
 
 
 def _age(nanoseconds: int) -> str:

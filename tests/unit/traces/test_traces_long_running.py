@@ -79,7 +79,7 @@ def test_waiting_for_a_container_is_no_news(node: Node) -> None:
     below = opened(run.trace, 1, parent=wait.id, name="ttrpc/Wait", attributes={"rpc.method": "Wait"})
     node.spans = [run, wait, below]
     assert node.later(200) == []
-    node.spans.append(opened(run.trace, 200, parent=run.id, name="T/Kill", attributes={"rpc.method": "Kill"}))
+    node.spans.append(opened(run.trace, 200, parent=run.id, name="a.v1.T/Kill", attributes={"rpc.method": "Kill"}))
     assert node.later(29) == []
     [line] = node.later(2)
     assert line.startswith("run c has taken 30s so far: T/Kill (splitd-images) for 30s; trace ")
