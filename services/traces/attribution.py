@@ -86,6 +86,8 @@ class Attribution:
     def _shares(self, piece: Piece) -> dict[tuple[Node, Reason], float]:
         """What the piece's span measured, as weights; empty if it measured nothing."""
         node = piece.node
+        if reason_of(piece).kind in {Kind.LOCK, Kind.QUEUE}:
+            return {}  # it is another operation's worker: what that did is not this one's
         if node.span.name == "registry.transfer":
             return _transfer(piece)
         measured = {

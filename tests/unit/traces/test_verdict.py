@@ -216,6 +216,20 @@ def test_another_pull_was_before() -> None:
     assert alone.causes[0].seconds == pytest.approx(8.0)
 
 
+def test_a_lock_under_which_another_pull_works() -> None:
+    """What its worker measured is its own: for this pull it is the lock."""
+    other = Spans(OTHER)
+    first = other.add("Transfer", 0, 5000, splitd__operation="pull", container__image__name="box:2")
+    about: Any = {"oci__layer__digest": DIGESTS[0]}
+    other.add("registry.fetch", 0, 5000, first, server__address=HOST, **about)
+    holder = other.add("unpack.layer", 0, 5000, first, **about)
+    other.add("diff.unpack", 0, 5000, holder, splitd__time__cpu_ms=1000, splitd__time__bytes_ms=4000)
+    pull = Pull(5000)
+    pull.add("wait.lock", 0, 5000, pull.unpacks, link=f"{OTHER}-{holder}")
+    verdict = judge(pull.trace(), [other.trace()])
+    assert [(cause.kind, cause.holder) for cause in verdict.causes] == [(Kind.LOCK, "the pull of box:2")]
+
+
 def test_the_other_pull_is_still_under_way() -> None:
     """Its root is open: it says who it is, and its open spans hold what is waited for."""
     other = Spans(OTHER)
