@@ -48,6 +48,8 @@ Gap = Callable[[int, int, Blocked], None]
 """Records that the client made no call between two times."""
 
 
+_MAKING = frozenset({"Content.Write", "Images.Create", "Leases.Create", "Snapshots.Prepare", "Snapshots.Commit"})
+"""Methods of which one makes an operation more than a deletion."""
 _PULLING = ("Images.Create", "Images.Update", "Transfer.Transfer")
 """A pull or an import that succeeds has one of these succeed."""
 
@@ -281,13 +283,15 @@ class Operation:
             return self.goal
         if "Containers.Create" in done:
             return "create"
-        if any(name.endswith(".Delete") and (name != "Leases.Delete" or len(done) == 1) for name in done):
+        if not _MAKING & done.keys() and any(name.endswith(".Delete") for name in done):
             return "delete"
         if "Tasks.Kill" in done:
             return "kill"
         if "Diff.Diff" in done:
             return "commit"
-        return next(iter(self._changes), "") or next(iter(done), "")
+        # leases and the like only surround what a client does
+        names = [*self._changes, *done]
+        return next((name for name in names if not name.startswith("Leases.")), next(iter(names), ""))
 
     def _failures(self) -> list[tuple[int, str]]:
         """The failures that the client cannot have expected. The last call of each method counts."""

@@ -179,15 +179,16 @@ class Burial:
     async def forget(self, task: Task) -> None:
         """Remove the bundle, the notes and the name of a task that has no processes any more."""
         service, bundle = self._service, task.bundle
-        with _logged(task):
-            service.notes.forget_sighting(bundle)  # first: a bundle without a sighting is only loaded again
-        with _logged(task):
-            if task.life is Life.DEAD or bundle.mounted():
-                await threads.apart(_APART, bundle.delete)
-            else:
-                bundle.delete()  # a dozen small files take less time than a thread
-        with _logged(task):
-            service.notes.forget(bundle)
+        with tracing.span("tasks.bundle.remove"):
+            with _logged(task):
+                service.notes.forget_sighting(bundle)  # first: a bundle without a sighting is only loaded again
+            with _logged(task):
+                if task.life is Life.DEAD or bundle.mounted():
+                    await threads.apart(_APART, bundle.delete)
+                else:
+                    bundle.delete()  # a dozen small files take less time than a thread
+            with _logged(task):
+                service.notes.forget(bundle)
         self._names.forget(task)
         task.forgotten()
         if service.on_gone is not None:

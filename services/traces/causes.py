@@ -112,6 +112,8 @@ SPANS = {
     "content.hash": Reason(Kind.CPU, "digest"),
     "images.rehash": Reason(Kind.CPU, "digest"),
     "snapshots.copy": Reason(Kind.DISK, "copy"),
+    "tasks.bundle": Reason(Kind.RUNTIME, "bundle"),
+    "tasks.bundle.remove": Reason(Kind.RUNTIME, "bundle"),
     "tasks.shim.start": Reason(Kind.RUNTIME, "shim start"),
     "tasks.shim.program": Reason(Kind.RUNTIME, "shim start"),
     "tasks.shim.connect": Reason(Kind.RUNTIME, "shim start"),

@@ -60,6 +60,7 @@ _WHAT = {
     (Kind.CLIENT, "client"): "waiting for the client",
     (Kind.RUNTIME, "worker start"): "starting a worker program",
     (Kind.RUNTIME, "worker"): "handing work to a worker program{layer}",
+    (Kind.RUNTIME, "bundle"): "the files of the container's bundle",
     (Kind.RUNTIME, "shim start"): "starting the shim",
     (Kind.RUNTIME, "runc create"): "creating the container in the shim and runc",
     (Kind.RUNTIME, "runc start"): "starting its process in the shim and runc",

@@ -92,6 +92,7 @@ exec {shutil.which("containerd-shim-runc-v2")} "$@"
     assert spans.above(spans.one("tasks.shim.create")) == ["run"]
     assert spans.above(spans.one("tasks.bundle")) == ["run"]
     assert spans.above(spans.one("tasks.shim.end")) == ["run"]
+    assert spans.above(spans.one("tasks.bundle.remove")) == ["run"]
     calls = {
         span.name.rpartition("/")[2]: spans.above(span)
         for span in spans.exporter.get_finished_spans()

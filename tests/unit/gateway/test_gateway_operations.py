@@ -487,6 +487,28 @@ def test_streams_that_accompany_a_transfer_have_no_spans() -> None:
     assert edge.tracer.unrecorded == ["/containerd.services.streaming.v1.Streaming/Stream"]
 
 
+@pytest.mark.parametrize(
+    ("methods", "name"),
+    [
+        ("Leases.Create Content.Write Images.Create Images.Delete Leases.Delete", "Content.Write"),
+        ("Leases.Create Leases.Delete", "Leases.Create"),
+        ("Leases.Delete", "delete"),
+        ("Containers.Get Containers.Delete Snapshots.Remove", "delete"),
+        ("Leases.Create Diff.Diff Content.Write Images.Update", "commit"),
+        ("Tasks.Get Tasks.Kill", "kill"),
+        ("Namespaces.Create", "Namespaces.Create"),
+    ],
+)
+def test_names(methods: str, name: str) -> None:
+    """What a client makes says more than what it deletes on the way, and leases say least."""
+    edge = Edge(lucky=True)
+    for method in methods.split():
+        service, _, verb = method.partition(".")
+        edge.call("client", f"/containerd.services.{service.lower()}.v1.{service}/{verb}")
+    edge.operations.left("client")
+    assert edge.tracer.names() == [name]
+
+
 def test_a_root_is_named_while_it_is_open() -> None:
     """Those who look at what is in flight see what it is, as far as it is known; what a process has told stays."""
     edge = Edge()
