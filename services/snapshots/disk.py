@@ -14,7 +14,8 @@ import logging
 import os
 from collections.abc import Iterable
 
-from services.kit import errors
+from services.kit import errors, tracing
+from services.kit.thread_times import Times, measured
 from services.snapshots import programs
 from services.snapshots.store import Usage
 
@@ -49,13 +50,20 @@ async def usage(directory: str, small: int = SMALL) -> Usage:
     Unknown if it cannot be read. A tree of more than ``small`` files is counted by du.
     """
     try:
-        walked = await asyncio.to_thread(walk_usage, directory, small)
+        walked, times = await asyncio.to_thread(_measured_walk, directory, small)
     except OSError as error:
         raise disk_error(error, f"failed to measure {directory}") from None
     if walked is not None:
+        tracing.current().put(times.attributes())
         return walked
     size, inodes = await asyncio.gather(_du("--block-size=512", directory), _du("--inodes", directory))
     return Usage(size * 512, inodes)
+
+
+def _measured_walk(directory: str, limit: int) -> tuple[Usage | None, Times]:
+    with measured() as times:
+        walked = walk_usage(directory, limit)
+    return walked, times
 
 
 def walk_usage(directory: str, limit: int) -> Usage | None:

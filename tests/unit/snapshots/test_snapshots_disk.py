@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from services.kit import errors
+from services.kit import errors, tracing
 from services.snapshots import disk, kernel
 from services.snapshots.overlay import mapped_root, mount_options
 from services.snapshots.store import GID_MAPPING, UID_MAPPING
+from tests.spans import attribute, milliseconds, recorded
 
 
 def some_tree(top: Path, count: int) -> None:
@@ -40,6 +41,16 @@ async def test_usage_equals_dus(place: Path) -> None:
     assert walked == by_du
     assert (walked.inodes, walked.size) == (said["--inodes"], said["-B512"] * 512)
     assert walked.inodes == 1 + 6 + 300 + 30
+
+
+async def test_a_walk_says_what_its_time_went_for(place: Path) -> None:
+    """In the span that measures a snapshot."""
+    some_tree(place, 500)
+    with recorded() as spans:
+        with tracing.span("snapshots.measure"):
+            await disk.usage(str(place))
+        span = spans.one("snapshots.measure")
+    assert 0 < float(str(attribute(span, "splitd.time.cpu_ms"))) <= milliseconds(span)
 
 
 async def test_usage_while_files_vanish(place: Path) -> None:
