@@ -11,7 +11,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from services.kit import tracing
@@ -58,9 +58,9 @@ class _Counters:
         """Nanoseconds without a processor, so far."""
         return int(os.pread(self._fd, 64, 0).split()[1]) if self._fd >= 0 else 0
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # at the end of a process os may be gone
         if self._fd >= 0:
-            os.close(self._fd)
+            close(self._fd)
 
 
 class _Own(threading.local):
