@@ -60,6 +60,7 @@ class Operation:
     __slots__ = (
         "_changes",
         "_covered",
+        "_created",
         "_fold",
         "_gaps",
         "_open",
@@ -126,6 +127,8 @@ class Operation:
         self._gaps: list[tuple[int, int, Blocked]] = []
         """Length and start of the gaps between calls, and what was waited for: a heap."""
         self.blocked: Blocked = ("", "")
+        self._created = ""
+        """The container that it created."""
         self._said: dict[str, str | int] = {}
         """Attributes of the root, as they were set here."""
         self._fold = fold
@@ -152,8 +155,12 @@ class Operation:
         """Whether a call is under way, a wait too."""
         return bool(self.under_way or self.waits)
 
-    def clashes(self, key: Key) -> bool:
-        """Whether calls about another thing of the same kind are under way, so that these are two operations."""
+    def clashes(self, key: Key, *, creates: bool = False) -> bool:
+        """Whether a call about ``key``, which may create it, belongs to another operation: this one has created
+        another container, or has calls under way about another thing of the same kind.
+        """
+        if creates and key[0] == "container" and self._created not in ("", key[2]):
+            return True
         return any(other[0] == key[0] and other != key for other in self.busy)
 
     def begins(self, kind: Kind, keys: tuple[Key, ...], request: bytes, now: int) -> None:
@@ -194,6 +201,7 @@ class Operation:
         elif kind.subject == "container":
             self.container = self.container or said
             if kind.name == "Containers.Create":
+                self._created = self._created or said
                 self.image = field(request, (1, 3)) or self.image
         elif kind.subject == "snapshotter":
             self.snapshotter = self.snapshotter or said

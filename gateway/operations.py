@@ -6,9 +6,9 @@ root of the gateway's own, by three rules:
 
 1. *One connection, one operation.* ctr is one process with one connection for one command. So the calls of a connection
    are one operation, whatever they say.
-2. *Unless it proves to have several.* If calls about two containers, or of two leases, are under way at once, the
-   connection is a daemon's (dockerd, buildkitd, the kubelet). From then on only those of its calls are joined that
-   name one container or its task. The others are operations by themselves.
+2. *Unless it proves to have several.* If it subscribes to events, creates a second container, or has calls under way
+   about two containers or of two leases, it is a daemon's (dockerd, buildkitd, the kubelet). From then on only those of
+   its calls are joined that name one container or its task. The others are operations by themselves.
 3. *A lease is one operation*, by whatever connections its calls come.
 
 The root begins with the first recorded call. It ends with the last one, which is known when the connection has ended,
@@ -113,11 +113,13 @@ class Operations:
                 span.set(**{"splitd.namespace": str(headers.get(NAMESPACE, ""))})
             return observed
         what = kind(method)
-        if what.watches:
-            return began(side, method, headers)
         known = self._connections.get(connection)
         if known is None:
             known = self._connections[connection] = _Connection(several=connection is None)
+        if what.watches:
+            if what.name == "Events.Subscribe":
+                self._part(known)
+            return began(side, method, headers)
         asks = not what.changes
         if asks and known.operation is None and not known.containers and LEASE not in headers:
             if not self._asked(known):
@@ -126,7 +128,7 @@ class Operations:
         now = self._tracer.now()
         namespace = str(headers.get(NAMESPACE, ""))
         keys = _keys(what, namespace, str(headers.get(LEASE, "")), request)
-        operation = self._of(known, keys)
+        operation = self._of(known, what, keys)
         if operation is None:
             if (asks and not self._asked(known)) or not self._has_room():
                 return began(side, method, headers)
@@ -164,15 +166,20 @@ class Operations:
         known.declined = now + int(HELD * 1e9)
         return False
 
-    def _of(self, known: _Connection, keys: tuple[Key, ...]) -> Operation | None:
+    def _part(self, known: _Connection) -> None:
+        """A connection proves to be a daemon's: its next calls are not of the operation that it seemed to serve."""
+        own, known.several, known.operation = known.operation, True, None
+        if own is not None:
+            known.containers.update((key, own) for key in own.keys if key[0] == "container")
+
+    def _of(self, known: _Connection, what: Kind, keys: tuple[Key, ...]) -> Operation | None:
         """The open operation that a call belongs to."""
         own, apart = known.operation, None
         if own is not None and own.full:
             self._forget(own)
             own = None
-        if own is not None and any(own.clashes(key) for key in keys):
-            known.several, known.operation = True, None
-            known.containers.update((key, own) for key in own.keys if key[0] == "container")
+        if own is not None and any(own.clashes(key, creates=what.name == "Containers.Create") for key in keys):
+            self._part(known)
             apart, own = own, None
         for key in keys:
             found = self._leases.get(key) if key[0] == "lease" else known.containers.get(key)

@@ -229,6 +229,27 @@ def test_a_daemon_has_several_operations() -> None:
     assert len(edge.operations) == 0
 
 
+@pytest.mark.parametrize("subscribes", [True, False])
+def test_a_daemon_that_waits_for_nothing_has_several_operations(subscribes: bool) -> None:
+    """dockerd learns of exits by events. It keeps a lease for each container, and creates one after the other."""
+    edge = Edge()
+    if subscribes:
+        edge.begin("dockerd", "/containerd.services.events.v1.Events/Subscribe", side="server")
+    for name in ("a", "b"):
+        edge.call("dockerd", f"{LEASES}/Create", leases_pb2.CreateRequest(id=f"lease of {name}"))
+        edge.call("dockerd", f"{CONTAINERS}/Create", container(name))
+        edge.call("dockerd", f"{TASKS}/Create", tasks_pb2.CreateTaskRequest(container_id=name))
+        edge.call("dockerd", f"{TASKS}/Start", tasks_pb2.StartRequest(container_id=name))
+    edge.call("dockerd", f"{IMAGES}/Delete", images_pb2.DeleteImageRequest(name="old"))
+    edge.tracer.pass_(int((operations.PATIENCE + 1) * SECOND))
+    edge.operations.sweep()
+    runs = [root.attributes["container.id"] for root in edge.tracer.roots if root.name == "run"]
+    assert runs == ["a", "b"]
+    assert "delete" in edge.tracer.names()
+    edge.operations.left("dockerd")
+    assert len(edge.operations) == 0
+
+
 def test_a_lease_is_one_operation_by_whatever_connections() -> None:
     edge = Edge()
     edge.call("one", f"{LEASES}/Create", leases_pb2.CreateRequest(id="l"))
