@@ -201,8 +201,10 @@ class Passage:
         self._link.starting.append((self, limit))
 
     def start(self, limit: float | None) -> None:
-        """Send the call to the upstream, now or when that is connected."""
+        """Send the call to the upstream, now or when that is connected, or when its request begins to come."""
         self._begun = True
+        if self._server.entrance is not None and self._plan.single and not (self._early or self._ended):
+            return  # the first bytes of the request begin it: they say the entrance what the call is about
         self._observe()
         if self._admitted and self._chosen().is_ready():
             link = self._carrier().link

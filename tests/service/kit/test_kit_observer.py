@@ -15,9 +15,12 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from api.containerd.runtime.task.v2 import shim_pb2, shim_stubs
 from api.containerd.services.content.v1 import content_pb2 as pb
 from api.containerd.services.content.v1 import content_stubs
+from bench.hostile import Raw
 from services.kit import errors, observer, rpc, tracing, ttrpc
 from services.kit.hops import Hop
 from services.kit.relays import Route
+from services.wire import messages
+from services.wire.server import WireServer
 from tests.support import eventually_async
 
 SERVICE = content_stubs.CONTENT
@@ -346,6 +349,32 @@ async def test_an_entrance_joins_calls_of_one_connection(place: Path) -> None:
     assert len({root.context.trace_id for root in roots}) == 2
     request = pb.InfoRequest(digest="a").SerializeToString()
     assert edge.calls[:2] == [("relay", "Info", request)] * 2
+
+
+@pytest.mark.skipif(not WIRE, reason="grpcio does not tell connections apart")
+async def test_an_entrance_sees_a_request_that_comes_after_its_head(place: Path) -> None:
+    """grpc-go writes both at once, or one after the other."""
+    edge, request = Edge(), pb.InfoRequest(digest="a").SerializeToString()
+    async with (
+        rpc.serving(place / "s", [Content()]),
+        rpc.Channel(place / "s") as back,
+        rpc.serving(place / "g", [], relay=Passing(back), entrance=edge) as server,
+    ):
+        await back.client(SERVICE).Info(pb.InfoRequest(digest="warm"))  # else the call waits for the connection
+        assert isinstance(server, WireServer)
+        with Raw(place / "g") as raw:
+            stream = raw.open(f"/{SERVICE.full_name}/Info")
+            raw.flush()
+
+            async def opened() -> bool:
+                return bool(server.passages)
+
+            await eventually_async(opened)
+            raw.connection.send(stream, messages.prefix(request), request, end=True)
+            raw.flush()
+            (head,) = await asyncio.to_thread(raw.until, Raw.statuses)
+    assert head.code == 0
+    assert edge.calls == [("relay", "Info", request)]
 
 
 class Task:
