@@ -149,6 +149,8 @@ def _add_file(parser: argparse.ArgumentParser) -> None:
 
 _AGO = re.compile("([0-9]{1,9})([smhd])")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_LATEST = 2**63 - 1
+"""The latest time that can be asked for, in nanoseconds since the epoch."""
 
 
 def since(text: str, now: int) -> int:
@@ -156,14 +158,15 @@ def since(text: str, now: int) -> int:
     if not text:
         return 0
     if (ago := _AGO.fullmatch(text)) is not None:
-        return now - int(ago[1]) * _UNITS[ago[2]] * 10**9
+        return max(0, now - int(ago[1]) * _UNITS[ago[2]] * 10**9)
     try:
         moment = datetime.datetime.fromisoformat(text)
-    except ValueError:
+        meant = (moment if moment.tzinfo else moment.astimezone()).timestamp()
+    except (ValueError, OverflowError):  # astimezone() raises them before the year 1 and after 9999
         raise Failure(
             f"--since {text!r} is no time: say 90s, 15m, 2h, 3d, or a date such as 2026-11-29T20:00:00Z", 2
         ) from None
-    return int((moment if moment.tzinfo else moment.astimezone()).timestamp() * 1e9)
+    return min(max(0, int(meant * 1e9)), _LATEST)
 
 
 def query(arguments: argparse.Namespace) -> Query:

@@ -70,6 +70,7 @@ MISTYPED = [
     (["traces"], "did you mean 'trace'?"),
     (["trace", "shw"], "invalid choice: 'shw'"),
     (["trace", "ls", "--since", "yesterday"], "--since 'yesterday' is no time: say 90s, 15m, 2h, 3d, or"),
+    (["trace", "ls", "--since", "0001-01-01"], "--since '0001-01-01' is no time: say 90s, 15m, 2h, 3d, or"),
     (["trace", "ls", "--limit", "0"], "--limit 0: say 1 to"),
     (["trace", "ls", "--slow", "-1"], "--slow -1: say a number of seconds"),
     (["trace", "export", "x", "--format", "zipkin"], "invalid choice: 'zipkin'"),

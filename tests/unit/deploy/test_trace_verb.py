@@ -179,3 +179,17 @@ def test_times_that_since_takes(text: str, seconds: int | None) -> None:
     assert verb.since(text, T0) == (0 if seconds is None else T0 - seconds * 10**9)
     local = datetime.datetime.fromtimestamp(T0 / 1e9).isoformat()  # noqa: DTZ006
     assert verb.since(local, 0) == T0
+
+
+@pytest.mark.parametrize(
+    ("text", "asked"),
+    [
+        ("99999999d", 0),
+        ("0001-01-01T00:00:00Z", 0),
+        ("1960-01-01", 0),
+        ("2300-01-01", 2**63 - 1),
+        ("9999-12-31T23:59:59Z", 2**63 - 1),
+    ],
+)
+def test_a_time_before_or_after_all_that_can_be_asked_for(text: str, asked: int) -> None:
+    assert verb.since(text, T0) == asked
