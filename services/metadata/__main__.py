@@ -17,6 +17,10 @@ from services.metadata.soundness import Soundness
 from services.metadata.sqlite import SqliteTransactions
 from services.metadata.store import Event
 
+_GATEWAY_WAIT = 2.0
+"""Seconds that the first collection waits for the gateway, through which it sweeps: at the start of a node that comes a
+moment later.
+"""
 _SWITCH = 0.0005
 """Seconds after which a computing thread lets the loop run. Python's own value is 5 ms, which the loop would wait each
 time it has waited for anything; the collector looks at all records in a thread.
@@ -44,8 +48,13 @@ async def serve(file: settings.File, node: settings.Node) -> None:
             metadata = Metadata(
                 database, publish, RemoteBackends(gateway), shared=config.content_sharing_policy == "shared"
             )
+
+            async def ready() -> None:
+                await soundness.checked()
+                await gateway.wait_connected(_GATEWAY_WAIT)
+
             collector = database.collector = Collector(
-                database, RemoteRawStores(gateway), config.gc, publish, soundness.checked, configuration.foreign(file)
+                database, RemoteRawStores(gateway), config.gc, publish, ready, configuration.foreign(file)
             )
             try:
                 await soundness.begin(transactions.file.lost, transactions.file.noted)
