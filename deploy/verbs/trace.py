@@ -64,6 +64,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
     list_ = action("list", "print the operations that were traced, the newest first (the default action)", "ls")
     _add_selection(list_)
+    list_.add_argument(
+        "--all", action="store_true", default=False, help="also single calls, and collections that went well"
+    )
     _add_file(list_)
 
     show = action(
@@ -184,6 +187,7 @@ def query(arguments: argparse.Namespace) -> Query:
         failed=arguments.failed,
         longer=longer,
         limit=arguments.limit,
+        operations=not (getattr(arguments, "all", False) or arguments.operation or arguments.file),
     )
 
 

@@ -359,6 +359,7 @@ def query_to_pb(query: Query) -> pb.ListRequest:
         failed=query.failed,
         longer=query.longer,
         limit=query.limit,
+        operations=query.operations,
     )
 
 
@@ -371,6 +372,7 @@ def query_from_pb(request: pb.ListRequest) -> Query:
         failed=request.failed,
         longer=request.longer,
         limit=request.limit or LIMIT,
+        operations=request.operations,
     )
 
 

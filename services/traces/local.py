@@ -107,6 +107,8 @@ WHERE start >= :since
     AND instr(image, :image)
     AND (NOT :failed OR outcome = 'failed' OR (outcome = '' AND errors > 0))
     AND max(end - start, 0) >= :longer
+    AND (NOT :operations OR NOT (operation = 'collect' OR instr(operation, '.'))
+        OR outcome = 'failed' OR (outcome = '' AND errors > 0))
 ORDER BY start DESC, number DESC LIMIT :limit
 """
 

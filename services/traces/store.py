@@ -191,6 +191,11 @@ LAST = (1 << 63) - 1
 """The latest time in a summary. That of a span may be twice as late."""
 
 
+def is_routine(operation: str) -> bool:
+    """Whether an operation is a single call, or the node's own collection."""
+    return operation == "collect" or "." in operation
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
     """Which traces to list; the newest come first. Empty values select nothing out."""
@@ -203,6 +208,10 @@ class Query:
     failed: bool = False
     longer: float = 0.0
     """Seconds that the trace took at least."""
+    operations: bool = False
+    """Leave out single calls (whose operation is named after the call) and collections that went well: monitors and
+    the node itself make many.
+    """
     limit: int = LIMIT
 
     def selects(self, summary: Summary) -> bool:
@@ -214,6 +223,7 @@ class Query:
             and (not self.namespace or summary.namespace == self.namespace)
             and (not self.failed or summary.failed)
             and summary.seconds >= self.longer
+            and (not self.operations or summary.failed or not is_routine(summary.operation))
         )
 
 

@@ -151,6 +151,23 @@ class TracesSuite:
         assert await names(Query(longer=60, image="quay")) == "d"
         assert await names(Query(longer=math.inf)) == ""
 
+    async def test_single_calls_and_collections_are_left_out_on_demand(self, store: Store) -> None:
+        """Not those that failed."""
+        failed = {"splitd.outcome": "failed"}
+        for number, (name, operation, more) in enumerate(
+            [
+                ("a", "Version.Version", {}),
+                ("b", "collect", {}),
+                ("c", "pull", {}),
+                ("d", "Images.Get", failed),
+                ("e", "", {}),
+            ]
+        ):
+            said = {"splitd.operation": operation} if operation else {}
+            await store.add([span(name=name, start=NOW + number, attributes={**said, **more})])
+        assert [each.name for each in await store.traces(Query())] == ["e", "d", "c", "b", "a"]
+        assert [each.name for each in await store.traces(Query(operations=True))] == ["e", "d", "c"]
+
     async def test_a_trace_is_found_by_the_beginning_of_its_id(self, store: Store) -> None:
         """If it is the only one with it."""
         await store.add([span("abc0" + "1" * 28), span("abd0" + "1" * 28)])

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ListRequest(_message.Message):
-    __slots__ = ("since", "operation", "image", "namespace", "failed", "longer", "limit")
+    __slots__ = ("since", "operation", "image", "namespace", "failed", "longer", "limit", "operations")
     SINCE_FIELD_NUMBER: _ClassVar[int]
     OPERATION_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
@@ -15,6 +15,7 @@ class ListRequest(_message.Message):
     FAILED_FIELD_NUMBER: _ClassVar[int]
     LONGER_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
+    OPERATIONS_FIELD_NUMBER: _ClassVar[int]
     since: int
     operation: str
     image: str
@@ -22,7 +23,8 @@ class ListRequest(_message.Message):
     failed: bool
     longer: float
     limit: int
-    def __init__(self, since: _Optional[int] = ..., operation: _Optional[str] = ..., image: _Optional[str] = ..., namespace: _Optional[str] = ..., failed: _Optional[bool] = ..., longer: _Optional[float] = ..., limit: _Optional[int] = ...) -> None: ...
+    operations: bool
+    def __init__(self, since: _Optional[int] = ..., operation: _Optional[str] = ..., image: _Optional[str] = ..., namespace: _Optional[str] = ..., failed: _Optional[bool] = ..., longer: _Optional[float] = ..., limit: _Optional[int] = ..., operations: _Optional[bool] = ...) -> None: ...
 
 class ListResponse(_message.Message):
     __slots__ = ("traces",)
