@@ -297,8 +297,11 @@ class Decoder:
         """
         if kind is request and (at := encoded.rfind(_TRACEPARENT)) > 0:
             context = _context(encoded, at)
-            if context is not None:
-                return self(request, encoded[:at]).within(context)
+            if context is not None:  # only once: what is before it counts as any other field
+                return self._whole(request, encoded[:at]).within(context)
+        return self._whole(kind, encoded)
+
+    def _whole(self, kind: Callable[[Pairs], Head], encoded: bytes) -> Head:
         key = (kind, encoded)
         head = self._cache.get(key)
         if head is not None:

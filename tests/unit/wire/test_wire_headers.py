@@ -204,6 +204,16 @@ def test_what_differs_in_its_trace_only_is_read_and_written_once() -> None:
     assert all(head.memory is heads[0].memory for head in heads)
 
 
+@pytest.mark.parametrize(
+    ("contexts", "words"), [(Limits().header_count, "header fields"), (900, "header list over 65536 bytes")]
+)
+def test_many_trace_contexts_count_as_other_fields(contexts: int, words: str) -> None:
+    """Only the last one is read apart, so the limits hold, and nothing recurs as often as the peer likes."""
+    block = literal(REQUEST) + headers.plain([TRACEPARENT]) * (contexts + 1)
+    with pytest.raises(ConnectionFault, match=words):
+        headers.Decoder(Limits())(headers.request, block)
+
+
 @pytest.mark.parametrize("value", ["00-\n" + "x" * 51, "\0" * 55])
 def test_a_trace_context_that_http2_forbids_is_refused(value: str) -> None:
     """RFC 9113, section 8.2.1."""
