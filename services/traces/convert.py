@@ -61,17 +61,22 @@ def refuse(sent: Iterable[otlp.ResourceSpans]) -> int:
     refused = 0
     for resource in sent:
         for scope in resource.scope_spans:
-            bad = [
-                number
-                for number, span in enumerate(scope.spans)
-                if len(span.trace_id) not in (16, 0)
-                or len(span.span_id) not in (8, 0)
-                or len(span.parent_span_id) not in (8, 0)
+            good = [
+                span
+                for span in scope.spans
+                if len(span.trace_id) in (16, 0) and len(span.span_id) in (8, 0) and len(span.parent_span_id) in (8, 0)
             ]
-            for number in reversed(bad):
-                del scope.spans[number]
-            refused += len(bad)
+            if bad := len(scope.spans) - len(good):
+                _keep(scope.spans, good)
+                refused += bad
     return refused
+
+
+def _keep(spans: Any, some: Sequence[otlp.Span]) -> None:
+    """Remove all but ``some`` of these spans. Each ``del`` of one would move all that are behind it."""
+    kept = otlp.ScopeSpans(spans=some)
+    del spans[:]
+    spans.MergeFrom(kept.spans)
 
 
 def sender(sent: Sequence[otlp.ResourceSpans]) -> str:
@@ -174,17 +179,18 @@ def joined(parts: Iterable[bytes]) -> tuple[bytes, list[tuple[bytes, bool]]]:
     zeros: list[tuple[bytes, bool]] = []
     for resource in data.resource_spans:
         for scope in resource.scope_spans:
-            again = []
-            for number, span in enumerate(scope.spans):
+            first = []
+            for span in scope.spans:
                 key, failed = span.span_id or _NOBODY, span.status.code == _ERROR
                 if key == _NOBODY:
                     zeros.append((key, failed))
                 elif key in seen:
-                    again.append(number)
+                    continue
                 else:
                     seen[key] = failed
-            for number in reversed(again):
-                del scope.spans[number]
+                first.append(span)
+            if len(first) < len(scope.spans):
+                _keep(scope.spans, first)
     return data.SerializeToString(), [*seen.items(), *zeros]
 
 
