@@ -13,6 +13,7 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from gateway.calls import CLEANUP, Key, Kind, field, transfer
 from services.kit import errors, spans, tracing
@@ -83,6 +84,7 @@ class Operation:
         "layers_present",
         "leases",
         "namespace",
+        "noted",
         "over",
         "present",
         "root",
@@ -104,6 +106,8 @@ class Operation:
         self.start = self.last = start
         """``last`` is when the last call began or ended, except for the ends of waits."""
         self.connection = connection
+        self.noted: set[Any] = set()
+        """What is known of the connections whose further calls may belong to it."""
         self.gone = False
         """Whether its connection has ended."""
         self.single = single

@@ -205,6 +205,7 @@ class Operations:
         self._open.add(operation)
         if not known.several:
             known.operation = operation
+            operation.noted.add(known)
         return operation
 
     def _add(self, operation: Operation, known: _Connection, what: Kind, keys: tuple[Key, ...]) -> None:
@@ -216,6 +217,7 @@ class Operations:
                 self._leases[key] = operation
             if known.several and key[0] == "container" and key in operation.keys:
                 known.containers[key] = operation
+                operation.noted.add(known)
             if what.name == "Leases.Create" and key[0] == "lease":
                 operation.leases.add(key[2])
 
@@ -246,8 +248,8 @@ class Operations:
         for key in operation.keys:
             if self._leases.get(key) is operation:
                 del self._leases[key]
-        known = self._connections.get(operation.connection)
-        if known is not None:
+        while operation.noted:
+            known = operation.noted.pop()
             if known.operation is operation:
                 known.operation = None
             for key in operation.keys:

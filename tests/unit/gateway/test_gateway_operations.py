@@ -605,3 +605,25 @@ def test_nothing_is_decided_while_tracing_is_off() -> None:
     edge.tracer.on = False
     edge.call("ctr", f"{IMAGES}/Delete")
     assert (edge.tracer.roots, edge.operations._connections) == ([], {})
+
+
+def test_an_operation_that_is_over_gets_no_call_of_another_connection() -> None:
+    """A lease's operation has calls of two connections, and one of them, a daemon's, names a container. Once the
+    operation is over, that container's next call there is another operation.
+    """
+    edge = Edge()
+    waiting = edge.run("dockerd", "a"), edge.run("dockerd", "b")
+    edge.call("ctr", f"{LEASES}/Create", leases_pb2.CreateRequest(id="l"))
+    edge.call("dockerd", f"{CONTAINERS}/Create", container("c"), lease="l")
+    edge.call("ctr", f"{LEASES}/Delete", leases_pb2.DeleteRequest(id="l"))
+    edge.operations.left("ctr")
+    began = len(edge.tracer.roots)
+    assert edge.tracer.roots[-1].finished is not None
+    edge.call("dockerd", f"{TASKS}/Create", tasks_pb2.CreateTaskRequest(container_id="c"))
+    assert len(edge.tracer.roots) == began + 1
+    for each in waiting:
+        each.ended()
+    edge.tracer.pass_(int((operations.IDLE + 1) * SECOND))
+    edge.operations.sweep()
+    assert len(edge.operations) == 0
+    assert not edge.operations._connections["dockerd"].containers
