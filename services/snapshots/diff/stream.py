@@ -123,14 +123,16 @@ def ahead(source: Iterator[bytes], account: Account) -> Iterator[bytes]:
     waiting: queue.Queue[bytes | BaseException | None] = queue.Queue(QUEUE)
 
     def work() -> None:
-        thread = account.help()
         last: BaseException | None = None
         try:
-            for chunk in source:
-                waiting.put(chunk)
-        except BaseException as error:
+            thread = account.help()
+            try:
+                for chunk in source:
+                    waiting.put(chunk)
+            finally:
+                thread.end()
+        except BaseException as error:  # whatever it is: the caller waits
             last = error
-        thread.end()
         waiting.put(last)
 
     def taken() -> Iterator[bytes]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
 from collections.abc import Iterator
 
-from services.snapshots.diff.spent import Account, Spent
+from services.snapshots.diff.spent import Account, Counters, Spent
 from services.snapshots.diff.stream import Growing, ahead
 
 MS = 1_000_000
@@ -88,6 +89,31 @@ def test_the_bytes_that_a_helper_waits_for_are_the_workers() -> None:
     assert b"".join(taken) == bytes(100)
     assert spent.bytes >= 30_000, spent
     assert spent.bytes + spent.runqueue + spent.cpu >= 0.9 * spent.whole
+
+
+class Uncounted(Account):
+    """There is no file descriptor left for the helper's counters."""
+
+    def help(self) -> Counters:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def test_a_helper_that_cannot_count_makes_no_chunks() -> None:
+    """The main thread learns why, instead of waiting for ever."""
+    account = Uncounted()
+    failed: list[OSError] = []
+
+    def take() -> None:
+        try:
+            list(ahead(iter([b"a"]), account))
+        except OSError as error:
+            failed.append(error)
+
+    taking = threading.Thread(target=take, daemon=True)
+    taking.start()
+    taking.join(10)
+    assert [error.errno for error in failed] == [errno.EMFILE]
+    assert account.close().whole > 0
 
 
 def test_a_lock_of_the_worker_is_no_disk() -> None:
