@@ -11,12 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from google.protobuf.message import DecodeError
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
-from opentelemetry.proto.resource.v1.resource_pb2 import Resource
-from opentelemetry.proto.trace.v1 import trace_pb2 as otlp
 
 from api.splitd.traces.v1 import traces_pb2 as pb
 from services.kit import errors
+from services.kit.otlp_messages import AnyValue, KeyValue, Resource, otlp
 from services.traces import plain
 from services.traces.store import (
     LAST,

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as collector
-from opentelemetry.proto.trace.v1 import trace_pb2 as otlp
-
 from api.splitd.traces.v1 import traces_pb2 as pb
 from api.splitd.traces.v1 import traces_stubs
+from services.kit.otlp_messages import collector, otlp
 from services.kit.rpc import Channel
 from services.traces import convert
 from services.traces.store import Figures, Live, Piece, Query, Span, Summary, Trace

@@ -9,12 +9,11 @@ from collections.abc import AsyncIterator, Callable
 from itertools import islice
 
 from google.protobuf.message import DecodeError
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as collector
-from opentelemetry.proto.trace.v1 import trace_pb2 as otlp
 
 from api.splitd.traces.v1 import traces_pb2 as pb
 from api.splitd.traces.v1 import traces_stubs
 from services.kit import errors
+from services.kit.otlp_messages import collector, otlp
 from services.kit.rpc import Call
 from services.kit.slices import Lane
 from services.traces import convert

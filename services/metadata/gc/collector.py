@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 _COLLECTIONS = metrics.Counter("containerd_gc_collections_total", "Collections of garbage, by status.", "status")
 _SECONDS = metrics.Histogram("containerd_gc_gc_seconds", "Seconds of a collection with its sweeps.")
 _MARKED = metrics.Histogram("splitd_gc_mark_seconds", "Seconds until a collection's dead records are removed.")
+_PAUSES = metrics.Histogram("splitd_gc_pause_seconds", "The longest wait of a call for a collection, of each.")
 _REMOVED = metrics.Counter("splitd_gc_removed_total", "Blobs and snapshots that sweeps removed.")
 
 
@@ -392,6 +393,7 @@ class Collector:
         _SECONDS.observe(time.monotonic() - started)
         _REMOVED.add(len(removed))
         pauses, self._database.pauses = self._database.pauses, Pauses()
+        _PAUSES.observe(pauses.longest)
         trace.put(
             {
                 "splitd.outcome": "failed" if failed else "ok",
