@@ -5,13 +5,13 @@ long each has taken, and for a wait who holds what it waits for.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from client import span_words
 from client.shown import Piece, Style, escaped, fitted
 from client.trace_formats import plain
-from services.traces.store import Live, Span
+from services.traces.store import Live, Span, Summary
 
 STAGES = 6
 """Stages of an operation that people are shown: the longest."""
@@ -19,6 +19,8 @@ _ABOVE = 32
 """Spans above a stage that are looked at."""
 _OWN = "images."
 """Spans of the images service whose names say the operation: ``images.pull``."""
+UNDER_WAY = "under way"
+"""The outcome of an operation that has none yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +53,7 @@ class Flight:
 
 def flights(live: Live) -> list[Flight]:
     """The operations in flight, the longest first."""
-    traces: dict[str, list[Span]] = {}
-    for span in sorted(live.spans, key=lambda span: span.start):
-        traces.setdefault(span.trace, []).append(span)
+    traces = _traces(live)
     spans = {(span.trace, span.id): span for span in live.spans}
     names = {trace: f"{_operation(found)} {_about(found)}".rstrip() for trace, found in traces.items()}
 
@@ -72,6 +72,38 @@ def flights(live: Live) -> list[Flight]:
     return sorted(flying, key=lambda flight: flight.seconds, reverse=True)
 
 
+def named(listed: Sequence[Summary], live: Live) -> list[Summary]:
+    """A list in which those under way are called what their open spans say. Their roots are stored only when they end;
+    until then the list knows them by the span that happened to end first.
+    """
+    traces = _traces(live)
+
+    def one(trace: Summary) -> Summary:
+        found = traces.get(trace.id)
+        if found is None or trace.outcome:
+            return trace
+        return replace(
+            trace,
+            operation=_operation(found),
+            namespace=_said(found, "splitd.namespace") or trace.namespace,
+            image=_said(found, "container.image.name"),
+            outcome=UNDER_WAY,
+            start=min(trace.start, found[0].start),
+            end=max(trace.end, live.now),
+            attributes={**trace.attributes, "container.id": _said(found, "container.id")},
+        )
+
+    return [one(trace) for trace in listed]
+
+
+def _traces(live: Live) -> dict[str, list[Span]]:
+    """The open spans of each trace, in the order of their beginnings."""
+    traces: dict[str, list[Span]] = {}
+    for span in sorted(live.spans, key=lambda span: span.start):
+        traces.setdefault(span.trace, []).append(span)
+    return traces
+
+
 def _layer(span: Span | None, spans: Mapping[tuple[str, str], Span]) -> int | None:
     for _ in range(_ABOVE):
         if span is None:
@@ -88,19 +120,19 @@ def _since(span: Span, now: int) -> float:
 
 def _operation(spans: Sequence[Span]) -> str:
     """In one word, of spans in the order of their beginnings."""
-    for span in spans:
-        if said := span_words.text(span.attributes.get("splitd.operation")):
-            return said
+    if said := _said(spans, "splitd.operation"):
+        return said
     own = next((span.name for span in spans if span.name.startswith(_OWN)), "")
     return own.removeprefix(_OWN) if own else span_words.title(spans[0])
 
 
 def _about(spans: Sequence[Span]) -> str:
-    for name in ("container.image.name", "container.id"):
-        for span in spans:
-            if said := span_words.text(span.attributes.get(name)):
-                return said
-    return ""
+    return _said(spans, "container.image.name") or _said(spans, "container.id")
+
+
+def _said(spans: Sequence[Span], attribute: str) -> str:
+    """What the first of them says that says anything."""
+    return next((said for span in spans if (said := span_words.text(span.attributes.get(attribute)))), "")
 
 
 # ---------------------------------------------------------------------------------------------- shown

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from client import trace_files
+from client import trace_files, trace_live
 from client.shown import complain
 from deploy.failure import Failure
 from deploy.place import Place
@@ -95,6 +95,12 @@ async def of_file(found: trace_files.Read) -> MemoryStore:
     return store
 
 
+async def listed(source: Source, query: Query) -> list[Summary]:
+    """The traces that ``query`` selects, newest first; those under way under their names."""
+    found = await source.traces(query)
+    return trace_live.named(found, await source.live()) if isinstance(source, RemoteStore) else found
+
+
 async def under_way(source: Source, prefix: str) -> Trace | None:
     """The trace whose id begins so, if it is of an operation that is under way: what is stored of it, and its open
     spans, which end now.
@@ -151,6 +157,9 @@ async def of_pull(here: Place, reference: str, namespace: str, began: float) -> 
             if found is not None and (found.spans == known or time.monotonic() > until):
                 return await judged(node, await node.trace(found.id))
             if time.monotonic() > until:
-                raise Failure("the pull was not traced")
+                raise Failure(
+                    "the pull's trace did not come, or only a part of it, as after an end of the gateway meanwhile "
+                    f"({here.hint('trace ls')} lists what came)"
+                )
             known = -1 if found is None else found.spans
             await asyncio.sleep(PAUSE)

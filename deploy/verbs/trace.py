@@ -223,7 +223,7 @@ async def _named(source: Source, prefix: str, off: str = "") -> Trace:
 
 def list_traces(arguments: argparse.Namespace) -> int:
     wanted = query(arguments)
-    found = _asked(arguments, lambda source: source.traces(wanted))
+    found = _asked(arguments, lambda source: traces.listed(source, wanted))
     if arguments.json:
         print(json.dumps([trace_views.summary_json(trace) for trace in found], indent=2))
         return 0

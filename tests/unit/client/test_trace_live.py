@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from client import shown, trace_live
-from services.traces.store import Live
+from services.traces.store import Live, Summary
 from tests.unit.traces.spans import OTHER, T0, Spans
 
 NOW = T0 + 12_000_000_000
@@ -38,6 +39,18 @@ def test_an_operation_is_shown_with_its_innermost_stages() -> None:
     assert lines[1].split("  ")[1] == "images: registry.fetch"
     assert "held by registry.fetch of pull registry.test/box:1" in lines[4]
     assert all(len(line) < 120 for line in lines)
+
+
+def test_a_list_names_what_is_under_way_by_its_open_spans() -> None:
+    """What has ended, and what is not reported to be open, stays as it is."""
+    live = two_pulls()
+    seen = Summary("a" * 32, "Leases/Create", "", "", "", "", T0 + 5, T0 + 9, 3, 1)
+    over = replace(seen, id=OTHER, operation="pull", outcome="failed")
+    lost = replace(seen, id="f" * 32)
+    (first, second, third) = trace_live.named([seen, over, lost], live)
+    assert (first.operation, first.image, first.outcome) == ("pull", "registry.test/box:1", "under way")
+    assert (first.seconds, first.failed) == (12.0, False)
+    assert (second, third) == (over, lost)
 
 
 def test_parts_of_one_blob_are_one_line_that_says_the_layer() -> None:
