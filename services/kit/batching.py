@@ -127,6 +127,8 @@ class Batches:
         """When the last report was made, and the spans that it had; the next one follows ``every`` so many seconds."""
         self._last: frozenset[Span] = frozenset()
         self._every = 1.0
+        self._failed = False
+        """Whether a report has failed in a way that nobody foresaw."""
         self._confessed = 0
         """How many of the dropped ones were reported."""
         self._thread = loops.thread("the export of spans", self._run)
@@ -226,7 +228,14 @@ class Batches:
         lasting = bool(found) and these == self._last and all(span.start <= now - _LASTING_NS for span in found)
         self._every, dropped = _SELDOM if lasting else 1.0, self.dropped
         self._said, self._last = time.monotonic(), these
-        if report(found, dropped, self._every * _VALID):
+        heard = False
+        try:
+            heard = report(found, dropped, self._every * _VALID)
+        except Exception:  # whatever a library finds in a span: those that end are sent all the same
+            if not self._failed:
+                log.exception("%d open spans could not be reported", len(found))
+            self._failed = True
+        if heard:
             self._confessed = dropped
         elif not found:
             self._every = _SELDOM  # nobody is there

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from services.kit import batching, errors, settings, tracing
+from services.kit import batching, settings, tracing
 from services.kit.batching import Batching
 from services.kit.config import Tracing
 from services.kit.spans import Span, state
@@ -82,8 +82,8 @@ class _Live:
         self._seen = stamp
         try:
             config = settings.load(Tracing, settings.read(self._file), "tracing")
-        except errors.NodeError as error:
-            log.warning("tracing goes on as before: %s", error)
+        except Exception as error:  # whatever somebody has written there: the thread goes on
+            log.warning("tracing goes on as before: %s", error or type(error).__name__)
             return
         if config != self._config:
             self._config = config

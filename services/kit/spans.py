@@ -58,6 +58,7 @@ MEMBER = "splitd="
 """The member of ``tracestate`` that is ours. It also says that the caller is a process of the node."""
 
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
+_REF = re.compile(r"([0-9a-f]{32})-([0-9a-f]{16})")
 _BASE = re.compile(r"splitd=([0-9a-f]{16})")
 _NOWHERE = "0" * 16
 """The base of a call if no span above will be kept for certain: the root may be folded (:meth:`Span.yields`)."""
@@ -332,12 +333,13 @@ class Span:
         return f"{self.trace}-{self.id}"
 
     def link(self, ref: str) -> None:
-        """Link to the span that ``ref`` names; nothing if it is empty. The linked span may have been folded."""
-        trace, _, identity = ref.partition("-")
-        if not identity:
+        """Link to the span that ``ref`` names; nothing if it is empty, or names none. The linked span may have been
+        folded.
+        """
+        if not ref or (found := _REF.fullmatch(ref)) is None:
             return
         if len(self.links) < LINKS:
-            self.links.append((trace, identity))
+            self.links.append((found[1], found[2]))
         else:
             self.lost += 1
 

@@ -191,3 +191,25 @@ def test_what_was_dropped_is_reported_though_nothing_is_open(way: Way) -> None:
     eventually(lambda: len(way.reports) == 2)
     assert way.reports[-1] == ([], 1, 3.0)
     gone(batches)
+
+
+def test_a_report_that_fails_ends_nothing(way: Way, caplog: pytest.LogCaptureFixture) -> None:
+    """Spans that end are sent all the same, and open ones are reported again; one line says it."""
+    tries = []
+
+    def report(spans: Sequence[Span], dropped: int, lifetime: float) -> bool:
+        tries.append([span.name for span in spans])
+        if len(tries) < 3:
+            raise ValueError("a span that nobody can read")
+        return way.report(spans, dropped, lifetime)
+
+    batches = Batches(way.export, SOON, report=report)
+    opened = tracing.root("open")
+    opened.start -= 2_000_000_000
+    eventually(lambda: way.reports != [])
+    batches.put(ended("later"))
+    eventually(lambda: way.batches != [])
+    opened.end()
+    gone(batches)
+    assert tries[:3] == [["open"]] * 3
+    assert caplog.text.count("1 open spans could not be reported") == 1
