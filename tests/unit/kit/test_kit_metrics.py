@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import pytest
 
-from services.kit import metrics
+from services.kit import loops, metrics
 from services.kit.metrics import Counter, Family, Gauge, Histogram, Sample, Summary
 from services.kit.metrics_calls import Calls
-from services.kit.metrics_server import from_pb, to_pb
+from services.kit.metrics_server import MetricsServicer, collect, from_pb, to_pb
 
 
 @pytest.fixture(autouse=True)
@@ -131,3 +133,35 @@ def test_methods_that_clients_invent_are_counted_together() -> None:
     handled = values(metrics._metrics[0].family())
     assert handled["_total", "other", "other", "unknown", "Unimplemented"] == 1000
     assert handled["_total", "others.Own", "Known", "unknown", "OK"] == 1
+
+
+class Answers:
+    """A process that has answered already."""
+
+    def __init__(self, answer: object) -> None:
+        self.answer = answer
+
+    def client(self, _: object) -> Answers:
+        return self
+
+    async def Collect(self, request: object, timeout: float) -> object:
+        return self.answer
+
+
+async def test_very_many_series_do_not_stop_the_loop() -> None:
+    """Both sides convert them in a thread: the loop turns meanwhile."""
+    Counter("a_total", "A.", "host").add(1, "b")
+    turns = 0
+
+    async def turning() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with loops.running("the turns", turning):
+        answer = await MetricsServicer().Collect(cast("Any", None), cast("Any", None))
+        assert (before := turns) > 0
+        [family] = [each for each in await collect(cast("Any", Answers(answer)), 1.0) if each.name == "a"]
+        assert turns > before
+    assert values(family) == {("_total", "b"): 1}
