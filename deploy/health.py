@@ -265,19 +265,21 @@ class Traces:
     """When the oldest trace came, in nanoseconds since the epoch; 0 if there is none."""
     dropped: int
     """Spans that were dropped since the service and the processes began."""
+    trouble: str = ""
+    """Why it cannot say so; then all of these are 0."""
 
 
-def traces(place: Place) -> Traces | None:
-    """The traces service's figures; None if it does not answer, which its own health explains."""
+def traces(place: Place) -> Traces:
+    """The figures of the traces service. It is healthy without its file: then it answers, and spans are lost."""
     return asyncio.run(_traces(place))
 
 
-async def _traces(place: Place) -> Traces | None:
+async def _traces(place: Place) -> Traces:
     async with rpc.Channel(place.state / "traces.sock", "traces") as channel:
         try:
             found = await channel.client(traces_stubs.TRACES).Figures(traces_pb2.FiguresRequest(), timeout=PATIENCE)
-        except errors.NodeError:
-            return None
+        except errors.NodeError as error:
+            return Traces(0, 0, 0, 0, 0, str(error).removesuffix(f": {error.suffix}"))
     return Traces(found.traces, found.spans, found.bytes, found.oldest, found.dropped)
 
 

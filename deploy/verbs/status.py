@@ -90,7 +90,8 @@ def describe(
     - ``registries`` are those that the node has asked since the images service started, good ones too; null if that
       service is not healthy.
     - ``traces`` is what the traces service holds: traces, spans, bytes on the disk, when the oldest came (nanoseconds
-      since the epoch), and how many spans were dropped; null if it is not healthy.
+      since the epoch), how many spans were dropped, and the ``trouble`` if its file cannot be used; null if the service
+      is not healthy.
     """
     return {
         "version": version.VERSION,
@@ -216,7 +217,9 @@ def print_table(
     table(rows)
     if size := sum(database(here).values()):
         say(f"database of metadata: {size / (1 << 20):.1f} MiB")
-    if traces is not None:
+    if traces is not None and traces.trouble:
+        say(f"traces: {traces.trouble}; spans are lost")
+    elif traces is not None:
         lost = f"; {traces.dropped:,} spans were dropped" if traces.dropped else ""
         say(f"traces: {traces.traces:,} of {traces.spans:,} spans, {traces.bytes / (1 << 20):.1f} MiB{lost}")
 

@@ -225,6 +225,10 @@ class LocalStore:
 
     def _ready(self) -> sqlite3.Connection:
         """The open file. Unavailable if it cannot be opened; that is tried again after a while."""
+        if self._connection is not None and not self._path.exists():
+            log.warning("%s was removed, and is made anew", self._path)
+            self._connection.close()
+            self._connection, self._tried = None, float("-inf")
         if self._connection is None:
             now = self._monotonic()
             if now - self._tried < _AGAIN:
@@ -252,6 +256,7 @@ class LocalStore:
         return self._connected()
 
     def _connected(self) -> sqlite3.Connection:
+        self._path.parent.mkdir(mode=0o700, exist_ok=True)
         connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
         try:
             for pragma in (

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from deploy import health
+from deploy.place import Place
+from deploy.verbs import status
 from services.kit import rpc
 from services.traces import otlp_json
 from services.traces.remote import RemoteStore
@@ -93,6 +96,18 @@ def test_a_node_that_keeps_no_traces_says_why(table: str, said: str, process: Se
     assert missing.stderr.splitlines()[1].startswith(f"splitd: {wanted}")
     in_flight = command(process, "top", "--json", "--config", config)
     assert in_flight.stderr.startswith(f"splitd: {wanted}")
+
+
+def test_status_says_that_the_file_cannot_be_used(capsys: pytest.CaptureFixture[str]) -> None:
+    """The service is healthy then, and nothing else would tell that all spans are lost."""
+    with short_directory() as directory:
+        file = directory / "r/traces/traces.db"
+        file.mkdir(parents=True)
+        with ServiceProcess("services.traces", directory / "r", directory / "s"):
+            here = Place(directory / "r", directory / "s", None)
+            status.print_table(here, [], [], health.traces(here))
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"traces: {file} cannot be used: unable to open database file; spans are lost"
 
 
 def open_spans(label: str, seconds: float) -> list[Span]:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import random
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -322,3 +323,26 @@ async def test_damage_that_is_met_later_does_not_stop_it(
     await store.add([sent])
     assert (await store.trace(sent.trace)).spans == [sent]
     assert "is damaged, and is replaced" in caplog.text
+
+
+async def test_a_removed_directory_is_made_again(clocks: Clocks, tmp_path: Path) -> None:
+    """While the file is open, and while it cannot be opened. What is written then is there after a restart."""
+    directory = tmp_path / "traces"
+    store = LocalStore(directory, Config(), clock=clocks.real, monotonic=clocks.monotonic)
+    await store.add([span()])
+    shutil.rmtree(directory)
+    sent = span()
+    await store.add([sent])
+    store.close()
+    store = LocalStore(directory, Config(), clock=clocks.real, monotonic=clocks.monotonic)
+    assert [each.id for each in await store.traces(Query())] == [sent.trace]
+    shutil.rmtree(directory)
+    directory.touch()
+    await store.add([span()])
+    with pytest.raises(errors.Unavailable, match="traces.db cannot be used: "):
+        await store.traces(Query())
+    directory.unlink()
+    clocks.now += 6 * SECOND
+    await store.add([sent])
+    assert (await store.trace(sent.trace)).spans == [sent]
+    store.close()
