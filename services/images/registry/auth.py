@@ -23,7 +23,7 @@ from services.images.documents import parser_program, tokens
 from services.images.registry import challenge
 from services.images.registry.credentials import Credentials, Source
 from services.images.registry.failure import WORDS, Failure, answered
-from services.images.registry.host import is_address
+from services.images.registry.host import is_address, public
 from services.images.registry.limits import TOKEN_LIMIT
 from services.kit import errors, gojson, tracing
 
@@ -165,7 +165,7 @@ class Authorizer:
             raise Failure(
                 self._host, f'its token server "{bearer.realm[:100]}" is not an address', kind=errors.FailedPrecondition
             )
-        server = urlsplit(bearer.realm).netloc
+        server = public(urlsplit(bearer.realm).netloc)
         traced = tracing.span(
             "registry.auth",
             **{
@@ -223,7 +223,7 @@ class Authorizer:
 
     async def _answer(self, bearer: _Bearer, answer: tuple[int, str, Any, bytes]) -> _Token:
         status, reason, headers, body = answer
-        server = urlsplit(bearer.realm).netloc
+        server = public(urlsplit(bearer.realm).netloc)
         if status >= 300:
             failure = answered(
                 self._host,

@@ -13,7 +13,7 @@ from typing import Self
 from services.images.registry.credentials import Source
 from services.images.registry.download import Download
 from services.images.registry.endpoint import Endpoint, ForeignUrl, Place
-from services.images.registry.host import TLS, Capability, is_address
+from services.images.registry.host import TLS, Capability, is_address, public
 from services.images.registry.host_memory import HostMemory
 from services.images.registry.hosts import Hosts
 from services.images.registry.http_debug import NO_DEBUG, HttpDebug
@@ -207,7 +207,7 @@ class Client:
                         headers=self._headers,
                         clock=self._registry.clock,
                         timeouts=self._registry.timeouts,
-                        then=hosts[number + 1].host if number < len(hosts) - 1 else "",
+                        then=public(hosts[number + 1].host) if number < len(hosts) - 1 else "",
                         watch=self._watch,
                     )
                     for number, host in enumerate(hosts)

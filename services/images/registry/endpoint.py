@@ -19,7 +19,7 @@ from urllib.parse import quote, urljoin, urlsplit
 from services.images.registry.auth import Authorizer
 from services.images.registry.credentials import Source
 from services.images.registry.failure import Blame, Failure, answered
-from services.images.registry.host import Capability, Host, is_address, name_and_port, origin, same_host
+from services.images.registry.host import Capability, Host, is_address, name_and_port, origin, public, same_host
 from services.images.registry.http_debug import NO_DEBUG, HttpDebug
 from services.images.registry.limits import TOKEN_LIMIT
 from services.images.registry.transport import ERROR_BODY, USER_AGENT, Answer, Role, Session
@@ -77,7 +77,7 @@ class Endpoint:
         watch: HttpDebug = NO_DEBUG,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.name = host.host
+        self.name = public(host.host)
         self.key = host.key
         self.can: Capability = host.capabilities
         self._host = host
@@ -90,12 +90,12 @@ class Endpoint:
         self._role = Role(bool(then), then, traceparent=host.traceparent, perhaps_plain=host.fallback)
         self._connect = host.dial_timeout or (timeouts.mirror_connect if then else timeouts.connect)
         self._stall = timeouts.mirror_stall if then else timeouts.stall
-        self._authorizer = Authorizer(host.host, source, self._ask, clock)
+        self._authorizer = Authorizer(self.name, source, self._ask, clock)
 
     def url(self, reference: Reference, path: str, query: Iterable[tuple[str, str]] = ()) -> str:
         """The URL of ``path`` (``blobs/sha256:...``) in the reference's repository."""
         pairs = "&".join(f"{quote(k)}={quote(v, safe=':')}" for k, v in (*query, *self._query))
-        top = f"{self._scheme}://{self.name}{quote(self._host.path, safe=PATH)}/{quote(reference.repository)}"
+        top = f"{self._scheme}://{self._host.host}{quote(self._host.path, safe=PATH)}/{quote(reference.repository)}"
         return f"{top}/{quote(path, safe='/:')}{f'?{pairs}' if pairs else ''}"
 
     def absolute(self, location: str, base: str) -> str:
@@ -209,9 +209,9 @@ class Endpoint:
 
     def _with_scheme(self, url: str) -> str:
         """A URL of this host, corrected if it was made before the host was found to speak plain http."""
-        secure = f"https://{self.name}/"
+        secure = f"https://{self._host.host}/"
         return (
-            f"http://{self.name}/{url.removeprefix(secure)}"
+            f"http://{self._host.host}/{url.removeprefix(secure)}"
             if self._scheme == "http" and self._host.fallback and url.startswith(secure)
             else url
         )
@@ -237,7 +237,7 @@ class Endpoint:
         """
         first, own = origin(url), f"{self._scheme}://{self.name}"
         near = name_and_port(self.name)[0] == urlsplit(url).hostname
-        host = urlsplit(url).netloc
+        host = public(urlsplit(url).netloc)
         try:
             async with asyncio.timeout(self._timeouts.token):
                 for _ in range(HOPS):
@@ -297,7 +297,7 @@ class ForeignUrl:
     def __init__(self, url: str, session: Session, timeouts: Timeouts, watch: HttpDebug = NO_DEBUG) -> None:
         self._url = url
         scheme, name, _ = origin(url)
-        self.name = urlsplit(url).netloc
+        self.name = public(urlsplit(url).netloc)
         self.key = f"{scheme}://{self.name}"
         self._endpoint = Endpoint(
             Host(scheme, self.name), session, namespace=name, source=None, timeouts=timeouts, watch=watch

@@ -55,7 +55,7 @@ class Host:
     @property
     def key(self) -> str:
         """The key in :mod:`.host_memory`."""
-        return f"{self.scheme}://{self.host}"
+        return f"{self.scheme}://{public(self.host)}"
 
     def is_proxy_for(self, namespace: str) -> bool:
         """Whether it serves more than ``namespace``, and must be told which one is meant (``?ns=``)."""
@@ -76,6 +76,11 @@ def name_and_port(host: str) -> tuple[str, str]:
         name, _, port = host.partition(":")
         return name, port
     return host, ""
+
+
+def public(host: str) -> str:
+    """The host of a URL as everybody may see it: without a user's name and secret before it."""
+    return host.rpartition("@")[2]
 
 
 def is_local(host: str) -> bool:

@@ -27,7 +27,7 @@ from yarl import URL
 from services.images import figures, waits
 from services.images.registry import content_encoding
 from services.images.registry.failure import Blame, Failure
-from services.images.registry.host import TLS
+from services.images.registry.host import TLS, public
 from services.images.registry.http_debug import NO_DEBUG, Exchange, HttpDebug
 from services.images.registry.limits import HEAD_LIMIT, HEADERS
 from services.images.registry.proxy import proxy_for
@@ -296,7 +296,7 @@ class Session:
         if self._http is None:
             self._http = _session(self._timeouts)
         parts = urlsplit(url)
-        host = parts.netloc
+        host = public(parts.netloc)
         about: dict[str, str | float | bool] = {
             "http.request.method": method,
             "server.address": host,

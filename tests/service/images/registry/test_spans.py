@@ -13,8 +13,9 @@ from aiohttp import web
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import StatusCode
 
+from services.images import waits
 from services.images.registry import Client, Credentials, Hosts, NoParts, Registry, Retry
-from services.kit import errors, tracing
+from services.kit import errors, loops, metrics, tracing
 from services.kit.spans import state
 from tests.fake_registry import (
     Auth,
@@ -331,3 +332,61 @@ async def test_trace_context_goes_to_hosts_that_are_named(
         assert [each[:53] for each in ours] == [f"00-{trace}-{each.span_id:016x}-" for each in requests if each]
     assert other.seen
     assert not any("traceparent" in each.headers for each in other.seen)
+
+
+@pytest.fixture
+def counting() -> Iterator[None]:
+    """Metrics are counted."""
+    metrics.begin()
+    yield
+    metrics.end()
+
+
+def shown(text: str) -> str:
+    """A URL with a name and a secret before its host."""
+    return text.replace("://", "://somebody:hush@")
+
+
+@pytest.mark.parametrize("ends", [False, True])
+async def test_no_secret_of_an_address_is_told(spans: Spans, counting: None, tmp_path: Path, ends: bool) -> None:
+    """Neither what is before the host, nor a presigned URL's query: not of a configured mirror, nor of the addresses
+    that registries send: in no span, error or word for the user.
+    """
+    board = waits.Board()
+    words: list[str] = []
+
+    async def look() -> None:
+        while True:
+            if (told := board.told(0.0)) is not None:
+                words.append(f"{told.words} {told.host}")
+            await asyncio.sleep(0.001)
+
+    said, auth = "", Auth(user="somebody", password="hush")
+    async with FakeRegistry() as store, FakeRegistry(auth=auth) as origin, FakeRegistry() as mirror:
+        auth.realm = shown(f"{origin.url}/token")
+        store.add_blob("box", LAYER)
+        origin.add_blob("box", LAYER)
+        mirror.inject("blob", status(503, Retry_After="0"))
+        store.inject("blob", status(403) if ends else silent(0.05), times=20)
+        place = f"{store.url}/v2/box/blobs/{described(LAYER).digest}?X-Amz-Signature=hush"
+        origin.inject("blob", authorized(redirect(shown(place))), times=20)
+        hosts = through_mirror(tmp_path, shown(mirror.url), origin.url)
+        async with Registry(hosts, timeouts=QUICK, retry=HASTY) as registry, loops.running("the look", look):
+            with board.active():
+                try:
+                    await fetched(registry.client(), "images.test/box:1", described(LAYER))
+                except errors.NodeError as error:
+                    said = str(error)
+    assert ends is bool(said)
+    assert "hush" not in said
+    assert words
+    assert not [each for each in words if "hush" in each]
+    leaks = {
+        f"{each.name} {name}"
+        for each in spans.all()
+        for name, value in (each.attributes or {}).items()
+        if "hush" in str(value)
+    }
+    assert not leaks
+    assert not [event for each in spans.all() for event in each.events if "hush" in str(event.attributes)]
+    assert not [family.name for family in await metrics.collect() if "hush" in str(family)]
