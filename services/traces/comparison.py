@@ -104,7 +104,7 @@ def _sentence(a: Verdict, b: Verdict, rows: list[Row]) -> str:
     """How much longer one took, and where most of that is."""
     times = f"{seconds(a.wall)} s and {seconds(b.wall)} s"
     longer = b.wall - a.wall
-    if abs(longer) < SAME * max(a.wall, b.wall):
+    if abs(longer) <= SAME * max(a.wall, b.wall):
         return f"both took equally long: {times}"
     sign = 1 if longer > 0 else -1
     most = max(rows, key=lambda row: sign * row.difference)

@@ -46,3 +46,13 @@ def test_equally_long() -> None:
     """Up to 5 %."""
     made = compare(pull(TRACE, 100, 300).trace(), pull(OTHER, 110, 300).trace())
     assert made.sentence == "both took equally long: 0.60 s and 0.61 s"
+
+
+def test_two_that_took_no_time_at_all() -> None:
+    """Somebody else's file may have such ones."""
+    first, second = Spans(TRACE), Spans(OTHER)
+    first.add("Transfer", 0, 0)
+    second.add("Transfer", 0, 0)
+    made = compare(first.trace(), second.trace())
+    assert made.sentence.startswith("both took equally long")
+    assert made.rows == ()
