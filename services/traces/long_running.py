@@ -58,11 +58,17 @@ class LongRunning:
 def _line(spans: Sequence[Span], now: int, seconds: float) -> str:
     """What is said of the open spans of one trace, in the order of their beginnings; "" if it is not worth a line."""
     known = {span.id: span for span in spans}
-    busy = {each.id for span in spans for each in _above(span, known)}
+    busy: set[str] = set()
+    for span in spans:
+        for each in _above(span, known):
+            if each.id in busy:
+                break  # and so are all above it
+            busy.add(each.id)
+    waits = _lasting(spans, known)
     stages = []
     lasting = False
     for span in spans:
-        if any(each.attributes.get("rpc.method") in LASTING for each in (span, *_above(span, known))):
+        if span.id in waits:
             lasting = True
         elif span.id not in busy and not span.attributes.get("splitd.background"):
             stages.append(span)
@@ -87,6 +93,23 @@ def _above(span: Span, known: dict[str, Span]) -> Iterator[Span]:
         seen.add(above.id)
         yield above
         span = above
+
+
+def _lasting(spans: Sequence[Span], known: dict[str, Span]) -> set[str]:
+    """The ids of LASTING calls, and of what is below them."""
+    found: dict[str, bool] = {}
+    for span in spans:
+        way = [span]
+        for each in _above(span, known):
+            if each.id in found:
+                break
+            way.append(each)
+        above = known.get(way[-1].parent)
+        lasts = above is not None and found.get(above.id, False)
+        for each in reversed(way):
+            method = each.attributes.get("rpc.method")
+            lasts = found[each.id] = lasts or (isinstance(method, str) and method in LASTING)
+    return {each for each, lasts in found.items() if lasts}
 
 
 def _operation(spans: Sequence[Span]) -> str:

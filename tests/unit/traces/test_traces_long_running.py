@@ -107,3 +107,34 @@ def test_whatever_spans_say_is_one_line(node: Node) -> None:
 def test_it_can_be_turned_off() -> None:
     """By 0 seconds."""
     LongRunning(lambda: pytest.fail("it looked"), 0.0).look()
+
+
+@pytest.mark.parametrize("method", [["Wait"], {"a": 1}, None, 5, b"Wait"])
+def test_a_method_that_is_no_text_is_none(node: Node, method: object) -> None:
+    """Somebody else's span may have any value there."""
+    node.spans = [opened(attributes={"rpc.method": method}, name="other")]
+    [line] = node.later(31)
+    assert line.startswith("other has taken 30s so far")
+
+
+def test_spans_that_are_deep_below_each_other_are_walked_once(node: Node) -> None:
+    """As many steps as there are spans, though each has all others above it."""
+    walked: list[str] = []
+
+    class Parent(str):
+        """Tells when it is looked up."""
+
+        __slots__ = ()
+
+        def __hash__(self) -> int:
+            walked.append(self)
+            return super().__hash__()
+
+    root = opened(name="root")
+    node.spans = [root]
+    for number in range(300):
+        above = node.spans[-1].id
+        node.spans.append(opened(root.trace, number, parent=Parent(above), name=f"number {number}"))
+    [line] = node.later(400)[:1]
+    assert "number 299" in line
+    assert len(walked) < 10 * 300 * 400
