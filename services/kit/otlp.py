@@ -48,7 +48,7 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode,
 from opentelemetry.util.re import parse_env_headers
 
 from api.splitd.traces.v1 import traces_pb2
-from services.kit import errors, spans
+from services.kit import errors, logs, spans
 from services.kit.version import SPLITD
 from services.wire.blocking import BlockingClient
 
@@ -132,7 +132,7 @@ class Exporter(SpanExporter):
 
     def _give_up(self, count: int, error: SendError) -> None:
         if not self._lost:
-            log.log(self._level, "spans are lost: %s", error)
+            log.log(self._level, "spans are lost: %s", logs.shown(str(error)))
         self._lost += count
 
     def _delivered(self, response: bytes) -> None:
@@ -145,9 +145,8 @@ class Exporter(SpanExporter):
             return
         if partial.rejected_spans or partial.error_message:
             if not self._refused:
-                log.log(
-                    self._level, "the collector refuses %d spans: %s", partial.rejected_spans, partial.error_message
-                )
+                why = logs.shown(partial.error_message)
+                log.log(self._level, "the collector refuses %d spans: %s", partial.rejected_spans, why)
             self._refused += partial.rejected_spans or 1
         elif self._refused:
             log.info("the collector takes all spans again; it refused %d", self._refused)

@@ -236,6 +236,21 @@ async def test_permanent_failures_are_given_up(
     exporter.shutdown()
 
 
+async def test_a_collector_writes_no_lines_of_its_own(collector: Collector, caplog: pytest.LogCaptureFixture) -> None:
+    """What it says is one line without effect on a terminal."""
+    exporter, said = otlp.configured(), "no\x1b[31m\nother line"
+    collector.answers = [
+        errors.Unauthenticated(said),
+        pb.ExportTraceServiceResponse(partial_success=pb.ExportTracePartialSuccess(error_message=said)),
+    ]
+    assert await export(exporter, "one") is FAILED
+    assert await export(exporter, "two") is OK
+    told = [record.getMessage() for record in caplog.records if record.name == otlp.__name__]
+    assert [line for line in told if r"no\x1b[31m\nother line" in line] == told
+    assert len(told) == 2
+    exporter.shutdown()
+
+
 async def test_a_partial_success_is_a_success(collector: Collector, caplog: pytest.LogCaptureFixture) -> None:
     """It must not be repeated."""
     exporter = otlp.configured()
