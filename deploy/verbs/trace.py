@@ -252,6 +252,8 @@ def show(arguments: argparse.Namespace) -> int:
     async def found(source: Source) -> tuple[Trace, Verdict]:
         off = _off(arguments)
         prefix = arguments.trace or await _newest(source, off)
+        if off and not arguments.trace:
+            complain(off)  # the newest that is kept need not be the newest that there was
         under_way = await traces.under_way(source, prefix)
         if under_way is None:
             trace = await _named(source, prefix, off)

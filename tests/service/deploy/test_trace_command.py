@@ -94,6 +94,12 @@ def test_a_node_that_keeps_no_traces_says_why(table: str, said: str, process: Se
     assert listed.stderr.startswith(f"splitd: {wanted}")
     missing = command(process, "show", "fff", "--config", config)
     assert missing.stderr.splitlines()[1].startswith(f"splitd: {wanted}")
+    kept = tmp_path / "kept.json"
+    kept.write_text(json.dumps(otlp_json.spans_to_json(pull(9).spans)))
+    command(process, "import", kept)
+    newest = command(process, "show", "--config", config)
+    assert newest.stderr.startswith(f"splitd: {wanted}")
+    assert newest.stdout
     in_flight = command(process, "top", "--json", "--config", config)
     assert in_flight.stderr.startswith(f"splitd: {wanted}")
 
