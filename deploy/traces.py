@@ -101,6 +101,16 @@ async def listed(source: Source, query: Query) -> list[Summary]:
     return trace_live.named(found, await source.live()) if isinstance(source, RemoteStore) else found
 
 
+async def newest(source: Source, operation: str) -> str:
+    """The id of the newest operation of a kind, also of one under way; "" if there is none."""
+    found = [(each.start, each.id) for each in await source.traces(Query(operation=operation, limit=1))]
+    if isinstance(source, RemoteStore):
+        live = await source.live()
+        flying = [flight for flight in trace_live.flights(live) if flight.operation == operation]
+        found += [(live.now - int(flight.seconds * 1e9), flight.trace) for flight in flying]
+    return max(found, default=(0, ""))[1]
+
+
 async def under_way(source: Source, prefix: str) -> Trace | None:
     """The trace whose id begins so, if it is of an operation that is under way: what is stored of it, and its open
     spans, which end now.

@@ -286,8 +286,8 @@ def show(arguments: argparse.Namespace) -> int:
 
 async def _newest(source: Source, off: str) -> str:
     """The id of the newest pull. If there is none, ``off`` may be the reason."""
-    for trace in await source.traces(Query(operation="pull", limit=1)):
-        return trace.id
+    if newest := await traces.newest(source, "pull"):
+        return newest
     raise Failure(off or "no pull has been traced (splitd trace ls prints what has been)")
 
 

@@ -143,6 +143,8 @@ async def test_an_operation_under_way_is_said_to_be_so(process: ServiceProcess, 
         shown = await asyncio.to_thread(command, process, "show", span.trace[:8])
         assert "the operation is still under way" in shown.stderr
         assert all(name in shown.stdout for name in seen), shown.stdout
+        newest = await asyncio.to_thread(command, process, "show")
+        assert f"trace {span.trace[:12]}" in newest.stdout
         await asyncio.to_thread(command, process, "import", file)
     await report(process, [])
 
