@@ -31,6 +31,8 @@ __all__ = ["CURRENT", "Span"]
 _HEADERS = ("traceparent", "tracestate")
 _KNOWN = 1024
 """Traces that a process knows it has a span of."""
+_PASSED = 512
+"""Characters of a header that are passed on, as W3C's recommendation asks; a longer one is left out."""
 _GATHERED = 4 << 10
 """Bytes of the attributes that a call's answer carries to the root."""
 
@@ -369,7 +371,8 @@ def _arrived(method: str, headers: Mapping[str, str | bytes], parent: Span | Non
 
 
 def _came(headers: Mapping[str, str | bytes]) -> spans.Headers:
-    return tuple((name, str(headers[name])) for name in _HEADERS if name in headers)
+    """The context that came, as far as it must be passed on: 512 characters of each."""
+    return tuple((name, text) for name in _HEADERS if name in headers and len(text := str(headers[name])) <= _PASSED)
 
 
 # ---------------------------------------------------------------------------------------------- up to the root

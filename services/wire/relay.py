@@ -31,6 +31,7 @@ from services.wire.client_call import Unary
 from services.wire.clients import client_of
 from services.wire.frames import Code
 from services.wire.headers import Head
+from services.wire.limits import configured
 from services.wire.requests import request_block
 from services.wire.streams import Chunk, Stream
 
@@ -45,6 +46,8 @@ _SHOWN = 1024
 """Bytes of a request that an entrance sees."""
 _ANY = 1 << 30
 """Drained is reported at every step."""
+_MORE = 4 << 10
+"""Bytes that are left in a header list for what differs in each call: its timeout, its client's name and its trace."""
 _OWN = frozenset({b"te", b"content-type", b"grpc-encoding", b"grpc-accept-encoding", b"user-agent"})
 """Headers of the transport that are passed on, since they describe the messages that are."""
 
@@ -68,7 +71,11 @@ class Plan:
             (b":path", head.path.encode()),
             (b":authority", (head.authority or "localhost").encode()),
         ]
-        self.block = headers.block([*pseudo, *own, *headers.metadata(route.headers.items())])
+        passed = [*pseudo, *own, *headers.metadata(route.headers.items())]
+        # An upstream that met a longer list would close a connection that has others' calls, too.
+        if sum(len(name) + len(value) + 32 for name, value in passed) > configured().header_list - _MORE:
+            raise errors.ResourceExhausted("the call's headers are too long to be passed on")
+        self.block = headers.block(passed)
         self.limited = self.block if route.timeout is None else self.block + headers.timeout(route.timeout)
         """The block with the route's own timeout, which most calls have."""
         question = route.question

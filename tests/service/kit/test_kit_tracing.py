@@ -225,3 +225,26 @@ async def test_an_error_that_the_caller_expects_is_no_failure(place: Path, kept:
                 await client.Info(pb.InfoRequest())
     assert [span.failed for span in kept if span.kind == SERVER] == [True, True]
     assert [(span.failed, span.code) for span in kept if span.kind == CLIENT] == [(False, 14), (True, 14)]
+
+
+@pytest.mark.parametrize("name", ["tracestate", "user-agent"])
+async def test_headers_that_a_relay_passes_on_close_no_connection_of_others(name: str, place: Path) -> None:
+    """The relay sends headers of its own, too. A list that is nearly too long when it comes would be too long for the
+    process behind, which would end the connection that all clients share.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        await enter(rpc.serving(place / "c", [Content()], relayed=True))
+        content = await enter(rpc.Channel(place / "c"))
+        await enter(rpc.serving(place / "g", [], relay=Passing(content)))
+        client = (await enter(rpc.Channel(place / "g"))).client(SERVICE)
+        told = set()
+        for size in range(64_600, 65_100, 10):
+            headers = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-00", name: f"a={'x' * size}"}
+            try:
+                await client.Info(pb.InfoRequest(digest="abc"), headers=headers)
+            except errors.NodeError as error:  # the gateway itself, or the client's own connection
+                told.add(type(error))
+    assert told <= {errors.ResourceExhausted, errors.Disconnected}
+    assert (errors.ResourceExhausted in told) is (name == "user-agent")  # a long tracestate is left out
+    assert errors.Disconnected in told, "no list was too long for the gateway"
