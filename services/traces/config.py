@@ -51,6 +51,9 @@ class Config:
             raise ValueError(f"queue: {self.queue} is less than {1 << 16}")
         if self.kept_age < self.age:
             raise ValueError("kept_age is less than age")
+        for host in self.hosts:
+            if not host or host.count(":") == 1 or not set(host).isdisjoint("/@[] "):
+                raise ValueError(f"hosts: {host!r} is no name: say it without scheme, port and brackets")
         if self.address:
             from services.kit.http_server import parse_address
 
