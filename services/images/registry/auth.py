@@ -23,7 +23,7 @@ from services.images.documents import parser_program, tokens
 from services.images.registry import challenge
 from services.images.registry.credentials import Credentials, Source
 from services.images.registry.failure import WORDS, Failure, answered
-from services.images.registry.host import is_address, public
+from services.images.registry.host import is_address, public, shown
 from services.images.registry.limits import TOKEN_LIMIT
 from services.kit import errors, gojson, tracing
 
@@ -163,7 +163,9 @@ class Authorizer:
     async def _fetched(self, bearer: _Bearer, scopes: tuple[str, ...]) -> _Token:
         if not is_address(bearer.realm):
             raise Failure(
-                self._host, f'its token server "{bearer.realm[:100]}" is not an address', kind=errors.FailedPrecondition
+                self._host,
+                f'its token server "{shown(bearer.realm)}" is not an address',
+                kind=errors.FailedPrecondition,
             )
         server = public(urlsplit(bearer.realm).netloc)
         traced = tracing.span(

@@ -19,7 +19,7 @@ from urllib.parse import quote, urljoin, urlsplit
 from services.images.registry.auth import Authorizer
 from services.images.registry.credentials import Source
 from services.images.registry.failure import Blame, Failure, answered
-from services.images.registry.host import Capability, Host, is_address, name_and_port, origin, public, same_host
+from services.images.registry.host import Capability, Host, is_address, name_and_port, origin, public, same_host, shown
 from services.images.registry.http_debug import NO_DEBUG, HttpDebug
 from services.images.registry.limits import TOKEN_LIMIT
 from services.images.registry.transport import ERROR_BODY, USER_AGENT, Answer, Role, Session
@@ -115,7 +115,7 @@ class Endpoint:
             found = ""
         if not is_address(found):
             raise Failure(
-                self.name, f'its Location "{location[:200]}" is not an address', kind=errors.FailedPrecondition
+                self.name, f'its Location "{shown(location)}" is not an address', kind=errors.FailedPrecondition
             )
         return found
 

@@ -83,6 +83,13 @@ def public(host: str) -> str:
     return host.rpartition("@")[2]
 
 
+def shown(address: str) -> str:
+    """An address from outside for a message, whether or not it is one: short, and without what may be a secret."""
+    scheme, mark, rest = address.partition("?")[0].rpartition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{mark}{public(host)}{slash}{path}"[:200]
+
+
 def is_local(host: str) -> bool:
     """Whether ``host``, with or without a port, is this machine's loopback."""
     name, _ = name_and_port(host)

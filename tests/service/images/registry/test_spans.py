@@ -5,6 +5,7 @@ which host was tried first.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -342,7 +343,7 @@ def counting() -> Iterator[None]:
     metrics.end()
 
 
-def shown(text: str) -> str:
+def with_user(text: str) -> str:
     """A URL with a name and a secret before its host."""
     return text.replace("://", "://somebody:hush@")
 
@@ -363,14 +364,14 @@ async def test_no_secret_of_an_address_is_told(spans: Spans, counting: None, tmp
 
     said, auth = "", Auth(user="somebody", password="hush")
     async with FakeRegistry() as store, FakeRegistry(auth=auth) as origin, FakeRegistry() as mirror:
-        auth.realm = shown(f"{origin.url}/token")
+        auth.realm = with_user(f"{origin.url}/token")
         store.add_blob("box", LAYER)
         origin.add_blob("box", LAYER)
         mirror.inject("blob", status(503, Retry_After="0"))
         store.inject("blob", status(403) if ends else silent(0.05), times=20)
         place = f"{store.url}/v2/box/blobs/{described(LAYER).digest}?X-Amz-Signature=hush"
-        origin.inject("blob", authorized(redirect(shown(place))), times=20)
-        hosts = through_mirror(tmp_path, shown(mirror.url), origin.url)
+        origin.inject("blob", authorized(redirect(with_user(place))), times=20)
+        hosts = through_mirror(tmp_path, with_user(mirror.url), origin.url)
         async with Registry(hosts, timeouts=QUICK, retry=HASTY) as registry, loops.running("the look", look):
             with board.active():
                 try:
@@ -390,3 +391,26 @@ async def test_no_secret_of_an_address_is_told(spans: Spans, counting: None, tmp
     assert not leaks
     assert not [event for each in spans.all() for event in each.events if "hush" in str(event.attributes)]
     assert not [family.name for family in await metrics.collect() if "hush" in str(family)]
+
+
+@pytest.mark.parametrize(
+    ("location", "told"),
+    [
+        ("https://[::1/x?X-Amz-Signature=hush", "https://[::1/x"),
+        ("http://host:99999/x?X-Amz-Signature=hush", "http://host:99999/x"),
+        ("ftp://somebody:hush@host/x", "ftp://host/x"),
+        ("https://somebody:hush@/x", "https:///x"),
+    ],
+)
+@pytest.mark.parametrize("of", ["blob", "token"])
+async def test_what_is_no_address_is_told_without_its_secrets(
+    spans: Spans, quick: Registry, location: str, told: str, of: str
+) -> None:
+    """A redirect, or a token server, that a registry names wrongly."""
+    async with FakeRegistry(auth=Auth(realm=location) if of == "token" else None) as fake:
+        fake.add_blob("box", LAYER)
+        fake.inject("blob", authorized(redirect(location)), times=20)
+        with pytest.raises(errors.NodeError, match=re.escape(f'"{told}" is not an address')) as caught:
+            await fetched(plain(quick), f"{fake.host}/box:1", described(LAYER))
+    assert "hush" not in str(caught.value)
+    assert not [each.name for each in spans.all() if "hush" in f"{each.attributes} {each.status.description}"]
