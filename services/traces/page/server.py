@@ -243,7 +243,10 @@ def _number(given: Mapping[str, str], key: str) -> float:
 
 def _of(text: str) -> list[tuple[str, int]]:
     """The traces that ?of= names, each with its number of spans."""
-    (given,) = parse_qs(text, max_num_fields=1).get("of", [""])
+    try:
+        (given,) = parse_qs(text, max_num_fields=1).get("of", [""])
+    except ValueError as error:
+        raise errors.InvalidArgument(f"the query: {error}") from None
     names = given.split(",")
     if len(names) > _TOGETHER or not all(_NAMED.fullmatch(name) for name in names):
         raise errors.InvalidArgument(f"of= names at most {_TOGETHER} traces as ID.SPANS")

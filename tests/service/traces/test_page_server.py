@@ -172,7 +172,16 @@ async def test_a_list_is_told_where_the_time_of_its_traces_went(source: MadeSour
     assert (await get(page, "/api/causes", f"of={A}.10"))[1] == {A: found[A]}
     await get(page, "/api/causes", f"of={A}.11")
     assert [prefix for prefix in read if prefix != "e" * 32] == [A, B, A]
-    for wrong in ("", "of=", f"of={A}", f"of={A}.x", "of=a.1", "of=" + ",".join([f"{A}.1"] * 11), "of=../x.1"):
+    for wrong in (
+        "",
+        "of=",
+        f"of={A}",
+        f"of={A}.x",
+        "of=a.1",
+        "of=" + ",".join([f"{A}.1"] * 11),
+        "of=../x.1",
+        f"of={A}.1&a=b",
+    ):
         assert (await get(page, "/api/causes", wrong))[0] == 400, wrong
 
 
