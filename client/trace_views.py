@@ -13,7 +13,7 @@ from client.trace_formats import plain
 from services.traces.comparison import Comparison
 from services.traces.slowest import WhySlow
 from services.traces.store import Span, Status, Summary, Trace
-from services.traces.tree import Tree
+from services.traces.tree import Node, Tree
 from services.traces.verdict import Cause, Segment, Verdict
 
 CAUSES = 6
@@ -21,7 +21,7 @@ CAUSES = 6
 FINDINGS = 10
 """Properties of slow pulls that are listed."""
 DEEPEST = 200
-"""Spans of one stack; those further out are left out."""
+"""Spans above the own one in a stack; those further in are left out."""
 
 
 # ---------------------------------------------------------------------------------------------- for people
@@ -148,12 +148,29 @@ def parts(tree: Tree, path: Sequence[Segment]) -> list[waterfall.Part]:
 
 
 def stacks(tree: Tree, path: Sequence[Segment]) -> list[tuple[list[Span], int, int]]:
-    """The critical path as a profile: for each segment the spans above it, the outermost first, and its own."""
+    """The critical path as a profile: for each segment the spans above it, the outermost first, and its own. Of those
+    above it the inner ones beyond ``DEEPEST`` are left out: so segments that follow each other share what is outside.
+    """
+    known: dict[Node, list[Span]] = {}
     found = []
     for segment in path:
         node = tree.nodes.get(segment.span.id) if segment.span.trace == tree.id else None
-        above = [each.span for each in node.up(DEEPEST)] if node is not None else [segment.span, tree.root.span]
-        found.append((above[::-1], segment.start, segment.end))
+        above = [tree.root.span] if node is None else _outermost(node.parent, known)
+        found.append(([*above, segment.span], segment.start, segment.end))
+    return found
+
+
+def _outermost(at: Node | None, known: dict[Node, list[Span]]) -> list[Span]:
+    """The spans from the root down to a node, at most ``DEEPEST``. ``known`` has those of other nodes: each is walked
+    once.
+    """
+    new: list[Node] = []
+    while at is not None and at not in known:
+        new.append(at)
+        at = at.parent
+    found = [] if at is None else known[at]
+    for each in reversed(new):
+        found = known[each] = [*found, each.span] if len(found) < DEEPEST else found
     return found
 
 

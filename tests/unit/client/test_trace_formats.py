@@ -127,6 +127,24 @@ def test_speedscope_profiles_close_what_they_open(seed: int) -> None:
     assert replayed(path, frames)[tree(trace).root.span.name] >= verdict.wall * 1e9 - 1
 
 
+def test_a_deep_chain_makes_no_large_file() -> None:
+    """Each span opens and closes a few frames, however many are above it; and the profiles are still valid."""
+
+    def exported(depth: int) -> dict:
+        chain = Spans()
+        above = ""
+        for number in range(depth):
+            above = chain.add("step", number, 2 * depth - number, above)
+        trace = chain.trace()
+        return trace_formats.speedscope(trace, "deep", trace_views.stacks(tree(trace), judge(trace).path))
+
+    small, large = exported(500), exported(2000)
+    assert len(json.dumps(large)) < 5 * len(json.dumps(small))
+    for profile in large["profiles"]:
+        assert len(profile["events"]) <= 5 * 2 * 2000
+        assert replayed(profile, large["shared"]["frames"])["step"] > 0
+
+
 def test_many_spans_that_all_cross_take_no_long_time() -> None:
     """Somebody else's file may have any."""
     spans = [Span(TRACE, f"{n + 1:016x}", "", "x", "s", T0 + n, T0 + 20_000 + n) for n in range(20_000)]
