@@ -11,6 +11,7 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import itertools
 import json
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from typing import Any, get_type_hints
 
 from deploy.processes import PROCESSES, Process
 from services.kit import errors, exporting, settings
+from services.kit.config import load_metrics
 
 ENTRIES = {"proxy_plugins": "gateway.config:ProxyPlugin"}
 """Tables of named entries, such as ``[proxy_plugins.NAME]``, and the class of an entry."""
@@ -133,9 +135,30 @@ def _try(found: Checked, cls: type[Any], file: settings.File, table: str) -> Non
 def _look(found: Checked, file: settings.File) -> None:
     """Call the ``check`` of each process's settings, for a file that can be loaded."""
     lists = {"error": found.errors, "trouble": found.troubles, "warning": found.warnings}
+    found.troubles += _overlapping(file)
     for module in dict.fromkeys(cls.__module__ for _, cls in tables()):
         for kind, words in getattr(importlib.import_module(module), "check", lambda _: ())(file):
             lists[kind].append(words)
+
+
+def _overlapping(file: settings.File) -> Iterator[str]:
+    """The addresses of pages that exclude each other."""
+    served = {
+        "traces": load(_class("services.traces.config:Config"), file, "traces").address,
+        "metrics": load_metrics(file).address,
+        "health": load(_class("gateway.config:Health"), file, "health").address,
+    }
+    found = [(f"[{table}] address", address) for table, address in served.items() if address]
+    if len(found) < 2:
+        return
+    from services.kit.http_server import overlap  # most nodes need it not
+
+    for (one, first), (other, second) in itertools.combinations(found, 2):
+        if overlap(first, second):
+            yield (
+                f"config file {file.path}: {one} {first!r} and {other} {second!r} are one place: only one of "
+                "them can be served"
+            )
 
 
 def _words(error: errors.NodeError) -> str:

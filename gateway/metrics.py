@@ -61,8 +61,7 @@ class Page:
                 self._channels[TRACES] = await stack.enter_async_context(
                     Channel(self._state / f"{TRACES}.sock", TRACES)
                 )
-            await stack.enter_async_context(http_server.serving(address, self.answer))
-            await asyncio.get_running_loop().create_future()
+            await http_server.lasting("[metrics] address", address, self.answer)
 
     async def answer(self, request: Request) -> Response:
         """The page."""

@@ -71,8 +71,7 @@ class Probes:
 
     async def serve(self, address: str) -> None:
         """Serve at ``address``; for :func:`services.kit.loops.running`, which begins anew where it is taken."""
-        async with http_server.serving(address, self.answer):
-            await asyncio.get_running_loop().create_future()
+        await http_server.lasting("[health] address", address, self.answer)
 
     async def answer(self, request: Request) -> Response:
         """The page of a path."""

@@ -24,6 +24,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import ipaddress
 import logging
 import os
 import re
@@ -113,6 +114,32 @@ def parse_address(text: str) -> Path | tuple[str, int]:
     return host, int(port)
 
 
+def overlap(first: str, second: str) -> bool:
+    """Whether two addresses (:func:`parse_address`) exclude each other: only one server can listen there."""
+    one, other = parse_address(first), parse_address(second)
+    if isinstance(one, Path) or isinstance(other, Path):
+        return isinstance(one, Path) and isinstance(other, Path) and os.path.realpath(one) == os.path.realpath(other)
+    if one[1] != other[1] or not one[1]:
+        return False
+    return any(_covers(a, b) or _covers(b, a) for a in _hosts(one[0]) for b in _hosts(other[0]))
+
+
+def _hosts(host: str) -> tuple[str, ...]:
+    """The addresses that a host stands for, as far as this is known without asking the resolver."""
+    if not host:
+        return ("0.0.0.0", "::")  # noqa: S104 - compared, not listened at
+    if host.lower() == "localhost":
+        return ("127.0.0.1", "::1")
+    try:
+        return (str(ipaddress.ip_address(host)),)
+    except ValueError:
+        return (host.lower(),)
+
+
+def _covers(wide: str, other: str) -> bool:
+    return wide in (other, "::" if ":" in other else "0.0.0.0")  # noqa: S104 - compared, not listened at
+
+
 @contextlib.asynccontextmanager
 async def serving(
     address: str, handler: Handler, limits: Limits = Limits(), *, grace: float = 1.0
@@ -140,6 +167,20 @@ async def serving(
         if isinstance(where, Path) and ours is not None and sockets.identity(where) == ours:
             where.unlink(missing_ok=True)
         await server.close(grace)
+
+
+async def lasting(setting: str, address: str, handler: Handler) -> None:
+    """Serve at ``address`` until cancelled; for :func:`services.kit.loops.running`. ``setting`` is the table and key
+    that ``address`` is from. ``loops.Explained`` names it if the server cannot listen there.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            server = await stack.enter_async_context(serving(address, handler))
+        except (OSError, UnicodeError) as error:
+            words = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise loops.Explained(f"{setting} = {address!r} is not served: {words}") from error
+        log.info("%s: served at %s", setting, server.address)
+        await asyncio.get_running_loop().create_future()
 
 
 async def _unix(path: Path) -> socket.socket:

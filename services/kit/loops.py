@@ -36,6 +36,12 @@ PAUSE, LONGEST = 1.0, 60.0
 """Seconds until a loop that failed begins anew: first ``PAUSE``, then doubled each time, up to ``LONGEST``."""
 
 
+class Explained(Exception):
+    """A failure of a loop's work that its words explain, such as an address that is taken. It is logged as one line
+    without a traceback, and only once until the loop fails in another way.
+    """
+
+
 # ---------------------------------------------------------------------------------------------- loops
 
 
@@ -53,7 +59,7 @@ async def lasting(
     ``longest``, and is reset once ``work`` has lasted twice ``longest``. A cancellation that was not meant for this
     task, but for something that ``work`` awaited, is a failure like any other.
     """
-    own, loop, wait = asyncio.current_task(), asyncio.get_running_loop(), pause
+    own, loop, wait, said = asyncio.current_task(), asyncio.get_running_loop(), pause, ""
     assert own is not None
     while True:
         begun = loop.time()
@@ -67,9 +73,14 @@ async def lasting(
         if own.cancelling():
             log.error("%s failed at its end", name, exc_info=failure)
             raise asyncio.CancelledError
-        log.error(
-            "%s %s, and begins anew in %g s", name, "ended" if failure is None else "failed", wait, exc_info=failure
-        )
+        words = str(failure) if isinstance(failure, Explained) else ""
+        if not words:
+            log.error(
+                "%s %s, and begins anew in %g s", name, "ended" if failure is None else "failed", wait, exc_info=failure
+            )
+        elif words != said:
+            log.error("%s: %s (it is tried again until it works)", name, words)
+        said = words
         del failure  # its traceback holds this frame
         await sleep(wait)
         wait = pause if loop.time() - begun > 2 * longest else min(2 * wait, longest)

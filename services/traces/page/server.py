@@ -21,7 +21,6 @@ import asyncio
 import contextlib
 import ipaddress
 import json
-import logging
 import re
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -39,7 +38,6 @@ from services.traces.page.source import Source
 from services.traces.store import Query, Trace
 
 T = TypeVar("T")
-log = logging.getLogger(__name__)
 
 _TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -92,9 +90,7 @@ class Page:
         """
         if isinstance(where := http_server.parse_address(address), tuple):
             self._hosts |= {where[0].lower()}
-        async with http_server.serving(address, self.answer) as server:
-            log.info("the page is at %s", server.address)
-            await asyncio.get_running_loop().create_future()
+        await http_server.lasting("[traces] address", address, self.answer)
 
     async def answer(self, request: Request) -> Response:
         """The answer to any request."""

@@ -65,6 +65,26 @@ def test_a_process_says_how_its_services_are(place: Path) -> None:
     assert not where.exists()
 
 
+@pytest.mark.parametrize("table", ["health", "metrics"])
+def test_an_address_that_is_taken_is_one_line_with_its_setting(table: str, place: Path) -> None:
+    """Without a traceback; the page is there when the address is free again."""
+    config = place / "c.toml"
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        config.write_text(f'[{table}]\naddress = "127.0.0.1:{port}"\n')
+        process = ServiceProcess("gateway", place / "r", place / "s", sockets=("containerd.sock",), config=config)
+        with process:
+            said = f"[{table}] address = '127.0.0.1:{port}' is not served: "
+            eventually(lambda: said in process.text(), "the log does not say it")
+            holder.close()
+            eventually(lambda: f"[{table}] address: served at 127.0.0.1:{port}" in process.text(), "it is not tried")
+            assert process.text().count(said) == 1
+            assert "Traceback" not in process.text()
+
+
 class Ailing:
     """A service whose health is as ``table`` says, and which counts the requests."""
 

@@ -59,6 +59,38 @@ def test_an_error_names_file_table_and_key(toml: str, said: str, place: Path) ->
     assert said in error
 
 
+@pytest.mark.parametrize(
+    ("toml", "taken"),
+    [
+        ("[traces]\naddress = '127.0.0.1:7788'\n[metrics]\naddress = '127.0.0.1:7788'", "[traces]|[metrics]"),
+        ("[traces]\naddress = 'localhost:7788'\n[health]\naddress = '127.0.0.1:7788'", "[traces]|[health]"),
+        ("[metrics]\naddress = ':1338'\n[health]\naddress = '[::1]:1338'", "[metrics]|[health]"),
+        ("[metrics]\naddress = '/x/y.sock'\n[health]\naddress = '/x/./y.sock'", "[metrics]|[health]"),
+        (
+            "version = 4\n[plugins.'io.containerd.server.v1.metrics']\naddress = '127.0.0.1:1'\n"
+            "[health]\naddress = '0.0.0.0:1'",
+            "[metrics]|[health]",
+        ),
+        ("[metrics]\naddress = '127.0.0.1:1338'\n[health]\naddress = '127.0.0.1:1339'", ""),
+        ("[metrics]\naddress = '127.0.0.1:1338'\n[health]\naddress = '127.0.0.2:1338'", ""),
+        ("[metrics]\naddress = '127.0.0.1:0'\n[health]\naddress = '127.0.0.1:0'", ""),
+        ("[metrics]\naddress = '/x/y.sock'\n[health]\naddress = '127.0.0.1:1338'", ""),
+    ],
+)
+def test_two_pages_at_one_address_are_said(toml: str, taken: str, place: Path) -> None:
+    """Only one of them could listen there."""
+    path = place / "config.toml"
+    path.write_text(toml)
+    found = configuration.check(path)
+    assert not found.errors
+    if not taken:
+        assert not found.troubles
+        return
+    (trouble,) = found.troubles
+    assert trouble.startswith(f"config file {path}: ")
+    assert all(f"{table} address" in trouble for table in taken.split("|"))
+
+
 def test_all_errors_are_said_at_once(place: Path) -> None:
     """One run of check is enough to repair a file."""
     path = place / "config.toml"

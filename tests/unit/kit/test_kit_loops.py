@@ -52,6 +52,28 @@ async def test_a_loop_that_fails_is_told_and_begins_anew(caplog: pytest.LogCaptu
     assert task.cancelled()
 
 
+async def test_a_failure_that_its_words_explain_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    """Without a traceback, and once, however often it is tried; another failure in between makes it news again."""
+    turns: list[int] = []
+    there = asyncio.Event()
+
+    async def work() -> None:
+        turns.append(len(turns))
+        if len(turns) == 4:
+            raise ZeroDivisionError("unthought of")
+        if len(turns) < 7:
+            raise loops.Explained("the address is taken")
+        there.set()
+        await asyncio.Event().wait()
+
+    task = begun("the page", work)
+    await asyncio.wait_for(there.wait(), 15)
+    line = "the page: the address is taken (it is tried again until it works)"
+    assert told(caplog) == [(line, False), ("the page failed", True), (line, False)]
+    task.cancel()
+    await asyncio.wait((task,))
+
+
 async def test_a_loop_survives_the_cancellation_of_its_awaitable(caplog: pytest.LogCaptureFixture) -> None:
     """The loop itself was not cancelled: it would end without a word in the log."""
     waited: list[asyncio.Future[None]] = []
