@@ -20,6 +20,7 @@ Call all of this from the loop's thread.
 from __future__ import annotations
 
 import bisect
+import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -27,6 +28,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+from services.kit import errors
+
+log = logging.getLogger(__name__)
 
 Kind = Literal["counter", "gauge", "histogram", "summary"]
 
@@ -67,6 +72,8 @@ Source = Callable[[], Awaitable[Sequence[Family]]]
 _on = False
 _metrics: list[_Metric] = []
 _sources: list[Source] = []
+_failing: set[Source] = set()
+"""Those that failed when they were last asked."""
 
 
 def begin() -> None:
@@ -87,6 +94,7 @@ def end() -> None:
     for metric in _metrics:
         metric.clear()
     _sources.clear()
+    _failing.clear()
 
 
 def source(asked: Source) -> None:
@@ -95,11 +103,19 @@ def source(asked: Source) -> None:
 
 
 async def collect() -> list[Family]:
-    """The families of this process. A source that fails raises its error."""
+    """The families of this process. Those of a source that fails are missing, and no others; the log says it once."""
     found = _of_process()
     found += [family for metric in _metrics if (family := metric.family()).samples]
     for asked in _sources:
-        found += await asked()
+        try:
+            found += await asked()
+        except Exception as error:  # such as of a store whose disk is full
+            if asked not in _failing:
+                _failing.add(asked)
+                foreseen = isinstance(error, errors.NodeError | OSError)
+                log.warning("some metrics are missing: %s", error, exc_info=None if foreseen else error)
+        else:
+            _failing.discard(asked)
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from services.kit import loops, metrics
+from services.kit import errors, loops, metrics
 from services.kit.metrics import Counter, Family, Gauge, Histogram, Sample, Summary
 from services.kit.metrics_calls import Calls
 from services.kit.metrics_server import MetricsServicer, collect, from_pb, to_pb
@@ -103,6 +103,35 @@ async def test_everything_is_collected_and_survives_the_wire() -> None:
     assert {"process_cpu_seconds", "process_resident_memory_bytes", "process_open_fds", "used", "size_bytes"} <= names
     assert "unused" not in names
     assert from_pb(to_pb(found)) == found
+
+
+async def test_a_source_that_fails_hides_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    """One line says it, until it has worked again."""
+    Counter("used_total", "Used.").add(1)
+    fails = True
+
+    async def asked() -> Sequence[Family]:
+        if fails:
+            raise errors.Unavailable("the disk is full")
+        return [Family("first", "First.", "gauge", [Sample(1)])]
+
+    async def other() -> Sequence[Family]:
+        return [Family("second", "Second.", "gauge", [Sample(2)])]
+
+    metrics.source(asked)
+    metrics.source(other)
+    for _ in range(2):
+        names = {family.name for family in await metrics.collect()}
+        assert {"used", "second"} <= names
+        assert "first" not in names
+    assert [record.getMessage() for record in caplog.records] == [
+        "some metrics are missing: the disk is full: unavailable"
+    ]
+    fails = False
+    assert "first" in {family.name for family in await metrics.collect()}
+    fails = True
+    await metrics.collect()
+    assert len(caplog.records) == 2
 
 
 def test_calls_are_counted_by_method_and_code() -> None:
