@@ -53,14 +53,21 @@ no meaning here.
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
+_LONGEST = 2**63 / 1e9
+"""Seconds of the longest duration that Go has: its nanoseconds have 64 bits."""
+
+
 def parse_duration(text: str) -> float:
     """The seconds of a Go duration such as ``1m30s`` or ``100ms``; ValueError if it is none."""
     if text == "0":
         return 0.0
     parts = re.findall(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)", text)
     if not parts or "".join(n + u for n, u in parts) != text:
-        raise ValueError(f"{text!r} is not a duration such as 100ms, 5s or 1m30s")
-    return sum(float(n) * _UNITS[u] for n, u in parts)
+        raise ValueError(f"{text[:100]!r} is not a duration such as 100ms, 5s or 1m30s")
+    seconds = sum(float(n) * _UNITS[u] for n, u in parts)
+    if seconds > _LONGEST:
+        raise ValueError(f"{text[:100]!r} is more than the longest duration, {_LONGEST / 3600:.0f}h")
+    return seconds
 
 
 def format_duration(seconds: float) -> str:
@@ -109,6 +116,8 @@ def read(path: Path | None) -> File:
         raise errors.InvalidArgument(f"config file {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise errors.InvalidArgument(f"config file {path}: {error}") from None
+    except RecursionError:
+        raise errors.InvalidArgument(f"config file {path}: it is nested too deeply") from None
 
 
 def load(cls: type[C], file: File, table: str, **flags: Any) -> C:

@@ -66,6 +66,20 @@ def test_a_mistake_names_file_table_and_key(tmp_path: Path, text: str, words: st
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["9" * 400 + "h", "3000000h", "1" * 30 + "s"])
+def test_a_duration_beyond_gos_is_refused(text: str) -> None:
+    """Go's have 64 bits of nanoseconds. What is longer would end in an OverflowError somewhere else."""
+    with pytest.raises(ValueError, match="more than the longest duration, 2562048h"):
+        settings.parse_duration(text)
+
+
+def test_a_file_that_is_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text("a = " + "[" * 100_000)
+    with pytest.raises(errors.InvalidArgument, match="config.toml: it is nested too deeply"):
+        settings.read(path)
+
+
 def test_an_absent_file_is_an_error_that_names_it() -> None:
     """A file that was named explicitly and is missing is not replaced by defaults."""
     with pytest.raises(errors.InvalidArgument, match="/no/such.toml: No such file"):
