@@ -84,9 +84,9 @@ def named(listed: Sequence[Summary], live: Live) -> list[Summary]:
             return trace
         return replace(
             trace,
-            operation=_operation(found),
+            operation=_operation(found, trace.operation),
             namespace=_said(found, "splitd.namespace") or trace.namespace,
-            image=_said(found, "container.image.name"),
+            image=_said(found, "container.image.name") or trace.image,
             outcome=UNDER_WAY,
             start=min(trace.start, found[0].start),
             end=max(trace.end, live.now),
@@ -118,12 +118,12 @@ def _since(span: Span, now: int) -> float:
     return max(0, now - span.start) / 1e9
 
 
-def _operation(spans: Sequence[Span]) -> str:
-    """In one word, of spans in the order of their beginnings."""
+def _operation(spans: Sequence[Span], known: str = "") -> str:
+    """In one word, of spans in the order of their beginnings. ``known`` is what the ended ones say."""
     if said := _said(spans, "splitd.operation"):
         return said
     own = next((span.name for span in spans if span.name.startswith(_OWN)), "")
-    return own.removeprefix(_OWN) if own else span_words.title(spans[0])
+    return known or (own.removeprefix(_OWN) if own else span_words.title(spans[0]))
 
 
 def _about(spans: Sequence[Span]) -> str:

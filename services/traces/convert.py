@@ -19,6 +19,8 @@ from services.traces import plain
 from services.traces.store import (
     LAST,
     LIMIT,
+    OF_TRACE,
+    TRANSFERS,
     Event,
     Figures,
     Kind,
@@ -30,6 +32,7 @@ from services.traces.store import (
     Summary,
     Trace,
     Value,
+    best,
     head,
 )
 
@@ -39,6 +42,8 @@ RESOURCE = 16 << 10
 """Bytes of what is said of a process. More is reduced to its name."""
 PIECE = 1 << 20
 """Bytes of a piece; the last span may exceed it."""
+TELLING = 16
+"""Spans of a piece that are asked what they say of their trace."""
 DEPTH = 32
 """Levels of lists and maps in a value."""
 _NAME, _MESSAGE = 1 << 10, 4 << 10
@@ -117,15 +122,28 @@ def _piece(trace: bytes, resource: otlp.ResourceSpans, scope: otlp.ScopeSpans, g
     else:
         mine = data.resource_spans.add(resource=resource.resource, schema_url=resource.schema_url[:_NAME])
         mine.scope_spans.add(scope=scope.scope, schema_url=scope.schema_url[:_NAME]).spans.extend(group)
-    first = min(group, key=lambda span: (_parent(span), span.start_time_unix_nano))
+    service = _service(resource.resource)
     return Piece(
         trace.hex(),
         data.SerializeToString(),
         [(span.span_id or _NOBODY, span.status.code == _ERROR) for span in group],
         min(LAST, *(span.start_time_unix_nano for span in group)),
         min(LAST, max(max(span.start_time_unix_nano, span.end_time_unix_nano) for span in group)),
-        head(_span(first, _service(resource.resource))),
+        best(head(_span(span, service)) for span in _telling(group)),
     )
+
+
+def _telling(group: Sequence[otlp.Span]) -> Sequence[otlp.Span]:
+    """The spans of a piece that say most about their trace: a root; without one a few that say something of it, those
+    first that are named after the operation; at least the one that began first.
+    """
+    roots = [span for span in group if not _parent(span)]
+    if roots:
+        return roots[:TELLING]
+    first = min(group, key=lambda span: span.start_time_unix_nano)
+    telling = [s for s in group if s.name in TRANSFERS or any(each.key in OF_TRACE for each in s.attributes)]
+    telling.sort(key=lambda span: (span.name not in TRANSFERS, span.start_time_unix_nano))
+    return [first, *telling[:TELLING]]
 
 
 def _parent(span: otlp.Span) -> bool:

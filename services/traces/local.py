@@ -38,7 +38,7 @@ from isal import igzip_lib, isal_zlib
 from services.kit import errors
 from services.traces import convert, plain
 from services.traces.config import Config
-from services.traces.store import Figures, Head, Piece, Query, Span, Summary, Trace
+from services.traces.store import Figures, Head, Piece, Query, Span, Summary, Trace, Value, best
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -70,7 +70,7 @@ CREATE TABLE traces (
     end INTEGER NOT NULL,
     spans INTEGER NOT NULL,
     errors INTEGER NOT NULL,
-    root INTEGER NOT NULL,     -- whether the rest is the root's, or else that of a span that began at:
+    root INTEGER NOT NULL,     -- whether the rest and the times are the root's, else of a span that began at:
     begun INTEGER NOT NULL,
     name TEXT NOT NULL,
     operation TEXT NOT NULL,
@@ -357,25 +357,28 @@ class LocalStore:
             return
         opened.pieces += 1
         start, end = min(p.start for p in chosen), max(p.end for p in chosen)
-        heads = [piece.head for piece in chosen]
+        heads, stored = [piece.head for piece in chosen], dict[str, Value]()
         count, size, rank = new, 0, 0
         if row:
-            number, rank, size, start, end = row[0], row[1], row[2], min(start, row[3]), max(end, row[4])
+            number, rank, size = row[:3]
+            start, end = min(start, row[3]), max(end, row[4])
             count, failed = count + row[5], failed + row[6]
             operation, namespace, image, outcome = row[10:14]
-            heads.append(Head(bool(row[7]), row[8], row[9], operation, namespace, image, outcome))
-        best = min(heads, key=lambda each: (not each.root, each.start))
-        attributes = row[14] if row and best is heads[-1] else plain.to_json(best.attributes)
+            heads.insert(0, Head(bool(row[7]), row[8], row[4], row[9], operation, namespace, image, outcome, stored))
+        said = best(heads)
+        if said.root:
+            start, end = said.start, said.end
+        attributes = row[14] if said.attributes is stored else plain.to_json(said.attributes)
         data = isal_zlib.compress(b"".join(piece.data for piece in chosen), 1)
         summary = Summary(
-            trace, best.name, best.operation, best.namespace, best.image, best.outcome, start, end, count, failed
+            trace, said.name, said.operation, said.namespace, said.image, said.outcome, start, end, count, failed
         )
         self._bytes[rank] -= size
         rank = _rank(summary, self._config.slow)
         self._bytes[rank] += size + len(data)
         columns: tuple[Any, ...] = (
-            *(now, rank, size + len(data), whole, start, end, count, failed, best.root, best.start),
-            *(best.name[:1000], best.operation, best.namespace, best.image[:1000], best.outcome, attributes),
+            *(now, rank, size + len(data), whole, start, end, count, failed, said.root, said.start),
+            *(said.name[:1000], said.operation, said.namespace, said.image[:1000], said.outcome, attributes),
         )
         if row:
             self._database.execute(_UPDATE, (*columns, trace))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from services.kit import errors
 from services.traces import convert
-from services.traces.store import Figures, Piece, Query, Span, Status, Summary, Trace, head
+from services.traces.store import Figures, Piece, Query, Span, Status, Summary, Trace, best, head
 
 
 class MemoryStore:
@@ -57,7 +57,7 @@ class MemoryStore:
 
 def _summary(name: str, spans: Iterable[Span]) -> Summary:
     spans = list(spans)
-    said = head(min(spans, key=lambda span: (bool(span.parent), span.start)))
+    said = best(head(span) for span in spans)
     return Summary(
         name,
         said.name,
@@ -65,8 +65,8 @@ def _summary(name: str, spans: Iterable[Span]) -> Summary:
         said.namespace,
         said.image,
         said.outcome,
-        min(span.start for span in spans),
-        max(max(span.start, span.end) for span in spans),
+        said.start if said.root else min(span.start for span in spans),
+        said.end if said.root else max(max(span.start, span.end) for span in spans),
         len(spans),
         sum(span.status == Status.ERROR for span in spans),
         said.attributes,

@@ -24,8 +24,8 @@ their ids, times and states. Such spans of one trace are a :class:`Piece`.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 Value = str | bool | int | float | bytes | None | Sequence["Value"] | Mapping[str, "Value"]
@@ -107,10 +107,11 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What one span says of its trace: the root, or, while that is unknown, the span that began first."""
+    """What is said of a trace: by its root, or, while that is unknown, by other spans (:func:`best`)."""
 
     root: bool
     start: int
+    end: int
     name: str
     operation: str = ""
     namespace: str = ""
@@ -124,11 +125,33 @@ def head(span: Span) -> Head:
     """What ``span`` says of its trace."""
     rest = dict(span.attributes)
     operation, namespace, image, outcome = (_text(rest.pop(name, "")) for name in OF_TRACE)
-    if not outcome and not span.parent and span.status == Status.ERROR:
+    operation = operation or TRANSFERS.get(span.name, "")
+    if not outcome and (not span.parent or operation) and span.status == Status.ERROR:
         outcome = FAILED
-    return Head(not span.parent, min(span.start, LAST), span.name, operation, namespace, image, outcome, rest)
+    start, end = min(span.start, LAST), min(max(span.start, span.end), LAST)
+    return Head(not span.parent, start, end, span.name, operation, namespace, image, outcome, rest)
 
 
+def best(heads: Iterable[Head]) -> Head:
+    """What some spans of a trace say together. The root knows all. Without one, the span that says the operation comes
+    first, then one that says the image, then the one that began first; what it does not say, the next ones may.
+    """
+    first, *more = sorted(heads, key=lambda each: (not each.root, not each.operation, not each.image, each.start))
+    if first.root:
+        return first
+    for each in more:
+        first = replace(
+            first,
+            operation=first.operation or each.operation,
+            namespace=first.namespace or each.namespace,
+            image=first.image or each.image,
+            outcome=first.outcome or each.outcome,
+        )
+    return first
+
+
+TRANSFERS = {f"images.{kind}": kind for kind in ("pull", "push", "import", "export")}
+"""Spans of the images service whose names say the operation."""
 OF_TRACE = ("splitd.operation", "splitd.namespace", "container.image.name", "splitd.outcome")
 """The attributes of a root that have a field of their own in a summary."""
 FAILED = "failed"
@@ -155,8 +178,8 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A trace in a list. Everything but ``id``, times and ``spans`` is from its root, or, while that is unknown, from
-    the span that began first.
+    """A trace in a list. Everything but ``id``, ``spans`` and ``errors`` is from its root. While that is unknown, the
+    times are those of all spans, and the rest is from those spans that say it (:func:`best`).
     """
 
     id: str
@@ -176,7 +199,7 @@ class Summary:
 
     @property
     def seconds(self) -> float:
-        """From its first beginning to its last end, never negative."""
+        """How long the operation took, never negative."""
         return max(0, self.end - self.start) / 1e9
 
     @property

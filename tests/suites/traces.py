@@ -105,7 +105,7 @@ class TracesSuite:
         assert (summary.spans, summary.errors) == (2, 1)
 
     async def test_a_list_says_what_the_root_says(self, store: Store) -> None:
-        """Before the root has come, what the first span says; times are those of all spans."""
+        """Before the root has come, what the first span says, and the times of all spans."""
         root = span(name="Transfer", attributes={**ROOT, "splitd.bytes": 7, "list": [1, "x"]})
         late = span(root.trace, parent=root.id, name="late", start=NOW + 3, end=NOW + 3 * SECOND, status=Status.ERROR)
         early = span(root.trace, parent=root.id, name="early", start=NOW + 2, attributes={"a": True})
@@ -113,16 +113,48 @@ class TracesSuite:
         await store.add([early])
         [summary] = await store.traces(Query())
         assert (summary.name, summary.operation, summary.attributes) == ("early", "", {"a": True})
+        assert (summary.start, summary.end) == (NOW + 2, NOW + 3 * SECOND)
+        assert await store.traces(Query(longer=2)) == [summary]
         await store.add([root])
         [summary] = await store.traces(Query())
         assert (summary.id, summary.name, summary.operation) == (root.trace, "Transfer", "pull")
         assert (summary.namespace, summary.image, summary.outcome) == ("default", "docker.io/library/busybox:1", "ok")
-        assert (summary.start, summary.end, summary.seconds) == (NOW, NOW + 3 * SECOND, 3.0)
+        assert (summary.start, summary.end, summary.seconds) == (NOW, NOW + SECOND, 1.0)
         assert (summary.spans, summary.errors, summary.failed) == (3, 1, False)
         assert summary.attributes == {"splitd.bytes": 7, "list": [1, "x"]}
         await store.add([span(root.trace, parent=root.id, name="earlier", start=5)])
         [summary] = await store.traces(Query())
-        assert (summary.name, summary.start) == ("Transfer", 5)
+        assert (summary.name, summary.start, summary.end) == ("Transfer", NOW, NOW + SECOND)
+        assert await store.traces(Query(longer=1)) == [summary]
+        assert await store.traces(Query(longer=1.5)) == []
+
+    async def test_a_list_without_a_root_says_what_the_best_spans_say(self, store: Store) -> None:
+        """A gateway that is killed sends no root. Whichever span comes first: in one piece, or each in its own."""
+        about = {"splitd.namespace": "default", "container.image.name": "box:1"}
+        for together in (True, False):
+            for turned in (True, False):
+                trace, above = new_id(32), new_id(16)
+                call = span(trace, parent=above, name="Leases/Create", start=NOW, status=Status.ERROR)
+                pull = span(trace, parent=above, name="images.pull", start=NOW + 5, attributes={**about, "a": 1})
+                late = {"splitd.outcome": "cancelled", "container.image.name": "other:2"}
+                other = span(trace, parent=pull.id, name="other", start=NOW + 9, attributes=late)
+                sent = [other, pull, call] if turned else [call, pull, other]
+                for some in [sent] if together else [[each] for each in sent]:
+                    await store.add(some)
+                [summary] = await store.traces(Query(operation="pull", image="box:1", namespace="default"))
+                assert (summary.id, summary.name, summary.outcome) == (trace, "images.pull", "cancelled")
+                assert (summary.attributes, summary.start, summary.end) == ({"a": 1}, NOW, NOW + SECOND)
+                await store.add([span(trace, id=above, name="pull", attributes=ROOT)])
+                [summary] = await store.traces(Query())
+                assert (summary.name, summary.image, summary.outcome) == ("pull", ROOT["container.image.name"], "ok")
+                await store.delete(trace)
+
+    async def test_a_transfer_without_a_root_failed_if_its_span_did(self, store: Store) -> None:
+        """It is the best that is known."""
+        pull = span(parent=new_id(16), name="images.push", status=Status.ERROR)
+        await store.add([pull])
+        [summary] = await store.traces(Query())
+        assert (summary.operation, summary.outcome, summary.failed) == ("push", "failed", True)
 
     async def test_a_list_is_filtered(self, store: Store) -> None:
         """The newest come first, and no more than asked for."""

@@ -51,6 +51,10 @@ def test_a_list_names_what_is_under_way_by_its_open_spans() -> None:
     assert (first.operation, first.image, first.outcome) == ("pull", "registry.test/box:1", "under way")
     assert (first.seconds, first.failed) == (12.0, False)
     assert (second, third) == (over, lost)
+    spans = [replace(span, attributes={}) for span in live.spans if span.trace == seen.id]
+    known = replace(seen, operation="import", image="box:3")
+    [one] = trace_live.named([known], Live(live.now, spans))
+    assert (one.operation, one.image, one.outcome) == ("import", "box:3", "under way")
 
 
 def test_parts_of_one_blob_are_one_line_that_says_the_layer() -> None:
