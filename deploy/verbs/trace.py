@@ -322,7 +322,7 @@ def why_slow(arguments: argparse.Namespace) -> int:
         for summary in await source.traces(wanted):
             with contextlib.suppress(errors.NotFound):  # the store drops the oldest at any time
                 read.append(await source.trace(summary.id))
-        return slowest.why_slow(read)
+        return slowest.why_slow(read, wanted.operation or "pull")
 
     why = _asked(arguments, found)
     if arguments.json:

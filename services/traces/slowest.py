@@ -1,4 +1,4 @@
-"""What distinguishes the slowest tenth of the last pulls from the others.
+"""What distinguishes the slowest tenth of the last pulls, or other operations of one kind, from the others.
 
 Each pull has a few properties: the host, a mirror, media types, the hour, other pulls meanwhile, the snapshotter, the
 size of the image. A property distinguishes the slow ones if it is much more frequent among them than among the others,
@@ -34,6 +34,18 @@ LEVEL = 0.01
 SLOWER = 1.25
 """A slow pull takes this many times as long as the median pull; if fewer than ``SUPPORT`` do, none is slow."""
 
+NAMES = {
+    "pull": ("pull", "pulls"),
+    "push": ("push", "pushes"),
+    "import": ("import", "imports"),
+    "export": ("export", "exports"),
+    "run": ("run", "runs"),
+    "exec": ("exec", "execs"),
+    "delete": ("delete", "deletes"),
+    "collect": ("collection", "collections"),
+}
+"""Operations in words: one, and several."""
+
 SIZES = ((0, "nothing to fetch"), (10e6, "below 10 MB"), (100e6, "10 to 100 MB"), (1e9, "100 MB to 1 GB"))
 
 
@@ -42,7 +54,9 @@ class Finding:
     """A property that is more frequent among the slow pulls than among the others."""
 
     attribute: str
-    """``host``, ``mirror``, ``media type``, ``hour``, ``other pulls meanwhile``, ``snapshotter``, ``size``."""
+    """``host``, ``mirror``, ``media type``, ``hour``, ``other pulls meanwhile`` (or runs), ``snapshotter``,
+    ``size``.
+    """
     value: str
     slow: int
     """Slow pulls that have it."""
@@ -57,6 +71,7 @@ class WhySlow:
     """What the last pulls say."""
 
     pulls: int
+    """Operations that were compared: pulls, or those of the kind that was asked for."""
     slow: tuple[str, ...]
     """The ids of those of the slowest tenth that are slow, the slowest first."""
     threshold: float
@@ -77,31 +92,34 @@ class _Pull:
     properties: frozenset[tuple[str, str]]
 
 
-def why_slow(traces: Iterable[Trace]) -> WhySlow:
-    """Compare the slowest tenth with the rest. Traces of other operations, and pulls that failed, do not count, but for
-    being there meanwhile.
+def why_slow(traces: Iterable[Trace], operation: str = "pull") -> WhySlow:
+    """Compare the slowest tenth of the operations of one kind with the rest. Traces of other operations do not count.
+    Those that failed count only for being there meanwhile.
     """
-    trees = [made for trace in traces if trace.spans and _operation(made := tree(trace)) == "pull"]
+    one, several = NAMES.get(operation, (f"operation {operation}", f"operations {operation}"))
+    trees = [made for trace in traces if trace.spans and _operation(made := tree(trace)) == operation]
     starts, ends = sorted(made.root.start for made in trees), sorted(made.root.end for made in trees)
     pulls = [
-        _pull(made, bisect_left(starts, made.root.end) - bisect_right(ends, made.root.start) - 1)
+        _pull(made, several, bisect_left(starts, made.root.end) - bisect_right(ends, made.root.start) - 1)
         for made in trees
         if text(made.root.span.attributes.get("splitd.outcome")) in {"", "ok"}
     ]
     pulls.sort(key=lambda pull: -pull.seconds)
     if len(pulls) < FEWEST:
-        said = f"{len(pulls)} pulls are too few to tell: {FEWEST} are needed"
+        said = f"{len(pulls)} {several} are too few to tell: {FEWEST} are needed"
         return WhySlow(len(pulls), (), 0.0, _median(pulls), (), said)
     median = _median(pulls)
     tenth = pulls[: max(SUPPORT, math.ceil(len(pulls) / 10))]
     slow = [pull for pull in tenth if pull.seconds >= SLOWER * median]
     rest = pulls[len(slow) :]
     if len(slow) < SUPPORT:
-        said = f"none is slow: the slowest {len(tenth)} of {len(pulls)} pulls took {seconds(tenth[-1].seconds)} s and"
-        said += f" longer, the median pull {seconds(median)} s"
+        said = (
+            f"none is slow: the slowest {len(tenth)} of {len(pulls)} {several} took {seconds(tenth[-1].seconds)} s and"
+        )
+        said += f" longer, the median {one} {seconds(median)} s"
         return WhySlow(len(pulls), (), tenth[-1].seconds, median, (), said)
     findings, threshold = _findings(slow, rest), slow[-1].seconds
-    said = f"the slowest {len(slow)} of {len(pulls)} pulls took {seconds(threshold)} s and longer (median"
+    said = f"the slowest {len(slow)} of {len(pulls)} {several} took {seconds(threshold)} s and longer (median"
     said += f" {seconds(median)} s): "
     said += _words(findings[0], len(slow), len(rest)) if findings else "nothing distinguishes them from the others"
     return WhySlow(len(pulls), tuple(pull.id for pull in slow), threshold, median, tuple(findings), said)
@@ -120,7 +138,7 @@ def _words(finding: Finding, slow: int, rest: int) -> str:
     return f"{finding.slow} of these {slow} have {what}, of the others {finding.rest} of {rest}"
 
 
-def _pull(made: Tree, others: int) -> _Pull:
+def _pull(made: Tree, several: str, others: int) -> _Pull:
     root = made.root
     found: set[tuple[str, str]] = set()
     for node in made.nodes.values():
@@ -134,7 +152,7 @@ def _pull(made: Tree, others: int) -> _Pull:
     size = root.number("splitd.bytes")
     if size is not None:
         found.add(("size", next((name for most, name in SIZES if size <= most), "over 1 GB")))
-    found.add(("other pulls meanwhile", "none" if others <= 0 else "one" if others == 1 else "several"))
+    found.add((f"other {several} meanwhile", "none" if others <= 0 else "one" if others == 1 else "several"))
     if (hour := _hour(root.start)) is not None:
         found.add(("hour", f"{hour:02d} UTC"))
     return _Pull(made.id, root.length / 1e9, root.start, root.end, frozenset(found))

@@ -80,6 +80,16 @@ def test_too_few_pulls() -> None:
     assert why_slow([]).median == 0
 
 
+def test_other_operations() -> None:
+    """Those that were asked for count, under their name."""
+    traces = [pull(n, n + 1, splitd__operation="collect") for n in range(FEWEST - 1)]
+    found = why_slow(traces, "collect")
+    assert (found.pulls, found.sentence) == (19, "19 collections are too few to tell: 20 are needed")
+    assert why_slow(traces, "Images.List").sentence == "0 operations Images.List are too few to tell: 20 are needed"
+    traces.append(pull(50, 99, splitd__operation="collect"))
+    assert "of 20 collections took" in why_slow(traces, "collect").sentence
+
+
 def test_traces_of_others() -> None:
     """Traces without spans, of other operations and with impossible times are no pulls, or have no hour."""
     spans = Spans()
