@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from services.traces.causes import PROCESSOR, SHARES, SPANS, Kind, Reason, Slice, reason_of
+from services.traces.causes import PROCESSOR, SHARES, SPANS, UNEXPLAINED, Kind, Reason, Slice, reason_of
 from services.traces.critical_path import Path, Piece, linked, orphanage
 from services.traces.tree import Node, Tree, text
 
@@ -51,7 +51,7 @@ class Attribution:
 
     def _known(self, piece: Piece) -> list[Piece]:
         """The piece; if nothing is known of it, what orphans did in its time."""
-        if self._orphans is None or self._shares(piece) or reason_of(piece).kind is not Kind.UNKNOWN:
+        if self._orphans is None or self._shares(piece) or reason_of(piece).kind not in UNEXPLAINED:
             return [piece]
         return [
             replace(piece, start=each.start, end=each.end) if each.node is self._orphans else each

@@ -31,6 +31,8 @@ class Kind(enum.StrEnum):
     """What the container itself did."""
     VERIFIER = "verifier"
     """A program that judges images before they are pulled."""
+    NODE = "node"
+    """Calls between the node's processes, of which nothing else is known."""
     UNKNOWN = "unknown"
 
 
@@ -40,8 +42,7 @@ class Reason:
 
     kind: Kind
     part: str
-    """Which part of the kind: ``first byte``, ``bandwidth``, ``fsync``. Of an unknown it is the span's name, ``calls``
-    for all hops.
+    """Which part of the kind: ``first byte``, ``bandwidth``, ``fsync``. Of an unknown it is the span's name.
     """
     host: str = ""
     holder: str = ""
@@ -81,6 +82,9 @@ class Slice:
     digest: str = ""
     waits: tuple[Node, ...] = field(default=())
 
+
+UNEXPLAINED = (Kind.NODE, Kind.UNKNOWN)
+"""Time of which nothing says what it was for."""
 
 SHARES = {
     "runqueue": Reason(Kind.CPU, "no processor free"),
@@ -175,7 +179,7 @@ def reason_of(piece: Piece) -> Reason:
     known = SPANS.get(node.span.name)
     if known is None:
         if "rpc.system" in node.span.attributes:
-            return Reason(Kind.UNKNOWN, "calls", holder=_called(node))
+            return Reason(Kind.NODE, "calls", holder=_called(node))
         return Reason(Kind.UNKNOWN, text(node.span.name))
     if known.kind is Kind.NETWORK:
         foreign = next((wait for wait in piece.waits if wait.span.trace != node.span.trace), None)

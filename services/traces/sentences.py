@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from services.traces.causes import Cause, Kind, Reason, Slice
+from services.traces.causes import UNEXPLAINED, Cause, Kind, Reason, Slice
+from services.traces.store import FAILED, Head, Status
 from services.traces.tree import Node, Tree, text
 
 MOSTLY = 0.8
@@ -23,6 +24,11 @@ STANDS_OUT = 0.2
 
 WORTH = 0.2
 """Seconds that an advice saves at least."""
+
+SHORT, TRIFLE = 0.5, 0.02
+"""Of an operation shorter than ``SHORT`` seconds, the sentence lists no cause below ``TRIFLE``."""
+
+CANCELLED = "cancelled"
 
 _MANY = 4
 """Layers that are named one by one."""
@@ -70,6 +76,7 @@ _WHAT = {
     (Kind.RUNTIME, "runc checkpoint"): "checkpointing the container in the shim and runc",
     (Kind.RUNTIME, "shim end"): "waiting for the end of the shim",
     (Kind.CONTAINER, "runs"): "the container ran",
+    (Kind.NODE, "calls"): "the node's own calls{to}",
     (Kind.VERIFIER, "verifier"): "waiting for the image verifier {by_name}",
 }
 """What was done, by kind and part."""
@@ -104,7 +111,7 @@ def what(reason: Reason, layer: int | None, rate: float | None = None) -> str:
     """A reason in words; ``layer`` counts from 0 and is said from 1, ``rate`` is in bytes a second."""
     words = _WHAT.get((reason.kind, reason.part))
     if words is None:
-        return f"not recorded, in {_place(reason)}" if reason.kind is Kind.UNKNOWN else reason.part
+        return f"not recorded, in {reason.part}" if reason.kind is Kind.UNKNOWN else reason.part
     named = "" if layer is None else f"layer {layer + 1}"
     return words.format(
         host=reason.host or "the registry",
@@ -114,14 +121,9 @@ def what(reason: Reason, layer: int | None, rate: float | None = None) -> str:
         rate="" if rate is None else f" at {bytes_(rate)}/s",
         holder=f" that {reason.holder} held" if reason.holder else "",
         by=f", which {reason.holder} fetched" if reason.holder else "",
+        to=f" to {reason.holder}" if reason.holder else "",
         by_name=reason.holder or "(without a name)",
     )
-
-
-def _place(reason: Reason | Cause) -> str:
-    if reason.part != "calls":
-        return reason.part
-    return f"calls to {reason.holder}" if reason.holder else "calls between the node's processes"
 
 
 def rates(nodes: Iterable[Node]) -> dict[str, float]:
@@ -161,24 +163,27 @@ def seconds(value: float) -> str:
     return f"{value:.1f}" if value >= 0.995 else f"{value:.2f}" if value >= 0.0995 else f"{value:.3f}"
 
 
-def of(root: Node, causes: Sequence[Cause], slices: Sequence[Slice], tree: Tree) -> Said:
+def of(about: Head, causes: Sequence[Cause], slices: Sequence[Slice], tree: Tree) -> Said:
     """The texts for an operation whose causes are known, the greatest first."""
-    wall = root.length / 1e9
+    wall = tree.root.length / 1e9
     notes = [] if not tree.left_out else [f"{tree.left_out} spans were left out: the trace has too many"]
-    operation = text(root.span.attributes.get("splitd.operation")) or "operation"
+    if not tree.rooted and about.operation:
+        notes.append("the root of this trace was not recorded, as after an end of the gateway meanwhile")
+    operation = text(about.operation) or "operation"
     if not causes:
         return Said(Kind.UNKNOWN, f"{seconds(wall)} s: nothing was recorded", "", 0.0, tuple(notes))
     group = max(_groups(causes), key=_total)
     total = _total(group)
-    sentence = f"{seconds(total)} of {seconds(wall)} s: {_listed(group)}{_layers(group, slices)}"
+    sentence = f"{seconds(total)} of {seconds(wall)} s: {_listed(group, wall)}{_layers(group, slices)}"
     first = group[0]
-    if first.kind not in (Kind.CPU, Kind.DISK, Kind.UNKNOWN) and _busy(group, slices, tree) < IDLE:
+    if first.kind not in (Kind.CPU, Kind.DISK, *UNEXPLAINED) and _busy(group, slices, tree) < IDLE:
         notes.append(f"nothing else of the {operation} was at work meanwhile")
         sentence += "; nothing else of it was at work meanwhile"
-    outcome = text(root.span.attributes.get("splitd.outcome"))
-    if outcome in {"failed", "cancelled"}:
-        why = text(root.span.message) if outcome == "failed" else ""
-        sentence = f"{outcome} after {seconds(wall)} s{': ' if why else ''}{why}; {sentence}"
+    if about.outcome in {FAILED, CANCELLED}:
+        why = _failure(tree) if about.outcome == FAILED else ""
+        sentence = f"{about.outcome} after {seconds(wall)} s{': ' if why else ''}{why}; {sentence}"
+    if about.outcome != "ok":  # what would have made a failure faster is no help
+        return Said(first.kind, sentence, "", 0.0, tuple(notes))
     helped = max((each for each in _groups(causes) if each[0].kind in _HELP), key=_total, default=[])
     gain = _total(helped)
     if not helped or gain < max(WORTH, STANDS_OUT * wall):
@@ -188,11 +193,28 @@ def of(root: Node, causes: Sequence[Cause], slices: Sequence[Slice], tree: Tree)
     return Said(first.kind, sentence, advice[0].upper() + advice[1:], gain, tuple(notes))
 
 
+def _failure(tree: Tree) -> str:
+    """What failed first, in words; "" if nothing says it. Requests to registries are no failures by themselves, since
+    others may serve instead; without another failure the last one that went wrong is it.
+    """
+    failed = [n for n in tree.nodes.values() if n.span.status == Status.ERROR and n.span.message and not n.background]
+    if failed:
+        return text(min(failed, key=lambda node: node.end).span.message)
+    wrong = [node for node in tree.nodes.values() if node.span.attributes.get("error.type")]
+    if not wrong:
+        return ""
+    last = max(wrong, key=lambda node: node.end)
+    attributes = last.span.attributes
+    said = text(attributes.get("error.message")) or text(attributes.get("error.type"))
+    host = last.text("server.address")
+    return f"{host}: {said}" if host and host not in said else said
+
+
 def _groups(causes: Sequence[Cause]) -> list[list[Cause]]:
     """Causes of one kind about the same host or holder stand together."""
     groups: dict[tuple[Kind, str, str], list[Cause]] = {}
     for cause in causes:
-        holder = "" if cause.kind is Kind.UNKNOWN else cause.holder
+        holder = "" if cause.kind in UNEXPLAINED else cause.holder
         groups.setdefault((cause.kind, cause.host, holder), []).append(cause)
     return list(groups.values())
 
@@ -201,13 +223,22 @@ def _total(group: Sequence[Cause]) -> float:
     return sum(cause.seconds for cause in group)
 
 
-def _listed(group: Sequence[Cause]) -> str:
+def _listed(group: Sequence[Cause], wall: float) -> str:
     """The causes of a group in words: one if it is most of it, else at most three with their times."""
+    if group[0].kind is Kind.NODE and wall < SHORT:
+        return "the node's own calls"
     if group[0].seconds >= MOSTLY * _total(group):
         return group[0].what
+    least = TRIFLE if wall < SHORT else 0.0
+    named = [cause for cause in group[:3] if cause.seconds >= least]
+    if group[0].kind is Kind.NODE:
+        to = ", ".join(f"{c.holder} {seconds(c.seconds)} s" for c in named if c.holder)
+        return "the node's own calls" + (f" (to {to})" if to else "")
+    if not named:
+        return f"{group[0].what} and more of the kind"
     if group[0].kind is Kind.UNKNOWN:
-        return "not recorded, in " + ", ".join(f"{_place(c)} ({seconds(c.seconds)} s)" for c in group[:3])
-    return ", ".join(f"{cause.what} {seconds(cause.seconds)} s" for cause in group[:3])
+        return "not recorded, in " + ", ".join(f"{c.part} ({seconds(c.seconds)} s)" for c in named)
+    return ", ".join(f"{cause.what} {seconds(cause.seconds)} s" for cause in named)
 
 
 def _layers(group: Sequence[Cause], slices: Sequence[Slice]) -> str:

@@ -91,6 +91,11 @@ class Tree:
     left_out: int = 0
     """Spans beyond ``MOST``."""
 
+    @property
+    def rooted(self) -> bool:
+        """Whether the root is one that somebody sent as such."""
+        return not self.root.span.parent and self.root.span.name != UNKNOWN_ROOT
+
 
 def tree(trace: Trace) -> Tree:
     """Make the tree of a trace; ValueError if the trace has no span."""

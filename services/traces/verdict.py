@@ -16,8 +16,8 @@ from services.traces import sentences
 from services.traces.attribution import Attribution
 from services.traces.causes import Cause, Kind, Reason, Slice
 from services.traces.critical_path import Path
-from services.traces.store import Live, Span, Trace
-from services.traces.tree import Tree, text, tree
+from services.traces.store import Live, Span, Trace, best, head
+from services.traces.tree import MOST, Tree, text, tree
 
 __all__ = ["Cause", "Kind", "Segment", "Verdict", "judge", "wanted", "with_open"]
 
@@ -100,13 +100,14 @@ def judge(trace: Trace, others: Iterable[Trace] = ()) -> Verdict:
     causes = _causes(made, slices, sentences.rates(spans.values()))
     root = made.root
     wall = root.length / 1e9
-    outcome = text(root.span.attributes.get("splitd.outcome"))
+    about = best(head(span) for span in ([root.span] if made.rooted else trace.spans[:MOST]))
+    outcome = text(about.outcome)
     ordered = tuple(sorted(causes.values(), key=lambda cause: -cause.seconds))
-    said = sentences.of(root, ordered, slices, made)
+    said = sentences.of(about, ordered, slices, made)
     return Verdict(
         trace=trace.id,
-        operation=text(root.span.attributes.get("splitd.operation")) or text(root.span.name),
-        image=text(root.span.attributes.get("container.image.name")),
+        operation=text(about.operation) or text(root.span.name),
+        image=text(about.image),
         outcome=outcome,
         start=root.start,
         wall=wall,

@@ -97,3 +97,31 @@ async def test_without_the_traces_service_a_pull_goes_on_and_says_why_it_says_no
         assert len(listed.stderr.splitlines()) == 1
     finally:
         await run(node, "up")
+
+
+async def test_a_pull_whose_gateway_is_killed_is_found(node: Node, fake: FakeRegistry) -> None:
+    """Its root is lost with the gateway. What the other processes recorded says what it was, and there is a verdict."""
+    reference = fake.add(made(1, 500), "team/killed:1")
+    fake.inject("blob", slow(100_000), times=9, method="GET")
+    pulling = asyncio.ensure_future(run(node, "pull", "--plain-http", reference, ok=False))
+
+    async def fetching() -> int:
+        return fake.answering
+
+    await eventually_async(fetching, "nothing is fetched")
+    node.kill("gateway")
+    await pulling
+    await asyncio.to_thread(node.wait_healthy)
+
+    async def found() -> dict:
+        pulls = await listed(node, "--operation", "pull", "--image", "team/killed", "--namespace", "default")
+        assert pulls
+        assert pulls[0]["outcome"] != "under way"
+        return pulls[0]
+
+    newest = await eventually_async(found, "the pull is not listed")
+    assert (newest["image"], newest["name"]) == (reference, "images.pull")
+    shown = (await run(node, "trace", "show")).stdout.replace("\n", " ")
+    assert re.search(r"[0-9.]+ of [0-9.]+ s: ", shown)
+    assert "the root of this trace was not recorded" in shown
+    assert newest["trace"][:12] in shown

@@ -127,6 +127,41 @@ def test_why_slow_names_what_the_slow_ones_have(file: Path, capsys: pytest.Captu
     assert [each["value"] for each in found["findings"] if each["attribute"] == "host"] == ["slow.test"]
 
 
+def test_a_pull_without_a_root_is_the_newest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The gateway was killed: its spans are lost, and those of the other processes say what it was."""
+    spans = Spans("ab" * 16)
+    about: Any = {"container__image__name": "registry.test/box:1", "splitd__namespace": "k8s.io"}
+    spans.add("Leases/Create", 0, 100, "e" * 16, service="splitd-metadata", status=Status.ERROR)
+    spans.add("images.pull", 100, 3000, "e" * 16, **about)
+    file = tmp_path / "traces.json"
+    file.write_text(json.dumps(otlp_json.spans_to_json([*pull(1).spans, *spans.spans])))
+    [row] = said(
+        capsys, "ls", "--operation", "pull", "--image", "box:1", "--namespace", "k8s.io", "--file", file
+    ).split("\n")[1:-1]
+    assert row.split()[0] == "ab" * 6
+    assert row.split()[-5:] == ["pull", "failed", "2", "k8s.io", "registry.test/box:1"]
+    text = said(capsys, "show", "ab", "--file", file)
+    assert "not recorded, in images.pull" in text
+    assert "the root of this trace was not recorded" in " ".join(text.split())
+
+
+def test_a_list_and_one_trace_say_the_same_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The root's, whatever goes on after it."""
+    spans = pull(1, 2.0)
+    spans.add("images.late", 61_000, 80_000, spans.spans[0].id, splitd__background=True)
+    file = tmp_path / "traces.json"
+    file.write_text(json.dumps(otlp_json.spans_to_json(spans.spans)))
+    [listed] = json.loads(said(capsys, "ls", "--file", file, "--json"))
+    assert listed["seconds"] == json.loads(said(capsys, "show", "01", "--file", file, "--json"))["verdict"]["wall"] == 2
+    assert json.loads(said(capsys, "ls", "--slow", "3", "--file", file, "--json")) == []
+
+
+def test_why_slow_counts_what_is_asked_for(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And says what it is."""
+    text = said(capsys, "why-slow", "--operation", "collect", "--file", file)
+    assert text == "0 collections are too few to tell: 20 are needed.\n"
+
+
 def test_an_export_comes_back_as_it_was(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On standard output and in a file; OTLP has all that a span has."""
     out = tmp_path / "one.json"

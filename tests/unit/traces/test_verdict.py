@@ -362,14 +362,14 @@ def test_a_process_that_does_not_answer() -> None:
     rpc: Any = {"rpc__system": "grpc"}
     call = pull.add("Content/Read", 0, 3000, pull.pull, service="splitd-gateway", kind=3, **rpc)
     pull.add("Content/Read", 2900, 3000, call, service="splitd-content", kind=2, **rpc)
-    assert judge(pull.trace()).sentence == "3.0 of 3.0 s: not recorded, in calls to content"
+    assert judge(pull.trace()).sentence == "3.0 of 3.0 s: the node's own calls to content"
     pull = Pull(3000, unpacks=False)
     rpc["rpc__service"] = "splitd.localfiles.v1.LocalFiles"
     pull.add("LocalFiles/Begin", 0, 3000, pull.pull, service="splitd-gateway", kind=3, **rpc)
-    assert judge(pull.trace()).sentence == "3.0 of 3.0 s: not recorded, in calls to content"
+    assert judge(pull.trace()).sentence == "3.0 of 3.0 s: the node's own calls to content"
     pull = Pull(3000, unpacks=False)
     pull.add("LocalFiles/Begin", 0, 3000, pull.pull, kind=3, **rpc)
-    assert judge(pull.trace()).sentence == "3.0 of 3.0 s: not recorded, in calls to gateway"
+    assert judge(pull.trace()).sentence == "3.0 of 3.0 s: the node's own calls to gateway"
 
 
 def test_an_image_verifier() -> None:
@@ -406,6 +406,73 @@ def test_a_failed_pull() -> None:
     spans.add("Transfer", 0, 9000, splitd__operation="pull", splitd__outcome="failed", status=2, message="no such tag")
     said = judge(spans.trace()).sentence
     assert said == "failed after 9.0 s: no such tag; 9.0 of 9.0 s: not recorded, in Transfer"
+
+
+def test_a_failed_pull_says_what_failed_first() -> None:
+    """Not what failed because of it, and no advice: a failure that comes sooner is no help."""
+    pull = Pull(9000, unpacks=False, splitd__outcome="failed")
+    pull.spans[0] = replace(pull.spans[0], status=2, message="it did not work")
+    fetch = pull.add("registry.fetch", 0, 8000, pull.pull, status=2, message="the disk is full")
+    request = pull.add("registry.request", 0, 8000, fetch, server__address=HOST)
+    pull.add("registry.first_byte", 0, 8000, request)
+    verdict = judge(pull.trace())
+    assert verdict.sentence == (
+        f"failed after 9.0 s: the disk is full; 8.0 of 9.0 s: waiting for the first byte from {HOST};"
+        " nothing else of it was at work meanwhile"
+    )
+    assert (verdict.advice, verdict.gain, verdict.outcome) == ("", 0, "failed")
+    pull.spans[0] = replace(pull.spans[0], attributes={**pull.spans[0].attributes, "splitd.outcome": "cancelled"})
+    verdict = judge(pull.trace())
+    assert verdict.sentence.startswith("cancelled after 9.0 s; 8.0 of 9.0 s")
+    assert (verdict.advice, verdict.gain) == ("", 0)
+
+
+def test_a_failed_pull_whose_registry_refused() -> None:
+    """Requests are no failures by themselves; if nothing else says it, the last one does."""
+    pull = Pull(4000, unpacks=False, splitd__outcome="failed")
+    resolve = pull.add("registry.resolve", 0, 4000, pull.pull)
+    for number in range(3):
+        what: Any = {"server__address": HOST, "error__type": "429", "error__message": f"429 {'no' * (number + 1)}"}
+        pull.add("registry.request", 1000 * number, 1000 * number + 100, resolve, **what)
+    pull.add("wait.pause", 100, 2000, resolve, splitd__pause__reason="429", server__address=HOST)
+    assert judge(pull.trace()).sentence.startswith(f"failed after 4.0 s: {HOST}: 429 nonono; ")
+    assert judge(pull.trace()).advice == ""
+
+
+def test_a_pull_whose_root_was_lost() -> None:
+    """The verdict is about the pull all the same, and says that its root is missing."""
+    spans = Spans()
+    spans.add("Leases/Create", 0, 100, "e" * 16, status=2)
+    about: Any = {"container__image__name": "box:1", "splitd__namespace": "default"}
+    spans.add("images.pull", 50, 2000, "e" * 16, **about)
+    verdict = judge(spans.trace())
+    assert (verdict.operation, verdict.image, verdict.outcome) == ("pull", "box:1", "")
+    assert "the root of this trace was not recorded, as after an end of the gateway meanwhile" in verdict.notes
+
+
+def test_a_short_pull_is_the_nodes_own_calls() -> None:
+    """Hops of which nothing else is known, of the client's side or of the server's; no list of milliseconds."""
+    pull = Pull(300, unpacks=False)
+    rpc: Any = {"rpc__system": "grpc"}
+    pull.add("Content/Read", 0, 100, pull.pull, kind=3, **rpc)
+    pull.add("Leases/Create", 100, 220, pull.pull, service="splitd-metadata", kind=2, **rpc)
+    pull.add("one", 220, 240, pull.pull)
+    verdict = judge(pull.trace())
+    assert verdict.sentence == "0.22 of 0.30 s: the node's own calls"
+    assert (verdict.kind, verdict.advice) == (Kind.NODE, "")
+    assert sum(part.end - part.start for part in verdict.path) == 300_000_000
+    assert sum(cause.seconds for cause in verdict.causes) == pytest.approx(0.3)
+
+
+def test_causes_that_are_too_short_to_be_named() -> None:
+    """Of a short operation; a longer one names them."""
+    for length, said in ((400, "one (0.13 s), two (0.10 s)"), (4000, "one (1.3 s), two (1.0 s), images.pull (0.19 s)")):
+        pull = Pull(length, unpacks=False)
+        scale = length / 400
+        pull.add("one", 0, 130 * scale, pull.pull)
+        pull.add("two", 130 * scale, 230 * scale, pull.pull)
+        pull.add("diff.unpack", 230 * scale, 381 * scale, pull.pull, splitd__time__cpu_ms=151 * scale)
+        assert judge(pull.trace()).sentence.endswith(f": not recorded, in {said}")
 
 
 def test_a_cancelled_pull() -> None:
