@@ -25,6 +25,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
 import select
 import socket
 import ssl
@@ -322,10 +323,16 @@ def place_of(endpoint: Variable) -> Place:
     """An address of gRPC's. ValueError names where it is from."""
     value = endpoint.value
     if value.startswith("unix:"):
-        return Place(value, value.removeprefix("unix:").removeprefix("//"), 0)
-    if "://" not in value:
-        value = ("http://" if variable("INSECURE").value.lower() == "true" else "https://") + value
-    return _place(endpoint, value, {"http": 4317, "https": 443}, "h2")[0]
+        path = value.removeprefix("unix:").removeprefix("//")
+        if not 0 < len(os.fsencode(path)) <= 107:
+            raise endpoint.wrong("the path of a unix socket has 1 to 107 bytes")
+        return Place(value, path, 0)
+    if "://" in value:
+        return _place(endpoint, value, {"http": 4317, "https": 443}, "h2")[0]
+    if not re.search(r":[^\]:]*$", value):
+        raise endpoint.wrong("it names no port: say HOST:PORT, or http:// or https:// with a host")
+    scheme = "http" if variable("INSECURE").value.lower() == "true" else "https"
+    return _place(endpoint, f"{scheme}://{value}", {scheme: 0}, "h2")[0]
 
 
 def place_of_http() -> tuple[Place, str]:
@@ -340,12 +347,18 @@ def place_of_http() -> tuple[Place, str]:
 def _place(endpoint: Variable, url: str, ports: Mapping[str, int], alpn: str) -> tuple[Place, str]:
     try:
         parts = urlsplit(url)
-        usual = ports[parts.scheme]
-        port = usual if parts.port is None else parts.port
-    except (ValueError, KeyError):
-        raise endpoint.wrong("it is not an http:// or https:// address") from None
-    if not parts.hostname or not port:
-        raise endpoint.wrong("it names no host or no port")
+    except ValueError as error:
+        raise endpoint.wrong(str(error)) from None
+    if parts.scheme not in ports or "://" not in url:
+        raise endpoint.wrong("it is not an http:// or https:// address")
+    if not parts.hostname:
+        raise endpoint.wrong("it names no host")
+    try:
+        port = ports[parts.scheme] if parts.port is None else parts.port
+    except ValueError:
+        port = 0
+    if not port:
+        raise endpoint.wrong("its port is no number from 1 to 65535")
     tls = _tls(alpn) if parts.scheme == "https" else None
     path = f"{parts.path}?{parts.query}" if parts.query else parts.path
     authority = parts.netloc.rpartition("@")[2]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 
 import pytest
 from opentelemetry.sdk.trace.export import SpanExportResult
 
-from services.kit import otlp
+from services.kit import exporting, otlp
 
 PREFIX = "OTEL_EXPORTER_OTLP_"
 
@@ -97,6 +98,33 @@ def test_errors_name_the_setting(name: str, value: str, monkeypatch: pytest.Monk
     monkeypatch.setenv(PREFIX + name, value)
     with pytest.raises(ValueError, match=f"^{PREFIX}{name}={value}: "):
         otlp.configured()
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ("xx", "it names no port: say HOST:PORT, or http:// or https:// with a host"),
+        ("[::1]", "it names no port: say HOST:PORT, or http:// or https:// with a host"),
+        ("localhost:99999", "its port is no number from 1 to 65535"),
+        ("localhost:", "its port is no number from 1 to 65535"),
+        ("localhost:http", "its port is no number from 1 to 65535"),
+        ("http://localhost:0", "its port is no number from 1 to 65535"),
+        (":4317", "it names no host"),
+        ("https://:4317", "it names no host"),
+        ("ftp://box:1", "it is not an http:// or https:// address"),
+        ("unix:", "the path of a unix socket has 1 to 107 bytes"),
+        ("unix:///" + "x" * 107, "the path of a unix socket has 1 to 107 bytes"),
+    ],
+)
+def test_an_address_that_cannot_be_is_said_with_what_is_wrong(
+    value: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`splitd config check` says so, before the node loses its traces."""
+    monkeypatch.setenv(PREFIX + "ENDPOINT", value)
+    monkeypatch.setenv(PREFIX + "PROTOCOL", "grpc")
+    with pytest.raises(ValueError, match=f"^{re.escape(f'{PREFIX}ENDPOINT={value}: {why}')}$"):
+        otlp.configured()
+    assert any(why in line for line in exporting.check())
 
 
 def test_headers_that_are_wrong_are_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
