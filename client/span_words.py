@@ -26,7 +26,7 @@ _WORKER = {
 
 def title(span: Span) -> str:
     """Its name; of a call, without the package: ``Content/Info``."""
-    name = span.name[:LONGEST]
+    name = span.name[:LONGEST].strip() or "(without a name)"
     service, slash, method = name.rpartition("/")
     return f"{service.rpartition('.')[2]}/{method}" if slash and "." in service and " " not in name else name
 

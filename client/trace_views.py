@@ -56,13 +56,14 @@ def heading(tree: Tree, count: int, columns: int) -> list[list[Piece]]:
     root = tree.root
     attributes = root.span.attributes
     namespace = span_words.text(attributes.get("splitd.namespace"))
+    took_part = processes(tree)
     words = (
         f"trace {tree.id[:12]}",
         namespace and f"namespace {namespace}",
         span_words.text(attributes.get("splitd.outcome")),
         span_words.seconds(root.length / 1e9),
         moment(root.start),
-        f"{count} span{'' if count == 1 else 's'} of {', '.join(processes(tree))}",
+        f"{count} span{'' if count == 1 else 's'}" + (f" of {', '.join(took_part)}" if took_part else ""),
     )
     return wrapped(", ".join(filter(None, words)), columns, Style.DIM)
 

@@ -86,10 +86,17 @@ def untraced(here: Place) -> str:
     return ""
 
 
-async def of_file(found: trace_files.Read) -> MemoryStore:
-    """The traces of a file."""
+def complain_of(found: trace_files.Read) -> None:
+    """Say what was left out of a file."""
     if found.refused:
         complain(f"{found.name}: {found.refused} spans were left out, since their ids have a wrong length")
+    if found.cut:
+        complain(f"{found.name}: line {found.cut}, the last, was left out, since it is not complete")
+
+
+async def of_file(found: trace_files.Read) -> MemoryStore:
+    """The traces of a file."""
+    complain_of(found)
     store = MemoryStore()
     await store.add(found.spans)
     return store

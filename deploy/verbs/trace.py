@@ -12,6 +12,7 @@ import datetime
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -54,7 +55,7 @@ REFRESH = 1.0
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(slow=0.0, failed=False, image="", operation="", since="", namespace="", limit=LIMIT, file="")
+    parser.set_defaults(slow="0", failed=False, image="", operation="", since="", namespace="", limit=LIMIT, file="")
     made = transferring.actions(parser, namespace=False)
 
     def action(name: str, help_: str, *aliases: str) -> argparse.ArgumentParser:
@@ -73,7 +74,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "show", "print what an operation waited for, and its spans as a waterfall, in which * marks the critical path"
     )
     show.add_argument(
-        "trace", nargs="?", default="", metavar="TRACE", help="its id, or how that begins (default: the newest pull)"
+        "trace", nargs="?", default=None, metavar="TRACE", help="its id, or how that begins (default: the newest pull)"
     )
     show.add_argument("--all", action="store_true", default=False, help="give every span a line of its own")
     _add_file(show)
@@ -116,11 +117,10 @@ def _add_selection(parser: argparse.ArgumentParser, operation: str = "") -> None
     parser.add_argument(
         "--slow",
         nargs="?",
-        type=float,
         const=None,
-        default=0.0,
-        metavar="SECONDS",
-        help="only those that took so long or longer (without a number: as [traces] slow says, 10)",
+        default="0",
+        metavar="DURATION",
+        help="only those that took so long or longer: 100ms, 90s, 2m (without it: as [traces] slow says, 10s)",
     )
     parser.add_argument("--failed", action="store_true", default=False, help="only those that failed")
     parser.add_argument("--image", default="", metavar="NAME", help="only those of images with NAME in their names")
@@ -150,22 +150,35 @@ def _add_file(parser: argparse.ArgumentParser) -> None:
 # ---------------------------------------------------------------------------------------------- where from
 
 
-_AGO = re.compile("([0-9]{1,9})([smhd])")
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_NUMBER = r"(?:[0-9]{1,9}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})"
+_PART = re.compile(f"({_NUMBER})(ms|[smhd])")
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _LATEST = 2**63 - 1
 """The latest time that can be asked for, in nanoseconds since the epoch."""
+
+
+def duration(text: str) -> float | None:
+    """The seconds of ``100ms``, ``90s``, ``1h30m`` or ``2d``, or of a number, which is of seconds; None if it is none
+    of them.
+    """
+    if re.fullmatch(_NUMBER, text):
+        return float(text)
+    parts = _PART.findall(text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        return None
+    return sum(float(number) * _UNITS[unit] for number, unit in parts)
 
 
 def since(text: str, now: int) -> int:
     """The time that --since means, in nanoseconds since the epoch, as ``now`` is. A Failure if it means none."""
     if not text:
         return 0
-    if (ago := _AGO.fullmatch(text)) is not None:
-        return max(0, now - int(ago[1]) * _UNITS[ago[2]] * 10**9)
     try:
-        moment = datetime.datetime.fromisoformat(text)
+        moment = datetime.datetime.fromisoformat(text)  # 20261129 is one, too
         meant = (moment if moment.tzinfo else moment.astimezone()).timestamp()
     except (ValueError, OverflowError):  # astimezone() raises them before the year 1 and after 9999
+        if (ago := duration(text)) is not None:
+            return max(0, now - round(ago * 1e9))
         raise Failure(
             f"--since {text!r} is no time: say 90s, 15m, 2h, 3d, or a date such as 2026-11-29T20:00:00Z", 2
         ) from None
@@ -176,9 +189,9 @@ def query(arguments: argparse.Namespace) -> Query:
     """What the options select."""
     if not 0 < arguments.limit <= MOST:
         raise Failure(f"--limit {arguments.limit}: say 1 to {MOST}", 2)
-    longer = slow.seconds(place.find(arguments)) if arguments.slow is None else arguments.slow
-    if not 0 <= longer < 1e9:
-        raise Failure(f"--slow {longer:g}: say a number of seconds", 2)
+    longer = slow.seconds(place.find(arguments)) if arguments.slow is None else duration(arguments.slow)
+    if longer is None or longer >= 1e9:
+        raise Failure(f"--slow {arguments.slow!r} is no duration: say 100ms, 90s, 2m or 1h, or a number of seconds", 2)
     return Query(
         since=since(arguments.since, time.time_ns()),
         operation=arguments.operation,
@@ -204,18 +217,24 @@ def _asked(arguments: argparse.Namespace, ask: Callable[[Source], Awaitable[T]])
     return transferring.run(asked())
 
 
-async def _named(source: Source, prefix: str, off: str = "") -> Trace:
-    """The trace whose id begins so. A Failure if it is no id, or if not exactly one begins so; if none does, ``off``
-    may be the reason.
+async def _named(source: Source, prefix: str, file: str, off: str = "") -> Trace:
+    """The trace whose id begins so, of the node or of ``file``. A Failure if it is no id, or if not exactly one begins
+    so; if none does, ``off`` may be the reason.
     """
     if not re.fullmatch("[0-9a-fA-F]{1,32}", prefix):
         raise Failure(f"{prefix!r} is no id of a trace: those have 32 hex digits, of which the first few are enough", 2)
     try:
         return await source.trace(prefix.lower())
     except errors.NotFound as error:
-        raise Failure(f"{error} (splitd trace ls prints those that are kept)", more=[off] if off else ()) from None
+        kept = "in it" if file else "that are kept"
+        raise Failure(f"{error} (splitd trace ls{_of(file)} prints those {kept})", more=[off] if off else ()) from None
     except errors.InvalidArgument as error:
         raise Failure(str(error).removesuffix(f": {error.suffix}")) from None
+
+
+def _of(file: str) -> str:
+    """The option that names a file in a command that is recommended."""
+    return f" --file {shlex.quote(file)}" if file else ""
 
 
 # ---------------------------------------------------------------------------------------------- list and show
@@ -251,12 +270,14 @@ def list_traces(arguments: argparse.Namespace) -> int:
 def show(arguments: argparse.Namespace) -> int:
     async def found(source: Source) -> tuple[Trace, Verdict]:
         off = _off(arguments)
-        prefix = arguments.trace or await _newest(source, off)
-        if off and not arguments.trace:
+        prefix = arguments.trace
+        if prefix is None:
+            prefix = await (_of_all(source) if arguments.file else _newest(source, off))
+        if off and arguments.trace is None:
             complain(off)  # the newest that is kept need not be the newest that there was
         under_way = await traces.under_way(source, prefix)
         if under_way is None:
-            trace = await _named(source, prefix, off)
+            trace = await _named(source, prefix, arguments.file, off)
         else:
             trace = under_way
             complain("the operation is still under way: this is what is known so far (splitd trace top shows the rest)")
@@ -291,6 +312,14 @@ async def _newest(source: Source, off: str) -> str:
     raise Failure(off or "no pull has been traced (splitd trace ls prints what has been)")
 
 
+async def _of_all(source: Source) -> str:
+    """The id of the newest pull in a file; if there is none, of the newest operation, or else of the newest trace."""
+    for query in (Query(operation="pull", limit=1), Query(operations=True, limit=1), Query(limit=1)):
+        if found := await source.traces(query):
+            return found[0].id
+    raise Failure("the file has no trace")  # no file without spans is read
+
+
 def _off(arguments: argparse.Namespace) -> str:
     """Why the node traces nothing; "" if it does, or if a file is looked at."""
     return "" if arguments.file else traces.untraced(place.find(arguments))
@@ -301,7 +330,7 @@ def _off(arguments: argparse.Namespace) -> str:
 
 def compare(arguments: argparse.Namespace) -> int:
     async def found(source: Source) -> Comparison:
-        first, second = [await _named(source, each) for each in (arguments.first, arguments.second)]
+        first, second = [await _named(source, each, arguments.file) for each in (arguments.first, arguments.second)]
         return comparison.compare(first, second, await traces.others(source, first, second))
 
     compared = _asked(arguments, found)
@@ -334,9 +363,8 @@ def why_slow(arguments: argparse.Namespace) -> int:
         say("")
         table(trace_views.findings(why))
     if why.slow:
-        say(
-            "", f"the slowest is {why.slow[0][:SHORT]}: splitd trace show {why.slow[0][:SHORT]} says what it waited for"
-        )
+        slowest_ = why.slow[0][:SHORT]
+        say("", f"the slowest is {slowest_}: splitd trace show {slowest_}{_of(arguments.file)} says what it waited for")
     return 0
 
 
@@ -365,7 +393,7 @@ FORMATS: Mapping[str, Callable[[Trace, Verdict], Mapping[str, Any]]] = {
 
 def export(arguments: argparse.Namespace) -> int:
     async def found(source: Source) -> tuple[Trace, Verdict]:
-        trace = await _named(source, arguments.trace)
+        trace = await _named(source, arguments.trace, arguments.file)
         return trace, await traces.judged(source, trace)
 
     document = FORMATS[arguments.format](*_asked(arguments, found))
@@ -396,8 +424,7 @@ def import_traces(arguments: argparse.Namespace) -> int:
         return 0
     said = f"trace {found[0][:SHORT]}" if len(found) == 1 else f"{len(found)} traces"
     say(f"imported {said}: {len(read.spans) - dropped} spans of {read.name}")
-    if read.refused:
-        complain(f"{read.name}: {read.refused} spans were left out, since their ids have a wrong length")
+    traces.complain_of(read)
     if dropped:
         complain(f"the traces service dropped {dropped} spans: {why}")
     return 0

@@ -180,7 +180,7 @@ def reason_of(piece: Piece) -> Reason:
     if known is None:
         if "rpc.system" in node.span.attributes:
             return Reason(Kind.NODE, "calls", holder=_called(node))
-        return Reason(Kind.UNKNOWN, text(node.span.name))
+        return Reason(Kind.UNKNOWN, text(node.span.name).strip() or "spans without a name")
     if known.kind is Kind.NETWORK:
         foreign = next((wait for wait in piece.waits if wait.span.trace != node.span.trace), None)
         return Reason(known.kind, known.part, host, "" if foreign is None else operation_of(node))

@@ -492,6 +492,8 @@ class LocalStore:
         ]
 
     def _parts(self, prefix: str) -> tuple[str, list[bytes]]:
+        if not prefix:
+            raise errors.InvalidArgument("the id of a trace is empty")
         wanted = prefix.lower()
         found = self._database.execute(
             "SELECT id, number FROM traces WHERE id >= ? AND id < ? ORDER BY id LIMIT 2", (wanted, f"{wanted}g")

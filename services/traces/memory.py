@@ -47,6 +47,8 @@ class MemoryStore:
         """There is nothing to do."""
 
     def _named(self, prefix: str) -> str:
+        if not prefix:
+            raise errors.InvalidArgument("the id of a trace is empty")
         found = [name for name in self._traces if name.startswith(prefix.lower())]
         if not found:
             raise errors.NotFound(f"trace {prefix}")

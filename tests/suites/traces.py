@@ -207,6 +207,8 @@ class TracesSuite:
         assert (await store.trace("ABD0")).id == "abd0" + "1" * 28
         with pytest.raises(errors.InvalidArgument, match="trace ab: several begin so, such as abc0"):
             await store.trace("ab")
+        with pytest.raises(errors.InvalidArgument, match="the id of a trace is empty"):
+            await store.trace("")
         for absent in ("abcd", "xyz", "abc0" + "1" * 29, "%"):
             with pytest.raises(errors.NotFound, match=f"trace {absent}: not found"):
                 await store.trace(absent)

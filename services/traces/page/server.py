@@ -231,9 +231,12 @@ def _query(text: str) -> Query:
 
 
 def _number(given: Mapping[str, str], key: str) -> float:
-    value = float(given.get(key) or 0)
+    try:
+        value = float(given.get(key) or 0)
+    except ValueError:
+        value = -1.0
     if not 0 <= value < 1e9:
-        raise ValueError(f"{key}={given[key][:40]!r} is not a number of seconds")
+        raise ValueError(f"{key}={given[key][:40]!r} is not a number of {'traces' if key == 'limit' else 'seconds'}")
     return value
 
 

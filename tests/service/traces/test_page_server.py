@@ -142,6 +142,17 @@ async def test_a_query_is_the_stores(source: MadeSource) -> None:
         "&".join(f"a{n}=1" for n in range(100)),
     ):
         assert (await get(page, "/api/traces", wrong))[0] == 400, wrong
+    for wrong, unit in (
+        ("limit=-1", "traces"),
+        ("limit=x", "traces"),
+        ("longer=-1", "seconds"),
+        ("since=x", "seconds"),
+    ):
+        key, _, value = wrong.partition("=")
+        answer = await page.answer(Request("GET", "/api/traces", wrong, {"host": "localhost"}))
+        assert f"{key}={value!r} is not a number of {unit}".encode() in answer.body
+    answer = await page.answer(Request("GET", "/api/traces/", "", {"host": "localhost"}))
+    assert (answer.status, b"the id of a trace is empty" in answer.body) == (400, True)
 
 
 async def test_a_trace_comes_with_its_verdict(source: MadeSource) -> None:

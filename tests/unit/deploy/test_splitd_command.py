@@ -72,7 +72,8 @@ MISTYPED = [
     (["trace", "ls", "--since", "yesterday"], "--since 'yesterday' is no time: say 90s, 15m, 2h, 3d, or"),
     (["trace", "ls", "--since", "0001-01-01"], "--since '0001-01-01' is no time: say 90s, 15m, 2h, 3d, or"),
     (["trace", "ls", "--limit", "0"], "--limit 0: say 1 to"),
-    (["trace", "ls", "--slow", "-1"], "--slow -1: say a number of seconds"),
+    (["trace", "ls", "--slow", "-1"], "--slow '-1' is no duration: say 100ms, 90s, 2m or 1h"),
+    (["trace", "ls", "--slow", "1e99"], "--slow '1e99' is no duration: say 100ms, 90s, 2m or 1h"),
     (["trace", "export", "x", "--format", "zipkin"], "invalid choice: 'zipkin'"),
     (["trace", "compare", "1"], "required: TRACE"),
 ]

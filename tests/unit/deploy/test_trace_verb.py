@@ -70,7 +70,9 @@ def test_a_list_is_of_the_newest_first_and_selects(file: Path, capsys: pytest.Ca
     assert images()[:2] == ["registry.test/box:25", "slow.test/box:24"]
     assert len(images()) == 25
     assert images("--slow") == ["slow.test/box:24", "slow.test/box:23", "slow.test/box:22"]
-    assert images("--slow", "1.5")[0] == "registry.test/box:25"
+    assert images("--slow", "1.5")[0] == images("--slow", "1500ms")[0] == "registry.test/box:25"
+    assert len(images("--slow", "12000ms")) == len(images("--slow", "0m12s")) == 3
+    assert images("--slow", "12001ms") == []
     assert images("--failed") == ["registry.test/box:25"]
     assert images("--image", "box:7") == ["registry.test/box:7"]
     assert images("--operation", "push") == images("--namespace", "other") == images("--since", "1s") == []
@@ -122,6 +124,7 @@ def test_why_slow_names_what_the_slow_ones_have(file: Path, capsys: pytest.Captu
     """Here it is the host."""
     text = said(capsys, "why-slow", "--file", file)
     assert text.startswith("the slowest 3 of 24 pulls took 12.0 s and longer")
+    assert f"splitd trace show {'18' * 6} --file {file} says what it waited for" in text
     assert any(line.split() == ["host", "slow.test", "3", "of", "3", "0", "of", "21"] for line in text.splitlines())
     found = json.loads(said(capsys, "why-slow", "--file", file, "--json"))
     assert [each["value"] for each in found["findings"] if each["attribute"] == "host"] == ["slow.test"]
@@ -183,20 +186,64 @@ def test_an_export_for_a_viewer_is_json(format_: str, key: str, file: Path, caps
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["show", "ff"], r"trace ff: not found \(splitd trace ls prints those that are kept\)"),
+        (["show", "ff"], r"trace ff: not found \(splitd trace ls --file '.*/a file.json' prints those in it\)"),
         (["show", "0x12"], "'0x12' is no id of a trace"),
-        (["show", ""], "no pull has been traced"),
+        (["show", ""], "'' is no id of a trace"),
         (["compare", "01", "\x1b[2J"], "is no id of a trace"),
     ],
 )
 def test_a_trace_that_is_not_there(words: list[str], message: str, file: Path, tmp_path: Path) -> None:
     """One line says so, and what to do."""
-    if words[1] == "":
-        empty = Spans()
-        empty.add("events.publish", 0, 1)
-        file.write_text(json.dumps(otlp_json.spans_to_json(empty.spans)))
+    file = file.rename(tmp_path / "a file.json")
     with pytest.raises(Failure, match=message):
         run(["trace", *words, "--file", str(file), *PLACE])
+
+
+def test_a_file_without_a_pull_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its one trace, whatever that is; of several the newest operation, or else the newest."""
+
+    def shown(*made: Spans) -> str:
+        path = tmp_path / "traces.json"
+        path.write_text(json.dumps(otlp_json.spans_to_json([span for each in made for span in each.spans])))
+        found: str = json.loads(said(capsys, "show", "--file", path, "--json"))["trace"]
+        return found
+
+    def one(digit: str, begin: float, operation: str) -> Spans:
+        spans = Spans(digit * 32)
+        spans.add("x", begin, begin + 1, splitd__operation=operation)
+        return spans
+
+    call, run_, push, late = (
+        one(*of) for of in (("1", 0, "Images.Get"), ("2", 1, "run"), ("3", 2, "push"), ("4", 3, ""))
+    )
+    routine = one("5", 9, "Images.List")
+    assert shown(call) == "1" * 32
+    assert shown(call, routine) == "5" * 32
+    assert shown(run_, push, call, routine) == "3" * 32
+    assert shown(late) == "4" * 32
+    assert shown(push, pull(0)) == "00" * 16
+
+
+def test_spans_without_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Somebody else's file may have any."""
+    spans, path = Spans(), tmp_path / "x"
+    spans.add("", 0, 1000, spans.add("", 0, 1000, service=""), service="")
+    path.write_text(json.dumps(otlp_json.spans_to_json(spans.spans)))
+    text = said(capsys, "show", "--file", path)
+    assert text.startswith("1.0 of 1.0 s: not recorded, in spans without a name.\n")
+    assert ", 2 spans.\n" in text
+    assert "(without a name)" in text
+    assert "(without a name)" in said(capsys, "ls", "--file", path)
+
+
+def test_a_file_whose_last_line_is_cut_is_shown_with_a_warning(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A collector may be writing it."""
+    whole = file.read_text()
+    file.write_text(f"{whole}\n{whole[:100]}")
+    assert run(["trace", "show", "--file", str(file), *PLACE]) == 0
+    out = capsys.readouterr()
+    assert out.out.startswith("failed after 2.0 s")
+    assert f"{file}: line 2, the last, was left out, since it is not complete" in out.err
 
 
 def test_an_id_that_several_begin_with(file: Path) -> None:
@@ -207,9 +254,21 @@ def test_an_id_that_several_begin_with(file: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("", None), ("90s", 90), ("15m", 900), ("2h", 7200), ("3d", 259_200), ("2023-11-14T22:13:20Z", 0)],
+    [
+        ("", None),
+        ("90", 90),
+        ("1500ms", 1.5),
+        ("1h30m", 5400),
+        ("1.5h", 5400),
+        ("20231114", 80_000),
+        ("90s", 90),
+        ("15m", 900),
+        ("2h", 7200),
+        ("3d", 259_200),
+        ("2023-11-14T22:13:20Z", 0),
+    ],
 )
-def test_times_that_since_takes(text: str, seconds: int | None) -> None:
+def test_times_that_since_takes(text: str, seconds: float | None) -> None:
     """Ago, or a date; one without a zone is of this machine's."""
     assert verb.since(text, T0) == (0 if seconds is None else T0 - seconds * 10**9)
     local = datetime.datetime.fromtimestamp(T0 / 1e9).isoformat()  # noqa: DTZ006
