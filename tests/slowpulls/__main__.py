@@ -11,20 +11,27 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
+from bench.image import bench_image
+from deploy.samples import Image
 from tests.slowpulls.causes import INJECTIONS
 from tests.slowpulls.judging import Judged, undisturbed, with_cause
 from tests.slowpulls.more import MORE
 from tests.slowpulls.scene import scene
 
 
-async def run(names: Sequence[str], pulls: int) -> int:
-    """Inject the named causes, print a line for each, and return how many were judged wrongly."""
+async def run(names: Sequence[str], pulls: int, image: Image | None = None) -> int:
+    """Inject the named causes, print a line for each, and return how many were judged wrongly. ``image`` is pulled
+    instead of those that the injections name.
+    """
     wrong = 0
     async with scene() as here:
-        for injection in (*INJECTIONS, *MORE):
-            if names and injection.name not in names:
-                continue
+        chosen = [each for each in (*INJECTIONS, *MORE) if not names or each.name in names]
+        if image is not None:
+            chosen = [replace(each, image=lambda: image) for each in chosen]
+        for injection in chosen:
             for judged in (await undisturbed(here, injection.image(), pulls), await with_cause(here, injection)):
                 wrong += bool(judged.wrong)
                 _print(judged)
@@ -47,8 +54,12 @@ def main() -> None:
         "names", nargs="*", help=f"only these of {', '.join(each.name for each in (*INJECTIONS, *MORE))}"
     )
     parser.add_argument("--pulls", type=int, default=3, help="pulls of each image with nothing injected")
+    parser.add_argument(
+        "--bench", type=Path, metavar="DIR", help="pull the benchmark's image, which is kept in DIR or made there"
+    )
     arguments = parser.parse_args()
-    sys.exit(min(1, asyncio.run(run(arguments.names, arguments.pulls))))
+    image = bench_image(arguments.bench) if arguments.bench else None
+    sys.exit(min(1, asyncio.run(run(arguments.names, arguments.pulls, image))))
 
 
 if __name__ == "__main__":

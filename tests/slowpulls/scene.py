@@ -79,7 +79,7 @@ class Scene:
             await self.pulls(reference)
             return
         hosts = ["--hosts-dir", str(self.hosts)] if any(self.hosts.iterdir()) else []
-        await self.command(self.node.splitd, "pull", reference, "--plain-http", *hosts, seconds=110)
+        await self.command(self.node.splitd, "pull", reference, "--plain-http", *hosts, seconds=300)
 
     async def forgotten(self, name: str = NAME) -> None:
         """Remove an image with everything that is only its own."""
