@@ -227,6 +227,7 @@ async def test_an_error_that_the_caller_expects_is_no_failure(place: Path, kept:
     assert [(span.failed, span.code) for span in kept if span.kind == CLIENT] == [(False, 14), (True, 14)]
 
 
+@pytest.mark.once  # the wire's limits; grpcio has its own
 @pytest.mark.parametrize("name", ["tracestate", "user-agent"])
 async def test_headers_that_a_relay_passes_on_close_no_connection_of_others(name: str, place: Path) -> None:
     """The relay sends headers of its own, too. A list that is nearly too long when it comes would be too long for the
