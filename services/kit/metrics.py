@@ -1,7 +1,7 @@
 """Metrics of a process: counters, gauges and histograms, as Prometheus has them.
 
 A process only keeps numbers. The gateway asks each process for them (:mod:`services.kit.metrics_server`) and makes the
-page ([gateway/metrics.py](../../gateway/metrics.py)); so prometheus_client is loaded once on a node, and only where
+page (``gateway/metrics.py``); so prometheus_client is loaded once on a node, and only where
 ``[metrics] address`` is set. Without an address nothing is counted.
 
 A metric is a module's constant::

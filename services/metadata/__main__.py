@@ -18,8 +18,8 @@ from services.metadata.sqlite import SqliteTransactions
 from services.metadata.store import Event
 
 _GATEWAY_WAIT = 2.0
-"""Seconds that the first collection waits for the gateway, through which it sweeps: at the start of a node that comes a
-moment later.
+"""Seconds that the first collection waits for the gateway, through which it sweeps. When a node starts, the gateway
+starts a moment after metadata.
 """
 _SWITCH = 0.0005
 """Seconds after which a computing thread lets the loop run. Python's own value is 5 ms, which the loop would wait each

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from deploy.samples import Registry
+from tests.pages import series
 from tests.peer import containerd
 from tests.support import Node, eventually, short_directory
 
@@ -23,11 +24,10 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
-def series(port: int) -> dict[str, float]:
+def shown(port: int) -> dict[str, float]:
     """Each series of the page with its value."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/metrics", timeout=20) as answer:
-        text = answer.read().decode()
-    return {f[1]: float(f[2]) for line in text.splitlines() if (f := re.fullmatch(r"([^#].*) (\S+)", line))}
+        return series(answer.read().decode())
 
 
 def of_containers(found: dict[str, float]) -> set[tuple[str, frozenset[str]]]:
@@ -58,7 +58,7 @@ def test_a_pull_is_counted_by_registry_and_stage(counted: tuple[Node, int], regi
     node, port = counted
     node.splitd("pull", "--plain-http", "--namespace", "counted", f"{registry.host}/box:1")
     node.splitd("pull", "--plain-http", "--namespace", "counted", f"{registry.host}/nothing:1", ok=False)
-    found = series(port)
+    found = shown(port)
     for outcome in ("ok", "failed"):
         assert found[f'splitd_transfers_total{{operation="pull",outcome="{outcome}",service="images"}}'] == 1
     assert found['splitd_transfer_seconds_count{operation="pull",service="images"}'] == 2
@@ -89,8 +89,8 @@ def test_containers_have_containerds_metrics(counted: tuple[Node, int], registry
                 subprocess.run(["ctr", "-a", str(socket_path), *command], check=True, capture_output=True, timeout=60)
         try:
             # the kernel's notices of no memory, which containerd counts itself, are no part of a shim's figures
-            theirs = {each for each in of_containers(series(theirs_port)) if each[0] != "container_memory_oom_total"}
-            ours = of_containers(series(port))
+            theirs = {each for each in of_containers(shown(theirs_port)) if each[0] != "container_memory_oom_total"}
+            ours = of_containers(shown(port))
             assert theirs
             assert theirs <= ours
             assert {name for name, _ in ours - theirs} <= {"container_memory_oom_total"}
@@ -98,9 +98,9 @@ def test_containers_have_containerds_metrics(counted: tuple[Node, int], registry
             subprocess.run(
                 ["ctr", "-a", str(address), "tasks", "rm", "-f", "counted"], check=True, capture_output=True, timeout=60
             )
-    found = series(port)
+    found = shown(port)
     rss = [value for name, value in found.items() if name.startswith("container_memory_") and "usage" in name]
     assert max(rss) > 4096
     assert found['splitd_service_up{service="tasks"}'] == 1
     node.ctr("tasks", "rm", "-f", "counted")
-    eventually(lambda: not of_containers(series(port)), "a dead container is still shown")
+    eventually(lambda: not of_containers(shown(port)), "a dead container is still shown")

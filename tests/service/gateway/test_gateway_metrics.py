@@ -2,41 +2,21 @@
 
 from __future__ import annotations
 
-import http.client
-import re
-import socket
 from pathlib import Path
 
 import pytest
 
 from gateway.metrics import rendered
 from services.kit.metrics import Family, Sample
+from tests.pages import asked, series
 from tests.support import ServiceProcess, eventually
 
 pytestmark = pytest.mark.once
 
 
-class _Unix(http.client.HTTPConnection):
-    """An HTTP connection over a unix socket."""
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(20)
-        self.sock.connect(self.host)
-
-
-def page(path: Path, where: str = "/v1/metrics") -> tuple[int, str]:
-    connection = _Unix(str(path))
-    connection.request("GET", where)
-    response = connection.getresponse()
-    status, body = response.status, response.read().decode()
-    connection.close()
-    return status, body
-
-
-def series(text: str) -> dict[str, float]:
-    """Each line's value, by its name and labels as they are written."""
-    return {found[1]: float(found[2]) for line in text.splitlines() if (found := re.fullmatch(r"([^#].*) (\S+)", line))}
+def shown(path: Path) -> dict[str, float]:
+    """The series of the page."""
+    return series(asked(path, "/v1/metrics")[1].decode())
 
 
 def test_one_page_has_the_metrics_of_every_process(place: Path) -> None:
@@ -45,10 +25,10 @@ def test_one_page_has_the_metrics_of_every_process(place: Path) -> None:
     config.write_text(f'[metrics]\naddress = "{where}"\ngrpc_histogram = true\n')
     with ServiceProcess("gateway", place / "r", place / "s", sockets=("containerd.sock",), config=config):
         eventually(where.is_socket, "it does not listen")
-        assert page(where, "/metrics")[0] == 404
+        assert asked(where, "/metrics")[0] == 404
         with ServiceProcess("services.content", place / "r", place / "s", config=config):
             found = eventually(
-                lambda: (all_of := series(page(where)[1])).get('splitd_service_up{service="content"}') == 1 and all_of,
+                lambda: (all_of := shown(where)).get('splitd_service_up{service="content"}') == 1 and all_of,
                 "content's metrics are not there",
             )
             assert isinstance(found, dict)
@@ -56,14 +36,14 @@ def test_one_page_has_the_metrics_of_every_process(place: Path) -> None:
                 assert found[f'process_resident_memory_bytes{{service="{service}"}}'] > 1 << 20
                 assert found[f'splitd_service_restarts_total{{service="{service}"}}'] == 0
             assert found['splitd_service_up{service="metadata"}'] == 0
-            asked = 'grpc_method="Collect",grpc_service="splitd.metrics.v1.Metrics",grpc_type="unary"'
+            collect = 'grpc_method="Collect",grpc_service="splitd.metrics.v1.Metrics",grpc_type="unary"'
             for name in (
-                f'grpc_server_handled_total{{grpc_code="OK",{asked},service="content"}}',
-                f'grpc_server_handling_seconds_bucket{{{asked},le="+Inf",service="content"}}',
+                f'grpc_server_handled_total{{grpc_code="OK",{collect},service="content"}}',
+                f'grpc_server_handling_seconds_bucket{{{collect},le="+Inf",service="content"}}',
             ):
-                eventually(lambda name=name: series(page(where)[1]).get(name, 0) >= 1, f"{name} is not there")  # type: ignore[misc]
+                eventually(lambda name=name: shown(where).get(name, 0) >= 1, f"{name} is not there")  # type: ignore[misc]
         gone = eventually(
-            lambda: (all_of := series(page(where)[1])).get('splitd_service_up{service="content"}') == 0 and all_of,
+            lambda: (all_of := shown(where)).get('splitd_service_up{service="content"}') == 0 and all_of,
             "content is still shown as up",
         )
         assert isinstance(gone, dict)
@@ -71,7 +51,7 @@ def test_one_page_has_the_metrics_of_every_process(place: Path) -> None:
         assert 'process_resident_memory_bytes{service="content"}' not in gone
         with ServiceProcess("services.content", place / "r", place / "s", config=config):
             eventually(
-                lambda: series(page(where)[1]).get('splitd_service_restarts_total{service="content"}') == 1,
+                lambda: shown(where).get('splitd_service_restarts_total{service="content"}') == 1,
                 "its new start is not counted",
             )
     assert not where.exists()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import http.client
 import json
 import socket
 import subprocess
@@ -21,28 +20,10 @@ from gateway.routes import Routes
 from services.kit import errors, loops, rpc, settings
 from services.kit.health import HealthServicer
 from services.kit.http_server import Request
+from tests.pages import asked
 from tests.support import TOP, ServiceProcess, eventually, eventually_async
 
 pytestmark = pytest.mark.once
-
-
-class _Unix(http.client.HTTPConnection):
-    """An HTTP connection over a unix socket."""
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(10)
-        self.sock.connect(self.host)
-
-
-def asked(path: Path, page: str) -> tuple[int, Any]:
-    """Return status and content of a page."""
-    connection = _Unix(str(path))
-    connection.request("GET", page)
-    response = connection.getresponse()
-    status, body = response.status, response.read()
-    connection.close()
-    return status, json.loads(body) if response.headers["Content-Type"] == "application/json" else body
 
 
 def test_a_process_says_how_its_services_are(place: Path) -> None:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import http.client
-import json
-import socket
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,28 +11,10 @@ from services.kit import errors, rpc, settings
 from services.traces.config import Config
 from services.traces.remote import RemoteStore
 from tests.made_traces import pull
+from tests.pages import asked
 from tests.support import ServiceProcess, eventually, listening
 
 pytestmark = pytest.mark.once
-
-
-class _Unix(http.client.HTTPConnection):
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(30)
-        self.sock.connect("".join(self.path))
-
-    path = ""
-
-
-def asked(path: Path, page: str, host: str = "localhost") -> tuple[int, Any]:
-    connection = _Unix(host)
-    connection.path = str(path)
-    connection.request("GET", page)
-    response = connection.getresponse()
-    body = response.read()
-    connection.close()
-    return response.status, json.loads(body) if response.headers["Content-Type"] == "application/json" else body
 
 
 async def test_the_process_serves_the_page_where_the_configuration_says(place: Path) -> None:
