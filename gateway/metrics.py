@@ -24,7 +24,7 @@ from services.kit import errors, http_server, metrics, version
 from services.kit.http_server import Request, Response
 from services.kit.metrics import Family, Sample
 from services.kit.metrics_server import collect
-from services.kit.process import STARTS
+from services.kit.process import STARTS, starts_in
 from services.kit.rpc import Channel
 
 log = logging.getLogger(__name__)
@@ -123,15 +123,11 @@ class Page:
 
 def _starts(directory: Path) -> dict[str, int]:
     """How often each process was started in this boot."""
-    found = {}
     try:
-        for file in sorted(directory.iterdir()):
-            text = file.read_text()
-            if text.isdigit():
-                found[file.name] = int(text)
+        return {file.name: starts_in(file) for file in sorted(directory.iterdir())}
     except OSError as error:
         log.warning("%s: %s", directory, error.strerror)
-    return found
+        return {}
 
 
 def rendered(processes: Mapping[str, Iterable[Family]]) -> bytes:

@@ -159,6 +159,15 @@ def _count(chosen: config.Metrics) -> None:
         observer.listen(Calls(histogram=chosen.grpc_histogram).began)
 
 
+def starts_in(file: Path) -> int:
+    """The starts that ``file`` counts; 0 if it does not exist, or has no number. Raises other OSErrors."""
+    try:
+        count = file.read_bytes()
+    except FileNotFoundError:
+        return 0
+    return int(count) if count.isdigit() and len(count) < 10 else 0
+
+
 def _note_start(directory: Path, name: str) -> None:
     """Count the starts of this process in this boot, in a file, since a process that restarts knows nothing else of it.
     If that fails, as on a full disk, the service runs all the same.
@@ -166,8 +175,7 @@ def _note_start(directory: Path, name: str) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         file = directory / name
-        before = file.read_text() if file.exists() else ""
-        file.write_text(str(int(before) + 1 if before.isdigit() else 1))
+        file.write_text(str(starts_in(file) + 1))
     except OSError as error:
         log.warning("%s: %s", directory / name, error.strerror)
 
