@@ -8,7 +8,7 @@ from api.containerd.services.content.v1 import content_pb2, content_stubs
 from api.containerd.services.snapshots.v1 import snapshots_pb2, snapshots_stubs
 from services.kit.rpc import RAW, Channel
 from services.metadata.convert import KINDS_FROM_PB
-from services.metadata.store import Kind
+from services.metadata.store import Kind, snapshotter_of
 
 
 class RemoteBackends:
@@ -31,6 +31,6 @@ class RemoteBackends:
         return answer.status.offset
 
     async def snapshot_kind(self, backend: str, raw_key: str) -> Kind:
-        request = snapshots_pb2.StatSnapshotRequest(snapshotter=backend.partition(".")[2], key=raw_key)
+        request = snapshots_pb2.StatSnapshotRequest(snapshotter=snapshotter_of(backend), key=raw_key)
         answer: snapshots_pb2.StatSnapshotResponse = await self._snapshots.Stat(request, headers={RAW: backend})
         return KINDS_FROM_PB.get(answer.info.kind, "active")

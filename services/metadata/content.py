@@ -138,8 +138,12 @@ class Content:
 
     # -- ingests
 
-    async def open(self, namespace: str, lease: str, incarnation: str, ref: str, total: int, expected: str) -> Ingest:
-        """Open a writer for ``ref``. AlreadyExists, with the blob leased, if the namespace has the blob."""
+    async def open(
+        self, namespace: str, lease: str, incarnation: str, ref: str, total: int, expected: str, backend: str = ""
+    ) -> Ingest:
+        """Open a writer for ``ref``. AlreadyExists, with the blob leased, if the namespace has the blob. ``backend`` is
+        for an ingest that is new: one whose bytes may be in a backend already stays there.
+        """
         if not ref:
             raise errors.InvalidArgument("ref must not be empty")
 
@@ -153,10 +157,11 @@ class Content:
             blob = self._shareable(tx, gateway, expected, total) if expected else None
             now = time.time_ns()
             old = schema.INGESTS.get(tx, namespace, ref)
+            home = gateway.chosen(gateway.content, backend)
             ingest = Ingest(
                 ref=ref,
                 raw_ref=old.raw_ref if old else schema.raw_name(tx, namespace, ref),
-                backend=blob.backend if blob else gateway.content,
+                backend=blob.backend if blob else old.backend if old and not old.shared else home,
                 expected=expected if blob else "",
                 shared=blob is not None,
                 size=blob.size if blob else total,
@@ -180,7 +185,7 @@ class Content:
             blob = schema.BLOBS.get(tx, owner, digest)
             if blob is not None and total not in (0, blob.size):
                 return None  # a blob has the same size everywhere
-            if blob is None or blob.backend != gateway.content:
+            if blob is None or blob.backend not in (gateway.content, *gateway.candidates):
                 continue
             space = schema.NAMESPACES.get(tx, owner)
             if self._shared or (space is not None and space.labels.get(_SHAREABLE) == "true"):
@@ -226,7 +231,7 @@ class Content:
         validate_labels(labels, "info.Labels")
 
         def work(tx: Transaction) -> Intent | tuple[Intent, Finished] | errors.NodeError:
-            gateway = connected(tx, incarnation)
+            connected(tx, incarnation)
             check_lease(tx, namespace, lease)
             if expected and schema.BLOBS.has(tx, namespace, expected):
                 old = schema.INGESTS.get(tx, namespace, ref)
@@ -253,7 +258,7 @@ class Content:
                     raise errors.FailedPrecondition(f"{quoted(ref)} unexpected digest")
                 ended = finish_commit(tx, intent, Outcome(digest=ingest.expected, size=ingest.size))
                 return ended if isinstance(ended, errors.NodeError) else (intent, ended)
-            check_no_blob_sweeping(tx, gateway.content, expected)
+            check_no_blob_sweeping(tx, ingest.backend, expected)
             check_unclaimed(
                 tx, self._database.started, f"the commit of {expected or ref}", namespace, "", ref, expected
             )

@@ -36,6 +36,7 @@ from services.metadata.store import (
     Intent,
     Kind,
     Lease,
+    Objects,
     Outcome,
     RawSnapshot,
     Resource,
@@ -295,7 +296,32 @@ def _field(value: Any) -> Any:
 
 
 def gateway_from_pb(message: records_pb2.ConnectRequest) -> Gateway:
-    return Gateway(incarnation=message.incarnation, content=message.content, snapshotters=tuple(message.snapshotters))
+    return Gateway(
+        incarnation=message.incarnation,
+        content=message.content,
+        snapshotters=tuple(message.snapshotters),
+        candidates=tuple(message.candidates),
+    )
+
+
+def objects_to_pb(objects: Objects) -> records_pb2.Objects:
+    return records_pb2.Objects(
+        blobs=objects.blobs,
+        ingests=objects.ingests,
+        snapshots=objects.snapshots,
+        intents=objects.intents,
+        uncollected=objects.uncollected,
+        some=[
+            records_pb2.Object(
+                namespace=each.namespace,
+                kind=each.kind,
+                name=each.name,
+                snapshotter=each.snapshotter,
+                containers=each.containers,
+            )
+            for each in objects.some
+        ],
+    )
 
 
 def intent_to_pb(intent: Intent, raw_labels: Mapping[str, str], finished: Finished | None = None) -> records_pb2.Intent:

@@ -245,13 +245,21 @@ _CONTAINER_TEXTS = ("image", "runtime", "snapshotter", "snapshot_key", "sandbox"
 def _decode_gateway(_key: Key, value: bytes) -> Gateway:
     found = json.loads(value)
     return Gateway(
-        incarnation=found["incarnation"], content=found["content"], snapshotters=tuple(found["snapshotters"])
+        incarnation=found["incarnation"],
+        content=found["content"],
+        snapshotters=tuple(found["snapshotters"]),
+        candidates=tuple(found.get("candidates", ())),  # absent in what an older splitd wrote
     )
 
 
 def _encode_gateway(value: Gateway) -> bytes:
     return _dumps(
-        {"incarnation": value.incarnation, "content": value.content, "snapshotters": list(value.snapshotters)}
+        {
+            "incarnation": value.incarnation,
+            "content": value.content,
+            "snapshotters": list(value.snapshotters),
+            "candidates": list(value.candidates),
+        }
     ).encode()
 
 

@@ -27,7 +27,7 @@ from services.kit import errors
 from services.kit.rpc import Call, Pieces, Servicer, shielded
 from services.kit.slices import Lane
 from services.kit.timestamps import time_from_pb
-from services.metadata import convert
+from services.metadata import convert, objects
 from services.metadata.containers import Containers
 from services.metadata.content import Content, finish_commit
 from services.metadata.database import Database
@@ -276,8 +276,15 @@ class RecordsServicer:
     SERVICE = records_stubs.RECORDS
 
     def __init__(
-        self, database: Database, content: Content, snapshots: Snapshots, images: Images, intents: Intents
+        self,
+        database: Database,
+        content: Content,
+        snapshots: Snapshots,
+        images: Images,
+        intents: Intents,
+        publish: Callable[[Event], None],
     ) -> None:
+        self._publish = publish
         self._database = database
         self._content = content
         self._snapshots = snapshots
@@ -295,7 +302,13 @@ class RecordsServicer:
     async def OpenIngest(self, request: pb.OpenIngestRequest, call: Call) -> pb.Ingest:
         return convert.ingest_to_pb(
             await self._content.open(
-                call.namespace, call.lease, request.incarnation, request.ref, request.total, request.expected
+                call.namespace,
+                call.lease,
+                request.incarnation,
+                request.ref,
+                request.total,
+                request.expected,
+                request.backend,
             )
         )
 
@@ -344,6 +357,7 @@ class RecordsServicer:
             request.parent,
             labels,
             view=request.view,
+            backend=request.backend,
         )
         return convert.intent_to_pb(intent, inherited(labels))
 
@@ -441,6 +455,14 @@ class RecordsServicer:
             self._database.collector.connected()
         return Empty()
 
+    async def ListObjects(self, request: pb.ListObjectsRequest, call: Call) -> pb.Objects:
+        return convert.objects_to_pb(await objects.objects(self._database, request.backend, request.limit))
+
+    async def ForgetObjects(self, request: pb.ForgetObjectsRequest, call: Call) -> pb.Objects:
+        return convert.objects_to_pb(
+            await shielded(objects.forget(self._database, self._intents, request.backend, self._publish))
+        )
+
 
 def _epoch(request: Any) -> int | None:
     return time_from_pb(request.source_date_epoch) if request.HasField("source_date_epoch") else None
@@ -478,5 +500,5 @@ class Metadata:
             LeasesServicer(Leases(database)),
             ContentServicer(content, database.lane),
             SnapshotsServicer(snapshots),
-            RecordsServicer(database, content, snapshots, Images(database), self.intents),
+            RecordsServicer(database, content, snapshots, Images(database), self.intents, publish),
         ]

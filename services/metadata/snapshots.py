@@ -138,18 +138,21 @@ class Snapshots:
         labels: Labels,
         *,
         view: bool,
+        backend: str = "",
     ) -> Intent:
         """Open the intent of a Prepare or View. AlreadyExists if there is the key, or the target of the label
         containerd.io/snapshot.ref; the lease then holds it. NotFound for the parent.
+
+        ``backend`` is for a snapshot without a parent: a child lives where its parent lives.
         """
         validate_labels(labels, "info.Labels")
         target = labels.get(REF, "")
 
         def work(tx: Transaction) -> Intent | errors.NodeError:
-            connected(tx, incarnation)
+            gateway = connected(tx, incarnation)
             check_snapshotter(tx, snapshotter)
             check_lease(tx, namespace, lease)
-            backend = snapshots_backend(snapshotter)
+            home = gateway.chosen(snapshots_backend(snapshotter), backend)
             if target and schema.SNAPSHOTS.has(tx, namespace, snapshotter, target):
                 hold(tx, namespace, lease, _resource(snapshotter, target))
                 return errors.AlreadyExists(f"target snapshot {quoted(target)}")
@@ -159,8 +162,9 @@ class Snapshots:
             above = schema.SNAPSHOTS.get(tx, namespace, snapshotter, parent) if parent else None
             if parent and above is None:
                 raise errors.NotFound(f"parent snapshot {parent} does not exist")
+            lives = gateway.chosen(snapshots_backend(snapshotter), above.backend) if above is not None else home
             if target:
-                check_target_not_sweeping(tx, backend, target)
+                check_target_not_sweeping(tx, lives, target)
             check_unclaimed(tx, self._database.started, f"snapshot {key}", namespace, snapshotter, key)
             ensure_namespace(tx, namespace)
             return open_intent(
@@ -171,7 +175,7 @@ class Snapshots:
                     operation="view" if view else "prepare",
                     namespace=namespace,
                     lease=lease,
-                    backend=backend,
+                    backend=lives,
                     labels=present(labels),
                     snapshotter=snapshotter,
                     key=key,
@@ -199,7 +203,8 @@ class Snapshots:
         labels: Labels,
     ) -> Intent:
         """Open the intent of a commit. ``parent`` rebases a snapshot that has none; it exists, or its own commit has
-        begun. AlreadyExists for the name, which the lease then holds; NotFound.
+        begun. AlreadyExists for the name, which the lease then holds; NotFound; FailedPrecondition for a parent in
+        another backend.
         """
         validate_labels(labels, "info.Labels")
 
@@ -214,7 +219,7 @@ class Snapshots:
             check_unclaimed(tx, self._database.started, f"snapshot {name}", namespace, snapshotter, name, key)
             rebased = parent if not active.parent else ""
             under = active.parent or parent
-            raw_parent = _raw_parent(tx, namespace, snapshotter, under) if under else ""
+            raw_parent = _raw_parent(tx, namespace, snapshotter, under, active.backend) if under else ""
             return open_intent(
                 tx,
                 Intent(
@@ -363,16 +368,22 @@ def finish_commit_snapshot(tx: Transaction, intent: Intent, _outcome: Outcome) -
     )
 
 
-def _raw_parent(tx: Reader, namespace: str, snapshotter: str, name: str) -> str:
+def _raw_parent(tx: Reader, namespace: str, snapshotter: str, name: str, backend: str) -> str:
     """The raw name of a committed snapshot, or of one that is being committed: the commits of a chain of layers may all
-    begin at once; they end in order. NotFound.
+    begin at once; they end in order. NotFound; FailedPrecondition if it is not in ``backend``.
     """
     found = schema.SNAPSHOTS.get(tx, namespace, snapshotter, name)
     if found is not None:
-        return found.raw_key
-    if (commit := _committing(tx, namespace, snapshotter, name)) is not None:
-        return commit.raw_name
-    raise errors.NotFound(f"parent snapshot {name} does not exist")
+        raw, there = found.raw_key, found.backend
+    elif (commit := _committing(tx, namespace, snapshotter, name)) is not None:
+        raw, there = commit.raw_name, commit.backend
+    else:
+        raise errors.NotFound(f"parent snapshot {name} does not exist")
+    if there != backend:
+        raise errors.FailedPrecondition(
+            f"parent snapshot {name} is in {there}, and the snapshot to commit in {backend}: prepare it on the parent"
+        )
+    return raw
 
 
 def _committing(tx: Reader, namespace: str, snapshotter: str, name: str) -> Intent | None:

@@ -269,15 +269,68 @@ class Gateway:
     incarnation: str
     content: str = ""
     snapshotters: tuple[str, ...] = ()
+    candidates: tuple[str, ...] = ()
+    """The backends of other services, each of which takes objects of one of these; see :func:`route_of`."""
 
     def backends(self) -> tuple[str, ...]:
-        """The backend of content first, then one for each snapshotter."""
-        return (self.content, *(snapshots_backend(name) for name in self.snapshotters))
+        """The backend of content first, then one for each snapshotter, then the candidates."""
+        return (self.content, *(snapshots_backend(name) for name in self.snapshotters), *self.candidates)
+
+    def chosen(self, home: str, backend: str) -> str:
+        """The backend of a new object: ``backend``, or ``home`` if that is empty. FailedPrecondition for one that is
+        neither ``home`` nor one of its candidates: nobody could reach the object.
+        """
+        if backend in ("", home):
+            return home
+        if backend not in self.candidates or route_of(backend) != home:
+            raise errors.FailedPrecondition(f"{backend} is no backend of {home} on this node")
+        return backend
 
 
 def snapshots_backend(snapshotter: str) -> str:
     """The backend of a snapshotter, as the header ``splitd-raw`` names it."""
     return f"snapshots.{snapshotter}"
+
+
+def snapshotter_of(backend: str) -> str:
+    """The snapshotter whose snapshots the backend has; a candidate is asked by the name of the one it stands for."""
+    return route_of(backend).partition(".")[2]
+
+
+def route_of(backend: str) -> str:
+    """The backend whose place a candidate takes: ``content`` of ``content@mine``. Any other backend is its own."""
+    return backend.partition("@")[0]
+
+
+def is_candidate(backend: str) -> bool:
+    """Whether the backend is that of a candidate, a service that an operator tries in the place of another."""
+    return "@" in backend
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Object:
+    """One of the things that a backend holds for a namespace."""
+
+    namespace: str
+    kind: Literal["blob", "ingest", "snapshot"]
+    name: str
+    """A digest, a ref, or a snapshot's key or name."""
+    snapshotter: str = ""
+    containers: tuple[str, ...] = ()
+    """The containers whose root filesystem the snapshot is."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Objects:
+    """All that a backend holds, counted; ``some`` of them are named."""
+
+    blobs: int = 0
+    ingests: int = 0
+    snapshots: int = 0
+    intents: int = 0
+    uncollected: int = 0
+    """Raw things that no record names any more, and that the collector has not removed yet."""
+    some: list[Object] = field(default_factory=list)
 
 
 # ---------------------------------------------------------------------------------------------- the collector

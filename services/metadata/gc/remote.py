@@ -14,7 +14,7 @@ from api.splitd.stamp.v1 import stamp_pb2, stamp_stubs
 from services.kit import errors, removals
 from services.kit.rpc import RAW, Channel
 from services.metadata.gc.raw import ListedSnapshot, Listing
-from services.metadata.store import Raw
+from services.metadata.store import Raw, snapshotter_of
 
 _REFERENCE = "containerd.io/snapshot.ref"
 _LIST = 60.0
@@ -46,7 +46,7 @@ class RemoteRawStores:
     async def list(self, backend: str) -> Listing:
         headers = {RAW: backend}
         if backend.startswith("snapshots."):
-            request = snapshots_pb2.ListSnapshotsRequest(snapshotter=_snapshotter(backend))
+            request = snapshots_pb2.ListSnapshotsRequest(snapshotter=snapshotter_of(backend))
             snapshots: dict[str, ListedSnapshot] = {}
             async for answer in self._snapshots.List(request, headers=headers, timeout=_LIST):
                 for info in answer.info:
@@ -69,7 +69,7 @@ class RemoteRawStores:
         elif raw.kind == "ingest":
             await self._content.Abort(content_pb2.AbortRequest(ref=raw.name), headers=headers, timeout=_REMOVE)
         else:
-            request = snapshots_pb2.RemoveSnapshotRequest(snapshotter=_snapshotter(raw.backend), key=raw.name)
+            request = snapshots_pb2.RemoveSnapshotRequest(snapshotter=snapshotter_of(raw.backend), key=raw.name)
             await self._snapshots.Remove(request, headers=headers, timeout=_REMOVE)
 
     async def remove_all(self, backend: str, raws: Sequence[Raw]) -> Sequence[errors.NodeError | None]:
@@ -88,7 +88,9 @@ class RemoteRawStores:
     async def cleanup(self, backend: str) -> None:
         try:
             await self._snapshots.Cleanup(
-                snapshots_pb2.CleanupRequest(snapshotter=_snapshotter(backend)), headers={RAW: backend}, timeout=_REMOVE
+                snapshots_pb2.CleanupRequest(snapshotter=snapshotter_of(backend)),
+                headers={RAW: backend},
+                timeout=_REMOVE,
             )
         except errors.Unimplemented:
             return  # few snapshotters have Cleanup
@@ -98,7 +100,3 @@ def _outcomes(answer: removals_pb2.RemoveResponse, backend: str, count: int) -> 
     if len(answer.outcomes) != count:
         raise errors.Internal(f"backend {backend} answered about {len(answer.outcomes)} of {count} removals")
     return [removals.from_pb(outcome) for outcome in answer.outcomes]
-
-
-def _snapshotter(backend: str) -> str:
-    return backend.removeprefix("snapshots.")

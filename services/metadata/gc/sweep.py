@@ -34,7 +34,7 @@ The stamp says which metadata database owns a raw store (rule 5 of the design):
   it or releases it (:func:`.guard.release`).
 - Another id: nothing is removed, until the operator says that the raw store is ours. The operator's word does not cover
   a raw store that our configuration declares foreign, such as another node's snapshotter.
-- No Stamp service: the raw store is foreign. Only what we named is removed.
+- No Stamp service: the raw store is foreign. Only what we named is removed. A candidate's store is foreign, too.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ from services.metadata.gc.coalescing import Coalescing
 from services.metadata.gc.raw import Listing, RawStores
 from services.metadata.gc.tuning import Tuning
 from services.metadata.gc.unmarking import Unmarking
-from services.metadata.store import Mark, Nanoseconds, Raw
+from services.metadata.store import Mark, Nanoseconds, Raw, is_candidate
 from services.metadata.transactions import Key, Reader, Transaction
 
 log = logging.getLogger(__name__)
@@ -244,7 +244,8 @@ class Sweeper:
         with found.noting as noting:
             read = self._database.transactions.read
             known = found.known if found.known is not None else await read(lambda tx: plan.known_of(tx, self.backend))
-            stamp = await self._stores.stamp(self.backend)
+            # a candidate's store stays its operator's, whatever stamp it has: only what records named is removed there
+            stamp = None if is_candidate(self.backend) else await self._stores.stamp(self.backend)
             if (
                 not everything
                 and stamp == self._store_id
@@ -305,7 +306,9 @@ class Sweeper:
         try:
             async with asyncio.timeout(self._tuning.beside):
                 for backend in gateway.backends() if gateway is not None else ():
-                    if not backend.startswith("snapshots.") or await self._stores.stamp(backend) != self._store_id:
+                    if not backend.startswith("snapshots.") or is_candidate(backend):
+                        continue
+                    if await self._stores.stamp(backend) != self._store_id:
                         continue
                     listing = await self._stores.list(backend)
                     read = self._database.transactions.read

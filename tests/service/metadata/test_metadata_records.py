@@ -20,7 +20,7 @@ from services.kit import any as kit_any
 from services.kit import rpc
 from services.metadata.convert import _EVENTS, KINDS_TO_PB
 from tests.peer import containerd
-from tests.suites import records, records_images
+from tests.suites import records, records_candidates, records_images
 from tests.suites.records_lives import Clients, RawStandIn, over
 from tests.support import ServiceProcess, short_directory
 
@@ -128,6 +128,10 @@ class TestContent(records.ContentRecordsSuite):
 
 
 class TestSnapshots(records.SnapshotRecordsSuite):
+    """The process."""
+
+
+class TestCandidates(records_candidates.CandidatesSuite):
     """The process."""
 
 

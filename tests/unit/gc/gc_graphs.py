@@ -119,7 +119,7 @@ class World:
         self._write(work)
 
     def intent(self, operation: str, **fields: str) -> Intent:
-        backend = CONTENT if operation == "commit-ingest" else OVERLAY
+        backend = fields.pop("backend", CONTENT if operation == "commit-ingest" else OVERLAY)
         intent = Intent(
             id=f"i{time.monotonic_ns()}",
             incarnation="g",

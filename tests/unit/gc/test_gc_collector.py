@@ -591,6 +591,28 @@ async def test_in_a_foreign_store_only_things_that_we_named_are_removed(
     assert world.named() == {under}
 
 
+async def test_in_a_candidates_store_only_things_that_we_named_are_removed(
+    world: World, stores: MemoryRawStores, collector: Collector
+) -> None:
+    """Not even where it carries our stamp, as the store of a service that had the place before does; and it is not
+    stamped.
+    """
+    candidate = f"{OVERLAY}@mine"
+    gateway = Gateway(incarnation="g", content=CONTENT, snapshotters=("overlayfs",), candidates=(candidate,))
+    await world.database.write(lambda tx: schema.GATEWAY.put(tx, value=gateway))
+    intent = world.intent("prepare", key="k", raw_key="ns/7/k", backend=candidate)
+    world.end(intent)
+    ours, unknown = Raw(candidate, "snapshot", "ns/7/k"), Raw(candidate, "snapshot", "ns/8/unknown")
+    for found in ("", await world.database.store_id()):
+        stores.stamps[candidate] = found
+        stores.add(ours)
+        stores.add(unknown)
+        await world.database.write(lambda tx: schema.NAMED.put(tx, *ours, value=None))
+        assert (await collector.collect()).removed == ("snapshot overlayfs@mine ns/7/k",)
+        assert unknown in stores
+        assert stores.stamps[candidate] == found
+
+
 async def test_names_of_things_that_never_came_to_be_are_forgotten(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:

@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from services.metadata.convert import _EVENTS, event_to_pb
 from services.metadata.memory import MemoryTransactions
 from services.metadata.sqlite import SqliteTransactions
-from tests.suites import records, records_images
+from tests.suites import records, records_candidates, records_images
 from tests.suites.records_lives import Clients, LocalMetadata
 
 
@@ -58,6 +58,10 @@ class TestContent(records.ContentRecordsSuite):
 
 
 class TestSnapshots(records.SnapshotRecordsSuite):
+    """Over both stores."""
+
+
+class TestCandidates(records_candidates.CandidatesSuite):
     """Over both stores."""
 
 

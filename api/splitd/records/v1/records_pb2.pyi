@@ -15,16 +15,18 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ConnectRequest(_message.Message):
-    __slots__ = ("incarnation", "content", "snapshotters", "open")
+    __slots__ = ("incarnation", "content", "snapshotters", "open", "candidates")
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOTTERS_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     incarnation: str
     content: str
     snapshotters: _containers.RepeatedScalarFieldContainer[str]
     open: OpenIntents
-    def __init__(self, incarnation: _Optional[str] = ..., content: _Optional[str] = ..., snapshotters: _Optional[_Iterable[str]] = ..., open: _Optional[_Union[OpenIntents, _Mapping]] = ...) -> None: ...
+    candidates: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, incarnation: _Optional[str] = ..., content: _Optional[str] = ..., snapshotters: _Optional[_Iterable[str]] = ..., open: _Optional[_Union[OpenIntents, _Mapping]] = ..., candidates: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class OpenIntents(_message.Message):
     __slots__ = ("ids",)
@@ -39,16 +41,18 @@ class ConnectResponse(_message.Message):
     def __init__(self, store_id: _Optional[str] = ...) -> None: ...
 
 class OpenIngestRequest(_message.Message):
-    __slots__ = ("incarnation", "ref", "total", "expected")
+    __slots__ = ("incarnation", "ref", "total", "expected", "backend")
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     REF_FIELD_NUMBER: _ClassVar[int]
     TOTAL_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_FIELD_NUMBER: _ClassVar[int]
+    BACKEND_FIELD_NUMBER: _ClassVar[int]
     incarnation: str
     ref: str
     total: int
     expected: str
-    def __init__(self, incarnation: _Optional[str] = ..., ref: _Optional[str] = ..., total: _Optional[int] = ..., expected: _Optional[str] = ...) -> None: ...
+    backend: str
+    def __init__(self, incarnation: _Optional[str] = ..., ref: _Optional[str] = ..., total: _Optional[int] = ..., expected: _Optional[str] = ..., backend: _Optional[str] = ...) -> None: ...
 
 class GetIngestRequest(_message.Message):
     __slots__ = ("ref",)
@@ -118,7 +122,7 @@ class Blob(_message.Message):
     def __init__(self, digest: _Optional[str] = ..., size: _Optional[int] = ..., backend: _Optional[str] = ...) -> None: ...
 
 class BeginSnapshotRequest(_message.Message):
-    __slots__ = ("incarnation", "snapshotter", "key", "parent", "view", "labels")
+    __slots__ = ("incarnation", "snapshotter", "key", "parent", "view", "labels", "backend")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -132,13 +136,15 @@ class BeginSnapshotRequest(_message.Message):
     PARENT_FIELD_NUMBER: _ClassVar[int]
     VIEW_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    BACKEND_FIELD_NUMBER: _ClassVar[int]
     incarnation: str
     snapshotter: str
     key: str
     parent: str
     view: bool
     labels: _containers.ScalarMap[str, str]
-    def __init__(self, incarnation: _Optional[str] = ..., snapshotter: _Optional[str] = ..., key: _Optional[str] = ..., parent: _Optional[str] = ..., view: _Optional[bool] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    backend: str
+    def __init__(self, incarnation: _Optional[str] = ..., snapshotter: _Optional[str] = ..., key: _Optional[str] = ..., parent: _Optional[str] = ..., view: _Optional[bool] = ..., labels: _Optional[_Mapping[str, str]] = ..., backend: _Optional[str] = ...) -> None: ...
 
 class BeginCommitSnapshotRequest(_message.Message):
     __slots__ = ("incarnation", "snapshotter", "name", "key", "labels", "parent")
@@ -290,3 +296,47 @@ class Collected(_message.Message):
     failed: _containers.RepeatedScalarFieldContainer[str]
     seconds: float
     def __init__(self, removed: _Optional[_Iterable[str]] = ..., failed: _Optional[_Iterable[str]] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class ListObjectsRequest(_message.Message):
+    __slots__ = ("backend", "limit")
+    BACKEND_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    backend: str
+    limit: int
+    def __init__(self, backend: _Optional[str] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class ForgetObjectsRequest(_message.Message):
+    __slots__ = ("backend",)
+    BACKEND_FIELD_NUMBER: _ClassVar[int]
+    backend: str
+    def __init__(self, backend: _Optional[str] = ...) -> None: ...
+
+class Objects(_message.Message):
+    __slots__ = ("blobs", "ingests", "snapshots", "intents", "uncollected", "some")
+    BLOBS_FIELD_NUMBER: _ClassVar[int]
+    INGESTS_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
+    INTENTS_FIELD_NUMBER: _ClassVar[int]
+    UNCOLLECTED_FIELD_NUMBER: _ClassVar[int]
+    SOME_FIELD_NUMBER: _ClassVar[int]
+    blobs: int
+    ingests: int
+    snapshots: int
+    intents: int
+    uncollected: int
+    some: _containers.RepeatedCompositeFieldContainer[Object]
+    def __init__(self, blobs: _Optional[int] = ..., ingests: _Optional[int] = ..., snapshots: _Optional[int] = ..., intents: _Optional[int] = ..., uncollected: _Optional[int] = ..., some: _Optional[_Iterable[_Union[Object, _Mapping]]] = ...) -> None: ...
+
+class Object(_message.Message):
+    __slots__ = ("namespace", "kind", "name", "snapshotter", "containers")
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOTTER_FIELD_NUMBER: _ClassVar[int]
+    CONTAINERS_FIELD_NUMBER: _ClassVar[int]
+    namespace: str
+    kind: str
+    name: str
+    snapshotter: str
+    containers: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, namespace: _Optional[str] = ..., kind: _Optional[str] = ..., name: _Optional[str] = ..., snapshotter: _Optional[str] = ..., containers: _Optional[_Iterable[str]] = ...) -> None: ...
