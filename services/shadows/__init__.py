@@ -1,0 +1,1 @@
+"""Copies of live calls for a candidate, and the comparison of its answers with ours."""

@@ -1,0 +1,98 @@
+"""The domain of a shadow: a service gets copies of the calls that another one answers, and its answers are compared.
+
+Words:
+
+ours        the service that answers the calls. Its answers are the clients'.
+candidate   the service that gets the copies. Nobody but this comparison sees its answers.
+copy        a live call, to be made once more. The queue of copies is bounded; what does not fit is *dropped*. A copy
+            that cannot be compared is *skipped*, with a reason: a snapshot whose parent is older than the shadow, say.
+answer      what a service answered: a code, and if that is OK, *fields*: names with values as text.
+            :mod:`services.shadows.answers_convert` makes them of a message, and leaves out what differs by design.
+difference  a field in which the two differ clearly more often than ours differs from itself. The rest is *noise*. Ours
+            is asked a second time to learn it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+CODE = "code"
+"""The field of every answer that has its gRPC code."""
+ABSENT = "(absent)"
+"""The value of a field that one of the two answers does not have."""
+EXAMPLES = 3
+"""So many examples are kept of each difference."""
+FIELDS = 100
+"""So many different fields of a method are told apart; further ones count as :data:`OTHER`. Their names come from
+messages.
+"""
+OTHER = "other fields"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How a service answered a call."""
+
+    code: str
+    """The name of a gRPC code, such as ``NOT_FOUND``."""
+    fields: Mapping[str, str] = field(default_factory=dict)
+    """By concrete paths, such as ``info[sha256:…].labels.x``; empty unless the code is ``OK``."""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One call in which a field differed."""
+
+    ours: str
+    candidate: str
+    where: str
+    """The concrete path of the field."""
+    request: str
+    """The request, shortened."""
+    trace: str = ""
+    """The trace of the client's call; empty if it had none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A field that the candidate answers otherwise."""
+
+    name: str
+    count: int
+    """Calls in which it differed."""
+    noise: int
+    """Calls in which ours differed from itself."""
+    asked: int
+    """Calls in which ours was asked twice."""
+    examples: Sequence[Example]
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Seconds of one service's answers."""
+
+    count: int = 0
+    p50: float = 0.0
+    p99: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class MethodReport:
+    """The comparison of one method."""
+
+    method: str
+    calls: int
+    """Live calls since the shadow began."""
+    same: int
+    different: int
+    """Compared calls in which some field differed that is not noise."""
+    dropped: int
+    """Copies that did not fit into the queue."""
+    skipped: Mapping[str, int]
+    """Copies that could not be compared, by reason."""
+    ours: Latency
+    candidate: Latency
+    differences: Sequence[Difference]
+    """The most frequent first."""
