@@ -14,7 +14,11 @@ BIN := $(VENV)/bin
 WHERE = $(if $(ROOT),--root "$(ROOT)") $(if $(STATE),--state "$(STATE)") $(if $(CONFIG),--config "$(CONFIG)")
 PEERS := $(VENV)/peers
 PYTEST := $(BIN)/python -m pytest
+SIDE_BY_SIDE := $(BIN)/python -m tests.side_by_side
 STRANGERS := tests/fuzz tests/hostile tests/peers/test_crane.py
+# The tests that start a node, and those that do not: about as long, so side by side.
+NODES := tests/node tests/crash tests/hostile tests/peers/test_crane.py
+REST := tests/unit tests/service tests/fuzz
 # The tests of the second transport: the kit, the gateway and one service behind it, and a node whose calls cross every process.
 GRPCIO := tests/service/kit tests/service/gateway tests/service/events tests/service/content tests/service/snapshots/test_snapshotters.py \
 	$(addprefix tests/node/test_node_,api.py snapshots.py writes.py pulls.py transfers.py killed_processes.py)
@@ -84,8 +88,8 @@ deb: run-machine ## build a Debian package in dist/: splitd below /opt/splitd, t
 ##-- development
 
 .PHONY: test
-test: $(VENV)/dev test-machine peers ## run all tests: unit, service, node, crash, strangers; needs root
-	@$(PYTEST) tests/unit tests/service tests/node tests/crash $(STRANGERS) $(ARGS)
+test: $(VENV)/dev test-machine peers ## run all tests: node and crash beside unit and service, with strangers; needs root
+	@$(SIDE_BY_SIDE) $(NODES) -- $(REST) -- $(ARGS)
 
 .PHONY: test-unit test-service test-node test-crash test-strangers test-grpcio
 test-unit: $(VENV)/dev ## run the tests without processes; takes seconds
@@ -99,7 +103,7 @@ test-crash: $(VENV)/dev test-machine ## test kill -9 at bad moments; needs root
 test-strangers: $(VENV)/dev test-machine peers ## test with malformed frames, hostile clients, and go-containerregistry's crane; needs root
 	@$(PYTEST) $(STRANGERS) $(ARGS)
 test-grpcio: $(VENV)/dev test-machine ## test grpcio as the transport (SPLITD_GRPC_TRANSPORT=grpcio make test runs all tests on it); needs root
-	@SPLITD_GRPC_TRANSPORT=grpcio $(PYTEST) -m "not once" $(GRPCIO) $(ARGS)
+	@SPLITD_GRPC_TRANSPORT=grpcio $(SIDE_BY_SIDE) $(filter tests/node/%,$(GRPCIO)) -- $(filter-out tests/node/%,$(GRPCIO)) -- -m "not once" $(ARGS)
 
 .PHONY: peers-check
 peers-check: $(VENV)/dev test-machine peers $(PEERS)/more $(PEERS)/nerdctl ## run other people's clients and registries, unmodified, on a node and on containerd (SPLITD_TEST_CONTAINERD2=DIR: where containerd 2 and its ctr are; without it nerdctl is not run); needs root, builds for minutes (Go 1.26)
