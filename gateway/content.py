@@ -173,13 +173,15 @@ class ContentServicer:
         self, namespace: str, wanted: pb.ReadContentRequest, blob: Blob, ahead: bytearray | None = None
     ) -> Answers | Literal[False] | None:
         """The answers, if memory has them. False for a small blob that must be fetched first; None if the content
-        service is to answer.
+        service is to answer, as it must where somebody watches its calls.
         """
         start = max(wanted.offset, 0)
         if not blob.size or start > blob.size:
             return None
+        raw = self._content.to(namespace, blob.digest)
+        if raw.instruments.watched:
+            return None
         if blob.size > self._small.largest:
-            raw = self._content.to(namespace, blob.digest)
             return self._piece(raw, blob, start, wanted.size, ahead) if 0 < wanted.size <= LARGEST else None
         data = self._small.get(blob.digest)
         return False if data is None else _of_small(wanted, data)

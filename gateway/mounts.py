@@ -30,7 +30,9 @@ class Mounts(Generic[T]):
         hop.changed.append(self._kept.clear)
 
     def get(self, upstream: Upstream, raw_key: str) -> Sequence[T] | None:
-        """The mounts that ``upstream`` answered, if they are kept."""
+        """The mounts that ``upstream`` answered, if they are kept, and nobody wants to see each call to it."""
+        if upstream.instruments.watched:
+            return None
         answerer, mounts = self._kept.get(raw_key, (None, ()))
         return mounts if answerer is upstream else None
 

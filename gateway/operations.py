@@ -326,6 +326,11 @@ class _Joined:
     def outer(self) -> tracing.Span | None:
         return _span(self._observed)
 
+    @property
+    def leaving(self) -> tracing.Span | None:
+        """The span of the call as it leaves this process, if it has one."""
+        return getattr(self._observed, "leaving", None)
+
     def headers(self) -> tuple[tuple[str, str], ...]:
         return self._observed.headers()
 

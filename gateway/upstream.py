@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from gateway.instruments import Instruments
 from gateway.supervision import Supervision
 from services.kit import errors, tracing
 from services.kit.rpc import LEASE, Call, Channel
@@ -36,6 +37,8 @@ class Upstream:
         self.program = program
         self.address = str(address)
         self.channel = Channel(address, name, pings="always" if program else "never")
+        self.instruments = Instruments(self.channel)
+        """What stands around its calls."""
         self.hold = hold
         self.on_connect: list[Callable[[], None]] = []
         self._supervision = supervision

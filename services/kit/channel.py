@@ -14,6 +14,7 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import ServiceDescriptor
 
 from services.kit import chosen, errors, observer
+from services.kit.around import Around, surrounded, surrounded_stream
 from services.kit.call import TOGETHER, TOLD, UNARY, Arity, Headers, method_path, time_limit
 from services.kit.observer import Observed
 from services.kit.transport import CarriedStream, Carrier, Pings, same
@@ -135,6 +136,8 @@ class Channel:
         """
         self.address = str(address)
         self.name = name or Path(self.address).stem
+        self.around: Around | None = None
+        """Asked for each call that begins from now on, if it is set."""
         self._pings: Pings = pings
         self._opened: Carrier | None = None
         self._gathering: Gathering | None = None
@@ -221,12 +224,36 @@ class Channel:
         with observer.Calling(path, headers) as call:
             sent = encode(request)
             call.size = len(sent)
-            if (together or TOGETHER.get()) and self._pings != "never":
+            if self.around is not None:
+                received = await self._surrounded(self.around, call, path, sent, headers, timeout, together=together)
+            elif (together or TOGETHER.get()) and self._pings != "never":
                 received = await self._gathered().unary(path, sent, tuple(headers.items()), call.headers, timeout)
             else:
                 received = await self.carrier.unary(path, sent, (*headers.items(), *call.headers), timeout)
             call.size += len(received)
             return decode(received)
+
+    async def _surrounded(
+        self,
+        around: Around,
+        call: observer.Calling,
+        path: str,
+        request: bytes,
+        headers: Headers,
+        timeout: float | None,
+        *,
+        together: bool,
+    ) -> bytes:
+        loop = asyncio.get_running_loop()
+        end = None if timeout is None else loop.time() + timeout
+
+        async def go() -> bytes:
+            left = None if end is None else max(end - loop.time(), 0.001)
+            if (together or TOGETHER.get()) and self._pings != "never":
+                return await self._gathered().unary(path, request, tuple(headers.items()), call.headers, left)
+            return await self.carrier.unary(path, request, (*headers.items(), *call.headers), left)
+
+        return await surrounded(around, call.observed, path, request, headers, timeout, go)
 
     def _gathered(self) -> Gathering:
         if self._gathering is None:
@@ -245,9 +272,10 @@ class Channel:
     ) -> Stream[Any, Any]:
         """Open a streaming call of any arity; on the wire all four are the same."""
         observed = observer.began("client", path, headers)
-        return Stream(
-            self.carrier.stream(path, (*headers.items(), *observed.headers()), timeout), observed, encode, decode
-        )
+        carried = self.carrier.stream(path, (*headers.items(), *observed.headers()), timeout)
+        if self.around is not None:
+            carried = surrounded_stream(self.around, observed, path, headers, carried)
+        return Stream(carried, observed, encode, decode)
 
 
 @dataclass(slots=True)

@@ -161,6 +161,9 @@ class Disconnected(Unavailable):
     UNAVAILABLE.
     """
 
+    unseen = False
+    """Whether the process has certainly not looked at the call."""
+
 
 class DataLoss(NodeError):
     """Stored bytes have changed."""

@@ -11,7 +11,8 @@ A *listener* is a function that is called at the beginning of each call, and ret
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal, Protocol
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, Protocol
 
 from services.kit import errors, tracing
 
@@ -60,11 +61,11 @@ class Calling:
     ``size``.
     """
 
-    __slots__ = ("_observed", "headers", "size")
+    __slots__ = ("headers", "observed", "size")
 
     def __init__(self, method: str, headers: Mapping[str, str | bytes]) -> None:
-        self._observed = began("client", method, headers)
-        self.headers = self._observed.headers()
+        self.observed = began("client", method, headers)
+        self.headers = self.observed.headers()
         self.size = 0
 
     def __enter__(self) -> Calling:
@@ -72,13 +73,13 @@ class Calling:
 
     def __exit__(self, kind: object, error: BaseException | None, tb: object) -> None:
         if error is None:
-            self._observed.ended(0, "", self.size)
+            self.observed.ended(0, "", self.size)
         elif isinstance(error, errors.NodeError):
-            self._observed.ended(error.code, str(error), self.size)
+            self.observed.ended(error.code, str(error), self.size)
         elif isinstance(error, Exception):
-            self._observed.ended(errors.Internal.code, str(error), self.size, error)
+            self.observed.ended(errors.Internal.code, str(error), self.size, error)
         else:  # a cancellation
-            self._observed.left(self.size)
+            self.observed.left(self.size)
 
 
 class Began(Protocol):
@@ -122,6 +123,14 @@ told = tracing.told
 def resume(span: tracing.Span) -> None:
     """The current task works for ``span`` from now on."""
     tracing.CURRENT.set(span)
+
+
+def inside(observed: Observed) -> AbstractContextManager[Any]:
+    """Within the block, the current span is that of the call as it leaves this process, if it is recorded. For those
+    who stand around a call (``kit.channel.Around``).
+    """
+    span: tracing.Span | None = getattr(observed, "leaving", None)
+    return nullcontext() if span is None else span.inside()
 
 
 def told_relay(observed: Observed, headers: Mapping[str, str | bytes], data: str | bytes) -> bool:
@@ -179,6 +188,11 @@ class _Several:
     def outer(self) -> tracing.Span | None:
         """The span of the call, if it has one."""
         return getattr(self._all[0], "outer", None)
+
+    @property
+    def leaving(self) -> tracing.Span | None:
+        """The span of the call as it leaves this process, if it has one."""
+        return getattr(self._all[0], "leaving", None)
 
     def headers(self) -> tuple[tuple[str, str], ...]:
         return tuple(pair for each in self._all for pair in each.headers())

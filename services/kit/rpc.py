@@ -17,8 +17,8 @@ task is cancelled; work that must not stop half way runs under :func:`shielded`.
 
 The modules behind this one, each of which knows only those before it: :mod:`~services.kit.call`, what a call is;
 :mod:`~services.kit.relays`, what a relay decides; :mod:`~services.kit.transport`, what a transport must be;
-:mod:`~services.kit.chosen`, which one is used; :mod:`~services.kit.channel`, calls to other processes;
-:mod:`~services.kit.shielding`, work that outlives its caller.
+:mod:`~services.kit.around`, what may stand around calls; :mod:`~services.kit.chosen`, which transport is used;
+:mod:`~services.kit.channel`, calls to other processes; :mod:`~services.kit.shielding`, work that outlives its caller.
 
 Two *transports* carry the calls, and only :mod:`~services.kit.chosen` knows which: :mod:`services.wire`, our own
 HTTP/2, and :mod:`services.kit.grpcio`, Google's library. ``[grpc] transport`` or SPLITD_GRPC_TRANSPORT chooses. They
@@ -34,6 +34,7 @@ from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 from services.kit import chosen, metrics, sockets
+from services.kit.around import Around
 from services.kit.call import (
     CLIENT,
     ERROR_LIMIT,
@@ -63,7 +64,7 @@ from services.kit.chosen import TRANSPORTS, choose, transport
 from services.kit.observer import Entrance
 from services.kit.relays import Answers, Coordinated, Hop, Meaning, Question, Relay, Route, Upstream
 from services.kit.shielding import shielded, shielded_work_done
-from services.kit.transport import SERVING, Answering, Method, Methods, Pings, Server
+from services.kit.transport import SERVING, Answering, CarriedStream, Method, Methods, Pings, Server
 
 __all__ = [
     "CLIENT",
@@ -84,7 +85,9 @@ __all__ = [
     "Answering",
     "Answers",
     "Arity",
+    "Around",
     "Call",
+    "CarriedStream",
     "Channel",
     "Client",
     "Coordinated",

@@ -299,8 +299,13 @@ class Hop:
         self.outer = outer
         self._inner = inner
 
+    @property
+    def leaving(self) -> Span:
+        """The span of the call as it leaves this process: the client's."""
+        return self._inner or self.outer
+
     def headers(self) -> spans.Headers:
-        return (self._inner or self.outer).headers()
+        return self.leaving.headers()
 
     def enter(self) -> None:
         CURRENT.set(self.outer)

@@ -305,7 +305,9 @@ class WireStream:
 
     def on_reset(self, code: int, reason: str, *, local: bool) -> None:
         if code == Code.REFUSED_STREAM and not local:
-            self._finish(self._carrier.disconnected(f"stream refused: {reason}"))
+            refused = self._carrier.disconnected(f"stream refused: {reason}")
+            refused.unseen = True
+            self._finish(refused)
         elif not (code == Code.NO_ERROR and self._over):
             self._finish(outcomes.of_reset(code, reason))
 

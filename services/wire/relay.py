@@ -4,6 +4,9 @@ Headers are rewritten if the gateway owns them. DATA is passed on as it came, wi
 upstream's. A side that stops reading blocks the side that writes to it, and nothing else: bytes that could not be
 passed on are not given back to the window of the stream that they came by.
 
+Where somebody stands around the upstream's channel, a call passes message by message instead
+(:mod:`services.wire.relay_messages`).
+
 If the upstream goes away before it has answered, the call is repeated if its :class:`services.kit.relays.Route` allows
 it, or if the upstream has certainly not looked at it. For this the request is kept, if it is small.
 """
@@ -20,10 +23,10 @@ from typing import TYPE_CHECKING, cast
 from google.protobuf.message import DecodeError
 
 from services.kit import errors, logs, loops, observer
-from services.kit.call import CURRENT, NAMESPACE, STOPPING, TOLD, UNARY, Arity, Call
+from services.kit.around import Around
+from services.kit.call import CURRENT, NAMESPACE, STOPPING, TOLD, Call
 from services.kit.observer import Observed
-from services.kit.relays import Answers, Meaning, Relay, Route, Upstream
-from services.kit.transport import Method, Methods
+from services.kit.relays import Answers, Meaning, Upstream
 from services.wire import eager, headers, messages, outcomes
 from services.wire.answers import HEAD, OK, refusal
 from services.wire.channel import ClientLink, WireCarrier
@@ -31,8 +34,8 @@ from services.wire.client_call import Unary
 from services.wire.clients import client_of
 from services.wire.frames import Code
 from services.wire.headers import Head
-from services.wire.limits import configured
-from services.wire.requests import request_block
+from services.wire.plans import Plan
+from services.wire.relay_messages import Attempt
 from services.wire.streams import Chunk, Stream
 
 if TYPE_CHECKING:
@@ -46,60 +49,6 @@ _SHOWN = 1024
 """Bytes of a request that an entrance sees."""
 _ANY = 1 << 30
 """Drained is reported at every step."""
-_MORE = 4 << 10
-"""Bytes that are left in a header list for what differs in each call: its timeout, its client's name and its trace."""
-_OWN = frozenset({b"te", b"content-type", b"grpc-encoding", b"grpc-accept-encoding", b"user-agent"})
-"""Headers of the transport that are passed on, since they describe the messages that are."""
-
-
-class Plan:
-    """The decision about all calls with one head. It is cached with the head, so that the next call costs nothing."""
-
-    __slots__ = ("block", "counted", "limited", "long", "namespace", "question", "route", "single")
-
-    def __init__(self, head: Head, route: Route, arity: Arity, *, long: bool) -> None:
-        self.route = route
-        self.namespace = str(head.headers.get(NAMESPACE, ""))
-        self.long = long
-        self.single = not arity.client_stream
-        """Whether it takes one request, which is bounded in time and size."""
-        self.counted = arity == UNARY and not long
-        own = [pair for pair in head.pairs if pair[0] in _OWN]
-        pseudo = [
-            (b":method", b"POST"),
-            (b":scheme", b"http"),
-            (b":path", head.path.encode()),
-            (b":authority", (head.authority or "localhost").encode()),
-        ]
-        passed = [*pseudo, *own, *headers.metadata(route.headers.items())]
-        # An upstream that met a longer list would close a connection that has others' calls, too.
-        if sum(len(name) + len(value) + 32 for name, value in passed) > configured().header_list - _MORE:
-            raise errors.ResourceExhausted("the call's headers are too long to be passed on")
-        self.block = headers.block(passed)
-        self.limited = self.block if route.timeout is None else self.block + headers.timeout(route.timeout)
-        """The block with the route's own timeout, which most calls have."""
-        question = route.question
-        self.question = (
-            b""
-            if question is None
-            else request_block(question.method, tuple(question.headers.items()), question.timeout)
-        )
-
-
-def planned(head: Head, relay: Relay, methods: Methods) -> Plan | Method:
-    """The relay's decision about a head, or the handler that answers it message by message. An error from here is the
-    answer.
-    """
-    plan = head.memory.get(relay)
-    if plan is None:
-        call = Call(head.path, head.headers)
-        handler = relay.coordinated(call)
-        if handler is not None:
-            plan = methods.coordinated(head.path, handler)
-        else:
-            plan = Plan(head, relay.route(call), relay.arity(head.path), long=methods.is_long(head.path))
-        head.memory[relay] = plan
-    return cast("Plan | Method", plan)
 
 
 class Passage:
@@ -111,6 +60,7 @@ class Passage:
         "_asked",
         "_attempt",
         "_begun",
+        "_by_messages",
         "_debt",
         "_early",
         "_ended",
@@ -169,6 +119,8 @@ class Passage:
         self._asked: Unary | None = None
         self._to: Upstream | None = None
         """The upstream that answers, once the hop was asked. A repeated call may have another."""
+        self._by_messages: Attempt | None = None
+        """Set while the call passes message by message."""
         self._up: _Upstream | None = None
         self._up_link: ClientLink | None = None
         self._up_stream: Stream | None = None
@@ -213,7 +165,7 @@ class Passage:
         if self._server.entrance is not None and self._plan.single and not (self._early or self._ended):
             return  # the first bytes of the request begin it: they say the entrance what the call is about
         self._observe()
-        if self._admitted and self._chosen().is_ready():
+        if self._admitted and (chosen := self._chosen()).is_ready() and chosen.channel.around is None:
             link = self._carrier().link
             if link is not None and not link.full:
                 self._start(link, limit)
@@ -239,7 +191,7 @@ class Passage:
         if question is None or not self._ended or self.head.encoding:
             return False
         upstream = question.hop.to(self._plan.namespace)
-        if not question.ready(upstream):
+        if not question.ready(upstream) or upstream.channel.around is not None:
             return False
         found = messages.whole(self._early, self._link.limits.message)
         if found is None:
@@ -319,7 +271,10 @@ class Passage:
                 self._admitted = True
             if delay:
                 await asyncio.sleep(delay)
-            await self._chosen().ready(call)
+            channel = await self._chosen().ready(call)
+            if channel.around is not None:
+                await self._pass_messages(channel.around, call)
+                return
             link = await self._carrier().ready()
             if not self.over:
                 self._start(link, call.remaining())
@@ -328,6 +283,43 @@ class Passage:
         except Exception:
             log.exception("%s failed unexpectedly", self.head.path)
             self.fail(errors.defect(self.head.path))
+
+    async def _pass_messages(self, around: Around, call: Call) -> None:
+        """Carry the call to its end message by message."""
+        early, self._early = self._early, bytearray()
+        owed, self._debt = self._debt, 0
+        self._by_messages = attempt = Attempt(self._link, self._stream, self.head.encoding, owed)
+        attempt.feed(early, self._ended, owed=False)
+        failure: errors.NodeError | None = None
+        try:
+            await attempt.run(
+                self._carrier(),
+                around,
+                self.head.path,
+                self._plan.route.headers,
+                self._observe(),
+                unary=self._plan.unary,
+                timeout=call.remaining(),
+                stall=self._plan.route.stall,
+                name=self._name(),
+            )
+        except errors.NodeError as error:
+            failure = error
+        finally:
+            self._answered = self._answered or attempt.answered
+            self._size += attempt.size
+        if self.over:
+            return
+        if isinstance(failure, errors.Disconnected):
+            self._by_messages = None
+            self._lost(failure)
+            return
+        told = attempt.trailing.get(TOLD)
+        passes = told is not None and observer.told_relay(self._observe(), self.head.headers, told)
+        tail = attempt.tail(failure, told=passes)
+        self._link.connection.send_tail(self._stream, tail if self._answered else HEAD + tail)
+        self._link.flush_soon()
+        self._finish(0 if failure is None else failure.code, "" if failure is None else str(failure))
 
     def _has_room(self, size: int) -> bool:
         """Whether so much can be sent at once. A client that gives no window gets the upstream's answer, which waits
@@ -406,6 +398,10 @@ class Passage:
         if self._plan.single and not self._fits(size, end=end):
             return
         link = self._up_link
+        if self._by_messages is not None:
+            self._debt = 0
+            self._by_messages.feed(chunk, end)
+            return
         if link is None or self._up_stream is None:
             self._early += chunk
             if self._begun and self._task is None:
@@ -462,6 +458,9 @@ class Passage:
 
     def on_drained(self) -> None:
         """The client has read, so the upstream may write more."""
+        if self._by_messages is not None:
+            self._by_messages.drained()
+            return
         sent = self._up_debt - self._stream.queued
         if sent > 0 and self._up_link is not None and self._up_stream is not None:
             self._up_debt -= sent
@@ -514,14 +513,19 @@ class Passage:
 
     def lost(self, reason: str, *, unseen: bool = False) -> None:
         """The upstream went away. With ``unseen`` it has certainly not looked at the call."""
+        error = self._carrier().disconnected(reason)
+        error.unseen = unseen
+        self._lost(error)
+
+    def _lost(self, error: errors.Disconnected) -> None:
         route = self._plan.route
-        allowed = 3 if unseen and route.repeats < 3 else route.repeats
+        allowed = 3 if error.unseen and route.repeats < 3 else route.repeats
         if not self._answered and self._kept is not None and self._attempt < allowed:
             self._attempt += 1
             log.info("%s is repeated: service %s went away", self.head.path, self._name())
             self._again()
             return
-        self.fail(self._carrier().disconnected(reason))
+        self.fail(error)
 
     # -- its end
 

@@ -27,7 +27,8 @@ from services.wire.events import Opened
 from services.wire.headers import Head
 from services.wire.limits import Limits, configured
 from services.wire.link import Link
-from services.wire.relay import Passage, planned
+from services.wire.plans import planned
+from services.wire.relay import Passage
 from services.wire.server_call import NotGrpc, ServerCall
 from services.wire.streams import Stream
 
@@ -275,11 +276,16 @@ class ServerLink(Link):
                     passage.start(limit)
 
     @property
-    def name(self) -> bytes:
-        """The header field, encoded, by which services behind this gateway tell this connection's calls from others."""
+    def number(self) -> int:
+        """The number by which services behind this gateway tell this connection's calls from others."""
         if not self._number:
             self._number = self.server.names.take()
-        return field(self._number)
+        return self._number
+
+    @property
+    def name(self) -> bytes:
+        """The header field with that number, encoded."""
+        return field(self.number)
 
     def refuse(self, stream: Stream, error: errors.NodeError) -> None:
         """Answer with an error only."""

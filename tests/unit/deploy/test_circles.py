@@ -21,6 +21,7 @@ TYPING_ONLY = {
     ("services.kit.relays", "services.kit.channel"),
     ("services.wire.client_call", "services.wire.channel"),
     ("services.wire.relay", "services.wire.server"),
+    ("services.wire.relay_messages", "services.wire.server"),
     ("services.wire.server_call", "services.wire.server"),
 }
 """Imports under ``if TYPE_CHECKING`` that would close a cycle if they were real: importer and imported."""

@@ -111,7 +111,8 @@ def test_only_the_files_listed_import_it(kind: str) -> None:
 
 
 KIT_OF_CALLS = {
-    f"services.kit.{name}" for name in ("rpc", "call", "relays", "transport", "chosen", "channel", "shielding")
+    f"services.kit.{name}"
+    for name in ("rpc", "call", "relays", "transport", "around", "chosen", "channel", "shielding")
 }
 
 

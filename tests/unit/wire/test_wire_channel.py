@@ -425,6 +425,7 @@ class Passing:
 
         self.name = "upstream"
         self.channel: Any = self
+        self.around = None
         self.carrier = self.up.carrier
         self.down = Served(Relay())
 

@@ -1,0 +1,60 @@
+"""What stands around the calls that leave by a channel, and how it is asked. The gateway has such things: taps, faults,
+shadows (``gateway/instruments.py``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from services.kit import errors, observer
+from services.kit.call import Headers
+from services.kit.observer import Observed
+from services.kit.transport import CarriedStream
+
+
+class Around(Protocol):
+    """Stands around the calls that leave by a channel (``Channel.around``): it sees them, may delay them, and may
+    fail them. Its methods are called in the context of the call, whose span is the current one.
+
+    ``headers`` are all those that are sent, trace context among them. An exception is the call's, for its caller.
+    """
+
+    async def unary(self, path: str, request: bytes, headers: Headers, go: Callable[[], Awaitable[bytes]]) -> bytes:
+        """Answer one unary call. ``go`` makes it, within the call's time limit, which this method has too."""
+        ...
+
+    def stream(self, path: str, headers: Headers, carried: CarriedStream) -> CarriedStream:
+        """``carried``, or a stream around it, which passes messages one by one: what waits in it must be bounded, since
+        whoever sends and receives waits only for it.
+        """
+        ...
+
+
+async def surrounded(
+    around: Around,
+    observed: Observed,
+    path: str,
+    request: bytes,
+    headers: Headers,
+    timeout: float | None,
+    go: Callable[[], Awaitable[bytes]],
+) -> bytes:
+    """The answer of a unary call that ``go`` makes, with ``around`` around it. ``timeout``, in seconds, is for both."""
+    try:
+        with observer.inside(observed):
+            async with asyncio.timeout(timeout) as limit:
+                return await around.unary(path, request, {**headers, **dict(observed.headers())}, go)
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise errors.DeadlineExceeded from None
+
+
+def surrounded_stream(
+    around: Around, observed: Observed, path: str, headers: Headers, carried: CarriedStream
+) -> CarriedStream:
+    """A streaming call with ``around`` around it."""
+    with observer.inside(observed):
+        return around.stream(path, {**headers, **dict(observed.headers())}, carried)
