@@ -4,8 +4,9 @@ Words:
 
 ours        the service that answers the calls. Its answers are the clients'.
 candidate   the service that gets the copies. Nobody but this comparison sees its answers.
-copy        a live call, to be made once more. The queue of copies is bounded; what does not fit is *dropped*. A copy
-            that cannot be compared is *skipped*, with a reason: a snapshot whose parent is older than the shadow, say.
+copy        a live call, to be made to the candidate as well. The queue of copies is bounded; what does not fit is
+            *dropped*. A copy that cannot be compared is *skipped*, with a reason, such as a parent that is older than
+            the shadow.
 answer      what a service answered: a code, and if that is OK, *fields*: names with values as text.
             :mod:`services.shadows.answers_convert` makes them of a message, and leaves out what differs by design.
 difference  a field in which the two differ clearly more often than ours differs from itself. The rest is *noise*. Ours
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 CODE = "code"
 """The field of every answer that has its gRPC code."""
@@ -39,6 +41,38 @@ class Answer:
     fields: Mapping[str, str] = field(default_factory=dict)
     """By concrete paths, such as ``info[sha256:…].labels.x``; empty unless the code is ``OK``."""
     seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A live call, and how ours answered it."""
+
+    path: str
+    """``/package.Service/Method``."""
+    requests: Sequence[bytes]
+    """Serialized; several in a client's stream."""
+    code: str = "OK"
+    answers: Sequence[bytes] | None = None
+    """Serialized. None if they were not kept: ours is then asked again."""
+    seconds: float = 0.0
+    """How long ours took."""
+    trace: str = ""
+    """The trace of the client's call; empty if it had none."""
+
+
+class Service(Protocol):
+    """One of the two services, as copies are made to it. All raise :mod:`services.kit.errors`."""
+
+    async def call(self, path: str, requests: Sequence[bytes]) -> Sequence[bytes]:
+        """Make a call of any arity: send the requests, each after the answer to the one before if there is one, and
+        return all answers. It takes at most some seconds, and as many bytes as its implementation allows:
+        ResourceExhausted beyond that.
+        """
+        ...
+
+    async def copied(self, digest: str, size: int, ref: str, source: Service) -> Sequence[bytes]:
+        """Write a blob that ``source`` has under ``ref``, and return the answers of that Write."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
