@@ -2,14 +2,15 @@
 
 Most pieces have one reason already. A span that measured where its time went (``splitd.time.*_ms``: a worker's) is
 parted by these shares. The share in which a worker had no bytes goes on to the fetch of the same layer. There it is
-parted by what that fetch did during the worker's time: it paused, it waited for the first byte, bytes came slowly.
+parted by what that fetch did during the worker's time: it paused, it waited for the first byte, bytes came slowly. The
+time until the first bytes of the layer came belongs to it as a whole.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from services.traces.causes import PROCESSOR, SHARES, SPANS, UNEXPLAINED, Kind, Reason, Slice, reason_of
@@ -31,6 +32,21 @@ LOOKS = 20_000
 """Fetches that are looked at for all workers together. Beyond that the time of a worker without bytes is only that."""
 
 
+Shares = dict[tuple[Node, Reason], float]
+"""Weights of reasons, and the spans they are told by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """How the bytes of a layer came to its worker."""
+
+    first: int
+    """Nanoseconds of the worker until there were any."""
+    before: Shares
+    """What it waited for until then, and when it had none later; as shares of 1."""
+    after: Shares
+
+
 class Attribution:
     """The reasons of the pieces of one trace."""
 
@@ -40,6 +56,7 @@ class Attribution:
         self._path = path
         self._looks = LOOKS
         self._orphans = orphanage(tree.root)
+        self._arrivals: dict[Node, Arrival] = {}
         self._fetches: dict[str, list[Node]] = {}
         for node in tree.nodes.values():
             if node.span.name in FETCHES and (digest := node.text("oci.layer.digest")):
@@ -50,8 +67,13 @@ class Attribution:
         return [slice_ for piece in pieces for known in self._known(piece) for slice_ in self._of(known)]
 
     def _known(self, piece: Piece) -> list[Piece]:
-        """The piece; if nothing is known of it, what orphans did in its time."""
-        if self._orphans is None or self._shares(piece) or reason_of(piece).kind not in UNEXPLAINED:
+        """The piece; if nothing is known of it, what its children did in its time, and then what orphans did."""
+        if not _is_unexplained(piece):
+            return [piece]
+        return [each for found in self._path.beside(piece) for each in self._or_orphans(found)]
+
+    def _or_orphans(self, piece: Piece) -> list[Piece]:
+        if self._orphans is None or not _is_unexplained(piece):
             return [piece]
         return [
             replace(piece, start=each.start, end=each.end) if each.node is self._orphans else each
@@ -59,7 +81,9 @@ class Attribution:
         ]
 
     def _of(self, piece: Piece) -> list[Slice]:
-        shares = self._shares(piece) or {(piece.node, reason_of(piece)): 1.0}
+        return [slice_ for part, shares in self._shares(piece) for slice_ in self._divided(part, shares)]
+
+    def _divided(self, piece: Piece, shares: Shares) -> list[Slice]:
         found, at = [], piece.start
         for (node, reason), length in zip(shares, divided(piece.end - piece.start, list(shares.values())), strict=True):
             if length:
@@ -83,19 +107,26 @@ class Attribution:
             waits=piece.waits,
         )
 
-    def _shares(self, piece: Piece) -> dict[tuple[Node, Reason], float]:
-        """What the piece's span measured, as weights; empty if it measured nothing."""
-        node = piece.node
-        if reason_of(piece).kind in {Kind.LOCK, Kind.QUEUE}:
-            return {}  # it is another operation's worker: what that did is not this one's
-        if node.span.name == "registry.transfer":
-            return _transfer(piece)
-        measured = {
-            name: share for name in ("cpu", *SHARES) if (share := node.number(f"splitd.time.{name}_ms")) is not None
-        }
-        if not measured or not node.length:
-            return {}
-        weights: dict[tuple[Node, Reason], float] = defaultdict(float)
+    def _shares(self, piece: Piece) -> list[tuple[Piece, Shares]]:
+        """The piece with the weights of its reasons; in two if its span had no bytes at first."""
+        node, reason = piece.node, reason_of(piece)
+        alone: Shares = {(node, reason): 1.0}
+        # Of another operation's worker: what that did is not this one's.
+        measured = {} if reason.kind in {Kind.LOCK, Kind.QUEUE} else _measured(node)
+        if not measured:
+            return [(piece, _transfer(piece) or alone)]
+        arrival = self._arrival(node, measured.get("bytes", 0.0))
+        at = min(piece.end, max(piece.start, node.start + arrival.first))
+        found = [(replace(piece, end=at), arrival.before)] if at > piece.start else []
+        if piece.end > at:
+            found.append((replace(piece, start=at), self._spent(node, measured, arrival) or alone))
+        return found
+
+    @staticmethod
+    def _spent(node: Node, measured: dict[str, float], arrival: Arrival) -> Shares:
+        """What a span measured, without the time before its first bytes."""
+        weights: Shares = defaultdict(float)
+        measured = dict(measured)
         rest = measured.pop("cpu", 0.0)
         for name in PROCESSOR:
             share = min(rest, node.number(f"splitd.time.{name}_ms") or 0.0)
@@ -103,37 +134,54 @@ class Attribution:
             rest -= share
         known = SPANS.get(node.span.name)  # its name says more than a share's does
         weights[node, known if known is not None and known.kind is Kind.CPU else Reason(Kind.CPU, "other")] += rest
-        without = measured.pop("bytes", 0.0)
+        first = arrival.first / 1e6
+        without = max(0.0, measured.pop("bytes", 0.0) - first)
         if not node.span.name.startswith("diff."):
             measured.pop("rest", None)  # it is a worker's
         for name, share in measured.items():
             reason = SHARES[name]
             weights[node, known if known is not None and known.kind is reason.kind is Kind.DISK else reason] += share
-        for key, share in self._bytes(node).items():
+        for key, share in arrival.after.items():
             weights[key] += share * without
         # what a span measured is not what is below it, such as the commit of a Write
         below = sum(child.length for child in node.children if not child.background)
-        missing = (node.length - below) / 1e6 - sum(weights.values())
+        missing = (node.length - below) / 1e6 - first - sum(weights.values())
         if missing > 0:
             weights[node, Reason(Kind.UNKNOWN, text(node.span.name))] += missing
         return {key: weight for key, weight in weights.items() if weight > 0}
 
-    def _bytes(self, worker: Node) -> dict[tuple[Node, Reason], float]:
-        """What the layer's fetch did while the worker ran, as shares of 1."""
-        fetches = self._fetches_of(worker) if self._looks > 0 else []
-        weights: dict[tuple[Node, Reason], float] = defaultdict(float)
-        for fetch in fetches:
-            self._looks -= 1
-            for piece in self._path.of(fetch, worker.start, worker.end):
-                # the worker waited for it: so a fetch of another pull is told from one of this pull
-                through = replace(piece, waits=(worker, *piece.waits))
-                shares = _transfer(through) or {(piece.node, reason_of(through)): 1.0}
-                for key, share in shares.items():
-                    weights[key] += (piece.end - piece.start) * share / sum(shares.values())
-        total = sum(weights.values())
-        if not total:
-            return {(worker, SHARES["bytes"]): 1.0}
-        return {key: weight / total for key, weight in weights.items()}
+    def _arrival(self, worker: Node, without: float) -> Arrival:
+        """How the bytes came to a worker that had none for ``without`` milliseconds."""
+        known = self._arrivals.get(worker)
+        if known is None:
+            known = self._arrivals[worker] = self._arrived(worker, round(without * 1e6))
+        return known
+
+    def _arrived(self, worker: Node, without: int) -> Arrival:
+        fetches = self._fetches_of(worker) if without and self._looks > 0 else []
+        self._looks -= len(fetches)
+        # The worker waited for it: so a fetch of another pull is told from one of this pull.
+        paths = [
+            [
+                replace(piece, waits=(worker, *piece.waits))
+                for part in self._path.of(fetch, worker.start, worker.end)
+                for piece in (self._path.beside(part) if _is_unexplained(part) else [part])
+            ]
+            for fetch in fetches
+        ]
+        first = min((_first_bytes(path, fetch.end) for path, fetch in zip(paths, fetches, strict=True)), default=0)
+        first = min(without, max(0, first - worker.start))
+        before: Shares = defaultdict(float)
+        after: Shares = defaultdict(float)
+        at = worker.start + first
+        for piece in (piece for path in paths for piece in path):
+            shares = _transfer(piece) or {(piece.node, reason_of(piece)): 1.0}
+            for key, share in shares.items():
+                part = share / sum(shares.values())
+                before[key] += max(0, min(piece.end, at) - piece.start) * part
+                after[key] += max(0, piece.end - max(piece.start, at)) * part
+        alone: Shares = {(worker, SHARES["bytes"]): 1.0}
+        return Arrival(first, _normed(before) or alone, _normed(after) or alone)
 
     def _fetches_of(self, worker: Node) -> list[Node]:
         """The fetches of the worker's layer during its time: by a link, or by the digest. The parts of a blob that
@@ -145,7 +193,34 @@ class Attribution:
         return parts or running
 
 
-def _transfer(piece: Piece) -> dict[tuple[Node, Reason], float]:
+def _is_unexplained(piece: Piece) -> bool:
+    return reason_of(piece).kind in UNEXPLAINED and not _measured(piece.node)
+
+
+def _measured(node: Node) -> dict[str, float]:
+    """The shares of its time that a span measured, in milliseconds."""
+    if not node.length:
+        return {}
+    shares = {name: node.number(f"splitd.time.{name}_ms") for name in ("cpu", *SHARES)}
+    return {name: share for name, share in shares.items() if share is not None}
+
+
+def _first_bytes(path: Sequence[Piece], end: int) -> int:
+    """When the first bytes came on the path of a fetch that ended at ``end``; 0 if the layer had bytes before, from an
+    earlier attempt. A transfer that has no span took no time.
+    """
+    transfer = next((piece for piece in path if piece.node.span.name == "registry.transfer"), None)
+    at = end if transfer is None else transfer.start
+    fetch = next((n for piece in path for n in piece.node.up() if n.span.name == "registry.fetch"), None)
+    return 0 if fetch is not None and fetch.number("splitd.offset") else at
+
+
+def _normed(weights: Shares) -> Shares:
+    total = sum(weights.values())
+    return {key: weight / total for key, weight in weights.items() if weight} if total else {}
+
+
+def _transfer(piece: Piece) -> Shares:
     """Of a transfer, the time without bytes is the network's or the host's; in the rest there were bytes, and the node
     did something with them.
     """
@@ -153,7 +228,7 @@ def _transfer(piece: Piece) -> dict[tuple[Node, Reason], float]:
     without = node.number("splitd.bytes_ms")
     if without is None or reason.kind is not Kind.NETWORK:
         return {}
-    weights: dict[tuple[Node, Reason], float] = {(node, reason): without}
+    weights: Shares = {(node, reason): without}
     left = max(0.0, node.length / 1e6 - without)
     fetch = next((each for each in node.up() if each.span.name == "registry.fetch"), node)
     for name, known in _TAKEN.items():

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from services.traces.store import Span
 from services.traces.tree import Node
@@ -93,6 +93,25 @@ class Path:
                 if inner.end > inner.start:
                     (pieces if inner.node is part.node else work).append(inner)
         return sorted(pieces, key=lambda piece: piece.start)
+
+    def beside(self, piece: Piece) -> list[Piece]:
+        """A piece of self time as the paths of those children that were under way then, the one that began first
+        before the others. They are not on the path of their parent, since they outlasted what came next on it: the
+        first part of a blob begins those that are fetched beside it, and may end after them.
+        """
+        children, _ = self._by_end(piece.node)
+        self._steps -= len(children)
+        if self._steps <= 0:
+            return [piece]
+        under_way = [child for child in children if child.start < piece.end and child.end > piece.start]
+        found, at = [], piece.start
+        for child in sorted(under_way, key=lambda child: child.start):
+            start, end = max(at, child.start), min(piece.end, child.end)
+            if end > start:
+                found += [replace(piece, start=at, end=start)] if start > at else []
+                found += [replace(each, waits=(*piece.waits, *each.waits)) for each in self.of(child, start, end)]
+                at = end
+        return [*found, replace(piece, start=at)] if piece.end > at else found
 
     def _parted(self, part: Piece) -> list[Piece]:
         """The part as pieces of its own span and parts of other spans."""

@@ -1,7 +1,8 @@
 """The words of a verdict.
 
-The sentence names the kind of cause that took most of the time, with the host, the layer or the holder. The advice says
-what is saved at best if that cause goes away: all of its time on the critical path, and no more.
+The sentence names the kind of cause that took most of the time, with the host, the layer or the holder, and up to two
+more that took a good part of it. The advice says what is saved at best if the first goes away: all of its time on the
+critical path, and no more.
 """
 
 from __future__ import annotations
@@ -22,8 +23,19 @@ MOSTLY = 0.8
 STANDS_OUT = 0.2
 """An advice is about a cause that has this share of the time."""
 
+OUTSIDE = {Kind.REGISTRY, Kind.MIRROR, Kind.LOCK, Kind.QUEUE, Kind.CLIENT, Kind.VERIFIER}
+"""Somebody else held the operation up: none of it is the operation's own work."""
+
+ALSO = 0.1
+"""Of ``OUTSIDE``, what has this share of the time is named, too, if something else took more; of the rest, what has
+``STANDS_OUT``.
+"""
+
+MORE = 2
+"""Kinds of cause that are named after the first."""
+
 WORTH = 0.2
-"""Seconds that an advice saves at least."""
+"""Seconds that an advice saves at least, and that another kind of cause took at least to be named, too."""
 
 SHORT, TRIFLE = 0.5, 0.02
 """Of an operation shorter than ``SHORT`` seconds, the sentence lists no cause below ``TRIFLE``."""
@@ -99,8 +111,8 @@ _HELP = {
 class Said:
     """The texts of a verdict."""
 
-    kind: Kind
-    """What the sentence is about."""
+    kinds: tuple[Kind, ...]
+    """What the sentence names, in its order."""
     sentence: str
     advice: str
     gain: float
@@ -171,26 +183,31 @@ def of(about: Head, causes: Sequence[Cause], slices: Sequence[Slice], tree: Tree
         notes.append("the root of this trace was not recorded, as after an end of the gateway meanwhile")
     operation = text(about.operation) or "operation"
     if not causes:
-        return Said(Kind.UNKNOWN, f"{seconds(wall)} s: nothing was recorded", "", 0.0, tuple(notes))
-    group = max(_groups(causes), key=_total)
-    total = _total(group)
-    sentence = f"{seconds(total)} of {seconds(wall)} s: {_listed(group, wall)}{_layers(group, slices)}"
+        return Said((Kind.UNKNOWN,), f"{seconds(wall)} s: nothing was recorded", "", 0.0, tuple(notes))
+    groups = sorted(_groups(causes), key=_total, reverse=True)
+    group = groups[0]
+    sentence = f"{seconds(_total(group))} of {seconds(wall)} s: {_named(group, slices, wall)}"
     first = group[0]
     if first.kind not in (Kind.CPU, Kind.DISK, *UNEXPLAINED) and _busy(group, slices, tree) < IDLE:
         notes.append(f"nothing else of the {operation} was at work meanwhile")
         sentence += "; nothing else of it was at work meanwhile"
+    also = [each for each in groups[1:] if _matters(each, wall)][:MORE]
+    sentence += "".join(
+        f"; {seconds(_total(each))} s more: {_listed(each, wall)}{_layers(each, slices)}" for each in also
+    )
+    kinds = tuple(each[0].kind for each in (group, *also))
     if about.outcome in {FAILED, CANCELLED}:
         why = _failure(tree) if about.outcome == FAILED else ""
         sentence = f"{about.outcome} after {seconds(wall)} s{': ' if why else ''}{why}; {sentence}"
     if about.outcome != "ok":  # what would have made a failure faster is no help
-        return Said(first.kind, sentence, "", 0.0, tuple(notes))
-    helped = max((each for each in _groups(causes) if each[0].kind in _HELP), key=_total, default=[])
+        return Said(kinds, sentence, "", 0.0, tuple(notes))
+    helped = next((each for each in groups if each[0].kind in _HELP), [])
     gain = _total(helped)
     if not helped or gain < max(WORTH, STANDS_OUT * wall):
-        return Said(first.kind, sentence, "", 0.0, tuple(notes))
+        return Said(kinds, sentence, "", 0.0, tuple(notes))
     condition = _HELP[helped[0].kind].format(host=helped[0].host or "the registry", holder=helped[0].holder)
     advice = f"{condition}, it would take {seconds(wall - gain)} s at best: {seconds(gain)} s less"
-    return Said(first.kind, sentence, advice[0].upper() + advice[1:], gain, tuple(notes))
+    return Said(kinds, sentence, advice[0].upper() + advice[1:], gain, tuple(notes))
 
 
 def _failure(tree: Tree) -> str:
@@ -221,6 +238,17 @@ def _groups(causes: Sequence[Cause]) -> list[list[Cause]]:
 
 def _total(group: Sequence[Cause]) -> float:
     return sum(cause.seconds for cause in group)
+
+
+def _matters(group: Sequence[Cause], wall: float) -> bool:
+    """Whether the sentence names a group that is not the greatest."""
+    kind = group[0].kind
+    least = ALSO if kind in OUTSIDE else STANDS_OUT
+    return kind is not Kind.UNKNOWN and _total(group) >= max(WORTH, least * wall)
+
+
+def _named(group: Sequence[Cause], slices: Sequence[Slice], wall: float) -> str:
+    return _listed(group, wall) + _layers(group, slices)
 
 
 def _listed(group: Sequence[Cause], wall: float) -> str:

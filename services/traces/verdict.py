@@ -55,8 +55,8 @@ class Verdict:
     """Of the root, in nanoseconds since the epoch."""
     wall: float
     """Seconds of the root."""
-    kind: Kind
-    """What the sentence is about: the kind of the causes that took most of the time together."""
+    kinds: tuple[Kind, ...]
+    """What the sentence names: first the kind of the causes that took most of the time together."""
     sentence: str
     advice: str
     """What would help most, and by how much at best; empty if nothing stands out."""
@@ -111,7 +111,7 @@ def judge(trace: Trace, others: Iterable[Trace] = ()) -> Verdict:
         outcome=outcome,
         start=root.start,
         wall=wall,
-        kind=said.kind,
+        kinds=said.kinds,
         sentence=said.sentence,
         advice=said.advice,
         gain=said.gain,

@@ -29,6 +29,10 @@ from tests.slowpulls.scene import NAME, Scene, device
 BLKIO = Path("/sys/fs/cgroup/blkio/blkio.throttle.write_bps_device")
 ALWAYS = 1 << 30
 MB = 10**6
+LONGEST = 30.0
+"""Seconds that a registry of limited rate takes for an image at most. The bench image would take more than a minute at
+5 MB/s; in half a minute it takes several times as long as unlimited.
+"""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ class Injection:
 
     name: str
     about: str
-    inject: Callable[[Scene], AbstractAsyncContextManager[None]]
+    inject: Callable[[Scene, Image], AbstractAsyncContextManager[None]]
+    """Makes pulls of the image slow."""
     kind: Kind
     least: float
     """Seconds that its verdict puts to the cause at least, on a machine of any speed."""
@@ -52,6 +57,11 @@ class Injection:
 
 
 # ---------------------------------------------------------------------------------------------- the registry
+
+
+def slow(rate: float, image: Image) -> float:
+    """``rate`` in bytes a second, or more if it takes the image longer than ``LONGEST``."""
+    return max(rate, sum(len(image.blobs[layer]) for layer in image.layers) / LONGEST)
 
 
 class Bucket:
@@ -98,13 +108,13 @@ def late(seconds: float) -> Fault:
 
 
 def faulty(
-    where: str, make: Callable[[], Fault], *, times: int = ALWAYS, method: str = ""
+    where: str, make: Callable[[Image], Fault], *, times: int = ALWAYS, method: str = ""
 ) -> Callable[..., AbstractAsyncContextManager[None]]:
     """Inject a registry's fault."""
 
     @contextlib.asynccontextmanager
-    async def inject(scene: Scene) -> AsyncIterator[None]:
-        scene.registry.inject(where, make(), times=times, method=method)
+    async def inject(scene: Scene, image: Image) -> AsyncIterator[None]:
+        scene.registry.inject(where, make(image), times=times, method=method)
         try:
             yield
         finally:
@@ -114,7 +124,7 @@ def faulty(
 
 
 @contextlib.asynccontextmanager
-async def slow_token(scene: Scene) -> AsyncIterator[None]:
+async def slow_token(scene: Scene, _: Image) -> AsyncIterator[None]:
     """The token server takes 2 s."""
     scene.registry.auth = Auth()
     scene.registry.inject("/token", late(2), times=ALWAYS)
@@ -126,10 +136,12 @@ async def slow_token(scene: Scene) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def rate_limit(scene: Scene) -> AsyncIterator[None]:
-    """One layer's request is refused, with the demand to come again in 3 s."""
-    layer = plain().layers[1]
-    scene.registry.inject(layer, status(429, Retry_After="3"), times=1)
+async def rate_limit(scene: Scene, image: Image) -> AsyncIterator[None]:
+    """The first request for each layer is refused, with the demand to come again in 3 s. If only one were refused, the
+    others might give the processors enough to do meanwhile.
+    """
+    for layer in image.layers:
+        scene.registry.inject(layer, status(429, Retry_After="3"), times=1)
     try:
         yield
     finally:
@@ -137,7 +149,7 @@ async def rate_limit(scene: Scene) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def dead_mirror(scene: Scene) -> AsyncIterator[None]:
+async def dead_mirror(scene: Scene, _: Image) -> AsyncIterator[None]:
     """A mirror whose address swallows connections is asked first."""
     with swallowing() as address:
         directory = scene.hosts / scene.registry.host
@@ -169,14 +181,14 @@ def swallowing() -> Iterator[str]:
 
 
 @contextlib.asynccontextmanager
-async def another_pull(scene: Scene) -> AsyncIterator[None]:
+async def another_pull(scene: Scene, _: Image) -> AsyncIterator[None]:
     """Ten layers of another image are being fetched, slowly, and hold all places."""
     other = "other:1"
     await scene.forgotten(other)
-    image = plain(10, 1 << 10, 7)
-    reference = scene.registry.add(image, other)
+    before = plain(10, 1 << 10, 7)
+    reference = scene.registry.add(before, other)
     bucket = limited(2.5 * MB)
-    for layer in image.layers:
+    for layer in before.layers:
         scene.registry.inject(layer, bucket, times=ALWAYS)
     pulling = asyncio.ensure_future(scene.pulled(reference))
     try:
@@ -194,7 +206,7 @@ async def another_pull(scene: Scene) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def busy_processor(_: Scene) -> AsyncIterator[None]:
+async def busy_processor(_: Scene, __: Image) -> AsyncIterator[None]:
     """All processors but one are busy with another program."""
     processors = sorted(os.sched_getaffinity(0))[1:]
     program = "import os, sys\nos.sched_setaffinity(0, {int(sys.argv[1])})\nos.setpriority(os.PRIO_PROCESS, 0, 0)\nwhile True: pass"
@@ -208,7 +220,7 @@ async def busy_processor(_: Scene) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def slow_disk(scene: Scene) -> AsyncIterator[None]:
+async def slow_disk(scene: Scene, _: Image) -> AsyncIterator[None]:
     """The node's disk takes 12 MB a second."""
     number = device(scene.disk)
     BLKIO.write_text(f"{number} {12 * MB}")
@@ -219,9 +231,9 @@ async def slow_disk(scene: Scene) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def collection(scene: Scene) -> AsyncIterator[None]:
+async def collection(scene: Scene, image: Image) -> AsyncIterator[None]:
     """The image was removed a moment ago, and its blobs are being removed, which takes the disk 3 s."""
-    reference = scene.registry.add(plain(), NAME)
+    reference = scene.registry.add(image, NAME)
     await scene.pulled(reference)
     # A collection that the pull began may be under way: the fault is for the one that follows.
     await scene.command(scene.node.ctr, "images", "rm", "--sync", "none", ok=None)
@@ -237,12 +249,12 @@ INJECTIONS = (
     Injection(
         "bandwidth",
         "a registry limited to 5 MB/s",
-        faulty("blob", lambda: limited(5 * MB)),
+        faulty("blob", lambda image: limited(slow(5 * MB, image))),
         Kind.NETWORK,
         4.0,
         frozenset({"bandwidth", "bytes"}),
     ),
-    Injection("first-byte", "500 ms to the first byte", faulty("/v2/", lambda: late(0.5)), Kind.REGISTRY, 1.4),
+    Injection("first-byte", "500 ms to the first byte", faulty("/v2/", lambda _: late(0.5)), Kind.REGISTRY, 1.4),
     Injection("token", "a token server that takes 2 s", slow_token, Kind.REGISTRY, 1.9, frozenset({"auth"})),
     Injection("rate-limit", "429 with Retry-After 3", rate_limit, Kind.REGISTRY, 2.0, frozenset({"rate limit"})),
     Injection("mirror", "a dead mirror first", dead_mirror, Kind.MIRROR, 4.5, names="mirror"),

@@ -39,7 +39,7 @@ async def undisturbed(scene: Scene, image: Image, pulls: int) -> Judged:
 
 def _named_innocent(verdict: Verdict) -> list[str]:
     advised = {cause.kind for cause in verdict.causes if verdict.advice and cause.kind in INNOCENT}
-    wrong = {verdict.kind} & INNOCENT | {kind for kind in advised if _seconds(verdict, kind) >= verdict.gain}
+    wrong = set(verdict.kinds) & INNOCENT | {kind for kind in advised if _seconds(verdict, kind) >= verdict.gain}
     return [f"it names {kind}: {verdict.sentence} {verdict.advice}" for kind in wrong]
 
 
@@ -52,7 +52,7 @@ async def with_cause(scene: Scene, injection: Injection) -> Judged:
     image = injection.image()
     await scene.forgotten()
     scene.named = ""
-    async with injection.inject(scene):
+    async with injection.inject(scene, image):
         verdict = await scene.pulled_and_judged(image)
     put = sum(cause.seconds for cause in verdict.causes if injection.is_named_by(cause))
     figures, wrong = f"{verdict.wall:.2f} s: {put:.2f} s put to the cause", []
@@ -63,8 +63,8 @@ async def with_cause(scene: Scene, injection: Injection) -> Judged:
             wrong.append(f"less than {EXCESS:.0%} of the excess is put to {injection.kind}")
     if put < injection.least:
         wrong.append(f"less than {injection.least} s is put to {injection.kind}")
-    if verdict.kind is not injection.kind:
-        wrong.append(f"the sentence is about {verdict.kind}, not {injection.kind}")
+    if injection.kind not in verdict.kinds:
+        wrong.append(f"the sentence is about {', '.join(verdict.kinds)}, not {injection.kind}")
     if (name := injection.names or scene.named or scene.registry.host) not in verdict.sentence:
         wrong.append(f"the sentence does not name {name}")
     return Judged(injection.name, verdict, figures, tuple(wrong))

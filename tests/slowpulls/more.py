@@ -9,21 +9,21 @@ import signal
 from collections.abc import AsyncIterator
 from typing import Any
 
+from deploy.samples import Image
 from services.kit.rpc import Channel, Stream
 from services.traces.causes import Kind
 from tests.fake_registry import Auth, FakeRegistry, hang_up, redirect, status
 from tests.pulls import Client, answering
-from tests.slowpulls.causes import ALWAYS, MB, Injection, faulty, limited
-from tests.slowpulls.images import plain
+from tests.slowpulls.causes import ALWAYS, MB, Injection, faulty, limited, slow
 from tests.slowpulls.scene import NAME, Scene
 
 
 @contextlib.asynccontextmanager
-async def slow_storage(scene: Scene) -> AsyncIterator[None]:
+async def slow_storage(scene: Scene, image: Image) -> AsyncIterator[None]:
     """The registry sends its clients to a storage for blobs, which is slow."""
     async with FakeRegistry(address="127.0.0.2") as storage:
-        storage.add(plain(), NAME)
-        storage.inject("blob", limited(6 * MB), times=ALWAYS)
+        storage.add(image, NAME)
+        storage.inject("blob", limited(slow(6 * MB, image)), times=ALWAYS)
         scene.registry.inject("blob", redirect(f"{storage.url}/"), times=ALWAYS)
         scene.named = storage.host
         try:
@@ -33,9 +33,9 @@ async def slow_storage(scene: Scene) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def lost(scene: Scene) -> AsyncIterator[None]:
+async def lost(scene: Scene, image: Image) -> AsyncIterator[None]:
     """The registry hangs up four times when it is asked for a layer."""
-    scene.registry.inject(plain().layers[2], hang_up(), times=4)
+    scene.registry.inject(image.layers[2], hang_up(), times=4)
     try:
         yield
     finally:
@@ -43,7 +43,7 @@ async def lost(scene: Scene) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def slow_verifier(scene: Scene) -> AsyncIterator[None]:
+async def slow_verifier(scene: Scene, _: Image) -> AsyncIterator[None]:
     """An image verifier takes 3 s."""
     scene.verifiers.mkdir()
     program = scene.verifiers / "policy"
@@ -57,11 +57,11 @@ async def slow_verifier(scene: Scene) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def same_layers(scene: Scene) -> AsyncIterator[None]:
+async def same_layers(scene: Scene, image: Image) -> AsyncIterator[None]:
     """Another pull is fetching the same layers, slowly."""
     other = "other:2"
-    reference = scene.registry.add(plain(), other)
-    scene.registry.inject("/v2/other/blobs", limited(6 * MB), times=ALWAYS)
+    reference = scene.registry.add(image, other)
+    scene.registry.inject("/v2/other/blobs", limited(slow(6 * MB, image)), times=ALWAYS)
     pulling = asyncio.ensure_future(scene.pulled(reference))
     try:
         async with asyncio.timeout(20):
@@ -75,7 +75,7 @@ async def same_layers(scene: Scene) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def frozen_content(scene: Scene) -> AsyncIterator[None]:
+async def frozen_content(scene: Scene, _: Image) -> AsyncIterator[None]:
     """The content service does not run for 3 s."""
     pid = await scene.command(scene.node.pid, "content")
 
@@ -94,7 +94,7 @@ async def frozen_content(scene: Scene) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def slow_user(scene: Scene) -> AsyncIterator[None]:
+async def slow_user(scene: Scene, _: Image) -> AsyncIterator[None]:
     """A client needs 2 s until it answers with credentials."""
     scene.registry.auth = Auth(user="me", password="secret")
 
@@ -139,7 +139,7 @@ MORE = (
     Injection(
         "overloaded",
         "503 with Retry-After 2",
-        faulty("manifest", lambda: status(503, Retry_After="2"), times=1),
+        faulty("manifest", lambda _: status(503, Retry_After="2"), times=1),
         Kind.REGISTRY,
         1.9,
     ),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -54,13 +53,6 @@ class Scene:
     async def command(self, run: Callable[..., T], *arguments: object, **options: Any) -> T:
         """Run a command of the node (:class:`Node`'s ``splitd`` or ``ctr``) while this process serves."""
         return await asyncio.get_running_loop().run_in_executor(self.threads, partial(run, *arguments, **options))
-
-    async def median(self, image: Image, pulls: int) -> float:
-        """The median time of ``pulls`` of an image with nothing injected, in seconds. Measured once for each image."""
-        if image.digest not in self.medians:
-            found = [(await self.judged(image)).wall for _ in range(pulls)]
-            self.medians[image.digest] = statistics.median(found)
-        return self.medians[image.digest]
 
     async def judged(self, image: Image, name: str = NAME) -> Verdict:
         """Pull an image that the node does not have, and judge it."""
