@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 TOP = Path(__file__).resolve().parents[3]
-CODE = ("services", "gateway", "deploy", "client")
+CODE = ("services", "gateway", "deploy", "client", "conform")
 
 ALLOWED = {
     # What only the kit knows: grpcio is the second transport, spans are sent as OpenTelemetry's. The traces service takes
@@ -170,7 +170,7 @@ def test_services_know_each_other_only_by_interface() -> None:
             parts = module.split(".")
             if own == WORKERS[0] and f"{module}.".startswith(f"{WORKERS[1]}."):
                 continue
-            if parts[0] in ("gateway", "deploy", "client", "tests", "bench") or (
+            if parts[0] in ("gateway", "deploy", "client", "conform", "tests", "bench") or (
                 parts[0] == "services"
                 and len(parts) > 2
                 and parts[1] not in (own, "kit", "oci")
@@ -198,7 +198,7 @@ def test_the_kit_imports_no_service() -> None:
         f"{path.relative_to(TOP)} imports {module}"
         for path in sorted((TOP / "services/kit").rglob("*.py"))
         for module in imports(path)
-        if module.startswith(("gateway", "deploy", "client", "services."))
+        if module.startswith(("gateway", "deploy", "client", "conform", "services."))
         and not module.startswith(("services.kit", "services.wire"))
     ]
     assert not strays
@@ -230,7 +230,7 @@ def test_ocis_words_import_the_kit_only() -> None:
         f"{path.relative_to(TOP)} imports {module}"
         for path in sorted((TOP / "services/oci").rglob("*.py"))
         for module in imports(path)
-        if module.startswith(("gateway", "deploy", "client", "services."))
+        if module.startswith(("gateway", "deploy", "client", "conform", "services."))
         and not module.startswith(("services.kit", "services.oci"))
     ]
     assert not strays
