@@ -29,20 +29,23 @@ _PATIENCE = 2.0
 """Seconds in which a batch must be taken by the traces service, which is on this machine."""
 
 
-def begin(name: str, config: Tracing, state_directory: Path, file: Path | None = None) -> None:
-    """Begin to make and send spans as process ``name``. ``file`` is the configuration file, whose changes count.
+def begin(name: str, config: Tracing, state_directory: Path | None, file: Path | None = None) -> None:
+    """Begin to make and send spans as process ``name``: to the traces service of the node at ``state_directory``, if
+    there is one. ``file`` is the configuration file, whose changes count.
 
     If the environment describes a collector in a way that cannot be used, this is logged, and only the traces service
     gets the spans.
     """
     if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return
-    ways = [_to_node(name, config, state_directory, _Live(config, file))]
+    ways = [] if state_directory is None else [_to_node(name, config, state_directory, _Live(config, file))]
     if _wanted():
         try:
             ways.append(_to_collector(name))
         except Exception as error:  # whatever the SDK finds wrong with the environment
             log.error("no collector gets traces: %s", _reason(error))
+    if not ways:
+        return
     puts = [way.put for way in ways]
 
     def put(span: Span) -> None:

@@ -15,7 +15,7 @@ from services.kit import errors
 from services.kit.buckets import Bucket
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-OURS = ("services", "gateway", "deploy", "client", "__main__")
+OURS = ("services", "gateway", "deploy", "client", "splitd", "__main__")
 """The loggers of this project's packages, and of the module that a process is started by."""
 
 log = logging.getLogger(__name__)

@@ -117,30 +117,36 @@ def run(name: str, serve: Serve, *, traced: bool = True) -> None:
     parser.add_argument("--state", type=Path, help="directory of sockets and other files of this boot")
     arguments = parser.parse_args()
     version.revision()  # read before the code is loaded, since from here on an upgrade may replace it at any time
-    stacks.register()
-    logs.configure()
-    global _heartbeat, _name
-    _name = name
-    try:
+    global _heartbeat
+    with alone(name):
         file = settings.read(arguments.config)
         node = settings.load(settings.Node, file, "", root=arguments.root, state=arguments.state)
         grpc = config.load(file)
         _heartbeat = Heartbeat(name, node.state / SOCKET, settings.load(config.Watchdog, file, "watchdog"))
         rpc.choose(grpc.transport)
-        rpc.load()
         limits.configure(grpc.limits)
         if traced:
             exporting.begin(name, settings.load(config.Tracing, file, "tracing"), node.state, arguments.config)
         _count(config.load_metrics(file))
-        many_files()
         os.environ.pop("PYTHONMALLOC", None)  # ours (deploy/processes.py), not that of the programs that we start
-        _less_garbage_collection()
-        memory.few_arenas()
-        _short_waits()
+        tune()
         _keep(file, node, name)
         _note_start(node.state / STARTS, name)
         fault(f"{name}.start")
-        run_loop(_serve(serve, file, node))
+        run_loop(watched(serve(file, node)))
+
+
+@contextlib.contextmanager
+def alone(name: str) -> Iterator[None]:
+    """The block is all that the process ``name`` does. It logs on standard error, also why it cannot run, and sends its
+    last spans at the end. A process that cannot run waits a second before it exits with 1.
+    """
+    global _name
+    _name = name
+    stacks.register()
+    logs.configure()
+    try:
+        yield
         log.info("%s has stopped", name)
     except (errors.NodeError, OSError, ValueError) as error:
         log.error("%s cannot run: %s", name, error)
@@ -148,6 +154,15 @@ def run(name: str, serve: Serve, *, traced: bool = True) -> None:
         sys.exit(1)
     finally:
         tracing.shutdown()
+
+
+def tune() -> None:
+    """Make this process fit for many calls, and import what they need."""
+    rpc.load()
+    many_files()
+    _less_garbage_collection()
+    memory.few_arenas()
+    _short_waits()
 
 
 def _count(chosen: config.Metrics) -> None:
@@ -216,11 +231,12 @@ def _less_garbage_collection() -> None:
     gc.set_threshold(5_000, 4, 50)
 
 
-async def _serve(serve: Serve, file: settings.File, node: settings.Node) -> None:
+async def watched(serving: Awaitable[None]) -> None:
+    """Wait for ``serving``, the work of this process, and then for what its calls have left to do."""
     turns.watch(_name)
     try:
         async with memory.giving_back():
-            await serve(file, node)
+            await serving
     finally:
         await rpc.shielded_work_done(3.0)
 
