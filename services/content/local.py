@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import datetime
 import threading
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from services.content.blob_reader import BlobReader
 from services.content.disk import Disk, Ingest, disk_error
+from services.content.locks import RefLocks
 from services.content.store import CHUNK, Begun, Info, Status, updated_labels
 from services.kit import errors, filters, loops, tracing
 from services.kit.faults import fault
@@ -55,7 +54,7 @@ class LocalStore:
         self._brief = ThreadPoolExecutor(_BRIEF_THREADS, thread_name_prefix="content-brief")
         self._lane = Lane()
         self._readers = 0
-        self._locked: dict[str, int] = {}
+        self._locks = RefLocks()
         self._removing = threading.Lock()
         self._ending = loops.Tasks()
         self.files = LocalFiles(self)
@@ -248,7 +247,7 @@ class LocalStore:
                 stop=stop,
             )
 
-        self._lock(ref)
+        self._locks.take(ref)
         future = self._submit(opened)
         try:
             return await asyncio.shield(future)
@@ -257,7 +256,7 @@ class LocalStore:
             self._ending.start(f"the unlocking of {ref}", self._release_opened(ref, future))
             raise
         except BaseException:
-            self._locked.pop(ref)
+            self._locks.free(ref)
             raise
 
     def _refuse_existing(self, expected: Digest | None) -> None:
@@ -270,10 +269,10 @@ class LocalStore:
         """
 
         def done(future: asyncio.Future[T]) -> None:
-            self._locked.pop(ref)
+            self._locks.free(ref)
             future.cancelled() or future.exception()  # the exception counts as retrieved
 
-        self._lock(ref)
+        self._locks.take(ref)
         future = self._submit_to(self._brief if brief else self._pool, work)
         future.add_done_callback(done)
         return await asyncio.shield(future)
@@ -284,7 +283,7 @@ class LocalStore:
             if not opening.cancelled() and opening.exception() is None:
                 await self._submit(opening.result().close)
         finally:
-            self._locked.pop(ref)
+            self._locks.free(ref)
 
     async def release(self, ingest: Ingest, busy: asyncio.Future[Any] | None = None) -> None:
         """Close ``ingest`` once ``busy`` is done, and unlock its ref, even if the caller is cancelled."""
@@ -296,17 +295,9 @@ class LocalStore:
                 if not ingest.closed:
                     await self._submit(ingest.close)
             finally:
-                self._locked.pop(ingest.ref)
+                self._locks.free(ingest.ref)
 
         await asyncio.shield(self._ending.keep(loops.task("the end of a write", end())))
-
-    def _lock(self, ref: str) -> None:
-        if not ref:
-            raise errors.InvalidArgument("ref must not be empty")
-        now = time.time_ns()
-        since = self._locked.setdefault(ref, now)
-        if since != now:
-            raise errors.Unavailable(f"ref {ref} locked for {_duration(now - since)} (since {_time(since)})")
 
 
 class LocalWriter:
@@ -410,24 +401,3 @@ class LocalFiles:
             done = await store.run_locked(ref, committed)
             span.put({"splitd.size": done[1]})
             return done
-
-
-def _duration(nanoseconds: int) -> str:
-    """As Go prints a time.Duration: ``1m2.5s``, ``15ms``, ``80µs``."""
-    for unit, name in ((10**9, "s"), (10**6, "ms"), (10**3, "µs")):
-        if nanoseconds >= unit:
-            whole, rest = divmod(nanoseconds, unit)
-            fraction = f".{rest:0{len(str(unit)) - 1}d}".rstrip("0").rstrip(".")
-            if unit < 10**9 or whole < 60:
-                return f"{whole}{fraction}{name}"
-            minutes, seconds = divmod(whole, 60)
-            hours, minutes = divmod(minutes, 60)
-            return (f"{hours}h" if hours else "") + f"{minutes}m{seconds}{fraction}s"
-    return f"{nanoseconds}ns"
-
-
-def _time(nanoseconds: int) -> str:
-    """As Go prints a time.Time in UTC."""
-    seconds, rest = divmod(nanoseconds, 10**9)
-    moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
-    return f"{moment:%Y-%m-%d %H:%M:%S}" + (f".{rest:09d}".rstrip("0") if rest else "") + " +0000 UTC"
