@@ -24,7 +24,6 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,10 +36,10 @@ from services.kit.faults import fault
 from services.kit.files import sync_directory
 from services.kit.slices import Lane
 from services.oci.mounts import Mount
-from services.snapshots import disk, kernel
+from services.snapshots import disk, kernel, rules
 from services.snapshots.durable import FilesystemSync, Synced
 from services.snapshots.soundness import Server, Soundness
-from services.snapshots.store import REBASE, About, Info, Kind, Usage, kept_labels, updated_labels
+from services.snapshots.store import REBASE, About, Info, Kind, Usage, kept_labels
 from services.snapshots.tree import Row, Rows, Tree
 
 log = logging.getLogger(__name__)
@@ -264,16 +263,14 @@ class LocalSnapshotter(ABC):
 
     async def mounts(self, key: str) -> list[Mount]:
         def read(rows: Rows) -> tuple[Row, list[int]]:
-            row = _existing(rows, key)
-            if row.info.kind is Kind.COMMITTED:
-                raise errors.FailedPrecondition(f"requested snapshot {key} not active or view")
+            row = rules.mountable(rows, key)
             return row, rows.ancestors(row)
 
         with prefixed(self.error_words("mount", key)):
             return self.mounts_of(*self._tree.view(read))
 
     def _get(self, key: str) -> Row:
-        return self._tree.view(lambda rows: _existing(rows, key))
+        return self._tree.view(lambda rows: rules.existing(rows, key))
 
     # ---------------------------------------------------------------- making
 
@@ -292,13 +289,12 @@ class LocalSnapshotter(ABC):
         broken: list[str] = []
 
         def record(rows: Rows) -> tuple[Row, list[int]]:
-            base = _base(rows, key, parent)
+            base = rules.base(rows, key, parent)
             ancestors = [] if base is None else [base.id, *rows.ancestors(base)]
             if staged or self._made(name, kind, ancestors, labels, broken):
                 fault("snapshots.before-rename")
                 self.keep(name, number, rows)
-            now = time.time_ns()
-            row = Row(number, base.id if base else None, Info(key, kind, now, now, parent, labels), Usage())
+            row = rules.new(number, base, kind, key, labels)
             rows.insert(row)
             return row, ancestors
 
@@ -320,7 +316,7 @@ class LocalSnapshotter(ABC):
         """
 
         def reserve(rows: Rows) -> int:
-            base = _base(rows, key, parent)
+            base = rules.base(rows, key, parent)
             assert base is not None
             self._staged.add(name)
             self._copying_from[base.id] += 1
@@ -396,25 +392,12 @@ class LocalSnapshotter(ABC):
                 with tracing.span("snapshots.sync"), prefixed(self.error_words("commit", key)):
                     await self._made_durable(measured, synced)
 
-        def record(rows: Rows) -> None:
-            if rows.get(name) is not None:
-                raise errors.AlreadyExists(f"committed snapshot {name}")
-            row = rows.get(key)
-            if row is None or row.id != measured.id:
-                raise errors.NotFound(f'failed to get active snapshot "{key}"')
-            if row.info.kind is not Kind.ACTIVE:
-                raise errors.FailedPrecondition(f'snapshot "{key}" is not active')
-            base = _rebased(rows, row, parent)
-            now = time.time_ns()
-            info = Info(name, Kind.COMMITTED, now, now, labels=kept_labels(labels))
-            rows.replace(Row(row.id, base, info, usage))
-
         if below is not None and not below[0].done():
             with tracing.wait("parent", below[1].ref()):
                 await asyncio.shield(below[0])
         with prefixed(self.error_words("commit", key)):
             written.set_result(None)
-            await self._write(record)
+            await self._write(lambda rows: rules.commit(rows, measured, name, labels, usage, parent))
         await self._freeze_or_log([measured.id])
 
     async def _freeze_or_log(self, numbers: Sequence[int]) -> None:
@@ -450,21 +433,7 @@ class LocalSnapshotter(ABC):
         await self._sync.start()()
 
     async def update(self, key: str, labels: Mapping[str, str], paths: Sequence[str] = ()) -> Info:
-        def record(rows: Rows) -> Row:
-            row = _existing(rows, key)
-            old = row.info
-            changed = Info(
-                key,
-                old.kind,
-                old.created_at,
-                time.time_ns(),
-                old.parent,
-                updated_labels(key, old.labels, labels, paths),
-            )
-            rows.replace(row := row._replace(info=changed))
-            return row
-
-        return self.visible(await self._write(record))
+        return self.visible(await self._write(lambda rows: rules.update(rows, key, labels, paths)))
 
     async def _write(self, work: Callable[[Rows], T]) -> T:
         """As :meth:`Tree.write`. If the disk fails, what was made for the work is removed."""
@@ -478,7 +447,7 @@ class LocalSnapshotter(ABC):
 
     async def remove(self, key: str) -> None:
         with prefixed(self.error_words("remove", key)):
-            number = await self._write(lambda rows: self._unrecord(rows, key))
+            number = await self._write(lambda rows: rules.remove(rows, key, self._copying_from))
         await self._discard_removed([number])
 
     async def remove_all(self, things: Sequence[tuple[str, str]]) -> Sequence[BaseException | None]:
@@ -491,7 +460,7 @@ class LocalSnapshotter(ABC):
             for _, key in things:
                 try:
                     with prefixed(self.error_words("remove", key)):
-                        found.append(self._unrecord(rows, key))
+                        found.append(rules.remove(rows, key, self._copying_from))
                 except errors.NodeError as error:
                     found.append(error)
             return found
@@ -499,16 +468,6 @@ class LocalSnapshotter(ABC):
         done = await self._write(record)
         await self._discard_removed([number for number in done if isinstance(number, int)])
         return [None if isinstance(each, int) else each for each in done]
-
-    def _unrecord(self, rows: Rows, key: str) -> int:
-        """Remove the record of a snapshot and return its id. If this raises, nothing has changed."""
-        row = rows.get(key)
-        if row is None:
-            raise errors.NotFound(f"snapshot {key}")
-        if self._copying_from[row.id] or rows.has_children(row):
-            raise errors.FailedPrecondition("cannot remove snapshot with child")
-        rows.delete(row)
-        return row.id
 
     async def _discard_removed(self, numbers: Sequence[int]) -> None:
         """Remove the things of snapshots whose records are gone."""
@@ -598,39 +557,6 @@ class LocalSnapshotter(ABC):
             row = self._tree.row(columns)
             if wanted.match(row.info.field):
                 yield self.visible(row)
-
-
-def _existing(rows: Rows, key: str) -> Row:
-    row = rows.get(key)
-    if row is None:
-        raise errors.NotFound("snapshot does not exist")
-    return row
-
-
-def _base(rows: Rows, key: str, parent: str) -> Row | None:
-    """The parent of a snapshot that is to be made under ``key``, which must be free."""
-    base = rows.get(parent) if parent else None
-    if parent and base is None:
-        raise errors.NotFound(f'missing parent "{parent}" bucket')
-    if base is not None and base.info.kind is not Kind.COMMITTED:
-        raise errors.InvalidArgument(f'parent "{parent}" is not committed snapshot')
-    if rows.get(key) is not None:
-        raise errors.AlreadyExists(f"snapshot {key}")
-    return base
-
-
-def _rebased(rows: Rows, row: Row, parent: str) -> int | None:
-    """The id of the parent that a commit gives a snapshot: its own, or ``parent`` if it has none."""
-    if not parent or parent == row.info.parent:
-        return row.parent
-    if row.info.parent:
-        raise errors.InvalidArgument(f'cannot change parent of active snapshot "{row.info.name}" on commit')
-    base = rows.get(parent)
-    if base is None or base.id == row.id:
-        raise errors.NotFound(f'missing parent "{parent}" of snapshot "{row.info.name}"')
-    if base.info.kind is not Kind.COMMITTED:
-        raise errors.FailedPrecondition(f'parent "{parent}" is not committed')
-    return base.id
 
 
 def _is_empty(path: Path) -> bool:

@@ -45,7 +45,7 @@ CREATE TABLE snapshots (
     inodes INTEGER NOT NULL DEFAULT 0
 )"""
 
-_LAYOUT = Layout(
+LAYOUT = Layout(
     version=1, tables=(_SCHEMA, "CREATE INDEX children ON snapshots (parent)"), pragmas=("foreign_keys = ON",)
 )
 
@@ -78,7 +78,7 @@ class Rows:
     def get(self, key: str) -> Row | None:
         """The snapshot with this key or name."""
         row = self._execute(_SELECT + "WHERE s.key = ?", (key,)).fetchone()
-        return None if row is None else _row(*row)
+        return None if row is None else row_of(*row)
 
     def all(self) -> list[tuple[Any, ...]]:
         """The columns of every snapshot, ordered by key. :meth:`Tree.row` makes a Row of each; that takes longer than
@@ -156,13 +156,13 @@ def readable(columns: Sequence[Any]) -> bool:
     """Whether a row of the table can be decoded: rows that come from damaged pages may not."""
     number, key, parent, kind, created_at, updated_at, labels, size, inodes = columns
     try:
-        _row(number, key, parent, "", kind, created_at, updated_at, labels, size, inodes)
+        row_of(number, key, parent, "", kind, created_at, updated_at, labels, size, inodes)
     except errors.DataLoss:
         return False
     return isinstance(key, str)
 
 
-def _row(
+def row_of(
     number: int,
     key: str,
     parent: int | None,
@@ -174,6 +174,7 @@ def _row(
     size: int,
     inodes: int,
 ) -> Row:
+    """A Row from its columns, in the order of :meth:`Rows.all`; DataLoss if they are not what was written."""
     try:
         return Row(
             number,
@@ -201,7 +202,7 @@ class Tree:
         """DataLoss if the file is damaged, FailedPrecondition if it cannot be used. ``damaged`` is called, in the
         loop's thread, with a message about damaged pages and records; the request gets the same words.
         """
-        self.file = File(path, "snapshot records", _LAYOUT, damaged)
+        self.file = File(path, "snapshot records", LAYOUT, damaged)
         """The database file, which also says what was lost of it."""
         self._writer, self._reader = self.file.writer, self.file.reader
         self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
@@ -233,7 +234,7 @@ class Tree:
     def row(self, columns: tuple[Any, ...]) -> Row:
         """A Row from the columns that :meth:`Rows.all` returns."""
         try:
-            return _row(*columns)
+            return row_of(*columns)
         except errors.DataLoss as error:
             self.file.damaged(str(error))
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import re
+import sys
 import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 TOP = Path(__file__).resolve().parents[3]
-CODE = ("services", "gateway", "deploy", "client", "conform")
+CODE = ("services", "gateway", "deploy", "client", "conform", "splitd")
 
 ALLOWED = {
     # What only the kit knows: grpcio is the second transport, spans are sent as OpenTelemetry's. The traces service takes
@@ -56,6 +57,7 @@ ALLOWED = {
         "services/metadata/freeing.py",
         "services/kit/damage.py",
         "services/kit/salvage.py",
+        "services/snapshots/records.py",
         "services/snapshots/tree.py",
         "services/traces/local.py",
     ],
@@ -234,6 +236,17 @@ def test_ocis_words_import_the_kit_only() -> None:
         and not module.startswith(("services.kit", "services.oci"))
     ]
     assert not strays
+
+
+def test_an_example_imports_the_public_face_only() -> None:
+    """A service of one's own needs nothing else, and nothing of the node needs ``splitd``, the public face."""
+    for path in sorted((TOP / "examples").glob("*.py")):
+        ours = {module for module in imports(path) if module.split(".")[0] not in sys.stdlib_module_names}
+        assert all(module.split(".")[0] == "splitd" for module in ours), path
+        public = {module for module in ours if (TOP / f"{module.replace('.', '/')}.py").exists()}
+        assert not [module for module in public if module.rpartition(".")[2].startswith("_")], path
+    inside = [path for path in python_files() if path.relative_to(TOP).parts[0] != "splitd"]
+    assert not [path for path in inside if any(is_of(module, "splitd") for module in imports(path))]
 
 
 def test_the_walk_sees_imports_wherever_they_are(tmp_path: Path) -> None:
