@@ -149,7 +149,7 @@ traces-bound: $(VENV)/dev ## send the spans of PULLS=10000 pulls to the traces s
 check: $(VENV)/dev test-machine ## check with ruff and mypy, and check that generated modules are fresh, that our API equals containerd's, and the import rules
 	@$(BIN)/ruff format --check --quiet . || { echo "not formatted: $(BIN)/ruff format ." >&2; exit 1; }
 	$(BIN)/ruff check .
-	$(BIN)/mypy services gateway deploy client conform bench tests
+	$(BIN)/mypy services gateway deploy client conform splitd examples bench tests
 	$(BIN)/mypy --scripts-are-modules scripts/build_nerdctl scripts/compare_api scripts/protos scripts/screenshots
 	$(BIN)/python scripts/protos --check
 	$(BIN)/python scripts/compare_api

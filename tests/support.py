@@ -190,12 +190,9 @@ class ServiceProcess:
 
     def start(self, seconds: float = 20.0) -> None:
         """Start it and wait until its sockets accept connections."""
-        command = [sys.executable, "-m", self.module, "--root", str(self.root), "--state", str(self.state)]
-        if self.config is not None:
-            command += ["--config", str(self.config)]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                command, cwd=TOP, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                self.command(), cwd=TOP, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
 
         def up() -> bool:
@@ -209,6 +206,11 @@ class ServiceProcess:
         except BaseException:
             self.kill()
             raise
+
+    def command(self) -> list[str]:
+        """Its command line."""
+        config = [] if self.config is None else ["--config", str(self.config)]
+        return [sys.executable, "-m", self.module, "--root", str(self.root), "--state", str(self.state), *config]
 
     @property
     def pid(self) -> int:
@@ -246,6 +248,20 @@ class ServiceProcess:
     def __exit__(self, *exc: object) -> None:
         if self._process is not None and self._process.poll() is None:
             self.stop()
+
+
+class OwnService(ServiceProcess):
+    """A program made with ``splitd.service``, such as one of examples/: its files are in ``directory``/r, its socket is
+    ``directory``/s/PROGRAM.sock.
+    """
+
+    def __init__(self, program: Path, directory: Path, *words: str, env: Mapping[str, str] | None = None) -> None:
+        self.program, self.words = program, words
+        super().__init__(program.stem, directory / "r", directory / "s", sockets=(f"{program.stem}.sock",), env=env)
+
+    def command(self) -> list[str]:
+        where = ["--root", str(self.root), "--address", str(self.sockets[0])]
+        return [sys.executable, str(self.program), *where, *self.words]
 
 
 # ------------------------------------------------------------------------------------------ a node

@@ -11,7 +11,7 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 TOP = Path(__file__).resolve().parents[3]
-CODE = ("services", "gateway", "deploy", "client", "conform", "bench")
+CODE = ("services", "gateway", "deploy", "client", "conform", "splitd", "bench")
 LINES = 650
 
 TYPING_ONLY = {
