@@ -17,14 +17,16 @@ from pathlib import Path
 
 import pytest
 
+from conform.snapshots import SnapshotCase
+from conform.trees import mounted, write
 from services.content.remote import RemoteStore
 from services.content.store import Store
 from services.kit import errors, rpc
 from services.oci.digests import Digest
 from services.snapshots.remote import RemoteSnapshotter
-from services.snapshots.store import Kind, Snapshotter
+from services.snapshots.store import UID_MAPPING, Kind, Snapshotter
 from tests.suites.content import ContentSuite, bytes_of, digest_of, get, opened
-from tests.suites.snapshots import SnapshotterSuite, mounted, write
+from tests.suites.snapshots import SnapshotterSuite
 from tests.support import TOP, OwnService, health, short_directory
 
 OVERLAY, BLOBS = TOP / "examples/overlay.py", TOP / "examples/blobs.py"
@@ -68,8 +70,11 @@ class TestOverlay(SnapshotterSuite):
         async with rpc.Channel(overlay.sockets[0]) as channel:
             yield RemoteSnapshotter(channel)
 
-    async def test_mapped_ids(self, snapshotter: Snapshotter, place: Path, key: str) -> None:
+    async def test_mapped_ids(self, case: SnapshotCase) -> None:
         """It maps no ids, and does not announce that it does: labels about them are labels like others."""
+        [mount] = await case.snapshotter.prepare(f"{case.prefix}-a", "", {UID_MAPPING: "0:2000:65536"})
+        assert mount.options == ("rw", "rbind")
+        assert (await case.snapshotter.stat(f"{case.prefix}-a")).labels == {UID_MAPPING: "0:2000:65536"}
 
 
 class TestBlobs(ContentSuite):
