@@ -27,6 +27,16 @@ if TYPE_CHECKING:
 MEMORY, ROOM = "/dev/shm", 2 << 30
 ON_DISK = {"node", "crash"}
 SLOWEST = 20
+CHOSEN = frozenset({"transport", "wire"})
+"""Fixtures that choose the transport of gRPC for their test."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that choose the transport themselves as ``once``: they do the same in a run on the other one."""
+    for item in items:
+        if isinstance(item, pytest.Function) and not CHOSEN.isdisjoint(item.fixturenames):
+            item.add_marker(pytest.mark.once)
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:

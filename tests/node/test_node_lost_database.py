@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from api.containerd.services.namespaces.v1 import namespaces_pb2, namespaces_stubs
 from deploy.samples import Registry
+from services.kit.rpc import Channel
 from tests.support import Node, eventually, short_directory
 
 pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(180)]
@@ -72,15 +74,18 @@ def test_a_new_database_deletes_nothing_of_the_old_one_and_numbers_go_on(registr
             node.clear()
 
 
-def test_a_node_with_damaged_pages_says_so_at_once(place: Path) -> None:
+async def test_a_node_with_damaged_pages_says_so_at_once(place: Path) -> None:
     """``up`` does not wait for a state that will not pass, and prints metadata's error; so does ``status``, with the
     held-back things. If metadata cannot start at all, the last line of its log is printed.
     """
     node = Node(place)
     try:
         node.up()
-        for number in range(60):
-            node.ctr("namespaces", "create", f"space{number}", "filler=" + "x" * 3000)
+        async with Channel(node.socket) as channel:
+            namespaces = channel.client(namespaces_stubs.NAMESPACES)
+            for number in range(60):
+                space = namespaces_pb2.Namespace(name=f"space{number}", labels={"filler": "x" * 3000})
+                await namespaces.Create(namespaces_pb2.CreateNamespaceRequest(namespace=space))
         node.down()
         database = node.root / "metadata" / "metadata.db"
         data = bytearray(database.read_bytes())

@@ -10,6 +10,8 @@ import pytest
 
 from tests.support import ServiceProcess, splitd
 
+pytestmark = pytest.mark.once
+
 ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
 
 QUIET: list[dict[str, str]] = [{"OTEL_BSP_MAX_QUEUE_SIZE": "100"}]

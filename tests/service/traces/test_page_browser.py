@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import time
 from collections.abc import AsyncIterator
@@ -13,7 +14,7 @@ import pytest_asyncio
 
 from services.kit import http_server
 from services.traces.page.server import Page
-from services.traces.store import Span
+from services.traces.store import Span, Trace
 from tests.browser import PHONE, TEXTS, Tab, chromium, colours, tab
 from tests.made_traces import MARKUP, REGISTRY, MadeSource, Spans, hostile, large, pull
 
@@ -27,10 +28,10 @@ SEEN = "document.dispatchEvent(new Event('visibilitychange'))"
 """As if the page came to the front: it asks again at once."""
 
 
-async def made() -> MadeSource:
+@functools.cache
+def traces() -> tuple[Trace, ...]:
     minute = 60 * 10**9
-    source = MadeSource()
-    await source.keep(
+    return (
         pull(SLOW, NOW - minute, rate=9.0),
         pull(QUICK, NOW - 9 * minute, rate=90.0),
         pull(FAILED, NOW - 20 * minute, image=f"{REGISTRY}/team/broken:2", outcome="failed"),
@@ -38,7 +39,6 @@ async def made() -> MadeSource:
         hostile(HOSTILE, NOW - 40 * minute),
         large(LARGE, NOW - 50 * minute),
     )
-    return source
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -49,7 +49,9 @@ async def browser() -> AsyncIterator[Any]:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def source() -> MadeSource:
-    return await made()
+    found = MadeSource()
+    await found.keep(*traces())
+    return found
 
 
 @pytest_asyncio.fixture(loop_scope="session")
