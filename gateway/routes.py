@@ -27,6 +27,7 @@ from gateway.hop import Hop
 from gateway.supervision import Supervision
 from gateway.upstream import Upstream
 from services.kit import errors, tracing
+from services.kit.addresses import Address
 from services.kit.rpc import Call
 
 SERVICES: Mapping[str, str] = {
@@ -91,7 +92,7 @@ class Routes:
     def _add(self, name: str, address: Path | str, program: str) -> None:
         self.hops[name] = Hop(name, self.upstream(name, address, program))
 
-    def upstream(self, name: str, address: Path | str, program: str = "") -> Upstream:
+    def upstream(self, name: str, address: Path | str | Address, program: str = "") -> Upstream:
         """Make an upstream for a hop, and have it watched; ``program`` is as in :class:`Upstream`."""
         upstream = Upstream(name, address, program, self._supervision, hold=self._hold)
         self.upstreams.append(upstream)

@@ -17,6 +17,7 @@ from pathlib import Path
 from gateway.instruments import Instruments
 from gateway.supervision import Supervision
 from services.kit import errors, tracing
+from services.kit.addresses import Address
 from services.kit.rpc import LEASE, Call, Channel
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,9 @@ def raw_headers(call: Call) -> dict[str, str | bytes]:
 class Upstream:
     """The service ``name`` at ``address``; supervisord calls its process ``program`` ("" for a foreign one)."""
 
-    def __init__(self, name: str, address: Path | str, program: str, supervision: Supervision, *, hold: float) -> None:
+    def __init__(
+        self, name: str, address: Path | str | Address, program: str, supervision: Supervision, *, hold: float
+    ) -> None:
         self.name = name
         self.program = program
         self.address = str(address)
@@ -63,7 +66,11 @@ class Upstream:
             return ""
         if self._stopped:
             return f"service {self.name} is stopped"
-        return f"service {self.name} has been unreachable for {self.down_seconds:.1f} s"
+        return f"service {self.name} has been unreachable for {self.down_seconds:.1f} s{self._why()}"
+
+    def _why(self) -> str:
+        """Why a foreign service cannot be reached, in brackets. One of ours has its log, and ``splitd status``."""
+        return f" ({self.channel.trouble})" if not self.program and self.channel.trouble else ""
 
     async def watch(self) -> None:
         """Keep the connection, and note whether it is there; for :func:`services.kit.loops.lasting`. When this is
@@ -113,7 +120,9 @@ class Upstream:
                 )
             left = end - time.monotonic()
             if left <= 0:
-                raise errors.Unavailable(f"service {self.name} has been unreachable for {self.down_seconds:.0f} s")
+                raise errors.Unavailable(
+                    f"service {self.name} has been unreachable for {self.down_seconds:.0f} s{self._why()}"
+                )
             if self._up.is_set():
                 await asyncio.sleep(0.01)  # the watcher has not seen the loss yet
                 continue

@@ -703,8 +703,10 @@ class Authority:
             "keyUsage=critical,keyCertSign",
         )
 
-    def issue(self, name: str) -> tuple[Path, Path]:
-        """A certificate and its key, for this machine's loopback."""
+    def issue(self, name: str, *, names: str = "IP:127.0.0.1,IP:::1,DNS:localhost", days: int = 2) -> tuple[Path, Path]:
+        """A certificate and its key, for this machine's loopback or for other ``names``. One of -1 ``days`` expired
+        yesterday.
+        """
         self._openssl(
             "req",
             "-newkey",
@@ -720,7 +722,7 @@ class Authority:
             f"{name}.csr",
         )
         extensions = self.directory / "extensions"
-        extensions.write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
+        extensions.write_text(f"subjectAltName={names}\n")
         self._openssl(
             "x509",
             "-req",
@@ -732,7 +734,7 @@ class Authority:
             "ca.key",
             "-CAcreateserial",
             "-days",
-            "2",
+            str(days),
             "-extfile",
             "extensions",
             "-out",

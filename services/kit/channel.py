@@ -14,6 +14,7 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import ServiceDescriptor
 
 from services.kit import chosen, errors, observer
+from services.kit.addresses import Address
 from services.kit.around import Around, surrounded, surrounded_stream
 from services.kit.call import TOGETHER, TOLD, UNARY, Arity, Headers, method_path, time_limit
 from services.kit.observer import Observed
@@ -127,13 +128,14 @@ class Stream(Generic[Sent, Got]):
 class Channel:
     """A connection to one process, which may be down and come back. Make it once, and close it with :meth:`close`."""
 
-    def __init__(self, address: Path | str, name: str = "", *, pings: Pings = "calls") -> None:
+    def __init__(self, address: Path | str | Address, name: str = "", *, pings: Pings = "calls") -> None:
         """``pings`` says when a hung peer is noticed, within 2 s: "always", or only during "calls" (for our servers),
         or "never" (for other servers).
 
         grpc-go takes a ping each second for abuse, and ends the connection (too_many_pings). With such servers a call
         needs a deadline of its own.
         """
+        self._where = address
         self.address = str(address)
         self.name = name or Path(self.address).stem
         self.around: Around | None = None
@@ -147,7 +149,7 @@ class Channel:
     def carrier(self) -> Carrier:
         """The transport's side of the channel. It is made within the loop that uses it."""
         if self._opened is None:
-            self._opened = chosen.carrier()(self.address, self.name, self._pings)
+            self._opened = chosen.carrier()(self._where, self.name, self._pings)
         return self._opened
 
     async def __aenter__(self) -> Self:
@@ -172,6 +174,11 @@ class Channel:
         if client is None:
             client = self._clients[service] = Client(self, service)
         return client
+
+    @property
+    def trouble(self) -> str:
+        """Why the peer is not connected, as far as that is known: the last attempt's failure; else empty."""
+        return "" if self._opened is None else self._opened.trouble
 
     def connected(self) -> bool:
         """Whether the peer is known to be connected now. Starts to connect if it is not."""
@@ -205,7 +212,8 @@ class Channel:
         that is made all the same would wait for it once more.
         """
         if not self.connected() and not await self.wait_connected(seconds):
-            raise errors.Disconnected(f"service {self.name} is not reachable (nothing answers on {self.address})")
+            why = self.trouble or f"nothing answers on {self.address}"
+            raise errors.Disconnected(f"service {self.name} is not reachable ({why})")
 
     async def unary(
         self,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from services.kit import errors
+from services.kit.addresses import Address
 from services.kit.transport import Carrier, Methods, Pings, Server
 
 TRANSPORTS = ("wire", "grpcio")
@@ -30,7 +31,7 @@ def transport() -> str:
     return name
 
 
-def carrier() -> Callable[[str, str, Pings], Carrier]:
+def carrier() -> Callable[[Path | str | Address, str, Pings], Carrier]:
     """A function that makes the transport's side of a channel, from an address, the peer's name, and when to ping
     it.
     """

@@ -21,7 +21,9 @@ import grpc.aio
 from grpc._cython import cygrpc
 
 from services.kit import errors, loops, observer, sockets
+from services.kit.addresses import Address, address
 from services.kit.call import ERROR_LIMIT, MESSAGE_LIMIT, STOPPING, TOLD, UNARY, Call, Headers, Metadata
+from services.kit.certificates import CertificateError, Certificates
 from services.kit.relays import Relay, relayed, shorter
 from services.kit.transport import Answering, Method, Methods, Pings, Server
 
@@ -50,7 +52,6 @@ _CLIENT = [
     ("grpc.enable_retries", 0),
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.keepalive_time_ms", 1000),
     ("grpc.keepalive_timeout_ms", 1000),
@@ -259,33 +260,84 @@ async def _pump(first: bytes | None, requests: AsyncIterator[bytes], stream: Str
 class GrpcioCarrier:
     """A grpc.aio channel."""
 
-    def __init__(self, address: str, name: str, pings: Pings) -> None:
+    def __init__(self, where: Path | str | Address, name: str, pings: Pings) -> None:
         self._name = name
-        client = [o for o in _CLIENT if o[0] != "grpc.keepalive_time_ms"] if pings == "never" else _CLIENT
-        options = [
-            *client,
+        self._address = address(where)
+        attempt = 100 if self._address.path else int(self._address.connect_timeout * 1000)
+        self._options = [
+            *(option for option in _CLIENT if pings != "never" or option[0] != "grpc.keepalive_time_ms"),
+            ("grpc.min_reconnect_backoff_ms", attempt),  # the limit of an attempt, too
             ("grpc.keepalive_permit_without_calls", int(pings == "always")),
-            ("grpc.default_authority", "localhost"),
+            ("grpc.default_authority", self._address.expected_name if self._address.secure else "localhost"),
+            ("grpc.enable_http_proxy", 0),
         ]
-        self._channel = grpc.aio.insecure_channel(address if ":" in address else f"unix:{address}", options=options)
+        self._certificates = Certificates(self._address) if self._address.secure else None
+        self.trouble = ""
         self._methods: dict[tuple[str, bool], Any] = {}
+        self._open()
+
+    def _open(self) -> None:
+        """Make the channel, by the certificates as they are now."""
+        where = self._address
+        target = f"unix:{where.path}" if where.path else str(where)
+        self._methods.clear()
+        self._channel: Any = None
+        if self._certificates is None:
+            self._channel = grpc.aio.insecure_channel(target, options=self._options)
+            return
+        try:
+            trust = grpc.ssl_channel_credentials(*self._certificates.contents())
+        except CertificateError as error:
+            self.trouble = f"failed to connect to {where}: {error}"
+            return
+        self.trouble = ""
+        named = [("grpc.ssl_target_name_override", where.server_name)] if where.server_name else []
+        self._channel = grpc.aio.secure_channel(target, trust, options=[*self._options, *named])
 
     async def close(self) -> None:
-        await self._channel.close(None)
+        if self._channel is not None:
+            await self._channel.close(None)
 
     def connected(self) -> bool:
-        return self._channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY
+        return self._state() is grpc.ChannelConnectivity.READY
+
+    def _state(self) -> Any:
+        """The channel's state; None if there is none. Starts to connect."""
+        if self._channel is None:
+            if self._certificates is not None and self._certificates.changed():
+                self._open()
+            if self._channel is None:
+                return None
+        return self._channel.get_state(try_to_connect=True)
 
     async def changed(self, known: bool) -> bool:
         while True:
-            state = self._channel.get_state(try_to_connect=True)
+            state = self._state()
             if (state is grpc.ChannelConnectivity.READY) is not known:
                 return not known
-            await self._channel.wait_for_state_change(state)
+            if self._certificates is None:
+                await self._channel.wait_for_state_change(state)
+                continue
+            if state is not grpc.ChannelConnectivity.READY and self._certificates.changed():
+                await self.close()
+                self._open()
+                continue
+            # grpcio keeps the certificates that a channel was made with
+            if self._channel is None:
+                await asyncio.sleep(_LOOK)
+            else:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK):
+                        await self._channel.wait_for_state_change(state)
+
+    def _there(self) -> Any:
+        if self._state() is None:
+            raise errors.Disconnected(f"service {self._name} is not reachable ({self.trouble})")
+        return self._channel
 
     async def unary(self, path: str, request: bytes, metadata: Metadata, timeout: float | None) -> bytes:
         try:
-            call = self._method(path, self._channel.unary_unary)(request, metadata=metadata, timeout=timeout)
+            call = self._method(path, self._there().unary_unary)(request, metadata=metadata, timeout=timeout)
             answer: bytes = await call
             _tell(_at_once(call.trailing_metadata()))
             return answer
@@ -294,7 +346,7 @@ class GrpcioCarrier:
             raise await self.error(error.code(), error.details(), error.trailing_metadata()) from None
 
     def stream(self, path: str, metadata: Metadata, timeout: float | None) -> _Stream:
-        return _Stream(self._method(path, self._channel.stream_stream)(metadata=metadata, timeout=timeout), self)
+        return _Stream(self._method(path, self._there().stream_stream)(metadata=metadata, timeout=timeout), self)
 
     def _method(self, path: str, make: Callable[..., Any]) -> Any:
         key = (path, make == self._channel.unary_unary)
@@ -334,6 +386,8 @@ def _tell(trailing: Any) -> None:
             observer.told(value)
 
 
+_LOOK = 0.5
+"""Seconds between two looks for other certificates while there is no connection."""
 _LOSS_SEEN = 0.2
 """Seconds that a channel may take to notice what one of its calls has met. Not every such call loses the connection."""
 

@@ -259,6 +259,11 @@ class Carrier(Protocol):
         """Open a streaming call of any arity; on the wire all four are the same."""
         ...
 
+    trouble: str
+    """Why the last attempt to connect failed; empty if there was none since the last success, or the transport does
+    not know.
+    """
+
     def connected(self) -> bool:
         """Whether the peer is connected; starts to connect if it is not."""
         ...

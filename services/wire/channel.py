@@ -6,12 +6,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections import deque
+from pathlib import Path
 
 from services.kit import errors, loops, observer
+from services.kit.addresses import Address, address
 from services.kit.call import Metadata
+from services.kit.certificates import CertificateError, Certificates
 from services.kit.transport import Pings
-from services.wire import outcomes
+from services.wire import headers, outcomes
 from services.wire.client_call import Unary, UnseenError, WireStream
 from services.wire.deadlines import Deadlines
 from services.wire.events import GoingAway, Opened
@@ -23,7 +27,17 @@ from services.wire.streams import Stream
 
 log = logging.getLogger(__name__)
 
-CONNECT_TIMEOUT = 5.0
+_HTTP, _HTTPS = (headers.block([(b":method", b"POST"), (b":scheme", scheme)]) for scheme in (b"http", b"https"))
+"""How the head of each request begins, and how it does over TLS."""
+_TCP = (
+    ((socket.SOL_SOCKET, socket.SO_KEEPALIVE), 1),
+    ((socket.IPPROTO_TCP, socket.TCP_KEEPIDLE), 10),
+    ((socket.IPPROTO_TCP, socket.TCP_KEEPINTVL), 5),
+    ((socket.IPPROTO_TCP, socket.TCP_KEEPCNT), 3),
+    ((socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT), 20_000),
+)
+"""The kernel notices within some 20 s that the other machine is gone. A peer that takes no pings has no other sign."""
+
 SILENCE = 1.0
 """Seconds without a byte after which a peer is pinged."""
 PATIENCE = 2
@@ -38,6 +52,8 @@ class ClientLink(Link):
     def __init__(self, carrier: WireCarrier, limits: Limits) -> None:
         super().__init__(limits, client=True)
         self.carrier = carrier
+        self.failure: Exception | None = None
+        """What ended the connection, if the peer did not close it in order."""
         self.settled: asyncio.Future[None] = self.loop.create_future()
         """Done when the peer's SETTINGS have come; ConnectionError if it goes away before."""
         self.leaving = False
@@ -49,6 +65,8 @@ class ClientLink(Link):
 
     def open(self, owner: Owner, block: bytes) -> Stream:
         """Open a stream. The caller has checked that :attr:`full` is false."""
+        if self.carrier.secure and block.startswith(_HTTP):
+            block = _HTTPS + block[len(_HTTP) :]
         stream = self.connection.open(block, owner)
         if self._timer is None and self.carrier.pings != "never":
             self._watch()
@@ -132,6 +150,17 @@ class ClientLink(Link):
         self.carrier.link_gone(self)
         self.on_idle()
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            for option, value in _TCP:
+                sock.setsockopt(*option, value)
+        super().connection_made(transport)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.failure = error
+        super().connection_lost(error)
+
     # -- keepalive
 
     def _watch(self) -> None:
@@ -161,17 +190,20 @@ class ClientLink(Link):
 class WireCarrier:
     """The wire's part of a :class:`services.kit.channel.Channel`."""
 
-    def __init__(self, address: str, name: str, pings: Pings, limits: Limits | None = None) -> None:
+    def __init__(self, where: Path | str | Address, name: str, pings: Pings, limits: Limits | None = None) -> None:
         self.name = name
         self.pings = pings
-        self._address = address.removeprefix("unix:")
+        self._address = address(where)
+        self.secure = self._address.secure
+        """Whether the connection is TLS."""
+        self._certificates = Certificates(self._address) if self.secure else None
         self._limits = limits or configured()
         self._loop = asyncio.get_running_loop()
         self.deadlines = Deadlines(self._loop)
         self._link: ClientLink | None = None
         self._links: set[ClientLink] = set()
         self._connecting: asyncio.Task[None] | None = None
-        self._trouble = ""
+        self.trouble = ""
         self._failures = 0
         self._retry: asyncio.TimerHandle | None = None
         self._changed: set[asyncio.Future[None]] = set()
@@ -215,12 +247,8 @@ class WireCarrier:
     async def _attempt(self) -> None:
         link = ClientLink(self, self._limits)
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
-                if ":" in self._address and not self._address.startswith("/"):
-                    host, _, port = self._address.removeprefix("ipv4:").rpartition(":")
-                    await self._loop.create_connection(lambda: link, host.strip("[]"), int(port))
-                else:
-                    await self._loop.create_unix_connection(lambda: link, self._address)
+            async with asyncio.timeout(self._address.connect_timeout):
+                await self._connected(link)
                 await link.settled
             if link.leaving:  # the peer connects and says goodbye at once
                 raise ConnectionError("it takes no calls")
@@ -228,22 +256,41 @@ class WireCarrier:
             link.abort("the channel is closed")
             raise
         except Exception as error:  # any failure: watchers wait for the next attempt
-            if not isinstance(error, (OSError, TimeoutError, ValueError)):
+            if not isinstance(error, (OSError, TimeoutError, ValueError, CertificateError)):
                 log.exception("connecting to %s failed unexpectedly", self._address)
-            self._trouble = (
-                f"failed to connect to {self._address}: {getattr(error, 'strerror', None) or error or 'timed out'}"
-            )
+            self.trouble = f"failed to connect to {self._address}: {self._words(error, link)}"
             self._failures += 1
-            link.abort(self._trouble)
+            link.abort(self.trouble)
             if self._changed:  # somebody watches
                 self._retry = self._loop.call_later(min(0.1 * self._failures, 0.5), self._again)
         else:
-            self._failures = 0
+            self._failures, self.trouble = 0, ""
             self._link = link
             self._links.add(link)
             self._tell()
         finally:
             self._connecting = None
+
+    async def _connected(self, link: ClientLink) -> None:
+        where = self._address
+        if where.path:
+            await self._loop.create_unix_connection(lambda: link, where.path)
+        elif self._certificates is None:
+            await self._loop.create_connection(lambda: link, where.host, where.port)
+        else:
+            context = await asyncio.to_thread(self._certificates.context)
+            transport, _ = await self._loop.create_connection(
+                lambda: link, where.host, where.port, ssl=context, server_hostname=where.expected_name
+            )
+            if transport.get_extra_info("ssl_object").selected_alpn_protocol() != "h2":
+                raise ConnectionError("it does not offer HTTP/2 over TLS (ALPN h2), which gRPC is")
+
+    def _words(self, error: Exception, link: ClientLink) -> str:
+        if self._certificates is not None:
+            for each in (error, link.failure):
+                if each is not None and (explained := self._certificates.explained(each)):
+                    return explained
+        return getattr(error, "strerror", None) or str(error) or "timed out"
 
     def _again(self) -> None:
         self._retry = None
@@ -275,7 +322,7 @@ class WireCarrier:
                 await asyncio.wait([self._connecting])
                 link = self._link
                 if link is None:
-                    raise self.disconnected(self._trouble)
+                    raise self.disconnected(self.trouble)
             if not link.full:
                 return link
             await link.slot()

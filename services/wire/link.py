@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
+from services.kit.certificates import CLOSED
 from services.kit.slices import lane
 from services.wire.connection import Connection
 from services.wire.events import Closed, Data, Drained, Event, GoingAway, Opened, Pong, Ready, Reset, Roomier, Trailers
@@ -192,11 +193,11 @@ class Link(asyncio.Protocol):
             self.transport.resume_reading()
 
     def eof_received(self) -> None:
-        self._gone("connection closed")
+        self._gone(CLOSED)
         self._linger()  # a peer that has sent its last bytes may still not read ours
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._gone(f"connection closed: {error}" if error else "connection closed")
+        self._gone(f"{CLOSED}: {error}" if error else CLOSED)
 
     def pause_writing(self) -> None:
         self._full = True

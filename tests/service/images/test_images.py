@@ -16,8 +16,8 @@ import pytest
 from api.containerd.services.images.v1 import images_pb2 as pb
 from gateway.events import EventsServicer, Exchange
 from services.kit import errors, filters, rpc
+from services.kit.addresses import CONNECT_TIMEOUT
 from services.kit.rpc import NAMESPACE, Channel
-from services.wire.channel import CONNECT_TIMEOUT
 from tests.peer import containerd
 from tests.suites import images as suite
 from tests.support import ServiceProcess, freeze, short_directory
