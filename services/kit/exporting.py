@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from services.kit import batching, settings, tracing
+from services.kit import batching, resource, settings, tracing
 from services.kit.batching import Batching
 from services.kit.config import Tracing
 from services.kit.spans import Span, state
@@ -42,7 +42,7 @@ def begin(name: str, config: Tracing, state_directory: Path | None, file: Path |
     if _wanted():
         try:
             ways.append(_to_collector(name))
-        except Exception as error:  # whatever the SDK finds wrong with the environment
+        except Exception as error:  # whatever is wrong with the environment
             log.error("no collector gets traces: %s", _reason(error))
     if not ways:
         return
@@ -59,7 +59,7 @@ def begin(name: str, config: Tracing, state_directory: Path | None, file: Path |
             way.join()
 
     state.ratio = config.sampling_ratio
-    tracing.setup(name, put if len(puts) > 1 else puts[0], on=config.enabled, fold=config.fold, finish=finish)
+    tracing.setup(put if len(puts) > 1 else puts[0], on=config.enabled, fold=config.fold, finish=finish)
 
 
 class _Live:
@@ -121,23 +121,16 @@ def _to_node(name: str, config: Tracing, directory: Path, live: _Live) -> batchi
 
 def _to_collector(name: str) -> batching.Batches:
     values, wrong = batching.read(os.environ)
-    for line in wrong:
+    for line in wrong + resource.added()[1]:
         log.warning(line)
-    exporter, convert = _collector(), _converting(name)
-    return batching.Batches(lambda batch: exporter.took(convert(batch)), values, later=exporter.finish)
+    exporter = _collector(name)
+    return batching.Batches(exporter.export, values, later=exporter.finish)
 
 
-def _collector() -> Any:
+def _collector(name: str) -> Any:
     from services.kit import otlp
 
-    return otlp.configured()
-
-
-def _converting(name: str) -> Callable[[Sequence[Span]], list[Any]]:
-    from services.kit import otlp
-
-    of = otlp.resource(name)
-    return lambda batch: [otlp.readable(span, of) for span in batch]
+    return otlp.configured(name)
 
 
 # ---------------------------------------------------------------------------------------------- the environment
@@ -150,17 +143,11 @@ def check() -> Iterator[str]:
     yield from batching.read(os.environ)[1]
     if not _wanted():
         return
-    said: list[str] = []
-    listening = _Listening(said)
-    logging.getLogger("opentelemetry").addHandler(listening)
+    yield from resource.added()[1]
     try:
-        _converting("check")
-        _collector().shutdown()
+        _collector("check").close()
     except Exception as error:
-        said.append(f"no collector gets traces: {_reason(error)}")
-    finally:
-        logging.getLogger("opentelemetry").removeHandler(listening)
-    yield from said
+        yield f"no collector gets traces: {_reason(error)}"
     for variable in _WITHOUT_EFFECT:
         if os.environ.get(variable, "").strip():
             yield f"{variable} has no effect: [tracing] in the configuration says what is recorded"
@@ -178,17 +165,6 @@ _WITHOUT_EFFECT = (
     "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT",
     "OTEL_LINK_ATTRIBUTE_COUNT_LIMIT",
 )
-
-
-class _Listening(logging.Handler):
-    """Collects the SDK's warnings."""
-
-    def __init__(self, said: list[str]) -> None:
-        super().__init__(logging.WARNING)
-        self._said = said
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._said.append(f"OpenTelemetry, about a variable OTEL_...: {record.getMessage()}")
 
 
 def _reason(error: Exception) -> str:

@@ -1,8 +1,9 @@
 """Sends spans to an OpenTelemetry collector: OTLP over gRPC, by our own wire, or over HTTP. The standard variables
 OTEL_EXPORTER_OTLP_* configure it.
 
-The SDK's exporters are not used. One imports grpc, which a process on the wire does without (160 ms and 26 MB), the
-other imports requests (120 ms and 8 MB). Only the encoder of spans is OpenTelemetry's.
+OpenTelemetry's exporters are not used. One imports grpc, which a process on the wire does without (160 ms and 26 MB),
+the other imports requests (120 ms and 8 MB), and both the SDK. Only the messages are OpenTelemetry's
+(:mod:`services.kit.otlp_spans`).
 
     OTEL_EXPORTER_OTLP_PROTOCOL       grpc (the default) or http/protobuf
     OTEL_EXPORTER_OTLP_ENDPOINT       http://host:port, https://host:port; with grpc also unix:/path, and host:port,
@@ -16,8 +17,9 @@ other imports requests (120 ms and 8 MB). Only the encoder of spans is OpenTelem
 For each, OTEL_EXPORTER_OTLP_TRACES_... overrides it. With HTTP, ``/v1/traces`` is appended to ENDPOINT, but not to
 TRACES_ENDPOINT.
 
-The SDK calls an :class:`Exporter` from a thread of its own, so all of this blocks. A batch that may be accepted later
-is retried with growing pauses, within the timeout. A process that ends tries to send the remaining spans once.
+An :class:`Exporter` is called from a thread of its own (:mod:`services.kit.batching`), so all of this blocks. A batch
+that may be accepted later is retried with growing pauses, within the timeout. A process that ends tries to send the
+remaining spans once.
 """
 
 from __future__ import annotations
@@ -35,21 +37,20 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
-from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
-from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-from opentelemetry.sdk.trace import Event, ReadableSpan
-from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
-from opentelemetry.util.re import parse_env_headers
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
 
 from api.splitd.traces.v1 import traces_pb2
-from services.kit import errors, logs, spans
+from services.kit import errors, logs
+from services.kit.otlp_spans import resource_spans
+from services.kit.resource import resource
+from services.kit.spans import Span
 from services.kit.version import SPLITD
 from services.wire.blocking import BlockingClient
 
@@ -85,21 +86,23 @@ class Sender(Protocol):
         ...
 
 
-class Exporter(SpanExporter):
+class Exporter:
     """Sends batches, retries those that may be accepted later, and logs when the loss of spans begins and ends."""
 
     def __init__(
         self,
         sender: Sender,
         timeout: float,
+        of: Mapping[str, str],
         *,
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], object] | None = None,
         level: int = logging.WARNING,
     ) -> None:
-        """``level`` is that of the line that says that spans are lost."""
+        """``of`` are the attributes of the process; ``level`` is that of the line that says that spans are lost."""
         self._sender = sender
         self._timeout = timeout
+        self._of = of
         self._level = level
         self._clock = clock
         self._ending = threading.Event()
@@ -107,9 +110,9 @@ class Exporter(SpanExporter):
         self._end = float("inf")
         self._lost = self._refused = 0
 
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Deliver a batch, or give it up."""
-        request = encode_spans(spans).SerializeToString()
+    def export(self, spans: Sequence[Span]) -> bool:
+        """Deliver a batch, or give it up. The result is whether it was delivered."""
+        request = ExportTraceServiceRequest(resource_spans=[resource_spans(spans, self._of)]).SerializeToString()
         end = self._clock() + self._timeout
         pause = _FIRST_PAUSE
         while True:
@@ -120,16 +123,12 @@ class Exporter(SpanExporter):
                 wait = max(pause * random.uniform(0.8, 1.2), error.after)  # noqa: S311
                 if last or not error.again or self._clock() + wait >= end:
                     self._give_up(len(spans), error)
-                    return SpanExportResult.FAILURE
+                    return False
             else:
                 self._delivered(response)
-                return SpanExportResult.SUCCESS
+                return True
             self._pause(wait)
             pause *= 2
-
-    def took(self, spans: Sequence[ReadableSpan]) -> bool:
-        """The same; the result is whether the batch was delivered."""
-        return self.export(spans) is SpanExportResult.SUCCESS
 
     def _give_up(self, count: int, error: SendError) -> None:
         if not self._lost:
@@ -158,80 +157,10 @@ class Exporter(SpanExporter):
         self._end = self._clock() + seconds
         self._ending.set()
 
-    def shutdown(self) -> None:
+    def close(self) -> None:
+        """Close the connection, and give up what is tried again."""
         self._ending.set()
         self._sender.close()
-
-    def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        return True
-
-
-# ---------------------------------------------------------------------------------------------- our spans as the SDK's
-
-
-class _Readable(ReadableSpan):
-    """A span of ours. Unlike the SDK's, it says how many of its attributes were dropped."""
-
-    lost = 0
-
-    @property
-    def dropped_attributes(self) -> int:
-        return self.lost
-
-
-_KINDS = {spans.INTERNAL: SpanKind.INTERNAL, spans.SERVER: SpanKind.SERVER, spans.CLIENT: SpanKind.CLIENT}
-_SCOPE = InstrumentationScope("splitd")
-_SAMPLED = TraceFlags(TraceFlags.SAMPLED)
-_UNSET, _NO_STATE = Status(StatusCode.UNSET), TraceState()
-
-
-def resource(service: str) -> Resource:
-    """What all spans of this process have in common: ``service.name`` is ``splitd-content`` for ``content``, unless
-    OTEL_SERVICE_NAME names another; and what OTEL_RESOURCE_ATTRIBUTES adds.
-    """
-    name = os.environ.get("OTEL_SERVICE_NAME", "").strip() or f"splitd-{service}"
-    ours = {"service.name": name, "service.version": SPLITD, "service.instance.id": str(os.getpid())}
-    return OTELResourceDetector().detect().merge(Resource(ours))
-
-
-def readable(span: spans.Span, of: Resource) -> ReadableSpan:
-    """One of our spans as one of the SDK's. One that is open ends at 0."""
-    trace = int(span.trace, 16)
-    attributes = dict(span.attributes)
-    if span.method:
-        service, _, name = span.method[1:].rpartition("/")
-        attributes |= {"rpc.system": "grpc", "rpc.service": spans.text(service), "rpc.method": spans.text(name)}
-    if span.code is not None:
-        attributes["rpc.grpc.status_code"] = span.code
-    if span.folded:
-        attributes |= {"splitd.folded.count": span.folded, "splitd.folded.ms": span.folded_ns / 1e6}
-    found = _Readable(
-        spans.text(span.name) or "?",
-        _context(trace, span.id, remote=False),
-        _context(trace, span.above, remote=span.parent is None) if span.above else None,
-        of,
-        attributes,
-        [Event(name, values, time) for time, name, values in span.events],
-        [Link(_context(int(other, 16), identity, remote=True)) for other, identity in span.links],
-        _KINDS[span.kind],
-        None,
-        Status(StatusCode.ERROR, span.message) if span.failed else _UNSET,
-        span.start,
-        span.over,
-        _SCOPE,
-    )
-    found.lost = span.lost
-    return found
-
-
-def _context(trace: int, identity: str, *, remote: bool) -> SpanContext:
-    return SpanContext(trace, int(identity, 16), remote, _SAMPLED, _NO_STATE)
-
-
-def at_once(service: str, exporter: SpanExporter) -> Callable[[spans.Span], object]:
-    """A sink that gives each span to ``exporter`` when it ends; for tests."""
-    of = resource(service)
-    return lambda span: exporter.export((readable(span, of),))
 
 
 # ---------------------------------------------------------------------------------------------- the environment
@@ -257,18 +186,16 @@ def variable(suffix: str) -> Variable:
     return Variable(general, "")
 
 
-def configured() -> Exporter:
-    """The exporter that the environment asks for. ValueError names the variable that is wrong."""
+def configured(service: str) -> Exporter:
+    """The exporter that the environment asks for, for the process ``service``. ValueError names the variable that is
+    wrong.
+    """
     protocol = variable("PROTOCOL")
     compression = variable("COMPRESSION")
     if compression.value not in ("", "none", "gzip"):
         raise compression.wrong("choose one of none, gzip")
     compress = compression.value == "gzip"
-    given = variable("HEADERS")
-    headers = parse_env_headers(given.value, liberal=True)
-    if any(not character.isprintable() for value in headers.values() for character in value):
-        # does not show the value, which may be a secret
-        raise ValueError(f"{given.name}: a value has characters that no header may have")
+    headers = _headers(variable("HEADERS"))
     timeout = variable("TIMEOUT")
     try:
         seconds = float(timeout.value or 10)
@@ -278,10 +205,31 @@ def configured() -> Exporter:
         raise timeout.wrong("it must be a number of seconds, a day at most")
     match protocol.value or "grpc":
         case "grpc":
-            return Exporter(OverGrpc(place_of_grpc(), headers, compress=compress), seconds)
+            sender: Sender = OverGrpc(place_of_grpc(), headers, compress=compress)
         case "http/protobuf":
-            return Exporter(OverHttp(*place_of_http(), headers, compress=compress), seconds)
-    raise protocol.wrong("choose one of grpc, http/protobuf")
+            sender = OverHttp(*place_of_http(), headers, compress=compress)
+        case _:
+            raise protocol.wrong("choose one of grpc, http/protobuf")
+    return Exporter(sender, seconds, resource(service))
+
+
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+def _headers(given: Variable) -> dict[str, str]:
+    """The headers in a variable. Its values may be secrets, so an error shows none."""
+    found: dict[str, str] = {}
+    for number, item in enumerate(given.value.split(","), 1):
+        if not item.strip():
+            continue
+        name, separator, value = item.partition("=")
+        name, value = unquote(name.strip()).lower(), value.strip()
+        if not separator or not _NAME.fullmatch(name):
+            raise ValueError(f"{given.name}: its entry {number} is not NAME=VALUE")
+        found[name] = value if " " in value else unquote(value)  # others write a value with blanks as it is
+        if not found[name].isprintable():
+            raise ValueError(f"{given.name}: a value has characters that no header may have")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -444,22 +392,20 @@ class Local:
     """The node's traces service, on its unix socket. It takes ended spans, and reports of those that are open."""
 
     def __init__(self, place: Place, service: str, timeout: float, level: int = logging.INFO) -> None:
-        self._service = service
         self._timeout = timeout
-        self._resource = resource(service)
+        self._of = resource(service)
         self._over = OverGrpc(place, {}, compress=False)
-        self._exporter = Exporter(self._over, timeout, level=level)
+        self._exporter = Exporter(self._over, timeout, self._of, level=level)
 
-    def export(self, spans: Sequence[spans.Span]) -> bool:
+    def export(self, spans: Sequence[Span]) -> bool:
         """Deliver a batch; the result is whether it was."""
-        return self._exporter.took([readable(span, self._resource) for span in spans])
+        return self._exporter.export(spans)
 
-    def report(self, spans: Sequence[spans.Span], dropped: int, lifetime: float) -> bool:
+    def report(self, spans: Sequence[Span], dropped: int, lifetime: float) -> bool:
         """Tell which spans are open. If that fails, the next report tells it."""
-        found = encode_spans([readable(span, self._resource) for span in spans]).resource_spans
         request = traces_pb2.ReportRequest(
-            data=found[0].SerializeToString() if found else b"",
-            service=" ".join(str(self._resource.attributes[f"service.{each}"]) for each in ("name", "instance.id")),
+            data=resource_spans(spans, self._of).SerializeToString() if spans else b"",
+            service=f"{self._of['service.name']} {self._of['service.instance.id']}",
             lifetime=lifetime,
             dropped=dropped,
         )

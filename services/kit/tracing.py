@@ -59,10 +59,9 @@ _process = _Process()
 
 
 def setup(
-    service: str,
-    sink: Callable[[Span], object] | None = None,
+    sink: Callable[[Span], object],
     *,
-    exporter: Any = None,
+    loose: bool = False,
     on: bool = True,
     fold: float = 0.0,
     finish: Callable[[float], None] | None = None,
@@ -71,16 +70,11 @@ def setup(
     ``fold`` is in seconds. Trace context in the environment (``TRACEPARENT``) becomes the parent of this process's
     spans.
 
-    ``exporter`` is for tests: an OpenTelemetry SpanExporter that gets each span of ``service`` when it ends. Then any
-    call and any span without a parent begins a trace.
+    ``loose`` is for tests: any call and any span without a parent begins a trace.
     """
-    _process.loose = exporter is not None
-    if _process.loose:
-        from services.kit import otlp
-
-        sink = otlp.at_once(service, exporter)
+    _process.loose = loose
     _process.finish = finish
-    state.sink, state.fold, state.on = sink, int(fold * 1e9), on and sink is not None
+    state.sink, state.fold, state.on = sink, int(fold * 1e9), on
     headers = {name: os.environ[name.upper()] for name in _HEADERS if os.environ.get(name.upper())}
     if headers:
         CURRENT.set(_of_starter(headers))

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from api.containerd.services.content.v1 import content_pb2 as pb
 from api.containerd.services.content.v1 import content_stubs
@@ -25,6 +24,7 @@ from services.content.remote import RemoteStore
 from services.content.server import ContentServicer
 from services.content.store import CHUNK
 from services.kit import errors, rpc, tracing
+from tests.spans import Recorder
 from tests.suites.content import bytes_of, digest_of, put
 from tests.support import TOP, ServiceProcess, eventually, listening, short_directory
 
@@ -295,8 +295,8 @@ def _waits_for_flock(pid: int) -> bool:
 
 async def test_a_write_says_what_its_time_went_for(place: Path) -> None:
     """By measurement: the client's pauses, the disk, the digest."""
-    exporter = InMemorySpanExporter()
-    tracing.setup("content", exporter=exporter)
+    exporter = Recorder()
+    tracing.setup(exporter.export, loose=True)
     try:
         with contextlib.closing(LocalStore(place / "root")) as store:
             async with rpc.serving(place / "s", [ContentServicer(store)]), rpc.Channel(place / "s") as channel:

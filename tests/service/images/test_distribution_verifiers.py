@@ -15,6 +15,7 @@ from services.images.distribution.verifiers import OUTPUT_LIMIT, Config, Verifie
 from services.kit import errors, tracing
 from services.oci.descriptors import Descriptor
 from services.oci.media_types import MANIFEST
+from tests.spans import Recorder
 from tests.support import eventually_async, within
 
 pytestmark = pytest.mark.once
@@ -204,10 +205,9 @@ async def test_standard_error_is_logged(tmp_path: Path, caplog: pytest.LogCaptur
 
 async def test_each_program_has_a_span_which_it_can_continue(tmp_path: Path) -> None:
     """Its exit code is an attribute, and TRACEPARENT is in its environment."""
-    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-    exporter = InMemorySpanExporter()
-    tracing.setup("test", exporter=exporter)
+    exporter = Recorder()
+    tracing.setup(exporter.export, loose=True)
     try:
         program(tmp_path, "a", f"echo $TRACEPARENT >{tmp_path}.parent")
         await verifier(tmp_path).verify(NAME, ROOT)

@@ -62,10 +62,11 @@ class Side:
         return found
 
     async def arrived(self, trace: str) -> list[trace_pb2.Span]:
+        """The calls in it, once there are any. It may have waits, too."""
         found: list[trace_pb2.Span] = []
 
         async def there() -> bool:
-            found[:] = await self.spans(trace)
+            found[:] = [each for each in await self.spans(trace) if each.kind == trace_pb2.Span.SPAN_KIND_SERVER]
             return bool(found)
 
         await eventually_async(there, self.content.text())

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from api.containerd.runtime.task.v2 import shim_pb2, shim_stubs
 from api.containerd.services.content.v1 import content_pb2 as pb
@@ -21,6 +20,7 @@ from services.kit.hops import Hop
 from services.kit.relays import Route
 from services.wire import messages
 from services.wire.server import WireServer
+from tests.spans import Recorder
 from tests.support import eventually_async
 
 SERVICE = content_stubs.CONTENT
@@ -273,8 +273,8 @@ async def test_a_call_that_passes_through(digest: str, code: int, heard: Calls, 
 
 async def test_a_call_that_passes_through_is_of_one_trace(place: Path) -> None:
     """The relay's two spans are between the client's and the server's, and have the status that the client gets."""
-    exporter = InMemorySpanExporter()
-    tracing.setup("test", exporter=exporter)
+    exporter = Recorder()
+    tracing.setup(exporter.export, loose=True)
     try:
         async with (
             rpc.serving(place / "s", [Content()]),
@@ -323,8 +323,8 @@ class Edge:
 @pytest.mark.skipif(not WIRE, reason="grpcio does not tell connections apart")
 async def test_an_entrance_joins_calls_of_one_connection(place: Path) -> None:
     """It sees the connection, the request of relayed calls, and the connection's end; its root is above the calls."""
-    exporter, edge = InMemorySpanExporter(), Edge()
-    tracing.setup("test", exporter=exporter)
+    exporter, edge = Recorder(), Edge()
+    tracing.setup(exporter.export, loose=True)
     try:
         async with (
             rpc.serving(place / "s", [Content()]),

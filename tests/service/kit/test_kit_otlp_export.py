@@ -24,20 +24,18 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as pb
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SpanExportResult
 
 from services.kit import config, errors, otlp, rpc
+from services.kit.spans import INTERNAL, Span
 from tests.support import TOP, eventually_async, within
 
 PREFIX = "OTEL_EXPORTER_OTLP_"
-OK, FAILED = SpanExportResult.SUCCESS, SpanExportResult.FAILURE
+OK, FAILED = True, False
 
 
-def spans(*names: str) -> list[Any]:
+def spans(*names: str) -> list[Span]:
     """Return ended spans with these names."""
-    tracer = TracerProvider(shutdown_on_exit=False).get_tracer("test")
-    found = [tracer.start_span(name) for name in names]
+    found = [Span(name, INTERNAL, None) for name in names]
     for span in found:
         span.end()
     return found
@@ -59,7 +57,7 @@ def environ(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 async def export(exporter: otlp.Exporter, *names: str) -> Any:
-    """Export from a thread, as the SDK does."""
+    """Export from a thread."""
     return await asyncio.to_thread(exporter.export, spans(*names))
 
 
@@ -134,32 +132,32 @@ def throttled(kind: type[errors.NodeError], seconds: float) -> errors.NodeError:
 async def test_spans_arrive_with_their_headers(collector: Collector, environ: Callable[..., None]) -> None:
     """This is over TCP; the call has the remaining time as its deadline."""
     environ(HEADERS="api-key=a%20b, Other = c=d")
-    exporter = otlp.configured()
+    exporter = otlp.configured("test")
     assert await export(exporter, "one", "two") is OK
     assert await export(exporter, "three") is OK
     assert collector.names == ["one", "two", "three"]
     assert [(call.headers["api-key"], call.headers["other"]) for call in collector.calls] == [("a b", "c=d")] * 2
     assert all(0 < (call.remaining() or 0) <= 5 for call in collector.calls)
-    exporter.shutdown()
+    exporter.close()
 
 
 async def test_a_unix_socket_is_an_endpoint_too(transport: str, place: Path, environ: Callable[..., None]) -> None:
     """It may be a collector that is a process of the node."""
     async with serving(place / "traces.sock") as (collector, endpoint):
         environ(ENDPOINT=endpoint)
-        exporter = otlp.configured()
+        exporter = otlp.configured("test")
         assert await export(exporter, "one") is OK
         assert collector.names == ["one"]
-        exporter.shutdown()
+        exporter.close()
 
 
 async def test_gzip_is_understood(collector: Collector, environ: Callable[..., None]) -> None:
     """Servers of both kinds decompress it; test_the_export_request shows that it is gzip."""
     environ(COMPRESSION="gzip")
-    exporter = otlp.configured()
+    exporter = otlp.configured("test")
     assert await export(exporter, *["the same name"] * 500) is OK
     assert collector.names == ["the same name"] * 500
-    exporter.shutdown()
+    exporter.close()
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip"])
@@ -167,7 +165,7 @@ async def test_the_export_request(compression: str, environ: Callable[..., None]
     """It is read as bytes, since our own header blocks are plain: the encoding is declared and applied."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         environ(ENDPOINT=f"http://127.0.0.1:{listener.getsockname()[1]}", COMPRESSION=compression, TIMEOUT=1)
-        exporter = otlp.configured()
+        exporter = otlp.configured("test")
         exporting = asyncio.ensure_future(export(exporter, *["the same name"] * 100))
 
         def received() -> bytes:
@@ -199,12 +197,12 @@ async def test_transient_failures_are_retried(error: errors.NodeError, seconds: 
     """They are retried after a pause, and not before the time that the collector sets; RESOURCE_EXHAUSTED only if it
     sets one.
     """
-    exporter = otlp.configured()
+    exporter = otlp.configured("test")
     collector.answers = [error]
     with within(seconds + 1.5, at_least=seconds):
         assert await export(exporter, "one") is OK
     assert (len(collector.calls), collector.names) == (2, ["one"])
-    exporter.shutdown()
+    exporter.close()
 
 
 @pytest.mark.parametrize(
@@ -223,7 +221,7 @@ async def test_permanent_failures_are_given_up(
     """They are given up at once, and so are retries that would come after the timeout. The log has one line at the
     beginning and one at the end of the failure.
     """
-    exporter = otlp.configured()
+    exporter = otlp.configured("test")
     collector.answers = [error, error]
     with caplog.at_level(logging.INFO, otlp.__name__):
         assert await export(exporter, "one", "two") is FAILED
@@ -233,12 +231,12 @@ async def test_permanent_failures_are_given_up(
     assert (len(collector.calls), collector.names) == (4, ["four", "five"])
     told = [record.getMessage() for record in caplog.records if record.name == otlp.__name__]
     assert told == [f"spans are lost: {type(error).__name__}: {error}", "spans are delivered again; 3 were lost"]
-    exporter.shutdown()
+    exporter.close()
 
 
 async def test_a_collector_writes_no_lines_of_its_own(collector: Collector, caplog: pytest.LogCaptureFixture) -> None:
     """What it says is one line without effect on a terminal."""
-    exporter, said = otlp.configured(), "no\x1b[31m\nother line"
+    exporter, said = otlp.configured("test"), "no\x1b[31m\nother line"
     collector.answers = [
         errors.Unauthenticated(said),
         pb.ExportTraceServiceResponse(partial_success=pb.ExportTracePartialSuccess(error_message=said)),
@@ -248,12 +246,12 @@ async def test_a_collector_writes_no_lines_of_its_own(collector: Collector, capl
     told = [record.getMessage() for record in caplog.records if record.name == otlp.__name__]
     assert [line for line in told if r"no\x1b[31m\nother line" in line] == told
     assert len(told) == 2
-    exporter.shutdown()
+    exporter.close()
 
 
 async def test_a_partial_success_is_a_success(collector: Collector, caplog: pytest.LogCaptureFixture) -> None:
     """It must not be repeated."""
-    exporter = otlp.configured()
+    exporter = otlp.configured("test")
     collector.answers = [
         pb.ExportTraceServiceResponse(
             partial_success=pb.ExportTracePartialSuccess(rejected_spans=1, error_message="too long")
@@ -262,7 +260,7 @@ async def test_a_partial_success_is_a_success(collector: Collector, caplog: pyte
     assert await export(exporter, "one", "two") is OK
     assert len(collector.calls) == 1
     assert "the collector refuses 1 spans: too long" in caplog.text
-    exporter.shutdown()
+    exporter.close()
 
 
 async def test_a_collector_that_does_not_answer_costs_the_timeout(
@@ -270,7 +268,7 @@ async def test_a_collector_that_does_not_answer_costs_the_timeout(
 ) -> None:
     """The next call is on a new connection."""
     environ(TIMEOUT=0.5)
-    exporter = otlp.configured()
+    exporter = otlp.configured("test")
     collector.answers = [30.0] * 10
     with within(1.5, at_least=0.4):
         assert await export(exporter, "one") is FAILED
@@ -278,7 +276,7 @@ async def test_a_collector_that_does_not_answer_costs_the_timeout(
     exporter._timeout = 30  # it is not about this one's
     assert await export(exporter, "two") is OK
     assert collector.names == ["two"]
-    exporter.shutdown()
+    exporter.close()
 
 
 async def test_a_collector_may_be_restarted(transport: str, place: Path, environ: Callable[..., None]) -> None:
@@ -287,11 +285,11 @@ async def test_a_collector_may_be_restarted(transport: str, place: Path, environ
     for name in ("one", "two"):
         async with serving(place / "traces.sock") as (collector, endpoint):
             environ(ENDPOINT=endpoint)
-            exporter = exporter or otlp.configured()
+            exporter = exporter or otlp.configured("test")
             assert await export(exporter, name) is OK
             assert (len(collector.calls), collector.names) == (1, [name])
     assert exporter is not None
-    exporter.shutdown()
+    exporter.close()
 
 
 async def test_a_collector_that_comes_late_gets_the_spans(
@@ -299,20 +297,20 @@ async def test_a_collector_that_comes_late_gets_the_spans(
 ) -> None:
     """The exporter tries again within the timeout."""
     environ(ENDPOINT=f"unix:{place / 'traces.sock'}")
-    exporter = otlp.configured()
+    exporter = otlp.configured("test")
     paused = pausing(exporter)
     exporting = asyncio.ensure_future(export(exporter, "one"))
     await asyncio.to_thread(paused.wait, 15)
     async with serving(place / "traces.sock") as (collector, _):
         assert await exporting is OK
         assert collector.names == ["one"]
-    exporter.shutdown()
+    exporter.close()
 
 
 async def test_the_end_of_a_process_waits_for_no_pause(place: Path, environ: Callable[..., None]) -> None:
     """Waiting batches are tried once more at once; later ones are tried once."""
     environ(ENDPOINT=f"unix:{place / 'nobody.sock'}", TIMEOUT=60)
-    exporter = otlp.configured()
+    exporter = otlp.configured("test")
     paused = pausing(exporter)
     exporting = asyncio.ensure_future(export(exporter, "one"))
     await asyncio.to_thread(paused.wait, 15)
@@ -324,11 +322,11 @@ async def test_the_end_of_a_process_waits_for_no_pause(place: Path, environ: Cal
 
 async def test_a_big_batch_goes_through_both_windows(collector: Collector) -> None:
     """The server opens the windows of stream and connection as it reads."""
-    exporter = otlp.configured()
+    exporter = otlp.configured("test")
     names = [f"{n:07}" + "x" * 4000 for n in range(700)]
     assert await export(exporter, *names) is OK
     assert collector.names == names
-    exporter.shutdown()
+    exporter.close()
 
 
 @pytest.mark.parametrize(
@@ -351,7 +349,7 @@ async def test_a_server_without_grpc_is_a_failure(
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         environ(ENDPOINT=f"http://127.0.0.1:{listener.getsockname()[1]}", TIMEOUT=0.5)
-        exporter = otlp.configured()
+        exporter = otlp.configured("test")
         assert await export(exporter, "one") is FAILED
         assert "spans are lost" in caplog.text
         listener.shutdown(socket.SHUT_RDWR)
@@ -511,7 +509,7 @@ async def test_http_posts_the_same_message(
 ) -> None:
     """It has its headers, and all requests are on one connection."""
     environ(COMPRESSION=compression, HEADERS="api-key=a%20b")
-    exporter = otlp.configured()
+    exporter = otlp.configured("test")
     assert await export(exporter, "one", "two") is OK
     assert await export(exporter, "three") is OK
     assert receiver.names == ["one", "two", "three"]
@@ -520,7 +518,7 @@ async def test_http_posts_the_same_message(
     assert headers["host"] == receiver.address
     assert headers["content-encoding"] == (compression if compression == "gzip" else None)
     assert receiver.connections == 1
-    exporter.shutdown()
+    exporter.close()
 
 
 @pytest.mark.parametrize(
@@ -531,12 +529,12 @@ async def test_http_retries_transient_failures(
     status: int, after: str, seconds: float, receiver: HttpCollector
 ) -> None:
     """They are retried after a pause, and not before the time in Retry-After."""
-    exporter = otlp.configured()
+    exporter = otlp.configured("test")
     receiver.answers = [(status, {"retry-after": after} if after else {})]
     with within(seconds + 1.5, at_least=seconds):
         assert await export(exporter, "one") is OK
     assert (len(receiver.requests), receiver.names) == (2, ["one"])
-    exporter.shutdown()
+    exporter.close()
 
 
 @pytest.mark.parametrize(
@@ -547,36 +545,36 @@ async def test_http_gives_up_on_permanent_failures(
     answer: tuple[int, dict[str, str]], receiver: HttpCollector, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The table in OTLP's specification decides; redirects are not followed."""
-    exporter = otlp.configured()
+    exporter = otlp.configured("test")
     receiver.answers = [answer]
     assert await export(exporter, "one") is FAILED
     assert await export(exporter, "two") is OK
     assert (len(receiver.requests), receiver.names) == (2, ["two"])
     assert f"answers {answer[0]}" in caplog.text
-    exporter.shutdown()
+    exporter.close()
 
 
 async def test_http_has_the_timeout_too(receiver: HttpCollector, environ: Callable[..., None]) -> None:
     """A collector that does not answer does not block the exporter."""
     environ(TIMEOUT=0.5)
-    exporter = otlp.configured()
+    exporter = otlp.configured("test")
     receiver.hang.clear()
     with within(1.5, at_least=0.4):
         assert await export(exporter, "one") is FAILED
     receiver.hang.set()
-    exporter.shutdown()
+    exporter.close()
 
 
 async def test_http_notices_that_it_was_hung_up_on(receiver: HttpCollector) -> None:
     """HTTP servers close idle connections: the next batch uses a new one, without a pause."""
-    exporter = otlp.configured()
+    exporter = otlp.configured("test")
     receiver.answers = [(200, {"connection": "close"})]
     assert await export(exporter, "one") is OK
     await eventually_async(lambda: asyncio.sleep(0, receiver.closed), "the connection is not ended")
     with within(0.4):  # less than the shortest pause
         assert await export(exporter, "two") is OK
     assert (receiver.names, receiver.connections) == (["one", "two"], 2)
-    exporter.shutdown()
+    exporter.close()
 
 
 # ---------------------------------------------------------------------------------------------- TLS
@@ -658,11 +656,11 @@ async def test_grpc_over_tls(
         CLIENT_KEY=certificates / "client.key",
         COMPRESSION="gzip",
     )
-    exporter = otlp.configured()
+    exporter = otlp.configured("test")
     assert await export(exporter, "one") is OK
     assert await export(exporter, *["x" * 4000] * 500) is OK
     assert len(names) == 501
-    exporter.shutdown()
+    exporter.close()
 
 
 async def test_a_certificate_that_is_not_trusted_is_refused(
@@ -677,7 +675,7 @@ async def test_a_certificate_that_is_not_trusted_is_refused(
     for trusted in (None, certificates / "server.pem"):
         if trusted is not None:
             environ(CERTIFICATE=trusted)
-        exporter = otlp.configured()
+        exporter = otlp.configured("test")
         exporter.finish(10)  # tried once: the log has the last error only
         assert await export(exporter, "one") is FAILED
         assert ("certificate verify failed" in caplog.text) is (trusted is None)
@@ -691,10 +689,10 @@ async def test_http_over_tls(certificates: Path, environ: Callable[..., None]) -
     context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
     server = HttpCollector(context)
     environ(PROTOCOL="http/protobuf", ENDPOINT=f"https://{server.address}", CERTIFICATE=certificates / "server.pem")
-    exporter = otlp.configured()
+    exporter = otlp.configured("test")
     assert await export(exporter, "one") is OK
     assert await export(exporter, "two") is OK
     assert server.names == ["one", "two"]
-    exporter.shutdown()
+    exporter.close()
     server.shutdown()
     server.server_close()

@@ -108,7 +108,7 @@ def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture
 def kept() -> Iterator[list[Span]]:
     found: list[Span] = []
-    tracing.setup("test", found.append)
+    tracing.setup(found.append)
     yield found
     tracing.reset()
 

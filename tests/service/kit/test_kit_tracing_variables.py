@@ -50,11 +50,11 @@ def test_a_service_serves_and_the_variable_is_named(variables: dict[str, str], p
     ("name", "value", "said"),
     [
         ("OTEL_TRACES_SAMPLER", "always_off", "OTEL_TRACES_SAMPLER has no effect: [tracing]"),
-        ("OTEL_RESOURCE_ATTRIBUTES", "nothing", "OpenTelemetry, about a variable OTEL_...: "),
+        ("OTEL_RESOURCE_ATTRIBUTES", "nothing", "OTEL_RESOURCE_ATTRIBUTES: nothing is not NAME=VALUE"),
     ],
 )
 def test_check_reports_what_has_another_effect(name: str, value: str, said: str) -> None:
-    """The SDK goes on with another value, which is not the wanted one; and some variables are not for the node."""
+    """What is no attribute is left out, and some variables are not for the node."""
     done = splitd("config", "check", "--config", "/dev/null", env={**ENDPOINT, name: value}, ok=False)
     assert said in done.stderr
     # without an endpoint nothing is traced

@@ -10,8 +10,6 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from services.kit import tracing
 from services.kit.publisher import Publisher
@@ -19,6 +17,7 @@ from services.kit.spans import state
 from services.tasks.gateway import Gateway
 from services.tasks.local import LocalTasks
 from services.tasks.store import CreateOptions
+from tests.spans import RecordedSpan, Recorder
 from tests.suites.tasks import end, start
 from tests.suites.tasks_node import TasksNode, tasks_node
 from tests.support import eventually_async
@@ -30,16 +29,16 @@ class Spans:
     """The spans that have ended."""
 
     def __init__(self) -> None:
-        self.exporter = InMemorySpanExporter()
+        self.exporter = Recorder()
 
-    def named(self, name: str) -> list[ReadableSpan]:
+    def named(self, name: str) -> list[RecordedSpan]:
         return [span for span in self.exporter.get_finished_spans() if span.name == name]
 
-    def one(self, name: str) -> ReadableSpan:
+    def one(self, name: str) -> RecordedSpan:
         (found,) = self.named(name)
         return found
 
-    def above(self, span: ReadableSpan) -> list[str]:
+    def above(self, span: RecordedSpan) -> list[str]:
         """The names of the spans that it is below, the nearest first."""
         by_id = {each.context.span_id: each for each in self.exporter.get_finished_spans()}
         names = []
@@ -52,7 +51,7 @@ class Spans:
 @pytest.fixture
 def spans() -> Iterator[Spans]:
     made = Spans()
-    tracing.setup("tasks", exporter=made.exporter)
+    tracing.setup(made.exporter.export, loose=True)
     yield made
     tracing.reset()
 
@@ -107,7 +106,7 @@ exec {shutil.which("containerd-shim-runc-v2")} "$@"
     trace, program_span = f"{root.trace}", f"{spans.one('tasks.shim.program').context.span_id:016x}"
     assert said.read_text() == f"00-{trace}-{program_span}-01\n"
     assert root.attributes["container.id"] == "one"
-    assert [span.name for span in spans.exporter.get_finished_spans() if not span.status.is_ok] == []
+    assert [span.name for span in spans.exporter.get_finished_spans() if span.status.failed] == []
 
 
 async def test_who_waits_for_a_creation(tasks: LocalTasks, node: TasksNode, spans: Spans, place: Path) -> None:

@@ -41,7 +41,7 @@ def test_a_program_does_without_grpc_and_opentelemetry(module: str) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
-def test_spans_are_exported_without_grpc(protocol: str) -> None:
+def test_spans_are_exported_without_grpc_and_the_sdk(protocol: str) -> None:
     """This holds for each protocol of the collector."""
     there = loaded(
         (
@@ -52,8 +52,8 @@ def test_spans_are_exported_without_grpc(protocol: str) -> None:
         OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9",
         OTEL_EXPORTER_OTLP_PROTOCOL=protocol,
     )
-    assert "opentelemetry" in there
-    assert not there & {"grpc", "requests"}
+    assert "opentelemetry.proto" in there
+    assert not there & {"grpc", "requests", "opentelemetry.sdk"}
 
 
 def test_the_test_would_see_grpc() -> None:

@@ -315,7 +315,7 @@ class RealTracer(Tracer):
     def __init__(self) -> None:
         super().__init__(lucky=True)
         self.kept: list[Span] = []
-        tracing.setup("gateway", self.kept.append, fold=0.005)
+        tracing.setup(self.kept.append, fold=0.005)
 
     def root(self, name: str, start: int = 0) -> Any:
         return tracing.root(name, start)

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from gateway.supervision import Supervision
 from gateway.upstream import Upstream
 from services.kit import loops, tracing
+from tests.spans import Recorder
 
 
 class FakeChannel:
@@ -69,8 +69,8 @@ async def test_a_call_that_is_held_says_for_whom(place: Path) -> None:
     """The time until the service is back is a wait that names it."""
     upstream = Upstream("content", place / "content.sock", "", Supervision(place / "supervisor.sock"), hold=5.0)
     upstream.channel = FakeChannel()  # type: ignore[assignment]
-    exporter = InMemorySpanExporter()
-    tracing.setup("gateway", exporter=exporter)
+    exporter = Recorder()
+    tracing.setup(exporter.export, loose=True)
     try:
         with tracing.root("call"):
             held = asyncio.ensure_future(upstream.ready())

@@ -87,7 +87,7 @@ class Way:
 @pytest.fixture
 def way() -> Iterator[Way]:
     """Spans are made, and nothing takes them but what a test begins."""
-    tracing.setup("test", lambda _: None)
+    tracing.setup(lambda _: None)
     yield Way()
     tracing.reset()
 

@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import pytest
-from opentelemetry.sdk.trace.export import SpanExportResult
 
 from services.kit import exporting, otlp
 
@@ -97,7 +96,7 @@ def test_errors_name_the_setting(name: str, value: str, monkeypatch: pytest.Monk
     monkeypatch.setenv(PREFIX + "ENDPOINT", "http://box:1")
     monkeypatch.setenv(PREFIX + name, value)
     with pytest.raises(ValueError, match=f"^{PREFIX}{name}={value}: "):
-        otlp.configured()
+        otlp.configured("test")
 
 
 @pytest.mark.parametrize(
@@ -123,7 +122,7 @@ def test_an_address_that_cannot_be_is_said_with_what_is_wrong(
     monkeypatch.setenv(PREFIX + "ENDPOINT", value)
     monkeypatch.setenv(PREFIX + "PROTOCOL", "grpc")
     with pytest.raises(ValueError, match=f"^{re.escape(f'{PREFIX}ENDPOINT={value}: {why}')}$"):
-        otlp.configured()
+        otlp.configured("test")
     assert any(why in line for line in exporting.check())
 
 
@@ -133,8 +132,17 @@ def test_headers_that_are_wrong_are_not_told(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv(PREFIX + "HEADERS", "authorization=secret%0A")
     monkeypatch.setenv(PREFIX + "TRACES_HEADERS", "authorization=secret%00")
     with pytest.raises(ValueError, match=f"^{PREFIX}TRACES_HEADERS: ") as caught:
-        otlp.configured()
+        otlp.configured("test")
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["a=b,secret", "a=b,se cret=x", "a=b,=secret"])
+def test_a_header_without_a_name_is_named_by_its_place(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be a token, too, whose comma is not in URL encoding."""
+    monkeypatch.setenv(PREFIX + "ENDPOINT", "http://box:1")
+    monkeypatch.setenv(PREFIX + "HEADERS", value)
+    with pytest.raises(ValueError, match=f"^{PREFIX}HEADERS: its entry 2 is not NAME=VALUE$"):
+        otlp.configured("test")
 
 
 def test_http_knows_no_unix_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +150,7 @@ def test_http_knows_no_unix_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PREFIX + "ENDPOINT", "unix:/x.sock")
     monkeypatch.setenv(PREFIX + "PROTOCOL", "http/protobuf")
     with pytest.raises(ValueError, match=f"^{PREFIX}ENDPOINT=unix:/x.sock: it is not an http:// or https:// address$"):
-        otlp.configured()
+        otlp.configured("test")
 
 
 @pytest.mark.parametrize("name", ["CERTIFICATE", "CLIENT_CERTIFICATE"])
@@ -151,7 +159,7 @@ def test_a_certificate_that_is_not_there_is_named(name: str, tmp_path: Path, mon
     monkeypatch.setenv(PREFIX + "ENDPOINT", "https://box:1")
     monkeypatch.setenv(PREFIX + name, str(tmp_path / "none.pem"))
     with pytest.raises(ValueError, match=f"^{PREFIX}{name}={tmp_path}/none.pem: "):
-        otlp.configured()
+        otlp.configured("test")
 
 
 class Refusing:
@@ -181,6 +189,6 @@ def test_pauses_grow_until_the_time_is_over(chance: float, times: list[float], m
     """
     monkeypatch.setattr(random, "uniform", lambda least, most: least + (most - least) * chance)
     collector = Refusing()
-    exporter = otlp.Exporter(collector, 2.5, clock=lambda: collector.now, pause=collector.pause)
-    assert exporter.export([]) is SpanExportResult.FAILURE
+    exporter = otlp.Exporter(collector, 2.5, {}, clock=lambda: collector.now, pause=collector.pause)
+    assert not exporter.export([])
     assert collector.times == pytest.approx(times)

@@ -25,7 +25,7 @@ Kept = list[Span]
 def kept() -> Iterator[Kept]:
     """The spans that this process keeps; those below 5 ms are folded."""
     found: Kept = []
-    tracing.setup("test", found.append, fold=0.005)
+    tracing.setup(found.append, fold=0.005)
     yield found
     tracing.reset()
 

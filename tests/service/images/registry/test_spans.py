@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.trace import StatusCode
 
 from services.images import waits
 from services.images.registry import Client, Credentials, Hosts, NoParts, Registry, Retry
@@ -34,7 +32,7 @@ from tests.fake_registry import (
 )
 from tests.service.images.registry.conftest import HASTY, QUICK
 from tests.service.images.registry.pulls import LAYER, certs, dead_port, described, fetched, small_image
-from tests.spans import Spans, attribute, milliseconds, recorded
+from tests.spans import RecordedSpan, Spans, attribute, milliseconds, recorded
 from tests.support import eventually_async
 
 pytestmark = pytest.mark.once
@@ -48,10 +46,10 @@ def spans() -> Iterator[Spans]:
 
 def failed(spans: Spans) -> list[str]:
     """The names of the spans that count as errors."""
-    return [each.name for each in spans.all() if each.status.status_code is StatusCode.ERROR]
+    return [each.name for each in spans.all() if each.status.failed]
 
 
-def said(span: ReadableSpan, name: str) -> object:
+def said(span: RecordedSpan, name: str) -> object:
     """An attribute of a span, if it has it."""
     return (span.attributes or {}).get(name)
 
