@@ -6,7 +6,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from api.containerd.services.namespaces.v1 import namespaces_pb2, namespaces_stubs
 from api.splitd.records.v1 import records_stubs
-from services.kit.rpc import UNARY_TIMEOUT, Channel
+from services.kit.rpc import UNARY_STALL, Channel
 
 _RECORDS = records_stubs.RECORDS
 
@@ -17,7 +17,7 @@ class RemoteHeld:
     def __init__(self, metadata: Channel) -> None:
         self._records = metadata.client(_RECORDS)
 
-    async def held(self, seconds: float = UNARY_TIMEOUT) -> tuple[str, float]:
+    async def held(self, seconds: float = UNARY_STALL) -> tuple[str, float]:
         """Why, and since when (seconds since the epoch), metadata holds back what its database does not know; "" if it
         holds nothing back. ``seconds`` limits the wait for the answer.
         """

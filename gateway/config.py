@@ -24,13 +24,16 @@ class Config:
     for ever.
     """
     unary_timeout: Seconds = 30.0
-    """Limit of a unary call whose client set none, except for calls that are known to take long."""
+    """A unary call to one of our services that makes no progress for this long ends; a slow disk that moves is
+    progress. A call to a service of another project may take this long. Calls of tasks have a limit of their own, and
+    calls that are known to take long have none.
+    """
     task_timeout: Seconds = 120.0
-    """The same for those methods of tasks that start programs or wait for the kernel."""
+    """How long a call of tasks may take, whose methods start programs or wait for the kernel."""
     raw_timeout: Seconds = 300.0
-    """The same for a snapshotter's Prepare, View, Commit and Usage, which may copy or walk a tree."""
+    """As unary_timeout, for a snapshotter's Prepare, View, Commit and Usage, which may copy or walk a tree."""
     stall: Seconds = 60.0
-    """A Read or Write whose raw store is silent for this long ends with UNAVAILABLE; a commit may take longer."""
+    """A Read or Write that makes no progress in the raw store for this long ends; a commit may take longer."""
     subscribers_bytes: int = 64 << 20
     """Bytes of events that wait for subscribers which do not read them, for all subscribers together. Beyond it, the
     subscriber that is furthest behind is cut off.

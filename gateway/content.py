@@ -203,7 +203,7 @@ class ContentServicer:
 
     async def _locate(self, raw: Upstream, digest: str) -> str:
         files = raw.channel.client(localfiles_stubs.LOCAL_FILES)
-        return str((await files.Locate(files_pb.LocateRequest(digest=digest), timeout=self._stall)).path)
+        return str((await files.Locate(files_pb.LocateRequest(digest=digest), stall=self._stall)).path)
 
     async def _small_blob(self, blob: Blob, call: Call) -> bytes | None:
         """All of a small blob. None if the raw store has other bytes than the digest says: the client gets these, and
@@ -216,7 +216,7 @@ class ContentServicer:
         channel = await raw.ready(call)
         data = bytearray()
         request = pb.ReadContentRequest(digest=blob.digest, size=self._small.largest + 1)
-        async with channel.stream(READ, raw_headers(call), call.remaining()) as stream:
+        async with channel.stream(READ, raw_headers(call), call.remaining(), stall=self._stall) as stream:
             await stream.send(request.SerializeToString())
             await stream.done_sending()
             while (message := await received(raw, stream, self._stall)) is not None:

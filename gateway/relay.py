@@ -100,11 +100,9 @@ class Relay:
             hop = self._routes.of_method(call.method)
         name = call.method.rpartition("/")[2]
         repeats = math.inf if name in LONG else 2 if name in READS else 0
-        return Route(hop, headers, self._timeout(call.method, hop.name, raw=raw is not None), repeats=repeats)
-
-    def _timeout(self, method: str, hop: str, *, raw: bool) -> float | None:
-        if method in UNBOUNDED or self.arity(method) != UNARY:
-            return None
-        if hop == "tasks":
-            return self._config.task_timeout
-        return self._config.raw_timeout if raw else self._config.unary_timeout
+        if call.method in UNBOUNDED or (self.arity(call.method) != UNARY and raw is None):
+            return Route(hop, headers, repeats=repeats)
+        if hop.name == "tasks":  # shims and runc do its work, and only their time can be seen
+            return Route(hop, headers, self._config.task_timeout, repeats=repeats)
+        stall = self._config.unary_timeout if raw is None else self._config.raw_timeout
+        return Route(hop, headers, stall=stall, repeats=repeats)

@@ -31,8 +31,8 @@ T = TypeVar("T")
 
 SERVICE = records_stubs.RECORDS
 _RESOLVE_BLOB = method_path(SERVICE.methods_by_name["ResolveBlob"])
-_TIMEOUT = 30.0
-"""Seconds for a call."""
+_STALL = 30.0
+"""Seconds for which a call may make no progress."""
 _PATIENCE = 600.0
 """Seconds for which the end of an intent is told again to a metadata that is away. After that the intent ends when
 metadata hears of another gateway.
@@ -128,7 +128,7 @@ class RemoteRecords:
             self._hello.open.SetInParent()
             self._hello.open.ids[:] = sorted(intent for intent, begun in self._open.items() if begun is metadata)
             try:
-                await metadata.channel.client(SERVICE).Connect(self._hello, timeout=10.0)
+                await metadata.channel.client(SERVICE).Connect(self._hello)
             except errors.NodeError as error:
                 log.warning("metadata did not take this gateway's announcement: %s", error)
             except Exception:  # a fault of ours, after which no intent could be begun until metadata comes up anew
@@ -175,7 +175,7 @@ class RemoteRecords:
                 meanwhile,
             )
 
-        return Question(self._hop, _RESOLVE_BLOB, call.passed_on(), _TIMEOUT, self._is_ready, asked)
+        return Question(self._hop, _RESOLVE_BLOB, call.passed_on(), _STALL, self._is_ready, asked)
 
     async def delete_blob(self, call: Call, digest: str) -> None:
         self._publish(await self._asked("DeleteBlob", pb.ResolveBlobRequest(digest=digest), call))
@@ -242,13 +242,13 @@ class RemoteRecords:
             except TimeoutError:
                 raise errors.Unavailable("service metadata has not accepted this gateway yet") from None
         try:
-            answer = await _method(metadata, name)(request, headers=call.passed_on(), timeout=_TIMEOUT)
+            answer = await _method(metadata, name)(request, headers=call.passed_on(), stall=_STALL)
         except errors.Disconnected:
             if name not in _REPEATED:
                 raise
             metadata = self._hop.to(call.optional_namespace)
             await metadata.ready(call)
-            answer = await _method(metadata, name)(request, headers=call.passed_on(), timeout=_TIMEOUT)
+            answer = await _method(metadata, name)(request, headers=call.passed_on(), stall=_STALL)
         if isinstance(answer, pb.Intent) and answer.id and not answer.HasField("finished"):
             self._open[answer.id] = metadata
         return answer
@@ -277,7 +277,7 @@ class RemoteRecords:
         begun, pause, said = time.monotonic(), self._pause, ""
         while True:
             try:
-                return await _method(metadata, name)(request, headers=headers, timeout=_TIMEOUT)
+                return await _method(metadata, name)(request, headers=headers, stall=_STALL)
             except (errors.Unavailable, errors.ResourceExhausted, errors.DeadlineExceeded, errors.Cancelled) as error:
                 passed = time.monotonic() - begun
                 if passed > _PATIENCE:

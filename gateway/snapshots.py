@@ -68,7 +68,7 @@ class SnapshotsServicer:
         self._routes = routes
         self._records = records
         self._intents = intents
-        self._timeout = config.raw_timeout
+        self._stall = config.raw_timeout
         self._mounts: dict[str, Mounts[Mount]] = {}
         """By the name of the snapshotter's hop."""
 
@@ -101,7 +101,7 @@ class SnapshotsServicer:
             view=isinstance(request, pb.ViewSnapshotRequest),
             labels=dict(request.labels),
         )
-        creating = _RawCreation(request, intent, raw, raw_headers(call), self._timeout)
+        creating = _RawCreation(request, intent, raw, raw_headers(call), self._stall)
         return (await self._intents.carry_out(intent, creating, raw.upstream, call)).mounts
 
     async def Commit(self, request: pb.CommitSnapshotRequest, call: Call) -> Empty:
@@ -117,7 +117,7 @@ class SnapshotsServicer:
             parent=request.parent,
             labels=dict(request.labels),
         )
-        committing = _RawCommit(request, intent, raw, raw_headers(call), self._timeout)
+        committing = _RawCommit(request, intent, raw, raw_headers(call), self._stall)
         await self._intents.carry_out(intent, committing, raw.upstream, call)
         return Empty()
 
@@ -188,7 +188,7 @@ class SnapshotsServicer:
         for attempt in (1, 2):
             await raw.upstream.ready(call)
             try:
-                return await getattr(raw.client(), method)(request, headers=raw_headers(call), timeout=self._timeout)
+                return await getattr(raw.client(), method)(request, headers=raw_headers(call), stall=self._stall)
             except errors.NotFound as error:  # of what metadata has just resolved
                 raise _lost(raw.upstream, name, error) from None
             except errors.Disconnected:
@@ -205,7 +205,7 @@ class _RawCreation:
     intent: Intent
     raw: _Raw
     headers: Headers
-    timeout: float
+    stall: float
 
     async def make(self) -> Outcome:
         client, intent = self.raw.client(), self.intent
@@ -214,9 +214,9 @@ class _RawCreation:
         )
         try:
             if isinstance(wanted, pb.ViewSnapshotRequest):
-                viewed = await client.View(wanted, headers=self.headers, timeout=self.timeout)
+                viewed = await client.View(wanted, headers=self.headers, stall=self.stall)
                 return self._made(viewed.mounts)
-            prepared = await client.Prepare(wanted, headers=self.headers, timeout=self.timeout)
+            prepared = await client.Prepare(wanted, headers=self.headers, stall=self.stall)
             return self._made(prepared.mounts)
         except errors.AlreadyExists as error:
             if not intent.target:
@@ -262,7 +262,7 @@ class _RawCommit:
     intent: Intent
     raw: _Raw
     headers: Headers
-    timeout: float
+    stall: float
 
     async def make(self) -> Outcome:
         intent = self.intent
@@ -274,7 +274,7 @@ class _RawCommit:
             parent=intent.raw_parent,
         )
         try:
-            await self.raw.client().Commit(wanted, headers=self.headers, timeout=self.timeout)
+            await self.raw.client().Commit(wanted, headers=self.headers, stall=self.stall)
         except errors.AlreadyExists as error:  # of a name that has a new number: not what a client means by it
             raise _NumberTakenError(str(error)) from None
         return Outcome()

@@ -173,9 +173,9 @@ class Writes:
 
 
 async def received(raw: Upstream, stream: Stream[bytes, bytes], stall: float) -> bytes | None:
-    """The raw store's next message; Unavailable if it is silent for ``stall`` seconds."""
+    """The raw store's next message; Unavailable if it is silent for ``stall`` seconds and does not watch that."""
     try:
-        async with asyncio.timeout(stall):
+        async with asyncio.timeout(None if raw.channel.watched else stall):
             return await stream.receive()
     except TimeoutError:
         raise errors.Unavailable(f"service {raw.name} has been silent for {stall:g} s") from None
@@ -288,7 +288,7 @@ class _Write:
         self._opened = True
         channel = await self._raw.ready(self._call)
         # the client's deadline ends our handler, but not a commit
-        self._stream = channel.stream(WRITE, raw_headers(self._call))
+        self._stream = channel.stream(WRITE, raw_headers(self._call), stall=self._stall)
 
     async def _reopen(self) -> int:
         """Open a new raw stream on the same ingest; returns the offset of that."""

@@ -9,7 +9,7 @@ from api.containerd.services.images.v1 import images_pb2 as images_pb
 from api.splitd.records.v1 import records_pb2, records_stubs
 from services.kit import errors
 from services.kit.hops import Hop
-from services.kit.rpc import UNARY_TIMEOUT, Call, Channel, method_path
+from services.kit.rpc import UNARY_STALL, Call, Channel, method_path
 
 _RECORDS = records_stubs.RECORDS
 _LIST = method_path(_RECORDS.methods_by_name["ListImages"])
@@ -45,12 +45,8 @@ class ImageRecords:
 
     async def _list(self, request: images_pb.ListImagesRequest, call: Call, patience: float) -> bytes:
         channel = await self._channel(call, "", patience)
-        left = call.remaining()
         answer: bytes = await channel.unary(
-            _LIST,
-            request.SerializeToString(),
-            call.passed_on(),
-            UNARY_TIMEOUT if left is None else min(left, UNARY_TIMEOUT),
+            _LIST, request.SerializeToString(), call.passed_on(), call.remaining(), stall=UNARY_STALL
         )
         return answer
 

@@ -5,6 +5,7 @@ shadows (``gateway/instruments.py``).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -39,17 +40,33 @@ async def surrounded(
     request: bytes,
     headers: Headers,
     timeout: float | None,
+    stall: float | None,
     go: Callable[[], Awaitable[bytes]],
 ) -> bytes:
-    """The answer of a unary call that ``go`` makes, with ``around`` around it. ``timeout``, in seconds, is for both."""
+    """The answer of a unary call that ``go`` makes, with ``around`` around it. ``timeout``, in seconds, is for both;
+    ``stall`` for the time in which ``go`` does not run: the called process keeps its own.
+    """
+    loop = asyncio.get_running_loop()
     try:
         with observer.inside(observed):
-            async with asyncio.timeout(timeout) as limit:
-                return await around.unary(path, request, {**headers, **dict(observed.headers())}, go)
+            async with asyncio.timeout(timeout) as limit, asyncio.timeout(stall) as still:
+
+                def pause(until: float | None) -> None:
+                    with contextlib.suppress(RuntimeError):  # ``around`` calls ``go`` again after its answer
+                        still.reschedule(until)
+
+                async def going() -> bytes:
+                    pause(None)
+                    try:
+                        return await go()
+                    finally:
+                        pause(None if stall is None else loop.time() + stall)
+
+                return await around.unary(path, request, {**headers, **dict(observed.headers())}, going)
     except TimeoutError:
-        if not limit.expired():
+        if not (limit.expired() or still.expired()):
             raise
-        raise errors.DeadlineExceeded from None
+        raise errors.DeadlineExceeded(f"{path}: not done in time by what stands around the call") from None
 
 
 def surrounded_stream(

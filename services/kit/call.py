@@ -48,8 +48,13 @@ MESSAGE_LIMIT = 16 << 20
 ERROR_LIMIT = 32 << 10
 """Bytes of an error's message that are sent. Clients of grpc-go refuse header lists that are much longer."""
 
-UNARY_TIMEOUT = 10.0
-"""Seconds that a unary call to another process may take if neither the caller nor its client sets a limit."""
+STALL = "splitd-stall"
+"""Header of calls between the node's own processes: seconds for which the call may make no progress. Its handler's
+process keeps this limit (``kit.progress``).
+"""
+
+UNARY_STALL = 10.0
+"""The stall of a unary call whose caller sets no limit."""
 
 LONG = frozenset({"Wait", "Subscribe", "Watch"})
 
@@ -84,6 +89,10 @@ class Call:
     """Metadata to send with the status."""
     size: int = 0
     """Bytes of its messages so far, in both directions, if its transport sees them."""
+    elsewhere: int = 0
+    """Calls to other processes that its handler waits for, and its waits for the client."""
+    outer: Call | None = None
+    """The call whose handler made this one a part of its own work."""
 
     @property
     def namespace(self) -> str:
@@ -113,6 +122,13 @@ class Call:
         """Seconds until the deadline, not below zero; None if there is none."""
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
+    def waits(self, change: int) -> None:
+        """Count a wait for another process that begins (1) or has ended (-1), here and for the outer calls."""
+        call: Call | None = self
+        while call is not None:
+            call.elsewhere += change
+            call = call.outer
+
     def passed_on(self) -> dict[str, str | bytes]:
         """The headers to send with a call on this caller's behalf: all except those of one hop."""
         return {k: v for k, v in self.headers.items() if k not in HOP_HEADERS}
@@ -130,6 +146,7 @@ HOP_HEADERS = frozenset(
         "traceparent",
         "tracestate",
         CLIENT,
+        STALL,
     }
 )
 """Headers of one hop. The next hop has its own."""
@@ -169,9 +186,16 @@ def method_path(method: MethodDescriptor) -> str:
     return f"/{method.containing_service.full_name}/{method.name}"
 
 
-def time_limit(timeout: float | None) -> float | None:
+def limits(timeout: float | None, stall: float | None) -> tuple[float | None, float | None]:
+    """The timeout and the stall of a unary call, in seconds; None for no limit. A ``timeout`` below zero stands for
+    what is left of the current call's time, with the usual stall if ``stall`` is None.
+    """
     if timeout is None or timeout >= 0:
-        return timeout
+        return timeout, stall
     call = CURRENT.get()
-    left = call.remaining() if call else None
-    return UNARY_TIMEOUT if left is None else min(left, UNARY_TIMEOUT)
+    return call.remaining() if call else None, UNARY_STALL if stall is None else stall
+
+
+def shorter(a: float | None, b: float | None) -> float | None:
+    """The smaller of two limits; None is no limit."""
+    return b if a is None else a if b is None else min(a, b)

@@ -16,7 +16,19 @@ from google.protobuf.descriptor import ServiceDescriptor
 from services.kit import chosen, errors, observer
 from services.kit.addresses import Address
 from services.kit.around import Around, surrounded, surrounded_stream
-from services.kit.call import TOGETHER, TOLD, UNARY, Arity, Headers, method_path, time_limit
+from services.kit.call import (
+    CURRENT,
+    STALL,
+    TOGETHER,
+    TOLD,
+    UNARY,
+    Arity,
+    Headers,
+    Metadata,
+    limits,
+    method_path,
+    shorter,
+)
 from services.kit.observer import Observed
 from services.kit.transport import CarriedStream, Carrier, Pings, same
 
@@ -90,11 +102,17 @@ class Stream(Generic[Sent, Got]):
 
     async def receive(self) -> Got | None:
         """The next message, or None at the end. Raises the status if it is not OK."""
+        call = CURRENT.get()
+        if call is not None:
+            call.waits(1)
         try:
             message = await self._carried.receive()
         except errors.NodeError as error:
             self._failed(error)
             raise
+        finally:
+            if call is not None:
+                call.waits(-1)
         if message is not None:
             self._size += len(message)
             decoded: Got = self._decode(message)
@@ -144,6 +162,16 @@ class Channel:
         self._opened: Carrier | None = None
         self._gathering: Gathering | None = None
         self._clients: dict[ServiceDescriptor, Client] = {}
+
+    @property
+    def ours(self) -> bool:
+        """Whether the peer is a server of this kit."""
+        return self._pings != "never"
+
+    @property
+    def watched(self) -> bool:
+        """Whether the peer keeps the stall of streaming calls."""
+        return self.ours and self.carrier.watches_streams
 
     @property
     def carrier(self) -> Carrier:
@@ -224,20 +252,28 @@ class Channel:
         encode: Callable[[Any], bytes] = same,
         decode: Callable[[bytes], Any] = same,
         *,
+        stall: float | None = None,
         together: bool = False,
     ) -> Any:
-        """Make one unary call. ``timeout`` is in seconds, None for no limit. With ``together`` it may be sent with
-        others of this turn of the loop, see ``kit.many``.
+        """Make one unary call. It may take ``timeout`` seconds, and make no progress for ``stall`` seconds; None is no
+        limit. A server that is not ours cannot tell progress, so there the stall limits the call's duration. With
+        ``together`` it may be sent with others of this turn of the loop, see ``kit.many``.
         """
         with observer.Calling(path, headers) as call:
             sent = encode(request)
             call.size = len(sent)
+            along = tuple(headers.items())
+            if stall is not None:
+                if self.ours:
+                    along = (*along, (STALL, f"{stall:g}"))
+                else:
+                    timeout = shorter(timeout, stall)
             if self.around is not None:
-                received = await self._surrounded(self.around, call, path, sent, headers, timeout, together=together)
-            elif (together or TOGETHER.get()) and self._pings != "never":
-                received = await self._gathered().unary(path, sent, tuple(headers.items()), call.headers, timeout)
+                received = await self._surrounded(self.around, call, path, sent, along, timeout, stall, together)
+            elif (together or TOGETHER.get()) and self.ours:
+                received = await self._gathered().unary(path, sent, along, call.headers, timeout)
             else:
-                received = await self.carrier.unary(path, sent, (*headers.items(), *call.headers), timeout)
+                received = await self.carrier.unary(path, sent, (*along, *call.headers), timeout)
             call.size += len(received)
             return decode(received)
 
@@ -247,9 +283,9 @@ class Channel:
         call: observer.Calling,
         path: str,
         request: bytes,
-        headers: Headers,
+        metadata: Metadata,
         timeout: float | None,
-        *,
+        stall: float | None,
         together: bool,
     ) -> bytes:
         loop = asyncio.get_running_loop()
@@ -257,11 +293,11 @@ class Channel:
 
         async def go() -> bytes:
             left = None if end is None else max(end - loop.time(), 0.001)
-            if (together or TOGETHER.get()) and self._pings != "never":
-                return await self._gathered().unary(path, request, tuple(headers.items()), call.headers, left)
-            return await self.carrier.unary(path, request, (*headers.items(), *call.headers), left)
+            if (together or TOGETHER.get()) and self.ours:
+                return await self._gathered().unary(path, request, metadata, call.headers, left)
+            return await self.carrier.unary(path, request, (*metadata, *call.headers), left)
 
-        return await surrounded(around, call.observed, path, request, headers, timeout, go)
+        return await surrounded(around, call.observed, path, request, dict(metadata), timeout, stall, go)
 
     def _gathered(self) -> Gathering:
         if self._gathering is None:
@@ -277,10 +313,15 @@ class Channel:
         timeout: float | None = None,
         encode: Callable[[Any], bytes] = same,
         decode: Callable[[bytes], Any] = same,
+        *,
+        stall: float | None = None,
     ) -> Stream[Any, Any]:
-        """Open a streaming call of any arity; on the wire all four are the same."""
+        """Open a streaming call of any arity; on the wire all four are the same. For the limits see :meth:`unary`; a
+        server that is not ours gets no stall.
+        """
         observed = observer.began("client", path, headers)
-        carried = self.carrier.stream(path, (*headers.items(), *observed.headers()), timeout)
+        along = ((STALL, f"{stall:g}"),) if stall is not None and self.ours else ()
+        carried = self.carrier.stream(path, (*headers.items(), *along, *observed.headers()), timeout)
         if self.around is not None:
             carried = surrounded_stream(self.around, observed, path, headers, carried)
         return Stream(carried, observed, encode, decode)
@@ -301,8 +342,9 @@ class Client:
     stream has sent its request already: ``async for r in client.Read(request)``.
 
     Keyword arguments: ``headers`` to send (default: none; pass ``call.passed_on()`` to act as the caller), ``timeout``
-    in seconds, and for unary methods ``together`` (:meth:`Channel.unary`). A unary call without a timeout gets
-    ``UNARY_TIMEOUT``, and within a handler at most the time that its caller has left; ``timeout=None`` lifts the limit.
+    and ``stall`` in seconds, and for unary methods ``together`` (:meth:`Channel.unary`). A unary call without a timeout
+    has, within a handler, the time that its caller has left, and a stall of ``UNARY_STALL``; ``timeout=None`` lifts
+    both limits.
     Failures are raised as :mod:`services.kit.errors`.
     """
 
@@ -333,10 +375,12 @@ class Client:
             *,
             headers: Mapping[str, str | bytes] = {},
             timeout: float | None = -1.0,
+            stall: float | None = None,
             together: bool = False,
         ) -> Any:
+            timeout, stall = limits(timeout, stall)
             return await self._channel.unary(
-                bound.path, request, headers, time_limit(timeout), bound.encode, bound.decode, together=together
+                bound.path, request, headers, timeout, bound.encode, bound.decode, stall=stall, together=together
             )
 
         return unary
@@ -345,16 +389,22 @@ class Client:
         if bound.arity.client_stream:
 
             def open_stream(
-                *, headers: Mapping[str, str | bytes] = {}, timeout: float | None = None
+                *, headers: Mapping[str, str | bytes] = {}, timeout: float | None = None, stall: float | None = None
             ) -> Stream[Any, Any]:
-                return self._channel.stream(bound.path, headers, timeout, bound.encode, bound.decode)
+                return self._channel.stream(bound.path, headers, timeout, bound.encode, bound.decode, stall=stall)
 
             return open_stream
 
         async def responses(
-            request: Any, *, headers: Mapping[str, str | bytes] = {}, timeout: float | None = None
+            request: Any,
+            *,
+            headers: Mapping[str, str | bytes] = {},
+            timeout: float | None = None,
+            stall: float | None = None,
         ) -> AsyncIterator[Any]:
-            async with self._channel.stream(bound.path, headers, timeout, bound.encode, bound.decode) as stream:
+            async with self._channel.stream(
+                bound.path, headers, timeout, bound.encode, bound.decode, stall=stall
+            ) as stream:
                 await stream.send(request)
                 await stream.done_sending()
                 while (message := await stream.receive()) is not None:

@@ -22,9 +22,9 @@ from grpc._cython import cygrpc
 
 from services.kit import errors, loops, observer, sockets
 from services.kit.addresses import Address, address
-from services.kit.call import ERROR_LIMIT, MESSAGE_LIMIT, STOPPING, TOLD, UNARY, Call, Headers, Metadata
+from services.kit.call import ERROR_LIMIT, MESSAGE_LIMIT, STOPPING, TOLD, UNARY, Call, Headers, Metadata, shorter
 from services.kit.certificates import CertificateError, Certificates
-from services.kit.relays import Relay, relayed, shorter
+from services.kit.relays import Relay, relayed
 from services.kit.transport import Answering, Method, Methods, Pings, Server
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
         async def single(request: Any, context: Any) -> Any:
             call = _call(method.path, context)
             answer = None
-            with Answering(server, call, long=method.long) as answering:
+            with Answering(server, call, long=method.long, watched=not method.arity.client_stream) as answering:
                 answer = await method.handler(request, call)
                 await _send_leading(call, context)
             await _end(call, context, answering)
@@ -146,7 +146,7 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
 
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
             call = _call(method.path, context)
-            with Answering(server, call, long=method.long) as answering:
+            with Answering(server, call, long=method.long, watched=False) as answering:
                 first = True
                 async with contextlib.aclosing(method.handler(request, call)) as responses:
                     async for response in responses:
@@ -259,6 +259,8 @@ async def _pump(first: bytes | None, requests: AsyncIterator[bytes], stream: Str
 
 class GrpcioCarrier:
     """A grpc.aio channel."""
+
+    watches_streams = False
 
     def __init__(self, where: Path | str | Address, name: str, pings: Pings) -> None:
         self._name = name

@@ -84,7 +84,7 @@ class ManyServicer:
         traced = {
             name: value for name, value in (("traceparent", one.traceparent), ("tracestate", one.tracestate)) if value
         }
-        inner = Call(one.method, {**call.headers, **traced}, call.deadline)
+        inner = Call(one.method, {**call.headers, **traced}, call.deadline, outer=call)
         response = b""
         with Answering(self.server, inner, long=False) as answering:
             response = await self._response(one, inner)

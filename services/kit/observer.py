@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, Protocol
 
 from services.kit import errors, tracing
+from services.kit.call import CURRENT
 
 Side = Literal["server", "client", "relay"]
 
@@ -61,7 +62,7 @@ class Calling:
     ``size``.
     """
 
-    __slots__ = ("headers", "observed", "size")
+    __slots__ = ("_for", "headers", "observed", "size")
 
     def __init__(self, method: str, headers: Mapping[str, str | bytes]) -> None:
         self.observed = began("client", method, headers)
@@ -69,9 +70,14 @@ class Calling:
         self.size = 0
 
     def __enter__(self) -> Calling:
+        self._for = CURRENT.get()
+        if self._for is not None:
+            self._for.waits(1)
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, tb: object) -> None:
+        if self._for is not None:
+            self._for.waits(-1)
         if error is None:
             self.observed.ended(0, "", self.size)
         elif isinstance(error, errors.NodeError):

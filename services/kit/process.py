@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from services.kit import (
+    at_work,
     config,
     errors,
     exporting,
@@ -74,6 +75,7 @@ def owned(directory: Path, patience: float = 10.0) -> Iterator[Path]:
                 if time.monotonic() > end:
                     raise errors.FailedPrecondition(f"{directory} is served by another process") from None
                 time.sleep(0.02)
+        at_work.owns(fd)
         yield directory
     finally:
         os.close(fd)

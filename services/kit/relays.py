@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from services.kit import errors
-from services.kit.call import Arity, Call, Headers
+from services.kit.call import Arity, Call, Headers, shorter
 
 if TYPE_CHECKING:
     from services.kit.channel import Channel
@@ -86,7 +86,9 @@ class Route:
     timeout: float | None = None
     """Seconds that the call may take, if the caller allows more. None: as long as the caller waits."""
     stall: float | None = None
-    """Seconds without a message from the upstream after which the call ends. None: never."""
+    """Seconds without progress after which the call ends. None: never. One of our processes keeps this limit itself
+    (``kit.progress``); of another, only its messages are seen.
+    """
     repeats: float = 0
     """How often a unary call is repeated if its upstream goes away during the call."""
     admit: Callable[[bytes, Call], Awaitable[Answers | None]] | None = None
@@ -108,7 +110,12 @@ async def relayed(route: Route, request: bytes, call: Call, *, together: bool = 
         channel = await upstream.ready(call)
         try:
             answer: bytes = await channel.unary(
-                call.method, request, route.headers, shorter(route.timeout, call.remaining()), together=together
+                call.method,
+                request,
+                route.headers,
+                shorter(route.timeout, call.remaining()),
+                stall=route.stall,
+                together=together,
             )
             return answer
         except errors.Disconnected:
@@ -117,11 +124,6 @@ async def relayed(route: Route, request: bytes, call: Call, *, together: bool = 
             attempt += 1
             log.info("%s is repeated: service %s went away", call.method, upstream.name)
             await asyncio.sleep(0.05)
-
-
-def shorter(a: float | None, b: float | None) -> float | None:
-    """The smaller of two limits; None is no limit."""
-    return b if a is None else a if b is None else min(a, b)
 
 
 class Relay(Protocol):

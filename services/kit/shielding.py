@@ -25,7 +25,7 @@ async def shielded(work: Awaitable[T]) -> T:
     async def without_deadline() -> T:
         call = CURRENT.get()
         if call is not None:
-            CURRENT.set(Call(call.method, call.headers))
+            CURRENT.set(Call(call.method, call.headers, outer=call))
         return await work
 
     task = loops.task("work that outlives its caller", without_deadline())

@@ -17,10 +17,11 @@ from typing import Any, Literal, Protocol
 
 from google.protobuf import message_factory
 
-from services.kit import errors, logs, loops, observer, sockets
+from services.kit import errors, logs, loops, observer, progress, sockets
 from services.kit.call import (
     CURRENT,
     RAW,
+    STALL,
     STOPPING,
     STREAMS,
     TOLD,
@@ -115,6 +116,10 @@ class Server:
         self.entrance: observer.Entrance | None = None
         """Who decides which traces the calls belong to, if this is a socket of the node's edge."""
 
+    def name(self) -> str:
+        """The service that is served here, as the others call it: by its socket."""
+        return self.address.stem if isinstance(self.address, Path) else self.address
+
     def calls(self) -> list[str]:
         """The methods that are being answered now, one entry for each call."""
         return [path for path, _ in self.running.values()]
@@ -150,13 +155,33 @@ class Answering:
     """Surrounds each handler, in its task. It sets the current Call, tells the observer, and keeps an exception as
     ``failure``, the error to answer.
 
-    A cancellation is the transport's to explain, except by a server that stops.
+    A cancellation is the transport's to explain, except by a server that stops, and of a call that makes no progress
+    (``kit.progress``).
     """
 
-    __slots__ = ("_call", "_connection", "_long", "_observed", "_server", "_task", "_token", "failure")
+    __slots__ = (
+        "_call",
+        "_connection",
+        "_long",
+        "_observed",
+        "_server",
+        "_still",
+        "_stood_still",
+        "_task",
+        "_token",
+        "failure",
+    )
 
-    def __init__(self, server: Server, call: Call, *, long: bool, connection: object = None) -> None:
-        """``connection`` is the one by which the call came, if the transport knows it."""
+    def __init__(
+        self, server: Server, call: Call, *, long: bool, connection: object = None, watched: bool = True
+    ) -> None:
+        """``connection`` is the one by which the call came, if the transport knows it. Only a call that is ``watched``
+        is ended for want of progress: a transport that does not see when a handler waits for its client must not ask
+        for that.
+        """
+        stall = progress.stall_of(call) if watched and STALL in call.headers else None
+        self._still = None if stall is None else progress.Watch(call, stall, progress.deadlines(), self._stands_still)
+        self._stood_still = ""
         self._server = server
         self._call = call
         self._connection = connection
@@ -177,7 +202,14 @@ class Answering:
         )
         return self
 
+    def _stands_still(self, why: str) -> None:
+        self._stood_still = f"service {self._server.name()}: {why}"
+        self._task.cancel()
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> bool:
+        if self._still is not None:
+            self._still.end()
+            self._still = None  # they reference each other
         call = self._call
         handled, code, said, defect = True, 0, "", None
         if error is None:
@@ -189,7 +221,11 @@ class Answering:
             logs.failed(call.method, call.optional_namespace, error)
         elif isinstance(error, asyncio.CancelledError):
             code, said = errors.Cancelled.code, "cancelled"
-            if self._server.draining:
+            if self._stood_still:
+                self.failure = errors.DeadlineExceeded(self._stood_still)
+                code, said = self.failure.code, str(self.failure)
+                logs.failed(call.method, call.optional_namespace, self.failure)
+            elif self._server.draining:
                 self.failure = errors.Unavailable(
                     f"{call.method}: the service is stopping", trailers=((STOPPING, "1"),)
                 )
@@ -250,6 +286,11 @@ class CarriedStream(Protocol):
 
 class Carrier(Protocol):
     """A transport's side of a :class:`Channel`."""
+
+    @property
+    def watches_streams(self) -> bool:
+        """Whether the transport's servers keep the stall of streaming calls, too (``kit.progress``)."""
+        ...
 
     async def unary(self, path: str, request: bytes, metadata: Metadata, timeout: float | None) -> bytes:
         """Make one unary call. A failure is one of our errors: Disconnected if it is the transport's."""

@@ -29,7 +29,7 @@ from google.rpc import status_pb2
 
 from api.ttrpc import ttrpc_pb2 as pb
 from services.kit import errors, logs, loops, observer, sockets
-from services.kit.call import CURRENT, NAMESPACE, Call, Servicer, method_path, time_limit
+from services.kit.call import CURRENT, NAMESPACE, Call, Servicer, limits, method_path, shorter
 
 log = logging.getLogger(__name__)
 
@@ -278,7 +278,7 @@ class Client:
         decode = message_factory.GetMessageClass(method.output_type).FromString
 
         async def unary(request: Any, *, headers: Mapping[str, str | bytes] = {}, timeout: float | None = -1.0) -> Any:
-            return await self._channel.unary(path, request, headers, time_limit(timeout), encode, decode)
+            return await self._channel.unary(path, request, headers, shorter(*limits(timeout, None)), encode, decode)
 
         setattr(self, name, unary)
         return unary

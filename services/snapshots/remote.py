@@ -16,7 +16,7 @@ from services.snapshots import convert
 from services.snapshots.store import About, Info, Usage
 
 LONG = 600.0
-"""Timeout in seconds of calls that copy, measure or remove a tree."""
+"""Seconds for which calls that copy, measure or remove a tree may make no progress."""
 
 
 class RemoteSnapshotter:
@@ -43,7 +43,7 @@ class RemoteSnapshotter:
     async def usage(self, key: str) -> Usage:
         return convert.usage_from_pb(
             await self._client.Usage(
-                pb.UsageRequest(snapshotter=self._name, key=key), headers=self._headers, timeout=LONG
+                pb.UsageRequest(snapshotter=self._name, key=key), headers=self._headers, stall=LONG
             )
         )
 
@@ -55,20 +55,20 @@ class RemoteSnapshotter:
     async def prepare(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
         request = pb.PrepareSnapshotRequest(snapshotter=self._name, key=key, parent=parent, labels=labels)
         return mounts_from_pb(
-            (await self._client.Prepare(request, headers=self._headers, timeout=LONG, together=True)).mounts
+            (await self._client.Prepare(request, headers=self._headers, stall=LONG, together=True)).mounts
         )
 
     async def view(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
         request = pb.ViewSnapshotRequest(snapshotter=self._name, key=key, parent=parent, labels=labels)
-        return mounts_from_pb((await self._client.View(request, headers=self._headers, timeout=LONG)).mounts)
+        return mounts_from_pb((await self._client.View(request, headers=self._headers, stall=LONG)).mounts)
 
     async def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:
         request = pb.CommitSnapshotRequest(snapshotter=self._name, name=name, key=key, labels=labels, parent=parent)
-        await self._client.Commit(request, headers=self._headers, timeout=LONG, together=True)
+        await self._client.Commit(request, headers=self._headers, stall=LONG, together=True)
 
     async def remove(self, key: str) -> None:
         await self._client.Remove(
-            pb.RemoveSnapshotRequest(snapshotter=self._name, key=key), headers=self._headers, timeout=LONG
+            pb.RemoveSnapshotRequest(snapshotter=self._name, key=key), headers=self._headers, stall=LONG
         )
 
     async def list(self, sources: Iterable[str] = ()) -> AsyncIterator[Info]:
@@ -79,7 +79,7 @@ class RemoteSnapshotter:
                 yield convert.info_from_pb(message)
 
     async def cleanup(self) -> None:
-        await self._client.Cleanup(pb.CleanupRequest(snapshotter=self._name), headers=self._headers, timeout=LONG)
+        await self._client.Cleanup(pb.CleanupRequest(snapshotter=self._name), headers=self._headers, stall=LONG)
 
 
 async def snapshotters(channel: Channel, timeout: float) -> tuple[About, ...]:

@@ -14,10 +14,10 @@ from services.kit import errors, loops, observer
 from services.kit.addresses import Address, address
 from services.kit.call import Metadata
 from services.kit.certificates import CertificateError, Certificates
+from services.kit.deadlines import Deadlines
 from services.kit.transport import Pings
 from services.wire import headers, outcomes
 from services.wire.client_call import Unary, UnseenError, WireStream
-from services.wire.deadlines import Deadlines
 from services.wire.events import GoingAway, Opened
 from services.wire.frames import Code
 from services.wire.limits import Limits, configured
@@ -190,6 +190,8 @@ class ClientLink(Link):
 class WireCarrier:
     """The wire's part of a :class:`services.kit.channel.Channel`."""
 
+    watches_streams = True
+
     def __init__(self, where: Path | str | Address, name: str, pings: Pings, limits: Limits | None = None) -> None:
         self.name = name
         self.pings = pings
@@ -359,9 +361,9 @@ class WireCarrier:
                     async with asyncio.timeout_at(end):
                         link = await self.ready()
                 except TimeoutError:
-                    raise errors.DeadlineExceeded from None
+                    raise outcomes.late(path, self.name, timeout) from None
             left = None if end is None else max(end - self._loop.time(), 0.001)
-            call = Unary(self, link, request_block(path, metadata, left), request, left)
+            call = Unary(self, link, path, request_block(path, metadata, left), request, left)
             try:
                 return await call.answer
             except UnseenError as error:  # the peer has certainly not looked at the call
@@ -378,12 +380,12 @@ class WireCarrier:
                 # the caller's frames hold
                 del call
 
-    def ask(self, block: bytes, request: bytes, timeout: float) -> Unary | None:
-        """Make a unary call at once, with a head of :func:`request_block`. None if there is no connection, or no room
-        on it.
+    def ask(self, path: str, block: bytes, request: bytes, timeout: float) -> Unary | None:
+        """Make a unary call of ``path`` at once, with a head of :func:`request_block`. None if there is no connection,
+        or no room on it.
         """
         link = self._link
-        return None if link is None or link.full else Unary(self, link, block, request, timeout)
+        return None if link is None or link.full else Unary(self, link, path, block, request, timeout)
 
     def stream(self, path: str, metadata: Metadata, timeout: float | None) -> WireStream:
         return WireStream(self, path, metadata, timeout)

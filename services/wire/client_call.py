@@ -27,11 +27,13 @@ class UnseenError(Exception):
 class Unary:
     """A unary call under way; ``answer`` is its result. Only :meth:`cancel` cancels it."""
 
-    __slots__ = ("_assembler", "_carrier", "_link", "_message", "_stream", "answer", "told")
+    __slots__ = ("_assembler", "_carrier", "_link", "_message", "_path", "_stream", "_timeout", "answer", "told")
 
     def __init__(
-        self, carrier: WireCarrier, link: ClientLink, block: bytes, request: bytes, timeout: float | None
+        self, carrier: WireCarrier, link: ClientLink, path: str, block: bytes, request: bytes, timeout: float | None
     ) -> None:
+        self._path = path
+        self._timeout = timeout
         self._carrier = carrier
         self._link = link
         self.answer: asyncio.Future[bytes] = link.loop.create_future()
@@ -59,7 +61,7 @@ class Unary:
 
     def expire(self) -> None:
         """The deadline has passed."""
-        self._end(errors.DeadlineExceeded())
+        self._end(outcomes.late(self._path, self._carrier.name, self._timeout))
         self._link.reset(self._stream, Code.CANCEL)
 
     def cancel(self) -> None:
@@ -220,7 +222,7 @@ class WireStream:
             async with asyncio.timeout_at(self._end):
                 link = await self._carrier.ready()
         except TimeoutError:
-            self._finish(errors.DeadlineExceeded())
+            self._finish(outcomes.late(self._path, self._carrier.name))
             raise self._failure() from None
         except errors.NodeError as error:
             self._finish(error)
@@ -237,7 +239,7 @@ class WireStream:
 
     def expire(self) -> None:
         """The deadline has passed."""
-        self._finish(errors.DeadlineExceeded())
+        self._finish(outcomes.late(self._path, self._carrier.name))
         if self._link is not None and self._stream is not None:
             self._link.reset(self._stream, Code.CANCEL)
 

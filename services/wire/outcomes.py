@@ -48,6 +48,22 @@ def disconnected(name: str, reason: str) -> errors.Disconnected:
     return errors.Disconnected(f"service {name} is not reachable ({reason})")
 
 
+def late(path: str, name: str, seconds: float | None = None) -> errors.DeadlineExceeded:
+    """The error of a call whose time is over, which was ``seconds``."""
+    within = "in time" if seconds is None else f"within {seconds:.3g} s"
+    return errors.DeadlineExceeded(f"{path}: service {name} did not answer {within}")
+
+
+def overdue(path: str, seconds: float) -> errors.DeadlineExceeded:
+    """The error of a call whose request is not complete after ``seconds``."""
+    return errors.DeadlineExceeded(f"the request of {path} did not come within {seconds:g} s")
+
+
+def crowded(limit: int) -> errors.ResourceExhausted:
+    """The error of a request for which a connection has no room, with ``limit`` bytes for all its requests."""
+    return errors.ResourceExhausted(f"more than {limit} bytes of incomplete messages on one connection")
+
+
 _OF_RESET: dict[int, int] = {
     Code.REFUSED_STREAM: 14,
     Code.CANCEL: 1,

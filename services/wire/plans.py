@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from services.kit import errors
-from services.kit.call import NAMESPACE, UNARY, Arity, Call
+from services.kit.call import NAMESPACE, STALL, UNARY, Arity, Call
 from services.kit.relays import Relay, Route
 from services.kit.transport import Method, Methods
 from services.wire import headers
@@ -22,7 +22,7 @@ _OWN = frozenset({b"te", b"content-type", b"grpc-encoding", b"grpc-accept-encodi
 class Plan:
     """The decision about all calls with one head. It is cached with the head, so that the next call costs nothing."""
 
-    __slots__ = ("block", "counted", "limited", "long", "namespace", "question", "route", "single", "unary")
+    __slots__ = ("block", "counted", "limited", "long", "namespace", "question", "route", "single", "stalling", "unary")
 
     def __init__(self, head: Head, route: Route, arity: Arity, *, long: bool) -> None:
         self.route = route
@@ -46,6 +46,9 @@ class Plan:
         self.block = headers.block(passed)
         self.limited = self.block if route.timeout is None else self.block + headers.timeout(route.timeout)
         """The block with the route's own timeout, which most calls have."""
+        stall = () if route.stall is None else ((STALL, f"{route.stall:g}"),)
+        self.stalling = headers.block(headers.metadata(stall))
+        """The field of the route's stall, for an upstream that keeps it."""
         question = route.question
         self.question = (
             b""

@@ -24,7 +24,7 @@ from google.protobuf.message import DecodeError
 
 from services.kit import errors, logs, loops, observer
 from services.kit.around import Around
-from services.kit.call import CURRENT, NAMESPACE, STOPPING, TOLD, Call
+from services.kit.call import CURRENT, NAMESPACE, STOPPING, TOLD, Call, shorter
 from services.kit.observer import Observed
 from services.kit.relays import Answers, Meaning, Upstream
 from services.wire import eager, headers, messages, outcomes
@@ -149,9 +149,7 @@ class Passage:
             self.fail(errors.Internal(self.head.problem))
             return
         route = self._plan.route
-        limit = self.head.timeout
-        if route.timeout is not None and (limit is None or route.timeout < limit):
-            limit = route.timeout
+        limit = shorter(self.head.timeout, route.timeout)
         if limit is not None:
             self.deadline = time.monotonic() + limit
             self._server.deadlines.add(self, limit)
@@ -206,7 +204,7 @@ class Passage:
         asking = contextvars.copy_context().run(_asking, observed, question.method) if observed.inside else None
         if asking is not None:
             block += headers.plain(asking.headers())
-        self._asked = carrier.ask(block, request, question.timeout)
+        self._asked = carrier.ask(question.method, block, request, question.timeout)
         if self._asked is None:
             if asking is not None:
                 asking.left()
@@ -249,6 +247,9 @@ class Passage:
 
     def _name(self) -> str:
         return "" if self._to is None else self._to.name
+
+    def _ours(self) -> bool:
+        return self._to is not None and self._to.channel.ours
 
     def _carrier(self) -> WireCarrier:
         assert self._to is not None
@@ -298,6 +299,7 @@ class Passage:
                 self.head.path,
                 self._plan.route.headers,
                 self._observe(),
+                ours=self._ours(),
                 unary=self._plan.unary,
                 timeout=call.remaining(),
                 stall=self._plan.route.stall,
@@ -355,10 +357,14 @@ class Passage:
 
     def _start(self, link: ClientLink, limit: float | None) -> None:
         """Open the upstream's stream, and send it what has come so far."""
+        if not self._ours():
+            limit = self._watched(limit)
         if limit == self._plan.route.timeout:
             block = self._plan.limited + self._link.name
         else:
             block = self._plan.block + self._link.name + headers.timeout(max(limit or 0.0, 0.001))
+        if self._ours():
+            block += self._plan.stalling
         along = self._observe().headers()
         if along:
             block += headers.plain(along)
@@ -366,14 +372,22 @@ class Passage:
         self._up_link = link
         self._up_stream = stream = link.open(self._up, block)
         stream.low = self._stream.low = _ANY
-        stall = self._plan.route.stall
-        if stall is not None and self._stall is None:
-            self._stall = self._link.loop.call_later(stall, self._silent)
         early, self._early = bytes(self._early), bytearray()
         if early or self._ended:
             link.connection.send(stream, early, end=self._ended)
             self._settle()
         link.flush_soon()
+
+    def _watched(self, limit: float | None) -> float | None:
+        """Watch an upstream that does not do so itself. Returns how long the call may take."""
+        stall = self._plan.route.stall
+        if stall is not None and not self._plan.counted:
+            self._stall = self._stall or self._link.loop.call_later(stall, self._silent)
+        elif stall is not None and (limit is None or limit > stall):
+            limit, self.deadline = stall, time.monotonic() + stall
+            self._server.deadlines.discard(self)
+            self._server.deadlines.add(self, stall)
+        return limit
 
     def _again(self) -> None:
         self._let_go()
@@ -425,11 +439,7 @@ class Passage:
         link.assembling += size
         if link.assembling <= link.limits.assembling:
             return True
-        self.fail(
-            errors.ResourceExhausted(
-                f"more than {link.limits.assembling} bytes of incomplete messages on one connection"
-            )
-        )
+        self.fail(outcomes.crowded(link.limits.assembling))
         return False
 
     def _complete(self) -> None:
@@ -439,11 +449,7 @@ class Passage:
 
     def overdue(self) -> None:
         """The request is still not complete."""
-        self.fail(
-            errors.DeadlineExceeded(
-                f"the request of {self.head.path} did not come within {self._link.limits.request:g} s"
-            )
-        )
+        self.fail(outcomes.overdue(self.head.path, self._link.limits.request))
 
     def _settle(self) -> None:
         """Give back to the client's window what the upstream's stream has sent."""
@@ -531,7 +537,7 @@ class Passage:
 
     def expire(self) -> None:
         """The deadline has passed."""
-        self.fail(errors.DeadlineExceeded())
+        self.fail(outcomes.late(self.head.path, self._name() or self._plan.route.hop.name))
 
     def _silent(self) -> None:
         stall = self._plan.route.stall

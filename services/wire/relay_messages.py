@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from services.kit import errors, loops
 from services.kit.around import Around, surrounded, surrounded_stream
-from services.kit.call import CLIENT, TOLD, Headers
+from services.kit.call import CLIENT, STALL, TOLD, Headers, shorter
 from services.kit.observer import Observed
 from services.kit.transport import CarriedStream, Carrier
 from services.wire import headers, messages
@@ -83,27 +83,33 @@ class Attempt:
         metadata: Headers,
         observed: Observed,
         *,
+        ours: bool,
         unary: bool,
         timeout: float | None,
         stall: float | None,
         name: str,
     ) -> None:
         """Carry the call to the end of its answers, or raise its error. ``timeout`` and ``stall`` are in seconds;
-        ``name`` is that of the upstream.
+        ``name`` is that of the upstream, which keeps the stall itself if it is ``ours``.
         """
         if self._encoding and self._encoding not in messages.ENCODINGS:
             raise errors.Unimplemented.verbatim(
                 f'grpc: Decompressor is not installed for grpc-encoding "{self._encoding}"'
             )
         sent = {**metadata, CLIENT: str(self._link.number)}
+        if ours and stall is not None:
+            sent[STALL] = f"{stall:g}"
+        elif unary:
+            timeout = shorter(timeout, stall)
 
         def opened() -> CarriedStream:
             return carrier.stream(path, (*sent.items(), *observed.headers()), timeout)
 
         if unary:
-            await self._unary(opened, around, path, sent, observed, timeout)
+            await self._unary(opened, around, path, sent, observed, timeout, stall)
         else:
-            await self._streams(surrounded_stream(around, observed, path, sent, opened()), path, stall, name)
+            carried = surrounded_stream(around, observed, path, sent, opened())
+            await self._streams(carried, path, None if ours else stall, name)
 
     async def _unary(
         self,
@@ -113,6 +119,7 @@ class Attempt:
         sent: Headers,
         observed: Observed,
         timeout: float | None,
+        stall: float | None,
     ) -> None:
         request = await self._next()
         if request is None or await self._next() is not None:
@@ -135,7 +142,7 @@ class Attempt:
                 self.trailing = carried.trailing()
                 carried.cancel()
 
-        answer = await surrounded(around, observed, path, request, sent, timeout, go)
+        answer = await surrounded(around, observed, path, request, sent, timeout, stall, go)
         self._send_head(leading)
         self._send(answer)
 

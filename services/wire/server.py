@@ -17,12 +17,12 @@ from pathlib import Path
 
 from services.kit import errors, sockets
 from services.kit.call import CLIENT
+from services.kit.deadlines import Deadlines
 from services.kit.relays import Relay
 from services.kit.transport import Method, Methods, Server
 from services.wire import messages
 from services.wire.answers import HEAD, refusal
 from services.wire.clients import Client, Names, field
-from services.wire.deadlines import Deadlines
 from services.wire.events import Opened
 from services.wire.headers import Head
 from services.wire.limits import Limits, configured

@@ -19,7 +19,7 @@ from services.kit import errors, logs
 from services.kit.call import Call, Pieces
 from services.kit.slices import lane
 from services.kit.transport import Answering, Method
-from services.wire import eager, headers, messages
+from services.wire import eager, headers, messages, outcomes
 from services.wire.answers import HEAD, OK, refusal
 from services.wire.clients import client_of
 from services.wire.frames import Code
@@ -211,9 +211,7 @@ class ServerCall:
         found = self._assembler.feed(chunk)
         link.assembling += self._assembler.held - held
         if link.assembling > link.limits.assembling and self._assembler.held:
-            raise errors.ResourceExhausted(
-                f"more than {link.limits.assembling} bytes of incomplete messages on one connection"
-            )
+            raise outcomes.crowded(link.limits.assembling)
         return found
 
     def _queue(self, queue: deque[bytes], found: list[bytes], size: int) -> None:
@@ -245,11 +243,7 @@ class ServerCall:
 
     def overdue(self) -> None:
         """The request is still not complete."""
-        self._broken(
-            errors.DeadlineExceeded(
-                f"the request of {self.head.path} did not come within {self.link.limits.request:g} s"
-            )
-        )
+        self._broken(outcomes.overdue(self.head.path, self.link.limits.request))
 
     def on_trailers(self, head: Head) -> None:
         self.on_data(b"", end=True)
@@ -273,7 +267,7 @@ class ServerCall:
 
     def expire(self) -> None:
         """The deadline has passed."""
-        error = errors.DeadlineExceeded()
+        error = errors.DeadlineExceeded(f"{self.call.method}: not done in the time that its caller allowed")
         logs.failed(self.call.method, self.call.optional_namespace, error)
         self.fail(error)
         if self._task is not None and not self._task.done():
@@ -312,9 +306,11 @@ class ServerCall:
                     raise errors.Internal("the client ended its stream in the middle of a message")
                 raise StopAsyncIteration
             self._reader = self.link.loop.create_future()
+            self.call.waits(1)
             try:
                 await self._reader
             finally:
+                self.call.waits(-1)
                 self._reader = None
         message = self._messages.popleft()
         self.call.size += len(message)
@@ -391,9 +387,11 @@ class ServerCall:
         while stream.queued > self._high and not self.over:
             stream.low = self._high // 2
             self._writer = self.link.loop.create_future()
+            self.call.waits(1)
             try:
                 await self._writer
             finally:
+                self.call.waits(-1)
                 self._writer = None
                 stream.low = -1
 

@@ -6,6 +6,6 @@ from tests.interop import orca_pb2
 from services.kit.channel import Service, Stream
 
 class OpenRcaService(Protocol):
-    def StreamCoreMetrics(self, request: orca_pb2.OrcaLoadReportRequest, *, headers: Mapping[str, str | bytes] = ..., timeout: float | None = ...) -> AsyncGenerator[orca_pb2.OrcaLoadReport, None]: ...
+    def StreamCoreMetrics(self, request: orca_pb2.OrcaLoadReportRequest, *, headers: Mapping[str, str | bytes] = ..., timeout: float | None = ..., stall: float | None = ...) -> AsyncGenerator[orca_pb2.OrcaLoadReport, None]: ...
 
 OPEN_RCA_SERVICE: Service[OpenRcaService]

@@ -1,5 +1,5 @@
-"""The raw stores through the gateway's internal socket: calls with the header ``splitd-raw``, and without a
-namespace.
+"""The raw stores through the gateway's internal socket: calls with the header ``splitd-raw``, and without a namespace.
+The gateway limits how long they may stand still ([gateway] raw_timeout).
 """
 
 from __future__ import annotations
@@ -17,10 +17,6 @@ from services.metadata.gc.raw import ListedSnapshot, Listing
 from services.metadata.store import Raw, snapshotter_of
 
 _REFERENCE = "containerd.io/snapshot.ref"
-_LIST = 60.0
-"""Seconds for a listing."""
-_REMOVE = 310.0
-"""Seconds for a removal: a little more than the gateway allows a snapshotter."""
 
 
 class RemoteRawStores:
@@ -48,14 +44,14 @@ class RemoteRawStores:
         if backend.startswith("snapshots."):
             request = snapshots_pb2.ListSnapshotsRequest(snapshotter=snapshotter_of(backend))
             snapshots: dict[str, ListedSnapshot] = {}
-            async for answer in self._snapshots.List(request, headers=headers, timeout=_LIST):
+            async for answer in self._snapshots.List(request, headers=headers):
                 for info in answer.info:
                     snapshots[info.name] = ListedSnapshot(info.name, info.parent, info.labels.get(_REFERENCE, ""))
             return Listing(backend, snapshots=snapshots)
-        statuses = await self._content.ListStatuses(content_pb2.ListStatusesRequest(), headers=headers, timeout=_LIST)
+        statuses = await self._content.ListStatuses(content_pb2.ListStatusesRequest(), headers=headers)
         blobs = [
             info.digest
-            async for answer in self._content.List(content_pb2.ListContentRequest(), headers=headers, timeout=_LIST)
+            async for answer in self._content.List(content_pb2.ListContentRequest(), headers=headers)
             for info in answer.info
         ]
         return Listing(backend, frozenset(blobs), frozenset(status.ref for status in statuses.statuses))
@@ -63,34 +59,30 @@ class RemoteRawStores:
     async def remove(self, raw: Raw) -> None:
         headers: Any = {RAW: raw.backend}
         if raw.kind == "blob":
-            await self._content.Delete(
-                content_pb2.DeleteContentRequest(digest=raw.name), headers=headers, timeout=_REMOVE
-            )
+            await self._content.Delete(content_pb2.DeleteContentRequest(digest=raw.name), headers=headers)
         elif raw.kind == "ingest":
-            await self._content.Abort(content_pb2.AbortRequest(ref=raw.name), headers=headers, timeout=_REMOVE)
+            await self._content.Abort(content_pb2.AbortRequest(ref=raw.name), headers=headers)
         else:
             request = snapshots_pb2.RemoveSnapshotRequest(snapshotter=snapshotter_of(raw.backend), key=raw.name)
-            await self._snapshots.Remove(request, headers=headers, timeout=_REMOVE)
+            await self._snapshots.Remove(request, headers=headers)
 
     async def remove_all(self, backend: str, raws: Sequence[Raw]) -> Sequence[errors.NodeError | None]:
         if all(raw.kind == "blob" for raw in raws):
             blobs = removals_pb2.RemoveRequest(blobs=[raw.name for raw in raws])
-            answer = await self._removals.Remove(blobs, headers={RAW: backend}, timeout=_REMOVE)
+            answer = await self._removals.Remove(blobs, headers={RAW: backend})
             if answer.all:
                 return [None] * len(raws)
             if answer.outcomes:
                 return _outcomes(answer, backend, len(raws))
             # an older release, which knows things only, and has removed nothing
         request = removals_pb2.RemoveRequest(things=[removals_pb2.Thing(kind=raw.kind, name=raw.name) for raw in raws])
-        answer = await self._removals.Remove(request, headers={RAW: backend}, timeout=_REMOVE)
+        answer = await self._removals.Remove(request, headers={RAW: backend})
         return _outcomes(answer, backend, len(raws))
 
     async def cleanup(self, backend: str) -> None:
         try:
             await self._snapshots.Cleanup(
-                snapshots_pb2.CleanupRequest(snapshotter=snapshotter_of(backend)),
-                headers={RAW: backend},
-                timeout=_REMOVE,
+                snapshots_pb2.CleanupRequest(snapshotter=snapshotter_of(backend)), headers={RAW: backend}
             )
         except errors.Unimplemented:
             return  # few snapshotters have Cleanup

@@ -138,14 +138,14 @@ async def test_headers_and_trailers_pass_but_for_the_transports_own(place: Path)
         assert dict(caught.value.trailers) == {"grpc-status-details-bin": b"\x01", "extra": "x"}
 
 
-async def test_a_deadline_passes_through_and_none_becomes_the_gateways(place: Path) -> None:
-    """No unary call can hang: a call without a deadline gets the gateway's."""
+async def test_a_deadline_passes_through_and_none_becomes_the_gateways_stall(place: Path) -> None:
+    """No unary call can hang: each may stand still for as long as the gateway says."""
     images = Images()
     async with rpc.serving(place / "images.sock", [images]), gateway(place, unary_timeout=3.0) as channel:
         await channel.client(IMAGES).Get(images_pb2.GetImageRequest(name="a"), timeout=2.0)
         await channel.client(IMAGES).Get(images_pb2.GetImageRequest(name="a"), timeout=None)
-    limits = [call.deadline for call in images.calls]
-    assert all(limit is not None for limit in limits)
+    assert [call.deadline is not None for call in images.calls] == [True, False]
+    assert [call.headers[rpc.STALL] for call in images.calls] == ["3", "3"]
 
 
 async def test_a_call_is_held_until_its_service_comes(place: Path) -> None:

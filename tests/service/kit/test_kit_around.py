@@ -151,15 +151,21 @@ class Scene:
 
 
 @contextlib.asynccontextmanager
-async def scene(place: Path, *, relayed: bool, servicer: Any = None, **route: Any) -> AsyncIterator[Scene]:
-    """Calls that are made here, or that a relay passes on."""
+async def scene(
+    place: Path, *, relayed: bool, servicer: Any = None, ours: bool = True, **route: Any
+) -> AsyncIterator[Scene]:
+    """Calls that are made here, or that a relay passes on. The server is taken for one of another project unless it is
+    ``ours``.
+    """
     load, around = Load(), Around()
     servicer = servicer or Servicer(load)
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(
             rpc.serving(place / "t.sock", [servicer, load], long=frozenset({"StreamCoreMetrics"}), grace=0)
         )
-        channel = await stack.enter_async_context(rpc.Channel(place / "t.sock", "testing"))
+        channel = await stack.enter_async_context(
+            rpc.Channel(place / "t.sock", "testing", pings="calls" if ours else "never")
+        )
         channel.around = around
         relay = None
         if relayed:
@@ -309,13 +315,31 @@ async def _still(count: Callable[[], int]) -> bool:
     return 0 < before == count()
 
 
-async def test_a_silent_upstream_stalls_no_call(place: Path) -> None:
+async def test_a_silent_upstream_of_another_project_stalls_no_call(place: Path) -> None:
     """The route's limit counts while nothing comes."""
-    async with scene(place, relayed=True, stall=0.2) as here:
+    async with scene(place, relayed=True, ours=False, stall=0.2) as here:
         async with here.peer.duplex() as stream:
             await stream.send(cases.asking(1))
             with pytest.raises(errors.Unavailable, match=r"^service testing has been silent for 0.2 s: unavailable$"):
                 await stream.receive()
+
+
+async def test_an_upstream_keeps_its_stall_and_what_stands_around_has_its_own(place: Path) -> None:
+    """A handler that stands still is ended where it runs; one that may take long is not, but who delays it is."""
+
+    class Late(Servicer):
+        async def EmptyCall(self, request: pb.Empty, call: rpc.Call) -> pb.Empty:
+            call.waits(int(call.headers.get("works", 0)))  # as one that waits for another process
+            await asyncio.sleep(1)
+            return pb.Empty()
+
+    async with scene(place, relayed=True, servicer=Late(Load()), stall=0.2) as here:
+        with pytest.raises(errors.DeadlineExceeded, match=r"^service t: .*/EmptyCall made no progress for 0.2 s: "):
+            await here.peer.client.EmptyCall(pb.Empty())
+        await here.peer.client.EmptyCall(pb.Empty(), headers={"works": "1"})
+        here.around.delay = 60
+        with pytest.raises(errors.DeadlineExceeded, match="not done in time by what stands around the call"):
+            await here.peer.client.EmptyCall(pb.Empty(), headers={"works": "1"})
 
 
 async def test_what_passes_is_asked_for_each_call(place: Path) -> None:

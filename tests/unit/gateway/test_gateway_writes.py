@@ -23,6 +23,7 @@ class Raw:
 
     def __init__(self, *dies: int) -> None:
         self.name = "content"
+        self.channel, self.watched = self, False
         self.heard: list[tuple[int, str, str]] = []
         self._dies = list(dies)
         self._answer: pb.WriteContentResponse | None = None
@@ -30,7 +31,7 @@ class Raw:
     async def ready(self, call: Call) -> Raw:
         return self
 
-    def stream(self, method: str, headers: object) -> Raw:
+    def stream(self, method: str, headers: object, *, stall: float) -> Raw:
         return self
 
     async def send(self, message: bytes) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from services.kit import errors, rpc
+from services.kit.deadlines import Deadlines
 from services.kit.hops import Hop
 from services.wire import headers as ours
 from services.wire.channel import ClientLink, WireCarrier
-from services.wire.deadlines import Deadlines
 from services.wire.frames import Code
 from services.wire.limits import Limits
 from services.wire.messages import HIGH_WATER
@@ -426,6 +426,7 @@ class Passing:
         self.name = "upstream"
         self.channel: Any = self
         self.around = None
+        self.ours = True
         self.carrier = self.up.carrier
         self.down = Served(Relay())
 

@@ -6,6 +6,6 @@ from api.splitd.many.v1 import many_pb2
 from services.kit.channel import Service, Stream
 
 class Many(Protocol):
-    def Make(self, request: many_pb2.MakeRequest, *, headers: Mapping[str, str | bytes] = ..., timeout: float | None = ...) -> AsyncGenerator[many_pb2.MakeResponse, None]: ...
+    def Make(self, request: many_pb2.MakeRequest, *, headers: Mapping[str, str | bytes] = ..., timeout: float | None = ..., stall: float | None = ...) -> AsyncGenerator[many_pb2.MakeResponse, None]: ...
 
 MANY: Service[Many]

@@ -6,6 +6,6 @@ from api.splitd.metrics.v1 import metrics_pb2
 from services.kit.channel import Service, Stream
 
 class Metrics(Protocol):
-    async def Collect(self, request: metrics_pb2.CollectRequest, *, headers: Mapping[str, str | bytes] = ..., timeout: float | None = ..., together: bool = ...) -> metrics_pb2.CollectResponse: ...
+    async def Collect(self, request: metrics_pb2.CollectRequest, *, headers: Mapping[str, str | bytes] = ..., timeout: float | None = ..., stall: float | None = ..., together: bool = ...) -> metrics_pb2.CollectResponse: ...
 
 METRICS: Service[Metrics]

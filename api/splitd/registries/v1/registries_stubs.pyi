@@ -6,6 +6,6 @@ from api.splitd.registries.v1 import registries_pb2
 from services.kit.channel import Service, Stream
 
 class Registries(Protocol):
-    async def List(self, request: registries_pb2.ListRequest, *, headers: Mapping[str, str | bytes] = ..., timeout: float | None = ..., together: bool = ...) -> registries_pb2.ListResponse: ...
+    async def List(self, request: registries_pb2.ListRequest, *, headers: Mapping[str, str | bytes] = ..., timeout: float | None = ..., stall: float | None = ..., together: bool = ...) -> registries_pb2.ListResponse: ...
 
 REGISTRIES: Service[Registries]

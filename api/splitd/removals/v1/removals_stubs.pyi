@@ -6,6 +6,6 @@ from api.splitd.removals.v1 import removals_pb2
 from services.kit.channel import Service, Stream
 
 class Removals(Protocol):
-    async def Remove(self, request: removals_pb2.RemoveRequest, *, headers: Mapping[str, str | bytes] = ..., timeout: float | None = ..., together: bool = ...) -> removals_pb2.RemoveResponse: ...
+    async def Remove(self, request: removals_pb2.RemoveRequest, *, headers: Mapping[str, str | bytes] = ..., timeout: float | None = ..., stall: float | None = ..., together: bool = ...) -> removals_pb2.RemoveResponse: ...
 
 REMOVALS: Service[Removals]

@@ -7,6 +7,6 @@ from google.protobuf import empty_pb2
 from services.kit.channel import Service, Stream
 
 class Snapshotters(Protocol):
-    async def List(self, request: empty_pb2.Empty, *, headers: Mapping[str, str | bytes] = ..., timeout: float | None = ..., together: bool = ...) -> snapshotters_pb2.ListResponse: ...
+    async def List(self, request: empty_pb2.Empty, *, headers: Mapping[str, str | bytes] = ..., timeout: float | None = ..., stall: float | None = ..., together: bool = ...) -> snapshotters_pb2.ListResponse: ...
 
 SNAPSHOTTERS: Service[Snapshotters]

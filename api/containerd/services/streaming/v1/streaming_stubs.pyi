@@ -6,6 +6,6 @@ from google.protobuf import any_pb2
 from services.kit.channel import Service, Stream
 
 class Streaming(Protocol):
-    def Stream(self, *, headers: Mapping[str, str | bytes] = ..., timeout: float | None = ...) -> Stream[any_pb2.Any, any_pb2.Any]: ...
+    def Stream(self, *, headers: Mapping[str, str | bytes] = ..., timeout: float | None = ..., stall: float | None = ...) -> Stream[any_pb2.Any, any_pb2.Any]: ...
 
 STREAMING: Service[Streaming]

@@ -7,6 +7,6 @@ from google.protobuf import empty_pb2
 from services.kit.channel import Service, Stream
 
 class Transfer(Protocol):
-    async def Transfer(self, request: transfer_pb2.TransferRequest, *, headers: Mapping[str, str | bytes] = ..., timeout: float | None = ..., together: bool = ...) -> empty_pb2.Empty: ...
+    async def Transfer(self, request: transfer_pb2.TransferRequest, *, headers: Mapping[str, str | bytes] = ..., timeout: float | None = ..., stall: float | None = ..., together: bool = ...) -> empty_pb2.Empty: ...
 
 TRANSFER: Service[Transfer]

@@ -7,6 +7,6 @@ from google.protobuf import empty_pb2
 from services.kit.channel import Service, Stream
 
 class Version(Protocol):
-    async def Version(self, request: empty_pb2.Empty, *, headers: Mapping[str, str | bytes] = ..., timeout: float | None = ..., together: bool = ...) -> version_pb2.VersionResponse: ...
+    async def Version(self, request: empty_pb2.Empty, *, headers: Mapping[str, str | bytes] = ..., timeout: float | None = ..., stall: float | None = ..., together: bool = ...) -> version_pb2.VersionResponse: ...
 
 VERSION: Service[Version]

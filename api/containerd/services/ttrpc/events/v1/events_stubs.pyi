@@ -7,6 +7,6 @@ from google.protobuf import empty_pb2
 from services.kit.channel import Service, Stream
 
 class Events(Protocol):
-    async def Forward(self, request: events_pb2.ForwardRequest, *, headers: Mapping[str, str | bytes] = ..., timeout: float | None = ..., together: bool = ...) -> empty_pb2.Empty: ...
+    async def Forward(self, request: events_pb2.ForwardRequest, *, headers: Mapping[str, str | bytes] = ..., timeout: float | None = ..., stall: float | None = ..., together: bool = ...) -> empty_pb2.Empty: ...
 
 EVENTS: Service[Events]

@@ -27,10 +27,10 @@ class Bounded(Protocol):
 class Deadlines:
     """The deadlines of one server or channel."""
 
-    __slots__ = ("_due", "_exact", "_loop", "_timer")
+    __slots__ = ("_due", "_exact", "_timer", "loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+        self.loop = loop
         self._due: dict[Bounded, float] = {}
         self._exact: dict[Bounded, asyncio.TimerHandle] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -38,11 +38,11 @@ class Deadlines:
     def add(self, item: Bounded, seconds: float) -> None:
         """Call ``item.expire()`` in ``seconds``."""
         if seconds < _EXACT:
-            self._exact[item] = self._loop.call_later(seconds, self._pass, item)
+            self._exact[item] = self.loop.call_later(seconds, self._pass, item)
             return
-        self._due[item] = self._loop.time() + seconds
+        self._due[item] = self.loop.time() + seconds
         if self._timer is None:
-            self._timer = self._loop.call_later(TICK, self._tick)
+            self._timer = self.loop.call_later(TICK, self._tick)
 
     def discard(self, item: Bounded) -> None:
         """Cancel the deadline of ``item``."""
@@ -56,11 +56,11 @@ class Deadlines:
         item.expire()
 
     def _tick(self) -> None:
-        now = self._loop.time()
+        now = self.loop.time()
         for item in [item for item, when in self._due.items() if when <= now]:
             if self._due.pop(item, None) is not None:  # one may end another
                 try:
                     item.expire()
                 except Exception:
                     log.exception("a deadline could not be handled")
-        self._timer = self._loop.call_later(TICK, self._tick) if self._due else None
+        self._timer = self.loop.call_later(TICK, self._tick) if self._due else None

@@ -1,0 +1,166 @@
+"""What the threads of this process do just now: which of them work, or wait in the kernel for a disk, for which file,
+and whether that disk moves.
+
+The kernel tells all of it (/proc/self/task, proc(5)), so no code that uses a disk has to say so. A thread works if it
+runs or could run (state R). It waits for a disk in state D, or in a system call on a file; a file system that a program
+serves (FUSE) is waited for in state S. The disk of a file moves if its block device has finished requests since the
+last look (/sys/dev/block, Documentation/block/stat.rst). If the file is not known, as in a rename, the disks of the
+process's own directories count (:func:`owns`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import stat
+import threading
+import time
+from typing import NamedTuple
+
+_ON_FILES = {
+    "x86_64": {0: "read", 1: "write", 17: "pread", 18: "pwrite", 74: "fsync", 75: "fdatasync", 77: "ftruncate",
+               217: "getdents", 277: "sync_file_range", 285: "fallocate", 306: "syncfs"},
+    "aarch64": {46: "ftruncate", 47: "fallocate", 61: "getdents", 63: "read", 64: "write", 67: "pread", 68: "pwrite",
+                82: "fsync", 83: "fdatasync", 84: "sync_file_range", 267: "syncfs"},
+}.get(platform.machine(), {})  # fmt: skip
+"""System calls whose first argument is an open file, by number."""
+_ON_NAMES = {
+    "x86_64": {2: "open", 82: "rename", 83: "mkdir", 84: "rmdir", 86: "link", 87: "unlink", 257: "openat",
+               258: "mkdirat", 263: "unlinkat", 264: "renameat", 265: "linkat"},
+    "aarch64": {34: "mkdirat", 35: "unlinkat", 37: "linkat", 38: "renameat", 56: "openat", 276: "renameat2"},
+}.get(platform.machine(), {})  # fmt: skip
+"""Others that wait for disks. The kernel does not tell for which."""
+_AFAR = (b"nfs", b"fuse", b"cifs", b"smb", b"9p", b"ceph", b"afs")
+"""Beginnings of the names of file systems that are behind a network or a program."""
+_FRESH = 0.05
+"""Seconds for which a look is not repeated: a thousand calls may want one at once."""
+
+
+class Working(NamedTuple):
+    """A thread that works or waits for a disk. Two looks at one are equal if nothing has moved in between."""
+
+    name: str
+    doing: str
+    """Such as "fdatasync of /var/lib/x.db-wal"; empty if it runs."""
+    counters: tuple[bytes, ...]
+    """Its processor time and context switches, and what its disk has done so far."""
+
+
+Signs = dict[int, Working]
+"""The threads at work, by thread id."""
+
+_own: set[int] = set()
+"""The devices of the process's own directories."""
+_last: tuple[float, int, Signs] = (-1.0, 0, {})
+
+
+def owns(fd: int) -> None:
+    """Note that an open directory is one of this process's own."""
+    _own.add(os.fstat(fd).st_dev)
+
+
+def signs() -> Signs:
+    """The threads at work, without the caller's."""
+    global _last
+    now, own = time.monotonic(), threading.get_native_id()
+    if now > _last[0] + _FRESH or _last[1] != own:
+        _last = now, own, _look(own)
+    return _last[2]
+
+
+def moved(before: Signs, now: Signs) -> bool:
+    """Whether a thread that is at work has moved, or its disk has, between two looks."""
+    return any(before.get(number) != thread for number, thread in now.items())
+
+
+def described(found: Signs) -> str:
+    """What the threads at work do, for a message."""
+    if not found:
+        return "nothing of it is at work"
+    return ", ".join(
+        f"thread {each.name} waits in {each.doing}, and the disk does not move"
+        if each.doing
+        else f"thread {each.name} runs"
+        for each in found.values()
+    )
+
+
+def _look(own: int) -> Signs:
+    found: Signs = {}
+    for task in os.listdir("/proc/self/task"):
+        if int(task) == own:
+            continue
+        with contextlib.suppress(OSError, IndexError):  # it has ended
+            head, _, rest = _read(f"/proc/self/task/{task}/stat").rpartition(b")")
+            fields = rest.split()
+            wait = _disk_wait(task, fields[0])
+            if wait is not None:
+                name = head.partition(b"(")[2].decode("utf-8", "replace")
+                found[int(task)] = Working(name, wait[0], (*fields[11:13], _switches(task), wait[1]))
+    return found
+
+
+def _switches(task: str) -> bytes:
+    lines = _read(f"/proc/self/task/{task}/status").splitlines()
+    return b" ".join(line.split()[1] for line in lines if b"ctxt_switches" in line)
+
+
+def _disk_wait(task: str, state: bytes) -> tuple[str, bytes] | None:
+    """What a thread waits for, and what that disk has done so far; empty if it works. None if it does neither."""
+    if state == b"R":
+        return "", b""
+    if state not in (b"D", b"S"):
+        return None
+    number = -1
+    with contextlib.suppress(OSError, ValueError, IndexError):  # it has just ended
+        call = _read(f"/proc/self/task/{task}/syscall").split()
+        number = int(call[0])
+        if number in _ON_FILES:
+            fd = int(call[1], 16)
+            file = os.fstat(fd)
+            if stat.S_ISREG(file.st_mode) or stat.S_ISDIR(file.st_mode):
+                return f"{_ON_FILES[number]} of {os.readlink(f'/proc/self/fd/{fd}')}", done(file.st_dev)
+    if state != b"D":
+        return None
+    return _ON_NAMES.get(number, "a system call"), b",".join(map(done, _own)) if _own else _of_all()
+
+
+def done(device: int) -> bytes:
+    """What the disk of a device number has done so far, as text that changes with each finished request. It stays empty
+    for a file system behind a network or a program; of a disk that is not known, it is what all disks have done.
+    """
+    try:
+        return _finished(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat")
+    except OSError:
+        return _of_mount(device)
+
+
+def _of_mount(device: int) -> bytes:
+    """:func:`done` of a file system with a device number of its own, as btrfs and overlays have."""
+    wanted = f"{os.major(device)}:{os.minor(device)}".encode()
+    for line in _read("/proc/self/mountinfo").splitlines():
+        mount, _, about = line.partition(b" - ")
+        if mount.split(b" ")[2] == wanted:
+            kind, source, *_ = about.split(b" ")
+            if kind.startswith(_AFAR):
+                return b""
+            with contextlib.suppress(OSError):
+                name = os.path.basename(os.path.realpath(source)).decode()
+                return _finished(f"/sys/class/block/{name}/stat")
+    return _of_all()
+
+
+def _finished(path: str) -> bytes:
+    """Requests and sectors that were read and written, from a device's statistics."""
+    return b" ".join(_read(path).split()[:8:2])
+
+
+def _of_all() -> bytes:
+    """What all disks have done."""
+    return b"\n".join(b" ".join(line.split()[3:10:2]) for line in _read("/proc/diskstats").splitlines())
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:
+        return file.read()
