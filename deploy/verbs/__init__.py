@@ -12,6 +12,7 @@ VERBS = (
     "images",
     "leases",
     "trace",
+    "new",
     "gc",
     "salvage",
     "version",

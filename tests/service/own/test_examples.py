@@ -59,8 +59,18 @@ def blobs() -> Iterator[OwnService]:
         yield running
 
 
+class MapsNoIds:
+    """A suite's test for snapshotters that leave the ids of user namespaces alone."""
+
+    async def test_mapped_ids(self, case: SnapshotCase) -> None:
+        """It maps no ids, and does not announce that it does: labels about them are labels like others."""
+        [mount] = await case.snapshotter.prepare(f"{case.prefix}-a", "", {UID_MAPPING: "0:2000:65536"})
+        assert mount.options == ("rw", "rbind")
+        assert (await case.snapshotter.stat(f"{case.prefix}-a")).labels == {UID_MAPPING: "0:2000:65536"}
+
+
 @pytest.mark.root
-class TestOverlay(SnapshotterSuite):
+class TestOverlay(MapsNoIds, SnapshotterSuite):
     """The suite on the snapshotter of examples/, whose mounts are those of containerd's overlayfs."""
 
     renames = False
@@ -69,12 +79,6 @@ class TestOverlay(SnapshotterSuite):
     async def snapshotter(self, overlay: OwnService) -> AsyncIterator[Snapshotter]:
         async with rpc.Channel(overlay.sockets[0]) as channel:
             yield RemoteSnapshotter(channel)
-
-    async def test_mapped_ids(self, case: SnapshotCase) -> None:
-        """It maps no ids, and does not announce that it does: labels about them are labels like others."""
-        [mount] = await case.snapshotter.prepare(f"{case.prefix}-a", "", {UID_MAPPING: "0:2000:65536"})
-        assert mount.options == ("rw", "rbind")
-        assert (await case.snapshotter.stat(f"{case.prefix}-a")).labels == {UID_MAPPING: "0:2000:65536"}
 
 
 class TestBlobs(ContentSuite):

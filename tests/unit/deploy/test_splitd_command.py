@@ -25,10 +25,7 @@ from tests.support import TOP, splitd
 
 MISTYPED = [
     (["upp"], "did you mean 'up'?"),
-    (
-        ["frobnicate"],
-        "(up, down, restart, status, logs, config, pull, push, images, leases, trace, gc, salvage, version, help, completion)",
-    ),
+    (["frobnicate"], f"({', '.join(VERBS)})"),
     (["donw"], "did you mean 'down'?"),
     (["ps"], "did you mean 'status'? Containers are shown by a client, such as ctr tasks ls"),
     (["rmi", "x"], "did you mean 'images remove'?"),
