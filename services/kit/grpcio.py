@@ -24,7 +24,7 @@ from services.kit import errors, loops, observer, sockets
 from services.kit.addresses import Address, address
 from services.kit.call import ERROR_LIMIT, MESSAGE_LIMIT, STOPPING, TOLD, UNARY, Call, Headers, Metadata, shorter
 from services.kit.certificates import CertificateError, Certificates
-from services.kit.relays import Relay, relayed
+from services.kit.relays import Elsewhere, Relay, relayed
 from services.kit.transport import Answering, Method, Methods, Pings, Server
 
 if TYPE_CHECKING:
@@ -212,17 +212,19 @@ class _Relayed:
                 yield answer
             return
         route = self._relay.route(call)
-        first = None
+        first, target = None, None
         if route.admit is not None:
             first = await anext(requests, None)
             if first is None:
                 raise errors.InvalidArgument(f"{call.method} without a request")
             answers = await route.admit(first, call)
+            if isinstance(answers, Elsewhere):
+                target, answers = answers.upstream, answers.answers
             if answers is not None:
                 for piece in answers:
                     yield bytes(piece)
                 return
-        upstream = route.hop.to(call.optional_namespace)
+        upstream = target or route.hop.to(call.optional_namespace)
         channel = await upstream.ready(call)
         async with channel.stream(call.method, route.headers, shorter(route.timeout, call.remaining())) as stream:
             sending = loops.aside(f"the requests of {call.method}", _pump(first, requests, stream))

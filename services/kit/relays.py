@@ -52,7 +52,19 @@ class Hop(Protocol):
 
 Answers = Sequence[bytes | bytearray]
 """Serialized messages with which a gateway answers a call by itself."""
-Meaning = Callable[[bytes], Answers | Literal[False] | None]
+
+
+class Elsewhere:
+    """The call is for this upstream, and not for the hop's. ``answers`` are as :attr:`Route.admit` returns them."""
+
+    __slots__ = ("answers", "upstream")
+
+    def __init__(self, upstream: Upstream, answers: Answers | None = None) -> None:
+        self.upstream = upstream
+        self.answers = answers
+
+
+Meaning = Callable[[bytes], Answers | Literal[False] | Elsewhere | None]
 
 
 @dataclass(slots=True, frozen=True)
@@ -70,8 +82,8 @@ class Question:
     """Whether the hop's upstream can be asked now."""
     ask: Callable[[bytes], tuple[bytes, Meaning, Callable[[], None]]]
     """Makes the question about a request, a function that interprets the answer, and work to do meanwhile. The
-    interpretation is the result of ``admit``, or False if the answer does not settle the call. In that case, and on an
-    error, ``admit`` is asked.
+    interpretation is the result of ``admit``, or False if the answer does not settle the call. In that case, and if the
+    question fails, ``admit`` is asked.
     """
 
 
@@ -91,9 +103,10 @@ class Route:
     """
     repeats: float = 0
     """How often a unary call is repeated if its upstream goes away during the call."""
-    admit: Callable[[bytes, Call], Awaitable[Answers | None]] | None = None
+    admit: Callable[[bytes, Call], Awaitable[Answers | Elsewhere | None]] | None = None
     """Asked, with the first request message, before anything is sent. An exception from it is the answer. Messages that
-    it returns are the answer, too, if the client reads them at once. None lets the call pass.
+    it returns are the answer, too, if the client reads them at once. None lets the call pass to the hop's upstream,
+    :class:`Elsewhere` to another one.
     """
     question: Question | None = None
 
@@ -102,11 +115,16 @@ async def relayed(route: Route, request: bytes, call: Call, *, together: bool = 
     """The answer to a unary call by its ``route``, for transports that have its one request. Failures are the
     upstream's. ``together`` is as in :meth:`~services.kit.channel.Channel.unary`.
     """
-    if route.admit is not None and (answers := await route.admit(request, call)) is not None:
-        return bytes(answers[0])
+    target: Upstream | None = None
+    if route.admit is not None:
+        answers = await route.admit(request, call)
+        if isinstance(answers, Elsewhere):
+            target, answers = answers.upstream, answers.answers
+        if answers is not None:
+            return bytes(answers[0])
     attempt = 0
     while True:
-        upstream = route.hop.to(call.optional_namespace)
+        upstream = target or route.hop.to(call.optional_namespace)
         channel = await upstream.ready(call)
         try:
             answer: bytes = await channel.unary(

@@ -26,7 +26,7 @@ from services.kit import errors, logs, loops, observer
 from services.kit.around import Around
 from services.kit.call import CURRENT, NAMESPACE, STOPPING, TOLD, Call, shorter
 from services.kit.observer import Observed
-from services.kit.relays import Answers, Meaning, Upstream
+from services.kit.relays import Answers, Elsewhere, Meaning, Upstream
 from services.wire import eager, headers, messages, outcomes
 from services.wire.answers import HEAD, OK, refusal
 from services.wire.channel import ClientLink, WireCarrier
@@ -75,6 +75,7 @@ class Passage:
         "_size",
         "_stall",
         "_stream",
+        "_target",
         "_task",
         "_to",
         "_up",
@@ -117,6 +118,8 @@ class Passage:
         """None until the call has room; its request has mostly come by then."""
         self._size = 0
         self._asked: Unary | None = None
+        self._target: Upstream | None = None
+        """The upstream that the route names for this call, in the place of the hop's."""
         self._to: Upstream | None = None
         """The upstream that answers, once the hop was asked. A repeated call may have another."""
         self._by_messages: Attempt | None = None
@@ -227,22 +230,32 @@ class Passage:
             return
         try:
             answers = False if failed else meaning(answer.result())
+        except errors.NodeError as refused:
+            self.fail(refused)
+            return
         except Exception:
             log.exception("%s failed unexpectedly", self.head.path)
             self.fail(errors.defect(self.head.path))
             return
-        if answers is not False:
-            if answers is not None and self._has_room(sum(map(len, answers))):
-                self._answer(answers)
-                return
-            self._admitted = True
+        if answers is not False and self._settled(answers):
+            return
         self._task = eager.start(self._prepare(), self._link.loop)
+
+    def _settled(self, answers: Answers | Elsewhere | None) -> bool:
+        """Take the route's word about the call: whether it is answered now. Else it passes."""
+        if isinstance(answers, Elsewhere):
+            self._target, answers = answers.upstream, answers.answers
+        if answers is not None and self._has_room(sum(map(len, answers))):
+            self._answer(answers)
+            return True
+        self._admitted = True
+        return False
 
     # -- finding the upstream
 
     def _chosen(self) -> Upstream:
         """Ask the hop for the upstream."""
-        self._to = self._plan.route.hop.to(self._plan.namespace)
+        self._to = self._target or self._plan.route.hop.to(self._plan.namespace)
         return self._to
 
     def _name(self) -> str:
@@ -265,11 +278,8 @@ class Passage:
         try:
             if not self._admitted:
                 assert route.admit is not None
-                answers = await route.admit(await self._first_message(), call)
-                if answers is not None and self._has_room(sum(map(len, answers))):
-                    self._answer(answers)
+                if self._settled(await route.admit(await self._first_message(), call)):
                     return
-                self._admitted = True
             if delay:
                 await asyncio.sleep(delay)
             channel = await self._chosen().ready(call)
