@@ -23,8 +23,10 @@ from deploy.processes import PROCESSES, Process
 from services.kit import errors, exporting, settings
 from services.kit.config import load_metrics
 
-ENTRIES = {"proxy_plugins": "gateway.config:ProxyPlugin"}
+ENTRIES = {"proxy_plugins": "gateway.config:ProxyPlugin", "services": "gateway.config:Service"}
 """Tables of named entries, such as ``[proxy_plugins.NAME]``, and the class of an entry."""
+NESTED = frozenset({"services.snapshots"})
+"""Entries that are tables of named entries themselves: ``[services.snapshots.NAME]``."""
 
 QUIET = frozenset({"version"})
 """Keys of containerd's that have no meaning here, and need no warning."""
@@ -109,8 +111,8 @@ def check(path: Path | None) -> Checked:
     for table, cls in tables():
         _try(found, cls, file, table)
     for name, entry in ENTRIES.items():
-        for key in file.tables.get(name, {}):
-            _try(found, _class(entry), file, f"{name}.{key}")
+        for table in _entries(file, name):
+            _try(found, _class(entry), file, table)
     if not found.errors:
         _look(found, file)
     for name, values in theirs.items():
@@ -123,6 +125,16 @@ def check(path: Path | None) -> Checked:
                 if value and key not in values.asked
             ]
     return found
+
+
+def _entries(file: settings.File, name: str) -> Iterator[str]:
+    """The tables of the entries of ``name``."""
+    for key, value in file.tables.get(name, {}).items():
+        table = f"{name}.{key}"
+        if table in NESTED and isinstance(value, dict):
+            yield from (f"{table}.{inner}" for inner in value)
+        else:
+            yield table
 
 
 def _try(found: Checked, cls: type[Any], file: settings.File, table: str) -> None:
@@ -182,8 +194,8 @@ def text(file: settings.File, *, comments: bool, files: Mapping[str, settings.Fi
         parts.append(_table(table, value, comments=comments))
     for name, where in ENTRIES.items():
         cls = _class(where)
-        entries = file.tables.get(name, {})
-        parts += [_table(f"{name}.{key}", load(cls, file, f"{name}.{key}"), comments=comments) for key in entries]
+        entries = list(_entries(file, name))
+        parts += [_table(table, load(cls, file, table), comments=comments) for table in entries]
         if comments and not entries:
             keys = "".join(f"\n{_comment(docs)}# {key} = ..." for key, docs in _docs(cls).items())
             parts.append(f"{_comment(inspect.getdoc(cls) or '')}# [{name}.NAME]{keys}\n")

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 
-from gateway.config import Health, ProxyPlugin, load
+from gateway.config import Health, ProxyPlugin, candidates, load
 from gateway.content import ContentServicer
 from gateway.events import EventsServicer, Exchange, TtrpcEventsServicer
 from gateway.health import NodeHealth
@@ -16,7 +16,9 @@ from gateway.localfiles import LocalFilesServicer
 from gateway.operations import Operations
 from gateway.relay import Relay
 from gateway.remote import RemoteRecords
+from gateway.replacing import Replacing
 from gateway.routes import Routes
+from gateway.routes_server import RoutesServicer
 from gateway.snapshots import SnapshotsServicer
 from gateway.snapshotters import Snapshotters
 from gateway.upstream import Upstream
@@ -39,6 +41,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
         routes["metadata"], exchange, content="content", snapshotters=routes.snapshotters, known=routes.known
     )
     routes.changed.append(lambda: records.snapshotters(routes.snapshotters))
+    replacing = Replacing(routes, records, node.root, candidates(file))
     intents = Intents(records)
     commit = Commit(records, intents)
     content = ContentServicer(routes["content"], records, commit, config)
@@ -67,7 +70,12 @@ async def serve(file: settings.File, node: settings.Node) -> None:
             for upstream in routes.upstreams:
                 watched(upstream)
             await stack.enter_async_context(loops.running("the snapshotters' announcements", snapshotters.follow))
-            internal: list[rpc.Servicer] = [*servicers, LocalFilesServicer(routes["content"], records, commit)]
+            await stack.enter_async_context(loops.running("the ends of candidates", replacing.follow))
+            internal: list[rpc.Servicer] = [
+                *servicers,
+                LocalFilesServicer(routes["content"], records, commit),
+                RoutesServicer(routes, replacing),
+            ]
             await stack.enter_async_context(
                 rpc.serving(node.state / "internal.sock", internal, relay=relay[True], relayed=True)
             )

@@ -1,16 +1,18 @@
-"""Settings of the gateway: table [gateway], and containerd's [proxy_plugins]."""
+"""Settings of the gateway: table [gateway], containerd's [proxy_plugins], and [services] with candidates."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from services.kit import settings
+from gateway.candidates import ALL, KINDS, Terms, kind_of, named_by
+from services.kit import errors, settings
 from services.kit.settings import Seconds
 
 _GONE = {"snapshotters": "the snapshots service says which snapshotters it has"}
 """Keys that ``splitd config default`` of earlier releases printed, and the reason why they mean nothing any more."""
+_NO_SANDBOXES = "means nothing: this node does not serve sandbox controllers, and answers such calls UNIMPLEMENTED"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +21,10 @@ class Config:
 
     hold: Seconds = 5.0
     """A call to a service that is down waits this long for it, or until its deadline."""
+    candidate_hold: Seconds = 10.0
+    """The same for a candidate (``splitd replace``), whose objects nobody else has. New objects do not wait: they go
+    home.
+    """
     outage: Seconds = 30.0
     """How long a service may be away before opening a Write on it is answered INTERNAL. Clients retry UNAVAILABLE there
     for ever.
@@ -69,7 +75,7 @@ class Health:
 class ProxyPlugin:
     """A service of another project that replaces one of ours, or stands beside it: one entry of [proxy_plugins]."""
 
-    type: Literal["snapshot", "content", "diff"]
+    type: Literal["snapshot", "content", "diff", "sandbox"]
     address: str
     """Path of its unix socket."""
     platform: str = ""
@@ -82,6 +88,76 @@ class ProxyPlugin:
     def __post_init__(self) -> None:
         if not self.address.removeprefix("unix://").startswith("/"):
             raise ValueError(f"address: {self.address!r} is not an absolute path")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """A candidate from the gateway's start on, as ``splitd replace`` makes one: another service that takes new objects
+    of a route, such as [services.content] or [services.snapshots.overlayfs]. What it has made stays with it. After
+    ``splitd restore`` it takes none until this entry changes.
+    """
+
+    address: str
+    """``/path`` of its unix socket, or ``HOST:PORT``."""
+    name: str = ""
+    """Its name, for as long as it has objects; empty: made of the address."""
+    namespaces: tuple[str, ...] = ()
+    """Namespaces of which it takes new objects; empty: all."""
+    share: float = ALL
+    """Percent of those that it takes."""
+    back_at: float = 0.0
+    """It takes no more once so many percent of its last 100 calls have failed; 0: never."""
+    deadline: Seconds = 0.0
+    """Limit of a unary call to it; 0: that of the service whose place it takes."""
+    capabilities: tuple[str, ...] = ()
+    """Features of a snapshotter that clients may use there, such as rebase or remap-ids."""
+    tls: bool = False
+    """Whether the connection is TLS; it is so too if one of the next four is set."""
+    ca: str = ""
+    """File with the authorities (PEM) that may have signed its certificate; empty: those that the machine trusts."""
+    cert: str = ""
+    """File with the certificate (PEM) that this node shows it."""
+    key: str = ""
+    """File with the key (PEM) of ``cert``; empty: it is in the same file."""
+    server_name: str = ""
+    """The name in its certificate; empty: the host of ``address``."""
+
+    def terms(self, route: str) -> Terms:
+        """As a candidate of ``route``. InvalidArgument where they cannot be meant."""
+        terms = Terms(
+            route=route,
+            name=self.name or named_by(self.address),
+            **{each.name: getattr(self, each.name) for each in fields(self) if each.name != "name"},
+        )
+        terms.check()
+        return terms
+
+
+def candidates(file: settings.File) -> list[Terms]:
+    """Those that [services] names, by route."""
+    return list(_candidates(file))
+
+
+def _candidates(file: settings.File) -> Iterator[Terms]:
+    tables = file.tables.get("services", {})
+    if not isinstance(tables, dict):
+        raise errors.InvalidArgument(f"config file {file.path}: services is not a table")
+    entries = {name: table for name, table in tables.items() if name != "snapshots"}
+    snapshotters = tables.get("snapshots", {})
+    if not isinstance(snapshotters, dict):
+        raise errors.InvalidArgument(f"config file {file.path}: services.snapshots is not a table")
+    entries |= {f"snapshots.{name}": table for name, table in snapshotters.items()}
+    for route, table in entries.items():
+        where = f"config file {file.path}: [services.{route}]"
+        if kind_of(route) not in KINDS or route == "snapshots":
+            raise errors.InvalidArgument(
+                f"{where} is no route (routes: {', '.join(sorted(KINDS))}, such as snapshots.overlayfs)"
+            )
+        entry = settings.load(Service, settings.File(file.path, {"service": table}), "service")
+        try:
+            yield entry.terms(route)
+        except errors.InvalidArgument as error:
+            raise errors.InvalidArgument(f"{where}: {error}") from None
 
 
 def load(file: settings.File) -> Config:
@@ -97,4 +173,13 @@ def check(file: settings.File) -> Iterator[tuple[str, str]]:
         ("warning", f"config file {file.path}: [gateway] {key} means nothing any more: {why}")
         for key, why in _GONE.items()
         if key in file.tables.get("gateway", {})
+    )
+    try:
+        candidates(file)
+    except errors.InvalidArgument as error:
+        yield "error", str(error).removesuffix(f": {error.suffix}")
+    yield from (
+        ("warning", f"config file {file.path}: [proxy_plugins.{name}] {_NO_SANDBOXES}")
+        for name, entry in file.tables.get("proxy_plugins", {}).items()
+        if entry.get("type") == "sandbox"
     )

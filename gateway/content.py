@@ -1,9 +1,9 @@
 """Content: the raw store's bytes joined with metadata's records.
 
-Info, List and Update are metadata's alone and are relayed. A Read asks metadata whether the namespace has the blob. The
-bytes of a small blob are then in the gateway (:mod:`gateway.smallblobs`), and a piece of a large one may be
-(:mod:`gateway.openblobs`); all other Reads are the raw store's streams, which pass unparsed. A Write is told in
-:mod:`gateway.writes`.
+Info, List and Update are metadata's alone and are relayed. A Read asks metadata whether the namespace has the blob, and
+in which backend. The bytes of a small blob are then in the gateway (:mod:`gateway.smallblobs`), and a piece of a large
+one may be (:mod:`gateway.openblobs`); all other Reads are the raw store's streams, which pass unparsed. A Write is told
+in :mod:`gateway.writes`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Literal
 
@@ -30,7 +30,7 @@ from gateway.store import Blob, Ingest
 from gateway.upstream import Upstream, raw_headers
 from gateway.writes import WRITE, Commit, Writes, received
 from services.kit import errors, filters
-from services.kit.rpc import Answers, Call, Headers, Pieces, Route, method_path
+from services.kit.rpc import Answers, Call, Elsewhere, Headers, Pieces, Route, method_path
 from services.kit.slices import Lane
 from services.kit.timestamps import time_to_pb
 
@@ -59,7 +59,14 @@ class ContentServicer:
         self._small = SmallBlobs()
         self._lane = Lane()
         self._open = OpenBlobs()
-        self._content.changed.append(self._open.clear)
+        self._elsewhere: dict[str, OpenBlobs] = {}
+        """The same for the backends of candidates."""
+        self._content.changed.append(self._clear)
+
+    def _clear(self) -> None:
+        for files in (self._open, *self._elsewhere.values()):
+            files.clear()
+        self._elsewhere.clear()
 
     async def Delete(self, request: pb.DeleteContentRequest, call: Call) -> Empty:
         await self._records.delete_blob(call, request.digest)
@@ -69,7 +76,7 @@ class ContentServicer:
         """The record goes first: a raw ingest without one is the collector's."""
         ingest = await self._records.forget_ingest(call, request.ref)
         if not ingest.shared:
-            channel = await self._content.to(call.optional_namespace, request.ref).ready(call)
+            channel = await self._of(ingest, call).ready(call)
             try:
                 await channel.client(SERVICE).Abort(pb.AbortRequest(ref=ingest.raw_ref), headers=raw_headers(call))
             except errors.NotFound:
@@ -80,17 +87,21 @@ class ContentServicer:
         ingest = await self._records.ingest(call, request.ref)
         if ingest.shared:
             return pb.StatusResponse(status=_shared_status(ingest))
-        channel = await self._content.to(call.optional_namespace, request.ref).ready(call)
+        channel = await self._of(ingest, call).ready(call)
         answer: pb.StatusResponse = await channel.client(SERVICE).Status(
             pb.StatusRequest(ref=ingest.raw_ref), headers=raw_headers(call)
         )
         answer.status.ref = ingest.ref
         return answer
 
+    def _of(self, ingest: Ingest, call: Call) -> Upstream:
+        """The raw store that has the bytes of an ingest."""
+        return self._content.having(ingest.backend, call.optional_namespace, ingest.ref)
+
     async def ListStatuses(self, request: pb.ListStatusesRequest, call: Call) -> Pieces:
         wanted = await filters.parsed(request.filters, self._lane)
         piece = self._lane.slice()
-        statuses, raw = pb.ListStatusesResponse(), dict[str, str]()
+        statuses, raw = pb.ListStatusesResponse(), list[Ingest]()
         for ingest in await self._records.ingests(call):
             if piece.over():
                 await piece.next()
@@ -98,33 +109,32 @@ class ContentServicer:
                 if ingest.shared:
                     statuses.statuses.append(_shared_status(ingest))
                 else:
-                    raw[ingest.raw_ref] = ingest.ref
+                    raw.append(ingest)
         pieces = [statuses.SerializeToString()]
-        refs = list(raw)
         # one by one: the raw store's list would have the thousands of other namespaces, too
-        for start in range(0, len(refs), _TOGETHER):
-            some = {ref: raw[ref] for ref in refs[start : start + _TOGETHER]}
+        for start in range(0, len(raw), _TOGETHER):
+            some = raw[start : start + _TOGETHER]
             pieces.append(pb.ListStatusesResponse(statuses=await self._statuses(some, call)).SerializeToString())
         return Pieces(pieces)
 
-    async def _statuses(self, raw: Mapping[str, str], call: Call) -> Sequence[pb.Status]:
+    async def _statuses(self, ingests: Sequence[Ingest], call: Call) -> Sequence[pb.Status]:
         """The statuses of these ingests; those that ended meanwhile are left out."""
         headers, found = raw_headers(call), []
         answers = await asyncio.gather(
-            *(self._status(raw_ref, ref, call, headers) for raw_ref, ref in raw.items()), return_exceptions=True
+            *(self._status(ingest, call, headers) for ingest in ingests), return_exceptions=True
         )
-        for ref, answer in zip(raw.values(), answers, strict=True):
+        for ingest, answer in zip(ingests, answers, strict=True):
             if isinstance(answer, errors.NotFound):
                 continue
             if isinstance(answer, BaseException):
                 raise answer
-            answer.status.ref = ref
+            answer.status.ref = ingest.ref
             found.append(answer.status)
         return found
 
-    async def _status(self, raw_ref: str, ref: str, call: Call, headers: Headers) -> pb.StatusResponse:
-        channel = await self._content.to(call.optional_namespace, ref).ready(call)
-        return await channel.client(SERVICE).Status(pb.StatusRequest(ref=raw_ref), headers=headers)
+    async def _status(self, ingest: Ingest, call: Call, headers: Headers) -> pb.StatusResponse:
+        channel = await self._of(ingest, call).ready(call)
+        return await channel.client(SERVICE).Status(pb.StatusRequest(ref=ingest.raw_ref), headers=headers)
 
     def read(self, call: Call) -> Route:
         """The way of a Read: once metadata has said that the namespace has the blob, it is answered from memory, or
@@ -140,7 +150,7 @@ class ContentServicer:
 
     def _ask(
         self, namespace: str, request: bytes
-    ) -> tuple[str, Callable[[Blob], Answers | Literal[False] | None], Callable[[], None]]:
+    ) -> tuple[str, Callable[[Blob], Answers | Literal[False] | Elsewhere | None], Callable[[], None]]:
         wanted = pb.ReadContentRequest.FromString(request)
         piece: bytearray | None = None
 
@@ -160,33 +170,50 @@ class ContentServicer:
             else None
         )
 
-    async def _admit_read(self, request: bytes, call: Call) -> Answers | None:
+    async def _admit_read(self, request: bytes, call: Call) -> Answers | Elsewhere | None:
         wanted = pb.ReadContentRequest.FromString(request)
         blob = await self._records.blob(call, wanted.digest)
         found = self._read(call.optional_namespace, wanted, blob)
         if found is False:
-            data = await self._small_blob(blob, call)
-            return None if data is None else _of_small(wanted, data)
+            raw = self._content.having(blob.backend, call.optional_namespace, blob.digest)
+            data = await self._small_blob(raw, blob, call)
+            answers = None if data is None else _of_small(wanted, data)
+            return answers if self._is_home(blob) else Elsewhere(raw, answers)
         return found
+
+    def _is_home(self, blob: Blob) -> bool:
+        return blob.backend == self._content.name or not blob.backend
 
     def _read(
         self, namespace: str, wanted: pb.ReadContentRequest, blob: Blob, ahead: bytearray | None = None
-    ) -> Answers | Literal[False] | None:
+    ) -> Answers | Literal[False] | Elsewhere | None:
         """The answers, if memory has them. False for a small blob that must be fetched first; None if the content
-        service is to answer, as it must where somebody watches its calls.
+        service is to answer, as it must where somebody watches its calls. What a candidate has, it answers itself, if
+        memory does not.
         """
+        raw = self._content.having(blob.backend, namespace, blob.digest)
+        if self._is_home(blob):
+            return self._remembered(self._open, raw, wanted, blob, ahead)
+        files = self._elsewhere.get(blob.backend)
+        if files is None:
+            files = self._elsewhere[blob.backend] = OpenBlobs()
+        found = self._remembered(files, raw, wanted, blob, None)
+        return False if found is False else Elsewhere(raw, found)
+
+    def _remembered(
+        self, files: OpenBlobs, raw: Upstream, wanted: pb.ReadContentRequest, blob: Blob, ahead: bytearray | None
+    ) -> Answers | Literal[False] | None:
         start = max(wanted.offset, 0)
-        if not blob.size or start > blob.size:
-            return None
-        raw = self._content.to(namespace, blob.digest)
-        if raw.instruments.watched:
+        if not blob.size or start > blob.size or raw.instruments.watched:
             return None
         if blob.size > self._small.largest:
-            return self._piece(raw, blob, start, wanted.size, ahead) if 0 < wanted.size <= LARGEST else None
+            return self._piece(files, raw, blob, start, wanted.size, ahead) if 0 < wanted.size <= LARGEST else None
         data = self._small.get(blob.digest)
         return False if data is None else _of_small(wanted, data)
 
-    def _piece(self, raw: Upstream, blob: Blob, start: int, size: int, ahead: bytearray | None) -> Answers | None:
+    def _piece(
+        self, files: OpenBlobs, raw: Upstream, blob: Blob, start: int, size: int, ahead: bytearray | None
+    ) -> Answers | None:
         """A piece of a large blob, if it was read ``ahead`` or can be had without the content service. The service must
         be there all the same: whoever stops it expects that Reads say so.
         """
@@ -195,9 +222,9 @@ class ContentServicer:
         if ahead is not None:
             return [ahead]
         size = min(size, blob.size - start)
-        found = self._open.read(blob.digest, start, size, _before(size))
+        found = files.read(blob.digest, start, size, _before(size))
         if found is None:
-            self._open.open(blob.digest, blob.size, partial(self._locate, raw))
+            files.open(blob.digest, blob.size, partial(self._locate, raw))
             return None
         return [found] if size else []
 
@@ -205,14 +232,13 @@ class ContentServicer:
         files = raw.channel.client(localfiles_stubs.LOCAL_FILES)
         return str((await files.Locate(files_pb.LocateRequest(digest=digest), stall=self._stall)).path)
 
-    async def _small_blob(self, blob: Blob, call: Call) -> bytes | None:
+    async def _small_blob(self, raw: Upstream, blob: Blob, call: Call) -> bytes | None:
         """All of a small blob. None if the raw store has other bytes than the digest says: the client gets these, and
         finds out.
         """
         found = self._small.get(blob.digest)
         if found is not None:
             return found
-        raw = self._content.to(call.optional_namespace, blob.digest)
         channel = await raw.ready(call)
         data = bytearray()
         request = pb.ReadContentRequest(digest=blob.digest, size=self._small.largest + 1)

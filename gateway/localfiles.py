@@ -8,8 +8,9 @@ from api.splitd.localfiles.v1 import localfiles_pb2 as pb
 from api.splitd.localfiles.v1 import localfiles_stubs
 from gateway.hop import Hop
 from gateway.store import Intent, Records
-from gateway.upstream import raw_headers
+from gateway.upstream import Upstream, raw_headers
 from gateway.writes import Commit
+from services.kit import errors
 from services.kit.rpc import Call, shielded
 
 SERVICE = localfiles_stubs.LOCAL_FILES
@@ -26,26 +27,44 @@ class LocalFilesServicer:
         self._commit = commit
 
     async def Locate(self, request: pb.LocateRequest, call: Call) -> pb.LocateResponse:
-        await self._records.blob(call, request.digest)
-        channel = await self._content.to(call.optional_namespace, request.digest).ready(call)
+        blob = await self._records.blob(call, request.digest)
+        raw = self._content.having(blob.backend, call.optional_namespace, request.digest)
+        channel = await raw.ready(call)
         answer: pb.LocateResponse = await channel.client(SERVICE).Locate(request, headers=raw_headers(call))
         return answer
 
     async def Begin(self, request: pb.BeginRequest, call: Call) -> pb.BeginResponse:
-        ingest = await self._records.open_ingest(call, ref=request.ref, total=request.total, expected=request.expected)
+        ingest = await self._records.open_ingest(
+            call,
+            ref=request.ref,
+            total=request.total,
+            expected=request.expected,
+            backend=self._content.new(call.optional_namespace),
+        )
         if ingest.shared:
             return pb.BeginResponse()
-        channel = await self._content.to(call.optional_namespace, request.ref).ready(call)
+        raw = self._content.having(ingest.backend, call.optional_namespace, request.ref)
+        channel = await raw.ready(call)
         answer: pb.BeginResponse = await channel.client(SERVICE).Begin(
             pb.BeginRequest(ref=ingest.raw_ref, total=request.total), headers=raw_headers(call)
         )
         return answer
 
+    async def _written(self, ref: str, call: Call) -> Upstream:
+        """The raw store that has the bytes of an ingest. Nobody else does while the route has no candidates."""
+        if not self._content.candidates:
+            return self._content.to(call.optional_namespace, ref)
+        try:
+            ingest = await self._records.ingest(call, ref)
+        except errors.NotFound:  # its commit says what is wrong
+            return self._content.to(call.optional_namespace, ref)
+        return self._content.having(ingest.backend, call.optional_namespace, ref)
+
     async def Commit(self, request: pb.CommitRequest, call: Call) -> pb.CommitResponse:
         return await shielded(self._commit_shielded(request, call))
 
     async def _commit_shielded(self, request: pb.CommitRequest, call: Call) -> pb.CommitResponse:
-        raw = self._content.to(call.optional_namespace, request.ref)
+        raw = await self._written(request.ref, call)
 
         async def commit(intent: Intent) -> tuple[str, int]:
             done = await raw.channel.client(SERVICE).Commit(

@@ -78,9 +78,9 @@ class Page:
     async def _collected(self) -> dict[str, list[Family]]:
         """The families of each process, by its name; the gateway's last, with what it knows of the others."""
         channels = {
-            program: self._routes[name].to("").channel
+            program: self._routes[name].home.channel
             for name, program in PROGRAMS.items()
-            if name == program and self._routes[name].to("").program == program
+            if name == program and self._routes[name].home.program == program
         } | self._channels
         answers = await asyncio.gather(*(self._of(name, channel) for name, channel in channels.items()))
         found = {name: families for name, families in zip(channels, answers, strict=True) if families is not None}

@@ -96,7 +96,7 @@ class Probes:
         """How a service is; what it says of itself may be a moment old."""
         if name == _GATEWAY:
             return Health()
-        upstream, asked = self._routes[name].to(""), self._asked.setdefault(name, _Asked())
+        upstream, asked = self._routes[name].home, self._asked.setdefault(name, _Asked())
         counts = _counts(name, upstream, self._ours())
         if trouble := upstream.trouble():
             return Health(trouble, counts)

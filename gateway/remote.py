@@ -21,7 +21,7 @@ from api.splitd.records.v1 import records_pb2 as pb
 from api.splitd.records.v1 import records_stubs
 from gateway import convert
 from gateway.hop import Hop
-from gateway.store import Blob, Committed, Ingest, Intent, Labels, Outcome, Updated
+from gateway.store import Blob, Committed, Ingest, Intent, Labels, Objects, Outcome, Snapshot, Updated
 from gateway.upstream import Upstream
 from services.kit import errors, loops, rpc, tracing
 from services.kit.rpc import Call, Question, method_path
@@ -99,6 +99,7 @@ class RemoteRecords:
         self._open: dict[str, Upstream] = {}
         """Intents that have not ended, and the metadata that began each, which is told its end."""
         self._connected = asyncio.Event()
+        self._saying = asyncio.Lock()
         self._tasks = loops.Tasks()
         metadata.changed.append(self._announce)
 
@@ -114,6 +115,19 @@ class RemoteRecords:
         self._hello.snapshotters[:] = names
         self._announce()
 
+    def lead_to(self, backends: Sequence[str]) -> None:
+        """Tell metadata of these backends of candidates the next time that it is told anything."""
+        self._hello.candidates[:] = backends
+
+    async def candidates(self, backends: Sequence[str]) -> None:
+        """Tell metadata that the gateway leads to these backends of candidates. It has heard it when this returns;
+        Unavailable if it does not answer in time.
+        """
+        self.lead_to(backends)
+        metadata = self._hop.to("")
+        await metadata.ready()
+        await self._say(metadata)
+
     def _announce(self) -> None:
         metadata = self._hop.to("")
         if metadata is not self._metadata:
@@ -125,10 +139,8 @@ class RemoteRecords:
     async def _connect(self, metadata: Upstream) -> None:
         await self._known()
         while metadata.up and metadata is self._metadata:
-            self._hello.open.SetInParent()
-            self._hello.open.ids[:] = sorted(intent for intent, begun in self._open.items() if begun is metadata)
             try:
-                await metadata.channel.client(SERVICE).Connect(self._hello)
+                await self._say(metadata)
             except errors.NodeError as error:
                 log.warning("metadata did not take this gateway's announcement: %s", error)
             except Exception:  # a fault of ours, after which no intent could be begun until metadata comes up anew
@@ -139,10 +151,18 @@ class RemoteRecords:
                 return
             await asyncio.sleep(0.2)
 
+    async def _say(self, metadata: Upstream) -> None:
+        async with self._saying:  # the last word is the last that metadata hears
+            self._hello.open.SetInParent()
+            self._hello.open.ids[:] = sorted(intent for intent, begun in self._open.items() if begun is metadata)
+            await metadata.channel.client(SERVICE).Connect(self._hello)
+
     # -- calls
 
-    async def open_ingest(self, call: Call, *, ref: str, total: int, expected: str) -> Ingest:
-        request = pb.OpenIngestRequest(incarnation=self.incarnation, ref=ref, total=total, expected=expected)
+    async def open_ingest(self, call: Call, *, ref: str, total: int, expected: str, backend: str) -> Ingest:
+        request = pb.OpenIngestRequest(
+            incarnation=self.incarnation, ref=ref, total=total, expected=expected, backend=backend
+        )
         return convert.ingest_from_pb(await self._asked("OpenIngest", request, call))
 
     async def ingest(self, call: Call, ref: str) -> Ingest:
@@ -180,9 +200,9 @@ class RemoteRecords:
     async def delete_blob(self, call: Call, digest: str) -> None:
         self._publish(await self._asked("DeleteBlob", pb.ResolveBlobRequest(digest=digest), call))
 
-    async def raw_key(self, call: Call, snapshotter: str, key: str) -> str:
+    async def snapshot(self, call: Call, snapshotter: str, key: str) -> Snapshot:
         request = pb.ResolveSnapshotRequest(snapshotter=snapshotter, key=key)
-        return str((await self._asked("ResolveSnapshot", request, call)).raw_key)
+        return convert.snapshot_from_pb(await self._asked("ResolveSnapshot", request, call))
 
     async def update_snapshot(
         self, call: Call, snapshotter: str, key: str, labels: Labels, paths: Sequence[str]
@@ -211,10 +231,16 @@ class RemoteRecords:
         return convert.intent_from_pb(answer)
 
     async def begin_snapshot(
-        self, call: Call, *, snapshotter: str, key: str, parent: str, view: bool, labels: Labels
+        self, call: Call, *, snapshotter: str, key: str, parent: str, view: bool, labels: Labels, backend: str
     ) -> Intent:
         request = pb.BeginSnapshotRequest(
-            incarnation=self.incarnation, snapshotter=snapshotter, key=key, parent=parent, view=view, labels=labels
+            incarnation=self.incarnation,
+            snapshotter=snapshotter,
+            key=key,
+            parent=parent,
+            view=view,
+            labels=labels,
+            backend=backend,
         )
         return convert.intent_from_pb(await self._asked("BeginSnapshot", request, call))
 
@@ -225,6 +251,24 @@ class RemoteRecords:
             incarnation=self.incarnation, snapshotter=snapshotter, name=name, key=key, labels=labels, parent=parent
         )
         return convert.intent_from_pb(await self._asked("BeginCommitSnapshot", request, call))
+
+    # -- backends of candidates
+
+    async def objects(self, backend: str, limit: int = 0) -> Objects:
+        """What a backend holds; so many of the things are named."""
+        metadata = self._hop.to("")
+        await metadata.ready()
+        request = pb.ListObjectsRequest(backend=backend, limit=limit)
+        return convert.objects_from_pb(await _method(metadata, "ListObjects")(request, stall=_STALL))
+
+    async def forget(self, backend: str) -> Objects:
+        """Drop the records of all that a candidate's backend holds; answers what was dropped. It must not be among
+        :meth:`candidates` any more.
+        """
+        metadata = self._hop.to("")
+        await metadata.ready()
+        request = pb.ForgetObjectsRequest(backend=backend)
+        return convert.objects_from_pb(await _method(metadata, "ForgetObjects")(request, timeout=None))
 
     def _is_ready(self, metadata: rpc.Upstream) -> bool:
         return metadata.is_ready() and self._connected.is_set()
@@ -307,6 +351,11 @@ class RemoteRecords:
     def _publish(self, finished: pb.Finished) -> None:
         for event in finished.events:
             self._events.publish(event.namespace, event.topic, event.event)
+
+
+async def asked_for_records(channel: rpc.Channel, seconds: float) -> None:
+    """Ask a process something that changes nothing; Unimplemented if it has no Records."""
+    await channel.client(SERVICE).GetHeld(Empty(), timeout=seconds)
 
 
 def _method(metadata: Upstream, name: str) -> Any:

@@ -22,13 +22,14 @@ from api.containerd.services.snapshots.v1 import snapshots_pb2
 from api.containerd.services.streaming.v1 import streaming_pb2
 from api.containerd.services.tasks.v1 import tasks_pb2
 from api.containerd.services.transfer.v1 import transfer_pb2
+from gateway.candidates import KINDS, Terms, kind_of
 from gateway.config import Config, ProxyPlugin
 from gateway.hop import Hop
 from gateway.supervision import Supervision
 from gateway.upstream import Upstream
 from services.kit import errors, tracing
 from services.kit.addresses import Address
-from services.kit.rpc import Call
+from services.kit.rpc import Call, Channel
 
 SERVICES: Mapping[str, str] = {
     module.DESCRIPTOR.services_by_name[service].full_name: upstream
@@ -69,9 +70,12 @@ class Routes:
         self._supervision = Supervision(state / "supervisor.sock")
         self._state = state
         self._hold = config.hold
+        self._candidate_hold = config.candidate_hold
         self.hops: dict[str, Hop] = {}
         self.upstreams: list[Upstream] = []
         """All those that hops lead to, or led to before."""
+        self.candidates: dict[str, Hop] = {}
+        """The hops of candidates, by backend. One stays when its candidate is gone, since plans may have it."""
         self.added: list[Callable[[Upstream], None]] = []
         """Called with each upstream that is added from now on: to watch it."""
         self.changed: list[Callable[[], None]] = []
@@ -83,7 +87,7 @@ class Routes:
             if proxy.type == "snapshot":
                 self._add(f"snapshots.{name}", proxy.address, "")
                 self._foreign.append(name)
-            else:
+            elif proxy.type in PROGRAMS:
                 self._add(proxy.type, proxy.address, "")
         self.snapshotters: tuple[str, ...] = tuple(self._foreign)
         """The names of those that are known; those of the snapshots service first."""
@@ -92,13 +96,28 @@ class Routes:
     def _add(self, name: str, address: Path | str, program: str) -> None:
         self.hops[name] = Hop(name, self.upstream(name, address, program))
 
-    def upstream(self, name: str, address: Path | str | Address, program: str = "") -> Upstream:
+    def upstream(
+        self, name: str, address: Path | str | Address, program: str = "", *, hold: float | None = None
+    ) -> Upstream:
         """Make an upstream for a hop, and have it watched; ``program`` is as in :class:`Upstream`."""
-        upstream = Upstream(name, address, program, self._supervision, hold=self._hold)
+        upstream = Upstream(name, address, program, self._supervision, hold=self._hold if hold is None else hold)
         self.upstreams.append(upstream)
         for told in self.added:
             told(upstream)
         return upstream
+
+    def candidate_upstream(self, terms: Terms) -> Upstream:
+        """Make an upstream for a candidate, and have it watched."""
+        return self.upstream(terms.backend, terms.where, hold=self._candidate_hold)
+
+    def reaching(self, terms: Terms) -> Channel:
+        """A channel of its own to what is to be a candidate, for a question to it."""
+        return Channel(terms.where, terms.backend, pings="never")
+
+    def retire(self, upstream: Upstream, reason: str) -> None:
+        """An upstream is to be called no more."""
+        upstream.retire(reason)
+        self.upstreams.remove(upstream)
 
     def know(self, names: Sequence[str], *, heard: bool = False) -> None:
         """Take ``names`` for the snapshotters of the snapshots service; ``heard`` says that it told them itself, now. A
@@ -136,8 +155,8 @@ class Routes:
 
     def backend(self, name: str) -> Hop:
         """The hop of a raw backend; NotFound if there is none of that name."""
-        hop = self.hops.get(name)
-        if hop is None or (name != "content" and not name.startswith("snapshots.")):
+        hop = self.hops.get(name) or self.candidates.get(name)
+        if hop is None or name == "snapshots" or KINDS.get(kind_of(name)) != "objects":
             raise errors.NotFound(f"backend {name}")
         return hop
 
@@ -155,7 +174,7 @@ class Routes:
 
     async def _announced(self, call: Call) -> None:
         """Wait for the snapshots service's announcement, unless it is away and an earlier one is known."""
-        snapshots = self["snapshots"].to(call.optional_namespace)
+        snapshots = self["snapshots"].home
         if not snapshots.up and self._known.is_set():
             return
         await snapshots.ready(call)

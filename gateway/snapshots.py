@@ -1,8 +1,9 @@
 """Snapshots: each operation of a raw snapshotter joined with its record.
 
 Stat and List are metadata's alone and are relayed. All other methods resolve the client's key to the raw one
-(``NAMESPACE/NUMBER/KEY``) and call the snapshotter. Prepare, View and Commit do so under an intent
-(:mod:`gateway.store`). Remove takes only the record: the collector removes the raw snapshot, as in containerd.
+(``NAMESPACE/NUMBER/KEY``) and the backend that has it, and call the snapshotter. Prepare, View and Commit do so under
+an intent (:mod:`gateway.store`). Remove takes only the record: the collector removes the raw snapshot, as in
+containerd.
 
 The mounts that one of our own snapshotters answered are kept (:mod:`gateway.mounts`).
 """
@@ -21,6 +22,7 @@ from api.containerd.services.snapshots.v1 import snapshots_pb2 as pb
 from api.containerd.services.snapshots.v1 import snapshots_stubs
 from api.containerd.types.mount_pb2 import Mount
 from gateway.config import Config
+from gateway.hop import Hop
 from gateway.intents import Intents
 from gateway.mounts import Mounts
 from gateway.operation import CURRENT
@@ -47,6 +49,10 @@ _Creation = pb.PrepareSnapshotRequest | pb.ViewSnapshotRequest
 class _NumberTakenError(errors.Unknown):
     """A backend has a raw key whose number is new."""
 
+    def __init__(self, backend: str, message: str) -> None:
+        super().__init__(message)
+        self.backend = backend
+
 
 class _Raw(NamedTuple):
     """The raw snapshotter of one operation."""
@@ -72,15 +78,17 @@ class SnapshotsServicer:
         self._mounts: dict[str, Mounts[Mount]] = {}
         """By the name of the snapshotter's hop."""
 
-    async def _raw(self, snapshotter: str, key: str, call: Call) -> _Raw:
-        """The snapshotter that has the snapshot ``key``, or is to have it."""
+    async def _hop(self, snapshotter: str, call: Call) -> Hop:
         if (operation := CURRENT.get()) is not None and not operation.snapshotter:
             operation.snapshotter = snapshotter
-        hop = await self._routes.snapshotter(snapshotter, call)
+        return await self._routes.snapshotter(snapshotter, call)
+
+    def _raw(self, hop: Hop, backend: str, key: str, call: Call) -> _Raw:
+        """The snapshotter that has the snapshot ``key``, or is to have it, by the name of its backend."""
         mounts = self._mounts.get(hop.name)
         if mounts is None:
             mounts = self._mounts[hop.name] = Mounts(hop)
-        return _Raw(hop.to(call.optional_namespace, key), mounts)
+        return _Raw(hop.having(backend, call.optional_namespace, key), mounts)
 
     async def Prepare(self, request: pb.PrepareSnapshotRequest, call: Call) -> pb.PrepareSnapshotResponse:
         return pb.PrepareSnapshotResponse(mounts=await self._create(request, call))
@@ -89,10 +97,11 @@ class SnapshotsServicer:
         return pb.ViewSnapshotResponse(mounts=await self._create(request, call))
 
     async def _create(self, request: _Creation, call: Call) -> Sequence[Mount]:
-        raw = await self._raw(request.snapshotter, request.key, call)
-        return await shielded(self._numbered(lambda: self._created(request, call, raw), raw))
+        hop = await self._hop(request.snapshotter, call)
+        backend = "" if request.parent else hop.new(call.optional_namespace)
+        return await shielded(self._numbered(lambda: self._created(request, call, hop, backend), hop))
 
-    async def _created(self, request: _Creation, call: Call, raw: _Raw) -> Sequence[Mount]:
+    async def _created(self, request: _Creation, call: Call, hop: Hop, backend: str) -> Sequence[Mount]:
         intent = await self._records.begin_snapshot(
             call,
             snapshotter=request.snapshotter,
@@ -100,15 +109,17 @@ class SnapshotsServicer:
             parent=request.parent,
             view=isinstance(request, pb.ViewSnapshotRequest),
             labels=dict(request.labels),
+            backend=backend,
         )
+        raw = await self._begun(hop, intent, request.key, call)
         creating = _RawCreation(request, intent, raw, raw_headers(call), self._stall)
         return (await self._intents.carry_out(intent, creating, raw.upstream, call)).mounts
 
     async def Commit(self, request: pb.CommitSnapshotRequest, call: Call) -> Empty:
-        raw = await self._raw(request.snapshotter, request.key, call)
-        return await shielded(self._numbered(lambda: self._committed(request, call, raw), raw))
+        hop = await self._hop(request.snapshotter, call)
+        return await shielded(self._numbered(lambda: self._committed(request, call, hop), hop))
 
-    async def _committed(self, request: pb.CommitSnapshotRequest, call: Call, raw: _Raw) -> Empty:
+    async def _committed(self, request: pb.CommitSnapshotRequest, call: Call, hop: Hop) -> Empty:
         intent = await self._records.begin_commit_snapshot(
             call,
             snapshotter=request.snapshotter,
@@ -117,21 +128,30 @@ class SnapshotsServicer:
             parent=request.parent,
             labels=dict(request.labels),
         )
+        raw = await self._begun(hop, intent, request.key, call)
         committing = _RawCommit(request, intent, raw, raw_headers(call), self._stall)
         await self._intents.carry_out(intent, committing, raw.upstream, call)
         return Empty()
 
-    async def _numbered(self, attempt: Callable[[], Awaitable[T]], raw: _Raw) -> T:
+    async def _begun(self, hop: Hop, intent: Intent, key: str, call: Call) -> _Raw:
+        """The snapshotter of an intent, which is cancelled if there is no way to that."""
+        try:
+            return self._raw(hop, intent.backend, key, call)
+        except errors.NodeError:
+            await self._records.cancel(call, intent)
+            raise
+
+    async def _numbered(self, attempt: Callable[[], Awaitable[T]], hop: Hop) -> T:
         """Attempt it a few times, each under another number. A raw key is new: if the backend has it all the same, a
         database that was lost gave it out.
         """
-        said, name = "", raw.upstream.name
+        said, name = "", hop.name
         for _ in range(_NUMBERS_SKIPPED):
             try:
                 return await attempt()
             except _NumberTakenError as taken:
-                log.warning("%s: a number that this metadata store never gave out is taken: %s", name, taken)
-                said = str(taken)
+                name, said = taken.backend, str(taken)
+                log.warning("%s: a number that this metadata store never gave out is taken: %s", name, said)
         raise errors.FailedPrecondition(
             f"{name} says of {_NUMBERS_SKIPPED} new names, one after the other, that it has them ({said}): "
             "it holds snapshots of many other metadata stores, or does not look at names"
@@ -161,7 +181,7 @@ class SnapshotsServicer:
         return Empty()
 
     async def Update(self, request: pb.UpdateSnapshotRequest, call: Call) -> pb.UpdateSnapshotResponse:
-        raw = await self._raw(request.snapshotter, request.info.name, call)
+        hop = await self._hop(request.snapshotter, call)
         updated = await self._records.update_snapshot(
             call, request.snapshotter, request.info.name, dict(request.info.labels), tuple(request.update_mask.paths)
         )
@@ -171,17 +191,25 @@ class SnapshotsServicer:
                 update_mask=FieldMask(paths=updated.raw_paths),
                 info=pb.Info(name=updated.raw_key, labels=updated.raw_labels),
             )
+            raw = self._raw(hop, updated.backend, request.info.name, call)
             await self._ask(raw, "Update", down, call, request.info.name)
         return pb.UpdateSnapshotResponse(info=info_to_pb(updated.info))
 
     async def Cleanup(self, request: pb.CleanupRequest, call: Call) -> Empty:
-        raw = await self._raw(request.snapshotter, "", call)
-        await self._ask(raw, "Cleanup", request, call)
+        hop = await self._hop(request.snapshotter, call)
+        await self._ask(self._raw(hop, "", "", call), "Cleanup", request, call)
+        for candidate in hop.candidates:
+            raw = self._raw(hop, candidate.terms.backend, "", call)
+            try:
+                await self._ask(raw, "Cleanup", request, call)
+            except errors.Unimplemented:
+                log.info("%s has no Cleanup", raw.upstream.name)
         return Empty()
 
     async def _resolve(self, request: Any, call: Call) -> tuple[_Raw, str]:
-        raw = await self._raw(request.snapshotter, request.key, call)
-        return raw, await self._records.raw_key(call, request.snapshotter, request.key)
+        hop = await self._hop(request.snapshotter, call)
+        found = await self._records.snapshot(call, request.snapshotter, request.key)
+        return self._raw(hop, found.backend, request.key, call), found.raw_key
 
     async def _ask(self, raw: _Raw, method: str, request: Any, call: Call, name: str = "") -> Any:
         """A raw call that may be repeated; about the snapshot ``name``."""
@@ -220,7 +248,7 @@ class _RawCreation:
             return self._made(prepared.mounts)
         except errors.AlreadyExists as error:
             if not intent.target:
-                raise _NumberTakenError(str(error)) from None
+                raise _NumberTakenError(self.raw.upstream.name, str(error)) from None
         except errors.NotFound as error:
             if not intent.raw_parent:
                 raise
@@ -276,7 +304,7 @@ class _RawCommit:
         try:
             await self.raw.client().Commit(wanted, headers=self.headers, stall=self.stall)
         except errors.AlreadyExists as error:  # of a name that has a new number: not what a client means by it
-            raise _NumberTakenError(str(error)) from None
+            raise _NumberTakenError(self.raw.upstream.name, str(error)) from None
         return Outcome()
 
     async def happened(self) -> Outcome | None:

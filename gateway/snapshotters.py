@@ -42,7 +42,7 @@ class Snapshotters:
         while True:
             await self._came.wait()
             self._came.clear()
-            if not self._hop.to("").up:
+            if not self._hop.home.up:
                 continue
             try:
                 await self._ask()
@@ -57,7 +57,7 @@ class Snapshotters:
 
     async def now(self, call: Call) -> Sequence[About]:
         """The announcement of now; the last one, if the service is away."""
-        if self._hop.to("").is_ready():
+        if self._hop.home.is_ready():
             try:
                 await self._ask()
             except errors.NodeError as error:
@@ -65,7 +65,7 @@ class Snapshotters:
         return self._known
 
     async def _ask(self) -> None:
-        found = await snapshotters(self._hop.to("").channel, _PATIENCE)
+        found = await snapshotters(self._hop.home.channel, _PATIENCE)
         if found != self._known:
             try:
                 await asyncio.to_thread(announced.keep, self._root, found)

@@ -44,6 +44,9 @@ These things may happen in between:
 - **The gateway dies.** The next one announces itself with another incarnation. Then metadata brings the intents of the
   one before to their end: it asks the raw services itself, through the new gateway.
 - **A backend or metadata is replaced** (:mod:`gateway.hop`). The operation ends with those with whom it began.
+
+metadata's records name the backend of each object. A route may have several (:mod:`gateway.candidates`): the gateway
+chooses that of a new object, and metadata answers the one of each object that is there.
 """
 
 from __future__ import annotations
@@ -68,6 +71,16 @@ class Blob(NamedTuple):
     digest: str
     size: int
     """In bytes."""
+    backend: str = ""
+    """Which has the bytes; empty: home (:meth:`gateway.hop.Hop.having`)."""
+
+
+class Snapshot(NamedTuple):
+    """A snapshot that a namespace has."""
+
+    raw_key: str
+    backend: str = ""
+    """Which has it, as of :class:`Blob`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +96,8 @@ class Ingest:
     """Bytes of a shared blob; else what its writer said that it will have, 0 if nothing."""
     started: int = 0
     """Nanoseconds since 1970; 0 where metadata does not say."""
+    backend: str = ""
+    """Which has its bytes, as of :class:`Blob`."""
 
 
 class Updated(NamedTuple):
@@ -94,6 +109,8 @@ class Updated(NamedTuple):
     """Labels to change in the backend, too."""
     raw_paths: Sequence[str]
     """The fields that ``raw_labels`` stand for. If both are empty, the backend is not called."""
+    backend: str = ""
+    """Which has the snapshot, as of :class:`Blob`."""
 
 
 class Committed(NamedTuple):
@@ -108,6 +125,8 @@ class Intent:
     """An operation that has begun, and how its raw call names things."""
 
     id: str
+    backend: str = ""
+    """To which the raw call goes, as of :class:`Blob`."""
     raw_ref: str = ""
     """The ingest to commit."""
     raw_key: str = ""
@@ -121,6 +140,41 @@ class Intent:
     """The snapshot that the label containerd.io/snapshot.ref names: a backend that has it already says
     ALREADY_EXISTS, and it is adopted.
     """
+
+
+class Object(NamedTuple):
+    """A thing that a backend holds."""
+
+    namespace: str
+    kind: str
+    """blob, ingest or snapshot."""
+    name: str
+    """A digest, a ref, or a snapshot's key or name."""
+    containers: Sequence[str] = ()
+    """Those whose root filesystem the snapshot is."""
+
+
+class Objects(NamedTuple):
+    """The things that a backend holds, counted; ``some`` of them are named."""
+
+    blobs: int = 0
+    ingests: int = 0
+    snapshots: int = 0
+    intents: int = 0
+    """Operations that have begun there."""
+    uncollected: int = 0
+    """Things that no record names any more, and that are not removed yet."""
+    some: Sequence[Object] = ()
+
+    @property
+    def total(self) -> int:
+        """Of those that records name."""
+        return self.blobs + self.ingests + self.snapshots
+
+    @property
+    def none(self) -> bool:
+        """Whether nobody will ask the backend for anything."""
+        return not (self.total or self.intents or self.uncollected)
 
 
 # ---------------------------------------------------------------------------------------------- the raw call
@@ -182,9 +236,10 @@ class Records(Protocol):
     method returns.
     """
 
-    async def open_ingest(self, call: Call, *, ref: str, total: int, expected: str) -> Ingest:
+    async def open_ingest(self, call: Call, *, ref: str, total: int, expected: str, backend: str) -> Ingest:
         """A Write opens ``ref``; AlreadyExists if the namespace has the blob ``expected``. An ingest that is there is
-        answered again. ``total`` is 0, and ``expected`` empty, where the writer does not say.
+        answered again; a new one is in ``backend``. ``total`` is 0, and ``expected`` empty, where the writer does not
+        say.
         """
         ...
 
@@ -208,8 +263,8 @@ class Records(Protocol):
         """Remove the record; the collector removes the bytes."""
         ...
 
-    async def raw_key(self, call: Call, snapshotter: str, key: str) -> str:
-        """The raw key of a snapshot; NotFound if the namespace has none of that key or name."""
+    async def snapshot(self, call: Call, snapshotter: str, key: str) -> Snapshot:
+        """NotFound if the namespace has none of that key or name."""
         ...
 
     async def update_snapshot(
@@ -229,15 +284,19 @@ class Records(Protocol):
         ...
 
     async def begin_snapshot(
-        self, call: Call, *, snapshotter: str, key: str, parent: str, view: bool, labels: Labels
+        self, call: Call, *, snapshotter: str, key: str, parent: str, view: bool, labels: Labels, backend: str
     ) -> Intent:
-        """A Prepare or View; AlreadyExists for a target that is recorded already."""
+        """A Prepare or View; AlreadyExists for a target that is recorded already. It is in the backend of its parent,
+        or without one in ``backend``.
+        """
         ...
 
     async def begin_commit_snapshot(
         self, call: Call, *, snapshotter: str, name: str, key: str, parent: str, labels: Labels
     ) -> Intent:
-        """A Commit; ``parent`` is empty where the snapshot keeps the one that it was prepared with."""
+        """A Commit; ``parent`` is empty where the snapshot keeps the one that it was prepared with. FailedPrecondition
+        where the parent is in another backend.
+        """
         ...
 
     async def finish(self, call: Call, intent: Intent, outcome: Outcome) -> None:

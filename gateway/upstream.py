@@ -9,6 +9,7 @@ with UNAVAILABLE and the service's name. So a sick service costs its own callers
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -49,11 +50,18 @@ class Upstream:
         self._since = time.monotonic()
         self._stopped_checked = 0.0
         self._stopped = False
+        self._watching: asyncio.Task[None] | None = None
+        self._retired = ""
 
     @property
     def up(self) -> bool:
         """Whether it is connected."""
         return self._up.is_set()
+
+    @property
+    def retired(self) -> bool:
+        """Whether nobody is to call it any more."""
+        return bool(self._retired)
 
     @property
     def down_seconds(self) -> float:
@@ -64,6 +72,8 @@ class Upstream:
         """Why it cannot be used now, or an empty string."""
         if self.up:
             return ""
+        if self._retired:
+            return self._retired
         if self._stopped:
             return f"service {self.name} is stopped"
         return f"service {self.name} has been unreachable for {self.down_seconds:.1f} s{self._why()}"
@@ -76,6 +86,7 @@ class Upstream:
         """Keep the connection, and note whether it is there; for :func:`services.kit.loops.lasting`. When this is
         cancelled, it closes the connection.
         """
+        self._watching = asyncio.current_task()
         try:
             async for connected in self.channel.connections():
                 if connected and not self.up:
@@ -93,6 +104,18 @@ class Upstream:
         finally:
             if self.up:  # nobody would see it go any more; the next watch sees it come
                 self._went_away()
+
+    async def connected(self, seconds: float) -> None:
+        """Return once it is connected, or after some time."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._up.wait()
+
+    def retire(self, reason: str) -> None:
+        """Nobody is to call it any more: calls that do fail at once, for ``reason``, and its connection is closed."""
+        self._retired = reason
+        if self._watching is not None:
+            self._watching.cancel()
 
     def _went_away(self) -> None:
         self._since = time.monotonic()
@@ -114,6 +137,8 @@ class Upstream:
         if call is not None and call.deadline is not None:
             end = min(end, call.deadline - 0.05)
         while not self.is_ready():
+            if self._retired:
+                raise errors.Unavailable(self._retired)
             if await self._stopped_on_purpose():
                 raise errors.Unavailable(
                     f"service {self.name} is stopped (start it with: splitd restart {self.program})"

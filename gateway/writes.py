@@ -115,13 +115,17 @@ class Writes:
             operation.wrote(opening.ref)
         try:
             ingest = await self._records.open_ingest(
-                call, ref=opening.ref, total=opening.total, expected=opening.expected
+                call,
+                ref=opening.ref,
+                total=opening.total,
+                expected=opening.expected,
+                backend=self._content.new(call.optional_namespace),
             )
         except errors.AlreadyExists:
             if operation is not None:
                 operation.present += opening.total
             raise
-        raw = self._content.to(call.optional_namespace, opening.ref)
+        raw = self._content.having(ingest.backend, call.optional_namespace, opening.ref)
         if ingest.shared:
             writer: _Write | _SharedWrite = _SharedWrite(self._commit, raw, call, ingest)
         else:

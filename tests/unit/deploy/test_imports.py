@@ -45,6 +45,8 @@ ALLOWED = {
         "gateway/routes.py",  # by their descriptors the services are known
         "gateway/remote.py",
         "gateway/convert.py",
+        "gateway/*_server.py",
+        "gateway/*_convert.py",
         "client/*_remote.py",
         "deploy/health.py",
         "deploy/containers.py",
