@@ -63,15 +63,13 @@ def _candidate(found: dict[str, Any]) -> Candidate:
     values: dict[str, Any] = {}
     hints = get_type_hints(Terms)
     for each in dataclasses.fields(Terms):
-        value = found.get(each.name, each.default)  # an older release has fewer
-        if hints[each.name] is float and isinstance(value, int | float) and math.isfinite(value):
+        value, hint = found.get(each.name, each.default), hints[each.name]  # an older release has fewer
+        if hint is float and isinstance(value, int | float) and math.isfinite(value):
             values[each.name] = float(value)
-        elif (hints[each.name] is bool and isinstance(value, bool)) or (
-            hints[each.name] is str and isinstance(value, str)
-        ):
+        elif hint in (bool, str) and isinstance(value, hint):
             values[each.name] = value
-        elif isinstance(value, list | tuple) and all(isinstance(word, str) for word in value):
-            values[each.name] = tuple(value)
+        elif hint not in (float, bool, str) and isinstance(value, list | tuple):
+            values[each.name] = tuple(map(str, value))
         else:
             raise ValueError(f"{each.name} of a candidate is {value!r:.100}")
     terms = Terms(**values)

@@ -10,6 +10,7 @@ A *listener* is a function that is called at the beginning of each call, and ret
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, Protocol
@@ -137,6 +138,16 @@ def inside(observed: Observed) -> AbstractContextManager[Any]:
     """
     span: tracing.Span | None = getattr(observed, "leaving", None)
     return nullcontext() if span is None else span.inside()
+
+
+def asking(observed: Observed, method: str) -> Observed:
+    """A call begins that this process makes for one that passes through, in a context of its own."""
+
+    def begin() -> Observed:
+        observed.enter()
+        return began("client", method, {})
+
+    return contextvars.copy_context().run(begin)
 
 
 def told_relay(observed: Observed, headers: Mapping[str, str | bytes], data: str | bytes) -> bool:

@@ -14,7 +14,6 @@ it, or if the upstream has certainly not looked at it. For this the request is k
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
 import time
 from functools import partial
@@ -118,8 +117,7 @@ class Passage:
         """None until the call has room; its request has mostly come by then."""
         self._size = 0
         self._asked: Unary | None = None
-        self._target: Upstream | None = None
-        """The upstream that the route names for this call, in the place of the hop's."""
+        self._target: Upstream | None = None  # that the route names for this call, in the place of the hop's
         self._to: Upstream | None = None
         """The upstream that answers, once the hop was asked. A repeated call may have another."""
         self._by_messages: Attempt | None = None
@@ -204,7 +202,7 @@ class Passage:
         carrier = cast("WireCarrier", upstream.channel.carrier)
         block = self._plan.question
         observed = self._observe()
-        asking = contextvars.copy_context().run(_asking, observed, question.method) if observed.inside else None
+        asking = observer.asking(observed, question.method) if observed.inside else None
         if asking is not None:
             block += headers.plain(asking.headers())
         self._asked = carrier.ask(question.method, block, request, question.timeout)
@@ -230,16 +228,11 @@ class Passage:
             return
         try:
             answers = False if failed else meaning(answer.result())
-        except errors.NodeError as refused:
-            self.fail(refused)
+        except Exception as error:
+            self._failed(error)
             return
-        except Exception:
-            log.exception("%s failed unexpectedly", self.head.path)
-            self.fail(errors.defect(self.head.path))
-            return
-        if answers is not False and self._settled(answers):
-            return
-        self._task = eager.start(self._prepare(), self._link.loop)
+        if answers is False or not self._settled(answers):
+            self._task = eager.start(self._prepare(), self._link.loop)
 
     def _settled(self, answers: Answers | Elsewhere | None) -> bool:
         """Take the route's word about the call: whether it is answered now. Else it passes."""
@@ -289,11 +282,15 @@ class Passage:
             link = await self._carrier().ready()
             if not self.over:
                 self._start(link, call.remaining())
-        except errors.NodeError as error:
-            self.fail(error)
-        except Exception:
-            log.exception("%s failed unexpectedly", self.head.path)
-            self.fail(errors.defect(self.head.path))
+        except Exception as error:
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        """Answer with an error that came up here. One that is none of the node's is a bug."""
+        if not isinstance(error, errors.NodeError):
+            log.error("%s failed unexpectedly", self.head.path, exc_info=error)
+            error = errors.defect(self.head.path)
+        self.fail(error)
 
     async def _pass_messages(self, around: Around, call: Call) -> None:
         """Carry the call to its end message by message."""
@@ -605,12 +602,6 @@ class Passage:
         self._observe().ended(code, message, self._size)
         client_of(self._stream).ended(self)
         self._link.on_idle()
-
-
-def _asking(observed: Observed, method: str) -> Observed:
-    """In a context of its own: this process makes a call for the one that passes through."""
-    observed.enter()
-    return observer.began("client", method, {})
 
 
 class _Upstream:
