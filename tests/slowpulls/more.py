@@ -34,8 +34,9 @@ async def slow_storage(scene: Scene, image: Image) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def lost(scene: Scene, image: Image) -> AsyncIterator[None]:
-    """The registry hangs up four times when it is asked for a layer."""
-    scene.registry.inject(image.layers[2], hang_up(), times=4)
+    """The registry hangs up four times when it is asked for a layer, for each layer."""
+    for layer in image.layers:
+        scene.registry.inject(layer, hang_up(), times=4)
     try:
         yield
     finally:
