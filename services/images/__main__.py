@@ -16,7 +16,8 @@ from services.images.documents import parser_program
 from services.images.layers.unpacker import Unpacker
 from services.images.node.leases_remote import Leases
 from services.images.registries_server import RegistriesServicer
-from services.images.registry import Hosts, Registry
+from services.images.registry.client import Registry
+from services.images.registry.hosts import Hosts
 from services.images.remote import ImageRecords
 from services.images.server import ImagesServicer
 from services.images.streaming_server import StreamingServicer, Streams

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from services.images.concurrency import budget
-from services.images.distribution import fetcher, verifiers
+from services.images.distribution import verifiers
 from services.images.documents import graph
+from services.images.registry.config_check import problems
+from services.images.registry.limits import BLOB_LIMIT
 from services.images.registry_timeouts import Retry, Timeouts
 from services.kit import settings
 from services.kit.settings import Seconds
@@ -76,7 +78,7 @@ class Config:
     layers: int = graph.LAYERS
     """Layers that a pulled or imported image may have. Clients that pull by themselves are not limited."""
 
-    largest: int = fetcher.LARGEST
+    largest: int = BLOB_LIMIT
     """Bytes that a pulled blob may have."""
 
     config_path: str = ""
@@ -166,8 +168,6 @@ def check(file: settings.File) -> Iterator[tuple[str, str]]:
     """The problems that ``splitd config check`` finds although :func:`load` accepts the file; see
     :mod:`.registry.config_check`.
     """
-    from services.images.registry.config_check import problems  # imported when needed: it brings HTTP along
-
     yield from (("warning", f"config file {file.path}: {words}") for words in _unused(file))
     yield from problems(file, load(file).config_path)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from api.splitd.registries.v1 import registries_pb2 as pb
 from api.splitd.registries.v1 import registries_stubs
-from services.images.registry import HostMemory
+from services.images.registry.host_memory import HostMemory
 from services.kit.rpc import Call
 
 

@@ -10,7 +10,7 @@ from services.metadata import config as configuration
 from services.metadata.backends import RemoteBackends
 from services.metadata.convert import event_to_pb
 from services.metadata.database import Database
-from services.metadata.gc import Collector
+from services.metadata.gc.collector import Collector
 from services.metadata.gc.remote import RemoteRawStores
 from services.metadata.server import Metadata
 from services.metadata.soundness import Soundness

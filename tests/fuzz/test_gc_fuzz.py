@@ -27,7 +27,9 @@ from services.metadata import schema
 from services.metadata.containers import Containers
 from services.metadata.content import Content, finish_commit
 from services.metadata.database import Database
-from services.metadata.gc import Collector, Config, collector, plan, sweep
+from services.metadata.gc import collector, plan, sweep
+from services.metadata.gc.collector import Collector
+from services.metadata.gc.config import Config
 from services.metadata.gc.mark import Node, mark, read_records
 from services.metadata.gc.memory import MemoryRawStores
 from services.metadata.gc.raw import Listing

@@ -23,7 +23,9 @@ from typing import NamedTuple
 from services.images.concurrency.budget import STREAMS, Budget
 from services.images.concurrency.gather import run_all
 from services.images.concurrency.keyed_locks import KeyedLocks
-from services.images.registry import Body, Client, NoParts, WrongBytes
+from services.images.registry.client import Client
+from services.images.registry.download import Body, NoParts, WrongBytes
+from services.images.registry.limits import BLOB_LIMIT
 from services.images.transfer import Ingest, Node
 from services.kit import errors
 from services.kit.faults import fault
@@ -42,8 +44,6 @@ little.
 """
 LARGE = 3 * PART
 """Bytes from which a second connection is worth it."""
-LARGEST = 1 << 40
-"""Bytes of the largest blob that is fetched. The largest layers in use, of models, have some 100 GiB."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 """Characters that no header may have."""
@@ -68,7 +68,7 @@ class Fetcher:
     one layer that come at once. ``most``: the limit for a blob, in bytes.
     """
 
-    def __init__(self, budget: Budget, streams: int = STREAMS, most: int = LARGEST) -> None:
+    def __init__(self, budget: Budget, streams: int = STREAMS, most: int = BLOB_LIMIT) -> None:
         self.budget = budget
         self.moving: dict[str, tuple[int, int]] = {}
         """For each digest that is being fetched, the bytes so far and in total."""

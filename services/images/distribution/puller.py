@@ -19,7 +19,7 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from services.images import names, registry
+from services.images import names
 from services.images.concurrency.budget import Gate
 from services.images.concurrency.gather import for_each, run_all
 from services.images.concurrency.stagger import may_start
@@ -32,6 +32,7 @@ from services.images.documents.graph import LAYERS, Graph
 from services.images.documents.legacy import converted
 from services.images.layers.unpacker import Origin, Unpacker, parts
 from services.images.node.ingest import FileIngest
+from services.images.registry import client as registry
 from services.images.transfer import ImageStore, Ingest, Node, Progress, Registry, Report, Unpacking
 from services.images.waits import Board
 from services.kit import errors, tracing

@@ -12,7 +12,6 @@ import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from services.images import registry
 from services.images.concurrency import threads
 from services.images.concurrency.budget import Budget
 from services.images.concurrency.gather import run_all
@@ -20,7 +19,8 @@ from services.images.distribution.progress import Tracker, reporting_waits
 from services.images.distribution.source_labels import mountable
 from services.images.distribution.transfer_client import client_of
 from services.images.documents.graph import Walk
-from services.images.registry import Client, Pushed
+from services.images.registry import client as registry
+from services.images.registry.upload import Pushed
 from services.images.transfer import ImageStore, Node, Progress, Registry, Report
 from services.images.waits import Board
 from services.kit import errors, tracing
@@ -90,7 +90,7 @@ class _Push:
     """One push."""
 
     def __init__(
-        self, client: Client, reference: Reference, node: Node, budget: Budget, wanted: platforms.Matcher
+        self, client: registry.Client, reference: Reference, node: Node, budget: Budget, wanted: platforms.Matcher
     ) -> None:
         self._client = client
         self._reference = reference

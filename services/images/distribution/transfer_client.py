@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from services.images import registry, transfer
-from services.images.registry import Client, Credentials, Hosts
+from services.images import transfer
+from services.images.registry.client import Client, Registry
+from services.images.registry.credentials import Credentials
+from services.images.registry.hosts import Hosts
 from services.images.registry.http_debug import HttpDebug
 
 
-def client_of(process: registry.Registry, end: transfer.Registry) -> Client:
+def client_of(process: Registry, end: transfer.Registry) -> Client:
     """A client for one transfer. It has only the request's credentials: as in containerd, the node's own (docker's, the
     CRI plugin's) are not for every client that may call Transfer.
     """

@@ -1,5 +1,5 @@
 """The registry client: it resolves names, fetches and pushes manifests and blobs. It has no gRPC and no protobuf;
-aiohttp is in three files.
+aiohttp is in three files. This one imports none of them: readers of settings need only hosts.py and what is below it.
 
 ::
 
@@ -37,29 +37,3 @@ continues at its byte; a header of hosts.toml is never sent to the target of a r
 and are random; a manifest of more than 4 MiB is refused from every host; a hosts.toml that cannot be parsed is an error
 and is not skipped.
 """
-
-from services.images.registry.client import Client, Registry
-from services.images.registry.credentials import Credentials, DockerConfig, Source, first_of
-from services.images.registry.download import Body, NoParts, WrongBytes
-from services.images.registry.host_memory import HostMemory, HostState
-from services.images.registry.hosts import Hosts
-from services.images.registry.upload import Pushed
-from services.images.registry_timeouts import Retry, Timeouts
-
-__all__ = [
-    "Body",
-    "Client",
-    "Credentials",
-    "DockerConfig",
-    "HostMemory",
-    "HostState",
-    "Hosts",
-    "NoParts",
-    "Pushed",
-    "Registry",
-    "Retry",
-    "Source",
-    "Timeouts",
-    "WrongBytes",
-    "first_of",
-]

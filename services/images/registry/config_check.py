@@ -8,7 +8,6 @@ from pathlib import Path
 from services.images.registry import cri_config
 from services.images.registry.hosts import Hosts
 from services.images.registry.hosts_toml import read_directory, text_of, unknown
-from services.images.registry.transport import context
 from services.kit import errors, settings
 
 
@@ -56,6 +55,8 @@ def _of_directory(directory: Path) -> Iterator[tuple[str, str]]:
     for words in unknown(text):
         yield "warning", f"{file}: {words}"
     for host in hosts:
+        from services.images.registry.transport import context  # imported when needed: it brings aiohttp along
+
         try:
             context(host.tls)
         except errors.NodeError as error:

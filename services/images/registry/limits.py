@@ -7,6 +7,9 @@ from __future__ import annotations
 MANIFEST_LIMIT = 4 << 20
 """Bytes of the largest manifest that is accepted. One with 128 layers has 32 KiB; large things belong into blobs."""
 
+BLOB_LIMIT = 1 << 40
+"""Bytes of the largest blob that is fetched. The largest layers in use, of models, have some 100 GiB."""
+
 TOKEN_LIMIT = 1 << 20
 """Bytes of a token server's answer that are read."""
 

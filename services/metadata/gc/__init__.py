@@ -18,8 +18,3 @@ that names it, waits until the mark is cleared (``services.metadata.store.Mark``
     collector.py  the loop that runs all this
     raw.py        what a backend must do for the collector; remote.py: through the gateway; memory.py: the fake
 """
-
-from services.metadata.gc.collector import Collector
-from services.metadata.gc.config import Config
-
-__all__ = ["Collector", "Config"]

@@ -39,7 +39,8 @@ from services.images.waits import Board
 from services.kit import errors, loops, memory, sockets
 from services.kit.publisher import Publisher
 from services.metadata import schema
-from services.metadata.gc import Collector, Config
+from services.metadata.gc.collector import Collector
+from services.metadata.gc.config import Config
 from services.metadata.gc.memory import MemoryRawStores
 from services.metadata.memory import MemoryTransactions
 from services.oci.descriptors import Descriptor

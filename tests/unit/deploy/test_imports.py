@@ -294,7 +294,7 @@ AT_THE_START = {
     ("services/kit/channel.py", "_gathered"),
     ("services/kit/exporting.py", "_collector"),
     ("services/kit/exporting.py", "_to_node"),
-    ("services/images/config.py", "check"),  # of `splitd config check`
+    ("services/images/registry/config_check.py", "_of_directory"),  # of `splitd config check`
     # Only where [health], [metrics] or [traces] has an address.
     ("services/kit/config.py", "__post_init__"),
     ("services/kit/process.py", "_count"),

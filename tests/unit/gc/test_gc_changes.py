@@ -12,10 +12,10 @@ import pytest
 
 from services.kit.slices import at_once
 from services.metadata import schema
-from services.metadata.gc import Collector, Config
 from services.metadata.gc import mark as mark_module
 from services.metadata.gc.changes import Spared
-from services.metadata.gc.collector import _examine, _Found, _remove_batch
+from services.metadata.gc.collector import Collector, _examine, _Found, _remove_batch
+from services.metadata.gc.config import Config
 from services.metadata.gc.mark import STEP, Node, mark, read_records
 from services.metadata.gc.memory import MemoryRawStores
 from services.metadata.gc.raw import Listing

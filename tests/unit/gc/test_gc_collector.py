@@ -16,8 +16,10 @@ import pytest
 from services.kit import errors, tracing
 from services.metadata import schema
 from services.metadata.database import Busy, Database
-from services.metadata.gc import Collector, Config, guard
+from services.metadata.gc import guard
 from services.metadata.gc.coalescing import Coalescing
+from services.metadata.gc.collector import Collector
+from services.metadata.gc.config import Config
 from services.metadata.gc.memory import MemoryRawStores
 from services.metadata.gc.tuning import Tuning
 from services.metadata.intents import check_no_blob_sweeping

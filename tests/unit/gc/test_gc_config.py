@@ -8,8 +8,7 @@ import pytest
 
 from services.kit import errors, settings
 from services.metadata import config as metadata_config
-from services.metadata.gc import Config
-from services.metadata.gc.config import load
+from services.metadata.gc.config import Config, load
 
 
 def file(text: str) -> settings.File:

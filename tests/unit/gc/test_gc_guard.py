@@ -10,8 +10,10 @@ import pytest
 
 from services.kit import errors
 from services.metadata import schema
-from services.metadata.gc import Collector, Config, guard
 from services.metadata.gc import collector as collector_module
+from services.metadata.gc import guard
+from services.metadata.gc.collector import Collector
+from services.metadata.gc.config import Config
 from services.metadata.gc.memory import MemoryRawStores
 from services.metadata.gc.tuning import Tuning
 from services.metadata.store import Gateway, Held, Raw

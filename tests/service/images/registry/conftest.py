@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.images.registry import Registry, Retry, Timeouts
+from services.images.registry.client import Registry
+from services.images.registry_timeouts import Retry, Timeouts
 from tests.fake_registry import FakeRegistry
 
 QUICK = Timeouts(

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 from deploy.samples import Image, image
-from services.images.registry import Client
+from services.images.registry.client import Client
 from services.images.registry.download import Body
 from services.oci.descriptors import Descriptor
 from services.oci.digests import digest_of

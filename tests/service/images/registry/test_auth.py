@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from services.images.documents import parser_program
-from services.images.registry import Credentials, DockerConfig, Registry, first_of
+from services.images.registry.client import Registry
+from services.images.registry.credentials import Credentials, DockerConfig, first_of
 from services.images.registry.limits import TOKEN_LIMIT
 from services.images.registry_timeouts import Timeouts
 from services.kit import errors

@@ -13,8 +13,9 @@ import pytest
 import zstandard
 from aiohttp import web
 
-from services.images.registry import Hosts, Registry
+from services.images.registry.client import Registry
 from services.images.registry.content_encoding import Decoder, Undecodable, codings
+from services.images.registry.hosts import Hosts
 from services.kit import errors
 from services.oci.digests import digest_of
 from tests.fake_registry import Auth, FakeRegistry, Fault, Serve, cut, encoded, status, then

@@ -9,7 +9,8 @@ import pytest
 
 from deploy.samples import Registry as DockerRegistry
 from deploy.samples import image, index
-from services.images.registry import Pushed, Registry
+from services.images.registry.client import Registry
+from services.images.registry.upload import Pushed
 from services.kit import errors
 from services.oci.descriptors import Descriptor
 from services.oci.media_types import INDEX

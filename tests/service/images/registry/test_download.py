@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from services.images.registry import Hosts, Registry, Retry
+from services.images.registry.client import Registry
+from services.images.registry.hosts import Hosts
+from services.images.registry_timeouts import Retry
 from services.kit import errors
 from services.oci.descriptors import Descriptor
 from tests.fake_registry import FakeRegistry, cut, endless, hang_up, redirect, silent, slow, status
@@ -273,7 +275,7 @@ async def test_a_redirect_that_wants_credentials_does_not_get_them(
     quick: Registry, fake: FakeRegistry, other: FakeRegistry, name: str
 ) -> None:
     """A 401 of another host is an error, which names both."""
-    from services.images.registry import Credentials
+    from services.images.registry.credentials import Credentials
     from tests.fake_registry import Auth
 
     async def source(host: str) -> Credentials:

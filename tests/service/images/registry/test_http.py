@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 from aiohttp import ClientPayloadError, StreamReader
 
-from services.images.registry import Hosts, Registry, transport
+from services.images.registry import transport
+from services.images.registry.client import Registry
 from services.images.registry.failure import Failure
 from services.images.registry.host import TLS
+from services.images.registry.hosts import Hosts
 from services.images.registry.response_parser import Answers
 from services.images.registry.transport import Answer
 from services.kit import errors

@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.images.registry import Credentials, Registry
+from services.images.registry.client import Registry
+from services.images.registry.credentials import Credentials
 from services.images.registry.http_debug import HttpDebug
 from tests.fake_registry import Auth, FakeRegistry
 from tests.service.images.registry.pulls import LAYER, dead_port, described, fetched, small_image

@@ -14,9 +14,10 @@ import pytest
 from services.images.concurrency.budget import Budget
 from services.images.distribution.fetcher import PART, Fetcher
 from services.images.node.ingest import FileIngest
-from services.images.registry import Hosts, NoParts, Registry
-from services.images.registry.download import SLICES
+from services.images.registry.client import Registry
+from services.images.registry.download import SLICES, NoParts
 from services.images.registry.host_memory import RANGES_REST, HostMemory
+from services.images.registry.hosts import Hosts
 from services.oci.descriptors import Descriptor
 from services.oci.digests import Digest, digest_of
 from services.oci.references import Reference

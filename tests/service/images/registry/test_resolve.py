@@ -10,7 +10,8 @@ import pytest
 from aiohttp import web
 
 from deploy.samples import index
-from services.images.registry import Hosts, Registry
+from services.images.registry.client import Registry
+from services.images.registry.hosts import Hosts
 from services.kit import errors
 from services.oci.digests import Digest
 from services.oci.media_types import DOCKER_INDEX, DOCKER_MANIFEST, INDEX, MANIFEST

@@ -13,7 +13,11 @@ import pytest
 from aiohttp import web
 
 from services.images import waits
-from services.images.registry import Client, Credentials, Hosts, NoParts, Registry, Retry
+from services.images.registry.client import Client, Registry
+from services.images.registry.credentials import Credentials
+from services.images.registry.download import NoParts
+from services.images.registry.hosts import Hosts
+from services.images.registry_timeouts import Retry
 from services.kit import errors, loops, metrics, tracing
 from services.kit.spans import state
 from tests.fake_registry import (

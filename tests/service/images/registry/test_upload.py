@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from services.images.registry import Credentials, Pushed, Registry
-from services.images.registry.upload import Read
+from services.images.registry.client import Registry
+from services.images.registry.credentials import Credentials
+from services.images.registry.upload import Pushed, Read
 from services.kit import errors
 from services.oci.media_types import MANIFEST
 from tests.fake_registry import Auth, FakeRegistry, deaf, hang_up, redirect, status, taking
@@ -249,7 +250,7 @@ async def test_a_refused_push(quick: Registry, fake: FakeRegistry, name: str) ->
 
 async def test_mirrors_are_not_pushed_to(fake: FakeRegistry, other: FakeRegistry, tmp_path: Path) -> None:
     """The first host that may be pushed to gets everything."""
-    from services.images.registry import Hosts
+    from services.images.registry.hosts import Hosts
 
     hosts = Hosts(
         (

@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from services.images.registry import Client, Credentials, Hosts, Registry, Retry
+from services.images.registry.client import Client, Registry
+from services.images.registry.credentials import Credentials
+from services.images.registry.hosts import Hosts
+from services.images.registry_timeouts import Retry
 from services.images.waits import Board, Wait
 from services.kit import errors
 from services.oci.digests import digest_of

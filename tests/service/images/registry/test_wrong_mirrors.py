@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from services.images.registry import Hosts, Registry
+from services.images.registry.client import Registry
+from services.images.registry.hosts import Hosts
 from tests.fake_registry import FakeRegistry, Fault, cut, encoded, endless, then
 from tests.fake_registry import other as instead
 from tests.service.images.registry.conftest import HASTY, QUICK
