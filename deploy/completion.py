@@ -16,7 +16,7 @@ from argcomplete import autocomplete
 from argcomplete.completers import DirectoriesCompleter, FilesCompleter
 from argcomplete.shell_integration import shellcode
 
-from deploy import place, traces, transferring
+from deploy import place, routing, traces, transferring
 from deploy.failure import Failure
 from deploy.processes import NAMES
 from deploy.verbs import VERBS
@@ -79,6 +79,14 @@ def _traces(parsed_args: argparse.Namespace, **_: object) -> Collection[str]:
     return _quietly(names)
 
 
+def _routes(parsed_args: argparse.Namespace, **_: object) -> Collection[str]:
+    async def names() -> list[str]:
+        async with asyncio.timeout(PATIENCE), routing.connected(place.find(parsed_args)) as routes:
+            return [route.name for route in await routes.all()]
+
+    return _quietly(names)
+
+
 def _quietly(names: Callable[[], Any]) -> Collection[str]:
     try:
         return list(asyncio.run(names()))
@@ -94,6 +102,7 @@ COMPLETERS: dict[Any, Callable[..., Any]] = {
     "SRC": _images,
     "LEASE": _leases,
     "TRACE": _traces,
+    "ROUTE": _routes,
     "FILE": FilesCompleter(),
     "DIR": DirectoriesCompleter(),
 }

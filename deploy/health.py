@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from api.splitd.registries.v1 import registries_pb2, registries_stubs
 from api.splitd.traces.v1 import traces_pb2, traces_stubs
+from client.routes_remote import RemoteRoutes, Stands
 from client.version_remote import version_of
 from deploy import running
 from deploy.place import Place
@@ -84,6 +85,21 @@ async def _proxied(place: Place) -> list[Proxied]:
         )
         for name, plugin in found.items()
     ]
+
+
+def candidates(place: Place) -> list[Stands]:
+    """The candidates on the node's routes; none if the gateway does not tell."""
+    return asyncio.run(_candidates(place))
+
+
+async def _candidates(place: Place) -> list[Stands]:
+    async with rpc.Channel(place.state / "internal.sock", "gateway") as gateway:
+        try:
+            await gateway.reached(PATIENCE)
+            async with asyncio.timeout(PATIENCE):
+                return [each for route in await RemoteRoutes(gateway).all() for each in route.candidates]
+        except (errors.NodeError, TimeoutError):
+            return []
 
 
 def away(place: Place) -> list[Proxied]:

@@ -69,7 +69,11 @@ class Backends(Protocol):
 
 
 class Replacing:
-    """The candidates on ``routes``, stored below ``root``. ``configured`` are those that the configuration names."""
+    """The candidates on ``routes``, stored below ``root``. ``configured`` are those that the configuration names.
+
+    ``look`` and ``again`` are seconds: until it is looked again whether a draining one has objects, and until a file
+    that could not be written is written again.
+    """
 
     def __init__(
         self,
@@ -80,12 +84,14 @@ class Replacing:
         *,
         now: Callable[[], float] = time.time,
         look: float = _LOOK,
+        again: float = _AGAIN,
     ) -> None:
         self._routes = routes
         self._records = records
         self._root = root
         self._now = now
         self._look = look
+        self._again = again
         self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
         self._unsaved = False
@@ -111,7 +117,7 @@ class Replacing:
 
     def names(self) -> list[str]:
         """The routes that may have candidates."""
-        return sorted(name for name in self._routes.hops if name != "snapshots" and kind_of(name) in KINDS)
+        return sorted(name for name in self._routes.hops if name not in ("snapshots", "tasks"))
 
     def route(self, name: str) -> Hop:
         """InvalidArgument, with the names that there are, if there is none of that name."""
@@ -149,8 +155,8 @@ class Replacing:
 
     async def replace(self, terms: Terms) -> tuple[Candidate, str]:
         """Have a candidate, from now on, by these terms. Answers it, and where it was before if it has moved."""
-        terms.check()
         hop = self.route(terms.route)
+        terms.check()
         if str(terms.where) == hop.home.address:
             raise errors.InvalidArgument.verbatim(f"{terms.address} is where {terms.route} goes already")
         if terms.until and terms.until <= self._now():
@@ -298,14 +304,14 @@ class Replacing:
             for each in self._all:
                 self._judged(each)
             if self._unsaved and not await self._saved():
-                wait = _AGAIN
+                wait = self._again
             else:
                 await self._let_go()
                 left = [each.terms.until - self._now() for each in self._all if each.terms.until and not each.draining]
                 wait = max(min([self._look, *left]), 0.01)
             self._wake.clear()
             if self._unsaved:
-                wait = min(wait, _AGAIN)
+                wait = min(wait, self._again)
             try:
                 async with asyncio.timeout(wait):
                     await self._wake.wait()

@@ -15,7 +15,7 @@ def terms_from_pb(message: pb.Terms) -> Terms:
         name=message.name or named_by(address),
         address=address,
         namespaces=tuple(dict.fromkeys(message.namespaces)),
-        share=message.share or ALL,
+        share=message.share if message.HasField("share") else ALL,
         until=message.until,
         back_at=message.back_at,
         deadline=message.deadline,

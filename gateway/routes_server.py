@@ -64,8 +64,8 @@ class RoutesServicer:
 
     async def Replace(self, request: pb.ReplaceRequest, call: Call) -> pb.ReplaceResponse:
         terms = convert.terms_from_pb(request.terms)
-        terms.check()
         self._replacing.route(terms.route)
+        terms.check()
         reached = await self._refuse_strangers(terms)
         candidate, moved = await self._replacing.replace(terms)
         if reached and (upstream := self._replacing.upstream(candidate)) is not None:

@@ -9,7 +9,9 @@ import contextlib
 import dataclasses
 import json
 import time
+from collections.abc import Sequence
 
+from client.routes_remote import Stands
 from client.shown import say, table
 from deploy import health, place, revisions, supervision
 from deploy import held as heldback
@@ -43,10 +45,11 @@ def run(arguments: argparse.Namespace) -> int:
     healthy = {h.status.name for h in found if h.healthy}
     registries = health.registries(here) if "images" in healthy else None
     traces = health.traces(here) if "traces" in healthy else None
+    candidates = health.candidates(here) if "gateway" in healthy else []
     if arguments.json:
-        print(json.dumps(describe(here, supervisor_pid, found, others, registries, held, traces), indent=2))
+        print(json.dumps(describe(here, supervisor_pid, found, others, registries, held, traces, candidates), indent=2))
     else:
-        print_table(here, found, others, traces)
+        print_table(here, found, others, traces, candidates)
         say(
             *died(here, found),
             *revisions.differences(here, found, supervisor.code()),
@@ -74,6 +77,7 @@ def describe(
     registries: list[health.Registry] | None,
     held: list[heldback.HeldBack],
     traces: health.Traces | None,
+    candidates: Sequence[Stands] = (),
 ) -> dict[str, object]:
     """The status as JSON. If no node is up, ``up`` is false and there are no services.
 
@@ -87,6 +91,7 @@ def describe(
       since the epoch).
     - ``proxy_plugins`` are services of other projects. One that is ``in_place`` of ours must be healthy for the node to
       be healthy.
+    - ``candidates`` take new objects of a route, or are draining (``drained``); ``splitd routes`` says more.
     - ``registries`` are those that the node has asked since the images service started, good ones too; null if that
       service is not healthy.
     - ``traces`` is what the traces service holds: traces, spans, bytes on the disk, when the oldest came (nanoseconds
@@ -119,6 +124,16 @@ def describe(
             for h in found
         ],
         "proxy_plugins": [{**dataclasses.asdict(p), "healthy": p.healthy} for p in others],
+        "candidates": [
+            {
+                "route": each.terms.route,
+                "name": each.terms.name,
+                "address": each.terms.address,
+                "trouble": each.trouble,
+                "drained": each.drained,
+            }
+            for each in candidates
+        ],
         "database": database(here),
         "held_back": [dataclasses.asdict(each) for each in held],
         "registries": None if registries is None else [dataclasses.asdict(each) for each in registries],
@@ -194,7 +209,11 @@ def _clock(moment: float) -> str:
 
 
 def print_table(
-    here: Place, found: list[health.Health], others: list[health.Proxied], traces: health.Traces | None
+    here: Place,
+    found: list[health.Health],
+    others: list[health.Proxied],
+    traces: health.Traces | None,
+    candidates: Sequence[Stands] = (),
 ) -> None:
     rows = [("SERVICE", "STATE", "PID", "UPTIME", "MEMORY", "RESTARTS", "HEALTH")]
     rows += [
@@ -212,6 +231,18 @@ def print_table(
     rows += [
         (p.name, f"PROXY {p.kind}", "-", "-", "-", "-", f"{p.address} {p.trouble}" if p.trouble else "ok")
         for p in others
+    ]
+    rows += [
+        (
+            each.terms.backend,
+            "DRAINING" if each.drained else "CANDIDATE",
+            "-",
+            "-",
+            "-",
+            "-",
+            f"{each.terms.address} {each.trouble}" if each.trouble else "ok",
+        )
+        for each in candidates
     ]
     say(f"node {here.socket}, root {here.root}, installed {version.VERSION} (revision {version.installed()})")
     table(rows)

@@ -24,12 +24,15 @@ from api.containerd.services.namespaces.v1 import namespaces_pb2
 from api.splitd.snapshotters.v1 import snapshotters_pb2
 from client.output import Bars
 from client.progress import Tally
+from gateway.candidates import Terms
 from gateway.config import Config as GatewaySettings
 from gateway.metrics import Page
 from gateway.operations import IDLE, Operations
 from gateway.probes import Probes
+from gateway.replacing import Replacing
 from gateway.routes import Routes
 from gateway.snapshotters import Snapshotters
+from gateway.store import Objects
 from gateway.supervision import Supervision
 from gateway.upstream import Upstream
 from services.images.distribution.progress import Tracker, reporting_waits
@@ -323,6 +326,38 @@ async def hearing_of_snapshotters(place: Path) -> AsyncIterator[Works]:
         await eventually_async(lambda: asyncio.sleep(0, list(routes.snapshotters) == announced), "it is not heard")
 
     async with loops.running("the snapshotters' announcements", followed.follow):
+        yield works
+
+
+class NoObjects:
+    """metadata that knows of no objects in any backend."""
+
+    def lead_to(self, backends: Sequence[str]) -> None:
+        """There is nothing to remember."""
+
+    async def candidates(self, backends: Sequence[str]) -> None:
+        await asyncio.sleep(0)
+
+    async def objects(self, backend: str, limit: int = 0) -> Objects:
+        await asyncio.sleep(0)
+        return Objects()
+
+    async def forget(self, backend: str) -> Objects:
+        raise AssertionError(backend)
+
+
+@loop("the ends of candidates")
+async def ending_candidates(place: Path) -> AsyncIterator[Works]:
+    (place / "gateway").mkdir()
+    replacing = Replacing(Routes(place, GatewaySettings(), {}), NoObjects(), place, look=0.01, again=0.01)
+    names = map("c{}".format, itertools.count())
+
+    async def works() -> None:
+        name = next(names)
+        await replacing.replace(Terms(route="content", name=name, address=f"/{name}.sock", until=time.time() + 0.02))
+        await eventually_async(lambda: asyncio.sleep(0, not replacing.candidates), "it does not go")
+
+    async with loops.running("the ends of candidates", replacing.follow):
         yield works
 
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!api/splitd/routes/v1/routes.proto\x12\x10splitd.routes.v1\"\r\n\x0bListRequest\"7\n\x0cListResponse\x12\'\n\x06routes\x18\x01 \x03(\x0b\x32\x17.splitd.routes.v1.Route\"\x8e\x01\n\x05Route\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0f\n\x07trouble\x18\x03 \x01(\t\x12\x0f\n\x07\x66oreign\x18\x04 \x01(\x08\x12/\n\ncandidates\x18\x05 \x03(\x0b\x32\x1b.splitd.routes.v1.Candidate\x12\x13\n\x0binstruments\x18\x06 \x03(\t\"\xe9\x01\n\x05Terms\x12\r\n\x05route\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x12\n\nnamespaces\x18\x04 \x03(\t\x12\r\n\x05share\x18\x05 \x01(\x01\x12\r\n\x05until\x18\x06 \x01(\x01\x12\x0f\n\x07\x62\x61\x63k_at\x18\x07 \x01(\x01\x12\x10\n\x08\x64\x65\x61\x64line\x18\x08 \x01(\x01\x12\x14\n\x0c\x63\x61pabilities\x18\t \x03(\t\x12\n\n\x02\x63\x61\x18\n \x01(\t\x12\x0c\n\x04\x63\x65rt\x18\x0b \x01(\t\x12\x0b\n\x03key\x18\x0c \x01(\t\x12\x13\n\x0bserver_name\x18\r \x01(\t\x12\x0b\n\x03tls\x18\x0e \x01(\x08\"\x83\x02\n\tCandidate\x12&\n\x05terms\x18\x01 \x01(\x0b\x32\x17.splitd.routes.v1.Terms\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x0f\n\x07trouble\x18\x03 \x01(\t\x12\x0f\n\x07\x64rained\x18\x04 \x01(\t\x12\r\n\x05since\x18\x05 \x01(\x01\x12\x12\n\nconfigured\x18\x06 \x01(\x08\x12\x0f\n\x07objects\x18\x07 \x01(\x03\x12\x0e\n\x06\x63hosen\x18\x08 \x01(\x03\x12\x11\n\tsent_home\x18\t \x01(\x03\x12\r\n\x05\x63\x61lls\x18\n \x01(\x03\x12\x10\n\x08\x66\x61ilures\x18\x0b \x01(\x03\x12\x0e\n\x06\x66\x61iled\x18\x0c \x01(\x01\x12\x13\n\x0binstruments\x18\r \x03(\t\"8\n\x0eReplaceRequest\x12&\n\x05terms\x18\x01 \x01(\x0b\x32\x17.splitd.routes.v1.Terms\"U\n\x0fReplaceResponse\x12.\n\tcandidate\x18\x01 \x01(\x0b\x32\x1b.splitd.routes.v1.Candidate\x12\x12\n\nmoved_from\x18\x02 \x01(\t\"-\n\x0eRestoreRequest\x12\r\n\x05route\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"B\n\x0fRestoreResponse\x12/\n\ncandidates\x18\x01 \x03(\x0b\x32\x1b.splitd.routes.v1.Candidate\"<\n\x0eObjectsRequest\x12\r\n\x05route\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05limit\x18\x03 \x01(\x05\"K\n\x0fObjectsResponse\x12\r\n\x05total\x18\x01 \x01(\x03\x12)\n\x07objects\x18\x02 \x03(\x0b\x32\x18.splitd.routes.v1.Object\"K\n\x06Object\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x12\n\ncontainers\x18\x04 \x03(\t\",\n\rForgetRequest\x12\r\n\x05route\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"#\n\x0e\x46orgetResponse\x12\x11\n\tforgotten\x18\x01 \x01(\x03\x32\x8c\x03\n\x06Routes\x12\x45\n\x04List\x12\x1d.splitd.routes.v1.ListRequest\x1a\x1e.splitd.routes.v1.ListResponse\x12N\n\x07Replace\x12 .splitd.routes.v1.ReplaceRequest\x1a!.splitd.routes.v1.ReplaceResponse\x12N\n\x07Restore\x12 .splitd.routes.v1.RestoreRequest\x1a!.splitd.routes.v1.RestoreResponse\x12N\n\x07Objects\x12 .splitd.routes.v1.ObjectsRequest\x1a!.splitd.routes.v1.ObjectsResponse\x12K\n\x06\x46orget\x12\x1f.splitd.routes.v1.ForgetRequest\x1a .splitd.routes.v1.ForgetResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!api/splitd/routes/v1/routes.proto\x12\x10splitd.routes.v1\"\r\n\x0bListRequest\"7\n\x0cListResponse\x12\'\n\x06routes\x18\x01 \x03(\x0b\x32\x17.splitd.routes.v1.Route\"\x8e\x01\n\x05Route\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0f\n\x07trouble\x18\x03 \x01(\t\x12\x0f\n\x07\x66oreign\x18\x04 \x01(\x08\x12/\n\ncandidates\x18\x05 \x03(\x0b\x32\x1b.splitd.routes.v1.Candidate\x12\x13\n\x0binstruments\x18\x06 \x03(\t\"\xf8\x01\n\x05Terms\x12\r\n\x05route\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x12\n\nnamespaces\x18\x04 \x03(\t\x12\x12\n\x05share\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05until\x18\x06 \x01(\x01\x12\x0f\n\x07\x62\x61\x63k_at\x18\x07 \x01(\x01\x12\x10\n\x08\x64\x65\x61\x64line\x18\x08 \x01(\x01\x12\x14\n\x0c\x63\x61pabilities\x18\t \x03(\t\x12\n\n\x02\x63\x61\x18\n \x01(\t\x12\x0c\n\x04\x63\x65rt\x18\x0b \x01(\t\x12\x0b\n\x03key\x18\x0c \x01(\t\x12\x13\n\x0bserver_name\x18\r \x01(\t\x12\x0b\n\x03tls\x18\x0e \x01(\x08\x42\x08\n\x06_share\"\x83\x02\n\tCandidate\x12&\n\x05terms\x18\x01 \x01(\x0b\x32\x17.splitd.routes.v1.Terms\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x0f\n\x07trouble\x18\x03 \x01(\t\x12\x0f\n\x07\x64rained\x18\x04 \x01(\t\x12\r\n\x05since\x18\x05 \x01(\x01\x12\x12\n\nconfigured\x18\x06 \x01(\x08\x12\x0f\n\x07objects\x18\x07 \x01(\x03\x12\x0e\n\x06\x63hosen\x18\x08 \x01(\x03\x12\x11\n\tsent_home\x18\t \x01(\x03\x12\r\n\x05\x63\x61lls\x18\n \x01(\x03\x12\x10\n\x08\x66\x61ilures\x18\x0b \x01(\x03\x12\x0e\n\x06\x66\x61iled\x18\x0c \x01(\x01\x12\x13\n\x0binstruments\x18\r \x03(\t\"8\n\x0eReplaceRequest\x12&\n\x05terms\x18\x01 \x01(\x0b\x32\x17.splitd.routes.v1.Terms\"U\n\x0fReplaceResponse\x12.\n\tcandidate\x18\x01 \x01(\x0b\x32\x1b.splitd.routes.v1.Candidate\x12\x12\n\nmoved_from\x18\x02 \x01(\t\"-\n\x0eRestoreRequest\x12\r\n\x05route\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"B\n\x0fRestoreResponse\x12/\n\ncandidates\x18\x01 \x03(\x0b\x32\x1b.splitd.routes.v1.Candidate\"<\n\x0eObjectsRequest\x12\r\n\x05route\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05limit\x18\x03 \x01(\x05\"K\n\x0fObjectsResponse\x12\r\n\x05total\x18\x01 \x01(\x03\x12)\n\x07objects\x18\x02 \x03(\x0b\x32\x18.splitd.routes.v1.Object\"K\n\x06Object\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x12\n\ncontainers\x18\x04 \x03(\t\",\n\rForgetRequest\x12\r\n\x05route\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"#\n\x0e\x46orgetResponse\x12\x11\n\tforgotten\x18\x01 \x01(\x03\x32\x8c\x03\n\x06Routes\x12\x45\n\x04List\x12\x1d.splitd.routes.v1.ListRequest\x1a\x1e.splitd.routes.v1.ListResponse\x12N\n\x07Replace\x12 .splitd.routes.v1.ReplaceRequest\x1a!.splitd.routes.v1.ReplaceResponse\x12N\n\x07Restore\x12 .splitd.routes.v1.RestoreRequest\x1a!.splitd.routes.v1.RestoreResponse\x12N\n\x07Objects\x12 .splitd.routes.v1.ObjectsRequest\x1a!.splitd.routes.v1.ObjectsResponse\x12K\n\x06\x46orget\x12\x1f.splitd.routes.v1.ForgetRequest\x1a .splitd.routes.v1.ForgetResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,27 +38,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ROUTE']._serialized_start=128
   _globals['_ROUTE']._serialized_end=270
   _globals['_TERMS']._serialized_start=273
-  _globals['_TERMS']._serialized_end=506
-  _globals['_CANDIDATE']._serialized_start=509
-  _globals['_CANDIDATE']._serialized_end=768
-  _globals['_REPLACEREQUEST']._serialized_start=770
-  _globals['_REPLACEREQUEST']._serialized_end=826
-  _globals['_REPLACERESPONSE']._serialized_start=828
-  _globals['_REPLACERESPONSE']._serialized_end=913
-  _globals['_RESTOREREQUEST']._serialized_start=915
-  _globals['_RESTOREREQUEST']._serialized_end=960
-  _globals['_RESTORERESPONSE']._serialized_start=962
-  _globals['_RESTORERESPONSE']._serialized_end=1028
-  _globals['_OBJECTSREQUEST']._serialized_start=1030
-  _globals['_OBJECTSREQUEST']._serialized_end=1090
-  _globals['_OBJECTSRESPONSE']._serialized_start=1092
-  _globals['_OBJECTSRESPONSE']._serialized_end=1167
-  _globals['_OBJECT']._serialized_start=1169
-  _globals['_OBJECT']._serialized_end=1244
-  _globals['_FORGETREQUEST']._serialized_start=1246
-  _globals['_FORGETREQUEST']._serialized_end=1290
-  _globals['_FORGETRESPONSE']._serialized_start=1292
-  _globals['_FORGETRESPONSE']._serialized_end=1327
-  _globals['_ROUTES']._serialized_start=1330
-  _globals['_ROUTES']._serialized_end=1726
+  _globals['_TERMS']._serialized_end=521
+  _globals['_CANDIDATE']._serialized_start=524
+  _globals['_CANDIDATE']._serialized_end=783
+  _globals['_REPLACEREQUEST']._serialized_start=785
+  _globals['_REPLACEREQUEST']._serialized_end=841
+  _globals['_REPLACERESPONSE']._serialized_start=843
+  _globals['_REPLACERESPONSE']._serialized_end=928
+  _globals['_RESTOREREQUEST']._serialized_start=930
+  _globals['_RESTOREREQUEST']._serialized_end=975
+  _globals['_RESTORERESPONSE']._serialized_start=977
+  _globals['_RESTORERESPONSE']._serialized_end=1043
+  _globals['_OBJECTSREQUEST']._serialized_start=1045
+  _globals['_OBJECTSREQUEST']._serialized_end=1105
+  _globals['_OBJECTSRESPONSE']._serialized_start=1107
+  _globals['_OBJECTSRESPONSE']._serialized_end=1182
+  _globals['_OBJECT']._serialized_start=1184
+  _globals['_OBJECT']._serialized_end=1259
+  _globals['_FORGETREQUEST']._serialized_start=1261
+  _globals['_FORGETREQUEST']._serialized_end=1305
+  _globals['_FORGETRESPONSE']._serialized_start=1307
+  _globals['_FORGETRESPONSE']._serialized_end=1342
+  _globals['_ROUTES']._serialized_start=1345
+  _globals['_ROUTES']._serialized_end=1741
 # @@protoc_insertion_point(module_scope)
