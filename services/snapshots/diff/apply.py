@@ -13,10 +13,11 @@ socket of packets; ``workers.py`` has the other end. Requests are:
 Answers are:
 
     began             sent first, once all code is loaded
-    ended ID STATUS BLOCKED
-                      a worker has ended, with waitpid's STATUS, or has done its work (0); it was blocked for BLOCKED
-                      microseconds (``blocked.py``)
-    still ID          a worker was killed because it made no progress
+    ended ID STATUS SEEN
+                      a worker has ended, with waitpid's STATUS, or has done its work (0); SEEN says what its time went
+                      for (``blocked.Seen``)
+    cut ID SEEN       a worker was killed, since that was asked for; it ends once the kernel lets it
+    still ID SEEN     a worker was killed because it made no progress
 
 A *worker* inflates a layer, digests it, and makes the tree, with its target as its root directory. If it has to mount
 the target, it does so in a mount namespace of its own, so that all workers can share DIRECTORY. ``alone`` means that
@@ -189,6 +190,7 @@ class Dispatcher:
             for worker in self._workers.values():
                 if worker.job == job:
                     worker.kill()
+                    self._send(f"cut\0{job}\0{worker.sampler.seen()}")
             return True
         idle = next((worker for worker in self._workers.values() if not worker.job and worker.killed is None), None)
         if idle is not None and self._send_to(idle, data, files):
@@ -252,6 +254,7 @@ class Dispatcher:
         while worker.line.fileno() in self._lines:
             self._answered(worker)
         worker.line.close()
+        worker.sampler.seen()  # for the last time: its counters go with it
         worker.sampler.close()
         _, status = os.waitpid(worker.pid, 0)
         if worker.handed is not None:  # killed before it took the request
@@ -261,14 +264,12 @@ class Dispatcher:
 
     def _report(self, worker: Worker, status: int | None) -> None:
         """Report the end of a request; without ``status``, the worker made no progress."""
+        how = f"still\0{worker.job}" if status is None else f"ended\0{worker.job}\0{status}"
+        self._send(f"{how}\0{worker.sampler.seen()}")
+
+    def _send(self, words: str) -> None:
         try:
-            self._requests.send(
-                (
-                    f"still\0{worker.job}"
-                    if status is None
-                    else f"ended\0{worker.job}\0{status}\0{round(worker.sampler.blocked * 1e6)}"
-                ).encode()
-            )
+            self._requests.send(words.encode())
         except (BrokenPipeError, ConnectionResetError):
             return  # the service has gone; the next read of the socket finds its end
 

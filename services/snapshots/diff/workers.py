@@ -18,7 +18,7 @@ from services.kit import errors, kept, loops, metrics, pipes, tracing
 from services.oci.mounts import Mount
 from services.snapshots import programs
 from services.snapshots.diff import standstill
-from services.snapshots.diff.blocked import Sampler
+from services.snapshots.diff.blocked import Sampler, Seen
 from services.snapshots.diff.inherit import Unnamed
 from services.snapshots.diff.mounts import to_arguments
 from services.snapshots.diff.spent import Spent
@@ -128,25 +128,35 @@ class Appliers:
             begun = time.monotonic()
             if growth:
                 span.link(growth.span)
-            said, blocked = await self._run_worker(program, words, mounts, [blob, *([growth.news] if growth else [])])
+
+            def cut(seen: Seen) -> None:
+                """The span ends when the worker is killed: a slow disk may hold that for minutes."""
+                _set_seen(span, seen, time.monotonic() - begun, "bytes" if growth else "rest")
+                span.failure(errors.Aborted.code, "the unpacking was cut off: its caller gave up")
+                span.end()
+
+            job = _Job(str(next(self._ids)), asyncio.get_running_loop().create_future(), cut)
+            request = ["apply", job.id, *words, *to_arguments(mounts)]
+            try:
+                said = await self._run_worker(program, job, request, [blob, *([growth.news] if growth else [])])
+            except errors.NodeError:
+                _set_seen(span, job.seen, time.monotonic() - begun, "bytes" if growth else "rest")
+                raise
             answer, *unnamed = said.split(b"\0")
             diff_id, size, spent = answer.decode().split(" ")
-            _set_times(span, Spent.parse(spent).settled(blocked), time.monotonic() - begun, "inflate")
+            _set_times(span, Spent.parse(spent).settled(job.seen.blocked), time.monotonic() - begun, "inflate")
             span.put({"splitd.diff_id": diff_id, "splitd.size": int(size)})
         return Applied(diff_id, int(size), tuple(map(Unnamed.parse, unnamed)))
 
-    async def _run_worker(
-        self, program: _Program, words: Sequence[str], mounts: Sequence[Mount], files: Sequence[int]
-    ) -> tuple[bytes, int]:
-        """The worker's answer after ``ok``, and for how many microseconds it was blocked."""
-        request = ["apply", str(next(self._ids)), *words, *to_arguments(mounts)]
+    async def _run_worker(self, program: _Program, job: _Job, request: Sequence[str], files: Sequence[int]) -> bytes:
+        """The worker's answer after ``ok``."""
         try:
-            status, blocked, answer = await program.run_worker(request, files)
+            status, answer = await program.run_worker(job, request, files)
         finally:
             self._end_when_idle()
         verdict, _, rest = answer.partition(b" ")
         if verdict == b"ok" and status == 0:
-            return rest, blocked
+            return rest
         raise _refused(
             "apply",
             verdict.decode("utf-8", "replace"),
@@ -199,6 +209,21 @@ class Appliers:
             await self._program.gone()
 
 
+_UNSEEN = Seen(0, 0, 0)
+
+
+@dataclass(slots=True)
+class _Job:
+    """One worker's request. ``ended`` has its wait status; ``cut`` is called when it is killed for a caller that gave
+    up.
+    """
+
+    id: str
+    ended: asyncio.Future[int]
+    cut: Callable[[Seen], None]
+    seen: Seen = _UNSEEN
+
+
 class _Program:
     """A running ``apply.py``."""
 
@@ -210,8 +235,8 @@ class _Program:
         self._process = process
         self._connection = connection
         self._loop = asyncio.get_running_loop()
-        self._jobs: dict[str, asyncio.Future[tuple[int, int]]] = {}
-        """The wait status of each, and for how many microseconds it was blocked."""
+        self._jobs: dict[str, _Job] = {}
+        """By their ids."""
         self._loop.add_reader(connection, self._received)
 
     @classmethod
@@ -230,12 +255,11 @@ class _Program:
         """Whether the program has workers."""
         return bool(self._jobs)
 
-    async def run_worker(self, request: Sequence[str], files: Sequence[int]) -> tuple[int, int, bytes]:
-        """Run one worker. Returns its wait status, for how many microseconds it was blocked, and its answer. If the
-        caller is cancelled, the worker is killed first.
+    async def run_worker(self, job: _Job, request: Sequence[str], files: Sequence[int]) -> tuple[int, bytes]:
+        """Run one worker. Returns its wait status and its answer. If the caller is cancelled, the worker is killed
+        first.
         """
-        job = request[1]
-        self._jobs[job] = ended = self._loop.create_future()
+        self._jobs[job.id], ended = job, job.ended
         answers, answering = os.pipe2(os.O_CLOEXEC)
         answer = loops.task("the answer of an apply worker", _all_of(answers))
         # there is no worker, or one that cannot be killed and keeps the pipe open
@@ -254,19 +278,19 @@ class _Program:
             finally:
                 os.close(answering)
             try:
-                (status, blocked), said = await asyncio.shield(ended), await asyncio.shield(answer)
+                status, said = await asyncio.shield(ended), await asyncio.shield(answer)
             except asyncio.CancelledError:
                 with contextlib.suppress(OSError):  # the program has gone, and its workers with it
-                    await self._send(f"kill\0{job}", [])
+                    await self._send(f"kill\0{job.id}", [])
                 raise
         finally:
             try:
                 await _wait_all(ended, answer)
             finally:
-                del self._jobs[job]
+                del self._jobs[job.id]
         if not self._began:
             raise errors.Internal(f"the apply worker cannot be started: {await self._end_reason()}")
-        return status, blocked, said
+        return status, said
 
     async def _send(self, words: str, files: Sequence[int]) -> None:
         """Send a packet to the program, which takes it soon. A packet is sent completely or not at all."""
@@ -286,14 +310,18 @@ class _Program:
         except ConnectionResetError:  # a request was not read
             data = b""
         if data:
-            what, job, *how = data.decode().split("\0")
+            what, name, *how = data.decode().split("\0")
             if what == "began":
                 self._began = True
-            elif what == "still":
-                self._jobs[job].set_exception(programs.stood_still("the apply worker", self._limit))
+                return
+            job = self._jobs[name]
+            job.seen = Seen.parse(how[-3:])
+            if what == "still":
+                job.ended.set_exception(programs.stood_still("the apply worker", self._limit))
+            elif what == "cut":
+                job.cut(job.seen)
             else:
-                status, blocked = map(int, how)
-                self._jobs[job].set_result((status, blocked))
+                job.ended.set_result(int(how[0]))
             return
         self.end()
 
@@ -313,9 +341,9 @@ class _Program:
         self.over = True
         self._loop.remove_reader(self._connection)
         self._connection.close()
-        for ended in self._jobs.values():
-            if not ended.done():
-                ended.set_result((signal.SIGKILL, 0))
+        for job in self._jobs.values():
+            if not job.ended.done():
+                job.ended.set_result(signal.SIGKILL)
 
     async def gone(self) -> None:
         """Wait for its end."""
@@ -353,6 +381,18 @@ def _set_times(span: tracing.Span, spent: Spent, seconds: float, coding: str) ->
     span.put({f"splitd.time.{name}_ms": part / 1000 for name, part in parts.items()})
     for stage in ("cpu", "runqueue", "disk", "bytes"):
         _SECONDS.add(parts[stage] / 1e6, stage)
+
+
+def _set_seen(span: tracing.Span, seen: Seen, seconds: float, rest: str) -> None:
+    """:func:`_set_times` of a worker that did not say what its ``seconds`` went for, by what was seen of it. ``rest``
+    stands for what was not: its waits for its blob, or the way of its answer.
+    """
+    left = round(seconds * 1e6)
+    for name, part in (("runqueue", seen.runqueue), ("disk", seen.blocked), ("cpu", seen.cpu)):
+        took = min(part, left)
+        left -= took
+        span.put({f"splitd.time.{name}_ms": took / 1000})
+    span.put({f"splitd.time.{rest}_ms": left / 1000})
 
 
 async def run(

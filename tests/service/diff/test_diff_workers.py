@@ -13,7 +13,7 @@ import stat
 import struct
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,7 +26,7 @@ from services.snapshots.diff.inherit import DefaultAclError, LinkError, Unnamed,
 from services.snapshots.diff.mounts import to_arguments
 from services.snapshots.diff.paths import Resolver
 from services.snapshots.diff.workers import Applied, Appliers, Growth
-from tests.spans import RecordedSpan, attribute, milliseconds, recorded
+from tests.spans import RecordedSpan, Spans, attribute, milliseconds, recorded
 from tests.suites.diff_layers import BASE
 from tests.suites.diff_tars import directory, reg, tar
 from tests.support import TOP, eventually_async, processes_naming
@@ -290,6 +290,7 @@ async def test_the_work_of_a_worker_is_a_span(appliers: Appliers, place: Path) -
         os.close(news)
     assert not good.status.failed
     assert bad.status.failed
+    assert part(bad, "cpu") > 0
     assert attribute(good, "splitd.size") == len(layer)
     assert part(good, "bytes") + part(good, "runqueue") > 90
     assert part(good, "bytes") > 50
@@ -340,8 +341,9 @@ async def test_a_worker_without_a_processor_says_so(appliers: Appliers, place: P
     assert part(span, "disk") < 0.1 * milliseconds(span)
 
 
-async def test_a_worker_that_the_disk_holds_up_says_so(appliers: Appliers, place: Path) -> None:
-    """Its file system is frozen for a while."""
+@contextlib.contextmanager
+def disk(place: Path) -> Iterator[Path]:
+    """A file system of its own."""
     image, mounted = place / "image", place / "mounted"
     mounted.mkdir()
     with image.open("wb") as file:
@@ -349,24 +351,67 @@ async def test_a_worker_that_the_disk_holds_up_says_so(appliers: Appliers, place
     for command in (["mkfs.ext4", "-q", str(image)], ["mount", "-o", "loop", str(image), str(mounted)]):
         subprocess.run(command, check=True, capture_output=True)
     try:
+        yield mounted
+    finally:
+        subprocess.run(["umount", str(mounted)], check=True)
+
+
+@contextlib.contextmanager
+def frozen(disk: Path) -> Iterator[None]:
+    subprocess.run(["fsfreeze", "-f", str(disk)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["fsfreeze", "-u", str(disk)], check=True)
+
+
+async def test_a_worker_that_the_disk_holds_up_says_so(appliers: Appliers, place: Path) -> None:
+    """Its file system is frozen for a while."""
+    with disk(place) as mounted:
         (mounted / "upper").mkdir()
         with recorded() as spans, growing(place, gzip.compress(LAYER)) as blob:
             applying = asyncio.ensure_future(
                 appliers.apply(onto(mounted / "upper"), blob.file.fileno(), detect=True, alone=True, growth=blob.growth)
             )
             await eventually_async(lambda: polls(appliers))
-            subprocess.run(["fsfreeze", "-f", str(mounted)], check=True)
-            try:
+            with frozen(mounted):
                 blob.grow(len(blob.data))
                 await asyncio.sleep(0.3)
-            finally:
-                subprocess.run(["fsfreeze", "-u", str(mounted)], check=True)
             await applying
             span = spans.one("diff.unpack")
-    finally:
-        subprocess.run(["umount", str(mounted)], check=True)
     check_parts(span)
     assert part(span, "disk") > 200
+
+
+async def test_a_worker_that_is_cut_off_in_a_disk_leaves_its_span(appliers: Appliers, place: Path) -> None:
+    """The kernel does not end it before the disk answers. The span ends at once, failed, and has what was seen."""
+    with disk(place) as mounted:
+        (mounted / "upper").mkdir()
+        with recorded() as spans, growing(place, gzip.compress(LAYER)) as blob:
+            applying = asyncio.ensure_future(
+                appliers.apply(onto(mounted / "upper"), blob.file.fileno(), detect=True, alone=True, growth=blob.growth)
+            )
+            await eventually_async(lambda: polls(appliers))
+            with frozen(mounted):
+                blob.grow(len(blob.data))
+                await asyncio.sleep(0.3)
+                applying.cancel()
+                await eventually_async(lambda: ended(spans), "its span does not end")
+                assert not applying.done()
+            with pytest.raises(asyncio.CancelledError):
+                await applying
+            span = spans.one("diff.unpack")
+    assert span.status.failed
+    assert span.status.description == "the unpacking was cut off: its caller gave up"
+    assert sum(part(span, name) for name in ("cpu", "runqueue", "disk", "bytes")) == pytest.approx(
+        milliseconds(span), rel=0.01, abs=5
+    )
+    assert part(span, "disk") > 200
+
+
+async def ended(spans: Spans) -> bool:
+    """Whether there is the span of a worker."""
+    return bool(spans.named("diff.unpack"))
 
 
 async def test_a_layer_that_is_made_says_what_its_time_went_for(place: Path) -> None:
