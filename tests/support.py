@@ -21,6 +21,8 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+import pytest
+
 from api.grpc.health.v1 import health_pb2, health_stubs
 from deploy.place import Place
 from deploy.supervision import Supervisor
@@ -125,6 +127,33 @@ def loop_disk(filesystem: str) -> Iterator[Path]:
         subprocess.run([f"mkfs.{filesystem}", "-q", str(image)], check=True, stdout=subprocess.DEVNULL)
         subprocess.run(["mount", "-t", filesystem, "-o", "loop", str(image), str(at)], check=True)
         yield at
+
+
+BLKIO = Path("/sys/fs/cgroup/blkio/blkio.throttle.write_bps_device")
+
+
+@contextlib.contextmanager
+def slow_disk(at: Path, rate: int) -> Iterator[None]:
+    """The disk of a mounted file system takes ``rate`` bytes a second. Skips the test where there is no cgroup v1."""
+    if not BLKIO.exists():
+        pytest.skip("no cgroup v1 to slow down a disk with")
+    device = os.stat(at).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    BLKIO.write_text(f"{number} {rate}")
+    try:
+        yield
+    finally:
+        BLKIO.write_text(f"{number} 0")
+
+
+@contextlib.contextmanager
+def frozen_disk(at: Path) -> Iterator[None]:
+    """A mounted file system takes no writes."""
+    subprocess.run(["fsfreeze", "-f", str(at)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["fsfreeze", "-u", str(at)], check=True)
 
 
 def listening(path: Path) -> bool:

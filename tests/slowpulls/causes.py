@@ -16,7 +16,6 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from pathlib import Path
 
 from aiohttp import web
 
@@ -24,9 +23,9 @@ from deploy.samples import Image
 from services.traces.causes import Cause, Kind
 from tests.fake_registry import Auth, Fault, Serve, status
 from tests.slowpulls.images import plain, squeezed
-from tests.slowpulls.scene import NAME, Scene, device
+from tests.slowpulls.scene import NAME, Scene
+from tests.support import slow_disk as limited_disk
 
-BLKIO = Path("/sys/fs/cgroup/blkio/blkio.throttle.write_bps_device")
 ALWAYS = 1 << 30
 MB = 10**6
 LONGEST = 30.0
@@ -222,12 +221,8 @@ async def busy_processor(_: Scene, __: Image) -> AsyncIterator[None]:
 @contextlib.asynccontextmanager
 async def slow_disk(scene: Scene, _: Image) -> AsyncIterator[None]:
     """The node's disk takes 12 MB a second."""
-    number = device(scene.disk)
-    BLKIO.write_text(f"{number} {12 * MB}")
-    try:
+    with limited_disk(scene.disk, 12 * MB):
         yield
-    finally:
-        BLKIO.write_text(f"{number} 0")
 
 
 @contextlib.asynccontextmanager

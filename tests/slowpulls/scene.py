@@ -134,9 +134,3 @@ def _directories(disk: Path) -> Iterator[tuple[Path, Path]]:
     for path in made:
         path.mkdir()
     yield made
-
-
-def device(path: Path) -> str:
-    """The device of a mounted file system, as cgroups name it: ``7:0``."""
-    number = os.stat(path).st_dev
-    return f"{os.major(number)}:{os.minor(number)}"

@@ -92,7 +92,7 @@ class Worker:
     "" if it is idle. ``handed`` has the words and files of a request until the worker has taken them.
     """
 
-    __slots__ = ("handed", "job", "killed", "line", "pid", "sampler", "still")
+    __slots__ = ("handed", "job", "killed", "leaving", "line", "pid", "sampler", "still")
 
     def __init__(self, pid: int, line: socket.socket, job: str) -> None:
         self.pid = pid
@@ -103,6 +103,8 @@ class Worker:
         """While the worker is busy."""
         self.killed: float | None = None
         """When it was killed because it made no progress, on the monotonic clock."""
+        self.leaving = False
+        """It has done its work, and takes no more."""
         self.sampler = Sampler(pid)
         """Of the current or the last request."""
 
@@ -192,7 +194,7 @@ class Dispatcher:
                     worker.kill()
                     self._send(f"cut\0{job}\0{worker.sampler.seen()}")
             return True
-        idle = next((worker for worker in self._workers.values() if not worker.job and worker.killed is None), None)
+        idle = next((each for each in self._workers.values() if not (each.job or each.killed or each.leaving)), None)
         if idle is not None and self._send_to(idle, data, files):
             idle.job, idle.handed, idle.still = job, (rest, files), None
             idle.sampler.close()
@@ -242,7 +244,7 @@ class Dispatcher:
             worker.close_handed()
         elif word:
             self._report(worker, 0)
-            worker.job = ""
+            worker.job, worker.leaving = "", word == b"last"
         else:  # it is ending; its status will tell how
             self._poll.unregister(worker.line)
             del self._lines[worker.line.fileno()]
@@ -278,9 +280,13 @@ def work(arguments: Sequence[str], files: Sequence[int], line: socket.socket, di
     """Be a worker; does not return."""
     root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     for left in reversed(range(_LAYERS)):
-        if not _carry_out(arguments, files, directory) or not left:
-            break
+        goes_on = _carry_out(arguments, files, directory) and left
         _close(files)
+        if not goes_on:
+            if _in_place(mounts.from_arguments(arguments[4:]), alone=arguments[2] == "alone"):
+                # said before the end: a thread that waits for the disk (writeback.py) may hold that for minutes
+                line.send(b"last")
+            break
         os.fchdir(root)
         os.chroot(".")
         line.send(b"done")
@@ -377,7 +383,7 @@ def _enter(target: Sequence[Mount], directory: str, *, alone: bool) -> tuple[Ext
         (upper,) = target
         _change_root(upper.source)
         return Extractor(overlay="trusted.overlay."), None
-    if len(target) == 1 and target[0].type == "overlay" and (upper_directory := target[0].option("upperdir")):
+    if upper_directory := _upper(target):
         lowers = []
         for lower in target[0].option("lowerdir").split(":"):
             try:
@@ -394,6 +400,18 @@ def _enter(target: Sequence[Mount], directory: str, *, alone: bool) -> tuple[Ext
     os.chroot(directory)
     os.chdir("/")
     return Extractor(), mounted
+
+
+def _upper(target: Sequence[Mount]) -> str:
+    """The upper directory of an overlay, into which a layer is written directly; "" for other targets."""
+    return target[0].option("upperdir") if len(target) == 1 and target[0].type == "overlay" else ""
+
+
+def _in_place(target: Sequence[Mount], *, alone: bool) -> bool:
+    """Whether the files are in their place as soon as they are made. Other mounts end with the worker, and what they
+    hold is written then.
+    """
+    return alone or bool(_upper(target)) or all({"bind", "rbind"} & {each.type, *each.options} for each in target)
 
 
 def _change_root(directory: str) -> None:

@@ -21,7 +21,7 @@ import pytest_asyncio
 
 from services.kit import errors, kept, tracing
 from services.oci.mounts import Mount
-from services.snapshots.diff import workers
+from services.snapshots.diff import workers, writeback
 from services.snapshots.diff.inherit import DefaultAclError, LinkError, Unnamed, inherit
 from services.snapshots.diff.mounts import to_arguments
 from services.snapshots.diff.paths import Resolver
@@ -29,7 +29,7 @@ from services.snapshots.diff.workers import Applied, Appliers, Growth
 from tests.spans import RecordedSpan, Spans, attribute, milliseconds, recorded
 from tests.suites.diff_layers import BASE
 from tests.suites.diff_tars import directory, reg, tar
-from tests.support import TOP, eventually_async, processes_naming
+from tests.support import TOP, eventually_async, frozen_disk, processes_naming, slow_disk
 
 pytestmark = pytest.mark.once
 
@@ -290,7 +290,7 @@ async def test_the_work_of_a_worker_is_a_span(appliers: Appliers, place: Path) -
         os.close(news)
     assert not good.status.failed
     assert bad.status.failed
-    assert part(bad, "cpu") > 0
+    check_seen(bad)
     assert attribute(good, "splitd.size") == len(layer)
     assert part(good, "bytes") + part(good, "runqueue") > 90
     assert part(good, "bytes") > 50
@@ -301,16 +301,26 @@ async def test_the_work_of_a_worker_is_a_span(appliers: Appliers, place: Path) -
 
 async def polls(appliers: Appliers) -> bool:
     """Whether a worker waits for bytes."""
+    # in poll()
+    return any(Path(f"/proc/{worker}/syscall").read_text().startswith("7 ") for worker in children(appliers))
+
+
+def children(appliers: Appliers) -> list[str]:
+    """The workers, also those that are ending."""
     assert appliers._program is not None
     program = appliers._program._process.pid
-    workers = Path(f"/proc/{program}/task/{program}/children").read_text().split()
-    # in poll()
-    return any(Path(f"/proc/{worker}/syscall").read_text().startswith("7 ") for worker in workers)
+    return Path(f"/proc/{program}/task/{program}/children").read_text().split()
 
 
 def part(span: RecordedSpan, name: str) -> float:
     """Milliseconds of a worker's time."""
     return float(str(attribute(span, f"splitd.time.{name}_ms")))
+
+
+def check_seen(span: RecordedSpan) -> None:
+    """What was seen of a worker that did not say itself what its time went for adds up to its span."""
+    parts = [part(span, name) for name in ("cpu", "runqueue", "disk", "bytes")]
+    assert sum(parts) == pytest.approx(milliseconds(span), rel=0.01, abs=5), parts
 
 
 def check_parts(span: RecordedSpan) -> None:
@@ -356,15 +366,6 @@ def disk(place: Path) -> Iterator[Path]:
         subprocess.run(["umount", str(mounted)], check=True)
 
 
-@contextlib.contextmanager
-def frozen(disk: Path) -> Iterator[None]:
-    subprocess.run(["fsfreeze", "-f", str(disk)], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["fsfreeze", "-u", str(disk)], check=True)
-
-
 async def test_a_worker_that_the_disk_holds_up_says_so(appliers: Appliers, place: Path) -> None:
     """Its file system is frozen for a while."""
     with disk(place) as mounted:
@@ -374,7 +375,7 @@ async def test_a_worker_that_the_disk_holds_up_says_so(appliers: Appliers, place
                 appliers.apply(onto(mounted / "upper"), blob.file.fileno(), detect=True, alone=True, growth=blob.growth)
             )
             await eventually_async(lambda: polls(appliers))
-            with frozen(mounted):
+            with frozen_disk(mounted):
                 blob.grow(len(blob.data))
                 await asyncio.sleep(0.3)
             await applying
@@ -392,7 +393,7 @@ async def test_a_worker_that_is_cut_off_in_a_disk_leaves_its_span(appliers: Appl
                 appliers.apply(onto(mounted / "upper"), blob.file.fileno(), detect=True, alone=True, growth=blob.growth)
             )
             await eventually_async(lambda: polls(appliers))
-            with frozen(mounted):
+            with frozen_disk(mounted):
                 blob.grow(len(blob.data))
                 await asyncio.sleep(0.3)
                 applying.cancel()
@@ -403,10 +404,26 @@ async def test_a_worker_that_is_cut_off_in_a_disk_leaves_its_span(appliers: Appl
             span = spans.one("diff.unpack")
     assert span.status.failed
     assert span.status.description == "the unpacking was cut off: its caller gave up"
-    assert sum(part(span, name) for name in ("cpu", "runqueue", "disk", "bytes")) == pytest.approx(
-        milliseconds(span), rel=0.01, abs=5
-    )
+    check_seen(span)
     assert part(span, "disk") > 200
+
+
+async def test_a_worker_answers_though_its_files_are_still_being_written(appliers: Appliers, place: Path) -> None:
+    """A thread of it waits for the disk, and so does the kernel before it lets the process end."""
+    (place / "blob").write_bytes(tar(*(reg(b"%d" % number, bytes(4096)) for number in range(writeback._FILES))))
+    with disk(place) as mounted, (place / "blob").open("rb") as file:
+        (mounted / "fs").mkdir()
+        with recorded() as spans, slow_disk(mounted, 3 << 20):
+            await appliers.apply(onto(mounted / "fs"), file.fileno(), detect=False)
+            assert children(appliers)
+            span = spans.one("diff.unpack")
+
+        async def gone() -> bool:
+            return not children(appliers)
+
+        await eventually_async(gone, "the worker does not end")
+    check_parts(span)
+    assert part(span, "rest") < 0.2 * milliseconds(span) + 100
 
 
 async def ended(spans: Spans) -> bool:

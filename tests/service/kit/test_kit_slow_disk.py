@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,9 @@ from api.containerd.services.content.v1 import content_pb2 as pb
 from api.containerd.services.content.v1 import content_stubs
 from services.kit import errors, process, rpc
 from services.snapshots.diff.mounts import start_writeback
-from tests.support import loop_disk, short_directory
+from tests.support import frozen_disk, loop_disk, short_directory, slow_disk
 
 SERVICE = content_stubs.CONTENT
-BLKIO = Path("/sys/fs/cgroup/blkio/blkio.throttle.write_bps_device")
 MB = 10**6
 STALL = 0.2
 PIECE = 1 << 18
@@ -66,36 +64,12 @@ async def served(disk: Path) -> AsyncIterator[content_stubs.Content]:
                 yield channel.client(SERVICE)
 
 
-@contextmanager
-def slow(disk: Path, rate: int) -> Iterator[None]:
-    """The disk takes ``rate`` bytes a second."""
-    if not BLKIO.exists():
-        pytest.skip("no cgroup v1 to slow down a disk with")
-    device = os.stat(disk).st_dev
-    number = f"{os.major(device)}:{os.minor(device)}"
-    BLKIO.write_text(f"{number} {rate}")
-    try:
-        yield
-    finally:
-        BLKIO.write_text(f"{number} 0")
-
-
-@contextmanager
-def standing(disk: Path) -> Iterator[None]:
-    """The file system takes no writes."""
-    subprocess.run(["fsfreeze", "-f", str(disk)], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["fsfreeze", "-u", str(disk)], check=True)
-
-
 async def test_a_slow_disk_ends_no_call() -> None:
     """One fsync takes several times as long as the call may stand still."""
     with loop_disk("ext4") as disk:
         async with served(disk) as content:
             loop = asyncio.get_running_loop()
-            with slow(disk, 6 * MB):
+            with slow_disk(disk, 6 * MB):
                 begun = loop.time()
                 await content.Info(pb.InfoRequest(digest=str(12 * MB)), stall=STALL)
                 assert loop.time() - begun > 4 * STALL
@@ -119,7 +93,7 @@ async def test_a_disk_that_does_not_move_ends_the_call_and_is_named(method: str,
     with loop_disk("ext4") as disk, process.owned(disk / "root") as root:
         async with served(root) as content:
             with (
-                standing(disk),
+                frozen_disk(disk),
                 pytest.raises(
                     errors.DeadlineExceeded,
                     match=rf"service content: /containerd\.services\.content\.v1\.Content/{method} made no progress for 2 s: "

@@ -42,10 +42,14 @@ def test_only_a_thread_in_the_file_system_is_blocked(what: str, tmp_path: Path) 
                     time.sleep(sampler.pause())
                     sampler.look()
                 seen = time.monotonic() - begun
+                blocked, cpu, runqueue = sampler.seen()
             finally:
                 program.kill()
         sampler.close()
     assert sampler.blocked == pytest.approx(seen if what == "blocked" else 0, abs=0.01)
+    assert sampler.seen() == (blocked, cpu, runqueue)  # as it was last seen
+    assert blocked == round(sampler.blocked * 1e6)
+    assert (cpu + runqueue > seen * 0.5e6) == (what == "runs")
 
 
 def test_samples_become_rare(tmp_path: Path) -> None:
