@@ -144,7 +144,7 @@ class AdaptedStore:
     async def delete(self, digest: Digest) -> None:
         await self._call(self._store.delete, digest)
 
-    async def read(self, digest: Digest, offset: int = 0, size: int = 0) -> AsyncIterator[bytes]:
+    async def read(self, digest: Digest, offset: int = 0, size: int = 0) -> AsyncGenerator[bytes, None]:
         pieces = self._call.each(self._store.read, digest, max(offset, 0), max(size, 0), batch=1)
         try:
             async for piece in pieces:
