@@ -30,9 +30,7 @@ from services.kit import cgroups, clock, config, settings, supervisor
 
 TEMPLATE = Path(__file__).with_name("supervisord.conf")
 OPEN_FILES = 16384
-"""Files that a process may open, if the machine allows so many. supervisord closes each number in the child that it
-forks, so a larger value makes each start slower.
-"""
+"""Files that a process may open, if the machine allows so many."""
 
 RUNNING = "RUNNING"
 ABSENT = "ABSENT"

@@ -1,5 +1,5 @@
 """supervisord as a node runs it: ``python -m deploy.inside`` instead of ``python -m supervisor.supervisord``, with our
-log files.
+log files, and a quicker start of its processes.
 
 SIGUSR1 makes it write its stack to its standard error, as the processes that it runs write theirs into their logs.
 supervisord alone would end, and the whole node with it.
@@ -12,9 +12,10 @@ import signal
 
 from supervisor import supervisord
 
-from deploy.inside import logs
+from deploy.inside import children, logs
 
 if __name__ == "__main__":
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     logs.install()
+    children.install()
     supervisord.main()
