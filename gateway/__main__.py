@@ -21,6 +21,7 @@ from gateway.routes import Routes
 from gateway.routes_server import RoutesServicer
 from gateway.snapshots import SnapshotsServicer
 from gateway.snapshotters import Snapshotters
+from gateway.taps_server import TapsServicer
 from gateway.upstream import Upstream
 from gateway.writes import Commit
 from services.kit import loops, process, rpc, settings, ttrpc
@@ -71,10 +72,13 @@ async def serve(file: settings.File, node: settings.Node) -> None:
                 watched(upstream)
             await stack.enter_async_context(loops.running("the snapshotters' announcements", snapshotters.follow))
             await stack.enter_async_context(loops.running("the ends of candidates", replacing.follow))
+            taps = TapsServicer(routes)
+            stack.callback(taps.faults.close)
             internal: list[rpc.Servicer] = [
                 *servicers,
                 LocalFilesServicer(routes["content"], records, commit),
                 RoutesServicer(routes, replacing),
+                taps,
             ]
             await stack.enter_async_context(
                 rpc.serving(node.state / "internal.sock", internal, relay=relay[True], relayed=True)

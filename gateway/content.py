@@ -79,7 +79,9 @@ class ContentServicer:
             channel = await self._of(ingest, call).ready(call)
             try:
                 await channel.client(SERVICE).Abort(pb.AbortRequest(ref=ingest.raw_ref), headers=raw_headers(call))
-            except errors.NotFound:
+            except errors.NotFound as error:
+                if error.injected:
+                    raise
                 return Empty()  # opened but never written, or aborted by a failed commit
         return Empty()
 
@@ -124,7 +126,7 @@ class ContentServicer:
             *(self._status(ingest, call, headers) for ingest in ingests), return_exceptions=True
         )
         for ingest, answer in zip(ingests, answers, strict=True):
-            if isinstance(answer, errors.NotFound):
+            if isinstance(answer, errors.NotFound) and not answer.injected:
                 continue
             if isinstance(answer, BaseException):
                 raise answer

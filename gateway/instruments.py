@@ -11,9 +11,11 @@ the log says so, and the call goes on as if it had not been there.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import logging
 from collections.abc import Awaitable, Callable, Iterator
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, Protocol
 
@@ -23,6 +25,20 @@ from services.kit.rpc import CarriedStream, Channel, Headers
 log = logging.getLogger(__name__)
 
 Go = Callable[[], Awaitable[bytes]]
+
+OWED: ContextVar[bool] = ContextVar("splitd_owed", default=False)
+
+
+@contextlib.contextmanager
+def owed() -> Iterator[None]:
+    """Calls of this block are bookkeeping that the gateway owes: what became of an operation, and the repair of what it
+    left. No fault is injected into them.
+    """
+    token = OWED.set(True)
+    try:
+        yield
+    finally:
+        OWED.reset(token)
 
 
 class Order(enum.IntEnum):
@@ -38,7 +54,8 @@ class Order(enum.IntEnum):
 
 class Instrument(Protocol):
     """One instrument. Its ``unary`` and ``stream`` are those of :class:`services.kit.around.Around`: a NodeError that
-    they raise is the call's, and any other exception is a failure of the instrument.
+    they raise is the call's, and any other exception is a failure of the instrument. ``splitd routes`` shows those
+    that have ``words``.
     """
 
     order: Order
@@ -130,6 +147,62 @@ class Instruments:
             if around is not inner:
                 carried = _Guarded(around, inner, partial(self._failed, instrument, path))
         return carried
+
+
+class Upstream(Protocol):
+    """What instruments stand at."""
+
+    name: str
+    instruments: Instruments
+
+
+class Upstreams(Protocol):
+    """The upstreams of a node (:class:`gateway.routes.Routes`)."""
+
+    upstreams: list[Any]
+    added: list[Callable[[Any], None]]
+
+
+class Standing:
+    """Puts instruments at all upstreams that they are for, also at those that come later."""
+
+    def __init__(self, routes: Upstreams) -> None:
+        self._routes = routes
+        self._all: dict[object, _Put] = {}
+        routes.added.append(self._came)
+
+    def put(self, owner: object, stands_at: Callable[[str], bool], make: Callable[[str], Instrument]) -> None:
+        """Put up the instruments of ``owner``: ``stands_at`` says at which upstreams, and ``make`` makes the one of
+        each, both by the upstream's name.
+        """
+        self._all[owner] = put = _Put(stands_at, make)
+        for upstream in self._routes.upstreams:
+            put.at(upstream)
+
+    def take(self, owner: object) -> None:
+        """Take them off everywhere."""
+        put = self._all.pop(owner, None)
+        for upstream, instrument in () if put is None else put.standing:
+            upstream.instruments.remove(instrument)
+
+    def _came(self, upstream: Upstream) -> None:
+        for put in self._all.values():
+            put.at(upstream)
+
+
+class _Put:
+    """The instruments of one owner."""
+
+    def __init__(self, stands_at: Callable[[str], bool], make: Callable[[str], Instrument]) -> None:
+        self._stands_at = stands_at
+        self._make = make
+        self.standing: list[tuple[Upstream, Instrument]] = []
+
+    def at(self, upstream: Upstream) -> None:
+        if self._stands_at(upstream.name):
+            instrument = self._make(upstream.name)
+            upstream.instruments.add(instrument)
+            self.standing.append((upstream, instrument))
 
 
 class _Made:

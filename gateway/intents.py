@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 
+from gateway.instruments import owed
 from gateway.store import Fate, Intent, Outcome, RawCall, Records
 from gateway.upstream import Upstream
 from services.kit import errors, loops
@@ -55,9 +56,13 @@ class Intents:
     async def _made(self, raw: RawCall, backend: Upstream) -> Outcome:
         try:
             return await raw.make()
-        except (errors.Disconnected, errors.DeadlineExceeded, errors.Cancelled):
+        except (errors.Disconnected, errors.DeadlineExceeded, errors.Cancelled) as error:
+            if error.injected:
+                raise
             await backend.ready()
-            return await raw.happened() or await raw.make()
+            with owed():
+                happened = await raw.happened()
+            return happened or await raw.make()
 
     async def _settle(self, intent: Intent, raw: RawCall, backend: Upstream, call: Call) -> None:
         """Ask until the outcome is known, then end the intent. Nobody waits for what was made: it becomes records, and
@@ -67,7 +72,8 @@ class Intents:
         while time.monotonic() < end:
             try:
                 await backend.ready()
-                outcome = await raw.happened()
+                with owed():
+                    outcome = await raw.happened()
             except errors.NodeError as error:
                 log.info("the outcome of an intent on %s is not known yet: %s", backend.name, error)
                 await asyncio.sleep(self._pause)

@@ -293,9 +293,27 @@ class RemoteRecords:
             metadata = self._hop.to(call.optional_namespace)
             await metadata.ready(call)
             answer = await _method(metadata, name)(request, headers=call.passed_on(), stall=_STALL)
+        except errors.NodeError as error:
+            if error.lost:
+                self._not_heard(name, error.lost, call, metadata)
+            raise
         if isinstance(answer, pb.Intent) and answer.id and not answer.HasField("finished"):
             self._open[answer.id] = metadata
         return answer
+
+    def _not_heard(self, name: str, lost: bytes, call: Call, metadata: Upstream) -> None:
+        """An answer was lost by an injected fault. What it says has happened. An intent that it began is cancelled,
+        since nobody carries it out.
+        """
+        if name in ("DeleteBlob", "RemoveSnapshot"):
+            self._publish(pb.Finished.FromString(lost))
+        elif name.startswith("Begin"):
+            intent = pb.Intent.FromString(lost)
+            if intent.HasField("finished"):
+                self._publish(intent.finished)
+            else:
+                request = pb.CancelRequest(intent=intent.id)
+                self._tasks.start("Cancel of an intent", self._told_alone("Cancel", request, call, metadata))
 
     # -- the ends of intents
 

@@ -202,7 +202,9 @@ class SnapshotsServicer:
             raw = self._raw(hop, candidate.terms.backend, "", call)
             try:
                 await self._ask(raw, "Cleanup", request, call)
-            except errors.Unimplemented:
+            except errors.Unimplemented as error:
+                if error.injected:
+                    raise
                 log.info("%s has no Cleanup", raw.upstream.name)
         return Empty()
 
@@ -218,6 +220,8 @@ class SnapshotsServicer:
             try:
                 return await getattr(raw.client(), method)(request, headers=raw_headers(call), stall=self._stall)
             except errors.NotFound as error:  # of what metadata has just resolved
+                if error.injected:
+                    raise
                 raise _lost(raw.upstream, name, error) from None
             except errors.Disconnected:
                 if attempt == 2:
@@ -247,10 +251,12 @@ class _RawCreation:
             prepared = await client.Prepare(wanted, headers=self.headers, stall=self.stall)
             return self._made(prepared.mounts)
         except errors.AlreadyExists as error:
+            if error.injected:
+                raise
             if not intent.target:
                 raise _NumberTakenError(self.raw.upstream.name, str(error)) from None
         except errors.NotFound as error:
-            if not intent.raw_parent:
+            if not intent.raw_parent or error.injected:
                 raise
             raise _lost(self.raw.upstream, self.request.parent, error) from None
         return Outcome(adopted=[await self._target()])  # the backend has it already, as remote snapshotters do
@@ -304,6 +310,8 @@ class _RawCommit:
         try:
             await self.raw.client().Commit(wanted, headers=self.headers, stall=self.stall)
         except errors.AlreadyExists as error:  # of a name that has a new number: not what a client means by it
+            if error.injected:
+                raise
             raise _NumberTakenError(self.raw.upstream.name, str(error)) from None
         return Outcome()
 

@@ -205,8 +205,11 @@ class Fate(enum.Enum):
         """``there``: whether the backend was connected when the error came.
 
         UNAVAILABLE of one that is there is its own word, such as for a ref that another writer has locked. That of the
-        connection is :class:`~services.kit.errors.Disconnected`.
+        connection is :class:`~services.kit.errors.Disconnected`. An error that was injected after the call is not the
+        backend's word.
         """
+        if error.injected:
+            return cls.UNKNOWN if error.injected == "after" else cls.NOT_DONE
         if isinstance(error, errors.Disconnected | errors.DeadlineExceeded | errors.Cancelled):
             return cls.UNKNOWN
         return cls.UNKNOWN if isinstance(error, errors.Unavailable) and not there else cls.NOT_DONE

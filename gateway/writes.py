@@ -16,6 +16,7 @@ from api.containerd.services.content.v1 import content_pb2 as pb
 from api.containerd.services.content.v1 import content_stubs
 from gateway.config import Config
 from gateway.hop import Hop
+from gateway.instruments import owed
 from gateway.intents import Intents
 from gateway.operation import CURRENT
 from gateway.store import Committed, Ingest, Intent, Outcome, Records
@@ -72,8 +73,8 @@ class _RawCommit:
     async def make(self) -> Outcome:
         try:
             digest, size = await self._commit(self._intent)
-        except errors.AlreadyExists:
-            present = await self.happened()
+        except errors.AlreadyExists as error:
+            present = None if error.injected else await self.happened()
             if present is None:
                 raise
             return present
@@ -135,8 +136,8 @@ class Writes:
         async with writer:
             try:
                 answer = await writer.answer(opening)
-            except errors.Unavailable:
-                if operation is not None and raw.up:  # the client pauses, and tries again
+            except errors.Unavailable as error:
+                if operation is not None and raw.up and not error.injected:  # the client pauses, and tries again
                     operation.blocked = f"another writer of {opening.ref}", self._writing.get(key, "")
                 raise
             with self._open(key):
@@ -183,6 +184,11 @@ async def received(raw: Upstream, stream: Stream[bytes, bytes], stall: float) ->
             return await stream.receive()
     except TimeoutError:
         raise errors.Unavailable(f"service {raw.name} has been silent for {stall:g} s") from None
+
+
+def is_commit(answer: bytes) -> bool:
+    """Whether a serialized WriteContentResponse answers a commit, after which nothing follows."""
+    return bool(pb.WriteContentResponse.FromString(answer).action == pb.COMMIT)
 
 
 def is_plain_write(request: bytes) -> bool:
@@ -326,8 +332,9 @@ class _Write:
                 answer.ParseFromString(await self._exchange(request.SerializeToString(), patient=True))
             except errors.NodeError as error:
                 await self._close()
-                if self._promised and isinstance(error, errors.FailedPrecondition):
-                    await self._reset(intent.raw_ref)
+                if self._promised and isinstance(error, errors.FailedPrecondition) and not error.injected:
+                    with owed():
+                        await self._reset(intent.raw_ref)
                 raise
             return answer.digest, answer.offset
 

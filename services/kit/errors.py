@@ -12,7 +12,7 @@ import errno
 import os
 import re
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 
 class NodeError(Exception):
@@ -22,6 +22,13 @@ class NodeError(Exception):
     suffix: ClassVar[str] = "unknown"
     told = False
     """Whether the log has a line about it already."""
+    injected: Literal["", "before", "after"] = ""
+    """Whether an operator had it injected, before the call was made or after (``gateway/faults.py``). Nobody in this
+    process may repeat such a call, or take the error for the service's word.
+    """
+
+    lost: bytes = b""
+    """Of an error that was injected after the call: the answer that it took the place of."""
 
     def __init__(self, message: str = "", *, trailers: Sequence[tuple[str, str | bytes]] = ()) -> None:
         super().__init__(_text(self.with_suffix(message)))

@@ -350,7 +350,8 @@ class GrpcioCarrier:
             raise await self.error(error.code(), error.details(), error.trailing_metadata()) from None
 
     def stream(self, path: str, metadata: Metadata, timeout: float | None) -> _Stream:
-        return _Stream(self._method(path, self._there().stream_stream)(metadata=metadata, timeout=timeout), self)
+        method = self._method(path, self._there().stream_stream)
+        return _Stream(lambda: method(metadata=metadata, timeout=timeout), self)
 
     def _method(self, path: str, make: Callable[..., Any]) -> Any:
         key = (path, make == self._channel.unary_unary)
@@ -428,24 +429,35 @@ def _made_by_transport(details: str) -> bool:
 
 
 class _Stream:
-    """An open grpc.aio call."""
+    """A grpc.aio call. Its first operation opens it, as on the wire: one that is cancelled before never arrives."""
 
-    def __init__(self, call: Any, carrier: GrpcioCarrier) -> None:
-        self._call = call
+    def __init__(self, make: Callable[[], Any], carrier: GrpcioCarrier) -> None:
+        self._make: Callable[[], Any] | None = make
+        self._opened: Any = None
         self._carrier = carrier
         self._trailing: Headers = {}
         self._status: tuple[Any, str, Any] | None = None
         """The status of the ended call. It is kept when it comes, since grpc.aio forgets it if sending fails just
         then.
         """
-        call.add_done_callback(self._ended)
+
+    @property
+    def _call(self) -> Any:
+        if self._opened is None:
+            if self._make is None:
+                raise errors.Cancelled("the call has ended")
+            self._opened = self._make()
+            self._opened.add_done_callback(self._ended)
+        return self._opened
 
     def _ended(self, call: Any) -> None:
         if _at_once(call.details()) != _SEND_FAILED:
             self._status = (_at_once(call.code()), _at_once(call.details()), _at_once(call.trailing_metadata()))
 
     def cancel(self) -> None:
-        self._call.cancel()
+        self._make = None
+        if self._opened is not None:
+            self._opened.cancel()
 
     async def send(self, message: bytes) -> None:
         try:

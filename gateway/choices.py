@@ -1,0 +1,64 @@
+"""Which calls an operator means: those of a service's route, of one method, in one namespace.
+
+SERVICE is the name of a route: ``content``, ``metadata``, ``images``, ``tasks``, ``diff``, ``snapshots.NAME`` of one
+snapshotter, or ``snapshots`` of all of them. A candidate's own name, such as ``content@mine``, means that one alone.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from services.kit import errors
+from services.kit.rpc import NAMESPACE, Headers
+
+Methods = Mapping[str, Collection[str]]
+"""Kind of route (``snapshots`` for all snapshotters) to the names of the methods whose calls leave by it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Calls that were chosen. An empty field, and ``*`` as the method, means all."""
+
+    service: str = ""
+    method: str = "*"
+    namespace: str = ""
+
+    def stands_at(self, upstream: str) -> bool:
+        """Whether calls to this upstream are meant."""
+        route = upstream.partition("@")[0]
+        return self.service in ("", upstream, route) or (self.service == "snapshots" and _kind(route) == "snapshots")
+
+    def means(self, path: str, headers: Headers) -> bool:
+        """Whether a call to such an upstream is meant."""
+        return (self.method == "*" or path.rpartition("/")[2] == self.method) and (
+            not self.namespace or headers.get(NAMESPACE, "") == self.namespace
+        )
+
+    def __str__(self) -> str:
+        where = f"{self.service or 'all services'}.{self.method}"
+        return f"{where} in namespace {self.namespace}" if self.namespace else where
+
+
+def choice(service: str, method: str, namespace: str, known: Iterable[str], methods: Methods) -> Choice:
+    """The choice of an operator; ``known`` has the names of the upstreams. InvalidArgument, with what would be right,
+    if there is no such service or method.
+    """
+    names = sorted({*known, "snapshots"})
+    if service and service not in names:
+        near = difflib.get_close_matches(service, names, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+        raise errors.InvalidArgument(f"service {service[:100]!r} is not known ({hint})")
+    method = method or "*"
+    kind = _kind(service)
+    there = sorted({name for each, found in methods.items() if kind in ("", each) for name in found})
+    if method not in ("*", *there):
+        near = difflib.get_close_matches(method, there, 1)
+        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(there)}"
+        raise errors.InvalidArgument(f"{service or 'the node'} has no method {method[:100]!r} ({hint})")
+    return Choice(service, method, namespace)
+
+
+def _kind(name: str) -> str:
+    return name.partition("@")[0].partition(".")[0]
