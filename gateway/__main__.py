@@ -51,7 +51,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
         content,
         SnapshotsServicer(routes, records, intents, config),
         EventsServicer(exchange),
-        IntrospectionServicer(node, health, snapshotters.now, proxies),
+        IntrospectionServicer(node, health, snapshotters.now, proxies, replacing.on),
         HealthServicer(health),
     ]
     operations = Operations()

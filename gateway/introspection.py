@@ -26,6 +26,8 @@ from api.containerd.services.introspection.v1 import introspection_pb2 as pb
 from api.containerd.services.introspection.v1 import introspection_stubs
 from api.containerd.types.introspection_pb2 import RuntimeInfo, RuntimeRequest
 from api.containerd.types.platform_pb2 import Platform
+from gateway.candidates import Candidate
+from gateway.candidates import capabilities as usable
 from gateway.config import ProxyPlugin
 from gateway.machine import Programs
 from services.kit import any as kit_any
@@ -110,9 +112,17 @@ class Row:
 )
 
 
-def rows(node: Node, snapshotters: Sequence[About], proxies: Mapping[str, ProxyPlugin]) -> list[Row]:
+Standing = Callable[[str], Sequence[Candidate]]
+"""The candidates of a route, by its name."""
+
+
+def rows(
+    node: Node, snapshotters: Sequence[About], proxies: Mapping[str, ProxyPlugin], candidates: Standing
+) -> list[Row]:
     """The plugins of a node, those that others require first. ``snapshotters`` are those of the snapshots service; a
-    proxy plugin takes the place of the one that has its name.
+    proxy plugin takes the place of the one that has its name. What clients may use of a snapshotter its candidates
+    must have, too. While Diff has candidates it is called by the name of one: images unpacks by the calls of any but
+    our own.
 
     ``metadata.v1 bolt`` is SQLite here; clients know the metadata store by that id.
     """
@@ -120,6 +130,7 @@ def rows(node: Node, snapshotters: Sequence[About], proxies: Mapping[str, ProxyP
     here = str(platforms.default())
     content = next((name for name, proxy in proxies.items() if proxy.type == "content"), "")
     differ = next((name for name, proxy in proxies.items() if proxy.type == "diff"), "")
+    diffs = next((each.terms.name for each in candidates("diff") if not each.draining), "")
 
     def own(about: About) -> Row:
         return Row(
@@ -128,7 +139,7 @@ def rows(node: Node, snapshotters: Sequence[About], proxies: Mapping[str, ProxyP
             f"snapshots.{about.name}",
             platforms=tuple(about.platforms) or (here,),
             exports=about.exports,
-            capabilities=tuple(about.capabilities),
+            capabilities=usable(about.capabilities, candidates(f"snapshots.{about.name}")),
             check="shim",
             trouble=about.trouble,
             broken=about.broken,
@@ -143,7 +154,7 @@ def rows(node: Node, snapshotters: Sequence[About], proxies: Mapping[str, ProxyP
             requires,
             (proxy.platform or here,),
             {**proxy.exports, "address": proxy.address},
-            proxy.capabilities,
+            usable(proxy.capabilities, candidates(upstream)),
         )
 
     return [
@@ -171,7 +182,7 @@ def rows(node: Node, snapshotters: Sequence[About], proxies: Mapping[str, ProxyP
         Row(GC, "scheduler", "metadata", (METADATA,)),
         proxied(DIFFER, differ, "diff", (METADATA,))
         if differ
-        else Row(DIFFER, "walking", "diff", (METADATA,), (here,)),
+        else Row(DIFFER, diffs or "walking", "diff", (METADATA,), (here,)),
         Row(LEASE, "manager", "metadata", (METADATA, GC)),
         Row(SERVICE, "containers-service", "metadata", (EVENT, METADATA)),
         Row(SERVICE, "content-service", "content", (METADATA,)),
@@ -214,7 +225,8 @@ def rows(node: Node, snapshotters: Sequence[About], proxies: Mapping[str, ProxyP
 
 class IntrospectionServicer:
     """Describes the node at ``node``. ``probe`` knows its services' health; ``snapshotters`` answers the announcement
-    of the snapshots service; ``proxies`` are other people's services in it, by their names.
+    of the snapshots service; ``proxies`` are other people's services in it, by their names; ``candidates`` those that
+    stand on a route.
     """
 
     SERVICE = introspection_stubs.INTROSPECTION
@@ -225,8 +237,10 @@ class IntrospectionServicer:
         probe: Probe,
         snapshotters: Callable[[Call], Awaitable[Sequence[About]]],
         proxies: Mapping[str, ProxyPlugin] = {},
+        candidates: Standing = lambda _: (),
     ) -> None:
         self._node = node
+        self._candidates = candidates
         self._snapshotters = snapshotters
         self._proxies = proxies
         self._probe = probe
@@ -278,7 +292,7 @@ class IntrospectionServicer:
         return pb.ServerResponse(uuid=self._uuid, pid=os.getpid(), pidns=os.stat("/proc/self/ns/pid").st_ino)
 
     async def _rows(self, call: Call) -> list[Row]:
-        return rows(self._node, await self._snapshotters(call), self._proxies)
+        return rows(self._node, await self._snapshotters(call), self._proxies, self._candidates)
 
     async def _plugin(self, row: Row, call: Call) -> pb.Plugin:
         error = await self._trouble(row, call)

@@ -115,6 +115,10 @@ class Replacing:
         """All that stand, draining ones too."""
         return tuple(self._all)
 
+    def on(self, route: str) -> Sequence[Candidate]:
+        """Those of a route."""
+        return [each for each in self._all if each.terms.route == route]
+
     def names(self) -> list[str]:
         """The routes that may have candidates."""
         return sorted(name for name in self._routes.hops if name not in ("snapshots", "tasks"))
@@ -131,7 +135,7 @@ class Replacing:
     def find(self, route: str, name: str = "") -> list[Candidate]:
         """The candidates of a route, or the one of that name; NotFound, with the names that there are."""
         self.route(route)
-        found = [each for each in self._all if each.terms.route == route]
+        found = self.on(route)
         chosen = [each for each in found if not name or each.terms.name == name]
         if not chosen:
             names = ", ".join(each.terms.name for each in found)
@@ -234,7 +238,7 @@ class Replacing:
         """Have each hop's candidates as they are now; those of a snapshotter that is not known yet, later."""
         for name in self.names():
             hop = self._routes[name]
-            candidates = [each for each in self._all if each.terms.route == name]
+            candidates = self.on(name)
             hops = [self._led(each) for each in candidates]
             if candidates or hop.candidates:
                 hop.stand(candidates, hops)

@@ -45,9 +45,7 @@ class RoutesServicer:
                     address=hop.home.address,
                     trouble=hop.home.trouble(),
                     foreign=not hop.home.program,
-                    candidates=[
-                        await self._described(each) for each in self._replacing.candidates if each.terms.route == name
-                    ],
+                    candidates=[await self._described(each) for each in self._replacing.on(name)],
                     instruments=_instruments(hop.home),
                 )
             )

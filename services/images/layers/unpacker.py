@@ -6,7 +6,8 @@ key of its own, ``extract-UNIQUE CHAINID``; apply the layer to its mounts while 
 commit once the snapshot below is committed.
 
 If the snapshotter has the capability ``rebase``, as overlayfs has, layers are unpacked side by side: each *alone*, on
-no parent, and the commit sets the parent (``chain.py``). Before the commit, directories that the layer uses but does
+no parent, and the commit sets the parent (``chain.py``); if that is refused, since the node put the two into different
+backends, the layer is unpacked once more. Before the commit, directories that the layer uses but does
 not name get owners and modes from the layers below (``snapshots/diff/inherit.py``). A layer for which that comes too
 late is unpacked once more, on the layers below it. Without the capability, each layer is prepared on the chain id below
 once that exists.
@@ -543,7 +544,30 @@ class _Extraction:
             del self._stack.made[self._layer.number]
             await self._removed(self._key)
         except errors.NodeError as error:
+            if isinstance(error, errors.FailedPrecondition) and parent and await self._is_there(parent):
+                await self._committed_on_parent()
+                return
             raise _explained(error, f"failed to commit snapshot {self._key}") from None
+
+    async def _is_there(self, name: str) -> bool:
+        try:
+            await self._snapshotter.stat(name)
+        except errors.NotFound:
+            return False
+        return True
+
+    async def _committed_on_parent(self) -> None:
+        """Unpack the layer again, now on the one below: the node made the two in different places, so this one cannot
+        be put onto that one.
+        """
+        number = self._layer.number
+        del self._stack.made[number]  # who reads its directories looks for others
+        await self._removed(self._key)
+        mounts = await self._prepared(self._layer.parent)
+        if mounts is not None:
+            self._stack.made[number] = _Made(_directories(mounts), alone=False)
+            await self._applied(mounts, alone=False)
+            await self._committed("")
 
     async def _removed(self, key: str) -> None:
         try:

@@ -11,6 +11,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from api.containerd.services.introspection.v1 import introspection_pb2 as pb
 from api.containerd.types.introspection_pb2 import RuntimeInfo, RuntimeRequest
+from gateway.candidates import Candidate, Terms
 from gateway.config import ProxyPlugin
 from gateway.introspection import IntrospectionServicer, kept_uuid
 from services.kit import errors, rpc
@@ -39,6 +40,32 @@ class Probe:
 
     async def state(self, name: str, call: Call) -> tuple[bool, str]:
         return name not in self.down, self.down.get(name, "")
+
+
+async def test_clients_may_use_of_a_snapshotter_what_its_candidates_have_too(place: Path) -> None:
+    """Not rebase, where layers that were prepared apart could lie in different places. Other snapshotters have what
+    they had.
+    """
+    overlay, native = (
+        About(name, capabilities=("remap-ids", "rebase"), exports={}) for name in ("overlayfs", "native")
+    )
+    terms = Terms(route="snapshots.overlayfs", name="x", address="/x.sock", share=50.0, capabilities=("remap-ids",))
+    stands = {"snapshots.overlayfs": [Candidate(terms)]}
+
+    async def announced(call: Call) -> Sequence[About]:
+        return (overlay, native)
+
+    of = IntrospectionServicer(
+        Node(place / "root", place / "state"), Probe(), announced, candidates=lambda route: stands.get(route, [])
+    )
+
+    async def capabilities() -> dict[str, set[str]]:
+        found = await of.Plugins(pb.PluginsRequest(filters=["type==io.containerd.snapshotter.v1"]), CALL)
+        return {row.id: set(row.capabilities) - {"remap-ids"} for row in found.plugins}
+
+    assert await capabilities() == {"overlayfs": set(), "native": {"rebase"}}
+    stands["snapshots.overlayfs"][0].drain("over")
+    assert await capabilities() == {"overlayfs": {"rebase"}, "native": {"rebase"}}
 
 
 def servicer(

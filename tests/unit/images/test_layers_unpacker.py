@@ -297,6 +297,35 @@ async def test_a_layer_that_cannot_inherit_is_unpacked_on_those_below(
     assert not snap.active
 
 
+async def test_a_layer_in_another_place_than_the_one_below_is_unpacked_on_that(
+    node: MemoryNode, snap: MemorySnapshotter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Snapshots without a parent are shared out between two backends, and none can be put onto one of the other."""
+    node.how = node.how._replace(side_by_side=True)
+    prepare, commit, places = snap.prepare, snap.commit, dict[str, int]()
+
+    async def shared_out(key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> Sequence[Mount]:
+        found = await prepare(key, parent, labels)
+        places[key] = places[parent] if parent else len(places) % 2
+        return found
+
+    async def only_there(name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:
+        if parent in places and places[parent] != places[key]:
+            raise errors.FailedPrecondition(f"parent snapshot {parent} is elsewhere")
+        await commit(name, key, labels, parent)
+        places[name] = places[key]
+
+    monkeypatch.setattr(snap, "prepare", shared_out)
+    monkeypatch.setattr(snap, "commit", only_there)
+    assert await Unpacker().unpack(node, config(node), LAYERS, SNAP) == CHAIN[-1]
+    assert [(name, parent) for name, (parent, _) in snap.committed.items()] == list(
+        zip(CHAIN, ["", *CHAIN], strict=False)
+    )
+    assert {places[name] for name in CHAIN} == {0}
+    assert len(node.applied) > len(LAYERS)
+    assert not snap.active
+
+
 async def test_a_restarted_ingest_is_unpacked_again(
     node: MemoryNode, snap: MemorySnapshotter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
