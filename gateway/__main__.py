@@ -19,6 +19,7 @@ from gateway.remote import RemoteRecords
 from gateway.replacing import Replacing
 from gateway.routes import Routes
 from gateway.routes_server import RoutesServicer
+from gateway.shadows_server import ShadowsServicer
 from gateway.snapshots import SnapshotsServicer
 from gateway.snapshotters import Snapshotters
 from gateway.taps_server import TapsServicer
@@ -74,11 +75,14 @@ async def serve(file: settings.File, node: settings.Node) -> None:
             await stack.enter_async_context(loops.running("the ends of candidates", replacing.follow))
             taps = TapsServicer(routes)
             stack.callback(taps.faults.close)
+            shadows = ShadowsServicer(routes, node.root, node.state)
+            stack.push_async_callback(shadows.close)
             internal: list[rpc.Servicer] = [
                 *servicers,
                 LocalFilesServicer(routes["content"], records, commit),
                 RoutesServicer(routes, replacing),
                 taps,
+                shadows,
             ]
             await stack.enter_async_context(
                 rpc.serving(node.state / "internal.sock", internal, relay=relay[True], relayed=True)

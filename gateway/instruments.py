@@ -17,7 +17,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from services.kit import errors
 from services.kit.rpc import CarriedStream, Channel, Headers
@@ -69,12 +69,23 @@ class Instrument(Protocol):
         ...
 
 
+@runtime_checkable
+class Remembering(Protocol):
+    """An instrument that wants to hear of calls that the gateway answers from its own memory, too."""
+
+    def remembered(self, path: str, request: bytes, answer: bytes | None) -> None:
+        """A unary call was answered, or bytes of a blob were read (None) that are the same at every asking."""
+        ...
+
+
 class Instruments:
     """The instruments of one channel."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._all: tuple[Instrument, ...] = ()
+        self.remembering: tuple[Remembering, ...] = ()
+        """Those that want to hear of calls that do not come by here."""
         self.changed: list[Callable[[], None]] = []
         """Called when an instrument has come or gone."""
 
@@ -103,9 +114,15 @@ class Instruments:
     def _set(self, instruments: tuple[Instrument, ...]) -> None:
         if instruments != self._all:
             self._all = tuple(sorted(instruments, key=lambda each: each.order))
+            self.remembering = tuple(each for each in self._all if isinstance(each, Remembering))
             self._channel.around = self if self._all else None
             for told in self.changed:
                 told()
+
+    def remembered(self, path: str, request: bytes, answer: bytes | None = None) -> None:
+        """Tell them of a call that the gateway answered from its own memory. Ask :attr:`remembering` first."""
+        for each in self.remembering:
+            each.remembered(path, request, answer)
 
     def _failed(self, instrument: Instrument, path: str, error: Exception) -> None:
         log.error("%r failed at %s, and is taken off %s", instrument, path, self._channel.name, exc_info=error)

@@ -30,11 +30,12 @@ from gateway.routes import Routes
 from gateway.store import Intent, Outcome, Records
 from gateway.upstream import Upstream, raw_headers
 from services.kit import errors
-from services.kit.rpc import Call, Headers, shielded
+from services.kit.rpc import Call, Headers, method_path, shielded
 from services.snapshots.convert import info_from_pb, info_to_pb
 from services.snapshots.store import Info, Kind
 
 SERVICE = snapshots_stubs.SNAPSHOTS
+_MOUNTS = method_path(SERVICE.methods_by_name["Mounts"])
 _REF = "containerd.io/snapshot.ref"
 _NUMBERS_SKIPPED = 10
 """So many new names of one snapshot may be taken in the backend: only a lost database can have given them out, and each
@@ -161,7 +162,11 @@ class SnapshotsServicer:
         raw, key = await self._resolve(request, call)
         kept = raw.mounts.get(raw.upstream, key)
         if kept is not None:
-            return pb.MountsResponse(mounts=kept)
+            answered = pb.MountsResponse(mounts=kept)
+            if raw.upstream.instruments.remembering:
+                asked = pb.MountsRequest(snapshotter=request.snapshotter, key=key)
+                raw.upstream.instruments.remembered(_MOUNTS, asked.SerializeToString(), answered.SerializeToString())
+            return answered
         answer: pb.MountsResponse = await self._ask(
             raw, "Mounts", pb.MountsRequest(snapshotter=request.snapshotter, key=key), call, request.key
         )

@@ -16,6 +16,7 @@ VERBS = (
     "replace",
     "restore",
     "new",
+    "shadow",
     "gc",
     "salvage",
     "version",

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from api.splitd.shadows.v1 import shadows_pb2 as pb
 from services.kit import errors
+from services.kit.addresses import Address
 from services.shadows.store import Copy, Difference, Example, Latency, MethodReport
+
+
+def address_from_pb(message: pb.StartRequest) -> Address:
+    """Where the candidate is; InvalidArgument, naming the field."""
+    try:
+        return Address(
+            address=message.address, ca=message.ca, cert=message.cert, key=message.key, server_name=message.server_name
+        )
+    except ValueError as error:
+        raise errors.InvalidArgument(str(error)) from None
 
 
 def copy_from_pb(message: pb.Copy) -> Copy:

@@ -51,18 +51,27 @@ class Replay:
     async def take(self, copy: Copy) -> None:
         """Begin to make a copy, once there is room: the caller then takes no further ones from its queue."""
         if copy.path == methods.REMOVED:
-            for path, request in methods.removals(copy.requests[0]):
-                await self._begin(Copy(path, [request]), alone=False)
-            return
-        await self._begin(copy, alone=True)
+            if copy.code == "OK":
+                for path, request in methods.removals(copy.requests[0]):
+                    await self._begin(Copy(path, [request], answers=[b""]))
+        else:
+            await self._begin(copy)
 
-    async def _begin(self, copy: Copy, *, alone: bool) -> None:
+    def dropped(self, path: str, count: int) -> None:
+        """Count copies that did not fit into the queue."""
+        method = methods.WRITE if path == methods.STORED else methods.METHODS.get(path)
+        if method is not None:
+            comparison = self._of(method.name)
+            comparison.calls += count
+            comparison.dropped += count
+
+    async def _begin(self, copy: Copy) -> None:
         method = methods.WRITE if copy.path == methods.STORED else methods.METHODS.get(copy.path)
         if method is None:
             return
         comparison = self._of(method.name)
-        comparison.calls += alone
-        if copy.answers is not None or copy.code != "OK":
+        comparison.calls += 1
+        if copy.seconds:
             comparison.ours.add(copy.seconds)
         names = self._names(method, copy)
         before = [self._last[name] for name in names if name in self._last]

@@ -49,6 +49,7 @@ ALLOWED = {
         "gateway/convert.py",
         "gateway/*_server.py",
         "gateway/*_convert.py",
+        "gateway/shadows.py",  # hands messages on to the process that compares them
         "client/*_remote.py",
         "deploy/health.py",
         "deploy/containers.py",

@@ -51,7 +51,7 @@ class Fake:
 
 def copy(path: str, request: Any, *answers: Any, code: str = "OK") -> Copy:
     live = [each.SerializeToString() for each in answers] if answers or code != "OK" else None
-    return Copy(path, [request.SerializeToString()], code, live, 0.001, "trace")
+    return Copy(path, [request.SerializeToString()], code, live, 0.001 if live is not None else 0.0, "trace")
 
 
 def prepared(key: str, parent: str = "", root: str = "/ours") -> Copy:

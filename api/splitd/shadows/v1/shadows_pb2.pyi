@@ -61,6 +61,18 @@ class Shadow(_message.Message):
     trouble: str
     def __init__(self, route: _Optional[str] = ..., address: _Optional[str] = ..., share: _Optional[float] = ..., writes: _Optional[bool] = ..., since: _Optional[int] = ..., trouble: _Optional[str] = ...) -> None: ...
 
+class Begin(_message.Message):
+    __slots__ = ("ours", "shadow", "prefix", "socket")
+    OURS_FIELD_NUMBER: _ClassVar[int]
+    SHADOW_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
+    SOCKET_FIELD_NUMBER: _ClassVar[int]
+    ours: str
+    shadow: StartRequest
+    prefix: str
+    socket: str
+    def __init__(self, ours: _Optional[str] = ..., shadow: _Optional[_Union[StartRequest, _Mapping]] = ..., prefix: _Optional[str] = ..., socket: _Optional[str] = ...) -> None: ...
+
 class Copy(_message.Message):
     __slots__ = ("path", "requests", "answers", "answered", "code", "seconds", "trace", "dropped")
     class DroppedEntry(_message.Message):

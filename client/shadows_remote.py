@@ -1,0 +1,69 @@
+"""Begins and ends the shadows of a node, and reads what they found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from google.protobuf.empty_pb2 import Empty
+
+from api.splitd.shadows.v1 import shadows_pb2 as pb
+from api.splitd.shadows.v1 import shadows_stubs
+from services.kit.rpc import Channel
+from services.shadows.convert import method_from_pb
+from services.shadows.store import MethodReport
+
+
+@dataclass(frozen=True, slots=True)
+class Shadow:
+    """A candidate that gets copies of the calls of a route."""
+
+    route: str
+    address: str
+    share: float
+    """Of the reads, from 0 to 1."""
+    writes: bool
+    """Whether it has a store of its own, and so gets writes."""
+    since: int
+    """Nanoseconds since the epoch."""
+    trouble: str
+    """Why nothing is compared now; else empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a shadow found."""
+
+    shadow: Shadow
+    methods: Sequence[MethodReport]
+
+
+class Shadows:
+    """The shadows of a node, over a channel to its internal socket."""
+
+    def __init__(self, gateway: Channel) -> None:
+        self._shadows = gateway.client(shadows_stubs.SHADOWS)
+
+    async def start(self, route: str, address: str, *, share: float = 1.0, root: str = "") -> Shadow:
+        """Begin one. AlreadyExists if the route has one, NotFound for the route, Disconnected for the candidate."""
+        return _shadow(await self._shadows.Start(pb.StartRequest(route=route, address=address, share=share, root=root)))
+
+    async def stop(self, route: str) -> Report:
+        """End it, and return its last report. NotFound."""
+        return _report(await self._shadows.Stop(pb.StopRequest(route=route)))
+
+    async def list(self) -> Sequence[Shadow]:
+        """All, by route."""
+        return [_shadow(each) for each in (await self._shadows.List(Empty())).shadows]
+
+    async def report(self, route: str) -> Report:
+        """What it found so far. NotFound."""
+        return _report(await self._shadows.Get(pb.GetRequest(route=route)))
+
+
+def _shadow(message: pb.Shadow) -> Shadow:
+    return Shadow(message.route, message.address, message.share, message.writes, message.since, message.trouble)
+
+
+def _report(message: pb.Report) -> Report:
+    return Report(_shadow(message.shadow), [method_from_pb(each) for each in message.methods])

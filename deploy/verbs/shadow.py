@@ -1,0 +1,178 @@
+"""``splitd shadow ...``: sends another service copies of live calls, and compares its answers with ours."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from client.shadows_remote import Report, Shadow, Shadows
+from client.shown import say, table
+from deploy import operators, place
+from deploy.failure import Failure
+from deploy.place import Place
+from services.shadows.store import Difference, Latency, MethodReport
+
+HELP = "send another service copies of the live calls to one of this node's, and compare its answers with ours"
+
+ACTIONS = ("report", "list", "stop")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "what",
+        metavar="SERVICE|report|list|stop",
+        help="the service whose calls are copied, such as content or snapshots.overlayfs; or what to do",
+    )
+    parser.add_argument("service", nargs="?", default="", metavar="SERVICE", help="for report and stop")
+    parser.add_argument("--address", metavar="ADDRESS", default="", help="the other service: the path of its socket")
+    parser.add_argument("--share", metavar="N%", default="100%", help="copy this share of the reads (default: 100%%)")
+    parser.add_argument(
+        "--store",
+        metavar="DIR",
+        default="",
+        help="the directory of the other service's own store, where its stamp does not say that it has one: it gets "
+        "copies of writes, too",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    here = place.find(arguments)
+    if arguments.what not in ACTIONS:
+        return _start(here, arguments)
+    if arguments.address or arguments.store:
+        raise Failure(f"--address and --store begin a shadow, and are not for {arguments.what}", 2)
+    if arguments.what == "list":
+        return _list(here, json_=arguments.json)
+    reports = [_stopped(here, arguments.service)] if arguments.what == "stop" else _reports(here, arguments.service)
+    if arguments.json:
+        print(json.dumps([dataclasses.asdict(report) for report in reports], indent=2))
+        return 0
+    for report in reports:
+        show(report)
+    return 0
+
+
+def _start(here: Place, arguments: argparse.Namespace) -> int:
+    if arguments.service:
+        raise Failure(f"{arguments.what}: not one of {', '.join(ACTIONS)}", 2)
+    if not arguments.address:
+        raise Failure(f"--address is missing: where is the service that gets copies of calls to {arguments.what}?", 2)
+    share = percent(arguments.share)
+    made = operators.ask(
+        here,
+        lambda gateway: Shadows(gateway).start(arguments.what, arguments.address, share=share, root=arguments.store),
+    )
+    if arguments.json:
+        print(json.dumps(dataclasses.asdict(made), indent=2))
+        return 0
+    say(f"{made.address} gets copies of the calls to {made.route}")
+    if not made.writes:
+        say("only reads: nothing says that it has a store of its own (its stamp, or --store)")
+    say(f"see what differs: {here.hint(f'shadow report {made.route}')}")
+    return 0
+
+
+def _list(here: Place, *, json_: bool) -> int:
+    found = operators.ask(here, lambda gateway: Shadows(gateway).list())
+    if json_:
+        print(json.dumps([dataclasses.asdict(each) for each in found], indent=2))
+    elif found:
+        table([("SERVICE", "ADDRESS", "SHARE", "COPIES", "SINCE", "TROUBLE"), *map(_row, found)])
+    else:
+        say("no service has a shadow")
+    return 0
+
+
+def _row(shadow: Shadow) -> Sequence[str]:
+    return (
+        shadow.route,
+        shadow.address,
+        f"{shadow.share:.0%}",
+        "reads and writes" if shadow.writes else "reads",
+        time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(shadow.since / 1e9)),
+        shadow.trouble or "-",
+    )
+
+
+def _stopped(here: Place, route: str) -> Report:
+    if not route:
+        raise Failure("which shadow? splitd shadow stop SERVICE", 2)
+    return operators.ask(here, lambda gateway: Shadows(gateway).stop(route))
+
+
+def _reports(here: Place, route: str) -> Sequence[Report]:
+    async def all_of(gateway: Any) -> Sequence[Report]:
+        shadows = Shadows(gateway)
+        routes = [route] if route else [each.route for each in await shadows.list()]
+        return [await shadows.report(each) for each in routes]
+
+    found = operators.ask(here, all_of)
+    if not found:
+        raise Failure("no service has a shadow")
+    return found
+
+
+def percent(text: str) -> float:
+    """A share: ``10%`` is 0.1. Failure for anything else."""
+    try:
+        share = float(text.removesuffix("%")) / 100
+    except ValueError:
+        share = -1.0
+    if not text.endswith("%") or not 0 < share <= 1:
+        raise Failure(f"{text!r} is not a share such as 10%", 2)
+    return share
+
+
+def show(report: Report) -> None:
+    """Print a report for people."""
+    shadow = report.shadow
+    say(f"{shadow.route}: copies to {shadow.address}" + (f" ({shadow.trouble})" if shadow.trouble else ""))
+    if not report.methods:
+        say("nothing was called yet")
+        return
+    table(
+        [
+            ("METHOD", "CALLS", "SAME", "DIFFERENT", "SKIPPED", "DROPPED", "P50 OURS", "THEIRS", "P99 OURS", "THEIRS"),
+            *map(_method, report.methods),
+        ]
+    )
+    for method in report.methods:
+        for reason, count in sorted(method.skipped.items()):
+            say(f"{method.method}: {count} skipped, since {reason}")
+        for difference in method.differences:
+            _show_difference(method, difference)
+
+
+def _method(found: MethodReport) -> Sequence[str]:
+    return (
+        found.method,
+        str(found.calls),
+        str(found.same),
+        str(found.different),
+        str(sum(found.skipped.values())),
+        str(found.dropped),
+        _time(found.ours, found.ours.p50),
+        _time(found.candidate, found.candidate.p50),
+        _time(found.ours, found.ours.p99),
+        _time(found.candidate, found.candidate.p99),
+    )
+
+
+def _time(latency: Latency, seconds: float) -> str:
+    return f"{seconds * 1000:.2f} ms" if latency.count else "-"
+
+
+def _show_difference(method: MethodReport, difference: Difference) -> None:
+    noise = f"; ours differed from itself in {difference.noise} of {difference.asked}" if difference.noise else ""
+    say("", f"{method.method}: {difference.name} differs in {difference.count} calls{noise}")
+    for example in difference.examples:
+        say(
+            f"  {example.request}",
+            f"    {example.where}: ours {example.ours!r}, theirs {example.candidate!r}"
+            + (f" (trace {example.trace})" if example.trace else ""),
+        )

@@ -1,0 +1,298 @@
+"""Shadows: a candidate gets copies of the calls to a service, and can affect neither their answers nor their time.
+
+The gateway only hands copies on, to a process of its own for each shadow (:mod:`services.shadows`), which makes them
+and compares the answers. The queue between the two is a socket. The gateway drops and counts what it does not take at
+once, so no call waits for a copy. Reads of bytes are copied without their answers: the process asks both services. Of a
+blob that came in many bytes or by a file, the copy says what was stored, and the process reads it from ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import secrets
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+from google.protobuf.empty_pb2 import Empty
+
+from api.containerd.services.content.v1 import content_pb2
+from api.splitd.localfiles.v1 import localfiles_pb2
+from api.splitd.shadows.v1 import shadows_pb2 as pb
+from api.splitd.shadows.v1 import shadows_stubs
+from api.splitd.stamp.v1 import stamp_pb2, stamp_stubs
+from gateway.instruments import Order
+from gateway.upstream import Upstream
+from services.kit import errors, loops
+from services.kit.rpc import CarriedStream, Channel, Headers
+from services.shadows.methods_convert import METHODS, REMOVED, STORED, WRITE
+
+log = logging.getLogger(__name__)
+
+_LARGEST = 192 << 10
+"""Bytes of a copy: what the smallest usual buffer of a socket takes."""
+_QUEUE = 4 << 20
+"""Bytes of copies that wait."""
+_ENDING = 5.0
+"""Seconds that the comparing process may take to end."""
+_SO_SNDBUFFORCE = 32
+_COPIED = frozenset({*METHODS, STORED, REMOVED})
+
+
+class Shadow:
+    """The shadow of ``ours``: an instrument around its calls, and the process that compares."""
+
+    order = Order.SHADOW
+
+    def __init__(self, wanted: pb.StartRequest, ours: Upstream, state: Path, *, writes: bool) -> None:
+        self.wanted = wanted
+        self.ours = ours
+        self.writes = writes
+        self.since = time.time_ns()
+        self.trouble = ""
+        self.socket = state / f"shadow-{wanted.route}.sock"
+        self._share = wanted.share or 1.0
+        self._copies: socket.socket | None = None
+        self._dropped: Counter[str] = Counter()
+        self._loop = loops.start(f"the shadow of {wanted.route}", self._run)
+
+    def shown(self) -> pb.Shadow:
+        return pb.Shadow(
+            route=self.wanted.route,
+            address=self.wanted.address,
+            share=self._share,
+            writes=self.writes,
+            since=self.since,
+            trouble=self.trouble,
+        )
+
+    async def report(self) -> pb.Report:
+        """What was found so far. Unavailable while the comparing process is starting."""
+        self._tell_dropped()
+        async with Channel(self.socket, f"the shadow of {self.wanted.route}") as channel:
+            await channel.reached(5.0)
+            found: pb.Report = await channel.client(shadows_stubs.COMPARISONS).Get(Empty(), timeout=10.0)
+        found.shadow.CopyFrom(self.shown())
+        return found
+
+    async def close(self) -> None:
+        """End it, and the comparing process."""
+        self.ours.instruments.remove(self)
+        self._loop.cancel()
+        await asyncio.wait((self._loop,))
+
+    # -- the comparing process
+
+    async def _run(self) -> None:
+        """Run the comparing process. If it dies, the next one begins to compare anew."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours:
+            with theirs:
+                _enlarge(ours)
+                ours.setblocking(False)
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable, "-m", "services.shadows", stdin=theirs.fileno()
+                )
+            try:
+                begin = pb.Begin(ours=self.ours.address, shadow=self.wanted, socket=str(self.socket))
+                if self.writes:
+                    begin.prefix = f"shadow-{secrets.token_hex(4)}/"
+                ours.send(begin.SerializeToString())
+                self._copies = ours
+                self.trouble = ""
+                self.ours.instruments.add(self)
+                code = await process.wait()
+            finally:
+                self._copies = None
+                self.ours.instruments.remove(self)
+                ours.close()  # which ends the process
+                try:
+                    async with asyncio.timeout(_ENDING):
+                        await process.wait()
+                except TimeoutError:
+                    process.kill()
+                    await process.wait()
+                self.socket.unlink(missing_ok=True)
+        self.trouble = f"the comparing process ended with {code}, and its counts are lost"
+        raise loops.Explained(self.trouble)
+
+    # -- copies
+
+    async def unary(self, path: str, request: bytes, headers: Headers, go: Callable[[], Awaitable[bytes]]) -> bytes:
+        if not self._is_copied(path):
+            return await go()
+        begun = time.monotonic()
+        try:
+            answer = await go()
+        except errors.NodeError as error:
+            self.copy(path, [request], headers, code=error.code, seconds=time.monotonic() - begun)
+            raise
+        self.copy(path, [request], headers, [answer], seconds=time.monotonic() - begun)
+        return answer
+
+    def stream(self, path: str, headers: Headers, carried: CarriedStream) -> CarriedStream:
+        return _Copied(self, path, headers, carried) if self._is_copied(path) else carried
+
+    def remembered(self, path: str, request: bytes, answer: bytes | None) -> None:
+        if self._is_copied(path):
+            self.copy(path, [request], {}, None if answer is None else [answer])
+
+    def _is_copied(self, path: str) -> bool:
+        """Writes are copied all: a candidate that lacks some could be compared in nothing that builds on them."""
+        if path not in _COPIED:
+            return False
+        method = METHODS.get(path)
+        if method is None or method.kind == "write":
+            return self.writes
+        return self._share >= 1 or random.random() < self._share  # noqa: S311 - no secret
+
+    def copy(
+        self,
+        path: str,
+        requests: Sequence[bytes],
+        headers: Headers,
+        answers: Sequence[bytes] | None = None,
+        *,
+        code: int = 0,
+        seconds: float = 0.0,
+    ) -> None:
+        """Hand on a call; drop it if there is no room."""
+        if self._copies is None:
+            return
+        trace = str(headers.get("traceparent", "")).split("-")
+        message = pb.Copy(
+            path=path,
+            requests=requests,
+            answers=answers or (),
+            answered=answers is not None,
+            code=code,
+            seconds=seconds,
+            trace=trace[1] if len(trace) > 1 else "",
+            dropped=self._dropped,
+        )
+        if self._sent(message):
+            self._dropped.clear()
+        else:
+            self.drop(path)
+
+    def drop(self, path: str) -> None:
+        """Count a call that cannot be handed on."""
+        self._dropped[path] += 1
+
+    def _tell_dropped(self) -> None:
+        if self._dropped and self._sent(pb.Copy(dropped=self._dropped)):
+            self._dropped.clear()
+
+    def _sent(self, message: pb.Copy) -> bool:
+        data = message.SerializeToString()
+        if self._copies is None or len(data) > _LARGEST:
+            return False
+        with contextlib.suppress(OSError):  # no room, or no process any more
+            self._copies.send(data)
+            return True
+        return False
+
+
+class _Copied:
+    """A stream whose call is handed on when it has ended. Its messages are kept as long as they are small together."""
+
+    __slots__ = ("_answers", "_begun", "_carried", "_ended", "_headers", "_method", "_requests", "_shadow", "_size")
+
+    def __init__(self, shadow: Shadow, path: str, headers: Headers, carried: CarriedStream) -> None:
+        self._shadow = shadow
+        self._method = METHODS[path]
+        self._headers = headers
+        self._carried = carried
+        self._requests: list[bytes] = []
+        self._answers: list[bytes] = []
+        self._size = 0
+        self._begun = time.monotonic()
+        self._ended = False
+
+    async def send(self, message: bytes) -> None:
+        self._size += len(message)
+        if self._size <= _LARGEST or not self._requests:
+            self._requests.append(message)
+        await self._carried.send(message)
+
+    async def done_sending(self) -> None:
+        await self._carried.done_sending()
+
+    async def receive(self) -> bytes | None:
+        try:
+            message = await self._carried.receive()
+        except errors.NodeError as error:
+            self._end(error.code)
+            raise
+        if message is None:
+            self._end(0)
+        elif not self._method.same:
+            self._size += len(message)
+            if self._size > _LARGEST:
+                self._answers.clear()  # the last one says what a Write stored
+            self._answers.append(message)
+        return message
+
+    def _end(self, code: int) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        seconds = time.monotonic() - self._begun
+        path, requests, headers = self._method.path, self._requests, self._headers
+        if self._method.same and not code:
+            self._shadow.copy(path, requests, headers)
+        elif self._size <= _LARGEST:
+            self._shadow.copy(path, requests, headers, None if code else self._answers, code=code, seconds=seconds)
+        elif self._method is WRITE and (stored := _stored(requests, self._answers)) is not None:
+            self._shadow.copy(STORED, [stored], headers, code=code, seconds=seconds)
+        else:
+            self._shadow.drop(path)
+
+    async def leading(self) -> Headers:
+        return await self._carried.leading()
+
+    def trailing(self) -> Headers:
+        return self._carried.trailing()
+
+    def cancel(self) -> None:
+        """A Write is left without reading to its end: after its commit, or in the middle, and then to be resumed."""
+        self._carried.cancel()
+        if self._method is WRITE and self._answers:
+            self._end(0)
+
+
+def _stored(requests: Sequence[bytes], answers: Sequence[bytes]) -> bytes | None:
+    """What a Write of many bytes stored, as a blob that came by a file; None if it did not commit."""
+    if not requests or not answers:
+        return None
+    opening = content_pb2.WriteContentRequest.FromString(requests[0])
+    end = content_pb2.WriteContentResponse.FromString(answers[-1])
+    if end.action != content_pb2.COMMIT:
+        return None
+    return localfiles_pb2.CommitRequest(ref=opening.ref, size=end.offset, digest=end.digest).SerializeToString()
+
+
+def _enlarge(copies: socket.socket) -> None:
+    """Give the queue its size; less, where only the system's limit can be had."""
+    try:
+        copies.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _QUEUE)
+    except PermissionError:
+        copies.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _QUEUE)
+
+
+async def has_own_store(candidate: Channel, ours: Channel) -> bool:
+    """Whether the candidate's store is another one than ours: its stamp says so. A service without a stamp does not
+    say.
+    """
+    try:
+        found = await candidate.client(stamp_stubs.STAMP).Get(stamp_pb2.GetRequest(), timeout=5.0)
+    except errors.Unimplemented:
+        return False
+    own = await ours.client(stamp_stubs.STAMP).Get(stamp_pb2.GetRequest(), timeout=5.0)
+    return bool(own.store_id) and found.store_id != own.store_id
