@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 from conform.content_case import LOCAL_FILES, ContentCase, digest_of
@@ -21,15 +21,18 @@ rule = collect(RULES)
 SOURCE = "services/content/store.py of splitd: Files"
 
 
-@contextlib.contextmanager
-def _offered(case: ContentCase) -> Iterator[Files]:
+@contextlib.asynccontextmanager
+async def _offered(case: ContentCase) -> AsyncIterator[Files]:
     """The files of the store, if it offers them and they are on this machine."""
     if case.files is None or not case.same_clock:
         raise NotRun("files are for processes on the same machine")
     try:
-        yield case.files
+        await case.files.locate(case.digest(case.text("nothing")))
+    except errors.NotFound:
+        pass
     except errors.Unimplemented as error:
         raise case.lacking(LOCAL_FILES, str(error)) from error
+    yield case.files
 
 
 @contextlib.contextmanager
@@ -46,7 +49,7 @@ def _locked(path: str) -> Iterator[int]:
 @rule(source=f"{SOURCE}.locate", optional=LOCAL_FILES)
 async def locate(case: ContentCase) -> None:
     """A blob's file has its bytes and its size; an unknown blob is NotFound."""
-    with _offered(case) as files:
+    async with _offered(case) as files:
         data, none = case.fresh(5000), case.digest(case.text("none"))
         path, size = await files.locate(await case.put(data))
         equal((Path(path).read_bytes(), size), (data, 5000), "the file's bytes and size")
@@ -59,7 +62,7 @@ async def fill_and_commit(case: ContentCase) -> None:
     """An ingest that was filled as a file becomes a blob with its labels, whether its writer has computed the digest or
     not.
     """
-    with _offered(case) as files:
+    async with _offered(case) as files:
         for computed in (False, True):
             data = case.fresh(5000)
             begun = await files.begin(case.ref("f"), 5000)
@@ -77,7 +80,7 @@ async def fill_and_commit(case: ContentCase) -> None:
 @rule(source=f"{SOURCE}.commit", optional=LOCAL_FILES)
 async def commit_hashes(case: ContentCase) -> None:
     """Without an expected digest the commit answers the sha256; with one, it uses its algorithm."""
-    with _offered(case) as files:
+    async with _offered(case) as files:
         for algorithm in ("sha256", "sha512"):
             data = case.fresh(5000)
             with _locked((await files.begin(case.ref("f"))).path) as fd:
@@ -91,7 +94,7 @@ async def commit_hashes(case: ContentCase) -> None:
 @rule(source=f"{SOURCE}: an ingest is the same one as Store.writer's", optional=LOCAL_FILES)
 async def both_ways(case: ContentCase) -> None:
     """An ingest may begin as a stream, continue as a file, and end as a stream."""
-    with _offered(case) as files:
+    async with _offered(case) as files:
         data = case.fresh(3000)
         async with case.opened("b", 3000) as writer:
             await writer.write(data[:1000])
@@ -110,7 +113,7 @@ async def both_ways(case: ContentCase) -> None:
 async def one_writer_of_either_kind(case: ContentCase) -> None:
     """A locked file has a writer, and so has an open stream: a second writer of either kind is Unavailable."""
     words = "ref .*l locked"
-    with _offered(case) as files:
+    async with _offered(case) as files:
         begun = await files.begin(case.ref("l"))
         with _locked(begun.path):
             with case.refused(errors.Unavailable, words):
@@ -138,7 +141,7 @@ async def wrong_files(case: ContentCase) -> None:
     """
     data = case.text("four")
     other, size = case.digest(case.text("five")), len(data)
-    with _offered(case) as files:
+    async with _offered(case) as files:
         for computed in (False, True):
             ref = case.ref(f"w{computed}")
             for total, expected in ((size - 1, case.digest(data)), *(() if computed else ((size, other),))):
@@ -157,7 +160,7 @@ async def wrong_files(case: ContentCase) -> None:
 async def existing_files(case: ContentCase) -> None:
     """Bytes that the store has are AlreadyExists at the commit, and the ingest is removed."""
     data = case.text("there")
-    with _offered(case) as files:
+    async with _offered(case) as files:
         digest = await case.put(data)
         with _locked((await files.begin(case.ref("x"))).path) as fd:
             os.write(fd, data)
@@ -170,7 +173,7 @@ async def existing_files(case: ContentCase) -> None:
 @rule(source=f"{SOURCE}.begin, commit", optional=LOCAL_FILES)
 async def commit_of_nothing(case: ContentCase) -> None:
     """A commit of an ingest that was never begun is NotFound; beginning one needs a ref."""
-    with _offered(case) as files:
+    async with _offered(case) as files:
         with case.refused(errors.NotFound, "never"):
             await files.commit(case.ref("never"), 0, case.digest(case.text("none")), computed=True)
         with case.refused(errors.InvalidArgument):

@@ -40,6 +40,10 @@ class NotRun(Exception):
     """The rule cannot be tried here, for this reason."""
 
 
+class NoAnswer(errors.DeadlineExceeded):
+    """A call that the service did not answer in the time that we gave it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """A promise of an interface. ``run`` takes a case and tries it."""
@@ -110,6 +114,8 @@ def shown(value: object) -> str:
 
 def described(error: errors.NodeError) -> str:
     """An error as a client has it: the code's name and the message."""
+    if isinstance(error, NoAnswer | errors.Disconnected):
+        return str(error)
     return f"{code_name(type(error))}: {error}"
 
 
@@ -192,10 +198,11 @@ class Case:
         found = Refusal()
         try:
             yield found
-        except kinds as error:
-            found.error = error
         except errors.NodeError as error:
-            raise Broken(expected, described(error)) from error
+            # a process that died, or hangs, has refused nothing
+            if not isinstance(error, kinds) or isinstance(error, NoAnswer | errors.Disconnected):
+                raise Broken(expected, described(error)) from error
+            found.error = error
         if found.error is None:
             raise Broken(expected, "OK")
         if words and not re.search(words, str(found.error)):

@@ -51,8 +51,12 @@ def _mount(mount: Mount, at: Path) -> None:
 
 
 def _run(words: Sequence[str], where: str | None = None) -> None:
-    """Run a program in a session of its own: a Ctrl-C is for us, and must not stop an umount half way."""
-    subprocess.run(words, check=True, cwd=where, start_new_session=True, timeout=SECONDS)
+    """Run a program in a session of its own: a Ctrl-C is for us, and must not stop an umount half way. A
+    CalledProcessError has its words.
+    """
+    subprocess.run(
+        words, check=True, cwd=where, start_new_session=True, timeout=SECONDS, stderr=subprocess.PIPE, text=True
+    )
 
 
 def unmounted(below: Path) -> list[str]:

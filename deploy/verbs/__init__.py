@@ -17,6 +17,7 @@ VERBS = (
     "restore",
     "new",
     "shadow",
+    "conform",
     "gc",
     "salvage",
     "version",

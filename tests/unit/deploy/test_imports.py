@@ -51,6 +51,7 @@ ALLOWED = {
         "gateway/*_convert.py",
         "gateway/shadows.py",  # hands messages on to the process that compares them
         "client/*_remote.py",
+        "conform/*_remote.py",
         "deploy/health.py",
         "deploy/containers.py",
     ],
