@@ -5,20 +5,26 @@ think it does.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from tests.support import eventually, listening, remove
+from tests.support import ServiceProcess, eventually, listening, remove
 
 PROGRAMS = os.environ.get("SPLITD_TEST_CONTAINERD2", "")
 """The directory with ``ctr`` and ``containerd`` of containerd 2, if they are not the machine's own (Debian 12 has
 1.6).
 """
+
+
+_CRI, _CONTENT = "io.containerd.grpc.v1.cri", "io.containerd.content.v1.content"
+SNAPSHOTTERS = ("overlayfs", "native")
 
 
 def program2(name: str) -> str:
@@ -47,20 +53,26 @@ def _beside(program: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def containerd(
-    directory: Path, program: str = "containerd", *, more: str = "", socket: Path | None = None
+    directory: Path,
+    program: str = "containerd",
+    *,
+    more: str = "",
+    without: Sequence[str] = (),
+    socket: Path | None = None,
 ) -> Iterator[Path]:
     """The socket of a containerd that keeps everything below ``directory``. The test is skipped if the program is not
     installed.
 
-    ``more`` is added to its configuration. ``socket`` is its address, if that is not DIRECTORY/c.sock.
+    ``more`` is added to its configuration. ``without`` are plugins that it does not start, besides CRI. ``socket`` is
+    its address, if that is not DIRECTORY/c.sock.
     """
     if shutil.which(program) is None:
         pytest.skip(f"{program} is not installed")
     socket = socket or directory / "c.sock"
     config = directory / "config.toml"
     config.write_text(
-        f'version = 2\nroot = "{directory}/r"\nstate = "{directory}/s"\ndisabled_plugins = '
-        '["io.containerd.grpc.v1.cri"]\n'
+        f'version = 2\nroot = "{directory}/r"\nstate = "{directory}/s"\n'
+        f"disabled_plugins = {json.dumps([_CRI, *without])}\n"
         f'[grpc]\naddress = "{socket}"\n[ttrpc]\naddress = "{socket}.ttrpc"\n'
         f'[plugins."io.containerd.internal.v1.opt"]\npath = "{directory}/opt"\n{more}'
     )
@@ -73,3 +85,30 @@ def containerd(
         process.terminate()
         process.wait(20)
         remove(directory / "s")
+
+
+class Below(NamedTuple):
+    """A containerd above our services."""
+
+    socket: Path
+    root: Path
+    """The root of ours: ``content`` and ``snapshots`` are there."""
+
+
+@contextlib.contextmanager
+def below(directory: Path, program: str = "containerd") -> Iterator[Below]:
+    """A containerd whose only content store is our content process, and which has our snapshotters beside its own, as
+    splitd-overlayfs and splitd-native.
+    """
+    root, state = directory / "ours", directory / "o"
+    content = ServiceProcess("services.content", root, state)
+    snapshots = ServiceProcess(
+        "services.snapshots", root, state, sockets=tuple(f"snapshots-{name}.sock" for name in SNAPSHOTTERS)
+    )
+    with content, snapshots:
+        plugins = [("content", "splitd", content.sockets[0])] + [
+            ("snapshot", f"splitd-{name}", at) for name, at in zip(SNAPSHOTTERS, snapshots.sockets, strict=True)
+        ]
+        more = "".join(f'[proxy_plugins.{name}]\ntype = "{kind}"\naddress = "{at}"\n' for kind, name, at in plugins)
+        with containerd(directory, program, more=more, without=[_CONTENT]) as socket:
+            yield Below(socket, root)

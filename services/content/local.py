@@ -247,7 +247,7 @@ class LocalStore:
                 stop=stop,
             )
 
-        self._locks.take(ref)
+        await self._locks.take_next(ref)
         future = self._submit(opened)
         try:
             return await asyncio.shield(future)

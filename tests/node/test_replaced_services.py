@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from deploy.samples import Registry
-from tests.peer import containerd
+from tests.peer import SNAPSHOTTERS, below, program
 from tests.support import Node, ServiceProcess, eventually, short_directory
 
 pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(300)]
@@ -68,19 +68,25 @@ def test_a_content_store_of_another_process_takes_the_place_of_ours(registry: Re
             node.clear()
 
 
-def test_our_snapshotter_works_below_debians_containerd(registry: Registry, place: Path) -> None:
-    """containerd's own [proxy_plugins]: it unpacks images onto our snapshots and runs containers from them."""
-    sockets = ("snapshots-overlayfs.sock", "snapshots-native.sock", "diff.sock")
-    with (
-        short_directory() as elsewhere,
-        ServiceProcess("services.snapshots", elsewhere / "r", elsewhere / "s", sockets=sockets),
-    ):
-        more = f'[proxy_plugins.splitd]\ntype = "snapshot"\naddress = "{elsewhere}/s/snapshots-overlayfs.sock"\n'
-        with containerd(place, more=more) as socket:
-            node = Node(place)
-            node.socket = socket
-            assert pulled_and_run(node, registry, "splitd") == "hello\n"
-            assert any((elsewhere / "r" / "snapshots" / "overlayfs" / "snapshots").iterdir())
+@pytest.mark.parametrize("snapshotter", [f"splitd-{name}" for name in SNAPSHOTTERS])
+@pytest.mark.parametrize("generation", [1, 2])
+def test_our_services_work_below_a_containerd(
+    generation: int, snapshotter: str, registry: Registry, place: Path
+) -> None:
+    """containerd's own [proxy_plugins], its content plugin disabled: it keeps blobs in our content process, unpacks
+    images onto our snapshots, runs containers from them, and its collector leaves nothing behind.
+    """
+    with below(place, "containerd" if generation == 1 else program("containerd")) as under:
+        node = Node(place)
+        node.socket = under.socket
+        assert pulled_and_run(node, registry, snapshotter) == "hello\n"
+        snapshots = under.root / "snapshots" / snapshotter.removeprefix("splitd-") / "snapshots"
+        blobs = under.root / "content" / "blobs" / "sha256"
+        assert {f"sha256:{path.name}" for path in blobs.iterdir()} == set(node.out("content", "ls", "-q").split())
+        assert any(blobs.iterdir())
+        assert any(snapshots.iterdir())
+        node.ctr("images", "rm", "--sync", f"{registry.host}/box:1")
+        eventually(lambda: not any(blobs.iterdir()) and not any(snapshots.iterdir()), "not collected")
 
 
 def test_status_has_a_row_for_each_proxy_plugin_and_blames_none_of_ours(place: Path) -> None:
