@@ -1,35 +1,39 @@
-"""What the threads of this process do just now: which of them work, or wait in the kernel for a disk, for which file,
-and whether that disk moves.
+"""What the threads of a process do just now: which of them work, or wait in the kernel for a disk, for which file, and
+whether that disk moves.
 
-The kernel tells all of it (/proc/self/task, proc(5)), so no code that uses a disk has to say so. A thread works if it
+The kernel tells all of it (/proc/PID/task, proc(5)), so no code that uses a disk has to say so. A thread works if it
 runs or could run (state R). It waits for a disk in state D, or in a system call on a file; a file system that a program
 serves (FUSE) is waited for in state S. The disk of a file moves if its block device has finished requests since the
-last look (/sys/dev/block, Documentation/block/stat.rst). If the file is not known, as in a rename, the disks of the
-process's own directories count (:func:`owns`).
+last look (/sys/dev/block, Documentation/block/stat.rst). If the file is not known, as in a rename, the disks of this
+process's own directories count (:func:`owns`); of another process, that of its root directory, if it has one of its
+own.
 """
 
 from __future__ import annotations
 
+import _thread  # the module threading is not for workers (services/snapshots/diff), nor is typing
 import contextlib
 import os
-import platform
 import stat
-import threading
 import time
-from typing import NamedTuple
+from collections import namedtuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _ON_FILES = {
     "x86_64": {0: "read", 1: "write", 17: "pread", 18: "pwrite", 74: "fsync", 75: "fdatasync", 77: "ftruncate",
                217: "getdents", 277: "sync_file_range", 285: "fallocate", 306: "syncfs"},
     "aarch64": {46: "ftruncate", 47: "fallocate", 61: "getdents", 63: "read", 64: "write", 67: "pread", 68: "pwrite",
                 82: "fsync", 83: "fdatasync", 84: "sync_file_range", 267: "syncfs"},
-}.get(platform.machine(), {})  # fmt: skip
+}.get(os.uname().machine, {})  # fmt: skip
 """System calls whose first argument is an open file, by number."""
 _ON_NAMES = {
     "x86_64": {2: "open", 82: "rename", 83: "mkdir", 84: "rmdir", 86: "link", 87: "unlink", 257: "openat",
                258: "mkdirat", 263: "unlinkat", 264: "renameat", 265: "linkat"},
     "aarch64": {34: "mkdirat", 35: "unlinkat", 37: "linkat", 38: "renameat", 56: "openat", 276: "renameat2"},
-}.get(platform.machine(), {})  # fmt: skip
+}.get(os.uname().machine, {})  # fmt: skip
 """Others that wait for disks. The kernel does not tell for which."""
 _AFAR = (b"nfs", b"fuse", b"cifs", b"smb", b"9p", b"ceph", b"afs")
 """Beginnings of the names of file systems that are behind a network or a program."""
@@ -37,9 +41,10 @@ _FRESH = 0.05
 """Seconds for which a look is not repeated: a thousand calls may want one at once."""
 
 
-class Working(NamedTuple):
+class Working(namedtuple("Working", "name doing counters")):  # noqa: PYI024 see above
     """A thread that works or waits for a disk. Two looks at one are equal if nothing has moved in between."""
 
+    __slots__ = ()
     name: str
     doing: str
     """Such as "fdatasync of /var/lib/x.db-wal"; empty if it runs."""
@@ -61,12 +66,17 @@ def owns(fd: int) -> None:
 
 
 def signs() -> Signs:
-    """The threads at work, without the caller's."""
+    """The threads of this process that are at work, without the caller's."""
     global _last
-    now, own = time.monotonic(), threading.get_native_id()
+    now, own = time.monotonic(), _thread.get_native_id()
     if now > _last[0] + _FRESH or _last[1] != own:
-        _last = now, own, _look(own)
+        _last = now, own, _look("self", own)
     return _last[2]
+
+
+def waits(pid: int) -> bytes:
+    """What the disks have done so far for which the threads of another process wait now; empty if none does."""
+    return b" ".join(each.counters[-1] for each in _look(str(pid), 0).values() if each.doing)
 
 
 def moved(before: Signs, now: Signs) -> bool:
@@ -86,23 +96,24 @@ def described(found: Signs) -> str:
     )
 
 
-def _look(own: int) -> Signs:
+def _look(process: str, own: int) -> Signs:
     found: Signs = {}
-    for task in os.listdir("/proc/self/task"):
+    for task in os.listdir(f"/proc/{process}/task"):
         if int(task) == own:
             continue
+        at = f"/proc/{process}/task/{task}"
         with contextlib.suppress(OSError, IndexError):  # it has ended
-            head, _, rest = _read(f"/proc/self/task/{task}/stat").rpartition(b")")
+            head, _, rest = _read(f"{at}/stat").rpartition(b")")
             fields = rest.split()
-            wait = _disk_wait(task, fields[0])
+            wait = _disk_wait(at, fields[0])
             if wait is not None:
                 name = head.partition(b"(")[2].decode("utf-8", "replace")
-                found[int(task)] = Working(name, wait[0], (*fields[11:13], _switches(task), wait[1]))
+                found[int(task)] = Working(name, wait[0], (*fields[11:13], _switches(at), wait[1]))
     return found
 
 
 def _switches(task: str) -> bytes:
-    lines = _read(f"/proc/self/task/{task}/status").splitlines()
+    lines = _read(f"{task}/status").splitlines()
     return b" ".join(line.split()[1] for line in lines if b"ctxt_switches" in line)
 
 
@@ -114,16 +125,24 @@ def _disk_wait(task: str, state: bytes) -> tuple[str, bytes] | None:
         return None
     number = -1
     with contextlib.suppress(OSError, ValueError, IndexError):  # it has just ended
-        call = _read(f"/proc/self/task/{task}/syscall").split()
+        call = _read(f"{task}/syscall").split()
         number = int(call[0])
         if number in _ON_FILES:
-            fd = int(call[1], 16)
-            file = os.fstat(fd)
+            fd = f"{task}/fd/{int(call[1], 16)}"
+            file = os.stat(fd)
             if stat.S_ISREG(file.st_mode) or stat.S_ISDIR(file.st_mode):
-                return f"{_ON_FILES[number]} of {os.readlink(f'/proc/self/fd/{fd}')}", done(file.st_dev)
+                return f"{_ON_FILES[number]} of {os.readlink(fd)}", done(file.st_dev)
     if state != b"D":
         return None
-    return _ON_NAMES.get(number, "a system call"), b",".join(map(done, _own)) if _own else _of_all()
+    return _ON_NAMES.get(number, "a system call"), b",".join(map(done, _disks(task)))
+
+
+def _disks(task: str) -> Iterable[int]:
+    """The devices of the disks that a thread may be waiting for."""
+    if task.startswith("/proc/self/"):
+        return _own
+    root = os.stat(f"{task}/root/")
+    return () if os.path.samestat(root, os.stat("/")) else (root.st_dev,)
 
 
 def done(device: int) -> bytes:

@@ -2,7 +2,8 @@
 answer, and the worker's caller would wait for ever.
 
 A layer may take any time it needs, so only progress counts: while a worker does anything at all, one of its threads
-runs now and then. A thread that waits for others who have a limit of their own (the download of a blob that is still
+runs now and then, or the disk moves for which one waits: on a slow disk that has much to write, one system call may
+take any time, too. A thread that waits for others who have a limit of their own (the download of a blob that is still
 arriving) wakes up once in a while (``stream.py``), so that it does not look stuck.
 """
 
@@ -11,8 +12,12 @@ from __future__ import annotations
 import os
 import time
 
+from services.kit import at_work
+
 LIMIT = 600.0
-"""Seconds. One system call may take minutes on a disk that works: syncfs does, if a large memory holds data back."""
+"""Seconds. Not all disks tell whether they move, and one system call may take minutes on a disk that works: syncfs
+does, if a large memory holds data back.
+"""
 LOOK = 10.0
 """Seconds between two looks, or a quarter of the limit, if that is less."""
 KILL_WAIT = 10.0
@@ -50,8 +55,8 @@ class Watch:
 
 
 def _signs(pid: int) -> bytes | None:
-    """Counters that change whenever one of the process's threads has run: processor time and context switches. None for
-    a process that was stopped or is gone.
+    """Counters that change whenever one of the process's threads has run, or a disk for which one waits has moved:
+    processor time, context switches, and what these disks have done. None for a process that was stopped or is gone.
     """
     try:
         found = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
@@ -63,7 +68,7 @@ def _signs(pid: int) -> bytes | None:
             for line in _read(f"/proc/{pid}/task/{thread}/status").splitlines()
             if b"ctxt_switches" in line
         ]
-        return b" ".join((*found[11:13], *switches))
+        return b" ".join((*found[11:13], *switches, at_work.waits(pid)))
     except (OSError, IndexError):
         return None
 

@@ -21,7 +21,7 @@ import pytest_asyncio
 
 from services.kit import errors, kept, tracing
 from services.oci.mounts import Mount
-from services.snapshots.diff import workers, writeback
+from services.snapshots.diff import standstill, workers, writeback
 from services.snapshots.diff.inherit import DefaultAclError, LinkError, Unnamed, inherit
 from services.snapshots.diff.mounts import to_arguments
 from services.snapshots.diff.paths import Resolver
@@ -53,11 +53,17 @@ def rest() -> float:
     return 10.0
 
 
+@pytest.fixture
+def limit() -> float:
+    """Seconds without progress after which a worker is killed."""
+    return standstill.LIMIT
+
+
 @pytest_asyncio.fixture
-async def appliers(place: Path, rest: float) -> AsyncIterator[Appliers]:
+async def appliers(place: Path, rest: float, limit: float) -> AsyncIterator[Appliers]:
     (place / "scratch").mkdir()
     (place / "root").mkdir()
-    appliers = Appliers(str(place / "scratch"), rest=rest)
+    appliers = Appliers(str(place / "scratch"), limit, rest)
     yield appliers
     await appliers.aclose()
 
@@ -408,6 +414,45 @@ async def test_a_worker_that_is_cut_off_in_a_disk_leaves_its_span(appliers: Appl
     assert part(span, "disk") > 200
 
 
+@pytest.mark.parametrize("limit", [1.0])
+async def test_a_slow_disk_ends_no_worker(appliers: Appliers, place: Path) -> None:
+    """One system call takes several times as long as a worker may stand still."""
+    (place / "blob").write_bytes(tar(*(reg(b"%d" % number, os.urandom(1 << 18)) for number in range(40))))
+    with disk(place) as mounted, (place / "blob").open("rb") as file:
+        (mounted / "fs").mkdir()
+        with recorded() as spans, slow_disk(mounted, 3 << 20):
+            await appliers.apply(onto(mounted / "fs"), file.fileno(), detect=False, sync=True)
+            span = spans.one("diff.unpack")
+    assert part(span, "disk") > 2500
+
+
+@pytest.mark.parametrize("limit", [1.0])
+async def test_a_disk_that_does_not_move_ends_the_worker(appliers: Appliers, place: Path) -> None:
+    """The kernel lets it end when the disk moves again."""
+    (place / "blob").write_bytes(LAYER)
+
+    async def killed() -> bool:
+        status = [Path(f"/proc/{worker}/status").read_text() for worker in children(appliers)]
+        pending = [int(each.partition("\nShdPnd:")[2].split()[0], 16) for each in status]
+        return any(signals >> signal.SIGKILL - 1 & 1 for signals in pending)
+
+    with disk(place) as mounted, (place / "blob").open("rb") as file:
+        (mounted / "fs").mkdir()
+        with recorded() as spans:
+            with frozen_disk(mounted):
+                applying = asyncio.ensure_future(appliers.apply(onto(mounted / "fs"), file.fileno(), detect=False))
+                await eventually_async(killed, "it is not killed")
+            with pytest.raises(errors.Internal, match="the apply worker stood still for 1 s"):
+                await applying
+            span = spans.one("diff.unpack")
+        await eventually_async(lambda: _gone(appliers), "the worker does not end")
+    assert span.status.failed
+
+
+async def _gone(appliers: Appliers) -> bool:
+    return not children(appliers)
+
+
 async def test_a_worker_answers_though_its_files_are_still_being_written(appliers: Appliers, place: Path) -> None:
     """A thread of it waits for the disk, and so does the kernel before it lets the process end."""
     (place / "blob").write_bytes(tar(*(reg(b"%d" % number, bytes(4096)) for number in range(writeback._FILES))))
@@ -417,11 +462,7 @@ async def test_a_worker_answers_though_its_files_are_still_being_written(applier
             await appliers.apply(onto(mounted / "fs"), file.fileno(), detect=False)
             assert children(appliers)
             span = spans.one("diff.unpack")
-
-        async def gone() -> bool:
-            return not children(appliers)
-
-        await eventually_async(gone, "the worker does not end")
+        await eventually_async(lambda: _gone(appliers), "the worker does not end")
     check_parts(span)
     assert part(span, "rest") < 0.2 * milliseconds(span) + 100
 
