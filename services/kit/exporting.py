@@ -121,7 +121,7 @@ def _to_node(name: str, config: Tracing, directory: Path, live: _Live) -> batchi
 
 def _to_collector(name: str) -> batching.Batches:
     values, wrong = batching.read(os.environ)
-    for line in wrong + resource.added()[1]:
+    for line in (*wrong, *resource.wrong()):
         log.warning(line)
     exporter = _collector(name)
     return batching.Batches(exporter.export, values, later=exporter.finish)
@@ -143,7 +143,7 @@ def check() -> Iterator[str]:
     yield from batching.read(os.environ)[1]
     if not _wanted():
         return
-    yield from resource.added()[1]
+    yield from resource.wrong()
     try:
         _collector("check").close()
     except Exception as error:

@@ -2,8 +2,8 @@
 OTEL_EXPORTER_OTLP_* configure it.
 
 OpenTelemetry's exporters are not used. One imports grpc, which a process on the wire does without (160 ms and 26 MB),
-the other imports requests (120 ms and 8 MB), and both the SDK. Only the messages are OpenTelemetry's
-(:mod:`services.kit.otlp_spans`).
+the other imports requests (120 ms and 8 MB). The messages are OpenTelemetry's (:mod:`services.kit.otlp_spans`), and its
+SDK reads what the environment says of this process (:mod:`services.kit.resource`).
 
     OTEL_EXPORTER_OTLP_PROTOCOL       grpc (the default) or http/protobuf
     OTEL_EXPORTER_OTLP_ENDPOINT       http://host:port, https://host:port; with grpc also unix:/path, and host:port,
@@ -49,7 +49,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from api.splitd.traces.v1 import traces_pb2
 from services.kit import errors, logs
 from services.kit.otlp_spans import resource_spans
-from services.kit.resource import resource
+from services.kit.resource import described, resource
 from services.kit.spans import Span
 from services.kit.version import SPLITD
 from services.wire.blocking import BlockingClient
@@ -210,7 +210,7 @@ def configured(service: str) -> Exporter:
             sender = OverHttp(*place_of_http(), headers, compress=compress)
         case _:
             raise protocol.wrong("choose one of grpc, http/protobuf")
-    return Exporter(sender, seconds, resource(service))
+    return Exporter(sender, seconds, described(service))
 
 
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")

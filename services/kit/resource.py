@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from urllib.parse import unquote
+from collections.abc import Iterator, Mapping
 
 from services.kit import spans
 from services.kit.version import SPLITD
@@ -12,25 +11,28 @@ from services.kit.version import SPLITD
 ATTRIBUTES = "OTEL_RESOURCE_ATTRIBUTES"
 
 
-def resource(service: str, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The attributes of process ``service``: ``service.name`` is ``splitd-content`` for ``content``, unless
-    OTEL_SERVICE_NAME names another; and what OTEL_RESOURCE_ATTRIBUTES adds.
-    """
-    name = environment.get("OTEL_SERVICE_NAME", "").strip() or f"splitd-{service}"
-    ours = {"service.name": spans.text(name), "service.version": SPLITD, "service.instance.id": str(os.getpid())}
-    return added(environment)[0] | ours
+def resource(service: str) -> dict[str, str]:
+    """The attributes of process ``service``: ``service.name`` is ``splitd-content`` for ``content``."""
+    return {"service.name": f"splitd-{service}", "service.version": SPLITD, "service.instance.id": str(os.getpid())}
 
 
-def added(environment: Mapping[str, str] = os.environ) -> tuple[dict[str, str], list[str]]:
-    """The attributes in OTEL_RESOURCE_ATTRIBUTES (``name=value,name=value``, in URL encoding), and a line for each
-    entry that cannot be used.
+def described(service: str) -> dict[str, str]:
+    """The same for a collector that the environment names, with what the environment adds: OTEL_SERVICE_NAME,
+    OTEL_RESOURCE_ATTRIBUTES, and the detectors in OTEL_EXPERIMENTAL_RESOURCE_DETECTORS. OpenTelemetry's SDK reads
+    these. It takes 2 MB, so only processes that have such a collector import it.
     """
-    found: dict[str, str] = {}
-    wrong: list[str] = []
+    from opentelemetry.sdk.resources import Resource
+
+    ours = resource(service)
+    if name := os.environ.get("OTEL_SERVICE_NAME", "").strip():
+        ours["service.name"] = name
+    found = Resource.create(dict(ours)).attributes
+    return {spans.text(key): spans.text(str(value)) for key, value in found.items()}
+
+
+def wrong(environment: Mapping[str, str] = os.environ) -> Iterator[str]:
+    """A line for each entry of OTEL_RESOURCE_ATTRIBUTES that cannot be used."""
     for item in environment.get(ATTRIBUTES, "").split(","):
-        name, separator, value = item.partition("=")
-        if separator and name.strip():
-            found[spans.text(unquote(name.strip()))] = spans.text(unquote(value.strip()))
-        elif item.strip():
-            wrong.append(f"{ATTRIBUTES}: {spans.text(item.strip())[:100]} is not NAME=VALUE, and is left out")
-    return found, wrong
+        name, separator, _ = item.partition("=")
+        if item.strip() and not (separator and name.strip()):
+            yield f"{ATTRIBUTES}: {spans.text(item.strip())[:100]} is not NAME=VALUE, and is left out"

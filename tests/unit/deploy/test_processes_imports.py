@@ -41,7 +41,7 @@ def test_a_program_does_without_grpc_and_opentelemetry(module: str) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
-def test_spans_are_exported_without_grpc_and_the_sdk(protocol: str) -> None:
+def test_spans_are_exported_without_grpc(protocol: str) -> None:
     """This holds for each protocol of the collector."""
     there = loaded(
         (
@@ -53,7 +53,17 @@ def test_spans_are_exported_without_grpc_and_the_sdk(protocol: str) -> None:
         OTEL_EXPORTER_OTLP_PROTOCOL=protocol,
     )
     assert "opentelemetry.proto" in there
-    assert not there & {"grpc", "requests", "opentelemetry.sdk"}
+    assert not there & {"grpc", "requests", "opentelemetry.metrics"}
+
+
+def test_the_node_alone_gets_spans_without_the_sdk() -> None:
+    """It is for what the environment says of a process to a collector."""
+    there = loaded(
+        "from pathlib import Path; from services.kit import config, exporting, tracing; "
+        "exporting.begin('x', config.Tracing(), Path('/no/such/place')); tracing.root('y').end(); tracing.shutdown()"
+    )
+    assert "opentelemetry.proto" in there
+    assert "opentelemetry.sdk" not in there
 
 
 def test_the_test_would_see_grpc() -> None:
