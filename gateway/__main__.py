@@ -7,6 +7,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 
 from gateway.config import Health, ProxyPlugin, candidates, load
+from gateway.containers import Containers
 from gateway.content import ContentServicer
 from gateway.events import EventsServicer, Exchange, TtrpcEventsServicer
 from gateway.health import NodeHealth
@@ -43,7 +44,8 @@ async def serve(file: settings.File, node: settings.Node) -> None:
         routes["metadata"], exchange, content="content", snapshotters=routes.snapshotters, known=routes.known
     )
     routes.changed.append(lambda: records.snapshotters(routes.snapshotters))
-    replacing = Replacing(routes, records, node.root, candidates(file))
+    containers = Containers(routes["tasks"], node.root, timeout=config.task_timeout)
+    replacing = Replacing(routes, records, node.root, candidates(file), containers=containers)
     intents = Intents(records)
     commit = Commit(records, intents)
     content = ContentServicer(routes["content"], records, commit, config)
@@ -57,7 +59,14 @@ async def serve(file: settings.File, node: settings.Node) -> None:
     ]
     operations = Operations()
     relay = {
-        internal: Relay(routes, config, internal=internal, coordinated=content.coordinated, joined=content.joined)
+        internal: Relay(
+            routes,
+            config,
+            internal=internal,
+            coordinated=content.coordinated,
+            joined=content.joined,
+            containers=containers,
+        )
         for internal in (False, True)
     }
     with process.owned(node.root / "gateway"), process.owned(node.state / "gateway"):
@@ -84,17 +93,19 @@ async def serve(file: settings.File, node: settings.Node) -> None:
                 taps,
                 shadows,
             ]
-            await stack.enter_async_context(
+            server = await stack.enter_async_context(
                 rpc.serving(node.state / "internal.sock", internal, relay=relay[True], relayed=True)
             )
+            routes["tasks"].changed.append(server.decide_anew)
             await stack.enter_async_context(
                 ttrpc.serving(node.state / "containerd.sock.ttrpc", [TtrpcEventsServicer(exchange)])
             )
             stack.callback(operations.close)
             await stack.enter_async_context(loops.running("the ends of operations", operations.watch))
-            await stack.enter_async_context(
+            server = await stack.enter_async_context(
                 rpc.serving(node.state / "containerd.sock", servicers, relay=relay[False], entrance=operations)
             )
+            routes["tasks"].changed.append(server.decide_anew)
             if address := settings.load(Health, file, "health").address:
                 from gateway.probes import Probes
 

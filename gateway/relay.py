@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from google.protobuf import descriptor_pool
 
 from gateway.config import Config
+from gateway.containers import Containers
 from gateway.routes import Routes
 from services.kit import errors
 from services.kit.rpc import LONG, RAW, STREAMS, UNARY, Arity, Call, Coordinated, Route
@@ -55,7 +56,7 @@ class Relay:
     """Decides for one socket; ``internal`` says that it is that of our own processes, which may make raw calls.
 
     The gateway answers the streaming methods in ``coordinated`` message by message; of those in ``joined`` it reads the
-    request, and then relays them.
+    request, and then relays them. So it does with tasks while they have candidates: ``containers`` knows where each is.
     """
 
     def __init__(
@@ -66,12 +67,14 @@ class Relay:
         internal: bool,
         coordinated: Mapping[str, Coordinated] = {},
         joined: Mapping[str, Callable[[Call], Route]] = {},
+        containers: Containers | None = None,
     ) -> None:
         self._routes = routes
         self._config = config
         self._internal = internal
         self._coordinated = coordinated
         self._joined = joined
+        self._containers = containers
 
     def arity(self, method: str) -> Arity:
         """As the descriptors say; two streams for a method that they do not know."""
@@ -100,9 +103,11 @@ class Relay:
             hop = self._routes.of_method(call.method)
         name = call.method.rpartition("/")[2]
         repeats = math.inf if name in LONG else 2 if name in READS else 0
+        if hop.name == "tasks":  # shims and runc do its work, and only their time can be seen
+            limit = None if call.method in UNBOUNDED else self._config.task_timeout
+            admit = self._containers.admit if self._containers is not None and hop.candidates else None
+            return Route(hop, headers, limit, repeats=repeats, admit=admit)
         if call.method in UNBOUNDED or (self.arity(call.method) != UNARY and raw is None):
             return Route(hop, headers, repeats=repeats)
-        if hop.name == "tasks":  # shims and runc do its work, and only their time can be seen
-            return Route(hop, headers, self._config.task_timeout, repeats=repeats)
         stall = self._config.unary_timeout if raw is None else self._config.raw_timeout
         return Route(hop, headers, stall=stall, repeats=repeats)

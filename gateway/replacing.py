@@ -24,6 +24,7 @@ from typing import Protocol
 
 from gateway import standing
 from gateway.candidates import KINDS, Candidate, Terms, kind_of
+from gateway.containers import Containers
 from gateway.hop import Hop
 from gateway.judge import Judge
 from gateway.routes import Routes
@@ -82,6 +83,7 @@ class Replacing:
         root: Path,
         configured: Sequence[Terms] = (),
         *,
+        containers: Containers | None = None,
         now: Callable[[], float] = time.time,
         look: float = _LOOK,
         again: float = _AGAIN,
@@ -89,6 +91,7 @@ class Replacing:
         self._routes = routes
         self._records = records
         self._root = root
+        self._containers = containers
         self._now = now
         self._look = look
         self._again = again
@@ -121,7 +124,7 @@ class Replacing:
 
     def names(self) -> list[str]:
         """The routes that may have candidates."""
-        return sorted(name for name in self._routes.hops if name not in ("snapshots", "tasks"))
+        return sorted(name for name in self._routes.hops if name != "snapshots")
 
     def route(self, name: str) -> Hop:
         """InvalidArgument, with the names that there are, if there is none of that name."""
@@ -152,8 +155,11 @@ class Replacing:
         return None if hop is None else hop.home
 
     async def objects(self, candidate: Candidate, limit: int = 0) -> Objects:
-        """What it holds."""
-        return await self._records.objects(candidate.terms.backend, limit)
+        """What it holds; nothing, if the kind of its route has no objects."""
+        backend = candidate.terms.backend
+        if candidate.terms.route == "tasks" and self._containers is not None:
+            return self._containers.objects(backend, limit)
+        return await self._records.objects(backend, limit) if _is_stored(candidate) else Objects()
 
     # -- what operators do
 
@@ -179,7 +185,8 @@ class Replacing:
             moved = old.terms.address if old is not None and old.terms.address != terms.address else ""
             if old is None:
                 try:
-                    await self._records.candidates([*self._backends(), terms.backend])
+                    if _is_stored(new):
+                        await self._records.candidates([*self._backends(), terms.backend])
                 except errors.NodeError:
                     self._records.lead_to(self._backends())
                     await self._keep(self._all)
@@ -216,23 +223,30 @@ class Replacing:
                 f"{candidate.terms.backend} takes new objects: restore {route} first"
             )
         async with self._lock:
-            backend = candidate.terms.backend
-            await self._records.candidates([each for each in self._backends() if each != backend])
-            try:
-                dropped = await self._records.forget(backend)
-            except BaseException:
-                self._records.lead_to(self._backends())
-                raise
+            dropped = await self._forgotten(candidate)
             if not candidate.configured:
                 await self._drop(candidate)
             else:
                 self._records.lead_to(self._backends())
             return dropped
 
+    async def _forgotten(self, candidate: Candidate) -> Objects:
+        backend = candidate.terms.backend
+        if candidate.terms.route == "tasks" and self._containers is not None:
+            return await self._containers.forget(backend)
+        if not _is_stored(candidate):
+            return Objects()
+        await self._records.candidates([each for each in self._backends() if each != backend])
+        try:
+            return await self._records.forget(backend)
+        except BaseException:
+            self._records.lead_to(self._backends())
+            raise
+
     # -- how they stand
 
     def _backends(self) -> list[str]:
-        return [each.terms.backend for each in self._all if KINDS[kind_of(each.terms.route)] == "objects"]
+        return [each.terms.backend for each in self._all if _is_stored(each)]
 
     def _stand(self) -> None:
         """Have each hop's candidates as they are now; those of a snapshotter that is not known yet, later."""
@@ -336,12 +350,13 @@ class Replacing:
     async def _let_go(self) -> None:
         for each in [each for each in self._all if each.draining and not each.configured]:
             try:
-                if KINDS[kind_of(each.terms.route)] == "objects" and not (await self.objects(each)).none:
+                if not (await self.objects(each)).none:
                     continue
                 async with self._lock:
                     if each.draining and each in self._all:
                         await self._drop(each)
-                        await self._records.candidates(self._backends())
+                        if _is_stored(each):
+                            await self._records.candidates(self._backends())
             except errors.NodeError as error:
                 log.info("whether %s has objects is not known: %s", each.terms.backend, error)
             except OSError as error:
@@ -401,6 +416,11 @@ class Replacing:
                 [Sample(float(not each.draining), labels) for labels, each in backends],
             ),
         ]
+
+
+def _is_stored(candidate: Candidate) -> bool:
+    """Whether records name its backend."""
+    return KINDS[kind_of(candidate.terms.route)] == "objects"
 
 
 def _line(terms: Terms) -> str:

@@ -147,9 +147,9 @@ class Object(NamedTuple):
 
     namespace: str
     kind: str
-    """blob, ingest or snapshot."""
+    """blob, ingest, snapshot or task."""
     name: str
-    """A digest, a ref, or a snapshot's key or name."""
+    """A digest, a ref, a snapshot's key or name, or a container."""
     containers: Sequence[str] = ()
     """Those whose root filesystem the snapshot is."""
 
@@ -165,11 +165,12 @@ class Objects(NamedTuple):
     uncollected: int = 0
     """Things that no record names any more, and that are not removed yet."""
     some: Sequence[Object] = ()
+    tasks: int = 0
 
     @property
     def total(self) -> int:
-        """Of those that records name."""
-        return self.blobs + self.ingests + self.snapshots
+        """Of those that clients can name."""
+        return self.blobs + self.ingests + self.snapshots + self.tasks
 
     @property
     def none(self) -> bool:

@@ -148,7 +148,8 @@ class Relay(Protocol):
     """Decides about methods that no servicer has. The transport carries the decision out, and does not parse what it
     relays.
 
-    A decision depends only on a call's method and headers. It may be remembered for the next call with the same ones.
+    A decision depends only on a call's method and headers. It may be remembered for the next call with the same ones,
+    until the server is told to decide anew (``Server.decide_anew``).
     """
 
     def arity(self, method: str) -> Arity:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -131,6 +132,10 @@ class Server:
     async def close(self, grace: float) -> None:
         """End the connections within ``grace`` seconds: the transport's part of :meth:`stop`."""
         raise NotImplementedError
+
+    def decide_anew(self) -> None:
+        """The relay decides otherwise from now on: forget what it decided before, which is kept by its identity."""
+        self.methods.relay = copy.copy(self.methods.relay)
 
     def ail(self, trouble: str = "") -> None:
         """Report everything that is served here as not serving. ``trouble`` is the reason, if waiting does not help;

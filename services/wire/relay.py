@@ -275,7 +275,7 @@ class Passage:
                     return
             if delay:
                 await asyncio.sleep(delay)
-            channel = await self._chosen().ready(call)
+            channel = await (self._to or self._chosen()).ready(call)
             if channel.around is not None:
                 await self._pass_messages(channel.around, call)
                 return
@@ -398,7 +398,7 @@ class Passage:
 
     def _again(self) -> None:
         self._let_go()
-        self._up = self._up_link = self._up_stream = None
+        self._up = self._up_link = self._up_stream = self._to = None
         assert self._kept is not None
         self._early = bytearray(self._kept)
         self._task = loops.aside("a call that is made again", self._prepare(0.05))
