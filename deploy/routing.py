@@ -22,21 +22,28 @@ _PATIENCE = 5.0
 
 
 @contextlib.asynccontextmanager
-async def connected(here: Place) -> AsyncIterator[RemoteRoutes]:
-    """The routes of a node that is up."""
+async def internal(here: Place) -> AsyncIterator[rpc.Channel]:
+    """The internal socket of a node that is up, which has what only operators are offered."""
     try:
         async with rpc.Channel(here.state / "internal.sock", "gateway") as channel:
             await channel.reached(_PATIENCE)
-            yield RemoteRoutes(channel)
+            yield channel
     except errors.Unimplemented:
         raise Failure(f"the gateway runs an older release: {here.hint('restart gateway')}") from None
+
+
+@contextlib.asynccontextmanager
+async def connected(here: Place) -> AsyncIterator[RemoteRoutes]:
+    """The routes of a node that is up."""
+    async with internal(here) as channel:
+        yield RemoteRoutes(channel)
 
 
 def run(here: Place, work: Coroutine[Any, Any, T]) -> T:
     """The result of ``work``, whose errors are the node's words; exit code 3 if no node is up."""
     try:
         return asyncio.run(work)
-    except (errors.InvalidArgument, errors.NotFound, errors.FailedPrecondition) as error:
+    except (errors.InvalidArgument, errors.NotFound, errors.FailedPrecondition, errors.ResourceExhausted) as error:
         raise Failure(words(error)) from None
     except errors.Unavailable as error:
         raise (

@@ -275,7 +275,7 @@ class Faults:
         """End one; NotFound if there is none of that name."""
         fault = self._all.get(name)
         if fault is None:
-            raise errors.NotFound(f"fault {name[:40]}")
+            raise errors.NotFound(f"there is no fault {name[:40]!r} (splitd fault --list shows them)")
         self._end(fault, "was stopped")
         return fault
 

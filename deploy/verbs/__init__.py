@@ -15,6 +15,8 @@ VERBS = (
     "routes",
     "replace",
     "restore",
+    "tap",
+    "fault",
     "new",
     "shadow",
     "conform",

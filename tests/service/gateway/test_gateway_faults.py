@@ -349,5 +349,5 @@ async def test_there_are_bounds(scene: Scene) -> None:
         while True:
             begun.append(await scene.taps.fault(Asked(service="diff", method="*", error="ABORTED")))
     assert {each.id for each in await scene.taps.stop()} == {each.id for each in begun}
-    with pytest.raises(errors.NotFound, match="fault f9999"):
+    with pytest.raises(errors.NotFound, match="there is no fault 'f9999'"):
         await scene.taps.stop("f9999")
