@@ -117,6 +117,20 @@ def short_directory(on: Path | None = None) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def directory_with_attributes(on: Path | None = None) -> Iterator[Path]:
+    """As :func:`short_directory`, on a file system with extended attributes of users: tmpfs has them from Linux 6.6 on
+    only, so it may be on the disk instead.
+    """
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(short_directory(on))
+        try:
+            os.setxattr(directory, "user.test", b"")
+        except OSError:
+            directory = stack.enter_context(short_directory(Path("/tmp")))
+        yield directory
+
+
+@contextlib.contextmanager
 def loop_disk(filesystem: str) -> Iterator[Path]:
     """An empty file system of this kind, mounted from a loop device; both are removed afterwards."""
     with short_directory() as directory:

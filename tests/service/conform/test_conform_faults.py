@@ -19,7 +19,7 @@ from services.snapshots.overlay import OverlaySnapshotter
 from services.snapshots.server import SnapshotsServicer
 from splitd._adapters import AdaptedSnapshotter, AdaptedStore
 from tests.service.conform import faulty_services as faulty
-from tests.service.own.test_examples import with_attributes
+from tests.support import directory_with_attributes
 
 pytestmark = [pytest.mark.root, pytest.mark.once]
 
@@ -52,7 +52,7 @@ async def snapshots(kind: type[OverlaySnapshotter], place: Path) -> AsyncIterato
 async def blobs(place: Path, was: str, now: str) -> AsyncIterator[Service]:
     """The example content store, with a fault."""
     async with contextlib.AsyncExitStack() as stack:
-        root = stack.enter_context(with_attributes())
+        root = stack.enter_context(directory_with_attributes())
         adapted = AdaptedStore(faulty.example("Blobs", was, now)(root))
         stack.push_async_callback(adapted.close)
         yield await stack.enter_async_context(served(CONTENT, ContentServicer(adapted), place))

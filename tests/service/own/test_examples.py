@@ -27,21 +27,9 @@ from services.snapshots.remote import RemoteSnapshotter
 from services.snapshots.store import UID_MAPPING, Kind, Snapshotter
 from tests.suites.content import ContentSuite, bytes_of, digest_of, get, opened
 from tests.suites.snapshots import SnapshotterSuite
-from tests.support import TOP, OwnService, health, short_directory
+from tests.support import TOP, OwnService, directory_with_attributes, health, short_directory
 
 OVERLAY, BLOBS = TOP / "examples/overlay.py", TOP / "examples/blobs.py"
-
-
-@contextlib.contextmanager
-def with_attributes() -> Iterator[Path]:
-    """A new directory for a store of blobs: tmpfs has extended attributes of users from Linux 6.6 on only."""
-    with contextlib.ExitStack() as stack:
-        directory = stack.enter_context(short_directory())
-        try:
-            os.setxattr(directory, "user.test", b"")
-        except OSError:
-            directory = stack.enter_context(short_directory(Path("/tmp")))
-        yield directory
 
 
 # ------------------------------------------------------------------------------------------ the suites
@@ -55,7 +43,7 @@ def overlay() -> Iterator[OwnService]:
 
 @pytest.fixture(scope="module")
 def blobs() -> Iterator[OwnService]:
-    with with_attributes() as directory, OwnService(BLOBS, directory) as running:
+    with directory_with_attributes() as directory, OwnService(BLOBS, directory) as running:
         yield running
 
 
@@ -223,7 +211,7 @@ async def test_a_content_store_killed_at_any_moment() -> None:
                 else:
                     committed[await writer.commit(len(data), digest_of(data), labels)] = labels
 
-    with with_attributes() as place, OwnService(BLOBS, place) as service:
+    with directory_with_attributes() as place, OwnService(BLOBS, place) as service:
         for life in range(3):
             async with rpc.Channel(service.sockets[0]) as channel:
                 store = RemoteStore(channel)

@@ -16,10 +16,10 @@ from services.content.store import Store
 from services.kit import rpc
 from services.snapshots.remote import RemoteSnapshotter
 from services.snapshots.store import Snapshotter
-from tests.service.own.test_examples import BLOBS, OVERLAY, MapsNoIds, with_attributes
+from tests.service.own.test_examples import BLOBS, OVERLAY, MapsNoIds
 from tests.suites.content import ContentSuite, leased
 from tests.suites.snapshots import SnapshotterSuite
-from tests.support import OwnService, ServiceProcess, short_directory
+from tests.support import OwnService, ServiceProcess, directory_with_attributes, short_directory
 
 _numbers = itertools.count()
 
@@ -29,7 +29,7 @@ def node() -> Iterator[Path]:
     """The internal socket of a node without tasks and images, in which both examples have the place of ours."""
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(short_directory())
-        blobs = stack.enter_context(OwnService(BLOBS, stack.enter_context(with_attributes())))
+        blobs = stack.enter_context(OwnService(BLOBS, stack.enter_context(directory_with_attributes())))
         overlay = stack.enter_context(OwnService(OVERLAY, stack.enter_context(short_directory())))
         config, root, state = place / "config.toml", place / "r", place / "s"
         config.write_text(
