@@ -167,7 +167,7 @@ def _of_mount(device: int) -> bytes:
             with contextlib.suppress(OSError):
                 name = os.path.basename(os.path.realpath(source)).decode()
                 return _finished(f"/sys/class/block/{name}/stat")
-    return _of_all()
+    return of_all()
 
 
 def _finished(path: str) -> bytes:
@@ -175,8 +175,8 @@ def _finished(path: str) -> bytes:
     return b" ".join(_read(path).split()[:8:2])
 
 
-def _of_all() -> bytes:
-    """What all disks have done."""
+def of_all() -> bytes:
+    """What all disks have done so far, as text that changes with each finished request."""
     return b"\n".join(b" ".join(line.split()[3:10:2]) for line in _read("/proc/diskstats").splitlines())
 
 

@@ -18,13 +18,14 @@ The loop's own thread does not count: if it stands still, the watchdog ends the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from services.kit import at_work
 from services.kit.at_work import Signs
-from services.kit.call import STALL, Call
+from services.kit.call import CURRENT, STALL, Call
 from services.kit.deadlines import Deadlines
 
 _LOOKS = 5
@@ -97,3 +98,17 @@ def deadlines() -> Deadlines:
 
 
 _deadlines: Deadlines | None = None
+
+
+@contextlib.contextmanager
+def elsewhere() -> Iterator[None]:
+    """The current call waits for something that has a limit of its own: that is progress."""
+    call = CURRENT.get()
+    if call is None:
+        yield
+        return
+    call.waits(1)
+    try:
+        yield
+    finally:
+        call.waits(-1)

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
-from services.kit import errors, filters, tracing
+from services.kit import errors, filters, progress, tracing
 from services.kit.slices import Lane
 from services.metadata import schema
 from services.metadata.store import Change, Collector, Namespace, Raw, Resource
@@ -28,8 +28,10 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 V = TypeVar("V")
 
-PATIENCE = 20.0
-"""Seconds for which a write waits for another operation: less than the gateway waits for this service."""
+PATIENCE = 300.0
+"""Seconds for which a write waits for another operation: as long as a call to a raw store may stand still. A slow disk
+needs minutes for the fsync of a large blob, or for the removal of a large snapshot.
+"""
 
 
 def _no_field(_record: object, _path: Sequence[str]) -> tuple[str, bool]:
@@ -195,7 +197,7 @@ class Database:
         swept = isinstance(busy.until, Raw)
         holder = self.collection if isinstance(busy.until, Raw) else self.claimants.get(busy.until, "")
         begun = time.monotonic()
-        with tracing.wait("lock", holder, **{"splitd.wait.for": str(busy)}):
+        with tracing.wait("lock", holder, **{"splitd.wait.for": str(busy)}), progress.elsewhere():
             try:
                 yield
             finally:

@@ -19,14 +19,14 @@ from api.containerd.services.introspection.v1 import introspection_pb2, introspe
 from services.content import blobs_remote
 from services.content.blobs_remote import Blobs, open_locked
 from services.content.remote import RemoteFiles, RemoteStore, RemoteWriter
-from services.content.store import Info
+from services.content.store import Info, Status
 from services.images import transfer_convert as convert
 from services.images.concurrency import threads
 from services.images.documents.manifests import DOCUMENT_LIMIT
 from services.images.node.ingest import FileIngest, SharedIngest, StreamIngest
 from services.images.node.leases_remote import Leases
 from services.images.transfer import Applied, Image, Ingest, IngestRestarted, NeedsLowerLayers, UnpackModes
-from services.kit import errors, rpc, tracing
+from services.kit import at_work, errors, rpc, tracing
 from services.kit.identifiers import quoted
 from services.oci.descriptors import Descriptor
 from services.oci.descriptors_convert import descriptor_to_pb
@@ -184,30 +184,13 @@ class RemoteNode:
 
     async def _when_unlocked(self, ref: str, begin: Callable[[], Awaitable[T]]) -> T:
         """The result of ``begin``. While another process has the ref locked, wait, as long as that process makes
-        progress.
+        progress. Once it has all bytes, that is to have them written to the disk.
         """
         try:
             return await begin()
         except errors.Unavailable:
             with tracing.wait("lock", **{"splitd.wait.for": f"the ingest {ref}, which another process writes"}):
-                return await self._unlocked(ref, begin)
-
-    async def _unlocked(self, ref: str, begin: Callable[[], Awaitable[T]]) -> T:
-        loop = asyncio.get_running_loop()
-        pause, seen, until = 0.02, (-1, 0), loop.time() + _STANDSTILL
-        while True:
-            with contextlib.suppress(errors.NodeError):
-                status = await self._store.status(ref)
-                # updated_at changes too while bytes arrive beyond a gap
-                if seen != (now := (status.offset, status.updated_at)):
-                    seen, until = now, loop.time() + _STANDSTILL
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, 1.0)
-            try:
-                return await begin()
-            except errors.Unavailable:
-                if loop.time() > until:
-                    raise
+                return await unlocked(begin, lambda: self._store.status(ref))
 
     async def label(self, digest: str, labels: Mapping[str, str]) -> None:
         await self._store.update(_digest(digest), labels, [f"labels.{key}" for key in labels])
@@ -316,6 +299,34 @@ _DOCUMENTS_LIMIT = 64 << 20
 """Bytes of documents that one transfer may read."""
 _STANDSTILL = 30.0
 """Seconds for which the process that has an ingest locked may make no progress."""
+
+
+async def unlocked(
+    begin: Callable[[], Awaitable[T]],
+    status: Callable[[], Awaitable[Status]],
+    standstill: float = _STANDSTILL,
+    disks: Callable[[], bytes] = at_work.of_all,
+) -> T:
+    """The result of ``begin``, which fails with Unavailable while another process has the ingest locked whose
+    ``status`` this is. Wait, as long as that process makes progress: it brings bytes or, once all are there, waits for
+    the ``disks``. Raise the error if there was none for ``standstill`` seconds.
+    """
+    loop = asyncio.get_running_loop()
+    pause, seen, until = 0.02, None, loop.time() + standstill
+    while True:
+        with contextlib.suppress(errors.NodeError):
+            found = await status()
+            # updated_at changes too while bytes arrive beyond a gap
+            now = found.offset, found.updated_at, disks() if found.offset == found.total > 0 else b""
+            if seen != now:
+                seen, until = now, loop.time() + standstill
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, 1.0, standstill / 4)
+        try:
+            return await begin()
+        except errors.Unavailable:
+            if loop.time() > until:
+                raise
 
 
 class _Filling:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import hashlib
+import itertools
 import os
 import time
 from collections.abc import Mapping
@@ -13,8 +14,10 @@ from typing import Any
 
 import pytest
 
+from services.content.store import Status
 from services.images.documents import blobs
 from services.images.node.ingest import BATCH, FileIngest
+from services.images.node.remote import unlocked
 from services.kit import errors, tracing
 from services.oci.digests import Digest
 from tests.spans import attribute, milliseconds, recorded
@@ -238,3 +241,35 @@ async def test_a_disk_that_fails_is_not_told_to_be_full(tmp_path: Path) -> None:
     with pytest.raises(errors.Unknown, match=f"writing sha256:{'0' * 64}: operation not permitted"):
         await write(ingest, DATA)
     await ingest.close()
+
+
+@pytest.mark.parametrize(
+    ("there", "disks", "ends"),
+    [
+        pytest.param(10, "move", False, id="it is written to a disk"),
+        pytest.param(10, "stand", True, id="its disk does not move"),
+        pytest.param(9, "move", True, id="no bytes come"),
+    ],
+)
+async def test_a_locked_ingest_is_waited_for_while_it_makes_progress(there: int, disks: str, ends: bool) -> None:
+    """Once all bytes are there, its commit may take as long as the disk does."""
+    moved = itertools.count()
+    begun = asyncio.get_running_loop().time()
+    standstill = 0.3
+
+    async def status() -> Status:
+        return Status("r", there, 10, 0, 0)
+
+    async def begin() -> str:
+        if asyncio.get_running_loop().time() < begun + 4 * standstill:
+            raise errors.Unavailable("ref r locked by another writer")
+        return "begun"
+
+    async def unlock() -> str:
+        return await unlocked(begin, status, standstill, lambda: b"%d" % (next(moved) if disks == "move" else 0))
+
+    if ends:
+        with pytest.raises(errors.Unavailable, match="locked by another writer"):
+            await unlock()
+    else:
+        assert await unlock() == "begun"

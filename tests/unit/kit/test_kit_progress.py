@@ -121,4 +121,4 @@ def test_each_file_system_has_a_sign() -> None:
     """Whatever this machine's are: none fails, and memory is no disk that could stand still alone."""
     for directory in ("/", "/tmp", "/proc", "/dev/shm"):
         at_work.done(os.stat(directory).st_dev)
-    assert at_work.done(os.stat("/dev/shm").st_dev) == at_work._of_all()
+    assert at_work.done(os.stat("/dev/shm").st_dev) == at_work.of_all()

@@ -18,6 +18,7 @@ from api.containerd.services.namespaces.v1 import namespaces_pb2
 from api.containerd.services.snapshots.v1 import snapshots_pb2
 from api.splitd.records.v1 import records_pb2 as pb
 from services.kit import errors, tracing
+from services.kit.call import CURRENT, Call
 from services.metadata import schema
 from services.metadata.memory import MemoryTransactions
 from services.metadata.sqlite import SqliteTransactions
@@ -337,3 +338,17 @@ async def test_answers_are_forgotten_in_the_end() -> None:
     for number in range(20):
         await world.snapshot(str(number))
     assert local.database.view(lambda tx: len(list(schema.ANSWERS.scan(tx)))) <= 1
+
+
+async def test_a_call_that_waits_for_another_operation_does_not_stand_still(local: LocalMetadata, world: World) -> None:
+    """That operation has limits of its own, and may take minutes on a slow disk."""
+    call = Call("/splitd.records.v1.Records/BeginCommitIngest", {})
+    await world.open("r")
+    over = await sweeping(local, Raw("content", "blob", digest(1)))
+    CURRENT.set(call)
+    task = asyncio.ensure_future(world.begin_commit("r", digest(1)))
+    await eventually_async(lambda: true(bool(local.database._asleep)))
+    assert call.elsewhere == 1
+    await over()
+    await task
+    assert call.elsewhere == 0
