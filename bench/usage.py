@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -61,6 +61,12 @@ def below(roots: Iterable[int], there: Mapping[int, Process]) -> set[int]:
     return found
 
 
+def ancestors(pid: int, there: Mapping[int, Process]) -> Iterator[int]:
+    """Its parent, that one's parent, and so on."""
+    while pid in there and (pid := there[pid].parent):
+        yield pid
+
+
 def pss(pids: Iterable[int]) -> float:
     """Proportional set size of processes together, in MB (1e6 bytes). Processes that have ended have none."""
     total = 0
@@ -76,32 +82,38 @@ def pss(pids: Iterable[int]) -> float:
 
 class Spent:
     """Processor time of a daemon, by process, from this moment on. Processes that its processes start are counted with
-    their ancestor, as its children's time.
+    their ancestor, as its children's time; so is what one of its own processes took before it ended.
     """
 
     def __init__(self, peer: Peer) -> None:
         self._names = {pid: name(pid) for pid in peer.pids()}
-        self._before = self._all()
-
-    def _all(self) -> dict[str, float]:
         there = processes()
-        found: dict[str, float] = {}
-        for pid, who in self._names.items():
-            if pid in there:
-                workers = below([pid], there) - {pid}
-                workers -= below(workers & self._names.keys(), there)  # those have names of their own
-                found[who] = found.get(who, 0.0) + there[pid].own
-                children = f"{who}'s children"
-                found[children] = (
-                    found.get(children, 0.0) + there[pid].reaped + sum(there[w].own + there[w].reaped for w in workers)
-                )
+        self._ancestors = {pid: [*ancestors(pid, there)] for pid in self._names}
+        self._before = self._all(there)
+
+    def _all(self, there: Mapping[int, Process]) -> dict[int, tuple[float, float]]:
+        """The time of each process, and of its children."""
+        found = {}
+        for pid in self._names.keys() & there.keys():
+            workers = below([pid], there) - {pid}
+            workers -= below(workers & self._names.keys(), there)  # those have names of their own
+            found[pid] = (there[pid].own, there[pid].reaped + sum(there[w].own + there[w].reaped for w in workers))
         return found
 
     def since(self) -> dict[str, float]:
         """Seconds by process, without processes that took none."""
-        return {
-            who: spent for who, now in self._all().items() if (spent := now - self._before.get(who, 0.0)) > _TICK / 2
-        }
+        now = self._all(processes())
+        spent: dict[str, float] = {}
+        for pid, (own, children) in self._before.items():
+            if pid in now:
+                who, other = self._names[pid], f"{self._names[pid]}'s children"
+                spent[who] = spent.get(who, 0.0) + now[pid][0] - own
+                spent[other] = spent.get(other, 0.0) + now[pid][1] - children
+            elif (above := next((each for each in self._ancestors[pid] if each in now), None)) is not None:
+                # it has ended, and its parent's time has what it took from its own beginning on
+                other = f"{self._names[above]}'s children"
+                spent[other] = spent.get(other, 0.0) - own - children
+        return {who: seconds for who, seconds in spent.items() if seconds > _TICK / 2}
 
 
 class Peak:

@@ -57,6 +57,29 @@ sys.stdin.readline()
     assert found.get(who, 0.0) < found[f"{who}'s children"]
 
 
+def test_what_a_process_took_before_is_not_counted_when_it_ends(tmp_path):
+    """Its parent's time grows by all that it ever took. A worker that waits for work for a while is such a process."""
+    worker = f"{BURN.replace('0.1', '0.3')}print('ready', flush=True)\ninput()"
+    code = f"""
+import subprocess, sys
+worker = subprocess.Popen([sys.executable, "-c", {worker!r}, *sys.argv[1:]], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+worker.stdout.readline()
+print("ready", flush=True)
+sys.stdin.readline()
+worker.communicate(b"end\\n")
+print("done", flush=True)
+sys.stdin.readline()
+"""
+    with started(code, str(tmp_path)) as process:
+        spent = usage.Spent(Peer("it", tmp_path, (str(tmp_path),)))
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "done\n"
+        found = spent.since()
+        process.stdin.close()
+    assert sum(found.values()) < 0.2
+
+
 def test_the_peak_of_memory_is_seen_though_it_is_gone_in_the_end(tmp_path):
     code = """
 import sys
