@@ -133,6 +133,13 @@ class Batches:
         """How many of the dropped ones were reported."""
         self._thread = loops.thread("the export of spans", self._run)
 
+    def change(
+        self, export: Export, values: Batching, *, report: Report | None, later: Callable[[float], None] | None
+    ) -> None:
+        """Go on in another way. Only ``look`` may call this, which is called where nothing is being sent."""
+        self._export, self._values, self._report, self._later = export, values, report, later
+        self._last = frozenset()
+
     def put(self, span: Span) -> None:
         """Take a span that has ended. This never waits."""
         queue = self._queue

@@ -79,7 +79,7 @@ def _is_address(text: str) -> bool:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tracing:
     """Traces of what the node does, which its traces service keeps. The standard variables OTEL_... send them to a
-    collector as well. The first three keys take effect in a running node, some seconds after the file has changed.
+    collector as well. Changes take effect in a running node, some seconds after the file has changed.
     """
 
     enabled: bool = True

@@ -4,8 +4,8 @@
 here. Each of the two ways has a queue and a thread of its own (:mod:`services.kit.batching`), so that a collector that
 is slow holds nothing up.
 
-The table [tracing] says how. Its file is looked at again while the process runs, so ``enabled``, ``sampling_ratio`` and
-``fold`` take effect at once.
+The table [tracing] says how. Its file is looked at again while the process runs, so that its changes take effect within
+seconds.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def begin(name: str, config: Tracing, state_directory: Path | None, file: Path |
     """
     if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return
-    ways = [] if state_directory is None else [_to_node(name, config, state_directory, _Live(config, file))]
+    ways = [] if state_directory is None else [_ToNode(name, config, state_directory, file).batches]
     if _wanted():
         try:
             ways.append(_to_collector(name))
@@ -62,13 +62,33 @@ def begin(name: str, config: Tracing, state_directory: Path | None, file: Path |
     tracing.setup(put if len(puts) > 1 else puts[0], on=config.enabled, fold=config.fold, finish=finish)
 
 
-class _Live:
-    """The settings that may change while the process runs."""
+class _ToNode:
+    """The way to the traces service, or to the collector that takes its place (``endpoint``). Its thread looks at the
+    configuration file, and takes what has changed.
+    """
 
-    def __init__(self, config: Tracing, file: Path | None) -> None:
+    def __init__(self, name: str, config: Tracing, directory: Path, file: Path | None) -> None:
+        self._name = name
         self._config = config
+        self._directory = directory
         self._file = file
         self._seen = self._stamp()
+        self._sender = self._sender_to(config)
+        self.batches = batching.Batches(
+            self._sender.export, _values(config), report=self._report(), look=self._look, later=self._sender.finish
+        )
+
+    def _sender_to(self, config: Tracing) -> Any:
+        from services.kit import otlp
+
+        where = config.endpoint or f"unix:{self._directory / SOCKET}"
+        place = otlp.place_of(otlp.Variable("[tracing] endpoint", where))
+        # the node works without its own service, and says itself which of its processes are down
+        return otlp.Local(place, self._name, _PATIENCE, logging.WARNING if config.endpoint else logging.INFO)
+
+    def _report(self) -> batching.Report | None:
+        """Only our own service wants to know which spans are open."""
+        return None if self._config.endpoint else self._sender.report
 
     def _stamp(self) -> tuple[int, int, int]:
         try:
@@ -77,45 +97,41 @@ class _Live:
             status = None
         return (0, 0, 0) if status is None else (status.st_mtime_ns, status.st_size, status.st_ino)
 
-    def look(self) -> None:
-        """Read the file if it has changed."""
+    def _look(self) -> None:
+        """Read the file if it has changed. In the thread that sends."""
         stamp = self._stamp()
         if stamp in (self._seen, (0, 0, 0)):
             return
         self._seen = stamp
         try:
             config = settings.load(Tracing, settings.read(self._file), "tracing")
+            sender = None if config.endpoint == self._config.endpoint else self._sender_to(config)
         except Exception as error:  # whatever somebody has written there: the thread goes on
             log.warning("tracing goes on as before: %s", error or type(error).__name__)
             return
-        if config != self._config:
-            self._config = config
-            state.ratio, state.fold, state.on = config.sampling_ratio, int(config.fold * 1e9), config.enabled
-            log.info(
-                "tracing is %s: sampling_ratio %g, fold %s",
-                "on" if config.enabled else "off",
-                config.sampling_ratio,
-                settings.format_duration(config.fold),
-            )
+        if config == self._config:
+            return
+        self._config = config
+        if sender is not None:
+            before, self._sender = self._sender, sender
+            before.close()
+        self.batches.change(self._sender.export, _values(config), report=self._report(), later=self._sender.finish)
+        state.ratio, state.fold, state.on = config.sampling_ratio, int(config.fold * 1e9), config.enabled
+        log.info(
+            "tracing is %s: sampling_ratio %g, fold %s, spans go to %s",
+            "on" if config.enabled else "off",
+            config.sampling_ratio,
+            settings.format_duration(config.fold),
+            config.endpoint or "the node's traces service",
+        )
 
 
-def _to_node(name: str, config: Tracing, directory: Path, live: _Live) -> batching.Batches:
-    from services.kit import otlp
-
-    place = otlp.place_of(otlp.Variable("[tracing] endpoint", config.endpoint or f"unix:{directory / SOCKET}"))
-    # the node works without its own service, and says itself which of its processes are down
-    local = otlp.Local(place, name, _PATIENCE, logging.WARNING if config.endpoint else logging.INFO)
-    return batching.Batches(
-        local.export,
-        Batching(
-            config.max_queue_size,
-            min(config.max_export_batch_size, config.max_queue_size),
-            max(1, int(config.schedule_delay * 1000)),
-            int(_PATIENCE * 1000),
-        ),
-        report=None if config.endpoint else local.report,
-        look=live.look,
-        later=local.finish,
+def _values(config: Tracing) -> Batching:
+    return Batching(
+        config.max_queue_size,
+        min(config.max_export_batch_size, config.max_queue_size),
+        max(1, int(config.schedule_delay * 1000)),
+        int(_PATIENCE * 1000),
     )
 
 

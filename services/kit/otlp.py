@@ -420,6 +420,10 @@ class Local:
         """The process ends within so many seconds."""
         self._exporter.finish(seconds)
 
+    def close(self) -> None:
+        """Close the connection."""
+        self._exporter.close()
+
 
 class OverHttp:
     """A POST of the same message."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 from collections.abc import AsyncIterator
@@ -13,10 +14,11 @@ from opentelemetry.proto.trace.v1 import trace_pb2
 from api.containerd.services.content.v1 import content_pb2, content_stubs
 from api.splitd.traces.v1 import traces_pb2, traces_stubs
 from services.kit import clock, errors, rpc
+from tests.collector import Collector
 from tests.support import ServiceProcess, eventually_async
 
 PARENT = "b7ad6b7169203331"
-CONFIG = '[tracing]\nfold = "{fold}"\nenabled = {enabled}\nschedule_delay = "20ms"\n'
+CONFIG = '[tracing]\nfold = "{fold}"\nenabled = {enabled}\nschedule_delay = "20ms"\nendpoint = "{endpoint}"\n'
 
 numbers = itertools.count(1)
 
@@ -32,10 +34,10 @@ class Side:
         self.content = ServiceProcess("services.content", place / "r", place / "s", config=self.config, env=anchor)
         self.place = place
 
-    def configure(self, *, fold: str = "0s", enabled: bool = True) -> None:
+    def configure(self, *, fold: str = "0s", enabled: bool = True, endpoint: str = "") -> None:
         """Write the configuration as an editor does, to another file that takes the place of the first."""
         new = self.config.with_suffix(".new")
-        new.write_text(CONFIG.format(fold=fold, enabled=str(enabled).lower()))
+        new.write_text(CONFIG.format(fold=fold, enabled=str(enabled).lower(), endpoint=endpoint))
         new.replace(self.config)
 
     async def ask(self, flags: str = "01") -> str:
@@ -126,6 +128,27 @@ async def test_settings_change_while_the_process_runs(side: Side) -> None:
     await side.arrived(await side.ask())
     assert not await side.spans(unwanted)
     assert [span.parent_span_id.hex() for span in await side.spans(folded)] == [PARENT]  # the first of its trace
+
+
+async def test_spans_go_elsewhere_while_the_process_runs(side: Side) -> None:
+    """To a collector, and back to the traces service. An address that cannot be changes nothing."""
+    collector = Collector(side.place / "c.sock")
+    with contextlib.ExitStack() as stack:
+        stack.callback(collector.stop)
+        side.configure(endpoint=collector.endpoint)
+        await side.says(f"spans go to {collector.endpoint}")
+        there = await side.ask()
+        await eventually_async(lambda: asyncio.sleep(0, bool(collector.spans(there))), side.content.text())
+        side.configure(endpoint="ftp://box:1")
+        await side.says("tracing goes on as before: config file")
+        also = await side.ask()
+        await eventually_async(lambda: asyncio.sleep(0, bool(collector.spans(also))), side.content.text())
+        side.configure()
+        await side.says("spans go to the node's traces service")
+        here = await side.ask()
+        await side.arrived(here)
+        assert not collector.spans(here)
+        assert not await side.spans(there) + await side.spans(also)
 
 
 async def test_a_traces_service_that_is_killed_costs_nobody_anything(side: Side) -> None:

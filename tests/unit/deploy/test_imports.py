@@ -299,7 +299,7 @@ AT_THE_START = {
     ("services/kit/chosen.py", "server"),
     ("services/kit/channel.py", "_gathered"),
     ("services/kit/exporting.py", "_collector"),
-    ("services/kit/exporting.py", "_to_node"),
+    ("services/kit/exporting.py", "_sender_to"),
     ("services/images/registry/config_check.py", "_of_directory"),  # of `splitd config check`
     # Only where [health], [metrics] or [traces] has an address.
     ("services/kit/config.py", "__post_init__"),
