@@ -30,7 +30,7 @@ from typing import Any, Protocol, cast
 
 from gateway.calls import Key, Kind, field, kind
 from gateway.operation import ASKING, CURRENT, Blocked, Operation
-from services.kit import errors, observer, tracing
+from services.kit import errors, metrics, observer, tracing
 from services.kit.buckets import Bucket
 from services.kit.observer import Observed, Side
 from services.kit.rpc import LEASE, NAMESPACE
@@ -48,6 +48,10 @@ OPERATIONS = 2000
 KEYS = 64
 """Containers and leases of one operation."""
 _SWEEP = 1.0
+
+_UNRECORDED = metrics.Counter(
+    "splitd_operations_unrecorded_total", "Operations of clients that have no trace, since there were too many at once."
+)
 
 Headers = Mapping[str, str | bytes]
 
@@ -93,8 +97,6 @@ class Operations:
         self._leases: dict[Key, Operation] = {}
         self._open: set[Operation] = set()
         self._roots = Bucket(2 * roots, roots)
-        self.dropped = 0
-        """Operations that were not recorded because there were too many."""
 
     def __len__(self) -> int:
         """How many operations are open."""
@@ -193,7 +195,7 @@ class Operations:
         """Whether one more operation is recorded."""
         if len(self._open) < OPERATIONS and self._roots.take():
             return True
-        self.dropped += 1
+        _UNRECORDED.add(1)
         return False
 
     def _new(

@@ -140,6 +140,13 @@ def inside(observed: Observed) -> AbstractContextManager[Any]:
     return nullcontext() if span is None else span.inside()
 
 
+def over_ttrpc(observed: Observed) -> None:
+    """The call goes over ttrpc, not gRPC. Its attributes have the names that containerd's otelttrpc gives them."""
+    span: tracing.Span | None = getattr(observed, "outer", None)
+    if span is not None:
+        span.put({"rpc.system": "ttrpc"})
+
+
 def asking(observed: Observed, method: str) -> Observed:
     """A call begins that this process makes for one that passes through, in a context of its own."""
 

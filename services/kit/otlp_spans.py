@@ -45,9 +45,10 @@ def message(span: spans.Span) -> otlp.Span:
     attributes = dict(span.attributes)
     if span.method:
         service, _, name = span.method[1:].rpartition("/")
-        attributes |= {"rpc.system": "grpc", "rpc.service": spans.text(service), "rpc.method": spans.text(name)}
+        attributes.setdefault("rpc.system", "grpc")
+        attributes |= {"rpc.service": spans.text(service), "rpc.method": spans.text(name)}
     if span.code is not None:
-        attributes["rpc.grpc.status_code"] = span.code
+        attributes[f"rpc.{attributes.get('rpc.system', 'grpc')}.status_code"] = span.code
     if span.folded:
         attributes |= {"splitd.folded.count": span.folded, "splitd.folded.ms": span.folded_ns / 1e6}
     _put(made.attributes, attributes)

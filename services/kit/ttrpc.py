@@ -184,6 +184,7 @@ class Channel(_Frames):
         limit.
         """
         with observer.Calling(path, headers) as call:
+            observer.over_ttrpc(call.observed)
             sent = request if encode is None else encode(request)
             call.size = len(sent)
             received = await self._call(path, sent, {**headers, **dict(call.headers)}, timeout)
@@ -325,6 +326,7 @@ class Server:
         path = f"/{request.service}/{request.method}"
         call = Call(path, headers)
         observed = observer.began("server", path, headers)
+        observer.over_ttrpc(observed)
         try:
             result = await self._answer(request, call)
         except Exception as error:

@@ -15,6 +15,7 @@ from api.containerd.runtime.task.v2 import shim_pb2, shim_stubs
 from api.containerd.services.ttrpc.events.v1 import events_pb2, events_stubs
 from api.ttrpc import ttrpc_pb2
 from services.kit import errors, rpc, ttrpc
+from tests.spans import recorded
 
 EVENTS = events_stubs.EVENTS
 TASK = shim_stubs.TASK
@@ -97,6 +98,23 @@ async def test_trace_headers_pass_through(served: tuple[Task, Path]) -> None:
     async with ttrpc.Channel(path) as channel:
         await channel.client(TASK).State(shim_pb2.StateRequest(), headers={"traceparent": parent})
     assert task.calls[0].headers["traceparent"] == parent
+
+
+async def test_spans_say_that_it_is_ttrpc(served: tuple[Task, Path]) -> None:
+    """By the names of containerd's otelttrpc, on both sides."""
+    with recorded() as spans:
+        async with ttrpc.Channel(served[1]) as channel:
+            with pytest.raises(errors.NotFound):
+                await channel.client(TASK).Kill(shim_pb2.KillRequest())
+        found = spans.named("containerd.task.v2.Task/Kill")
+    assert [each.kind.name for each in found] == ["SERVER", "CLIENT"]
+    for each in found:
+        assert {key: value for key, value in each.attributes.items() if key.startswith("rpc.")} == {
+            "rpc.system": "ttrpc",
+            "rpc.service": "containerd.task.v2.Task",
+            "rpc.method": "Kill",
+            "rpc.ttrpc.status_code": 5,
+        }
 
 
 async def test_errors_keep_code_and_words(served: tuple[Task, Path]) -> None:
