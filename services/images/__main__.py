@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 
-from services.images.concurrency.budget import Budget
+from services.images.concurrency.budget import READINGS, Budget
 from services.images.config import load
 from services.images.distribution.fetcher import Fetcher
 from services.images.distribution.puller import RegistryPuller
@@ -36,7 +36,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
     budget = Budget(config.connections, config.downloads, config.uploads, config.unpacks)
     streams = Streams()
     unpacker = Unpacker(budget, [Unpacking(each.parsed, each.snapshotter) for each in config.unpack_config])
-    with process.owned(node.state / "images"), parser_program.available(rpc.caller):
+    with process.owned(node.state / "images"), parser_program.available(rpc.caller, READINGS):
         scratch = node.state / "images" / "unpack"
         scratch.mkdir(mode=0o700, exist_ok=True)
         appliers = Appliers(str(scratch))

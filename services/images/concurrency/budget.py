@@ -18,6 +18,7 @@ import os
 from collections.abc import AsyncIterator
 
 from services.images import waits
+from services.images.concurrency.fair_queue import Observing
 from services.kit import metrics, tracing
 
 CONNECTIONS = 16
@@ -46,6 +47,13 @@ _DOCUMENT = -1
 
 _HELD = metrics.Gauge("splitd_queue_held", "Places in use that all transfers share, by kind.", "queue")
 _WAITING = metrics.Gauge("splitd_queue_waiting", "Waiting for a place that all transfers share, by kind.", "queue")
+
+
+READINGS = Observing(
+    here=lambda: tracing.current().ref(),
+    waiting=lambda holder: waits.waiting(waits.BUDGET, "the reading of another large document", ref=holder),
+)
+"""Of large documents, which are read one at a time."""
 
 
 class Budget:

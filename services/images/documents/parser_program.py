@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar, cast
 
-from services.images.concurrency.fair_queue import FairQueue
+from services.images.concurrency.fair_queue import FairQueue, Observing
 from services.kit import errors, gojson, kept
 
 P = ParamSpec("P")
@@ -65,7 +65,7 @@ async def read(document: bytes, parse: Callable[Concatenate[bytes, P], T], *argu
         return await gojson.apart(len(document), lambda: parse(document, *arguments, **named))
     loop = asyncio.get_running_loop()
     try:
-        async with _QUEUE.turn(_caller()):
+        async with _QUEUE.turn(_caller(), _observing):
             return cast("T", await loop.run_in_executor(_THREAD, _PROGRAM.read, parse, (document, *arguments), named))
     finally:
         loop.call_later(_IDLE, _THREAD.submit, _PROGRAM.end_if_idle, _PROGRAM.read_so_far)
@@ -150,14 +150,14 @@ class Program:
 
 
 @contextlib.contextmanager
-def available(caller: Callable[[], str] = str) -> Iterator[None]:
+def available(caller: Callable[[], str] = str, observing: Observing | None = None) -> Iterator[None]:
     """A context for the service's lifetime. The program gets the code as it is now, and is killed at the end of the
     block, whatever it is doing: otherwise the end of the process would wait for it.
 
-    ``caller`` names the client for which a document is parsed.
+    ``caller`` names the client for which a document is parsed; ``observing`` is told who waits for whom.
     """
-    global _caller
-    _caller = caller
+    global _caller, _observing
+    _caller, _observing = caller, observing
     kept.archive(_FILES)
     try:
         yield
@@ -169,6 +169,7 @@ _THREAD = ThreadPoolExecutor(1, "reading")
 _PROGRAM = Program()
 _QUEUE = FairQueue()
 _caller: Callable[[], str] = str
+_observing: Observing | None = None
 
 
 # ---------------------------------------------------------------------------------------------- the program

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+from services.images.concurrency.budget import READINGS
 from services.images.concurrency.fair_queue import FairQueue
 from services.images.documents import parser_program
+from services.kit import tracing
+from tests.spans import attribute, recorded
 from tests.support import eventually_async
 
 
@@ -60,6 +63,26 @@ async def test_a_turn_that_comes_too_late_is_the_next_ones() -> None:
     await asyncio.wait((late, after))
     assert late.cancelled()
     assert ran.is_set()
+
+
+async def test_who_waits_has_a_span_with_who_is_waited_for() -> None:
+    """Whoever comes first waits for nobody."""
+    queue, go = FairQueue(), asyncio.Event()
+
+    async def reads(name: str) -> None:
+        with tracing.span(name):
+            async with queue.turn(name, READINGS):
+                await go.wait()
+
+    with recorded() as spans:
+        tasks = [asyncio.ensure_future(reads(name)) for name in ("first", "second")]
+        await asyncio.sleep(0)
+        go.set()
+        await asyncio.gather(*tasks)
+        waited = spans.one("wait.budget")
+        assert spans.parent(waited).name == "second"
+        assert [each.name for each in spans.linked(waited)] == ["first"]
+        assert attribute(waited, "splitd.wait.for") == "the reading of another large document"
 
 
 async def test_documents_of_each_client_are_read_in_turn() -> None:
