@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from services.shadows.store import Difference, Example, Latency, MethodReport, Report, Shadow
 from services.traces.live import OpenSpans
 from services.traces.memory import MemoryStore
 from services.traces.page.node_source import NodeSource
@@ -327,4 +328,25 @@ class MadeSource(NodeSource):
                 Registry("https://mirror.internal", "dead", began, 3, f"{MARKUP}: connection refused", 0.0),
             ],
             self.trouble,
+            [shadowed()],
         )
+
+
+def shadowed() -> Report:
+    """A content store that reads other bytes, and whose total is one more."""
+    differences = [
+        Difference("status.total", 20, 0, 20, [Example("100", "101", "status.total", f"ref={MARKUP}", "a" * 32)]),
+        Difference("data", 3, 0, 20, [Example("sha256:aa", "sha256:bb", "data", "digest=sha256:aa", "")]),
+    ]
+    method = MethodReport(
+        "Content/Status",
+        41,
+        0,
+        20,
+        1,
+        {"why": 20},
+        Latency(41, 0.0007, 0.0013),
+        Latency(20, 0.0006, 0.0014),
+        differences,
+    )
+    return Report(Shadow("content", "/run/mine.sock", 1.0, True, 0, ""), [method])

@@ -9,12 +9,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from client.shadows_remote import Report, Shadow, Shadows
 from client.shown import say, table
 from deploy import operators, place
 from deploy.failure import Failure
 from deploy.place import Place
-from services.shadows.store import Difference, Latency, MethodReport
+from services.shadows.remote import Shadows
+from services.shadows.store import Difference, Latency, MethodReport, Report, Shadow
 
 HELP = "send another service copies of the live calls to one of this node's, and compare its answers with ours"
 

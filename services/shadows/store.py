@@ -130,3 +130,27 @@ class MethodReport:
     candidate: Latency
     differences: Sequence[Difference]
     """The most frequent first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shadow:
+    """A candidate that gets copies of the calls of a route."""
+
+    route: str
+    address: str
+    share: float
+    """Of the reads, from 0 to 1."""
+    writes: bool
+    """Whether it has a store of its own, and so gets writes."""
+    since: int
+    """Nanoseconds since the epoch."""
+    trouble: str
+    """Why nothing is compared now; else empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a shadow found."""
+
+    shadow: Shadow
+    methods: Sequence[MethodReport]

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from api.splitd.registries.v1 import registries_pb2, registries_stubs
 from services.kit import errors, health, rpc
+from services.shadows.remote import Shadows
+from services.shadows.store import Report
 from services.traces.page.source import Node, Process, Registry
 from services.traces.processes import processes
 
@@ -41,8 +43,10 @@ class RemoteNode:
         running = await asyncio.to_thread(lambda: {each.name: each for each in processes(self._state)})
         asked = [(process, service) for process, served in SERVICES.items() for service in served]
         async with rpc.Channel(self._state / "internal.sock", "gateway") as gateway:
-            answers, registries = await asyncio.gather(
-                asyncio.gather(*(_trouble(gateway, service) for _, service in asked)), self._registries()
+            answers, registries, shadows = await asyncio.gather(
+                asyncio.gather(*(_trouble(gateway, service) for _, service in asked)),
+                self._registries(),
+                _shadows(gateway),
             )
         troubles: dict[str, str] = {}
         for (process, _), trouble in zip(asked, answers, strict=True):
@@ -55,6 +59,7 @@ class RemoteNode:
             ],
             registries,
             "the gateway does not answer" if silent else "",
+            shadows,
         )
 
     async def _registries(self) -> list[Registry]:
@@ -69,6 +74,21 @@ class RemoteNode:
             Registry(host.address, host.state, host.since, host.failures, host.last_error, host.throughput)
             for host in found.hosts[:_MOST]
         ]
+
+
+async def _shadows(gateway: rpc.Channel) -> list[Report]:
+    """The shadows that stand; without methods where the report cannot be had now."""
+    shadows, found = Shadows(gateway), list[Report]()
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            for each in await shadows.list():
+                try:
+                    found.append(await shadows.report(each.route))
+                except errors.NodeError as error:
+                    found.append(Report(replace(each, trouble=each.trouble or str(error)), ()))
+    except (errors.NodeError, TimeoutError):  # the gateway's own row says more
+        pass
+    return found
 
 
 async def _trouble(gateway: rpc.Channel, service: str) -> str:

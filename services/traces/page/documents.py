@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from services.shadows.store import Report
 from services.traces.comparison import Comparison
 from services.traces.page.source import OPEN, Node
 from services.traces.store import Figures, Live, Span, Status, Summary, Trace, Value
@@ -84,6 +85,45 @@ def node(each: Node) -> Json:
                 "throughput": r.throughput,
             }
             for r in each.registries
+        ],
+        "shadows": [_shadow(report) for report in each.shadows],
+    }
+
+
+def _shadow(report: Report) -> Json:
+    """A candidate that gets copies of calls: what it answers otherwise, method by method."""
+    return {
+        "route": _text(report.shadow.route),
+        "address": _text(report.shadow.address),
+        "trouble": _text(report.shadow.trouble),
+        "methods": [
+            {
+                "name": _text(method.method),
+                "calls": method.calls,
+                "same": method.same,
+                "different": method.different,
+                "skipped": sum(method.skipped.values()),
+                "dropped": method.dropped,
+                "ours": [method.ours.p50, method.ours.p99],
+                "theirs": [method.candidate.p50, method.candidate.p99],
+                "differences": [
+                    {
+                        "field": _text(difference.name),
+                        "count": difference.count,
+                        "examples": [
+                            {
+                                "request": _text(example.request),
+                                "ours": _text(example.ours),
+                                "theirs": _text(example.candidate),
+                                "trace": _text(example.trace),
+                            }
+                            for example in difference.examples
+                        ],
+                    }
+                    for difference in method.differences
+                ],
+            }
+            for method in report.methods
         ],
     }
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from services.shadows.store import Report
 from services.traces.store import Figures, Live, Query, Summary, Trace
 
 OPEN = "splitd.open"
@@ -51,6 +52,8 @@ class Node:
     processes: Sequence[Process]
     registries: Sequence[Registry]
     trouble: str = ""
+    shadows: Sequence[Report] = ()
+    """What candidates that get copies of calls answer otherwise."""
 
 
 class Source(Protocol):

@@ -482,6 +482,10 @@ async def test_the_node_shows_its_processes_and_registries(page: Tab, source: Ma
     table = page.page.get_by_role("table", name="Processes")
     assert "serves" in await table.get_by_role("row").nth(1).inner_text()
     assert "dead" in await page.page.get_by_role("table", name="Registries").inner_text()
+    rows = page.page.get_by_role("table", name="Shadow of content").get_by_role("row")
+    assert (await rows.nth(1).inner_text()).split()[:6] == ["Content/Status", "41", "0", "20", "20", "1"]
+    assert "status.total differs in 20 calls" in (await page.texts(".difference"))[0]
+    assert await page.page.locator(".difference a").get_attribute("href") == f"#/trace/{SLOW}"
     source.trouble = "the gateway does not answer"
     await page.page.evaluate(SEEN)
     await page.page.get_by_text("the gateway does not answer").wait_for()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from google.protobuf.empty_pb2 import Empty
 
@@ -11,31 +10,7 @@ from api.splitd.shadows.v1 import shadows_pb2 as pb
 from api.splitd.shadows.v1 import shadows_stubs
 from services.kit.rpc import Channel
 from services.shadows.convert import method_from_pb
-from services.shadows.store import MethodReport
-
-
-@dataclass(frozen=True, slots=True)
-class Shadow:
-    """A candidate that gets copies of the calls of a route."""
-
-    route: str
-    address: str
-    share: float
-    """Of the reads, from 0 to 1."""
-    writes: bool
-    """Whether it has a store of its own, and so gets writes."""
-    since: int
-    """Nanoseconds since the epoch."""
-    trouble: str
-    """Why nothing is compared now; else empty."""
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What a shadow found."""
-
-    shadow: Shadow
-    methods: Sequence[MethodReport]
+from services.shadows.store import Report, Shadow
 
 
 class Shadows:
