@@ -487,6 +487,17 @@ def test_a_failed_pull_says_what_failed_first() -> None:
     assert (verdict.advice, verdict.gain) == ("", 0)
 
 
+def test_a_failed_pull_names_what_was_cut_off() -> None:
+    """The unpacking that another failure ended is not what failed, but what the pull waited for."""
+    pull = Pull(71_000, splitd__outcome="failed")
+    why = "service metadata: Records/Finish made no progress for 30 s"
+    pull.add("splitd.records.v1.Records/Finish", 40_000, 70_000, pull.pull, status=2, message=why)
+    pull.unpacked(0, 0, 70_010, cpu=500, disk=69_000, bytes=510)
+    pull.spans[-1] = replace(pull.spans[-1], status=2, message="the unpacking was cut off: its caller gave up")
+    verdict = judge(pull.trace())
+    assert verdict.sentence.startswith(f"failed after 71.0 s: {why}; 69.0 of 71.0 s: writing to the disk")
+
+
 def test_a_failed_pull_whose_registry_refused() -> None:
     """Requests are no failures by themselves; if nothing else says it, the last one does."""
     pull = Pull(4000, unpacks=False, splitd__outcome="failed")
