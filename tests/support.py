@@ -380,10 +380,14 @@ class Node:
         """The process id of every service; 0 if it does not run. supervisord is asked directly: a splitd command takes
         half a second, and tests ask often.
         """
-        return {
-            name: status.pid
-            for name, status in Supervisor(Place(self.root, self.state, self.config)).processes().items()
-        }
+        return {name: status.pid for name, status in self._supervisor().processes().items()}
+
+    def supervisord(self) -> int:
+        """The process id of supervisord itself."""
+        return self._supervisor().pid()
+
+    def _supervisor(self) -> Supervisor:
+        return Supervisor(Place(self.root, self.state, self.config))
 
     def with_grpc(self) -> list[str]:
         """The services whose process has imported grpc, so that its library is mapped."""

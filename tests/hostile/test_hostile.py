@@ -197,7 +197,7 @@ class Memory:
     """MiB of each process of a node, including workers: the first value and the peak."""
 
     def __init__(self, node: Node) -> None:
-        self._pids = {s["name"]: int(s["pid"]) for s in node.status()["services"]}
+        self._pids = node.pids()
         self.first = self.now()
         self.most = dict(self.first)
 

@@ -91,7 +91,7 @@ class Watched:
     """The resources of the node's processes: memory, and the gateway's open files."""
 
     def __init__(self, node: Node) -> None:
-        self._pids = {s["name"]: int(s["pid"]) for s in node.status()["services"]}
+        self._pids = node.pids()
 
     def memory(self) -> dict[str, int]:
         """Return MiB of each process; shared pages are divided among their users."""

@@ -124,7 +124,7 @@ def test_a_stopped_slowly_starting_or_kernel_waiting_process_is_not_killed(node:
 def test_a_late_watchdog_or_a_busy_machine_ends_no_process(node: Node) -> None:
     """supervisord is stopped for longer than the time of silence, then twenty busy loops run for as long."""
     pids, kills = node.pids(), killed(node)
-    supervisord = node.status()["supervisord"]["pid"]
+    supervisord = node.supervisord()
     freeze(supervisord)
     time.sleep(LONGER)  # nothing to wait for: that nothing happens is the point
     os.kill(supervisord, signal.SIGCONT)

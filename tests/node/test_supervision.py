@@ -31,26 +31,18 @@ def sleeper(node: Node, box: str) -> Iterator[int]:
     node.ctr("containers", "rm", "sleeper", ok=None)
 
 
-def pids(node: Node) -> dict[str, int]:
-    return {s["name"]: s["pid"] for s in node.status()["services"]}
-
-
-def supervisord(node: Node) -> int:
-    return int(node.status()["supervisord"]["pid"])
-
-
 def test_up_again_says_that_the_node_is_up_and_changes_nothing(node: Node) -> None:
     """``splitd up`` is idempotent: same processes, exit code 0."""
-    before = pids(node)
+    before = node.pids()
     assert "the node is up already" in node.splitd("up").stdout
-    assert pids(node) == before
+    assert node.pids() == before
 
 
 def test_every_process_names_the_state_directory_on_its_command_line(node: Node) -> None:
     """So ps shows whose it is."""
     named = set(processes_naming(node.state))
-    assert set(pids(node).values()) <= named
-    assert supervisord(node) in named
+    assert set(node.pids().values()) <= named
+    assert node.supervisord() in named
 
 
 def test_status_tells_each_service_and_is_zero_only_if_all_are_healthy(node: Node) -> None:
@@ -67,6 +59,8 @@ def test_status_tells_each_service_and_is_zero_only_if_all_are_healthy(node: Nod
         assert 5 << 20 < service["memory"] < 200 << 20
         assert 0 <= service["uptime"] < 600
         assert service["restarts"] == 0
+    assert {service["name"]: service["pid"] for service in status["services"]} == node.pids()
+    assert status["supervisord"]["pid"] == node.supervisord()
     assert node.splitd("status").stdout.count(" ok") == len(NAMES)
     assert json.loads(node.splitd("version", "--json").stdout)["node"]["version"] == status["version"]
     node.splitd("down", "images")
@@ -79,18 +73,18 @@ def test_status_tells_each_service_and_is_zero_only_if_all_are_healthy(node: Nod
 
 def test_up_starts_only_stopped_processes(node: Node) -> None:
     """After ``down images`` the others keep their pids."""
-    before = pids(node)
+    before = node.pids()
     node.splitd("down", "images")
     assert "started images" in node.splitd("up").stdout
-    assert {name for name, pid in pids(node).items() if before[name] != pid} == {"images"}
+    assert {name for name, pid in node.pids().items() if before[name] != pid} == {"images"}
 
 
 @pytest.mark.parametrize("service", NAMES)
 def test_a_service_restarts_alone_and_no_container_notices(service: str, node: Node, sleeper: int) -> None:
     """One new pid, the other old ones, and the container's own."""
-    before = pids(node)
+    before = node.pids()
     assert f"restarted {service}" in node.splitd("restart", service).stdout
-    after = pids(node)
+    after = node.pids()
     assert {name for name in NAMES if before[name] != after[name]} == {service}
     assert node.status()["healthy"]
     assert node.tasks()["sleeper"] == (sleeper, "RUNNING")
@@ -170,8 +164,8 @@ def test_a_container_stopped_on_purpose_starts_with_the_node_but_not_with_tasks(
 
 def test_a_killed_supervisord_takes_the_services_along_and_up_starts_anew(node: Node, sleeper: int) -> None:
     """No orphaned process works beside its successor, and no container is affected."""
-    old = set(pids(node).values())
-    os.kill(supervisord(node), signal.SIGKILL)
+    old = set(node.pids().values())
+    os.kill(node.supervisord(), signal.SIGKILL)
     eventually(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in old), "services outlive their supervisord")
     assert node.splitd("status", ok=None).returncode == 3
     node.up()
@@ -180,7 +174,7 @@ def test_a_killed_supervisord_takes_the_services_along_and_up_starts_anew(node: 
 
 def test_up_works_after_a_power_cut(node: Node) -> None:
     """All processes are killed at once: stale sockets, pid files and locks do not matter."""
-    supervisor, services = supervisord(node), pids(node).values()
+    supervisor, services = node.supervisord(), node.pids().values()
     freeze(supervisor)  # else it starts them again, or its death ends them in good order
     for pid in (*services, supervisor):
         os.kill(pid, signal.SIGKILL)
@@ -224,8 +218,10 @@ def test_down_with_containers_ends_every_namespaces_tasks(node: Node, box: str) 
     node.ctr("containers", "rm", "two", namespace="other")
 
 
-def test_services_are_in_the_cgroup_of_the_configuration_and_shims_are_not(box: str) -> None:
-    """This holds after a restart of tasks too. The cgroup is there in every hierarchy, and containers run as usual."""
+def test_services_have_the_configured_oom_score_and_cgroup_and_shims_are_not_in_it(box: str) -> None:
+    """This holds after a restart of tasks too. The cgroup is there in every hierarchy, and containers run as usual. The
+    score is the top-level key oom_score, as in containerd.
+    """
     name = f"/splitd-test-{os.getpid()}"
     hierarchies = cgroups._hierarchies(Path("/proc/self/mountinfo"))
     if "" in hierarchies:  # with v2 it must be there
@@ -240,15 +236,16 @@ def test_services_are_in_the_cgroup_of_the_configuration_and_shims_are_not(box: 
         }
 
     with short_directory() as directory:
-        other = Node(directory, config=f"[cgroup]\npath = '{name}'\n")
+        other = Node(directory, config=f"oom_score = 100\n[cgroup]\npath = '{name}'\n")
         try:
             other.up()
             other.ctr("images", "pull", "--plain-http", box)
             other.splitd("restart", "tasks")
             other.ctr("run", "-d", box, "sleeper", "sleep", "1000")
             assert other.tasks()["sleeper"][1] == "RUNNING"
-            for pid in (supervisord(other), *pids(other).values()):
+            for pid in (other.supervisord(), *other.pids().values()):
                 assert set(groups(pid).values()) == {name}, pid
+                assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "100\n", pid
             (shim,) = (pid for pid in other.remains() if "containerd-shim" in Path(f"/proc/{pid}/cmdline").read_text())
             assert groups(shim) == groups(os.getpid())
         finally:
@@ -320,7 +317,7 @@ def test_in_the_foreground_the_node_ends_with_its_supervisord(place: Path) -> No
     )
     try:
         eventually(lambda: node.status()["healthy"], "not healthy", 30)
-        assert supervisord(node) == process.pid
+        assert node.supervisord() == process.pid
         assert "already" in node.splitd("up").stdout
         process.terminate()
         assert process.wait(60) == 0
@@ -369,23 +366,11 @@ def test_a_service_that_cannot_start_is_named_with_its_reason(place: Path) -> No
         node.clear()
 
 
-def test_with_an_oom_score_the_services_have_it(place: Path) -> None:
-    """It is the top-level key oom_score, as in containerd."""
-    node = Node(place, config="oom_score = 100\n")
-    try:
-        node.up()
-        assert {
-            Path(f"/proc/{pid}/oom_score_adj").read_text().strip() for pid in [*pids(node).values(), supervisord(node)]
-        } == {"100"}
-    finally:
-        node.clear()
-
-
 def test_a_service_that_hangs_is_named_by_status_and_only_it(node: Node) -> None:
     """A service under SIGSTOP is running for supervisord, but not healthy for the operator; after SIGCONT all is
     well.
     """
-    pid = pids(node)["images"]
+    pid = node.pids()["images"]
     freeze(pid)
     try:
         eventually(
@@ -405,10 +390,10 @@ def test_a_node_whose_lock_or_socket_was_removed_is_found_and_stopped(place: Pat
     node = Node(place)
     try:
         node.up()
-        pid = supervisord(node)
+        pid = node.supervisord()
         (node.state / "supervisord.lock").unlink()
         assert "up already" in node.splitd("up").stdout
-        assert supervisord(node) == pid
+        assert node.supervisord() == pid
         assert f"the node at {node.state} is down" in node.splitd("down").stdout
         assert not node.remains()
         assert "nothing to stop" in node.splitd("down").stdout
