@@ -52,6 +52,12 @@ def complain(*lines: str) -> None:
     say(*(f"splitd: {line}" for line in lines), file=sys.stderr)
 
 
+def ask(question: str) -> str:
+    """Print a question, and return the line that a person types after it; "" at the end of the input."""
+    print(escaped(question), end=" ", flush=True)
+    return sys.stdin.readline().strip()
+
+
 def table(rows: Sequence[Sequence[str]]) -> None:
     """Print rows with the same number of cells, in columns. A long cell makes only its own row longer, since a name
     from outside may have megabytes.

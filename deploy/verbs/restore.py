@@ -7,6 +7,7 @@ import contextlib
 import sys
 
 from client.routes_remote import RemoteRoutes, Stands
+from client.shown import ask as asked
 from client.shown import say, table
 from deploy import place, routing
 from deploy.failure import Failure
@@ -91,5 +92,4 @@ async def _forget(routes: RemoteRoutes, candidate: Stands, *, ask: bool) -> None
 def _agreed(question: str) -> bool:
     if not sys.stdin.isatty():
         raise Failure("nothing was forgotten: there is no terminal to ask at (--yes forgets without asking)", 2)
-    print(f"{question} [y/N] ", end="", flush=True)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    return asked(f"{question} [y/N]").lower() in ("y", "yes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import unicodedata
 from pathlib import Path
 
@@ -78,6 +79,14 @@ def test_errors(capsys: pytest.CaptureFixture[str]) -> None:
     error = capsys.readouterr().err
     assert "\x1b" not in error
     assert error.count("\n") == 1
+
+
+def test_a_question_is_shown_as_any_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer stands beside it; the end of the input is no answer."""
+    monkeypatch.setattr("sys.stdin", io.StringIO(" Yes \n"))
+    assert shown.ask("forget a\x1b[2Jb? [y/N]") == "Yes"
+    assert capsys.readouterr().out == r"forget a\x1b[2Jb? [y/N] "
+    assert not shown.ask("again?")
 
 
 def test_nothing_else_prints() -> None:
