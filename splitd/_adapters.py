@@ -61,14 +61,20 @@ class Calls:
                 await found.aclose()
             return
         things: Iterator[Any] = iter(await self(method, *arguments))
+        turn = asyncio.Lock()
+
+        async def step(work: Callable[[], Any]) -> Any:
+            async with turn:  # the client may go while a thread is still in the generator
+                return await self.begin(work)
+
         try:
-            while some := await self(lambda: list(islice(things, batch))):
+            while some := await rpc.shielded(step(lambda: list(islice(things, batch)))):
                 for thing in some:
                     yield thing
                 del thing, some  # a piece of a blob that the client has not read yet is kept by its message only
         finally:
             if inspect.isgenerator(things):
-                await self(things.close)
+                await rpc.shielded(step(things.close))
 
     def close(self) -> None:
         """Wait for the threads."""

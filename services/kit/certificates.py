@@ -48,9 +48,18 @@ class Certificates:
         if self._context is None or self.changed():
             self._context = None
             self._seen = self._files()
-            self._context = self._made()
+            self._context = self._made(ssl.PROTOCOL_TLS_CLIENT)
         self._check_own()  # it may have expired since
         return self._context
+
+    def server_context(self) -> ssl.SSLContext:
+        """How to accept connections at the address, by the files as they are now. The clients' certificates are checked
+        with ``ca``, if that is given. CertificateError if the files cannot be used. It reads files.
+        """
+        context = self._made(ssl.PROTOCOL_TLS_SERVER)
+        if self._address.ca:
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
 
     def contents(self) -> tuple[bytes | None, bytes | None, bytes | None]:
         """The bytes of authorities, key and certificate, None for those that are not given. CertificateError as
@@ -76,9 +85,9 @@ class Certificates:
                 found.append(status and (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
         return tuple(found)
 
-    def _made(self) -> ssl.SSLContext:
+    def _made(self, protocol: ssl._SSLMethod) -> ssl.SSLContext:
         mine = self._address
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context = ssl.SSLContext(protocol)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["h2"])
         if mine.ca:
@@ -88,7 +97,7 @@ class Certificates:
                 context.load_verify_locations(cadata=text)
             except (ssl.SSLError, ValueError) as error:
                 raise CertificateError(f"ca {mine.ca}: it has no usable certificate ({_reason(error)})") from None
-        else:
+        elif protocol == ssl.PROTOCOL_TLS_CLIENT:
             context.load_default_certs()
         if mine.cert:
             self._check_own()

@@ -150,8 +150,9 @@ def alone(name: str) -> Iterator[None]:
     try:
         yield
         log.info("%s has stopped", name)
-    except (errors.NodeError, OSError, ValueError) as error:
-        log.error("%s cannot run: %s", name, error)
+    except Exception as error:
+        expected = isinstance(error, (errors.NodeError, OSError, ValueError))
+        log.error("%s cannot run: %s", name, error, exc_info=None if expected else error)
         time.sleep(1)
         sys.exit(1)
     finally:

@@ -32,8 +32,9 @@ import contextlib
 import importlib
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from services.kit import chosen, metrics, sockets
+from services.kit import chosen, errors, metrics, sockets
 from services.kit.around import Around
 from services.kit.call import (
     CLIENT,
@@ -66,6 +67,9 @@ from services.kit.observer import Entrance
 from services.kit.relays import Answers, Coordinated, Elsewhere, Hop, Meaning, Question, Relay, Route, Upstream
 from services.kit.shielding import shielded, shielded_work_done
 from services.kit.transport import SERVING, Answering, CarriedStream, Method, Methods, Pings, Server
+
+if TYPE_CHECKING:
+    import ssl
 
 __all__ = [
     "CLIENT",
@@ -132,6 +136,7 @@ async def serving(
     relayed: bool = False,
     look: float = sockets.LOOK,
     entrance: Entrance | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Server]:
     """Serve on a unix socket (mode 0600) until the block ends, then drain for ``grace`` seconds.
 
@@ -148,6 +153,8 @@ async def serving(
     ``look``: seconds between looks whether the socket still exists; if it was removed, it is made again.
 
     ``entrance`` is for a socket of the node's edge: it decides which traces the calls belong to.
+
+    ``tls`` is for HOST:PORT, and for our own wire only.
     """
     if isinstance(address, Path):
         sockets.check_path(address)
@@ -172,6 +179,9 @@ async def serving(
     methods = Methods(servicers, relay, long)
     server = chosen.server(address, methods, health, relayed=relayed)
     server.entrance = entrance
+    server.tls = tls
+    if tls is not None and chosen.transport() == "grpcio":
+        raise errors.Unimplemented("TLS at a port that is served by grpcio")
     if many is not None:
         many.server = server
     await server.start(look)

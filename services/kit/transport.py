@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from google.protobuf import message_factory
 
@@ -35,6 +35,9 @@ from services.kit.call import (
     method_path,
 )
 from services.kit.relays import Coordinated, Relay
+
+if TYPE_CHECKING:
+    import ssl
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +117,8 @@ class Server:
         self.draining = False
         self.trouble = ""
         """Why this server is not healthy, if waiting does not help; else ""."""
+        self.tls: ssl.SSLContext | None = None
+        """How TLS is spoken, if it is. For TCP only."""
         self.entrance: observer.Entrance | None = None
         """Who decides which traces the calls belong to, if this is a socket of the node's edge."""
 

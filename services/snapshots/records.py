@@ -61,6 +61,8 @@ class Records:
         self._lock = threading.Lock()
         self._held = path.with_name(f"{path.name}.held")
         self._new = not path.exists() or not path.stat().st_size
+        self._checked = False
+        """All pages of the file have been looked at, since this process began."""
         self._file = File(path, "snapshot records", LAYOUT, log.error)
         sync_directory(path.parent)
         if self._file.lost:
@@ -167,7 +169,9 @@ class Records:
             newest = max([self._last, *(int(name) for name in names if name.isdecimal())])
             if self._new and newest > self._last:
                 self._hold(f"{self._file.path} is new, though there are snapshots")
-            self._last, self._new = newest, False
+            if not self._checked and (found := damage.quick_check(self._file.path)):
+                self._hold(found)
+            self._last, self._new, self._checked = newest, False, True
         if self._held.exists():
             log.error("%s: what has no record is kept, until %s is removed", self._held.read_text().strip(), self._held)
             return ()

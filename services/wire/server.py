@@ -88,7 +88,7 @@ class WireServer(Server):
         loop = asyncio.get_running_loop()
         serve = loop.create_unix_server if listening.family == socket.AF_UNIX else loop.create_server
         # both libraries call listen again
-        self._listener = await serve(lambda: ServerLink(self), sock=listening, backlog=_BACKLOG)
+        self._listener = await serve(lambda: ServerLink(self), sock=listening, backlog=_BACKLOG, ssl=self.tls)
 
     async def _listen_again(self) -> None:
         """The socket was removed. Connected clients stay connected."""
@@ -180,7 +180,8 @@ def _unix(path: Path) -> socket.socket:
 
 def _tcp(address: str) -> socket.socket:
     host, _, port = address.rpartition(":")
-    return socket.create_server((host, int(port)), backlog=_BACKLOG)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, int(port)), family=family, backlog=_BACKLOG)
 
 
 class ServerLink(Link):

@@ -120,13 +120,17 @@ def refused(program: Path, *words: str) -> str:
 def test_an_address_that_cannot_be_served(place: Path) -> None:
     """The process says so in one line that names the address, and ends."""
     said = refused(OVERLAY, "--root", str(place / "r"), "--address", "mine.sock")
-    assert "overlay cannot run: address 'mine.sock' is neither" in said
+    assert "overlay cannot run: address: 'mine.sock' is neither" in said
 
 
-async def test_a_service_at_a_port(place: Path) -> None:
+@pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "[::1]")])
+async def test_a_service_at_a_port(place: Path, family: socket.AddressFamily, host: str) -> None:
     """An address may be HOST:PORT."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    try:
+        with socket.create_server((host.strip("[]"), 0), family=family) as free:
+            address = f"{host}:{free.getsockname()[1]}"
+    except OSError as error:
+        pytest.skip(f"{host}: {error}")
     command = [sys.executable, str(OVERLAY), "--root", str(place / "r"), "--address", address]
     with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(TOP)}, stderr=subprocess.DEVNULL) as process:
         try:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from services.kit import errors, rpc
+from services.kit.addresses import Address
 from services.snapshots.remote import RemoteSnapshotter
 from tests.collector import Collector
+from tests.fake_registry import Authority
 from tests.support import TOP, OwnService, ServiceProcess, directory_with_attributes, eventually, splitd
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -73,6 +77,38 @@ async def test_its_spans_go_to_a_node(place: Path) -> None:
             return "slow" in done.stdout and "Stat" in done.stdout
 
         eventually(shown, "the node's traces service has no span of it")
+
+
+async def test_a_port_with_tls_lets_in_who_has_a_certificate(place: Path) -> None:
+    """--cert and --key are the service's certificate, --ca is who signs its clients'. Files that cannot be used are named
+    at the start.
+    """
+    ours, theirs = Authority(place / "ours"), Authority(place / "theirs")
+    cert, key = ours.issue("service")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    words = [sys.executable, str(TOP / "examples/overlay.py"), "--root", str(place / "r"), "--address", address]
+    words += ["--cert", str(cert), "--ca", str(ours.certificate)]
+    environment = {**os.environ, "PYTHONPATH": str(TOP)}
+    wrong = [*words, "--key", str(theirs.issue("other")[1])]
+    done = subprocess.run(wrong, env=environment, capture_output=True, text=True, timeout=30, check=False)
+    assert "it is not the key of certificate" in done.stderr
+    with subprocess.Popen([*words, "--key", str(key)], env=environment, stderr=subprocess.DEVNULL) as process:
+        try:
+            for authority, answered in ((ours, True), (theirs, False)):
+                mine, its_key = authority.issue("client")
+                where = Address(address=address, ca=str(ours.certificate), cert=str(mine), key=str(its_key))
+                async with rpc.Channel(where) as channel:
+                    if answered:
+                        assert await channel.wait_connected(10)
+                    try:
+                        found = [info async for info in RemoteSnapshotter(channel).list()]
+                    except errors.Unavailable as error:
+                        assert not answered, error
+                    else:
+                        assert (answered, found) == (True, [])
+        finally:
+            process.terminate()
 
 
 async def test_a_bug_is_in_the_log_and_the_client_gets_internal(place: Path) -> None:

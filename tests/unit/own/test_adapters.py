@@ -145,6 +145,9 @@ class Blobs(Store):
         self.told.append(f"read {offset} {size}")
         try:
             while True:
+                if offset == 7:
+                    self.entered.set()
+                    assert self.go_on.wait(20)
                 yield b"x" * 10
         finally:
             self.told.append("read closed")
@@ -203,6 +206,21 @@ async def test_a_read_that_is_given_up_is_closed(blobs: tuple[AdaptedStore, Blob
     assert await anext(pieces) == b"x" * 10
     await pieces.aclose()
     assert mine.told == ["read 0 0", "read closed"]
+
+
+async def test_a_read_whose_client_goes_in_the_middle_is_closed_after_it(blobs: tuple[AdaptedStore, Blobs]) -> None:
+    """A generator that a thread is in cannot be closed: its end waits for that thread."""
+    store, mine = blobs
+    pieces = store.read(DIGEST, 7)
+    reading = asyncio.ensure_future(anext(pieces))
+    await asyncio.to_thread(mine.entered.wait, 20)
+    reading.cancel()
+    await asyncio.sleep(0)
+    assert mine.told == ["read 7 0"]
+    mine.go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert mine.told == ["read 7 0", "read closed"]
 
 
 async def test_a_writer_is_closed_when_its_last_write_is_done(blobs: tuple[AdaptedStore, Blobs]) -> None:

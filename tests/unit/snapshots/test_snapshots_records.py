@@ -137,6 +137,22 @@ def test_lost_records_hold_everything(tmp_path: Path) -> None:
     records.close()
 
 
+def test_damaged_records_hold_everything(tmp_path: Path) -> None:
+    """A page that has changed may have had the record of what seems to have none."""
+    path = tmp_path / "records.db"
+    records = Records(path)
+    for number in range(200):
+        add(records, f"{number}-{'x' * 100}")
+    records.close()
+    with path.open("r+b") as file:
+        file.seek(os.path.getsize(path) - 4096)
+        file.write(b"\xff" * 4096)
+    records = Records(path)
+    assert records.leftovers(["1", "new-4"]) == ()
+    assert "docs/damaged-database.md" not in (tmp_path / "records.db.held").read_text()
+    records.close()
+
+
 def test_records_survive(tmp_path: Path) -> None:
     """What was answered is there after the process was killed: a copy of the files as they are is opened."""
     first = Records(tmp_path / "records.db")
