@@ -42,7 +42,7 @@ class NodeHealth(Mapping[str, int]):
             needed = (name,)
         else:
             raise KeyError(name)
-        return SERVING if all(self._routes[n].home.up for n in needed) else NOT_SERVING
+        return SERVING if all(self._routes[n].usual.up for n in needed) else NOT_SERVING
 
     def __iter__(self) -> Iterator[str]:
         yield from (*_OWN, *SERVICES, *self._routes.hops)
@@ -54,7 +54,7 @@ class NodeHealth(Mapping[str, int]):
         """Whether the service behind a hop is healthy, and why not. One that is away is waited for as if ``call`` went
         there: a node that starts is not broken.
         """
-        upstream = self._routes[name].home
+        upstream = self._routes[name].usual
         try:
             await upstream.ready(call)
         except errors.Unavailable:

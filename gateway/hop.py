@@ -52,6 +52,12 @@ class Hop(hops.Hop[Upstream]):
         """The route's own service."""
         return self._target
 
+    @property
+    def usual(self) -> Upstream:
+        """The upstream of a call that is of no namespace in particular, for those who ask how it is."""
+        last = self._choosing[-1] if self._choosing else None
+        return self._elsewhere[last.terms.backend].home if last is not None and last.whole else self._target
+
     def to(self, namespace: str, key: str = "") -> Upstream:
         return self._among(namespace) if self._choosing else self._target
 

@@ -92,7 +92,7 @@ class RemoteRecords:
         self._pause = pause
         self._full = full
         self._hop = metadata
-        self._metadata = metadata.to("")
+        self._metadata = metadata.usual
         """To whom this gateway announces itself."""
         self._events = events
         self._hello = pb.ConnectRequest(incarnation=str(uuid.uuid4()), content=content, snapshotters=snapshotters)
@@ -124,12 +124,12 @@ class RemoteRecords:
         Unavailable if it does not answer in time.
         """
         self.lead_to(backends)
-        metadata = self._hop.to("")
+        metadata = self._hop.usual
         await metadata.ready()
         await self._say(metadata)
 
     def _announce(self) -> None:
-        metadata = self._hop.to("")
+        metadata = self._hop.usual
         if metadata is not self._metadata:
             self._metadata = metadata
             self._connected.clear()
@@ -256,7 +256,7 @@ class RemoteRecords:
 
     async def objects(self, backend: str, limit: int = 0) -> Objects:
         """What a backend holds; so many of the things are named."""
-        metadata = self._hop.to("")
+        metadata = self._hop.usual
         await metadata.ready()
         request = pb.ListObjectsRequest(backend=backend, limit=limit)
         return convert.objects_from_pb(await _method(metadata, "ListObjects")(request, stall=_STALL))
@@ -265,7 +265,7 @@ class RemoteRecords:
         """Drop the records of all that a candidate's backend holds; answers what was dropped. It must not be among
         :meth:`candidates` any more.
         """
-        metadata = self._hop.to("")
+        metadata = self._hop.usual
         await metadata.ready()
         request = pb.ForgetObjectsRequest(backend=backend)
         return convert.objects_from_pb(await _method(metadata, "ForgetObjects")(request, timeout=None))

@@ -59,7 +59,9 @@ def _path(root: Path) -> Path:
     return root / "gateway" / "routes.json"
 
 
-def _candidate(found: dict[str, Any]) -> Candidate:
+def _candidate(found: Any) -> Candidate:
+    if not isinstance(found, dict):
+        raise TypeError(f"{found!r:.100} is no candidate")
     values: dict[str, Any] = {}
     hints = get_type_hints(Terms)
     for each in dataclasses.fields(Terms):
