@@ -347,7 +347,10 @@ class GrpcioCarrier:
             return answer
         except grpc.RpcError as error:
             _tell(error.trailing_metadata())
-            raise await self.error(error.code(), error.details(), error.trailing_metadata()) from None
+            details = error.details()
+            if details == _LATE:
+                details = str(errors.DeadlineExceeded(f"{path}: service {self._name} did not answer in time"))
+            raise await self.error(error.code(), details, error.trailing_metadata()) from None
 
     def stream(self, path: str, metadata: Metadata, timeout: float | None) -> _Stream:
         method = self._method(path, self._there().stream_stream)
@@ -415,6 +418,8 @@ _TRANSPORT = (
     "RST_STREAM",
 )
 
+_LATE = "Deadline Exceeded"
+"""What grpcio says of a call whose time is over."""
 _SEND_FAILED = "Internal error from Core"
 """grpc.aio's message, with INTERNAL, in place of the status of a call that ends just while a message is being sent."""
 

@@ -214,7 +214,7 @@ class Channel(_Frames):
             async with asyncio.timeout(timeout):
                 response = await future
         except TimeoutError:
-            raise errors.DeadlineExceeded from None
+            raise errors.DeadlineExceeded(f"{path}: {self.name} did not answer within {timeout:.3g} s") from None
         finally:
             self._pending.pop(stream, None)
         if response.status.code:
@@ -333,7 +333,7 @@ class Server:
             failure = (
                 error
                 if isinstance(error, errors.NodeError)
-                else errors.DeadlineExceeded()
+                else errors.DeadlineExceeded(f"{path}: not done in the time that its caller allowed")
                 if isinstance(error, TimeoutError)
                 else errors.of_machine(error, path)
             )

@@ -267,7 +267,9 @@ class ServerCall:
 
     def expire(self) -> None:
         """The deadline has passed."""
-        error = errors.DeadlineExceeded(f"{self.call.method}: not done in the time that its caller allowed")
+        error = errors.DeadlineExceeded(
+            f"service {self.link.server.name()}: {self.call.method}: not done in the time that its caller allowed"
+        )
         logs.failed(self.call.method, self.call.optional_namespace, error)
         self.fail(error)
         if self._task is not None and not self._task.done():

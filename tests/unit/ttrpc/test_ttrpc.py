@@ -156,7 +156,7 @@ async def test_timeout_is_deadline_exceeded_on_both_sides(served: tuple[Task, Pa
     """A call that takes too long fails with DEADLINE_EXCEEDED, its handler is cancelled, and the connection goes on."""
     task, path = served
     async with ttrpc.Channel(path) as channel:
-        with pytest.raises(errors.DeadlineExceeded):
+        with pytest.raises(errors.DeadlineExceeded, match="Task/Wait: "):
             await channel.client(TASK).Wait(shim_pb2.WaitRequest(), timeout=0.1)
         await asyncio.wait_for(task.cancelled.wait(), 5)
         assert (await channel.client(TASK).State(shim_pb2.StateRequest(id="b"))).id == "b"
