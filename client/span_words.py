@@ -85,6 +85,8 @@ def _notes(span: Span) -> Iterator[str]:
         yield what
     if reason := text(attributes.get("splitd.pause.reason")):
         yield reason
+    if fault := text(attributes.get("splitd.fault")):
+        yield f"splitd fault {fault}"
     if said := named_layer(layer(span)):
         yield said
     if container := text(attributes.get("container.id")):

@@ -128,8 +128,9 @@ class Fault:
             return False
         self.injected += 1
         span = tracing.current()
-        span.set(**{"splitd.fault": self.name})
-        span.event("fault.injected", **{"splitd.fault": str(self.spec)})
+        does = f"{self.name}: {self.spec}"
+        span.set(**{"splitd.fault": does})
+        span.event("fault.injected", **{"splitd.fault": does})
         span.keep()
         return True
 

@@ -17,13 +17,14 @@ from api.containerd.services.content.v1 import content_pb2, content_stubs
 from api.containerd.services.images.v1 import images_pb2, images_stubs
 from api.containerd.services.streaming.v1 import streaming_stubs
 from api.containerd.types.transfer import registry_pb2
-from client.taps_remote import Called, Passed, RemoteTaps
+from client.taps_remote import Asked, Called, Passed, RemoteTaps
 from gateway.config import Config
 from gateway.relay import Relay
 from gateway.routes import Routes
 from gateway.taps_server import TapsServicer
 from services.kit import errors, rpc
 from services.kit.rpc import NAMESPACE, Call
+from tests.spans import Kind, recorded
 from tests.support import eventually_async
 
 pytestmark = pytest.mark.once
@@ -257,3 +258,31 @@ async def test_a_client_that_leaves_ends_the_call(place: Path) -> None:
             await stream.receive()
         seen = await anext(events)
     assert (seen.code, seen.sent, seen.received) == (errors.Cancelled.code, 1, 1)
+
+
+async def test_a_fault_is_in_the_trace(place: Path) -> None:
+    """On the client's span, with what it does: of a call that passes through, and of one that a servicer makes. Both
+    transports have such a span then, and the tap's trace is the call's.
+    """
+    async with scene(place) as here, tapped(here, service="images") as events:
+        fault = await here.taps.fault(Asked(service="images", method="*", error="ABORTED", share=1.0))
+        with recorded() as spans:
+            with pytest.raises(errors.Aborted, match=f"injected by splitd fault \\({fault.id}\\)"):
+                await get(here, "a")
+            with pytest.raises(errors.Aborted):
+                async with here.channel.client(streaming_stubs.STREAMING).Stream(headers=HEADERS) as stream:
+                    await stream.send(AnyMessage(type_url="a"))
+                    await stream.receive()
+            for name in ("images.v1.Images/Get", "streaming.v1.Streaming/Stream"):
+                faulted = [
+                    span for span in spans.named(f"containerd.services.{name}") if "splitd.fault" in span.attributes
+                ]
+                (span,) = faulted
+                assert span.kind is Kind.CLIENT
+                assert span.attributes["splitd.fault"] == f"{fault.id}: {fault.words}"
+                assert [event.name for event in span.events] == ["fault.injected"]
+                assert span.status.failed
+                seen = await anext(events)
+                assert seen.trace == f"{span.context.trace_id:032x}"
+        await here.taps.stop(fault.id)
+        assert here.images.asked == 0
