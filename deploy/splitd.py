@@ -105,23 +105,27 @@ def run(words: list[str]) -> int:
 def main() -> NoReturn:
     """The entry point of ``splitd`` and of ``python -m deploy``."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `splitd logs X | head` ends quietly
+    sys.exit(answered(sys.argv[1:]))
+
+
+def answered(words: list[str]) -> int:
+    """As :func:`run`, but an error is a line on standard error, and an exit code. argparse's raise SystemExit."""
     try:
         if "_ARGCOMPLETE" in os.environ:  # a shell asks for TAB completion
             from deploy import completion
 
             completion.complete(parser())
-        code = run(sys.argv[1:])
+        return run(words)
     except KeyboardInterrupt:
-        code = 130
+        return 130
     except (Failure, errors.NodeError) as failure:
         complain(*(failure.lines if isinstance(failure, Failure) else (str(failure),)))
-        code = failure.code if isinstance(failure, Failure) else 1
+        return failure.code if isinstance(failure, Failure) else 1
     except Exception as error:
         if os.environ.get("SPLITD_DEBUG"):
             raise
         complain(_described(error))
-        code = 1
-    sys.exit(code)
+        return 1
 
 
 def _described(error: Exception) -> str:

@@ -17,7 +17,7 @@ from deploy import memory, supervision, transferring
 from deploy.failure import Failure
 from deploy.health import Registry
 from deploy.place import Place, load_node
-from deploy.splitd import loaded, run
+from deploy.splitd import answered, loaded, run
 from deploy.verbs import VERBS
 from deploy.verbs.status import troubled
 from services.kit import version
@@ -87,13 +87,30 @@ def test_a_command_needs_no_current_directory(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(("words", "said"), MISTYPED, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
-def test_a_mistyped_word_is_answered_by_one_line_with_the_choices(words: list[str], said: str) -> None:
+def test_a_mistyped_word_is_answered_by_one_line_with_the_choices(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The exit code is 2, and one line on standard error names the valid words."""
-    done = splitd(*words, ok=None)
-    assert done.returncode == 2, done.stderr
-    assert said in done.stderr
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert not done.stdout
+    assert code_of(words) == 2
+    done = capsys.readouterr()
+    assert said in done.err
+    assert len(done.err.splitlines()) == 1, done.err
+    assert not done.out
+
+
+def code_of(words: list[str]) -> int | str | None:
+    """The exit code of a command, without a process of its own."""
+    try:
+        return answered(words)
+    except SystemExit as ended:  # argparse's
+        return ended.code
+
+
+def test_a_mistyped_word_is_the_programs_exit_code() -> None:
+    """So it is for the program itself."""
+    done = splitd("upp", ok=None)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "did you mean 'up'?" in done.stderr
 
 
 def test_without_a_verb_the_verbs_are_shown() -> None:
@@ -104,9 +121,10 @@ def test_without_a_verb_the_verbs_are_shown() -> None:
 
 
 @pytest.mark.parametrize("word", ["ps", "sh", "cp", "top", "frobnicate", "build"])
-def test_a_word_that_is_like_no_verb_suggests_none_that_acts(word: str) -> None:
+def test_a_word_that_is_like_no_verb_suggests_none_that_acts(word: str, capsys: pytest.CaptureFixture[str]) -> None:
     """`ps` and `push` have only two letters in common."""
-    said = splitd(word, ok=False).stderr
+    assert code_of([word]) == 2
+    said = capsys.readouterr().err
     assert not re.search("did you mean '(up|down|push|pull|restart)'", said), said
 
 
