@@ -69,9 +69,9 @@ class Calls:
 
         try:
             while some := await rpc.shielded(step(lambda: list(islice(things, batch)))):
-                for thing in some:
-                    yield thing
-                del thing, some  # a piece of a blob that the client has not read yet is kept by its message only
+                some.reverse()
+                while some:
+                    yield some.pop()  # while the client has not read a piece of a blob, only its message keeps it
         finally:
             if inspect.isgenerator(things):
                 await rpc.shielded(step(things.close))
