@@ -26,7 +26,7 @@ from gateway.snapshotters import Snapshotters
 from gateway.taps_server import TapsServicer
 from gateway.upstream import Upstream
 from gateway.writes import Commit
-from services.kit import loops, process, rpc, settings, ttrpc
+from services.kit import loops, metrics, process, rpc, settings, ttrpc
 from services.kit.config import load_metrics
 from services.kit.health import HealthServicer
 
@@ -46,6 +46,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
     routes.changed.append(lambda: records.snapshotters(routes.snapshotters))
     containers = Containers(routes["tasks"], node.root, timeout=config.task_timeout)
     replacing = Replacing(routes, records, node.root, candidates(file), containers=containers)
+    metrics.source(replacing.families)
     intents = Intents(records)
     commit = Commit(records, intents)
     content = ContentServicer(routes["content"], records, commit, config)
@@ -111,11 +112,11 @@ async def serve(file: settings.File, node: settings.Node) -> None:
 
                 probes = Probes(routes, snapshotters.names)
                 await stack.enter_async_context(loops.running("health over HTTP", lambda: probes.serve(address)))
-            if metrics := load_metrics(file).address:
+            if page_address := load_metrics(file).address:
                 from gateway.metrics import Page
 
                 page = Page(routes, node.state)
-                await stack.enter_async_context(loops.running("metrics over HTTP", lambda: page.serve(metrics)))
+                await stack.enter_async_context(loops.running("metrics over HTTP", lambda: page.serve(page_address)))
             await process.until_signal()
 
 

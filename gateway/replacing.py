@@ -30,7 +30,7 @@ from gateway.judge import Judge
 from gateway.routes import Routes
 from gateway.store import Objects
 from gateway.upstream import Upstream
-from services.kit import errors, loops, metrics
+from services.kit import errors, loops
 from services.kit.addresses import Address
 from services.kit.metrics import Family, Sample
 
@@ -109,7 +109,6 @@ class Replacing:
         records.lead_to(self._backends())
         self._stand()
         routes.changed.append(self._stand)
-        metrics.source(self._families)
 
     # -- what there is
 
@@ -381,7 +380,8 @@ class Replacing:
 
     # -- metrics
 
-    async def _families(self) -> Sequence[Family]:
+    async def families(self) -> Sequence[Family]:
+        """For :func:`services.kit.metrics.source`."""
         if not self._all:
             return ()
         backends = [({"backend": each.terms.backend}, each) for each in self._all]

@@ -62,6 +62,12 @@ class Shadow:
         self._dropped: Counter[str] = Counter()
         self._loop = loops.start(f"the shadow of {wanted.route}", self._run)
 
+    @property
+    def words(self) -> str:
+        """For ``splitd routes``."""
+        trouble = f", and is down: {self.trouble}" if self.trouble else ""
+        return f"shadow: {self.wanted.address} gets copies of {self._share:.0%} of its calls{trouble}"
+
     def shown(self) -> pb.Shadow:
         return pb.Shadow(
             route=self.wanted.route,

@@ -169,6 +169,22 @@ async def test_it_goes_when_metadata_says_that_it_has_nothing(place: Path, recor
     assert (records.known, standing.kept(place)) == ([], [])
 
 
+async def test_metrics_tell_of_candidates(place: Path, records: Records) -> None:
+    """By backend; without candidates there is nothing to tell."""
+    of = replacing(place, records)
+    assert not await of.families()
+    await of.replace(terms())
+    of._routes["content"].new("n")
+    found = {
+        family.name: [(dict(sample.labels), sample.value) for sample in family.samples]
+        for family in await of.families()
+    }
+    by = {"backend": "content@mine"}
+    assert found["splitd_candidate_sent_home"] == [(by, 1.0)]
+    assert found["splitd_candidate_chosen"] == [(by, 0.0)]
+    assert (found["splitd_candidate_up"], found["splitd_candidate_taking"]) == ([(by, 0.0)], [(by, 1.0)])
+
+
 async def test_the_same_name_elsewhere_is_the_same_store(place: Path, records: Records) -> None:
     """It has moved: its objects are asked for there from now on."""
     of = replacing(place, records)
