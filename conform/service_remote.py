@@ -16,6 +16,7 @@ from typing import Any
 
 from google.protobuf import message_factory, text_format
 from google.protobuf.descriptor import FieldDescriptor, ServiceDescriptor
+from google.protobuf.message import DecodeError
 
 from api.containerd.services.content.v1 import content_stubs
 from api.containerd.services.leases.v1 import leases_pb2, leases_stubs
@@ -36,12 +37,15 @@ CONTENT, SNAPSHOT = "content", "snapshot"
 
 SERVICES: Mapping[str, ServiceDescriptor] = {CONTENT: content_stubs.CONTENT, SNAPSHOT: snapshots_stubs.SNAPSHOTS}
 
-_REQUESTS: Mapping[str, Any] = {
-    rpc.method_path(method): message_factory.GetMessageClass(method.input_type)
+_MESSAGES: Mapping[str, tuple[Any, Any]] = {
+    rpc.method_path(method): (
+        message_factory.GetMessageClass(method.input_type),
+        message_factory.GetMessageClass(method.output_type),
+    )
     for service in (*SERVICES.values(), localfiles_stubs.LOCAL_FILES)
     for method in service.methods
 }
-"""The message that each method is asked with."""
+"""The messages of each method: what it is asked with, and what it answers."""
 
 
 class CannotRun(Exception):
@@ -50,11 +54,16 @@ class CannotRun(Exception):
 
 @dataclass(slots=True)
 class Asked:
-    """A call that was made: its method, the fields of its last request, and what came."""
+    """A call that was made: its path, the fields of its last request, and what came."""
 
-    method: str
+    path: str
     request: str
     answer: str = "none yet"
+
+    @property
+    def method(self) -> str:
+        """The service's full name, and the method's."""
+        return self.path.removeprefix("/")
 
 
 class _Channel(rpc.Channel):
@@ -82,7 +91,7 @@ class Witness:
 
     def ask(self, path: str, request: bytes) -> Asked:
         """Note a request."""
-        asked = Asked(path.removeprefix("/"), _fields(path, request))
+        asked = Asked(path, _fields(path, 0, request))
         self.asked.append(asked)
         return asked
 
@@ -96,12 +105,12 @@ class Witness:
                 raise
             self.unanswered += 1
             asked.answer = f"no answer within {self.seconds:g} s"
-            raise NoAnswer(f"{asked.method}: {asked.answer}") from error
+            raise NoAnswer.verbatim(f"{asked.method}: {asked.answer}") from error
         except errors.NodeError as error:
             self.unanswered += isinstance(error, errors.Disconnected)
             asked.answer = described(error)
             raise
-        asked.answer = "OK"
+        asked.answer = f"OK {{{_fields(asked.path, 1, answer)}}}" if answer else "OK"
         return answer
 
     async def unary(self, path: str, request: bytes, headers: rpc.Headers, go: Callable[[], Awaitable[bytes]]) -> bytes:
@@ -117,7 +126,7 @@ class _WitnessedStream:
 
     def __init__(self, witness: Witness, path: str, inner: CarriedStream) -> None:
         self._witness, self._path, self._inner = witness, path, inner
-        self._asked = Asked(path.removeprefix("/"), "")
+        self._asked = Asked(path, "")
         self._hung: NoAnswer | None = None
 
     async def _bounded(self, go: Callable[[], Awaitable[Any]]) -> Any:
@@ -150,11 +159,14 @@ class _WitnessedStream:
         self._inner.cancel()
 
 
-def _fields(path: str, request: bytes) -> str:
-    """The fields of a request as one bounded line; bytes by their number."""
-    if path not in _REQUESTS:
-        return f"{len(request)} bytes"
-    message = _REQUESTS[path].FromString(request)
+def _fields(path: str, which: int, data: bytes) -> str:
+    """The fields of a message of a method (0: a request, 1: an answer) as one bounded line; bytes by their number."""
+    if path not in _MESSAGES:
+        return f"{len(data)} bytes"
+    try:
+        message = _MESSAGES[path][which].FromString(data)
+    except DecodeError:
+        return f"{len(data)} bytes that are no message"
     for each, value in message.ListFields():
         if each.type == FieldDescriptor.TYPE_BYTES and len(value) > 40:
             setattr(message, each.name, f"<{len(value)} bytes>".encode())

@@ -327,6 +327,21 @@ async def list_(case: SnapshotCase) -> None:
         await case.listed("name=~x")
 
 
+@rule(
+    source=f"{BOLT}: a transaction that a refusal leaves open stops the write that next makes the file larger, as that "
+    "of Mounts does in fuse-overlayfs-snapshotter 2.1.7"
+)
+async def a_refusal_leaves_nothing_open(case: SnapshotCase) -> None:
+    """After calls that were refused the service takes as much as before."""
+    snapshotter, none = case.snapshotter, f"{case.key}-nothing"
+    for refused in (snapshotter.stat, snapshotter.mounts, snapshotter.usage, snapshotter.remove):
+        with case.refused(errors.NotFound):
+            await refused(none)
+    await snapshotter.prepare(f"{case.key}-a", "", ROOTED)
+    many = {**ROOTED, **{f"l{number}": "x" * 4000 for number in range(60)}}
+    equal((await snapshotter.update(f"{case.key}-a", many)).labels, many, "the labels")
+
+
 @rule(source=f"{INTERFACE}: Walk; {SERVICE}: List; core/snapshots/testsuite/issues.go: checkStatInWalk")
 async def calls_are_answered_during_a_list(case: SnapshotCase) -> None:
     """A List of more than one message shows every snapshot as Stat does, and other calls are answered meanwhile."""

@@ -145,11 +145,11 @@ async def test_filters_that_are_ignored_are_found(place: Path) -> None:
 
 
 async def test_a_call_that_hangs_is_bounded(place: Path) -> None:
-    """The rule that asked it fails, and the rest of them are tried, since the service answers other calls."""
+    """The rules that ask it fail, and the rest of them are tried, since the service answers other calls."""
     async with snapshots(faulty.HangsInMounts, place) as service:
         results = await tried(Run(service, "splitd-conform-test", place), *RECORDS)
         found = broken(results)
-    assert list(found) == ["mounts_of_what_is_not_there"]
+    assert list(found) == ["mounts_of_what_is_not_there", "a_refusal_leaves_nothing_open"]
     check(found["mounts_of_what_is_not_there"], "Mounts", "NOT_FOUND", "no answer within 2 s")
     assert not [result for result in results if "does not answer" in result.reason]
 
@@ -184,6 +184,16 @@ async def test_a_service_without_a_fault_conforms_and_keeps_nothing(place: Path)
         assert not run.left
         assert await service.store.list_statuses() == []
         assert [info async for info in service.store.list()] == []
+
+
+async def test_a_service_at_a_port(place: Path) -> None:
+    """On this machine it is tried as at a socket."""
+    with contextlib.closing(LocalStore(place / "content")) as store:
+        async with rpc.serving("127.0.0.1:0", [ContentServicer(store)], grace=0.1) as server:
+            where = address(str(server.address))
+            async with opened(where, CONTENT, namespace="n", seconds=5) as service:
+                results = await tried(Run(service, "splitd-conform-test", place), "progress", "resume")
+    assert [result.outcome for result in results] == [Outcome.KEPT, Outcome.KEPT]
 
 
 async def test_a_stores_own_things_are_not_touched(place: Path) -> None:

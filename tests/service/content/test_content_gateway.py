@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from api.containerd.services.namespaces.v1 import namespaces_pb2, namespaces_stubs
+from conform.running import RULES, Outcome, Run
+from conform.service_remote import CONTENT, opened
 from services.content.remote import RemoteFiles, RemoteStore
 from services.content.store import Files, Store
 from services.kit import rpc
+from services.kit.addresses import address
 from tests.suites.content import ContentSuite, FilesSuite, leased
 from tests.support import ServiceProcess, short_directory
 
@@ -60,3 +64,23 @@ class TestGatewayFiles(FilesSuite):
     @pytest.fixture
     def files(self, channel: rpc.Channel, headers: dict[str, str]) -> Files:
         return RemoteFiles(channel, headers)
+
+
+async def test_a_daemon_is_tried_in_a_namespace_of_its_own(state: Path, place: Path) -> None:
+    """``splitd conform`` takes a gateway or a containerd by its leases. Afterwards its lease and its namespace are gone."""
+    rules = [
+        rule for rule in RULES[CONTENT] if rule.name in ("resume", "another_total_begins_anew", "list_many", "locate")
+    ]
+    async with opened(address(state / "containerd.sock"), CONTENT, namespace="splitd-conform-x", seconds=10) as service:
+        run = Run(service, "splitd-conform-x", place)
+        outcomes = {result.rule.name: result.outcome async for result in run.results(rules)}
+    assert outcomes == {
+        "resume": Outcome.KEPT,
+        "another_total_begins_anew": Outcome.NOT_RUN,
+        "list_many": Outcome.KEPT,
+        "locate": Outcome.NOT_OFFERED,  # LocalFiles is for the node's own processes
+    }
+    assert not [*run.left, *service.left]
+    async with rpc.Channel(state / "containerd.sock") as channel:
+        listed = await channel.client(namespaces_stubs.NAMESPACES).List(namespaces_pb2.ListNamespacesRequest())
+    assert "splitd-conform-x" not in [each.name for each in listed.namespaces]
