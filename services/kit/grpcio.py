@@ -347,9 +347,12 @@ class GrpcioCarrier:
             return answer
         except grpc.RpcError as error:
             _tell(error.trailing_metadata())
-            details = error.details()
-            if details == _LATE:
-                details = str(errors.DeadlineExceeded(f"{path}: service {self._name} did not answer in time"))
+            details = error.details() or ""
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not details.endswith(
+                errors.DeadlineExceeded.suffix
+            ):
+                late = f"{path}: service {self._name} did not answer in time ({details})"  # of grpcio's own making
+                details = errors.DeadlineExceeded.with_suffix(late)
             raise await self.error(error.code(), details, error.trailing_metadata()) from None
 
     def stream(self, path: str, metadata: Metadata, timeout: float | None) -> _Stream:
@@ -418,8 +421,6 @@ _TRANSPORT = (
     "RST_STREAM",
 )
 
-_LATE = "Deadline Exceeded"
-"""What grpcio says of a call whose time is over."""
 _SEND_FAILED = "Internal error from Core"
 """grpc.aio's message, with INTERNAL, in place of the status of a call that ends just while a message is being sent."""
 
