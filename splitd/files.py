@@ -8,7 +8,7 @@ import errno
 import json
 import logging
 import os
-import shutil
+import subprocess
 import threading
 import time
 from io import FileIO
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from services.kit.files import replace, sync_directory
-from services.snapshots.disk import sync_filesystem
+from services.snapshots.disk import remove_small, sync_filesystem
 
 __all__ = ["Filesystem", "attribute", "remove_tree", "replace", "set_attribute", "sync_directory"]
 
@@ -24,14 +24,15 @@ log = logging.getLogger(__name__)
 
 
 def remove_tree(directory: Path) -> bool:
-    """Remove a directory with everything in it. Returns whether it is gone; what cannot be removed is logged."""
-    shutil.rmtree(directory, onerror=_log)
+    """Remove a directory with everything in it, but for what is mounted there. Returns whether it is gone; what cannot
+    be removed is logged.
+    """
+    if not remove_small(str(directory)):
+        command = ["rm", "--recursive", "--force", "--one-file-system", "--", str(directory)]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        if done.returncode:
+            log.warning("%s cannot be removed: %s", directory, done.stderr.strip())
     return not os.path.lexists(directory)
-
-
-def _log(_: object, path: str, error: tuple[type[BaseException], BaseException, object]) -> None:
-    if not isinstance(error[1], FileNotFoundError):  # another call has removed it
-        log.warning("%s cannot be removed: %s", path, error[1])
 
 
 def attribute(file: FileIO | Path, name: str) -> Any:

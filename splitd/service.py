@@ -118,9 +118,11 @@ async def _serve(made: Service, root: Path, where: Path | str, grace: float, tls
     if isinstance(made, Snapshotter):
         adapted = AdaptedSnapshotter(made)
         servicer = SnapshotsServicer(adapted)
-    else:
+    elif isinstance(made, Store):
         adapted = AdaptedStore(made)
         servicer = ContentServicer(adapted)
+    else:
+        raise TypeError(f"{made!r} is neither a splitd.snapshots.Snapshotter nor a splitd.content.Store")
     try:
         async with rpc.serving(where, [servicer, StampServicer(root)], grace=grace, relayed=True, tls=tls):
             await process.until_signal()

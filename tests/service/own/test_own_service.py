@@ -15,6 +15,7 @@ import pytest
 from services.kit import errors, rpc
 from services.kit.addresses import Address
 from services.snapshots.remote import RemoteSnapshotter
+from splitd.files import remove_tree
 from tests.collector import Collector
 from tests.fake_registry import Authority
 from tests.support import TOP, OwnService, ServiceProcess, directory_with_attributes, eventually, splitd
@@ -109,6 +110,22 @@ async def test_a_port_with_tls_lets_in_who_has_a_certificate(place: Path) -> Non
                         assert (answered, found) == (True, [])
         finally:
             process.terminate()
+
+
+@pytest.mark.root
+def test_what_is_mounted_in_a_tree_is_not_removed(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It may be a container's volume. The tree goes once it is unmounted."""
+    volume = place / "d/volume"
+    volume.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "none", volume], check=True)
+    try:
+        (volume / "kept").write_text("x")
+        assert not remove_tree(place / "d")
+        assert (volume / "kept").read_text() == "x"
+        assert "cannot be removed" in caplog.text
+    finally:
+        subprocess.run(["umount", volume], check=True)
+    assert remove_tree(place / "d")
 
 
 async def test_a_bug_is_in_the_log_and_the_client_gets_internal(place: Path) -> None:
