@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from deploy.processes import PROCESSES, Process
-from services.kit import errors, exporting, settings
+from services.kit import errors, exporting, page_address, settings
 from services.kit.config import load_metrics
 
 ENTRIES = {"proxy_plugins": "gateway.config:ProxyPlugin", "services": "gateway.config:Service"}
@@ -163,10 +163,8 @@ def _overlapping(file: settings.File) -> Iterator[str]:
     found = [(f"[{table}] address", address) for table, address in served.items() if address]
     if len(found) < 2:
         return
-    from services.kit.http_server import overlap  # most nodes need it not
-
     for (one, first), (other, second) in itertools.combinations(found, 2):
-        if overlap(first, second):
+        if page_address.overlap(first, second):
             yield (
                 f"config file {file.path}: {one} {first!r} and {other} {second!r} are one place: only one of "
                 "them can be served"

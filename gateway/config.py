@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from gateway.candidates import ALL, KINDS, Terms, kind_of, named_by
-from services.kit import errors, settings
+from services.kit import errors, page_address, settings
 from services.kit.settings import Seconds
 
 _GONE = {"snapshotters": "the snapshots service says which snapshotters it has"}
@@ -62,13 +62,7 @@ class Health:
     """
 
     def __post_init__(self) -> None:
-        if self.address:
-            from services.kit.http_server import parse_address
-
-            try:
-                parse_address(self.address)
-            except ValueError as error:
-                raise ValueError(f"address: {error}") from None
+        page_address.check(self.address)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 from urllib.parse import urlsplit
 
-from services.kit import cgroups, logs, settings
+from services.kit import cgroups, logs, page_address, settings
 from services.wire.limits import Limits
 
 
@@ -178,13 +178,7 @@ class Metrics:
     """Count the calls of each method by how long they took, in buckets; false: only their sum and number."""
 
     def __post_init__(self) -> None:
-        if self.address:
-            from services.kit.http_server import parse_address
-
-            try:
-                parse_address(self.address)
-            except ValueError as error:
-                raise ValueError(f"address: {error}") from None
+        page_address.check(self.address)
 
 
 def load_metrics(file: settings.File) -> Metrics:

@@ -24,7 +24,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import ipaddress
 import logging
 import os
 import re
@@ -39,6 +38,7 @@ from urllib.parse import unquote_to_bytes
 
 from services.kit import loops, sockets
 from services.kit.identifiers import quoted
+from services.kit.page_address import parse_address
 
 log = logging.getLogger(__name__)
 
@@ -96,56 +96,12 @@ def failure(status: int, words: str = "", **headers: str) -> Response:
     return Response(status=status, body=f"{status} {phrase}{f': {words}' if words else ''}\n".encode(), headers=headers)
 
 
-def parse_address(text: str) -> Path | tuple[str, int]:
-    """The address to listen at: the absolute path of a unix socket, or ``HOST:PORT`` (``[::1]:80`` for IPv6; without a
-    host, all addresses of the machine). ValueError.
-    """
-    if text.startswith("/"):
-        if len(os.fsencode(text)) > 107:
-            raise ValueError(f"{text!r} is longer than the 107 bytes of a socket's path")
-        return Path(text)
-    host, colon, port = text.rpartition(":")
-    if not colon or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
-        raise ValueError(f"{text!r} is neither HOST:PORT nor the absolute path of a unix socket")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        raise ValueError(f"{text!r}: an IPv6 address stands in brackets, such as [::1]:80")
-    return host, int(port)
-
-
-def overlap(first: str, second: str) -> bool:
-    """Whether two addresses (:func:`parse_address`) exclude each other: only one server can listen there."""
-    one, other = parse_address(first), parse_address(second)
-    if isinstance(one, Path) or isinstance(other, Path):
-        return isinstance(one, Path) and isinstance(other, Path) and os.path.realpath(one) == os.path.realpath(other)
-    if one[1] != other[1] or not one[1]:
-        return False
-    return any(_covers(a, b) or _covers(b, a) for a in _hosts(one[0]) for b in _hosts(other[0]))
-
-
-def _hosts(host: str) -> tuple[str, ...]:
-    """The addresses that a host stands for, as far as this is known without asking the resolver."""
-    if not host:
-        return ("0.0.0.0", "::")  # noqa: S104 - compared, not listened at
-    if host.lower() == "localhost":
-        return ("127.0.0.1", "::1")
-    try:
-        return (str(ipaddress.ip_address(host)),)
-    except ValueError:
-        return (host.lower(),)
-
-
-def _covers(wide: str, other: str) -> bool:
-    return wide in (other, "::" if ":" in other else "0.0.0.0")  # noqa: S104 - compared, not listened at
-
-
 @contextlib.asynccontextmanager
 async def serving(
     address: str, handler: Handler, limits: Limits = Limits(), *, grace: float = 1.0
 ) -> AsyncIterator[Server]:
-    """Serve at ``address`` (:func:`parse_address`) until the block ends. Answers that are under way then have ``grace``
-    seconds. OSError if the server cannot listen there.
+    """Serve at ``address`` (:mod:`services.kit.page_address`) until the block ends. Answers that are under way then
+    have ``grace`` seconds. OSError if the server cannot listen there.
 
     A unix socket is its owner's only (mode 0600). A socket that a dead process left is replaced. A socket at which a
     process listens, and any other file, is left alone.
@@ -211,7 +167,7 @@ async def _unix(path: Path) -> socket.socket:
 
 
 class Server:
-    """A running server. ``address`` is where it listens, in the form of :func:`parse_address`."""
+    """A running server. ``address`` is where it listens, in the form of :mod:`services.kit.page_address`."""
 
     def __init__(self, handler: Handler, limits: Limits) -> None:
         self.handler = handler

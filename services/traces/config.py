@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from services.kit import page_address
 from services.kit.settings import Seconds
 
 LEAST = 16 << 20
@@ -54,10 +55,4 @@ class Config:
         for host in self.hosts:
             if not host or host.count(":") == 1 or not set(host).isdisjoint("/@[] "):
                 raise ValueError(f"hosts: {host!r} is no name: say it without scheme, port and brackets")
-        if self.address:
-            from services.kit.http_server import parse_address
-
-            try:
-                parse_address(self.address)
-            except ValueError as error:
-                raise ValueError(f"address: {error}") from None
+        page_address.check(self.address)

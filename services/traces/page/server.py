@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qs
 
-from services.kit import errors, http_server
+from services.kit import errors, http_server, page_address
 from services.kit.http_server import Request, Response
 from services.traces import comparison, verdict
 from services.traces.page import documents
@@ -88,7 +88,7 @@ class Page:
         """Serve at ``address``, also under the name of its host; for :func:`services.kit.loops.running`, which begins
         anew where it is taken.
         """
-        if isinstance(where := http_server.parse_address(address), tuple):
+        if isinstance(where := page_address.parse_address(address), tuple):
             self._hosts |= {where[0].lower()}
         await http_server.lasting("[traces] address", address, self.answer)
 

@@ -334,25 +334,3 @@ async def test_a_port_that_is_taken_is_an_error() -> None:
         with pytest.raises(OSError, match="address already in use"):
             async with http_server.serving(server.address, page):
                 pass
-
-
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ("127.0.0.1:80", ("127.0.0.1", 80)),
-        ("[::1]:80", ("::1", 80)),
-        (":80", ("", 80)),
-        ("localhost:0", ("localhost", 0)),
-        ("/run/h.sock", Path("/run/h.sock")),
-    ],
-)
-def test_addresses(text: str, found: Path | tuple[str, int]) -> None:
-    """They are written as containerd's, or as a path."""
-    assert http_server.parse_address(text) == found
-
-
-@pytest.mark.parametrize("text", ["", "x", "127.0.0.1", "h:", "h:70000", "::1:80", "h:8x", "/" + "x" * 107])
-def test_malformed_addresses(text: str) -> None:
-    """The error quotes the text."""
-    with pytest.raises(ValueError, match="is neither|in brackets|longer than"):
-        http_server.parse_address(text)

@@ -302,12 +302,9 @@ AT_THE_START = {
     ("services/kit/exporting.py", "_sender_to"),
     ("services/images/registry/config_check.py", "_of_directory"),  # of `splitd config check`
     # Only where [health], [metrics] or [traces] has an address.
-    ("services/kit/config.py", "__post_init__"),
     ("services/kit/process.py", "_count"),
     ("gateway/__main__.py", "serve"),
-    ("gateway/config.py", "__post_init__"),
     ("services/traces/__main__.py", "serve"),
-    ("services/traces/config.py", "__post_init__"),
     # In workers, whose code is kept (services/kit/kept.py).
     ("services/snapshots/diff/compare.py", "main"),
     ("services/snapshots/diff/mounted.py", "_target"),
