@@ -106,6 +106,7 @@ class Fault:
         """Calls that it meant, and those of them that it took."""
         self._random = random.Random(spec.seed)  # noqa: S311
         self.timer: asyncio.TimerHandle | None = None
+        self.over = asyncio.Event()
 
     @property
     def words(self) -> str:
@@ -134,12 +135,23 @@ class Fault:
         span.keep()
         return True
 
-    def error(self, path: str, lost: bytes = b"") -> errors.NodeError | None:
-        """The error that a call gets, if any. ``lost`` is the answer that it would have got."""
+    async def late(self, path: str, lost: bytes = b"") -> errors.NodeError | None:
+        """Hold a call up; the result is the error that it gets, if any. ``lost`` is the answer that it would have got.
+        When the fault is over, the calls that it holds go on.
+        """
+        words = f"injected by splitd fault ({self.name})"
+        if self.spec.latency:
+            try:
+                async with asyncio.timeout(self.spec.latency):
+                    await self.over.wait()
+                return None
+            except TimeoutError:
+                pass
+            except asyncio.CancelledError:  # whoever has no more time for it is told why
+                raise asyncio.CancelledError(f"late, {words}") from None
         if not self.spec.error:
             return None
-        kind = errors.BY_CODE[CODES[self.spec.error]]
-        error = kind(f"{path.rpartition('/')[2]}: injected by splitd fault ({self.name})")
+        error = errors.BY_CODE[CODES[self.spec.error]](f"{path.rpartition('/')[2]}: {words}")
         error.injected, error.lost = self.spec.when, lost
         return error
 
@@ -147,13 +159,11 @@ class Fault:
         if not self._takes(path, headers):
             return await go()
         if self.spec.when == "before":
-            await asyncio.sleep(self.spec.latency)
-            if (error := self.error(path)) is not None:
+            if (error := await self.late(path)) is not None:
                 raise error
             return await go()
         answer = await go()
-        await asyncio.sleep(self.spec.latency)
-        if (error := self.error(path, answer)) is not None:
+        if (error := await self.late(path, answer)) is not None:
             raise error
         return answer
 
@@ -177,8 +187,7 @@ class _Before:
     async def _wait(self) -> None:
         async with self._waited:
             if not self._over:
-                await asyncio.sleep(self._fault.spec.latency)
-                self._failure = self._fault.error(self._path)
+                self._failure = await self._fault.late(self._path)
                 if self._failure is not None:
                     self._carried.cancel()
                 self._over = True
@@ -232,8 +241,7 @@ class _After:
             raise self._failure
         message = await self._carried.receive()
         if message is None or (self._path == WRITE and is_commit(message)):
-            await asyncio.sleep(self._fault.spec.latency)
-            self._failure = self._fault.error(self._path, message or b"")
+            self._failure = await self._fault.late(self._path, message or b"")
             if self._failure is not None:
                 raise self._failure
         return message
@@ -282,6 +290,7 @@ class Faults:
 
     def _end(self, fault: Fault, how: str) -> None:
         self._all.pop(fault.name, None)
+        fault.over.set()
         self._standing.take(fault)
         if fault.timer is not None:
             fault.timer.cancel()

@@ -22,7 +22,7 @@ from gateway.operation import CURRENT
 from gateway.store import Committed, Ingest, Intent, Outcome, Records
 from gateway.upstream import Upstream, raw_headers
 from services.kit import errors, tracing
-from services.kit.rpc import Call, Stream, method_path, shielded
+from services.kit.rpc import Call, Stream, method_path, shielded, silent
 from services.kit.timestamps import time_to_pb
 
 log = logging.getLogger(__name__)
@@ -182,8 +182,8 @@ async def received(raw: Upstream, stream: Stream[bytes, bytes], stall: float) ->
     try:
         async with asyncio.timeout(None if raw.channel.watched else stall):
             return await stream.receive()
-    except TimeoutError:
-        raise errors.Unavailable(f"service {raw.name} has been silent for {stall:g} s") from None
+    except TimeoutError as error:
+        raise silent(raw.name, stall, error) from None
 
 
 def is_commit(answer: bytes) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Literal, Protocol
 
 from services.kit import errors, observer
 from services.kit.call import Headers
@@ -45,8 +45,12 @@ async def surrounded(
 ) -> bytes:
     """The answer of a unary call that ``go`` makes, with ``around`` around it. ``timeout``, in seconds, is for both;
     ``stall`` for the time in which ``go`` does not run: the called process keeps its own.
+
+    What then ends the call is ``around``, and the error is marked so (``NodeError.injected``): nobody repeats the call.
     """
     loop = asyncio.get_running_loop()
+    by: Literal["", "before", "after"] = "before"
+    answer = b""
     try:
         with observer.inside(observed):
             async with asyncio.timeout(timeout) as limit, asyncio.timeout(stall) as still:
@@ -56,17 +60,35 @@ async def surrounded(
                         still.reschedule(until)
 
                 async def going() -> bytes:
+                    nonlocal by, answer
                     pause(None)
+                    by = ""
                     try:
-                        return await go()
+                        answer = await go()
+                        by = "after"
+                        return answer
                     finally:
                         pause(None if stall is None else loop.time() + stall)
 
                 return await around.unary(path, request, {**headers, **dict(observed.headers())}, going)
-    except TimeoutError:
+    except TimeoutError as error:
         if not (limit.expired() or still.expired()):
             raise
-        raise errors.DeadlineExceeded(f"{path}: not done in time by what stands around the call") from None
+        why = late(error) or "not done in time by what stands around the call"
+        over = errors.DeadlineExceeded(f"{path}: {why}")
+        over.injected, over.lost = by, answer
+        raise over from None
+
+
+def late(error: TimeoutError) -> str:
+    """What was waited for when the time was over, in the words of whoever waited; empty if nobody said."""
+    return str(error.__cause__) if isinstance(error.__cause__, asyncio.CancelledError) else ""
+
+
+def silent(name: str, stall: float | None, error: TimeoutError) -> errors.Unavailable:
+    """The error of a stream whose service ``name`` has sent nothing for ``stall`` seconds."""
+    why = late(error)
+    return errors.Unavailable(f"service {name} has been silent for {stall or 0.0:g} s{f' ({why})' if why else ''}")
 
 
 def surrounded_stream(

@@ -22,6 +22,7 @@ from grpc._cython import cygrpc
 
 from services.kit import errors, loops, observer, sockets
 from services.kit.addresses import Address, address
+from services.kit.around import silent
 from services.kit.call import ERROR_LIMIT, MESSAGE_LIMIT, STOPPING, TOLD, UNARY, Call, Headers, Metadata, shorter
 from services.kit.certificates import CertificateError, Certificates
 from services.kit.relays import Elsewhere, Relay, relayed
@@ -238,8 +239,8 @@ class _Relayed:
         try:
             async with asyncio.timeout(stall):
                 return await stream.receive()
-        except TimeoutError:
-            raise errors.Unavailable(f"service {name} has been silent for {stall:g} s") from None
+        except TimeoutError as error:
+            raise silent(name, stall, error) from None
 
 
 async def _pump(first: bytes | None, requests: AsyncIterator[bytes], stream: Stream[bytes, bytes]) -> None:
@@ -356,8 +357,10 @@ class GrpcioCarrier:
             raise await self.error(error.code(), details, error.trailing_metadata()) from None
 
     def stream(self, path: str, metadata: Metadata, timeout: float | None) -> _Stream:
-        method = self._method(path, self._there().stream_stream)
-        return _Stream(lambda: method(metadata=metadata, timeout=timeout), self)
+        def make() -> Any:
+            return self._method(path, self._there().stream_stream)(metadata=metadata, timeout=timeout)
+
+        return _Stream(make, self)
 
     def _method(self, path: str, make: Callable[..., Any]) -> Any:
         key = (path, make == self._channel.unary_unary)

@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from services.kit import chosen, errors, metrics, sockets
-from services.kit.around import Around
+from services.kit.around import Around, silent
 from services.kit.call import (
     CLIENT,
     ERROR_LIMIT,
@@ -121,6 +121,7 @@ __all__ = [
     "serving",
     "shielded",
     "shielded_work_done",
+    "silent",
     "transport",
 ]
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from services.kit import errors, loops
-from services.kit.around import Around, surrounded, surrounded_stream
+from services.kit.around import Around, silent, surrounded, surrounded_stream
 from services.kit.call import CLIENT, STALL, TOLD, Headers, shorter
 from services.kit.observer import Observed
 from services.kit.transport import CarriedStream, Carrier
@@ -160,10 +160,10 @@ class Attempt:
                 await self._room()
                 async with asyncio.timeout(stall) as limit:
                     message = await carried.receive()
-        except TimeoutError:
+        except TimeoutError as error:
             if not limit.expired():
                 raise
-            raise errors.Unavailable(f"service {name} has been silent for {stall:g} s") from None
+            raise silent(name, stall, error) from None
         except errors.NodeError:
             if self._broken is not None:
                 raise self._broken from None

@@ -6,6 +6,7 @@ Content, snapshots and metadata are real processes behind one gateway.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import time
@@ -83,7 +84,9 @@ def services(request: pytest.FixtureRequest) -> Iterator[Services]:
     with short_directory() as place, contextlib.ExitStack() as stack, pytest.MonkeyPatch.context() as environment:
         environment.setenv("SPLITD_GRPC_TRANSPORT", request.param)
         root, state, config = place / "r", place / "s", place / "c.toml"
-        config.write_text('[metadata.gc]\nschedule_delay = "0s"\nstartup_delay = "0s"\n')
+        config.write_text(
+            '[metadata.gc]\nschedule_delay = "0s"\nstartup_delay = "0s"\n[gateway]\nunary_timeout = "1s"\nraw_timeout = "1s"\n'
+        )
 
         def begin(module: str, *sockets: str) -> ServiceProcess:
             return stack.enter_context(ServiceProcess(module, root, state, sockets=sockets, config=config))
@@ -158,6 +161,39 @@ async def test_a_call_is_only_late(scene: Scene) -> None:
         begun = time.monotonic()
         await names(scene)
         assert time.monotonic() - begun >= 0.3
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+async def test_a_call_that_is_too_late_says_why(scene: Scene, after: bool) -> None:
+    """The gateway's limit ends it: that too is the fault's, and the call is not made again."""
+    key = f"late-{after}"
+    async with (
+        scene.fault("metadata", "List", latency=60.0, after=after) as listing,
+        scene.fault(NATIVE, "Prepare", latency=60.0, after=after) as preparing,
+    ):
+        found = await asyncio.gather(names(scene), scene.native.prepare(key, labels=ROOT), return_exceptions=True)
+        for error, fault in zip(found, (listing, preparing), strict=True):
+            assert isinstance(error, errors.DeadlineExceeded)
+            assert f"late, {INJECTED} ({fault})" in str(error)
+            assert await scene.counts(fault) == (1, 1)
+    if after:
+        await eventually_async(lambda: is_there(scene, key), "what was made is not recorded")
+    else:
+        await scene.native.prepare(key, labels=ROOT)
+    await scene.native.remove(key)
+
+
+async def test_calls_that_are_held_up_go_on_when_it_is_over(scene: Scene) -> None:
+    """As if nothing had been."""
+    stands = await scene.taps.fault(Asked(service="metadata", method="List", latency=60.0, error="INTERNAL"))
+    call = asyncio.ensure_future(names(scene))
+
+    async def held() -> bool:
+        return await scene.counts(stands.id) == (1, 1)
+
+    await eventually_async(held, "the call does not come")
+    await scene.taps.stop(stands.id)
+    assert await asyncio.wait_for(call, 2)
 
 
 async def test_a_share_of_the_calls_by_chance_and_the_same_with_the_same_seed(scene: Scene) -> None:
