@@ -408,6 +408,13 @@ def _write(directory: str, name: str, text: str) -> None:
         file.write(text)
 
 
+def _replace(directory: str, name: str, text: str) -> None:
+    """As :func:`_write`, where somebody may read the file meanwhile: no reader finds it empty."""
+    new = f"{name}.new"
+    _write(directory, new, text)
+    os.replace(os.path.join(directory, new), os.path.join(directory, name))
+
+
 class Ingest:
     """An ingest whose file is open and locked. One thread uses it at a time, and calls :meth:`close` at the end.
 
@@ -621,7 +628,7 @@ class Ingest:
         if self._promised:
             self._disk.remove_ingest(self.ref)
         else:
-            _write(self._directory, "updatedat", format_time(self.updated_at))
+            _replace(self._directory, "updatedat", format_time(self.updated_at))
 
     def _digest(self, algorithm: str) -> Digest:
         """The digest of the whole file. It is computed again only for another algorithm, or if another process filled
@@ -639,7 +646,7 @@ class Ingest:
         if self._fd >= 0:
             if self.updated_at != self._updated_before and self._is_linked(self._fd):
                 with contextlib.suppress(FileNotFoundError):  # removed just now
-                    _write(self._directory, "updatedat", format_time(self.updated_at))
+                    _replace(self._directory, "updatedat", format_time(self.updated_at))
             self._close_file()
 
     def _close_file(self) -> None:

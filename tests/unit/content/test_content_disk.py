@@ -52,6 +52,26 @@ async def test_layout(store: LocalStore, tmp_path: Path) -> None:
     assert tree(root) == set()
 
 
+async def test_an_ingest_is_there_while_its_writer_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that asks at that moment is not told that there is none: what is noted changes in one instant."""
+    kept = Disk(tmp_path / "content")
+    ingest = Ingest(kept, "the ref", 5)
+    ingest.write(b"abc")
+    seen: list[int] = []
+    write = disk._write
+
+    def watched(directory: str, name: str, text: str) -> None:
+        seen.append(kept.status("the ref").offset)
+        write(directory, name, text[:0])
+        seen.append(kept.status("the ref").offset)
+        write(directory, name, text)
+
+    monkeypatch.setattr(disk, "_write", watched)
+    ingest.close()
+    assert seen == [3, 3]
+    assert kept.status("the ref").updated_at >= ingest.updated_at
+
+
 async def test_an_ingest_that_is_just_being_begun_is_not_listed(store: LocalStore, tmp_path: Path) -> None:
     """Its files exist before their contents: an ingest with an empty ref is not listed."""
     async with opened(store, "the ref", 5):
