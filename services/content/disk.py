@@ -22,7 +22,6 @@ wrong ones. It is hashed again when it is resumed, and at worst its commit fails
 from __future__ import annotations
 
 import contextlib
-import datetime
 import fcntl
 import hashlib
 import itertools
@@ -37,11 +36,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from services.content import ingest_notes
 from services.content.store import CHUNK, Info, Status
 from services.kit import errors
 from services.kit.faults import fault
 from services.kit.files import sync_directory
-from services.kit.holes import without_holes
 from services.kit.thread_times import step
 from services.oci.digests import ALGORITHMS, CANONICAL, Digest
 
@@ -50,23 +49,6 @@ log = logging.getLogger(__name__)
 _CANONICAL = re.compile(rf"{CANONICAL}:[0-9a-f]{{{ALGORITHMS[CANONICAL]}}}")
 _HEX = len(f"{CANONICAL}:")
 _DIGEST_OF_REF = re.compile(r"[0-9a-f]{64}")
-_TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)")
-
-
-def parse_time(text: str) -> int:
-    """Nanoseconds since the epoch of an RFC 3339 time; ValueError if it is malformed."""
-    parts = _TIME.fullmatch(text)
-    if not parts:
-        raise ValueError(f"{text!r} is not an RFC 3339 time")
-    seconds = int(datetime.datetime.fromisoformat(parts[1] + parts[3].replace("Z", "+00:00")).timestamp())
-    return seconds * 10**9 + int((parts[2] or "0").ljust(9, "0"))
-
-
-def format_time(nanoseconds: int) -> str:
-    """The time as Go writes it: UTC, no more digits than needed."""
-    seconds, rest = divmod(nanoseconds, 10**9)
-    text = datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    return text + (f".{rest:09d}".rstrip("0") if rest else "") + "Z"
 
 
 class DirectorySync:
@@ -265,7 +247,7 @@ class Disk:
     def status(self, ref: str) -> Status:
         """Describe an ingest; NotFound."""
         try:
-            return _read_status(self.ingest_directory(ref))
+            return ingest_notes.read_status(self.ingest_directory(ref))
         except (FileNotFoundError, ValueError):
             raise errors.NotFound(f"reference {ref}") from None
 
@@ -274,7 +256,7 @@ class Disk:
         top = os.path.join(self.root, "ingest")
         for name in os.listdir(top):
             with contextlib.suppress(FileNotFoundError, ValueError):
-                yield _read_status(os.path.join(top, name))
+                yield ingest_notes.read_status(os.path.join(top, name))
 
     def remove_ingest(self, ref: str) -> bool:
         """Remove an ingest with all its files; False if there was none."""
@@ -306,7 +288,7 @@ class Disk:
         for name in os.listdir(top):
             directory = os.path.join(top, name)
             try:
-                whole = self.ingest_directory(_read_status(directory).ref) == directory
+                whole = self.ingest_directory(ingest_notes.read_status(directory).ref) == directory
             except (OSError, ValueError):
                 whole = False
             if not whole and _DIGEST_OF_REF.fullmatch(name):
@@ -378,43 +360,6 @@ class Deletions:
         return directory, labelled
 
 
-def _read_status(directory: str) -> Status:
-    """FileNotFoundError if there is no ingest, ValueError if it is broken or is just being begun."""
-    with open(os.path.join(directory, "data"), "rb", buffering=0) as file:
-        data, offset = os.fstat(file.fileno()), without_holes(file.fileno())
-    ref = _read(directory, "ref")
-    if not ref:
-        raise ValueError(f"{directory}: its ref is empty")
-    try:
-        total = int(_read(directory, "total"))
-    except (FileNotFoundError, ValueError):
-        total = 0
-    return Status(
-        ref,
-        offset,
-        total,
-        started_at=parse_time(_read(directory, "startedat")),
-        updated_at=max(data.st_mtime_ns, parse_time(_read(directory, "updatedat"))),
-    )
-
-
-def _read(directory: str, name: str) -> str:
-    with open(os.path.join(directory, name), encoding="utf-8", newline="") as file:
-        return file.read()
-
-
-def _write(directory: str, name: str, text: str) -> None:
-    with open(os.path.join(directory, name), "w", encoding="utf-8", newline="") as file:
-        file.write(text)
-
-
-def _replace(directory: str, name: str, text: str) -> None:
-    """As :func:`_write`, where somebody may read the file meanwhile: no reader finds it empty."""
-    new = f"{name}.new"
-    _write(directory, new, text)
-    os.replace(os.path.join(directory, new), os.path.join(directory, name))
-
-
 class Ingest:
     """An ingest whose file is open and locked. One thread uses it at a time, and calls :meth:`close` at the end.
 
@@ -452,7 +397,7 @@ class Ingest:
                 os.ftruncate(self._fd, 0)
                 status = self._begin(total)
             elif total and not status.total:
-                _write(self._directory, "total", str(total))
+                ingest_notes.write(self._directory, "total", str(total))
             self.offset = status.offset
             # bytes beyond a gap: the process that filled the file in several places has died
             if create and os.fstat(self._fd).st_size > status.offset:
@@ -503,7 +448,7 @@ class Ingest:
         if not self._found:
             return None
         try:
-            status = _read_status(self._directory)
+            status = ingest_notes.read_status(self._directory)
         except (FileNotFoundError, ValueError) as error:
             log.warning("ingest %s begins anew: %s", self.ref, error)
             return None
@@ -519,10 +464,10 @@ class Ingest:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(self._directory, "total"))
         if total:
-            _write(self._directory, "total", str(total))
-        _write(self._directory, "startedat", format_time(now))
-        _write(self._directory, "updatedat", format_time(now))
-        _write(self._directory, "ref", self.ref)
+            ingest_notes.write(self._directory, "total", str(total))
+        ingest_notes.write(self._directory, "startedat", ingest_notes.format_time(now))
+        ingest_notes.write(self._directory, "updatedat", ingest_notes.format_time(now))
+        ingest_notes.write(self._directory, "ref", self.ref)
         return Status(self.ref, 0, total, now, now)
 
     def _hash_file(self, digester: hashlib._Hash, stop: threading.Event | None = None) -> None:
@@ -628,7 +573,7 @@ class Ingest:
         if self._promised:
             self._disk.remove_ingest(self.ref)
         else:
-            _replace(self._directory, "updatedat", format_time(self.updated_at))
+            ingest_notes.replace(self._directory, "updatedat", ingest_notes.format_time(self.updated_at))
 
     def _digest(self, algorithm: str) -> Digest:
         """The digest of the whole file. It is computed again only for another algorithm, or if another process filled
@@ -646,7 +591,7 @@ class Ingest:
         if self._fd >= 0:
             if self.updated_at != self._updated_before and self._is_linked(self._fd):
                 with contextlib.suppress(FileNotFoundError):  # removed just now
-                    _replace(self._directory, "updatedat", format_time(self.updated_at))
+                    ingest_notes.replace(self._directory, "updatedat", ingest_notes.format_time(self.updated_at))
             self._close_file()
 
     def _close_file(self) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from services.content import disk
+from services.content import disk, ingest_notes
 from services.content.disk import Disk, Ingest
 from services.content.local import LocalStore
 from services.content.store import CHUNK
@@ -58,7 +58,7 @@ async def test_an_ingest_is_there_while_its_writer_leaves(tmp_path: Path, monkey
     ingest = Ingest(kept, "the ref", 5)
     ingest.write(b"abc")
     seen: list[int] = []
-    write = disk._write
+    write = ingest_notes.write
 
     def watched(directory: str, name: str, text: str) -> None:
         seen.append(kept.status("the ref").offset)
@@ -66,7 +66,7 @@ async def test_an_ingest_is_there_while_its_writer_leaves(tmp_path: Path, monkey
         seen.append(kept.status("the ref").offset)
         write(directory, name, text)
 
-    monkeypatch.setattr(disk, "_write", watched)
+    monkeypatch.setattr(ingest_notes, "write", watched)
     ingest.close()
     assert seen == [3, 3]
     assert kept.status("the ref").updated_at >= ingest.updated_at

@@ -6,7 +6,7 @@ import pytest
 
 from api.containerd.services.content.v1 import content_pb2
 from services.content import convert
-from services.content.disk import format_time, parse_time
+from services.content.ingest_notes import format_time, parse_time
 from services.content.locks import _duration, _time
 from services.content.store import updated_labels
 from services.kit import errors
