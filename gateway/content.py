@@ -236,6 +236,8 @@ class ContentServicer:
         return [found] if size else []
 
     async def _locate(self, raw: Upstream, digest: str) -> str:
+        if not raw.local:  # a path there means another file here
+            raise errors.Unimplemented(f"files of service {raw.name}")
         files = raw.channel.client(localfiles_stubs.LOCAL_FILES)
         return str((await files.Locate(files_pb.LocateRequest(digest=digest), stall=self._stall)).path)
 

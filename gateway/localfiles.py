@@ -29,7 +29,7 @@ class LocalFilesServicer:
     async def Locate(self, request: pb.LocateRequest, call: Call) -> pb.LocateResponse:
         blob = await self._records.blob(call, request.digest)
         raw = self._content.having(blob.backend, call.optional_namespace, request.digest)
-        channel = await raw.ready(call)
+        channel = await _local(raw).ready(call)
         answer: pb.LocateResponse = await channel.client(SERVICE).Locate(request, headers=raw_headers(call))
         return answer
 
@@ -44,7 +44,7 @@ class LocalFilesServicer:
         if ingest.shared:
             return pb.BeginResponse()
         raw = self._content.having(ingest.backend, call.optional_namespace, request.ref)
-        channel = await raw.ready(call)
+        channel = await _local(raw).ready(call)
         answer: pb.BeginResponse = await channel.client(SERVICE).Begin(
             pb.BeginRequest(ref=ingest.raw_ref, total=request.total), headers=raw_headers(call)
         )
@@ -80,3 +80,12 @@ class LocalFilesServicer:
             call, raw, commit, ref=request.ref, size=request.size, expected=request.digest, labels=dict(request.labels)
         )
         return pb.CommitResponse(digest=digest, size=size)
+
+
+def _local(raw: Upstream) -> Upstream:
+    """``raw``; Unimplemented if it may be on another machine: a path of its files would name another file here, and
+    bytes come by streams then.
+    """
+    if not raw.local:
+        raise errors.Unimplemented(f"files of service {raw.name}, which is at {raw.address}")
+    return raw

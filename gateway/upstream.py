@@ -19,6 +19,7 @@ from gateway.instruments import Instruments
 from gateway.supervision import Supervision
 from services.kit import errors, tracing
 from services.kit.addresses import Address
+from services.kit.addresses import address as as_address
 from services.kit.rpc import LEASE, Call, Channel
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ class Upstream:
         self.name = name
         self.program = program
         self.address = str(address)
+        self.local = bool(as_address(address).path)
+        """Whether it is on this machine, so that the paths of files that it answers mean something here."""
         self.channel = Channel(address, name, pings="always" if program else "never")
         self.instruments = Instruments(self.channel)
         """What stands around its calls."""

@@ -27,6 +27,7 @@ from gateway.routes import Routes
 from gateway.store import Objects
 from services.kit import errors, rpc
 from services.kit.rpc import NAMESPACE, Call
+from tests.support import eventually_async
 
 pytestmark = pytest.mark.once
 
@@ -205,3 +206,40 @@ async def test_images_are_chosen_by_namespace_and_diff_for_each_call(place: Path
         assert (await image("a"), await applied()) == ("home", "home")
         (candidate,) = replacing.on("diff")
         assert candidate.sent_home >= 1
+
+
+async def test_a_call_under_way_ends_where_it_began(place: Path) -> None:
+    """Its candidate moves and is restored meanwhile; the connection is closed after the answer."""
+    began, go = asyncio.Event(), asyncio.Event()
+
+    class Slow(Diff):
+        async def Apply(self, request: diff_pb2.ApplyRequest, call: Call) -> diff_pb2.ApplyResponse:
+            began.set()
+            await go.wait()
+            return await super().Apply(request, call)
+
+    async with (
+        rpc.serving(place / "diff.sock", [Diff("home")]),
+        rpc.serving(place / "slow.sock", [Slow("slow")]),
+        rpc.serving(place / "moved.sock", [Diff("moved")]),
+        gateway(place) as (replacing, channel),
+    ):
+
+        async def applied() -> str:
+            answer = await channel.client(diff_stubs.DIFF).Apply(diff_pb2.ApplyRequest(), headers={NAMESPACE: "n"})
+            return answer.applied.digest
+
+        await stands(replacing, Terms(route="diff", name="t", address=str(place / "slow.sock")))
+        (candidate,) = replacing.on("diff")
+        before = replacing.upstream(candidate)
+        assert before is not None
+        under_way = asyncio.ensure_future(applied())
+        await began.wait()
+        await stands(replacing, Terms(route="diff", name="t", address=str(place / "moved.sock")))
+        assert await applied() == "moved"
+        await replacing.restore("diff")
+        assert await applied() == "home"
+        assert not before.retired
+        go.set()
+        assert await under_way == "slow"
+        await eventually_async(lambda: asyncio.sleep(0, before.retired), "its connection stays")

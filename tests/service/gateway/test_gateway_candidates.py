@@ -17,9 +17,12 @@ from typing import Any
 import pytest
 
 from api.containerd.services.snapshots.v1 import snapshots_pb2, snapshots_stubs
+from client.held_remote import Namespaces
 from client.routes_remote import RemoteRoutes, Stands
 from gateway.candidates import Terms
-from services.content.remote import RemoteStore
+from services.content.local import LocalStore
+from services.content.remote import RemoteFiles, RemoteStore
+from services.content.server import ContentServicer, LocalFilesServicer
 from services.kit import errors, rpc
 from services.oci.digests import Digest
 from services.snapshots.remote import RemoteSnapshotter
@@ -28,6 +31,7 @@ from tests.support import ServiceProcess, eventually_async, short_directory
 pytestmark = [pytest.mark.once, pytest.mark.timeout(120)]
 
 NATIVE = "snapshots.native"
+LARGE = bytes(range(256)) * 800
 CONFIG = '[gateway]\ncandidate_hold = "1s"\n[metadata.gc]\nschedule_delay = "0s"\nstartup_delay = "0s"\n'
 
 
@@ -94,10 +98,10 @@ def native(channel: rpc.Channel, namespace: str = "n") -> RemoteSnapshotter:
     return RemoteSnapshotter(channel, snapshotter="native", headers={rpc.NAMESPACE: namespace})
 
 
-async def written(blobs: RemoteStore, data: bytes) -> Digest:
+async def written(blobs: RemoteStore, data: bytes, ref: str = "") -> Digest:
     """Write a blob, kept from the collector."""
     digest = Digest.parse(f"sha256:{hashlib.sha256(data).hexdigest()}")
-    writer = await blobs.writer(f"w-{digest.hex}", len(data), digest)
+    writer = await blobs.writer(ref or f"w-{digest.hex}", len(data), digest)
     await writer.write(data)
     await writer.commit(len(data), digest, {"containerd.io/gc.root": "now"})
     return digest
@@ -339,6 +343,49 @@ async def test_a_candidate_that_is_not_there_is_used_as_soon_as_it_appears(
         return (await written(store(channel), data)).hex in raw_blobs(services.elsewhere.parent / "er")
 
     await eventually_async(taken, "it is not used")
+
+
+async def test_bytes_of_a_candidate_on_another_machine_come_by_streams(
+    node: tuple[Services, rpc.Channel, RemoteRoutes], tmp_path: Path
+) -> None:
+    """It offers files by their paths, as ours does, and on this machine those are other files, if any."""
+    services, channel, routes = node
+    local = LocalStore(tmp_path / "remote")
+    try:
+        async with rpc.serving("127.0.0.1:0", [ContentServicer(local), LocalFilesServicer(local.files)]) as server:
+            await routes.replace(services.content_terms(address=str(server.address)))
+            digest = Digest.parse(f"sha256:{hashlib.sha256(LARGE).hexdigest()}")
+            files = RemoteFiles(channel, {rpc.NAMESPACE: "n"})
+            with pytest.raises(errors.Unimplemented, match="files of service content@other, which is at 127.0.0.1:"):
+                await files.begin("by-file", len(LARGE), digest)
+            assert await written(store(channel), LARGE, "by-file") == digest
+            assert digest.hex in {path.name for path in (tmp_path / "remote" / "blobs" / "sha256").iterdir()}
+            with pytest.raises(errors.Unimplemented, match="files of service content@other"):
+                await files.locate(digest)
+            for _ in range(3):
+                assert await read(store(channel), digest, 1000) == LARGE[:1000]
+            await routes.restore("content")
+            await routes.forget("content")
+    finally:
+        local.close()
+
+
+async def test_metadata_is_replaced_whole_and_comes_back(node: tuple[Services, rpc.Channel, RemoteRoutes]) -> None:
+    """The records of the other one are the node's meanwhile, for all its namespaces."""
+    services, channel, routes = node
+    namespaces = Namespaces(channel)
+    digest = await written(store(channel), b"of the first")
+    with ServiceProcess("services.metadata", services.elsewhere.parent / "mr", services.elsewhere):
+        await routes.replace(Terms(route="metadata", name="other", address=str(services.elsewhere / "metadata.sock")))
+        assert await namespaces.names() == []
+        with pytest.raises(errors.NotFound):
+            await read(store(channel), digest)
+        other = await written(store(channel, "m"), b"of the second")
+        assert await read(store(channel, "m"), other) == b"of the second"
+        assert await namespaces.names() == ["m"]
+        await routes.restore("metadata")
+    assert "m" not in await namespaces.names()
+    assert await read(store(channel), digest) == b"of the first"
 
 
 async def test_what_cannot_be_done_is_said(node: tuple[Services, rpc.Channel, RemoteRoutes]) -> None:
