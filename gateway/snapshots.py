@@ -65,6 +65,24 @@ class _Raw(NamedTuple):
     def client(self) -> snapshots_stubs.Snapshots:
         return self.upstream.channel.client(SERVICE)
 
+    async def explained(
+        self, error: errors.NotFound, snapshotter: str, key: str, name: str, headers: Headers
+    ) -> errors.NodeError:
+        """The error of a call about the snapshot ``name``, which is recorded with the raw ``key``. If the snapshotter
+        has it, it means another thing, as nydus does whose daemon did not start.
+        """
+        try:
+            await self.client().Stat(pb.StatSnapshotRequest(snapshotter=snapshotter, key=key), headers=headers)
+        except errors.NotFound as missing:
+            if not missing.injected:
+                return errors.NotFound.verbatim(
+                    f"snapshot {name} is recorded, and {self.upstream.name} does not have it "
+                    f"(docs/damaged-database.md): {error}"
+                )
+        except errors.NodeError as unanswered:
+            log.warning("%s: whether it has %s is not known: %s", self.upstream.name, key, unanswered)
+        return error
+
 
 class SnapshotsServicer:
     """containerd.services.snapshots.v1.Snapshots, without the methods that metadata answers itself."""
@@ -225,9 +243,10 @@ class SnapshotsServicer:
             try:
                 return await getattr(raw.client(), method)(request, headers=raw_headers(call), stall=self._stall)
             except errors.NotFound as error:  # of what metadata has just resolved
-                if error.injected:
+                if error.injected or not name:
                     raise
-                raise _lost(raw.upstream, name, error) from None
+                key = request.info.name if method == "Update" else request.key
+                raise await raw.explained(error, request.snapshotter, key, name, raw_headers(call)) from None
             except errors.Disconnected:
                 if attempt == 2:
                     raise
@@ -263,7 +282,9 @@ class _RawCreation:
         except errors.NotFound as error:
             if not intent.raw_parent or error.injected:
                 raise
-            raise _lost(self.raw.upstream, self.request.parent, error) from None
+            raise await self.raw.explained(
+                error, self.request.snapshotter, intent.raw_parent, self.request.parent, self.headers
+            ) from None
         return Outcome(adopted=[await self._target()])  # the backend has it already, as remote snapshotters do
 
     async def happened(self) -> Outcome | None:
@@ -327,14 +348,3 @@ class _RawCommit:
         except errors.NotFound:
             return None
         return Outcome()
-
-
-def _lost(upstream: Upstream, name: str, error: errors.NotFound) -> errors.NodeError:
-    """The error of a backend that does not have a snapshot that is recorded."""
-    return (
-        errors.NotFound.verbatim(
-            f"snapshot {name} is recorded, and {upstream.name} does not have it (docs/damaged-database.md): {error}"
-        )
-        if name
-        else error
-    )

@@ -1,12 +1,14 @@
-"""A foreign snapshotter that answers ALREADY_EXISTS for every name."""
+"""Foreign snapshotters: one that answers ALREADY_EXISTS for every name, and one whose NOT_FOUND means something else."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from typing import NamedTuple
 
 import pytest
 import pytest_asyncio
+from google.protobuf.empty_pb2 import Empty
 
 from api.containerd.services.snapshots.v1 import snapshots_pb2 as pb
 from api.containerd.services.snapshots.v1 import snapshots_stubs
@@ -37,13 +39,50 @@ class Taken:
         raise errors.AlreadyExists(f"snapshot {request.name}")
 
 
+class Daemonless:
+    """It makes nothing on a parent, as nydus does whose daemon does not start."""
+
+    SERVICE = snapshots_stubs.SNAPSHOTS
+    SAID = "wait until daemon is RUNNING: daemon socket api.sock: not found"
+
+    def __init__(self) -> None:
+        self.has: set[str] = set()
+
+    async def Prepare(self, request: pb.PrepareSnapshotRequest, call: rpc.Call) -> pb.PrepareSnapshotResponse:
+        if request.parent:
+            raise errors.NotFound.verbatim(self.SAID)
+        self.has.add(request.key)
+        return pb.PrepareSnapshotResponse()
+
+    async def Commit(self, request: pb.CommitSnapshotRequest, call: rpc.Call) -> Empty:
+        self.has.add(request.name)
+        return Empty()
+
+    async def Mounts(self, request: pb.MountsRequest, call: rpc.Call) -> pb.MountsResponse:
+        raise errors.NotFound.verbatim(self.SAID)
+
+    async def Stat(self, request: pb.StatSnapshotRequest, call: rpc.Call) -> pb.StatSnapshotResponse:
+        if request.key not in self.has:
+            raise errors.NotFound(f"snapshot {request.key}")
+        return pb.StatSnapshotResponse(info=pb.Info(name=request.key, kind=pb.COMMITTED))
+
+
+class Node(NamedTuple):
+    channel: rpc.Channel
+    taken: dict[str, Taken]
+    daemonless: Daemonless
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def node() -> AsyncIterator[tuple[rpc.Channel, dict[str, Taken]]]:
-    """A node's gateway with two such snapshotters, ``prepare`` and ``commit``, each for the test of that name."""
+async def node() -> AsyncIterator[Node]:
+    """A node's gateway with such snapshotters: ``prepare`` and ``commit``, each for the test of that name, and
+    ``daemonless``.
+    """
     with short_directory() as place, contextlib.ExitStack() as processes:
         root, state, config = place / "r", place / "s", place / "c.toml"
         state.mkdir()
-        theirs = {"prepare": Taken(free=0), "commit": Taken(free=1)}
+        taken, daemonless = {"prepare": Taken(free=0), "commit": Taken(free=1)}, Daemonless()
+        theirs: dict[str, rpc.Servicer] = {**taken, "daemonless": daemonless}
         config.write_text(
             "".join(f'[proxy_plugins.{n}]\ntype = "snapshot"\naddress = "{state}/{n}.sock"\n' for n in theirs)
         )
@@ -58,15 +97,14 @@ async def node() -> AsyncIterator[tuple[rpc.Channel, dict[str, Taken]]]:
             ):
                 processes.enter_context(ServiceProcess(module, root, state, sockets=(socket,), config=config))
             async with rpc.Channel(state / "containerd.sock") as channel:
-                yield channel, theirs
+                yield Node(channel, taken, daemonless)
 
 
 @pytest.mark.parametrize("verb", ["prepare", "commit"])
-async def test_it_is_asked_a_few_times(node: tuple[rpc.Channel, dict[str, Taken]], verb: str) -> None:
+async def test_it_is_asked_a_few_times(node: Node, verb: str) -> None:
     """Each try has another number; then the client gets the snapshotter's error. Existing snapshots are unchanged."""
-    channel, theirs = node
-    asked = theirs[verb].asked
-    snapshots = RemoteSnapshotter(channel, snapshotter=verb, headers={rpc.NAMESPACE: "n"})
+    asked = node.taken[verb].asked
+    snapshots = RemoteSnapshotter(node.channel, snapshotter=verb, headers={rpc.NAMESPACE: "n"})
     if verb == "commit":
         await snapshots.prepare("k")
     with pytest.raises(
@@ -79,3 +117,22 @@ async def test_it_is_asked_a_few_times(node: tuple[rpc.Channel, dict[str, Taken]
         assert (await snapshots.stat("k")).kind is Kind.ACTIVE
     with pytest.raises(errors.NotFound):
         await snapshots.stat("name" if verb == "commit" else "k")
+
+
+async def test_what_is_not_found_need_not_be_the_snapshot(node: Node) -> None:
+    """A snapshotter that has a snapshot, and answers NOT_FOUND for another reason, is not said to have lost it; the
+    client is told its reason. If it does not have it, the client is told that too.
+    """
+    snapshots = RemoteSnapshotter(node.channel, snapshotter="daemonless", headers={rpc.NAMESPACE: "n"})
+    await snapshots.prepare("active")
+    await snapshots.commit("base", "active")
+    with pytest.raises(errors.NotFound) as said:
+        await snapshots.prepare("k", "base")
+    assert str(said.value) == Daemonless.SAID
+    await snapshots.prepare("other")
+    with pytest.raises(errors.NotFound, match=f"^{Daemonless.SAID}$"):
+        await snapshots.mounts("other")
+    node.daemonless.has.clear()
+    lost = rf"^snapshot base is recorded, and snapshots\.daemonless does not have it .*: {Daemonless.SAID}$"
+    with pytest.raises(errors.NotFound, match=lost):
+        await snapshots.prepare("k", "base")
