@@ -109,6 +109,10 @@ test-grpcio: $(VENV)/dev test-machine ## test grpcio as the transport (SPLITD_GR
 peers-check: $(VENV)/dev test-machine peers $(PEERS)/more $(PEERS)/nerdctl ## run other people's clients and registries, unmodified, on a node and on containerd (SPLITD_TEST_CONTAINERD2=DIR: where containerd 2 and its ctr are; without it nerdctl is not run); needs root, builds for minutes (Go 1.26)
 	@$(PYTEST) tests/peers $(ARGS)
 
+.PHONY: lazy-check
+lazy-check: $(VENV)/dev test-machine $(PEERS)/stargz ## pull lazily with other people's snapshotters (docs/works-with.md); those whose programs are in PATH or SPLITD_TEST_LAZY=DIR; needs root, builds for minutes (Go 1.26)
+	@PATH="$(CURDIR)/$(PEERS):$$PATH" $(PYTEST) tests/peers/test_peers_lazy.py $(ARGS)
+
 .PHONY: fuzz
 fuzz: SECONDS ?= 600
 fuzz: $(VENV)/dev ## fuzz our gRPC and JSON, the collector and tasks among clients, for SECONDS=600, from SEED (default: a new one each time)
@@ -237,6 +241,13 @@ $(PEERS)/more: $(wildcard tests/peers/distribution/* tests/peers/nethttp/*) | $(
 	GOBIN="$(CURDIR)/$(PEERS)" go install $$(sed -n 's/.*_ "\(.*\)"/\1/p' peers.go)
 	cd "$(CURDIR)/tests/peers/nethttp"
 	GOBIN="$(CURDIR)/$(PEERS)" go install .
+	touch "$(CURDIR)/$@"
+
+$(PEERS)/stargz: $(wildcard tests/peers/stargz/*) | $(VENV)/dev test-machine
+	@echo "building stargz-snapshotter in $(PEERS)"
+	mkdir -p $(PEERS)
+	cd tests/peers/stargz
+	go build -o "$(CURDIR)/$(PEERS)/containerd-stargz-grpc" .
 	touch "$(CURDIR)/$@"
 
 $(PEERS)/nerdctl: scripts/build_nerdctl | $(VENV)/dev test-machine
