@@ -23,8 +23,12 @@ GATHER = 0.5
 """Seconds for which spans gather before they are written."""
 TOGETHER = 1 << 20
 """Bytes of pieces that are written in one transaction; the last ones may exceed it."""
-PATIENCE = 2.0
-"""Seconds for which a question waits until all that came before it is written."""
+PATIENCE = 20.0
+"""Seconds for which a question waits until all that came before it is written. On a slow disk that takes a while just
+when somebody asks why.
+"""
+ENDING = 2.0
+"""The same for the end of the process."""
 TIDY = 6.0
 """Seconds from the writing of spans to the next tidying."""
 SELDOM = 600.0
@@ -87,8 +91,8 @@ class Intake:
         """Write and tidy while the block lasts; at its end, write what is left."""
         async with loops.running("the writing of spans", self.write), loops.running("the tidying of traces", self.tidy):
             yield
-        await self.written()
-        await self._tasks.wait(PATIENCE)
+        await self.written(ENDING)
+        await self._tasks.wait(ENDING)
 
     async def write(self) -> None:
         """Write what has gathered, again and again."""
@@ -118,13 +122,13 @@ class Intake:
                 self._wrote.set()
                 raise
 
-    async def written(self) -> None:
-        """Wait until all that is in the queue now is written, but not longer than ``PATIENCE``."""
+    async def written(self, seconds: float | None = None) -> None:
+        """Wait until all that is in the queue now is written, but not longer than ``seconds``, or ``PATIENCE``."""
         if self._draining is None or self._draining.done():
             if not self._size:
                 return
             self._draining = self._tasks.start("a write of spans", self._drain())
-        await asyncio.wait((self._draining,), timeout=PATIENCE)
+        await asyncio.wait((self._draining,), timeout=PATIENCE if seconds is None else seconds)
 
     async def _drain(self) -> None:
         """Write until the queue is empty."""
