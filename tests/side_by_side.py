@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -69,8 +70,9 @@ class Part:
         return found
 
     def terminate(self) -> None:
-        """End it at once, with what it has begun."""
+        """End it at once, in the middle of a test."""
         self._process.terminate()
+        self._process.wait()
 
 
 def parted(arguments: Sequence[str]) -> list[list[str]]:
@@ -99,6 +101,7 @@ def main(arguments: Sequence[str]) -> int:
     except BaseException:
         for part in parts:
             part.terminate()
+            part.show()
         raise
     failed: dict[str, bool] = {}
     for part in parts:
@@ -118,4 +121,5 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what was written is shown all the same
     sys.exit(main(sys.argv[1:]))

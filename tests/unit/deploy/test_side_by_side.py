@@ -11,24 +11,24 @@ from pathlib import Path
 import pytest
 
 from tests.side_by_side import CACHE, FAILED, code_of, parted
-from tests.support import TOP
+from tests.support import TOP, eventually
+
+COMMAND = [sys.executable, "-m", "tests.side_by_side", "one.py", "--", "two.py", "--"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(TOP), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 
 
-def run(place: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Two parts, ``one`` and ``two``, of what is in ``place``."""
-    (place / "pyproject.toml").write_text("[tool.pytest.ini_options]\n")
-    return subprocess.run(
-        [sys.executable, "-m", "tests.side_by_side", "one.py", "--", "two.py", "--", *options],
-        cwd=place,
-        env={**os.environ, "PYTHONPATH": str(TOP), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A directory for the two parts, ``one.py`` and ``two.py``."""
+    (tmp_path / "pyproject.toml").write_text("[tool.pytest.ini_options]\n")
+    return tmp_path
 
 
-def test_what_fails_in_any_part_is_shown_and_remembered(tmp_path: Path) -> None:
+def run(place: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(COMMAND, cwd=place, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_what_fails_in_any_part_is_shown_and_remembered(place: Path) -> None:
     """The parts' outputs stand one below the other, the last lines name what failed, and pytest's cache has it. The
     parts do run at the same time: each waits for the other's file.
     """
@@ -43,25 +43,46 @@ def test_meets():
 def test_fails():
     assert "{mine}" == "first"
 """
-    (tmp_path / "one.py").write_text(meet.format(mine="first", other="second"))
-    (tmp_path / "two.py").write_text(meet.format(mine="second", other="first"))
-    done = run(tmp_path)
+    (place / "one.py").write_text(meet.format(mine="first", other="second"))
+    (place / "two.py").write_text(meet.format(mine="second", other="first"))
+    done = run(place)
     assert done.returncode == 1
     assert done.stdout.index("one.py ..") < done.stdout.index("two.py .F") < done.stdout.index("AssertionError")
     assert done.stdout.endswith("passed: one.py\nfailed: two.py\nFAILED two.py::test_fails\n")
-    assert json.loads((tmp_path / CACHE / FAILED).read_text()) == {"two.py::test_fails": True}
+    assert json.loads((place / CACHE / FAILED).read_text()) == {"two.py::test_fails": True}
 
 
-def test_a_part_that_ends_early_leaves_no_list_of_what_failed(tmp_path: Path) -> None:
+def test_a_part_that_ends_early_leaves_no_list_of_what_failed(place: Path) -> None:
     """CI runs the tests of such a list once more: if they passed, it would not miss those that never ran."""
-    (tmp_path / "one.py").write_text("def test_fails():\n    assert False\n")
-    (tmp_path / "two.py").write_text("import os\ndef test_ends():\n    os._exit(7)\n")
-    (tmp_path / CACHE / FAILED).parent.mkdir(parents=True)
-    (tmp_path / CACHE / FAILED).write_text("{}")
-    done = run(tmp_path)
+    (place / "one.py").write_text("def test_fails():\n    assert False\n")
+    (place / "two.py").write_text("import os\ndef test_ends():\n    os._exit(7)\n")
+    (place / CACHE / FAILED).parent.mkdir(parents=True)
+    (place / CACHE / FAILED).write_text("{}")
+    done = run(place)
     assert done.returncode == 7
     assert "failed: one.py\nended with 7: two.py\n" in done.stdout
-    assert not (tmp_path / CACHE / FAILED).exists()
+    assert not (place / CACHE / FAILED).exists()
+
+
+def test_what_was_written_is_shown_when_it_is_ended(place: Path) -> None:
+    """Whoever ends a run that takes too long wants to see where it was. No part is left running."""
+    waits = """
+import os, pathlib, time
+def test_comes_first(): pass
+def test_waits():
+    pathlib.Path(f"{os.getpid()}.pid").touch()
+    time.sleep(60)
+"""
+    for name in ("one.py", "two.py"):
+        (place / name).write_text(waits)
+    with subprocess.Popen(COMMAND, cwd=place, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as process:
+        pids = eventually(lambda: found if len(found := list(place.glob("*.pid"))) == 2 else None)
+        process.terminate()
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "one.py ." in said
+    assert "two.py ." in said
+    assert not any(Path(f"/proc/{path.stem}").exists() for path in pids)
 
 
 @pytest.mark.parametrize(
