@@ -26,7 +26,7 @@ from services.metadata.gc.pace import Pace
 from services.metadata.gc.raw import RawStores
 from services.metadata.gc.sweep import Sweeper, Swept, title
 from services.metadata.gc.tuning import Tuning
-from services.metadata.store import Change, Collected, Event, Nanoseconds
+from services.metadata.store import Change, Collected, Event, Nanoseconds, is_candidate
 from services.metadata.transactions import Key, Reader, Transaction
 
 log = logging.getLogger(__name__)
@@ -96,6 +96,8 @@ class Collector:
         """The keys that were set since the last look."""
         self._look_at: float | None = None
         self._closed = False
+        self._late: set[str] = set()
+        """Backends for whose sweeps nobody waits any more."""
         self._ended = ""
         """The span of the collection that ended last."""
 
@@ -411,16 +413,41 @@ class Collector:
                 future.set_result(result)
 
     async def _swept(self, backend: str, sweep: asyncio.Task[Swept], *, first: float) -> Swept:
+        """The result of a sweep. If a backend of others is silent for too long, the result is that, and the sweep goes
+        on: ours are watched by their supervisor, which ends one that hangs.
+        """
+        while not sweep.done():
+            silence = self._tuning.silence if backend in self._foreign or is_candidate(backend) else None
+            since = self._sweepers[backend].moved or time.monotonic()
+            left = None if silence is None else since + silence - time.monotonic()
+            if left is not None and left <= 0:
+                if backend not in self._late:
+                    log.warning("backend %s is silent: nobody waits for its sweep any more", backend)
+                    self._late.add(backend)
+                    self._watchers.start(f"the sweep of {backend}", self._ended_late(backend, sweep, first))
+                return Swept(failed=[f"backend {backend}: it has been silent for {silence:g} s"])
+            await asyncio.wait([sweep], timeout=left)
         try:
-            swept = await asyncio.shield(sweep)
+            swept = sweep.result()
         except Exception as error:
             log.exception("the sweep of backend %s failed", backend)
             swept = Swept(failed=[f"backend {backend}: {error}"], postponed=True)
-        if swept.postponed and backend not in self._retries:
+        self._repeat(backend, swept, first)
+        return swept
+
+    async def _ended_late(self, backend: str, sweep: asyncio.Task[Swept], first: float) -> None:
+        await asyncio.wait([sweep])
+        self._late.discard(backend)
+        if sweep.cancelled():
+            return
+        error = sweep.exception()
+        self._repeat(backend, Swept(postponed=True) if error is not None else sweep.result(), first)
+
+    def _repeat(self, backend: str, swept: Swept, first: float) -> None:
+        if swept.postponed and backend not in self._retries and not self._closed:
             self._retries[backend] = loops.aside(
                 f"the repeated sweep of backend {backend}", self._retry(backend, first)
             )
-        return swept
 
     async def _retry(self, backend: str, pause: float) -> None:
         try:

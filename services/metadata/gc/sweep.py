@@ -187,6 +187,10 @@ class Sweeper:
         self._forgetting: asyncio.Task[None] | None = None
         """The rest of the last sweep."""
         self._runs = Coalescing(self._sweep_once)
+        self.moved = 0.0
+        """When the backend answered last, or was asked first in this sweep (monotonic); 0.0 without a sweep."""
+        self._check_at = 0.0
+        """When the snapshotters are looked at again (monotonic)."""
 
     def ask(
         self, known: plan.Known | None = None, written: Sequence[Key] = (), *, everything: bool = True
@@ -213,6 +217,7 @@ class Sweeper:
         """Sweep. Errors of the backend, and of a metadata store that cannot write, are part of the result."""
         swept = Swept()
         everything, self._everything = self._everything, False
+        self.moved = time.monotonic()
         with span("gc.sweep", **{"splitd.backend": self.backend}) as trace:
             try:
                 well = await self._sweep(swept, everything=everything)
@@ -222,6 +227,8 @@ class Sweeper:
             except BaseException:
                 self._everything = True
                 raise
+            finally:
+                self.moved = 0.0
             self._everything = self._everything or not well
             trace.put({"splitd.gc.swept": len(swept.removed), "splitd.gc.failed": len(swept.failed)})
         for failure in swept.failed:
@@ -254,9 +261,11 @@ class Sweeper:
             ):
                 view = self._idle(known)
             else:
+                self.moved = time.monotonic()
                 listing = await self._stores.list(self.backend)
-                if self._unseen and stamp == self._store_id:
+                if self._unseen and stamp == self._store_id and time.monotonic() >= self._check_at:
                     await self._check_snapshotters()
+                self.moved = time.monotonic()
                 view = await read(lambda tx: self._look(tx, stamp, listing, known))
             if view.sign:
                 await guard.hold(self._database, view.sign)
@@ -318,7 +327,10 @@ class Sweeper:
                         )
                     ):
                         await guard.hold(self._database, sign)
-        except (errors.NodeError, TimeoutError):
+        except TimeoutError:
+            self._check_at = time.monotonic() + self._tuning.again
+            return
+        except errors.NodeError:
             return
         self._unseen = False
 
@@ -558,6 +570,7 @@ class Sweeper:
         there = (
             await self._removed_together(chosen, unmarking, swept) if self._together is not False and chosen else None
         )
+        self.moved = time.monotonic()
         return await self._removed_singly(chosen, unmarking, swept) if there is None else there
 
     async def _removed_together(self, chosen: list[Raw], unmarking: Unmarking, swept: Swept) -> bool | None:
@@ -600,6 +613,7 @@ class Sweeper:
                 ended: bool | errors.NodeError = await self._remove(raw)
             except errors.NodeError as error:
                 ended, away = error, isinstance(error, errors.Unavailable)
+            self.moved = time.monotonic()
             self._ended(raw, ended, unmarking, swept)
         return not away
 

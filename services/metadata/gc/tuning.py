@@ -38,3 +38,9 @@ class Tuning:
     """The same where a backend removes many in one call, which takes some milliseconds of its disk."""
     beside: float = 5.0
     """Time limit for looking at the snapshotters before unknown blobs are removed."""
+    again: float = 60.0
+    """Delay before those are asked again of which one did not answer in that time."""
+    silence: float = 5.0
+    """A caller who waits for a collection does not wait for a backend that has been silent for so long: one that hangs
+    would hold up deletes of what others have. The sweep goes on.
+    """

@@ -233,6 +233,37 @@ async def test_a_hanging_backend_delays_no_other(world: World, stores: MemoryRaw
     assert f"snapshot overlayfs {again.name}" in (await second).removed
 
 
+@pytest.mark.parametrize("tuning", [Tuning(silence=0.05, retry=0.01)], ids=["impatient"])
+async def test_nobody_waits_for_a_silent_backend_of_others(
+    world: World, stores: MemoryRawStores, tuning: Tuning
+) -> None:
+    """A delete of what another snapshotter has is answered; what the silent one has is collected when it answers."""
+    theirs = f"{OVERLAY}@theirs"
+    gateway = Gateway(incarnation="g", content=CONTENT, snapshotters=("overlayfs",), candidates=(theirs,))
+    await world.database.write(lambda tx: schema.GATEWAY.put(tx, value=gateway))
+    hanging = asyncio.Event()
+
+    async def hang(method: str, name: str) -> None:
+        if (method, name) == ("list", theirs):
+            await hanging.wait()
+
+    stores.before = hang
+    world.end(world.intent("prepare", key="k", raw_key="ns/7/k", backend=theirs))
+    garbage = Raw(theirs, "snapshot", "ns/7/k")
+    stores.add(garbage)
+    collector = Collector(world.database, stores, QUIET, lambda _: None, tuning=tuning)
+    async with collector.running():
+        for name in ("s", "again"):
+            raw = world.snapshot(name)
+            stores.add(raw)
+            world.database.schedule("deletion")
+            done = await asyncio.wait_for(collector.collect(), 10)
+            assert done.removed == (f"snapshot overlayfs {raw.name}",)
+            assert done.failed == (f"backend {theirs}: it has been silent for 0.05 s",)
+        hanging.set()
+        await eventually_async(lambda: _async(garbage not in stores))
+
+
 # ------------------------------------------------------------------------------------------ races
 
 

@@ -179,7 +179,7 @@ async def test_the_first_reason_stays(world: World) -> None:
     assert reason(world) == "first"
 
 
-@pytest.mark.parametrize("tuning", [Tuning(beside=0.01)], ids=["small"])
+@pytest.mark.parametrize("tuning", [Tuning(beside=0.01, again=0.0)], ids=["small"])
 async def test_no_unknown_blob_goes_before_the_snapshotters_were_looked_at(
     world: World, stores: MemoryRawStores, collector: Collector
 ) -> None:
