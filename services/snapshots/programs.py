@@ -9,7 +9,7 @@ from asyncio.subprocess import Process
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from services.kit import errors, loops
+from services.kit import errors, loops, progress
 from services.snapshots.diff import standstill
 
 T = TypeVar("T")
@@ -22,9 +22,10 @@ async def watched(what: str, process: Process, work: Coroutine[Any, Any, T], lim
     working = loops.task(f"the wait for {what}", work)
     try:
         still = standstill.Watch(limit)
-        while not (await asyncio.wait((working,), timeout=standstill.look_interval(limit)))[0]:
-            if still.seconds(process.pid) >= limit:
-                raise stood_still(what, limit)
+        with progress.elsewhere():  # this limit is the one that counts
+            while not (await asyncio.wait((working,), timeout=standstill.look_interval(limit)))[0]:
+                if still.seconds(process.pid) >= limit:
+                    raise stood_still(what, limit)
         return working.result()
     finally:
         working.cancel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -215,7 +216,7 @@ async def test_userxattr_in_a_user_namespace(place: Path, tmp_path: Path) -> Non
         "for place in sys.argv[1:]: print(*asyncio.run(overlay.mount_options(Path(place))))"
     )
     done = subprocess.run(
-        ["unshare", "--user", "--map-root-user", "python3", "-c", program, str(tmp_path), str(tmpfs)],
+        ["unshare", "--user", "--map-root-user", sys.executable, "-c", program, str(tmp_path), str(tmpfs)],
         capture_output=True,
         text=True,
         check=True,

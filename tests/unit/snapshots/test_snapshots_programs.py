@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from services.kit import errors
+from services.kit.call import CURRENT, Call
 from services.snapshots import programs
 
 
@@ -23,6 +24,18 @@ async def test_one_that_stands_still_is_given_up() -> None:
         process.kill()
         await programs.gone(process)
     assert process.returncode == -9
+
+
+async def test_a_call_that_waits_for_one_does_not_stand_still() -> None:
+    """The program has a limit of its own, and a copy of a large tree takes as long as it takes."""
+    call = Call("/containerd.services.snapshots.v1.Snapshots/Prepare", {})
+    CURRENT.set(call)
+    process = await asyncio.create_subprocess_exec("cat", stdin=asyncio.subprocess.PIPE)
+    watching = asyncio.ensure_future(programs.watched("cat", process, process.communicate(b""), 60))
+    await asyncio.sleep(0)
+    assert call.elsewhere == 1
+    await watching
+    assert call.elsewhere == 0
 
 
 async def test_one_that_ends_is_heard() -> None:
