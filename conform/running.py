@@ -168,6 +168,9 @@ class Run:
                 left = await (_blobs(case) if isinstance(case, ContentCase) else _snapshots(case))
         except TimeoutError:
             left = [f"names that begin with {case.prefix}: not done after {CLEANING:g} s"]
+        except asyncio.CancelledError:
+            self.left.append(f"names that begin with {case.prefix}: cleaning up was interrupted too")
+            raise
         self.left += left
         self.service.witness.asked.clear()
         self.service.witness.asked.extend(asked)

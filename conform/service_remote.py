@@ -230,10 +230,12 @@ def _is_here(where: Address) -> bool:
 
 @contextlib.asynccontextmanager
 async def opened(
-    where: Address, kind: str, *, namespace: str, snapshotter: str = "", seconds: float
+    where: Address, kind: str, *, name: str, namespace: str = "", snapshotter: str = "", seconds: float
 ) -> AsyncIterator[Service]:
-    """The service at an address. :class:`CannotRun` says why it cannot be tested. At the end the lease and the
-    namespace that a daemon has got are gone.
+    """The service at an address. :class:`CannotRun` says why it cannot be tested.
+
+    A daemon gets a lease called ``name`` in ``namespace``, or in a namespace of this name too if none is given; at the
+    end it is gone, and so is a namespace of ours.
     """
     witness = Witness(seconds)
     async with _Channel(where, pings="never") as channel:
@@ -242,13 +244,13 @@ async def opened(
             await channel.reached(seconds)
         except errors.Disconnected as error:
             raise CannotRun(str(error)) from error
-        headers: dict[str, str | bytes] = {rpc.NAMESPACE: namespace}
+        headers: dict[str, str | bytes] = {rpc.NAMESPACE: namespace or name}
         try:
-            namespaced = await _leased(channel, headers, namespace)
+            namespaced = await _leased(channel, headers, name)
             if namespaced:
-                headers[rpc.LEASE] = namespace
-            name = snapshotter or ("overlayfs" if namespaced else "proxied")
-            service = Service(channel, witness, kind, namespaced, _is_here(where), headers, name)
+                headers[rpc.LEASE] = name
+            called = snapshotter or ("overlayfs" if namespaced else "proxied")
+            service = Service(channel, witness, kind, namespaced, _is_here(where), headers, called)
             await _check(service, str(where))
             service.owner = await _owner(channel)
         except NoAnswer as error:
@@ -257,7 +259,7 @@ async def opened(
             yield service
         finally:
             if namespaced:
-                await _released(service, namespace)
+                await _released(service, name, own=not namespace)
 
 
 async def _leased(channel: rpc.Channel, headers: Mapping[str, str | bytes], name: str) -> bool:
@@ -309,8 +311,8 @@ async def _owner(channel: rpc.Channel) -> str:
         return ""
 
 
-async def _released(service: Service, name: str) -> None:
-    """Delete the lease, and the namespace that came with the first write."""
+async def _released(service: Service, name: str, *, own: bool) -> None:
+    """Delete the lease, and the namespace that came with the first write, if it is our ``own``."""
     try:
         request = leases_pb2.DeleteRequest(id=name, sync=True)
         await service.channel.client(leases_stubs.LEASES).Delete(
@@ -320,6 +322,8 @@ async def _released(service: Service, name: str) -> None:
         pass
     except errors.NodeError as error:
         service.left.append(f"lease {name}: {error}")
+    if not own:
+        return
     try:
         await service.channel.client(namespaces_stubs.NAMESPACES).Delete(
             namespaces_pb2.DeleteNamespaceRequest(name=name)

@@ -176,7 +176,8 @@ async def _run(arguments: argparse.Namespace, where: Address, rules: Sequence[Ru
         async with opened(
             where,
             arguments.type,
-            namespace=arguments.namespace or prefix,
+            name=prefix,
+            namespace=arguments.namespace,
             snapshotter=arguments.snapshotter,
             seconds=arguments.timeout,
         ) as service:

@@ -28,9 +28,9 @@ SLOW = {"statuses_of_many", "list_many", "many_layers", "calls_are_answered_duri
 
 
 @contextlib.asynccontextmanager
-async def served(kind: str, servicer: rpc.Servicer, place: Path) -> AsyncIterator[Service]:
+async def served(kind: str, servicer: rpc.Servicer, place: Path, seconds: float = 10) -> AsyncIterator[Service]:
     async with rpc.serving(place / "s", [servicer], grace=0.1):
-        async with opened(address(place / "s"), kind, namespace="n", seconds=2) as service:
+        async with opened(address(place / "s"), kind, name="n", seconds=seconds) as service:
             yield service
 
 
@@ -42,9 +42,9 @@ async def content(kind: type[LocalStore], place: Path) -> AsyncIterator[Service]
 
 
 @contextlib.asynccontextmanager
-async def snapshots(kind: type[OverlaySnapshotter], place: Path) -> AsyncIterator[Service]:
+async def snapshots(kind: type[OverlaySnapshotter], place: Path, seconds: float = 10) -> AsyncIterator[Service]:
     async with kind(place / "snapshots") as snapshotter:
-        async with served(SNAPSHOT, SnapshotsServicer(snapshotter), place) as service:
+        async with served(SNAPSHOT, SnapshotsServicer(snapshotter), place, seconds) as service:
             yield service
 
 
@@ -88,19 +88,22 @@ def check(found: Result, method: str, expected: str, came: str) -> None:
     assert came in found.came
 
 
+BLOBS_FAULTS = [
+    ("self.checked(size, expected)", "self.checked(size, None)", "wrong_digest", "Write", "FAILED_PRECONDITION", "OK"),
+    ("set_attribute(self.file, LABELS, labels)", "pass", "a_blob_has_the_written_bytes", "Info", "'a': '1'", "labels={}"),
+    ("self.ingest(ref).unlink(missing_ok=True)", "pass", "abort", "Status", "NOT_FOUND", "OK"),
+    ("            return status", "            return Status(ref, status.offset // 2, status.total, status.started_at, status.updated_at)", "resume", "Status", ", 1, 5000,", ", 0, 5000,"),
+    ("self.refs.taking(ref)", "suppress(errors.Unavailable), self.refs.taking(ref):\n            pass\n        if True", "one_writer_at_a_time", "Write", "UNAVAILABLE", "OK"),
+    ("in range(offset, end, CHUNK)", "in range(0, end, CHUNK)", "read_ranges", "Read", "all bytes from 1", "bytes beginning with"),
+    ("self.path(digest).unlink(missing_ok=True)", "pass", "delete", "Info", "NOT_FOUND", "OK"),
+    ("if not new:", "if False:", "commit_of_an_existing_blob", "Write", "ALREADY_EXISTS", "OK"),
+]  # fmt: skip
+"""What is replaced in the example's source and by what; the rule that fails, and its call, expectation and answer."""
+
+
 @pytest.mark.parametrize(
-    ("was", "now", "rule", "method", "expected", "came"),
-    [
-        ("self.checked(size, expected)", "self.checked(size, None)", "wrong_digest", "Write", "FAILED_PRECONDITION", "OK"),
-        ("set_attribute(self.file, LABELS, labels)", "pass", "a_blob_has_the_written_bytes", "Info", "'a': '1'", "labels={}"),
-        ("self.ingest(ref).unlink(missing_ok=True)", "pass", "abort", "Status", "NOT_FOUND", "OK"),
-        ("            return status", "            return Status(ref, status.offset // 2, status.total, status.started_at, status.updated_at)", "resume", "Status", ", 1, 5000,", ", 0, 5000,"),
-        ("self.refs.taking(ref)", "suppress(errors.Unavailable), self.refs.taking(ref):\n            pass\n        if True", "one_writer_at_a_time", "Write", "UNAVAILABLE", "OK"),
-        ("in range(offset, end, CHUNK)", "in range(0, end, CHUNK)", "read_ranges", "Read", "all bytes from 1", "bytes beginning with"),
-        ("self.path(digest).unlink(missing_ok=True)", "pass", "delete", "Info", "NOT_FOUND", "OK"),
-        ("if not new:", "if False:", "commit_of_an_existing_blob", "Write", "ALREADY_EXISTS", "OK"),
-    ],
-)  # fmt: skip
+    ("was", "now", "rule", "method", "expected", "came"), BLOBS_FAULTS, ids=[row[2] for row in BLOBS_FAULTS]
+)
 async def test_faults_of_the_example_content_store_are_found(
     place: Path, was: str, now: str, rule: str, method: str, expected: str, came: str
 ) -> None:
@@ -111,17 +114,20 @@ async def test_faults_of_the_example_content_store_are_found(
     check(found[rule], method, expected, came)
 
 
+OVERLAY_FAULTS = [
+    ('"rw" if active else "ro"', '"rw"', "a_view_is_read_only", "View", "a view of 0 layers: EROFS", "OK"),
+    ("adding(kind, key, parent,", 'adding(kind, key, "" if kind is Kind.ACTIVE else parent,', "a_life_of_records", "Stat", "the parent of an active snapshot: splitd-conform-", "''"),
+    ("return self.make(Kind.ACTIVE, key, parent, labels)", "return [] if any(i.name == key for i in self.list()) else self.make(Kind.ACTIVE, key, parent, labels)", "a_key_is_taken_once", "Prepare", "ALREADY_EXISTS", "OK"),
+    ("remove_tree(self.directory / str(self.records.remove(key)))", "any(i.parent == key for i in self.list()) or remove_tree(self.directory / str(self.records.remove(key)))", "remove", "Remove", "FAILED_PRECONDITION", "OK"),
+    ("commit(record, name, labels,", "commit(record, name, {**record.info.labels, **labels},", "stat", "Stat", "the labels of a commit, which are its own", "'one': '1'"),
+    ("{':'.join(layers)}", "{':'.join(reversed(layers))}", "layers_show_the_same_as_one_directory", "View", "layer 1: ", ""),
+]  # fmt: skip
+"""What is replaced in the example's source and by what; the rule that fails, and its call, expectation and answer."""
+
+
 @pytest.mark.parametrize(
-    ("was", "now", "rule", "method", "expected", "came"),
-    [
-        ('"rw" if active else "ro"', '"rw"', "a_view_is_read_only", "View", "a view of 0 layers: EROFS", "OK"),
-        ("adding(kind, key, parent,", 'adding(kind, key, "" if kind is Kind.ACTIVE else parent,', "a_life_of_records", "Stat", "the parent of an active snapshot: splitd-conform-", "''"),
-        ("return self.make(Kind.ACTIVE, key, parent, labels)", "return [] if any(i.name == key for i in self.list()) else self.make(Kind.ACTIVE, key, parent, labels)", "a_key_is_taken_once", "Prepare", "ALREADY_EXISTS", "OK"),
-        ("remove_tree(self.directory / str(self.records.remove(key)))", "any(i.parent == key for i in self.list()) or remove_tree(self.directory / str(self.records.remove(key)))", "remove", "Remove", "FAILED_PRECONDITION", "OK"),
-        ("commit(record, name, labels,", "commit(record, name, {**record.info.labels, **labels},", "stat", "Stat", "the labels of a commit, which are its own", "'one': '1'"),
-        ("{':'.join(layers)}", "{':'.join(reversed(layers))}", "layers_show_the_same_as_one_directory", "View", "layer 1: ", ""),
-    ],
-)  # fmt: skip
+    ("was", "now", "rule", "method", "expected", "came"), OVERLAY_FAULTS, ids=[row[2] for row in OVERLAY_FAULTS]
+)
 async def test_faults_of_the_example_snapshotter_are_found(
     place: Path, was: str, now: str, rule: str, method: str, expected: str, came: str
 ) -> None:
@@ -146,7 +152,7 @@ async def test_filters_that_are_ignored_are_found(place: Path) -> None:
 
 async def test_a_call_that_hangs_is_bounded(place: Path) -> None:
     """The rules that ask it fail, and the rest of them are tried, since the service answers other calls."""
-    async with snapshots(faulty.HangsInMounts, place) as service:
+    async with snapshots(faulty.HangsInMounts, place, 2) as service:
         results = await tried(Run(service, "splitd-conform-test", place), *RECORDS)
         found = broken(results)
     assert list(found) == ["mounts_of_what_is_not_there", "a_refusal_leaves_nothing_open"]
@@ -160,7 +166,7 @@ async def test_a_service_that_is_gone_is_asked_once(place: Path) -> None:
         serving = await stack.enter_async_context(contextlib.AsyncExitStack())
         store = stack.enter_context(contextlib.closing(LocalStore(place / "content")))
         await serving.enter_async_context(rpc.serving(place / "s", [ContentServicer(store)], grace=0.1))
-        service = await stack.enter_async_context(opened(address(place / "s"), CONTENT, namespace="n", seconds=0.5))
+        service = await stack.enter_async_context(opened(address(place / "s"), CONTENT, name="n", seconds=0.5))
         run = Run(service, "splitd-conform-test", place)
         results = []
         async with contextlib.aclosing(run.results(RULES[CONTENT])) as each:
@@ -191,7 +197,7 @@ async def test_a_service_at_a_port(place: Path) -> None:
     with contextlib.closing(LocalStore(place / "content")) as store:
         async with rpc.serving("127.0.0.1:0", [ContentServicer(store)], grace=0.1) as server:
             where = address(str(server.address))
-            async with opened(where, CONTENT, namespace="n", seconds=5) as service:
+            async with opened(where, CONTENT, name="n", seconds=5) as service:
                 results = await tried(Run(service, "splitd-conform-test", place), "progress", "resume")
     assert [result.outcome for result in results] == [Outcome.KEPT, Outcome.KEPT]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from api.containerd.services.leases.v1 import leases_pb2, leases_stubs
 from api.containerd.services.namespaces.v1 import namespaces_pb2, namespaces_stubs
 from conform.running import RULES, Outcome, Run
 from conform.service_remote import CONTENT, opened
@@ -67,11 +68,13 @@ class TestGatewayFiles(FilesSuite):
 
 
 async def test_a_daemon_is_tried_in_a_namespace_of_its_own(state: Path, place: Path) -> None:
-    """``splitd conform`` takes a gateway or a containerd by its leases. Afterwards its lease and its namespace are gone."""
+    """``splitd conform`` knows a gateway or a containerd by its leases. Afterwards its lease and its namespace are gone;
+    a namespace that the operator named stays.
+    """
     rules = [
         rule for rule in RULES[CONTENT] if rule.name in ("resume", "another_total_begins_anew", "list_many", "locate")
     ]
-    async with opened(address(state / "containerd.sock"), CONTENT, namespace="splitd-conform-x", seconds=10) as service:
+    async with opened(address(state / "containerd.sock"), CONTENT, name="splitd-conform-x", seconds=10) as service:
         run = Run(service, "splitd-conform-x", place)
         outcomes = {result.rule.name: result.outcome async for result in run.results(rules)}
     assert outcomes == {
@@ -83,4 +86,20 @@ async def test_a_daemon_is_tried_in_a_namespace_of_its_own(state: Path, place: P
     assert not [*run.left, *service.left]
     async with rpc.Channel(state / "containerd.sock") as channel:
         listed = await channel.client(namespaces_stubs.NAMESPACES).List(namespaces_pb2.ListNamespacesRequest())
-    assert "splitd-conform-x" not in [each.name for each in listed.namespaces]
+        assert "splitd-conform-x" not in [each.name for each in listed.namespaces]
+        theirs = {rpc.NAMESPACE: "theirs"}
+        await channel.client(namespaces_stubs.NAMESPACES).Create(
+            namespaces_pb2.CreateNamespaceRequest(namespace=namespaces_pb2.Namespace(name="theirs"))
+        )
+        async with opened(
+            address(state / "containerd.sock"), CONTENT, name="splitd-conform-x", namespace="theirs", seconds=10
+        ) as service:
+            outcomes = {
+                r.rule.name: r.outcome async for r in Run(service, "splitd-conform-x", place).results(rules[:1])
+            }
+        assert list(outcomes.values()) == [Outcome.KEPT]
+        assert not service.left
+        listed = await channel.client(namespaces_stubs.NAMESPACES).List(namespaces_pb2.ListNamespacesRequest())
+        assert "theirs" in [each.name for each in listed.namespaces]
+        leases = await channel.client(leases_stubs.LEASES).List(leases_pb2.ListRequest(), headers=theirs)
+        assert not leases.leases
