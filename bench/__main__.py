@@ -6,6 +6,7 @@ python -m bench --calls [--rounds N]     the calls of one ``ctr run`` and their 
 python -m bench --against CHECKOUT       this build beside an older one, and that beside itself (bench/against.py):
                                          what has become slower?
 python -m bench --tracing                this build with tracing beside itself without: what does it cost?
+python -m bench --trials                 a node with candidates, shadows and a snapshotter that hangs, and without them
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench import against, peers, pulls, side_by_side
+from bench import against, peers, pulls, side_by_side, trials
 from deploy.samples import Registry
 from services.kit import errors
 
@@ -78,6 +79,12 @@ def main() -> int:
         help="measure this build with tracing on beside itself with tracing off; exit code 1 if a pull is worse by "
         "more than 3 %%, or a call or a run by more than 10 %%",
     )
+    mode.add_argument(
+        "--trials",
+        action="store_true",
+        help="measure what it costs to try a service on a live node (bench/trials.py); exit code 1 if a bound is "
+        "not met",
+    )
     parser.add_argument(
         "--containerd2",
         type=Path,
@@ -124,6 +131,11 @@ def main() -> int:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RuntimeError(f"{options.scratch}: another bench runs there; take another --scratch") from None
+        if options.trials:
+            rows = trials.rows(stack, options.rounds, options.only)
+            if options.json:
+                options.json.write_text(json.dumps(rows, indent=1))
+            return int(any(row["worse"] for row in rows))
         mounts = Path(tempfile.mkdtemp(prefix="bn", dir="/tmp"))  # short: sockets are below it
         stack.callback(shutil.rmtree, mounts, ignore_errors=True)
         registry = stack.enter_context(Registry(options.scratch / "registry"))
