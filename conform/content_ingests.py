@@ -20,6 +20,7 @@ from conform.content_case import (
     digest_of,
 )
 from conform.rules import NotRun, Rule, collect, equal, eventually, holds
+from services.content.remote import RemoteWriter
 from services.content.store import Info, Status, Writer
 from services.kit import errors, loops
 
@@ -195,6 +196,22 @@ async def a_cancelled_writer_unlocks(case: ContentCase) -> None:
         if not task.cancelled():
             task.result()  # it has failed before
     await eventually(reopened, "a writer on the ref of a cancelled call")
+
+
+@rule(source=f"{SERVER}: Write: write @... must occur at current offset")
+async def a_write_is_at_the_end(case: ContentCase) -> None:
+    """A Write that names another offset than the ingest's is OutOfRange, and changes nothing: its client has missed
+    something.
+    """
+    async with case.opened("o", 100) as writer:
+        if not isinstance(writer, RemoteWriter):
+            raise NotRun("only a call names its offset")
+        await writer.write(b"abc")
+        writer.offset = 7
+        with case.refused(errors.OutOfRange, "write @7 must occur at current offset 3"):
+            await writer.write(b"def")
+    async with case.opened("o", 100) as writer:
+        equal(writer.offset, 3, "the offset of the next writer")
 
 
 @rule(source=f"{SERVER}: Write: the first message must have a reference")
