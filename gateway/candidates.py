@@ -111,6 +111,11 @@ class Terms:
         return backend_of(self.route, self.name)
 
     @property
+    def judged(self) -> bool:
+        """Whether somebody stands around its calls, to count and to limit them. Streams cost a little more then."""
+        return bool(self.back_at or self.deadline)
+
+    @property
     def where(self) -> Address:
         """Where it is, and how it is reached. ValueError if that makes no sense."""
         return Address(

@@ -9,12 +9,14 @@ that a crash at any moment leaves whole:
 - *gone*: metadata has nothing in its backend, and the collector has removed all there; then the file has it no more.
 - *forget*: metadata drops the records of its objects first. They stay in the candidate's store, which is its owner's.
 
-Calls that are under way are never cut off by any of this: a connection is closed once nothing comes by it any more.
+Calls that are under way are not cut off by any of this: a connection is closed once nothing comes by it, or after ten
+minutes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import time
@@ -42,8 +44,10 @@ _LOOK = 30.0
 """Seconds until it is looked again whether a draining candidate still has objects."""
 _AGAIN = 5.0
 """Seconds until a file that could not be written is written again."""
-_LONGEST = 600.0
-"""Seconds that calls under way have to end, where their service is no candidate any more."""
+_ENDING = 600.0
+"""Seconds that calls under way have to end, where their service has moved, or is no candidate any more."""
+
+_JUDGED = ("splitd_candidate_calls", "splitd_candidate_failures")
 
 RESTORED = "restored by its operator"
 UNNAMED = "the configuration names it no more"
@@ -72,8 +76,9 @@ class Backends(Protocol):
 class Replacing:
     """The candidates on ``routes``, stored below ``root``. ``configured`` are those that the configuration names.
 
-    ``look`` and ``again`` are seconds: until it is looked again whether a draining one has objects, and until a file
-    that could not be written is written again.
+    ``look``, ``again`` and ``ending`` are seconds: until it is looked again whether a draining one has objects; until a
+    file that could not be written is written again; and for which calls under way may use a connection that is not
+    needed any more.
     """
 
     def __init__(
@@ -87,6 +92,7 @@ class Replacing:
         now: Callable[[], float] = time.time,
         look: float = _LOOK,
         again: float = _AGAIN,
+        ending: float = _ENDING,
     ) -> None:
         self._routes = routes
         self._records = records
@@ -95,6 +101,7 @@ class Replacing:
         self._now = now
         self._look = look
         self._again = again
+        self._ending = ending
         self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
         self._unsaved = False
@@ -258,32 +265,39 @@ class Replacing:
 
     def _led(self, candidate: Candidate) -> Hop:
         """The hop of a candidate, which leads to its address now."""
-        backend, address = candidate.terms.backend, candidate.terms.address
+        backend, where = candidate.terms.backend, candidate.terms.where
         hop = self._routes.candidates.get(backend)
-        if hop is not None and self._where.get(backend) == candidate.terms.where and not hop.home.retired:
-            return hop
-        self._where[backend] = candidate.terms.where
-        judge = self._judges.get(backend)
-        upstream = self._routes.candidate_upstream(candidate.terms)
-        self._judges[backend] = new = Judge(candidate, lambda: self._judged(candidate))
-        upstream.instruments.add(new)
-        if hop is None:
-            hop = self._routes.candidates[backend] = Hop(backend, upstream)
-        else:
-            before = hop.replace(upstream)
-            self._tasks.start(
-                f"the end of the connection to {backend}",
-                self._retire(before, judge, f"service {backend} has moved to {address}"),
-            )
+        if hop is None or self._where.get(backend) != where:
+            self._where[backend] = where
+            upstream, judge = self._routes.candidate_upstream(candidate.terms), self._judges.pop(backend, None)
+            if hop is None:
+                hop = self._routes.candidates[backend] = Hop(backend, upstream)
+            else:
+                before = hop.replace(upstream)
+                self._leave(before, judge, f"service {backend} has moved to {where}")
+        self._judge(candidate, hop.home)
         return hop
 
-    async def _retire(self, upstream: Upstream, judge: Judge | None, reason: str) -> None:
-        if judge is not None:
-            try:
-                async with asyncio.timeout(_LONGEST):
+    def _judge(self, candidate: Candidate, upstream: Upstream) -> None:
+        backend = candidate.terms.backend
+        judge = self._judges.get(backend)
+        if candidate.terms.judged and judge is None:
+            judge = self._judges[backend] = Judge(candidate, lambda: self._judged(candidate))
+            upstream.instruments.add(judge)
+        elif not candidate.terms.judged and judge is not None:
+            upstream.instruments.remove(self._judges.pop(backend))
+
+    def _leave(self, upstream: Upstream, judge: Judge | None, reason: str) -> None:
+        """Close a connection when nothing comes by it any more."""
+        self._tasks.start(f"the end of the connection to {upstream.name}", self._left(upstream, judge, reason))
+
+    async def _left(self, upstream: Upstream, judge: Judge | None, reason: str) -> None:
+        if judge is None:  # nobody has counted its calls
+            await asyncio.sleep(self._ending)
+        else:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._ending):
                     await judge.idle.wait()
-            except TimeoutError:
-                log.warning("calls to %s are cut off: %s", upstream.name, reason)
         self._routes.retire(upstream, reason)
 
     def _judged(self, candidate: Candidate) -> None:
@@ -368,11 +382,9 @@ class Replacing:
         self._stand()
         backend = candidate.terms.backend
         hop, judge = self._routes.candidates.get(backend), self._judges.pop(backend, None)
+        self._where.pop(backend, None)
         if hop is not None:
-            self._tasks.start(
-                f"the end of the connection to {backend}",
-                self._retire(hop.home, judge, f"service {backend} is no candidate of {candidate.terms.route} any more"),
-            )
+            self._leave(hop.home, judge, f"service {backend} is no candidate of {candidate.terms.route} any more")
         log.info("%s is gone: %s", backend, candidate.drained)
 
     async def _keep(self, candidates: Sequence[Candidate]) -> None:
@@ -385,6 +397,7 @@ class Replacing:
         if not self._all:
             return ()
         backends = [({"backend": each.terms.backend}, each) for each in self._all]
+        judged = [(labels, each) for labels, each in backends if each.terms.judged]
         counters: Mapping[str, tuple[str, Callable[[Candidate], int]]] = {
             "splitd_candidate_calls": ("Calls to a candidate that were judged.", lambda each: each.outcomes.calls),
             "splitd_candidate_failures": ("Those of them that failed.", lambda each: each.outcomes.failures),
@@ -396,7 +409,15 @@ class Replacing:
         }
         return [
             *(
-                Family(name, words, "counter", [Sample(float(of(each)), labels, "_total") for labels, each in backends])
+                Family(
+                    name,
+                    words,
+                    "counter",
+                    [
+                        Sample(float(of(each)), labels, "_total")
+                        for labels, each in (judged if name in _JUDGED else backends)
+                    ],
+                )
                 for name, (words, of) in counters.items()
             ),
             Family(

@@ -116,8 +116,9 @@ class Routes:
 
     def retire(self, upstream: Upstream, reason: str) -> None:
         """An upstream is to be called no more."""
-        upstream.retire(reason)
-        self.upstreams.remove(upstream)
+        if not upstream.retired:
+            upstream.retire(reason)
+            self.upstreams.remove(upstream)
 
     def know(self, names: Sequence[str], *, heard: bool = False) -> None:
         """Take ``names`` for the snapshotters of the snapshots service; ``heard`` says that it told them itself, now. A

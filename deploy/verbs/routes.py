@@ -78,8 +78,8 @@ def _row(route: str, candidate: Stands) -> tuple[str, ...]:
         state(candidate),
         "nothing" if candidate.drained else routing.takes(candidate.terms),
         "-" if candidate.objects < 0 else f"{candidate.objects:,}",
-        f"{candidate.calls:,}",
-        f"{candidate.failures:,}",
+        f"{candidate.calls:,}" if candidate.terms.judged else "-",
+        f"{candidate.failures:,}" if candidate.terms.judged else "-",
     )
 
 
@@ -91,7 +91,7 @@ def state(candidate: Stands) -> str:
 def described(route: RouteStands) -> dict[str, Any]:
     """A route as JSON. Moments are in seconds since 1970, 0 is never; shares are in percent. ``objects`` is -1 if it is
     not known. ``calls`` and ``failures`` count since the candidate takes new objects, ``failed`` is the share of the
-    last 100.
+    last 100; they are null if nobody counts, since it has neither ``back_at`` nor a ``deadline``.
     """
     return {
         "name": route.name,
@@ -111,9 +111,9 @@ def described(route: RouteStands) -> dict[str, Any]:
                 "objects": each.objects,
                 "chosen": each.chosen,
                 "sent_home": each.sent_home,
-                "calls": each.calls,
-                "failures": each.failures,
-                "failed": each.failed,
+                "calls": each.calls if each.terms.judged else None,
+                "failures": each.failures if each.terms.judged else None,
+                "failed": each.failed if each.terms.judged else None,
                 "instruments": list(each.instruments),
             }
             for each in route.candidates

@@ -229,7 +229,7 @@ async def test_a_call_under_way_ends_where_it_began(place: Path) -> None:
             answer = await channel.client(diff_stubs.DIFF).Apply(diff_pb2.ApplyRequest(), headers={NAMESPACE: "n"})
             return answer.applied.digest
 
-        await stands(replacing, Terms(route="diff", name="t", address=str(place / "slow.sock")))
+        await stands(replacing, Terms(route="diff", name="t", address=str(place / "slow.sock"), deadline=60.0))
         (candidate,) = replacing.on("diff")
         before = replacing.upstream(candidate)
         assert before is not None

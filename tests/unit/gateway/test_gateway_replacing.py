@@ -187,7 +187,7 @@ async def test_metrics_tell_of_candidates(place: Path, records: Records) -> None
 
 async def test_the_same_name_elsewhere_is_the_same_store(place: Path, records: Records) -> None:
     """It has moved: its objects are asked for there from now on."""
-    of = replacing(place, records)
+    of = replacing(place, records, ending=0.01)
     await of.replace(terms())
     before = of._routes["content"].having("content@mine")
     candidate, moved = await of.replace(terms(address="/y.sock"))
@@ -196,6 +196,32 @@ async def test_the_same_name_elsewhere_is_the_same_store(place: Path, records: R
     await eventually_async(lambda: asyncio.sleep(0, before.retired), "the connection to the old one stays")
     with pytest.raises(errors.Unavailable, match="service content@mine has moved to /y.sock"):
         await before.ready()
+
+
+async def test_one_that_comes_again_is_reached_although_its_connection_was_to_be_closed(
+    place: Path, records: Records
+) -> None:
+    """The former connection ends; the new one has nothing to do with it."""
+    of = replacing(place, records, ending=0.01)
+    candidate, _ = await of.replace(terms())
+    before = of.upstream(candidate)
+    await of.restore("content")
+    await of.forget("content")
+    candidate, _ = await of.replace(terms())
+    await eventually_async(lambda: asyncio.sleep(0, before is not None and before.retired), "it stays")
+    after = of.upstream(candidate)
+    assert after is not None and after is not before
+    assert not after.retired
+
+
+async def test_only_who_can_be_sent_back_or_has_a_deadline_is_judged(place: Path, records: Records) -> None:
+    """The others' streams pass unread."""
+    of = replacing(place, records)
+    for more, count in (({}, 0), ({"back_at": 5.0}, 1), ({"deadline": 2.0}, 1), ({}, 0)):
+        candidate, _ = await of.replace(terms(**more))
+        upstream = of.upstream(candidate)
+        assert upstream is not None
+        assert len(list(upstream.instruments)) == count
 
 
 async def test_a_backend_without_a_route_is_named(place: Path, records: Records) -> None:
