@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from deploy.samples import Registry
-from deploy.verbs import VERBS
+from tests.peer import containerd
 from tests.support import TOP, Node, OwnService, directory_with_attributes, eventually, listening, short_directory
 
 pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(300)]
@@ -81,8 +81,7 @@ def test_every_command_of_the_document_works(place: Path) -> None:
         try:
             node.up()
             for line in COMMANDS:
-                if not line.startswith("splitd ") or line.split()[1] in VERBS:
-                    shell.run(line)
+                shell.run(line)
             shell.close()
         finally:
             node.clear()
@@ -135,3 +134,18 @@ def test_images_are_pulled_and_run_from_the_examples(
         eventually(lambda: stored() == (0, 0), "what was removed stays in the examples", 30)
     finally:
         node.clear()
+
+
+def test_the_snapshotter_works_below_debians_containerd(
+    examples: dict[str, OwnService], registry: Registry, place: Path
+) -> None:
+    """As a proxy plugin: containerd unpacks images onto it and runs containers from it."""
+    overlay = examples["overlay"]
+    more = f'[proxy_plugins.mine]\ntype = "snapshot"\naddress = "{overlay.sockets[0]}"\n'
+    with containerd(place, more=more) as socket:
+        node = Node(place)
+        node.socket = socket
+        reference = f"{registry.host}/box:1"
+        node.ctr("images", "pull", "--plain-http", "--snapshotter", "mine", reference)
+        assert node.out("run", "--rm", "--snapshotter", "mine", reference, "hello", "echo", "hello") == "hello\n"
+        assert any((overlay.root / "snapshots").iterdir())
