@@ -328,8 +328,7 @@ async def list_(case: SnapshotCase) -> None:
 
 
 @rule(
-    source=f"{BOLT}: a transaction that a refusal leaves open stops the write that next makes the file larger, as that "
-    "of Mounts does in fuse-overlayfs-snapshotter 2.1.7"
+    source="core/snapshots/storage/metastore.go: TransactionContext: what a call begins, it ends, also if it is refused"
 )
 async def a_refusal_leaves_nothing_open(case: SnapshotCase) -> None:
     """After calls that were refused the service takes as much as before."""
