@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tarfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +55,9 @@ def _program(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _running(log: Path, *command: str, env: Mapping[str, str] = {}) -> Iterator[None]:
+def _running(log: Path, *command: str) -> Iterator[None]:
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **env})
+        process = subprocess.Popen(command, stdout=out, stderr=out)
     try:
         yield
     finally:
@@ -168,6 +168,26 @@ class Lazy:
     def config(self) -> str:
         return ""
 
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Its process, which the block may :meth:`kill`."""
+        self.start()
+        try:
+            yield
+        finally:
+            self.process.terminate()
+            self.process.wait(20)
+
+    def start(self) -> None:
+        env = {**os.environ, "SSL_CERT_FILE": str(self.directory / "ca/ca.crt")}
+        with (self.directory / "log").open("ab") as log:
+            self.process = subprocess.Popen(self.command(), stdout=log, stderr=log, env=env)
+        eventually(lambda: listening(self.socket), f"{self.server} does not serve")
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
     def converted(self) -> str:
         """Push an image that it pulls lazily, and return its reference."""
         raise NotImplementedError
@@ -271,9 +291,7 @@ def lazy(request: pytest.FixtureRequest, registry: Registry) -> Iterator[Lazy]:
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(short_directory(Path("/var/tmp")))  # overlayfs does not stack on every tmpfs
         found: Lazy = request.param(directory, registry, stack.enter_context(_either(registry, directory)))
-        env = {"SSL_CERT_FILE": str(directory / "ca/ca.crt")}
-        stack.enter_context(_running(directory / "log", *found.command(), env=env))
-        eventually(lambda: listening(found.socket), f"{found.server} does not serve")
+        stack.enter_context(found.running())
         stack.callback(found.node.clear)
         found.node.up()
         found.reference = found.converted()
@@ -366,3 +384,23 @@ def test_a_restarted_node(empty: Lazy) -> None:
     empty.node.splitd("restart", "--all")
     _is_lazy(empty)
     _runs(empty)
+
+
+def test_a_killed_snapshotter(empty: Lazy) -> None:
+    """The node uses it as soon as it is there again, and what it had runs."""
+    empty.node.splitd("pull", "--plain-http", "--snapshotter", empty.name, empty.reference)
+    empty.kill()
+    empty.node.ctr("snapshots", "--snapshotter", empty.name, "usage", "nothing", ok=False)
+    empty.start()
+    _is_lazy(empty)
+    _runs(empty)
+
+
+def test_two_namespaces_share_layers(empty: Lazy) -> None:
+    """Each has the image; the snapshotter keeps what both have until neither does."""
+    for namespace in ("default", "other"):
+        empty.node.splitd("pull", "-n", namespace, "--plain-http", "--snapshotter", empty.name, empty.reference)
+    empty.node.ctr("images", "rm", "--sync", empty.reference, namespace="other")
+    _is_lazy(empty)
+    _runs(empty)
+    assert not empty.node.out("snapshots", "--snapshotter", empty.name, "ls", namespace="other").splitlines()[1:]
