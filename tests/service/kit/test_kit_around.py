@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from services.kit import errors, rpc
@@ -379,3 +380,41 @@ async def test_a_call_is_repeated_on_the_next_process(place: Path) -> None:
             async with rpc.serving(place / "t.sock", [servicer], grace=0):
                 assert await call == pb.Empty()
     assert around.seen == [("EmptyCall", False)] * 2
+
+
+@pytest.mark.parametrize("compression", ["Gzip", "Deflate"])
+async def test_compressed_messages_are_read(place: Path, transport: str, compression: str) -> None:
+    """What a client compresses is inflated here, since it is read; a way that nobody here knows is refused."""
+    if transport == "grpcio":
+        pytest.skip("grpcio inflates by itself")
+    async with (
+        scene(place, relayed=True) as here,
+        grpc.aio.insecure_channel(
+            f"unix:{place / 'g.sock'}", compression=getattr(grpc.Compression, compression)
+        ) as channel,
+    ):
+        call = channel.stream_unary(
+            f"/{SERVICE.full_name}/StreamingInputCall",
+            pb.StreamingInputCallRequest.SerializeToString,
+            pb.StreamingInputCallResponse.FromString,
+        )
+        requests = [pb.StreamingInputCallRequest(payload=pb.Payload(body=bytes(MEGABYTE))) for _ in range(3)]
+        if compression == "Gzip":
+            assert (await call(iter(requests))).aggregated_payload_size == 3 * MEGABYTE
+            assert here.around.sent == 3
+        else:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call(iter(requests))
+            assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+            assert here.around.sent == 0
+
+
+async def test_a_request_that_is_too_long_ends_the_call(place: Path) -> None:
+    """Its error is the client's, though somebody stands between; the connection goes on."""
+    async with scene(place, relayed=True) as here:
+        async with here.channel.client(SERVICE).StreamingInputCall() as stream:
+            with pytest.raises(errors.ResourceExhausted):
+                await stream.send(pb.StreamingInputCallRequest(payload=pb.Payload(body=bytes(rpc.MESSAGE_LIMIT + 1))))
+                await stream.done_sending()
+                await stream.receive()
+        await cases.empty_unary(here.peer)
