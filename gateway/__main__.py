@@ -89,7 +89,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
             stack.push_async_callback(shadows.close)
             internal: list[rpc.Servicer] = [
                 *servicers,
-                LocalFilesServicer(routes["content"], records, commit),
+                LocalFilesServicer(routes["content"], records, commit, config),
                 RoutesServicer(routes, replacing),
                 taps,
                 shadows,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from api.splitd.localfiles.v1 import localfiles_pb2 as pb
 from api.splitd.localfiles.v1 import localfiles_stubs
+from gateway.config import Config
 from gateway.hop import Hop
 from gateway.store import Intent, Records
 from gateway.upstream import Upstream, raw_headers
@@ -21,10 +22,11 @@ class LocalFilesServicer:
 
     SERVICE = SERVICE
 
-    def __init__(self, content: Hop, records: Records, commit: Commit) -> None:
+    def __init__(self, content: Hop, records: Records, commit: Commit, config: Config) -> None:
         self._content = content
         self._records = records
         self._commit = commit
+        self._stall = config.stall
 
     async def Locate(self, request: pb.LocateRequest, call: Call) -> pb.LocateResponse:
         blob = await self._records.blob(call, request.digest)
@@ -73,6 +75,7 @@ class LocalFilesServicer:
                 ),
                 headers=raw_headers(call),
                 timeout=None,
+                stall=self._stall if raw.channel.ours else None,
             )
             return done.digest, done.size
 
