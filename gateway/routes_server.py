@@ -21,6 +21,8 @@ from services.kit.rpc import NAMESPACE, Call, Channel
 
 _PATIENCE = 2.0
 """Seconds that a new candidate has to connect, and to answer. One that takes longer is down, which is no error."""
+_WHY = 0.3
+"""Seconds in which one that could not be reached usually says why."""
 _LISTED = 1000
 _NOBODY = {NAMESPACE: "default"}
 _NOTHING = f"sha256:{'0' * 64}"
@@ -66,8 +68,8 @@ class RoutesServicer:
         terms.check()
         reached = await self._refuse_strangers(terms)
         candidate, moved = await self._replacing.replace(terms)
-        if reached and (upstream := self._replacing.upstream(candidate)) is not None:
-            await upstream.connected(_PATIENCE)
+        if (upstream := self._replacing.upstream(candidate)) is not None:
+            await upstream.connected(_PATIENCE if reached else _WHY)
         return pb.ReplaceResponse(candidate=await self._described(candidate), moved_from=moved)
 
     async def Restore(self, request: pb.RestoreRequest, call: Call) -> pb.RestoreResponse:
