@@ -429,8 +429,7 @@ class Collector:
             await asyncio.wait([sweep], timeout=left)
         try:
             swept = sweep.result()
-        except Exception as error:
-            log.exception("the sweep of backend %s failed", backend)
+        except Exception as error:  # which the log has
             swept = Swept(failed=[f"backend {backend}: {error}"], postponed=True)
         self._repeat(backend, swept, first)
         return swept

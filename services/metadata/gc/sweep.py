@@ -186,7 +186,7 @@ class Sweeper:
         self._found: _Found | None = None
         self._forgetting: asyncio.Task[None] | None = None
         """The rest of the last sweep."""
-        self._runs = Coalescing(self._sweep_once)
+        self._runs = Coalescing(f"the sweep of backend {backend}", self._sweep_once)
         self.moved = 0.0
         """When the backend answered last, or was asked first in this sweep (monotonic); 0.0 without a sweep."""
         self._check_at = 0.0

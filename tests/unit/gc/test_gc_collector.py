@@ -1100,7 +1100,7 @@ async def test_coalesced_runs_never_overlap() -> None:
         running -= 1
         return number
 
-    runs = Coalescing(work)
+    runs = Coalescing("a turn", work)
     first = [runs.request(), runs.request()]
     await eventually_async(lambda: _async(running))
     second = [runs.request(), runs.request(), runs.request()]
@@ -1118,7 +1118,7 @@ async def test_a_run_that_never_began_does_not_block_the_next() -> None:
     async def work() -> bool:
         return await go_on.wait()
 
-    runs = Coalescing(work)
+    runs = Coalescing("a turn", work)
     first = runs.request()
     await asyncio.sleep(0)
     lost = runs.request()
