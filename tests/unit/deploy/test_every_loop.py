@@ -12,6 +12,7 @@ import errno
 import itertools
 import os
 import pty
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ import pytest
 
 from api.containerd.services.leases.v1 import leases_pb2
 from api.containerd.services.namespaces.v1 import namespaces_pb2
+from api.splitd.shadows.v1 import shadows_pb2
 from api.splitd.snapshotters.v1 import snapshotters_pb2
 from client.output import Bars
 from client.progress import Tally
@@ -31,6 +33,7 @@ from gateway.operations import IDLE, Operations
 from gateway.probes import Probes
 from gateway.replacing import Replacing
 from gateway.routes import Routes
+from gateway.shadows import Shadow
 from gateway.snapshotters import Snapshotters
 from gateway.store import Objects
 from gateway.supervision import Supervision
@@ -299,6 +302,52 @@ async def page_is_served(path: Path, page: bytes) -> None:
         return answer.startswith(b"HTTP/1.1 200 ")
 
     await eventually_async(asked, "it is not served")
+
+
+@loop("the shadow of *")
+async def shadowing(place: Path) -> AsyncIterator[Works]:
+    """The comparing process ends now and then, and another takes its place."""
+    processes: list[Comparing] = []
+
+    async def started(*command: str, stdin: int) -> Comparing:
+        await asyncio.sleep(0)
+        processes.append(Comparing(os.dup(stdin)))
+        return processes[-1]
+
+    ours = Routes(place, GatewaySettings(), {}).upstream("content", place / "content.sock")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(asyncio, "create_subprocess_exec", started)
+        shadow = Shadow(shadows_pb2.StartRequest(route="content", address="/x.sock"), ours, place, writes=False)
+
+        async def works() -> None:
+            before = len(processes)
+            if processes:
+                processes[-1].over.set()
+            await eventually_async(
+                lambda: asyncio.sleep(0, len(processes) > before and shadow in ours.instruments),
+                "it is not there again",
+            )
+
+        yield works
+        for process in processes:
+            process.over.set()
+        await shadow.close()
+
+
+class Comparing:
+    """A process that ends when it is told to. It has its socket meanwhile."""
+
+    def __init__(self, stdin: int) -> None:
+        self.over = asyncio.Event()
+        self._stdin = socket.socket(fileno=stdin)
+
+    async def wait(self) -> int:
+        await self.over.wait()
+        self._stdin.close()
+        return 1
+
+    def kill(self) -> None:
+        self.over.set()
 
 
 @loop("the snapshotters' announcements")
