@@ -1,9 +1,10 @@
 """Shadows: a candidate gets copies of the calls to a service, and can affect neither their answers nor their time.
 
-The gateway only hands copies on, to a process of its own for each shadow (:mod:`services.shadows`), which makes them
-and compares the answers. The queue between the two is a socket. The gateway drops and counts what it does not take at
-once, so no call waits for a copy. Reads of bytes are copied without their answers: the process asks both services. Of a
-blob that came in many bytes or by a file, the copy says what was stored, and the process reads it from ours.
+The gateway only hands copies on, by a socket, to a process of its own for each shadow (:mod:`services.shadows`), which
+makes them and compares the answers. It does so some milliseconds after a call was answered. What does not fit into the
+bounded queue is dropped and counted, so no call waits for a copy. Reads of bytes are copied without their answers: the
+process asks both services. Of a blob that came in many bytes or by a file, the copy says what was stored, and the
+process reads it from ours.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ import secrets
 import socket
 import sys
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from google.protobuf.empty_pb2 import Empty
 
@@ -38,11 +41,26 @@ log = logging.getLogger(__name__)
 _LARGEST = 192 << 10
 """Bytes of a copy: what the smallest usual buffer of a socket takes."""
 _QUEUE = 4 << 20
-"""Bytes of copies that wait."""
+"""Bytes of copies that wait here, and again in the socket."""
+_WAITING = 1024
+"""Copies that wait here."""
+_PAUSE, _AT_ONCE = 0.01, 16
+"""Seconds until the next copies are handed on, and how many then: a hundredth of a processor's time."""
 _ENDING = 5.0
 """Seconds that the comparing process may take to end."""
 _SO_SNDBUFFORCE = 32
 _COPIED = frozenset({*METHODS, STORED, REMOVED})
+
+
+class Process(Protocol):
+    """A process that was started."""
+
+    async def wait(self) -> int: ...
+    def kill(self) -> None: ...
+
+
+async def _started(copies: socket.socket) -> Process:
+    return await asyncio.create_subprocess_exec(sys.executable, "-m", "services.shadows", stdin=copies.fileno())
 
 
 class Shadow:
@@ -50,7 +68,16 @@ class Shadow:
 
     order = Order.SHADOW
 
-    def __init__(self, wanted: pb.StartRequest, ours: Upstream, state: Path, *, writes: bool) -> None:
+    def __init__(
+        self,
+        wanted: pb.StartRequest,
+        ours: Upstream,
+        state: Path,
+        *,
+        writes: bool,
+        start: Callable[[socket.socket], Awaitable[Process]] = _started,
+    ) -> None:
+        """``start`` starts the comparing process, which gets the socket."""
         self.wanted = wanted
         self.ours = ours
         self.writes = writes
@@ -60,6 +87,11 @@ class Shadow:
         self._share = wanted.share or 1.0
         self._copies: socket.socket | None = None
         self._dropped: Counter[str] = Counter()
+        self._waiting: deque[_Copy] = deque()
+        """Calls that have been answered, and are handed on in a moment: their clients come first."""
+        self._bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._start = start
         self._loop = loops.start(f"the shadow of {wanted.route}", self._run)
 
     @property
@@ -90,6 +122,8 @@ class Shadow:
     async def close(self) -> None:
         """End it, and the comparing process."""
         self.ours.instruments.remove(self)
+        if self._timer is not None:
+            self._timer.cancel()
         self._loop.cancel()
         await asyncio.wait((self._loop,))
 
@@ -102,9 +136,7 @@ class Shadow:
             with theirs:
                 _enlarge(ours)
                 ours.setblocking(False)
-                process = await asyncio.create_subprocess_exec(
-                    sys.executable, "-m", "services.shadows", stdin=theirs.fileno()
-                )
+                process = await self._start(theirs)
             try:
                 begin = pb.Begin(ours=self.ours.address, shadow=self.wanted, socket=str(self.socket))
                 if self.writes:
@@ -168,28 +200,32 @@ class Shadow:
         code: int = 0,
         seconds: float = 0.0,
     ) -> None:
-        """Hand on a call; drop it if there is no room."""
-        if self._copies is None:
-            return
-        trace = str(headers.get("traceparent", "")).split("-")
-        message = pb.Copy(
-            path=path,
-            requests=requests,
-            answers=answers or (),
-            answered=answers is not None,
-            code=code,
-            seconds=seconds,
-            trace=trace[1] if len(trace) > 1 else "",
-            dropped=self._dropped,
-        )
-        if self._sent(message):
-            self._dropped.clear()
-        else:
+        """Hand on a call, once it has been answered; drop it if there is no room."""
+        size = sum(map(len, requests)) + sum(map(len, answers or ()))
+        if self._copies is None or len(self._waiting) >= _WAITING or size > min(_LARGEST, _QUEUE - self._bytes):
             self.drop(path)
+            return
+        self._bytes += size
+        self._waiting.append(_Copy(path, requests, answers, headers, code, seconds, size))
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_PAUSE, self._hand_on)
 
     def drop(self, path: str) -> None:
         """Count a call that cannot be handed on."""
         self._dropped[path] += 1
+
+    def _hand_on(self) -> None:
+        """Hand on the oldest copies."""
+        self._timer = None
+        for _ in range(min(_AT_ONCE, len(self._waiting))):
+            each = self._waiting.popleft()
+            self._bytes -= each.size
+            if not self._sent(each.message(self._dropped)):
+                self.drop(each.path)
+                break  # the process takes no more now
+            self._dropped.clear()
+        if self._waiting:
+            self._timer = asyncio.get_running_loop().call_later(_PAUSE, self._hand_on)
 
     def _tell_dropped(self) -> None:
         if self._dropped and self._sent(pb.Copy(dropped=self._dropped)):
@@ -197,12 +233,38 @@ class Shadow:
 
     def _sent(self, message: pb.Copy) -> bool:
         data = message.SerializeToString()
-        if self._copies is None or len(data) > _LARGEST:
+        if self._copies is None or len(data) > _LARGEST + 4096:
             return False
         with contextlib.suppress(OSError):  # no room, or no process any more
             self._copies.send(data)
             return True
         return False
+
+
+@dataclass(slots=True)
+class _Copy:
+    """A call that waits to be handed on."""
+
+    path: str
+    requests: Sequence[bytes]
+    answers: Sequence[bytes] | None
+    headers: Headers
+    code: int
+    seconds: float
+    size: int
+
+    def message(self, dropped: Mapping[str, int]) -> pb.Copy:
+        trace = str(self.headers.get("traceparent", "")).split("-")
+        return pb.Copy(
+            path=self.path,
+            requests=self.requests,
+            answers=self.answers or (),
+            answered=self.answers is not None,
+            code=self.code,
+            seconds=self.seconds,
+            trace=trace[1] if len(trace) > 1 else "",
+            dropped=dropped,
+        )
 
 
 class _Copied:

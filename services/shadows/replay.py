@@ -31,6 +31,7 @@ WHOLE = "lists of different stores"
 FILES = "the files are in our snapshot only"
 AWAY = "the candidate was away"
 LOST = "ours did not answer"
+GONE = "ours answers otherwise by now"
 
 
 class Replay:
@@ -132,6 +133,8 @@ class Replay:
         ours, again = await self._of_ours(method, copy, comparison)
         if ours is None:
             return LOST
+        if copy.answers is None and copy.code != ours.code:
+            return GONE
         comparison.compare(ours, found, again, request=shown(messages[0]), trace=copy.trace)
         if found.code == "OK":
             self._learn(method, messages[0])

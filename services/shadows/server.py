@@ -15,6 +15,7 @@ from api.splitd.shadows.v1 import shadows_stubs
 from services.kit import rpc
 from services.kit.rpc import Call, Channel
 from services.shadows import convert
+from services.shadows.pace import Pace
 from services.shadows.replay import Replay
 from services.shadows.service_remote import RemoteService
 
@@ -45,7 +46,7 @@ async def serve(copies: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     begin = pb.Begin.FromString(await loop.sock_recv(copies, LARGEST))
     async with Channel(begin.ours, begin.shadow.route) as ours, _candidate(begin.shadow) as candidate:
-        replay = Replay(RemoteService(ours), RemoteService(candidate), prefix=begin.prefix)
+        replay, pace = Replay(RemoteService(ours), RemoteService(candidate), prefix=begin.prefix), Pace()
         try:
             async with rpc.serving(Path(begin.socket), [ComparisonsServicer(replay)]):
                 while data := await loop.sock_recv(copies, LARGEST):
@@ -58,7 +59,10 @@ async def serve(copies: socket.socket) -> None:
                         replay.dropped(path, count)
                     if message.path:
                         await replay.take(convert.copy_from_pb(message))
+                        if rest := pace.rest():
+                            await asyncio.sleep(rest)
         finally:
+            pace.close()
             await replay.close()
 
 
