@@ -70,9 +70,10 @@ def test_our_own_services_differ_in_nothing(node: Node, registry: Registry) -> N
         assert "Snapshots/Prepare" in shown
         # the collector removed what the candidates have, too
         eventually(lambda: not list((there.parent / "r/content/blobs").rglob("*/*")), "copies of removals are missing")
-        node.splitd("shadow", "stop", "content")
+        for route in ("content", "snapshots.overlayfs"):
+            node.splitd("shadow", "stop", route)
         assert "shadow of content" in node.splitd("shadow", "report", "content", ok=False).stderr
-        assert list((node.state).glob("shadow-content*")) == []
+        assert list((node.state).glob("shadow-*")) == []
 
 
 def test_mistakes_are_told(node: Node, place: Path) -> None:

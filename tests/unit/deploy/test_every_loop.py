@@ -410,52 +410,6 @@ async def ending_candidates(place: Path) -> AsyncIterator[Works]:
         yield works
 
 
-@loop("the shadow of *")
-async def shadowing(place: Path) -> AsyncIterator[Works]:
-    got: list[str] = []
-
-    class Comparing:
-        """A process that reads its socket to the end."""
-
-        def __init__(self, copies: socket.socket) -> None:
-            self._copies = copies
-
-        async def wait(self) -> int:
-            loop = asyncio.get_running_loop()
-            while data := await loop.sock_recv(self._copies, 1 << 20):
-                got.append(data.decode(errors="replace"))
-            self._copies.close()
-            return 1
-
-        def kill(self) -> None:
-            """It has ended."""
-
-    async def start(copies: socket.socket) -> Comparing:
-        await asyncio.sleep(0)
-        own = copies.dup()
-        own.setblocking(False)
-        return Comparing(own)
-
-    upstream = Upstream("content", place / "content.sock", "content", Supervision(place / "none"), hold=1.0)
-    shadow = Shadow(shadows_pb2.StartRequest(route="content"), upstream, place, writes=True, start=start)
-
-    async def works() -> None:
-        got.clear()
-
-        async def copied() -> bool:
-            shadow.copy(content_method("Info"), [b"x"], {}, [b""])
-            return any(content_method("Info") in each for each in got)
-
-        await eventually_async(copied, "nothing is copied")
-
-    yield works
-    await shadow.close()
-
-
-def content_method(name: str) -> str:
-    return f"/containerd.services.content.v1.Content/{name}"
-
-
 class Peer:
     """A channel to a peer that comes and goes."""
 
