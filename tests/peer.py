@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
+from services.oci import platforms
 from tests.support import ServiceProcess, eventually, listening, remove
 
 PROGRAMS = os.environ.get("SPLITD_TEST_CONTAINERD2", "")
@@ -110,5 +111,10 @@ def below(directory: Path, program: str = "containerd") -> Iterator[Below]:
             ("snapshot", f"splitd-{name}", at) for name, at in zip(SNAPSHOTTERS, snapshots.sockets, strict=True)
         ]
         more = "".join(f'[proxy_plugins.{name}]\ntype = "{kind}"\naddress = "{at}"\n' for kind, name, at in plugins)
+        more += "".join(  # containerd 2 unpacks its own pulls onto these only
+            f'[[plugins."io.containerd.transfer.v1.local".unpack_config]]\n'
+            f'platform = "linux/{platforms.default().architecture}"\nsnapshotter = "splitd-{name}"\ndiffer = "walking"\n'
+            for name in SNAPSHOTTERS
+        )
         with containerd(directory, program, more=more, without=[_CONTENT]) as socket:
             yield Below(socket, root)

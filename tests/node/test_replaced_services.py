@@ -15,11 +15,11 @@ from tests.support import Node, ServiceProcess, eventually, short_directory
 pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(300)]
 
 
-def pulled_and_run(node: Node, registry: Registry, snapshotter: str) -> str:
+def pulled_and_run(node: Node, registry: Registry, snapshotter: str, ctr: str = "ctr") -> str:
     """Return the output of a container of a pulled image."""
     reference = f"{registry.host}/box:1"
-    node.ctr("images", "pull", "--plain-http", "--snapshotter", snapshotter, reference)
-    return node.out("run", "--rm", "--snapshotter", snapshotter, reference, "hello", "echo", "hello")
+    node.ctr("images", "pull", "--plain-http", "--snapshotter", snapshotter, reference, program=ctr)
+    return node.out("run", "--rm", "--snapshotter", snapshotter, reference, "hello", "echo", "hello", program=ctr)
 
 
 @pytest.mark.parametrize("kind", ["overlayfs", "native"])
@@ -76,10 +76,11 @@ def test_our_services_work_below_a_containerd(
     """containerd's own [proxy_plugins], its content plugin disabled: it keeps blobs in our content process, unpacks
     images onto our snapshots, runs containers from them, and its collector leaves nothing behind.
     """
-    with below(place, "containerd" if generation == 1 else program("containerd")) as under:
+    daemon, ctr = (name if generation == 1 else program(name) for name in ("containerd", "ctr"))
+    with below(place, daemon) as under:
         node = Node(place)
         node.socket = under.socket
-        assert pulled_and_run(node, registry, snapshotter) == "hello\n"
+        assert pulled_and_run(node, registry, snapshotter, ctr) == "hello\n"
         snapshots = under.root / "snapshots" / snapshotter.removeprefix("splitd-") / "snapshots"
         blobs = under.root / "content" / "blobs" / "sha256"
         assert {f"sha256:{path.name}" for path in blobs.iterdir()} == set(node.out("content", "ls", "-q").split())
