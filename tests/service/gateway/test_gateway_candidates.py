@@ -322,7 +322,8 @@ async def test_it_ends_when_its_time_is_over(node: tuple[Services, rpc.Channel, 
     await routes.replace(services.native_terms(until=time.time() + 0.3))
 
     async def ended() -> bool:
-        return await candidate(routes, NATIVE) is None or (await candidate(routes, NATIVE)).drained != ""
+        found = await candidate(routes, NATIVE)
+        return found is None or found.drained != ""
 
     await eventually_async(ended, "it stays")
 
