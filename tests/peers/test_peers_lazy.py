@@ -197,6 +197,18 @@ class Soci(Lazy):
     """An index of each layer is beside the image, which stays as it is."""
 
     name, server, client = "soci", "soci-snapshotter-grpc", ("soci", "image", "rpull")
+    STORE = Path("/var/lib/soci-snapshotter-grpc")
+    """Where the server keeps the indices that it fetches, whatever its root is."""
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        new = not self.STORE.exists()
+        try:
+            with super().running():
+                yield
+        finally:
+            if new:
+                shutil.rmtree(self.STORE, ignore_errors=True)
 
     def converted(self) -> str:
         self.registry.push(IMAGE, "soci:1")
