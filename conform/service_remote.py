@@ -238,7 +238,7 @@ async def opened(
     end it is gone, and so is a namespace of ours.
     """
     witness = Witness(seconds)
-    async with _Channel(where, pings="never") as channel:
+    async with _Channel(where, str(where), pings="never") as channel:
         channel.around = witness
         try:
             await channel.reached(seconds)
@@ -247,15 +247,18 @@ async def opened(
         headers: dict[str, str | bytes] = {rpc.NAMESPACE: namespace or name}
         try:
             namespaced = await _leased(channel, headers, name)
-            if namespaced:
-                headers[rpc.LEASE] = name
-            called = snapshotter or ("overlayfs" if namespaced else "proxied")
-            service = Service(channel, witness, kind, namespaced, _is_here(where), headers, called)
-            await _check(service, str(where))
-            service.owner = await _owner(channel)
-        except NoAnswer as error:
+        except (NoAnswer, errors.InvalidArgument) as error:  # the latter says what is wrong with the namespace
             raise CannotRun(str(error)) from error
+        if namespaced:
+            headers[rpc.LEASE] = name
+        called = snapshotter or ("overlayfs" if namespaced else "proxied")
+        service = Service(channel, witness, kind, namespaced, _is_here(where), headers, called)
         try:
+            try:
+                await _check(service, str(where))
+                service.owner = await _owner(channel)
+            except NoAnswer as error:
+                raise CannotRun(str(error)) from error
             yield service
         finally:
             if namespaced:

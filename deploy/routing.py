@@ -61,17 +61,23 @@ def words(error: errors.NodeError) -> str:
 def percent(text: str) -> float:
     """``10%`` or ``10``; for argparse."""
     try:
-        return float(text.strip().removesuffix("%"))
+        found = float(text.strip().removesuffix("%"))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no percentage such as 10%") from None
+    if not 0 < found <= ALL:
+        raise argparse.ArgumentTypeError(f"{text!r}: it is more than 0% and at most 100%")
+    return found
 
 
 def duration(text: str) -> float:
-    """``10m`` in seconds; for argparse."""
+    """``10m`` in seconds; for argparse. 0 is refused: the node would take it for no limit at all."""
     try:
-        return settings.parse_duration(text)
+        found = settings.parse_duration(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r}: it is longer than 0")
+    return found
 
 
 def selected(text: str) -> str:

@@ -137,7 +137,10 @@ class Terms:
             raise errors.InvalidArgument(str(error)) from None
         for namespace in self.namespaces:
             if len(namespace) > 76 or not _NAMESPACE.fullmatch(namespace):
-                raise errors.InvalidArgument(f"namespace {namespace[:80]!r}")
+                raise errors.InvalidArgument(
+                    f"namespace {namespace[:80]!r}: a namespace has 1 to 76 letters, digits, and single '.', '_' and "
+                    "'-' between them"
+                )
         if len(self.namespaces) > _NAMESPACES:
             raise errors.InvalidArgument(f"{self.backend}: more than {_NAMESPACES} namespaces")
         if not 0 < self.share <= ALL:

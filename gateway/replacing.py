@@ -293,7 +293,10 @@ class Replacing:
 
     async def _left(self, upstream: Upstream, judge: Judge | None, reason: str) -> None:
         if judge is None:  # nobody has counted its calls
-            await asyncio.sleep(self._ending)
+            if not upstream.up:  # those that are held for it are all that there can be
+                await asyncio.sleep(min(upstream.hold, self._ending))
+            if upstream.up:
+                await asyncio.sleep(self._ending)
         else:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._ending):

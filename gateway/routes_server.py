@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-
-from api.containerd.services.content.v1 import content_pb2, content_stubs
-from api.containerd.services.images.v1 import images_pb2, images_stubs
-from api.containerd.services.snapshots.v1 import snapshots_pb2, snapshots_stubs
-from api.containerd.services.tasks.v1 import tasks_pb2, tasks_stubs
 from api.splitd.routes.v1 import routes_pb2 as pb
 from api.splitd.routes.v1 import routes_stubs
 from gateway import routes_convert as convert
+from gateway import strangers
 from gateway.candidates import KINDS, Candidate, Terms, kind_of
-from gateway.remote import asked_for_records
 from gateway.replacing import Replacing
 from gateway.routes import Routes
 from gateway.upstream import Upstream
 from services.kit import errors
-from services.kit.rpc import NAMESPACE, Call, Channel
+from services.kit.rpc import Call
 
 _PATIENCE = 2.0
 """Seconds that a new candidate has to connect, and to answer. One that takes longer is down, which is no error."""
 _WHY = 0.3
 """Seconds in which one that could not be reached usually says why."""
 _LISTED = 1000
-_NOBODY = {NAMESPACE: "default"}
-_NOTHING = f"sha256:{'0' * 64}"
 
 
 class RoutesServicer:
@@ -101,54 +93,12 @@ class RoutesServicer:
         return described
 
     async def _refuse_strangers(self, terms: Terms) -> bool:
-        """InvalidArgument for a process that answers, and does not serve this kind of route. Whether there is one."""
+        """InvalidArgument for a process that answers, and cannot be this kind of service. Whether there is one."""
         async with self._routes.reaching(terms) as channel:
             if not await channel.wait_connected(_PATIENCE):
                 return False
-            try:
-                if (asked := _QUESTIONS.get(kind_of(terms.route))) is not None:
-                    await asked(channel)
-            except errors.Unimplemented as error:
-                raise errors.InvalidArgument.verbatim(
-                    f"{terms.address} does not serve what {terms.route} needs: {error}"
-                ) from None
-            except errors.NodeError:  # it knows the method
-                return True
+            await strangers.refuse(channel, terms.route, terms.address, _PATIENCE)
             return True
-
-
-async def _content(channel: Channel) -> None:
-    await channel.client(content_stubs.CONTENT).Info(
-        content_pb2.InfoRequest(digest=_NOTHING), headers=_NOBODY, timeout=_PATIENCE
-    )
-
-
-async def _snapshots(channel: Channel) -> None:
-    await channel.client(snapshots_stubs.SNAPSHOTS).Stat(
-        snapshots_pb2.StatSnapshotRequest(key="splitd-asks"), headers=_NOBODY, timeout=_PATIENCE
-    )
-
-
-async def _images(channel: Channel) -> None:
-    await channel.client(images_stubs.IMAGES).Get(
-        images_pb2.GetImageRequest(name="splitd-asks"), headers=_NOBODY, timeout=_PATIENCE
-    )
-
-
-async def _tasks(channel: Channel) -> None:
-    await channel.client(tasks_stubs.TASKS).Get(
-        tasks_pb2.GetRequest(container_id="splitd-asks"), headers=_NOBODY, timeout=_PATIENCE
-    )
-
-
-_QUESTIONS: Mapping[str, Callable[[Channel], Awaitable[None]]] = {
-    "content": _content,
-    "snapshots": _snapshots,
-    "images": _images,
-    "tasks": _tasks,
-    "metadata": lambda channel: asked_for_records(channel, _PATIENCE),
-}
-"""Calls that change nothing, by the kind of route. Diff has none."""
 
 
 def _instruments(upstream: Upstream) -> list[str]:

@@ -8,6 +8,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from api.splitd.shadows.v1 import shadows_pb2 as pb
 from api.splitd.shadows.v1 import shadows_stubs
+from gateway import strangers
 from gateway.routes import Routes
 from gateway.shadows import Shadow, has_own_store
 from services.kit import errors
@@ -39,6 +40,7 @@ class ShadowsServicer:
             raise errors.InvalidArgument(f"{request.root} is within the root of this node, and no store of another")
         async with Channel(address_from_pb(request), f"{request.route}'s candidate", pings="never") as candidate:
             await candidate.reached(_REACHED)
+            await strangers.refuse(candidate, request.route, request.address, _REACHED)
             writes = bool(request.root) or await has_own_store(candidate, await ours.ready(call))
         if request.route in self._shadows:  # another call was faster
             raise errors.AlreadyExists(f"shadow of {request.route}")

@@ -41,8 +41,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
             "show the calls' messages too, shortened: names, digests and numbers of them, and never what may be secret"
         ),
     )
-    parser.add_argument("--count", type=int, default=0, metavar="N", help="end after so many calls")
+    parser.add_argument("--count", type=_count, default=0, metavar="N", help="end after so many calls")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of calls: 1 or more")
+    return int(text)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ DATA waits in the streams' queues. A peer that makes us answer and reads nothing
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import time
@@ -287,7 +288,8 @@ class Link(asyncio.Protocol):
         # see the GOAWAY. So read on and drop the bytes, until the peer closes.
         assert self.transport is not None
         if self.transport.can_write_eof():
-            self.transport.write_eof()
+            with contextlib.suppress(OSError):  # the peer has closed the connection already
+                self.transport.write_eof()
         self.loop.call_later(_HANG_UP, self.transport.abort)
 
     def _gone(self, reason: str) -> None:

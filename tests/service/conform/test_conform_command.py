@@ -108,7 +108,7 @@ def test_rules_are_listed_with_their_sources() -> None:
         (("--type", "content"), "say where it listens"),
         (("CONTENT", "--type", "content", "--only", "abrot"), "rule 'abrot' is not known, did you mean 'abort'?"),
         (("CONTENT", "--type", "snapshot"), "does not serve containerd.services.snapshots.v1.Snapshots; it serves the other type: --type content"),
-        (("/nowhere.sock", "--type", "content", "--timeout", "0.5"), "service nowhere is not reachable"),
+        (("/nowhere.sock", "--type", "content", "--timeout", "0.5"), "service /nowhere.sock is not reachable"),
         (("nowhere", "--type", "content"), "address: 'nowhere' is neither /path nor unix:///path of a socket, nor HOST:PORT"),
         (("CONTENT", "--type", "content", "--timeout", "0"), "--timeout 0: between 0 and 600 seconds"),
     ],

@@ -19,11 +19,13 @@ import pytest
 from api.containerd.services.snapshots.v1 import snapshots_pb2, snapshots_stubs
 from client.held_remote import Namespaces
 from client.routes_remote import RemoteRoutes, Stands
+from conform.service_remote import SNAPSHOT, CannotRun, opened
 from gateway.candidates import Terms
 from services.content.local import LocalStore
 from services.content.remote import RemoteFiles, RemoteStore
 from services.content.server import ContentServicer, LocalFilesServicer
 from services.kit import errors, rpc
+from services.kit.addresses import address as as_address
 from services.oci.digests import Digest
 from services.snapshots.remote import RemoteSnapshotter
 from tests.support import ServiceProcess, eventually_async, short_directory
@@ -389,6 +391,22 @@ async def test_metadata_is_replaced_whole_and_comes_back(node: tuple[Services, r
     assert await read(store(channel), digest) == b"of the first"
 
 
+async def test_a_daemon_that_cannot_be_tried_keeps_nothing_of_conform(
+    node: tuple[Services, rpc.Channel, RemoteRoutes],
+) -> None:
+    """Its lease is gone, and the namespace that came with it."""
+    services, channel, _ = node
+    where = as_address(services.state / "containerd.sock")
+    for more, said in (
+        ({"snapshotter": "nope"}, "snapshotter not loaded: nope"),
+        ({"namespace": "a b"}, 'identifier "a b" must match'),
+    ):
+        with pytest.raises(CannotRun, match=said):
+            async with opened(where, SNAPSHOT, name="splitd-conform-x", seconds=10.0, **more):
+                pass
+    assert "splitd-conform-x" not in await Namespaces(channel).names()
+
+
 async def test_what_cannot_be_done_is_said(node: tuple[Services, rpc.Channel, RemoteRoutes]) -> None:
     """In words that name what would be right."""
     services, _, routes = node
@@ -398,6 +416,11 @@ async def test_what_cannot_be_done_is_said(node: tuple[Services, rpc.Channel, Re
         await routes.replace(services.content_terms(route="snapshots"))
     with pytest.raises(errors.InvalidArgument, match=r"does not serve what content needs: .*Content"):
         await routes.replace(services.content_terms(address=str(services.elsewhere / "snapshots-native.sock")))
+    for socket in ("containerd.sock", "internal.sock"):  # it would send each call to itself again, without an end
+        with pytest.raises(errors.InvalidArgument, match="is a whole daemon"):
+            await routes.replace(services.content_terms(address=str(services.state / socket)))
+    with pytest.raises(errors.InvalidArgument, match="namespace 'a/b': a namespace has 1 to 76 letters"):
+        await routes.replace(services.content_terms(namespaces=("a/b",)))
     with pytest.raises(errors.InvalidArgument, match="is where content goes already"):
         await routes.replace(services.content_terms(address=str(services.state / "content.sock")))
     with pytest.raises(errors.NotFound, match="content has no candidate: all its calls go to its own service"):

@@ -214,6 +214,16 @@ async def test_one_that_comes_again_is_reached_although_its_connection_was_to_be
     assert not after.retired
 
 
+async def test_nobody_goes_on_trying_to_reach_one_that_is_gone_and_was_down(place: Path, records: Records) -> None:
+    """Only a connection that is there may have calls under way, for which it is left open."""
+    of = Replacing(Routes(place, Config(candidate_hold=0.01), {}), records, place, ending=3600.0)
+    candidate, _ = await of.replace(terms())
+    before = of.upstream(candidate)
+    await of.restore("content")
+    await of.forget("content")
+    await eventually_async(lambda: asyncio.sleep(0, before is not None and before.retired), "it is tried for ever")
+
+
 async def test_only_who_can_be_sent_back_or_has_a_deadline_is_judged(place: Path, records: Records) -> None:
     """The others' streams pass unread."""
     of = replacing(place, records)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import struct
 from typing import Any
 
@@ -729,3 +730,17 @@ async def test_an_attempt_that_fails_unexpectedly_is_told_and_another_is_made(
     assert "connecting to /nowhere failed unexpectedly" in caplog.text
     watch.cancel()
     await carrier.close()
+
+
+async def test_a_peer_that_speaks_no_http2_and_hangs_up_is_no_bug_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+    """A web server answers the preface with an error and closes, so the end of our side cannot be said any more."""
+    link = ClientLink(WireCarrier("unix:/nowhere", "peer", "never", Limits()), Limits())
+
+    class HungUp(Transport):
+        def write_eof(self) -> None:
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    link.connection_made(HungUp(link))
+    link.data_received(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+    assert link.lost
+    assert "could not be handled" not in caplog.text
