@@ -113,6 +113,9 @@ class Witness:
         asked.answer = f"OK {{{_fields(asked.path, 1, answer)}}}" if answer else "OK"
         return answer
 
+    def unread(self, path: str) -> bool:
+        return False
+
     async def unary(self, path: str, request: bytes, headers: rpc.Headers, go: Callable[[], Awaitable[bytes]]) -> bytes:
         answer: bytes = await self.bounded(self.ask(path, request), go)
         return answer

@@ -205,18 +205,15 @@ class ContentServicer:
     def _remembered(
         self, files: OpenBlobs, raw: Upstream, wanted: pb.ReadContentRequest, blob: Blob, ahead: bytearray | None
     ) -> Answers | Literal[False] | None:
+        if raw.instruments.remembering:
+            raw.instruments.remembered(READ, wanted.SerializeToString())
         start = max(wanted.offset, 0)
         if not blob.size or start > blob.size or raw.instruments.watched:
             return None
-        found: Answers | Literal[False] | None
         if blob.size > self._small.largest:
-            found = self._piece(files, raw, blob, start, wanted.size, ahead) if 0 < wanted.size <= LARGEST else None
-        else:
-            data = self._small.get(blob.digest)
-            found = False if data is None else _of_small(wanted, data)
-        if found and raw.instruments.remembering:
-            raw.instruments.remembered(READ, wanted.SerializeToString())
-        return found
+            return self._piece(files, raw, blob, start, wanted.size, ahead) if 0 < wanted.size <= LARGEST else None
+        data = self._small.get(blob.digest)
+        return False if data is None else _of_small(wanted, data)
 
     def _piece(
         self, files: OpenBlobs, raw: Upstream, blob: Blob, start: int, size: int, ahead: bytearray | None

@@ -74,7 +74,11 @@ class Remembering(Protocol):
     """An instrument that wants to hear of calls that the gateway answers from its own memory, too."""
 
     def remembered(self, path: str, request: bytes, answer: bytes | None) -> None:
-        """A unary call was answered, or bytes of a blob were read (None) that are the same at every asking."""
+        """A unary call was answered, or bytes of a blob are read (None) that are the same at every asking."""
+        ...
+
+    def unread(self, path: str) -> bool:
+        """Whether it hears of all calls of this method so, and none must come by it."""
         ...
 
 
@@ -129,6 +133,9 @@ class Instruments:
         self.remove(instrument)
 
     # -- Around
+
+    def unread(self, path: str) -> bool:
+        return all(isinstance(each, Remembering) and each.unread(path) for each in self._all)
 
     async def unary(self, path: str, request: bytes, headers: Headers, go: Go) -> bytes:
         for instrument in reversed(self._all):

@@ -1,7 +1,7 @@
 """Shadows: a candidate gets copies of the calls to a service, and can affect neither their answers nor their time.
 
 The gateway only hands copies on, by a socket, to a process of its own for each shadow (:mod:`services.shadows`), which
-makes them and compares the answers. It does so some milliseconds after a call was answered. What does not fit into the
+makes them and compares the answers. It does so a moment after a call was answered. What does not fit into the
 bounded queue is dropped and counted, so no call waits for a copy. Reads of bytes are copied without their answers: the
 process asks both services. Of a blob that came in many bytes or by a file, the copy says what was stored, and the
 process reads it from ours.
@@ -34,7 +34,7 @@ from gateway.instruments import Order
 from gateway.upstream import Upstream
 from services.kit import errors, loops
 from services.kit.rpc import CarriedStream, Channel, Headers
-from services.shadows.methods_convert import METHODS, REMOVED, STORED, WRITE
+from services.shadows.methods_convert import METHODS, READ, REMOVED, STORED, WRITE
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +44,12 @@ _QUEUE = 4 << 20
 """Bytes of copies that wait here, and again in the socket."""
 _WAITING = 1024
 """Copies that wait here."""
-_PAUSE, _AT_ONCE = 0.01, 16
-"""Seconds until the next copies are handed on, and how many then: a hundredth of a processor's time."""
+_PAUSE = 0.1
+"""Seconds until the next copies are handed on."""
+_AT_ONCE, _BUSY = 20, 6
+"""So many copies are handed on then: usually, and if this process was on a processor for half of that time. Each is a
+call to both services, and costs clients more than a call of their own.
+"""
 _ENDING = 5.0
 """Seconds that the comparing process may take to end."""
 _SO_SNDBUFFORCE = 32
@@ -91,6 +95,8 @@ class Shadow:
         """Calls that have been answered, and are handed on in a moment: their clients come first."""
         self._bytes = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._looked = (time.monotonic(), time.process_time())
+        """When copies were handed on last, and how long this process had been on a processor then; in seconds."""
         self._start = start
         self._loop = loops.start(f"the shadow of {wanted.route}", self._run)
 
@@ -175,11 +181,16 @@ class Shadow:
         return answer
 
     def stream(self, path: str, headers: Headers, carried: CarriedStream) -> CarriedStream:
-        return _Copied(self, path, headers, carried) if self._is_copied(path) else carried
+        """Reads come by :meth:`remembered`, all of them."""
+        return _Copied(self, path, headers, carried) if path != READ and self._is_copied(path) else carried
 
     def remembered(self, path: str, request: bytes, answer: bytes | None) -> None:
         if self._is_copied(path):
             self.copy(path, [request], {}, None if answer is None else [answer])
+
+    def unread(self, path: str) -> bool:
+        """The gateway reads the request of each Read, and no answer of one is kept."""
+        return path == READ
 
     def _is_copied(self, path: str) -> bool:
         """Writes are copied all: a candidate that lacks some could be compared in nothing that builds on them."""
@@ -217,7 +228,10 @@ class Shadow:
     def _hand_on(self) -> None:
         """Hand on the oldest copies."""
         self._timer = None
-        for _ in range(min(_AT_ONCE, len(self._waiting))):
+        before, self._looked = self._looked, (time.monotonic(), time.process_time())
+        passed, spent = (now - then for now, then in zip(self._looked, before, strict=True))
+        busy = spent > passed / 2
+        for _ in range(min(_BUSY if busy else _AT_ONCE, len(self._waiting))):
             each = self._waiting.popleft()
             self._bytes -= each.size
             if not self._sent(each.message(self._dropped)):
@@ -300,7 +314,7 @@ class _Copied:
             raise
         if message is None:
             self._end(0)
-        elif not self._method.same:
+        else:
             self._size += len(message)
             if self._size > _LARGEST:
                 self._answers.clear()  # the last one says what a Write stored
@@ -313,9 +327,7 @@ class _Copied:
         self._ended = True
         seconds = time.monotonic() - self._begun
         path, requests, headers = self._method.path, self._requests, self._headers
-        if self._method.same and not code:
-            self._shadow.copy(path, requests, headers)
-        elif self._size <= _LARGEST:
+        if self._size <= _LARGEST:
             self._shadow.copy(path, requests, headers, None if code else self._answers, code=code, seconds=seconds)
         elif self._method is WRITE and (stored := _stored(requests, self._answers)) is not None:
             self._shadow.copy(STORED, [stored], headers, code=code, seconds=seconds)

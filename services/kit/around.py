@@ -26,11 +26,20 @@ class Around(Protocol):
         """Answer one unary call. ``go`` makes it, within the call's time limit, which this method has too."""
         ...
 
+    def unread(self, path: str) -> bool:
+        """Whether a relay may pass a call of this method as it does where nobody stands: it need not come by here."""
+        ...
+
     def stream(self, path: str, headers: Headers, carried: CarriedStream) -> CarriedStream:
         """``carried``, or a stream around it, which passes messages one by one: what waits in it must be bounded, since
         whoever sends and receives waits only for it.
         """
         ...
+
+
+def standing(around: Around | None, path: str) -> Around | None:
+    """``around``, if there is one, and calls of this method must come by it."""
+    return None if around is None or around.unread(path) else around
 
 
 async def surrounded(

@@ -84,6 +84,8 @@ METHODS: Mapping[str, Method] = {method.path: method for method in _methods()}
 
 WRITE = METHODS["/containerd.services.content.v1.Content/Write"]
 
+READ = "/containerd.services.content.v1.Content/Read"
+
 STORED = "/splitd.localfiles.v1.LocalFiles/Commit"
 """A blob that came by a file: the request says its ref, size and digest. The copy is a Write of what ours has."""
 REMOVED = "/splitd.removals.v1.Removals/Remove"

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from api.containerd.services.content.v1 import content_pb2
 from services.kit import errors
 from services.kit.rpc import Channel
-from services.shadows.methods_convert import METHODS, WRITE
+from services.shadows.methods_convert import METHODS, READ, WRITE
 from services.shadows.store import Service
 
 SECONDS = 30.0
@@ -16,7 +16,6 @@ LARGEST = 64 << 20
 """Bytes of one call's answers."""
 _PIECE = 1 << 20
 """Bytes of a message when a blob is copied."""
-_READ = "/containerd.services.content.v1.Content/Read"
 
 
 class RemoteService:
@@ -71,5 +70,5 @@ class RemoteService:
 async def _read(source: Service, digest: str, size: int) -> AsyncIterator[bytes]:
     for offset in range(0, size, _PIECE):
         request = content_pb2.ReadContentRequest(digest=digest, offset=offset, size=min(_PIECE, size - offset))
-        for answer in await source.call(_READ, [request.SerializeToString()]):
+        for answer in await source.call(READ, [request.SerializeToString()]):
             yield content_pb2.ReadContentResponse.FromString(answer).data

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, cast
 from google.protobuf.message import DecodeError
 
 from services.kit import errors, logs, loops, observer
-from services.kit.around import Around
+from services.kit.around import Around, standing
 from services.kit.call import CURRENT, NAMESPACE, STOPPING, TOLD, Call, shorter
 from services.kit.observer import Observed
 from services.kit.relays import Answers, Elsewhere, Meaning, Upstream
@@ -164,7 +164,8 @@ class Passage:
         if self._server.entrance is not None and self._plan.single and not (self._early or self._ended):
             return  # the first bytes of the request begin it: they say the entrance what the call is about
         self._observe()
-        if self._admitted and (chosen := self._chosen()).is_ready() and chosen.channel.around is None:
+        chosen = self._chosen() if self._admitted else None
+        if chosen is not None and chosen.is_ready() and standing(chosen.channel.around, self.head.path) is None:
             link = self._carrier().link
             if link is not None and not link.full:
                 self._start(link, limit)
@@ -200,11 +201,9 @@ class Passage:
         except DecodeError:
             return False
         carrier = cast("WireCarrier", upstream.channel.carrier)
-        block = self._plan.question
         observed = self._observe()
         asking = observer.asking(observed, question.method) if observed.inside else None
-        if asking is not None:
-            block += headers.plain(asking.headers())
+        block = self._plan.question + (b"" if asking is None else headers.plain(asking.headers()))
         self._asked = carrier.ask(question.method, block, request, question.timeout)
         if self._asked is None:
             if asking is not None:
@@ -220,8 +219,7 @@ class Passage:
             if asking is not None:
                 asking.left()
             return
-        error = answer.exception()
-        failed = error is not None
+        failed = (error := answer.exception()) is not None
         if asking is not None:
             asking.ended(error.code if isinstance(error, errors.NodeError) else 2 * failed, str(error or ""))
         if self.over:
@@ -276,8 +274,8 @@ class Passage:
             if delay:
                 await asyncio.sleep(delay)
             channel = await (self._to or self._chosen()).ready(call)
-            if channel.around is not None:
-                await self._pass_messages(channel.around, call)
+            if (around := standing(channel.around, self.head.path)) is not None:
+                await self._pass_messages(around, call)
                 return
             link = await self._carrier().ready()
             if not self.over:

@@ -113,6 +113,7 @@ def compared(node: Node) -> dict[str, list[str]]:
     def methods() -> dict[str, list[str]]:
         (report,) = json.loads(node.splitd("shadow", "report", "content", "--json").stdout)
         found = {each["method"]: each for each in report["methods"]}
+        assert {"Content/Read", "Content/Status", "Content/Write"} <= found.keys(), found
         assert found["Content/Status"]["different"] >= CALLS, found
         assert found["Content/Read"]["different"] >= CALLS // 2, found
         assert found["Content/Write"]["different"] >= CALLS // 2, found

@@ -47,6 +47,11 @@ class Around:
     received: int = 0
     refuse: errors.NodeError | None = None
     delay: float = 0.0
+    passes: str = ""
+    """A method that may pass unread."""
+
+    def unread(self, path: str) -> bool:
+        return path.rpartition("/")[2] == self.passes
 
     async def unary(
         self, path: str, request: bytes, headers: Mapping[str, str | bytes], go: Callable[[], Awaitable[bytes]]
@@ -353,6 +358,18 @@ async def test_what_passes_is_asked_for_each_call(place: Path) -> None:
             await here.peer.client.EmptyCall(pb.Empty(), headers={rpc.NAMESPACE: "n"})
             assert len(here.around.seen) == count
         assert here.around.headers[0][rpc.NAMESPACE] == "n"
+
+
+@pytest.mark.parametrize("transport", ["wire"], indirect=True)
+async def test_a_relay_passes_by_what_need_not_be_read(place: Path, transport: str) -> None:
+    """grpcio's relay reads every message in any case."""
+    async with scene(place, relayed=True) as here:
+        here.around.passes = "EmptyCall"
+        await here.peer.client.EmptyCall(pb.Empty())
+        assert here.around.seen == []
+        here.around.passes = ""
+        await here.peer.client.EmptyCall(pb.Empty())
+        assert here.around.seen == [("EmptyCall", False)]
 
 
 async def test_a_call_is_repeated_on_the_next_process(place: Path) -> None:
