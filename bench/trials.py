@@ -29,6 +29,7 @@ from bench.peers import TOP, Peer
 from client.routes_remote import RemoteRoutes
 from deploy.samples import Registry, busybox_image
 from gateway.candidates import Terms
+from services.kit.addresses import Address
 from services.kit.rpc import LEASE, NAMESPACE, Channel
 from services.shadows.remote import Shadows
 
@@ -150,7 +151,7 @@ async def _calls(peer: Peer, content: Own, snapshots: Own, rounds: int, only: st
 
         async def shadow(on: bool, of: str = "content", own: Own = content) -> None:
             if on:
-                await shadows.start(of, str(own.socket), root=str(own.root))
+                await shadows.start(of, Address(address=str(own.socket)), root=str(own.root))
                 await asyncio.sleep(1.0)  # its process starts, which is no load of a call
             else:
                 await shadows.stop(of)

@@ -7,7 +7,8 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Coroutine
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, TypedDict, TypeVar
 
 from client.routes_remote import RemoteRoutes
 from deploy import supervision
@@ -17,6 +18,18 @@ from gateway.candidates import ALL, Terms
 from services.kit import errors, rpc, settings
 
 T = TypeVar("T")
+
+
+class Tls(TypedDict):
+    """The fields of a candidate's address that are about TLS."""
+
+    tls: bool
+    ca: str
+    cert: str
+    key: str
+    server_name: str
+
+
 _PATIENCE = 5.0
 """Seconds for the gateway to be reached."""
 
@@ -43,7 +56,13 @@ def run(here: Place, work: Coroutine[Any, Any, T]) -> T:
     """The result of ``work``, whose errors are the node's words; exit code 3 if no node is up."""
     try:
         return asyncio.run(work)
-    except (errors.InvalidArgument, errors.NotFound, errors.FailedPrecondition, errors.ResourceExhausted) as error:
+    except (
+        errors.AlreadyExists,
+        errors.FailedPrecondition,
+        errors.InvalidArgument,
+        errors.NotFound,
+        errors.ResourceExhausted,
+    ) as error:
         raise Failure(words(error)) from None
     except errors.Unavailable as error:
         raise (
@@ -51,6 +70,31 @@ def run(here: Place, work: Coroutine[Any, Any, T]) -> T:
             if supervision.is_up(here)
             else supervision.not_up(here)
         ) from None
+
+
+def add_tls(parser: argparse.ArgumentParser) -> None:
+    """The options by which another service is reached by TLS."""
+    tls = parser.add_argument_group("TLS, for HOST:PORT")
+    tls.add_argument("--tls", action="store_true", help="connect by TLS, as each of the next options does")
+    tls.add_argument("--ca", default="", metavar="FILE", help="authorities that may have signed its certificate (PEM)")
+    tls.add_argument("--cert", default="", metavar="FILE", help="the certificate that the node shows it (PEM)")
+    tls.add_argument("--key", default="", metavar="FILE", help="the key of that certificate (PEM)")
+    tls.add_argument("--server-name", default="", metavar="NAME", help="the name in its certificate")
+
+
+def tls(arguments: argparse.Namespace) -> Tls:
+    """What :func:`add_tls` has found, with absolute paths: the gateway has another directory."""
+
+    def absolute(file: str) -> str:
+        return str(Path(file).absolute()) if file else ""
+
+    return {
+        "tls": arguments.tls,
+        "ca": absolute(arguments.ca),
+        "cert": absolute(arguments.cert),
+        "key": absolute(arguments.key),
+        "server_name": arguments.server_name,
+    }
 
 
 def words(error: errors.NodeError) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 
 from client.shown import say
 from deploy import place, routing
@@ -75,17 +74,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="a feature of a snapshotter that clients may use there, such as rebase; may be repeated",
     )
-    tls = parser.add_argument_group("TLS, for HOST:PORT")
-    tls.add_argument("--tls", action="store_true", help="connect by TLS, as each of the next options does")
-    tls.add_argument("--ca", default="", metavar="FILE", help="authorities that may have signed its certificate (PEM)")
-    tls.add_argument("--cert", default="", metavar="FILE", help="the certificate that the node shows it (PEM)")
-    tls.add_argument("--key", default="", metavar="FILE", help="the key of that certificate (PEM)")
-    tls.add_argument("--server-name", default="", metavar="NAME", help="the name in its certificate")
+    routing.add_tls(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     here = place.find(arguments)
-    files = {name: _absolute(getattr(arguments, name)) for name in ("ca", "cert", "key")}
     terms = Terms(
         route=arguments.route,
         name=arguments.name or named_by(arguments.address),
@@ -96,9 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
         back_at=arguments.back_at,
         deadline=arguments.deadline,
         capabilities=tuple(arguments.capabilities),
-        tls=arguments.tls,
-        server_name=arguments.server_name,
-        **files,
+        **routing.tls(arguments),
     )
 
     async def replaced() -> None:
@@ -114,7 +105,3 @@ def run(arguments: argparse.Namespace) -> int:
 
     routing.run(here, replaced())
     return 0
-
-
-def _absolute(file: str) -> str:
-    return str(Path(file).absolute()) if file else ""

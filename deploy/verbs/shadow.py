@@ -7,12 +7,12 @@ import dataclasses
 import json
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from client.shown import say, table
-from deploy import operators, place
+from deploy import place, routing
 from deploy.failure import Failure
 from deploy.place import Place
+from services.kit.addresses import Address
 from services.shadows.remote import Shadows
 from services.shadows.store import Difference, Latency, MethodReport, Report, Shadow
 
@@ -28,8 +28,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="the service whose calls are copied, such as content or snapshots.overlayfs; or what to do",
     )
     parser.add_argument("service", nargs="?", default="", metavar="SERVICE", help="for report and stop")
-    parser.add_argument("--address", metavar="ADDRESS", default="", help="the other service: the path of its socket")
-    parser.add_argument("--share", metavar="N%", default="100%", help="copy this share of the reads (default: 100%%)")
+    parser.add_argument(
+        "--address", metavar="ADDRESS", default="", help="the other service: /path of a unix socket, or HOST:PORT"
+    )
+    parser.add_argument(
+        "--share",
+        type=routing.percent,
+        metavar="PERCENT",
+        default=100.0,
+        help="copy so many of the reads, such as 10%% (default: all)",
+    )
     parser.add_argument(
         "--store",
         metavar="DIR",
@@ -38,6 +46,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "copies of writes, too",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    routing.add_tls(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -62,11 +71,18 @@ def _start(here: Place, arguments: argparse.Namespace) -> int:
         raise Failure(f"{arguments.what}: not one of {', '.join(ACTIONS)}", 2)
     if not arguments.address:
         raise Failure(f"--address is missing: where is the service that gets copies of calls to {arguments.what}?", 2)
-    share = percent(arguments.share)
-    made = operators.ask(
-        here,
-        lambda gateway: Shadows(gateway).start(arguments.what, arguments.address, share=share, root=arguments.store),
-    )
+    try:
+        where = Address(address=arguments.address, **routing.tls(arguments))
+    except ValueError as error:
+        raise Failure(str(error), 2) from None
+
+    async def started() -> Shadow:
+        async with routing.internal(here) as gateway:
+            return await Shadows(gateway).start(
+                arguments.what, where, share=arguments.share / 100, root=arguments.store
+            )
+
+    made = routing.run(here, started())
     if arguments.json:
         print(json.dumps(dataclasses.asdict(made), indent=2))
         return 0
@@ -78,7 +94,11 @@ def _start(here: Place, arguments: argparse.Namespace) -> int:
 
 
 def _list(here: Place, *, json_: bool) -> int:
-    found = operators.ask(here, lambda gateway: Shadows(gateway).list())
+    async def listed() -> Sequence[Shadow]:
+        async with routing.internal(here) as gateway:
+            return await Shadows(gateway).list()
+
+    found = routing.run(here, listed())
     if json_:
         print(json.dumps([dataclasses.asdict(each) for each in found], indent=2))
     elif found:
@@ -102,30 +122,25 @@ def _row(shadow: Shadow) -> Sequence[str]:
 def _stopped(here: Place, route: str) -> Report:
     if not route:
         raise Failure("which shadow? splitd shadow stop SERVICE", 2)
-    return operators.ask(here, lambda gateway: Shadows(gateway).stop(route))
+
+    async def stopped() -> Report:
+        async with routing.internal(here) as gateway:
+            return await Shadows(gateway).stop(route)
+
+    return routing.run(here, stopped())
 
 
 def _reports(here: Place, route: str) -> Sequence[Report]:
-    async def all_of(gateway: Any) -> Sequence[Report]:
-        shadows = Shadows(gateway)
-        routes = [route] if route else [each.route for each in await shadows.list()]
-        return [await shadows.report(each) for each in routes]
+    async def all_of() -> Sequence[Report]:
+        async with routing.internal(here) as gateway:
+            shadows = Shadows(gateway)
+            routes = [route] if route else [each.route for each in await shadows.list()]
+            return [await shadows.report(each) for each in routes]
 
-    found = operators.ask(here, all_of)
+    found = routing.run(here, all_of())
     if not found:
         raise Failure("no service has a shadow")
     return found
-
-
-def percent(text: str) -> float:
-    """A share: ``10%`` is 0.1. Failure for anything else."""
-    try:
-        share = float(text.removesuffix("%")) / 100
-    except ValueError:
-        share = -1.0
-    if not text.endswith("%") or not 0 < share <= 1:
-        raise Failure(f"{text!r} is not a share such as 10%", 2)
-    return share
 
 
 def show(report: Report) -> None:

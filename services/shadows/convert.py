@@ -12,7 +12,12 @@ def address_from_pb(message: pb.StartRequest) -> Address:
     """Where the candidate is; InvalidArgument, naming the field."""
     try:
         return Address(
-            address=message.address, ca=message.ca, cert=message.cert, key=message.key, server_name=message.server_name
+            address=message.address,
+            tls=message.tls,
+            ca=message.ca,
+            cert=message.cert,
+            key=message.key,
+            server_name=message.server_name,
         )
     except ValueError as error:
         raise errors.InvalidArgument(str(error)) from None

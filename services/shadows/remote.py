@@ -8,6 +8,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from api.splitd.shadows.v1 import shadows_pb2 as pb
 from api.splitd.shadows.v1 import shadows_stubs
+from services.kit.addresses import Address
 from services.kit.rpc import Channel
 from services.shadows.convert import method_from_pb
 from services.shadows.store import Report, Shadow
@@ -19,9 +20,20 @@ class Shadows:
     def __init__(self, gateway: Channel) -> None:
         self._shadows = gateway.client(shadows_stubs.SHADOWS)
 
-    async def start(self, route: str, address: str, *, share: float = 1.0, root: str = "") -> Shadow:
+    async def start(self, route: str, where: Address, *, share: float = 1.0, root: str = "") -> Shadow:
         """Begin one. AlreadyExists if the route has one, NotFound for the route, Disconnected for the candidate."""
-        return _shadow(await self._shadows.Start(pb.StartRequest(route=route, address=address, share=share, root=root)))
+        request = pb.StartRequest(
+            route=route,
+            address=where.address,
+            share=share,
+            root=root,
+            tls=where.tls,
+            ca=where.ca,
+            cert=where.cert,
+            key=where.key,
+            server_name=where.server_name,
+        )
+        return _shadow(await self._shadows.Start(request))
 
     async def stop(self, route: str) -> Report:
         """End it, and return its last report. NotFound."""

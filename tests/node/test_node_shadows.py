@@ -83,7 +83,7 @@ def test_mistakes_are_told(node: Node, place: Path) -> None:
         (("content",), "--address is missing"),
         (("content", "--address", nobody), nobody),
         (("cheese", "--address", nobody), "backend cheese: not found"),
-        (("content", "--address", nobody, "--share", "0.5"), "'0.5' is not a share such as 10%"),
+        (("content", "--address", nobody, "--share", "0%"), "more than 0% and at most 100%"),
         (("content", "--address", nobody, "--store", str(node.root / "content")), "is within the root of this node"),
         (("stop", "content"), "shadow of content: not found"),
         (("report",), "no service has a shadow"),

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#api/splitd/shadows/v1/shadows.proto\x12\x11splitd.shadows.v1\x1a\x1bgoogle/protobuf/empty.proto\"\x87\x01\n\x0cStartRequest\x12\r\n\x05route\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05share\x18\x03 \x01(\x01\x12\x0c\n\x04root\x18\x04 \x01(\t\x12\n\n\x02\x63\x61\x18\x05 \x01(\t\x12\x0c\n\x04\x63\x65rt\x18\x06 \x01(\t\x12\x0b\n\x03key\x18\x07 \x01(\t\x12\x13\n\x0bserver_name\x18\x08 \x01(\t\"\x1c\n\x0bStopRequest\x12\r\n\x05route\x18\x01 \x01(\t\"\x1b\n\nGetRequest\x12\r\n\x05route\x18\x01 \x01(\t\":\n\x0cListResponse\x12*\n\x07shadows\x18\x01 \x03(\x0b\x32\x19.splitd.shadows.v1.Shadow\"g\n\x06Shadow\x12\r\n\x05route\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05share\x18\x03 \x01(\x01\x12\x0e\n\x06writes\x18\x04 \x01(\x08\x12\r\n\x05since\x18\x05 \x01(\x03\x12\x0f\n\x07trouble\x18\x06 \x01(\t\"f\n\x05\x42\x65gin\x12\x0c\n\x04ours\x18\x01 \x01(\t\x12/\n\x06shadow\x18\x02 \x01(\x0b\x32\x1f.splitd.shadows.v1.StartRequest\x12\x0e\n\x06prefix\x18\x03 \x01(\t\x12\x0e\n\x06socket\x18\x04 \x01(\t\"\xde\x01\n\x04\x43opy\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x10\n\x08requests\x18\x02 \x03(\x0c\x12\x0f\n\x07\x61nswers\x18\x03 \x03(\x0c\x12\x10\n\x08\x61nswered\x18\x04 \x01(\x08\x12\x0c\n\x04\x63ode\x18\x05 \x01(\x05\x12\x0f\n\x07seconds\x18\x06 \x01(\x01\x12\r\n\x05trace\x18\x07 \x01(\t\x12\x35\n\x07\x64ropped\x18\x08 \x03(\x0b\x32$.splitd.shadows.v1.Copy.DroppedEntry\x1a.\n\x0c\x44roppedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"_\n\x06Report\x12)\n\x06shadow\x18\x01 \x01(\x0b\x32\x19.splitd.shadows.v1.Shadow\x12*\n\x07methods\x18\x02 \x03(\x0b\x32\x19.splitd.shadows.v1.Method\"\xcd\x02\n\x06Method\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x63\x61lls\x18\x02 \x01(\x03\x12\x0c\n\x04same\x18\x03 \x01(\x03\x12\x11\n\tdifferent\x18\x04 \x01(\x03\x12\x0f\n\x07\x64ropped\x18\x05 \x01(\x03\x12\x37\n\x07skipped\x18\x06 \x03(\x0b\x32&.splitd.shadows.v1.Method.SkippedEntry\x12(\n\x04ours\x18\x07 \x01(\x0b\x32\x1a.splitd.shadows.v1.Latency\x12-\n\tcandidate\x18\x08 \x01(\x0b\x32\x1a.splitd.shadows.v1.Latency\x12\x32\n\x0b\x64ifferences\x18\t \x03(\x0b\x32\x1d.splitd.shadows.v1.Difference\x1a.\n\x0cSkippedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"2\n\x07Latency\x12\r\n\x05\x63ount\x18\x01 \x01(\x03\x12\x0b\n\x03p50\x18\x02 \x01(\x01\x12\x0b\n\x03p99\x18\x03 \x01(\x01\"v\n\nDifference\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\x12\r\n\x05noise\x18\x03 \x01(\x03\x12\r\n\x05\x61sked\x18\x04 \x01(\x03\x12,\n\x08\x65xamples\x18\x05 \x03(\x0b\x32\x1a.splitd.shadows.v1.Example\"Y\n\x07\x45xample\x12\x0c\n\x04ours\x18\x01 \x01(\t\x12\x11\n\tcandidate\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x0f\n\x07request\x18\x04 \x01(\t\x12\r\n\x05trace\x18\x05 \x01(\t2\x93\x02\n\x07Shadows\x12\x43\n\x05Start\x12\x1f.splitd.shadows.v1.StartRequest\x1a\x19.splitd.shadows.v1.Shadow\x12\x41\n\x04Stop\x12\x1e.splitd.shadows.v1.StopRequest\x1a\x19.splitd.shadows.v1.Report\x12?\n\x04List\x12\x16.google.protobuf.Empty\x1a\x1f.splitd.shadows.v1.ListResponse\x12?\n\x03Get\x12\x1d.splitd.shadows.v1.GetRequest\x1a\x19.splitd.shadows.v1.Report2G\n\x0b\x43omparisons\x12\x38\n\x03Get\x12\x16.google.protobuf.Empty\x1a\x19.splitd.shadows.v1.Reportb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#api/splitd/shadows/v1/shadows.proto\x12\x11splitd.shadows.v1\x1a\x1bgoogle/protobuf/empty.proto\"\x94\x01\n\x0cStartRequest\x12\r\n\x05route\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05share\x18\x03 \x01(\x01\x12\x0c\n\x04root\x18\x04 \x01(\t\x12\n\n\x02\x63\x61\x18\x05 \x01(\t\x12\x0c\n\x04\x63\x65rt\x18\x06 \x01(\t\x12\x0b\n\x03key\x18\x07 \x01(\t\x12\x13\n\x0bserver_name\x18\x08 \x01(\t\x12\x0b\n\x03tls\x18\t \x01(\x08\"\x1c\n\x0bStopRequest\x12\r\n\x05route\x18\x01 \x01(\t\"\x1b\n\nGetRequest\x12\r\n\x05route\x18\x01 \x01(\t\":\n\x0cListResponse\x12*\n\x07shadows\x18\x01 \x03(\x0b\x32\x19.splitd.shadows.v1.Shadow\"g\n\x06Shadow\x12\r\n\x05route\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05share\x18\x03 \x01(\x01\x12\x0e\n\x06writes\x18\x04 \x01(\x08\x12\r\n\x05since\x18\x05 \x01(\x03\x12\x0f\n\x07trouble\x18\x06 \x01(\t\"f\n\x05\x42\x65gin\x12\x0c\n\x04ours\x18\x01 \x01(\t\x12/\n\x06shadow\x18\x02 \x01(\x0b\x32\x1f.splitd.shadows.v1.StartRequest\x12\x0e\n\x06prefix\x18\x03 \x01(\t\x12\x0e\n\x06socket\x18\x04 \x01(\t\"\xde\x01\n\x04\x43opy\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x10\n\x08requests\x18\x02 \x03(\x0c\x12\x0f\n\x07\x61nswers\x18\x03 \x03(\x0c\x12\x10\n\x08\x61nswered\x18\x04 \x01(\x08\x12\x0c\n\x04\x63ode\x18\x05 \x01(\x05\x12\x0f\n\x07seconds\x18\x06 \x01(\x01\x12\r\n\x05trace\x18\x07 \x01(\t\x12\x35\n\x07\x64ropped\x18\x08 \x03(\x0b\x32$.splitd.shadows.v1.Copy.DroppedEntry\x1a.\n\x0c\x44roppedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"_\n\x06Report\x12)\n\x06shadow\x18\x01 \x01(\x0b\x32\x19.splitd.shadows.v1.Shadow\x12*\n\x07methods\x18\x02 \x03(\x0b\x32\x19.splitd.shadows.v1.Method\"\xcd\x02\n\x06Method\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x63\x61lls\x18\x02 \x01(\x03\x12\x0c\n\x04same\x18\x03 \x01(\x03\x12\x11\n\tdifferent\x18\x04 \x01(\x03\x12\x0f\n\x07\x64ropped\x18\x05 \x01(\x03\x12\x37\n\x07skipped\x18\x06 \x03(\x0b\x32&.splitd.shadows.v1.Method.SkippedEntry\x12(\n\x04ours\x18\x07 \x01(\x0b\x32\x1a.splitd.shadows.v1.Latency\x12-\n\tcandidate\x18\x08 \x01(\x0b\x32\x1a.splitd.shadows.v1.Latency\x12\x32\n\x0b\x64ifferences\x18\t \x03(\x0b\x32\x1d.splitd.shadows.v1.Difference\x1a.\n\x0cSkippedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"2\n\x07Latency\x12\r\n\x05\x63ount\x18\x01 \x01(\x03\x12\x0b\n\x03p50\x18\x02 \x01(\x01\x12\x0b\n\x03p99\x18\x03 \x01(\x01\"v\n\nDifference\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\x12\r\n\x05noise\x18\x03 \x01(\x03\x12\r\n\x05\x61sked\x18\x04 \x01(\x03\x12,\n\x08\x65xamples\x18\x05 \x03(\x0b\x32\x1a.splitd.shadows.v1.Example\"Y\n\x07\x45xample\x12\x0c\n\x04ours\x18\x01 \x01(\t\x12\x11\n\tcandidate\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x0f\n\x07request\x18\x04 \x01(\t\x12\r\n\x05trace\x18\x05 \x01(\t2\x93\x02\n\x07Shadows\x12\x43\n\x05Start\x12\x1f.splitd.shadows.v1.StartRequest\x1a\x19.splitd.shadows.v1.Shadow\x12\x41\n\x04Stop\x12\x1e.splitd.shadows.v1.StopRequest\x1a\x19.splitd.shadows.v1.Report\x12?\n\x04List\x12\x16.google.protobuf.Empty\x1a\x1f.splitd.shadows.v1.ListResponse\x12?\n\x03Get\x12\x1d.splitd.shadows.v1.GetRequest\x1a\x19.splitd.shadows.v1.Report2G\n\x0b\x43omparisons\x12\x38\n\x03Get\x12\x16.google.protobuf.Empty\x1a\x19.splitd.shadows.v1.Reportb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,35 +37,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_METHOD_SKIPPEDENTRY']._loaded_options = None
   _globals['_METHOD_SKIPPEDENTRY']._serialized_options = b'8\001'
   _globals['_STARTREQUEST']._serialized_start=88
-  _globals['_STARTREQUEST']._serialized_end=223
-  _globals['_STOPREQUEST']._serialized_start=225
-  _globals['_STOPREQUEST']._serialized_end=253
-  _globals['_GETREQUEST']._serialized_start=255
-  _globals['_GETREQUEST']._serialized_end=282
-  _globals['_LISTRESPONSE']._serialized_start=284
-  _globals['_LISTRESPONSE']._serialized_end=342
-  _globals['_SHADOW']._serialized_start=344
-  _globals['_SHADOW']._serialized_end=447
-  _globals['_BEGIN']._serialized_start=449
-  _globals['_BEGIN']._serialized_end=551
-  _globals['_COPY']._serialized_start=554
-  _globals['_COPY']._serialized_end=776
-  _globals['_COPY_DROPPEDENTRY']._serialized_start=730
-  _globals['_COPY_DROPPEDENTRY']._serialized_end=776
-  _globals['_REPORT']._serialized_start=778
-  _globals['_REPORT']._serialized_end=873
-  _globals['_METHOD']._serialized_start=876
-  _globals['_METHOD']._serialized_end=1209
-  _globals['_METHOD_SKIPPEDENTRY']._serialized_start=1163
-  _globals['_METHOD_SKIPPEDENTRY']._serialized_end=1209
-  _globals['_LATENCY']._serialized_start=1211
-  _globals['_LATENCY']._serialized_end=1261
-  _globals['_DIFFERENCE']._serialized_start=1263
-  _globals['_DIFFERENCE']._serialized_end=1381
-  _globals['_EXAMPLE']._serialized_start=1383
-  _globals['_EXAMPLE']._serialized_end=1472
-  _globals['_SHADOWS']._serialized_start=1475
-  _globals['_SHADOWS']._serialized_end=1750
-  _globals['_COMPARISONS']._serialized_start=1752
-  _globals['_COMPARISONS']._serialized_end=1823
+  _globals['_STARTREQUEST']._serialized_end=236
+  _globals['_STOPREQUEST']._serialized_start=238
+  _globals['_STOPREQUEST']._serialized_end=266
+  _globals['_GETREQUEST']._serialized_start=268
+  _globals['_GETREQUEST']._serialized_end=295
+  _globals['_LISTRESPONSE']._serialized_start=297
+  _globals['_LISTRESPONSE']._serialized_end=355
+  _globals['_SHADOW']._serialized_start=357
+  _globals['_SHADOW']._serialized_end=460
+  _globals['_BEGIN']._serialized_start=462
+  _globals['_BEGIN']._serialized_end=564
+  _globals['_COPY']._serialized_start=567
+  _globals['_COPY']._serialized_end=789
+  _globals['_COPY_DROPPEDENTRY']._serialized_start=743
+  _globals['_COPY_DROPPEDENTRY']._serialized_end=789
+  _globals['_REPORT']._serialized_start=791
+  _globals['_REPORT']._serialized_end=886
+  _globals['_METHOD']._serialized_start=889
+  _globals['_METHOD']._serialized_end=1222
+  _globals['_METHOD_SKIPPEDENTRY']._serialized_start=1176
+  _globals['_METHOD_SKIPPEDENTRY']._serialized_end=1222
+  _globals['_LATENCY']._serialized_start=1224
+  _globals['_LATENCY']._serialized_end=1274
+  _globals['_DIFFERENCE']._serialized_start=1276
+  _globals['_DIFFERENCE']._serialized_end=1394
+  _globals['_EXAMPLE']._serialized_start=1396
+  _globals['_EXAMPLE']._serialized_end=1485
+  _globals['_SHADOWS']._serialized_start=1488
+  _globals['_SHADOWS']._serialized_end=1763
+  _globals['_COMPARISONS']._serialized_start=1765
+  _globals['_COMPARISONS']._serialized_end=1836
 # @@protoc_insertion_point(module_scope)

@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class StartRequest(_message.Message):
-    __slots__ = ("route", "address", "share", "root", "ca", "cert", "key", "server_name")
+    __slots__ = ("route", "address", "share", "root", "ca", "cert", "key", "server_name", "tls")
     ROUTE_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     SHARE_FIELD_NUMBER: _ClassVar[int]
@@ -17,6 +17,7 @@ class StartRequest(_message.Message):
     CERT_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     SERVER_NAME_FIELD_NUMBER: _ClassVar[int]
+    TLS_FIELD_NUMBER: _ClassVar[int]
     route: str
     address: str
     share: float
@@ -25,7 +26,8 @@ class StartRequest(_message.Message):
     cert: str
     key: str
     server_name: str
-    def __init__(self, route: _Optional[str] = ..., address: _Optional[str] = ..., share: _Optional[float] = ..., root: _Optional[str] = ..., ca: _Optional[str] = ..., cert: _Optional[str] = ..., key: _Optional[str] = ..., server_name: _Optional[str] = ...) -> None: ...
+    tls: bool
+    def __init__(self, route: _Optional[str] = ..., address: _Optional[str] = ..., share: _Optional[float] = ..., root: _Optional[str] = ..., ca: _Optional[str] = ..., cert: _Optional[str] = ..., key: _Optional[str] = ..., server_name: _Optional[str] = ..., tls: _Optional[bool] = ...) -> None: ...
 
 class StopRequest(_message.Message):
     __slots__ = ("route",)
