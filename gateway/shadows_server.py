@@ -31,19 +31,23 @@ class ShadowsServicer:
         self._shadows: dict[str, Shadow] = {}
 
     async def Start(self, request: pb.StartRequest, call: Call) -> pb.Shadow:
-        if request.route in self._shadows:
-            raise errors.AlreadyExists(f"shadow of {request.route}")
+        self._check_free(request.route)
         if not 0 <= request.share <= 1:
             raise errors.InvalidArgument(f"share {request.share:g} is not between 0 and 1")
-        ours = self._routes.backend(request.route).home
+        try:
+            ours = self._routes.backend(request.route).home
+        except errors.NotFound:
+            raise errors.NotFound(f"{request.route} is no store of this node (splitd routes lists them)") from None
         if request.root and Path(request.root).resolve().is_relative_to(self._root.resolve()):
             raise errors.InvalidArgument(f"{request.root} is within the root of this node, and no store of another")
         async with Channel(address_from_pb(request), f"{request.route}'s candidate", pings="never") as candidate:
-            await candidate.reached(_REACHED)
+            try:
+                await candidate.reached(_REACHED)
+            except errors.Unavailable as error:  # which would say that this node is away
+                raise errors.FailedPrecondition(str(error).removesuffix(f": {error.suffix}")) from None
             await strangers.refuse(candidate, request.route, request.address, _REACHED)
             writes = bool(request.root) or await has_own_store(candidate, await ours.ready(call))
-        if request.route in self._shadows:  # another call was faster
-            raise errors.AlreadyExists(f"shadow of {request.route}")
+        self._check_free(request.route)  # another call may have been faster
         made = self._shadows[request.route] = Shadow(request, ours, self._state, writes=writes)
         return made.shown()
 
@@ -66,8 +70,12 @@ class ShadowsServicer:
     def _of(self, route: str) -> Shadow:
         found = self._shadows.get(route)
         if found is None:
-            raise errors.NotFound(f"shadow of {route}")
+            raise errors.NotFound(f"{route} has no shadow")
         return found
+
+    def _check_free(self, route: str) -> None:
+        if route in self._shadows:
+            raise errors.AlreadyExists(f"{route} has a shadow (splitd shadow stop {route} ends it)")
 
     async def close(self) -> None:
         """End all."""

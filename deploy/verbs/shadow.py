@@ -56,6 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.address or arguments.store:
         raise Failure(f"--address and --store begin a shadow, and are not for {arguments.what}", 2)
     if arguments.what == "list":
+        if arguments.service:
+            raise Failure(f"list shows all shadows: {arguments.service} is one word too many", 2)
         return _list(here, json_=arguments.json)
     reports = [_stopped(here, arguments.service)] if arguments.what == "stop" else _reports(here, arguments.service)
     if arguments.json:

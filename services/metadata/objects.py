@@ -15,6 +15,8 @@ from services.metadata.transactions import Key, Transaction
 
 NAMED_AT_MOST = 10_000
 """So many objects are named in one answer."""
+_NAMED_BYTES = 4 << 20
+"""Characters of their names in one answer, since clients choose these."""
 _STEP = 500
 """Records that one transaction removes."""
 
@@ -33,12 +35,15 @@ async def objects(database: Database, backend: str, limit: int = 0) -> Objects:
     """
     if not backend:
         raise errors.InvalidArgument("backend must not be empty")
-    found, used = Objects(), set[Raw]()
+    found, used, room = Objects(), set[Raw](), _NAMED_BYTES
     limit = min(limit, NAMED_AT_MOST)
     users = await _users(database) if limit > 0 else {}
 
     def name(each: Object) -> None:
-        if len(found.some) < limit:
+        nonlocal room
+        size = len(each.name) + len(each.namespace) + sum(map(len, each.containers))
+        if len(found.some) < limit and size <= room:
+            room -= size
             found.some.append(each)
 
     async for (namespace, digest), _ in _records(database, schema.BLOBS, backend):

@@ -72,7 +72,7 @@ def test_our_own_services_differ_in_nothing(node: Node, registry: Registry) -> N
         eventually(lambda: not list((there.parent / "r/content/blobs").rglob("*/*")), "copies of removals are missing")
         for route in ("content", "snapshots.overlayfs"):
             node.splitd("shadow", "stop", route)
-        assert "shadow of content" in node.splitd("shadow", "report", "content", ok=False).stderr
+        assert "content has no shadow" in node.splitd("shadow", "report", "content", ok=False).stderr
         assert list((node.state).glob("shadow-*")) == []
 
 
@@ -82,10 +82,11 @@ def test_mistakes_are_told(node: Node, place: Path) -> None:
     for arguments, words in (
         (("content",), "--address is missing"),
         (("content", "--address", nobody), nobody),
-        (("cheese", "--address", nobody), "backend cheese: not found"),
+        (("cheese", "--address", nobody), "cheese is no store of this node"),
         (("content", "--address", nobody, "--share", "0%"), "more than 0% and at most 100%"),
         (("content", "--address", nobody, "--store", str(node.root / "content")), "is within the root of this node"),
-        (("stop", "content"), "shadow of content: not found"),
+        (("stop", "content"), "content has no shadow"),
         (("report",), "no service has a shadow"),
+        (("list", "content"), "one word too many"),
     ):
         assert words in node.splitd("shadow", *arguments, ok=False).stderr

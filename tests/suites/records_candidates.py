@@ -151,6 +151,15 @@ class CandidatesSuite:
             ("snapshot", "rootfs", "overlayfs", ["box"])
         ]
 
+    async def test_an_answer_is_not_larger_than_a_message_may_be(self, life: Life) -> None:
+        w = await world(life)
+        before = await objects(w, CONTENT)
+        for number in range(10):
+            await opened(w, f"{number}{'x' * (1 << 20)}", CONTENT)
+        found = await objects(w, CONTENT, 10_000)
+        assert found.ingests - before.ingests == 10
+        assert 0 < found.ByteSize() < 5 << 20
+
     async def test_an_open_operation_is_counted_until_it_ends(self, life: Life) -> None:
         w = await world(life)
         await objects(w, OVERLAYFS)

@@ -453,6 +453,9 @@ class Collector:
             while True:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, self._tuning.retry_limit)
+                gateway = self._database.view(schema.GATEWAY.get)
+                if gateway is not None and backend not in gateway.backends():
+                    return  # a candidate that is gone
                 try:
                     swept = await asyncio.shield(self._sweepers[backend].ask())
                 except Exception:

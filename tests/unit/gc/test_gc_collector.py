@@ -8,6 +8,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,29 @@ async def test_nobody_waits_for_a_silent_backend_of_others(
             assert done.failed == (f"backend {theirs}: it has been silent for 0.05 s",)
         hanging.set()
         await eventually_async(lambda: _async(garbage not in stores))
+
+
+@pytest.mark.parametrize("tuning", [Tuning(retry=0.01)], ids=["impatient"])
+async def test_a_candidate_that_is_gone_is_not_asked_again(
+    world: World, stores: MemoryRawStores, tuning: Tuning
+) -> None:
+    """Its sweep was postponed, since it was away."""
+    gone = f"{OVERLAY}@gone"
+    gateway = Gateway(incarnation="g", content=CONTENT, snapshotters=("overlayfs",), candidates=(gone,))
+    await world.database.write(lambda tx: schema.GATEWAY.put(tx, value=gateway))
+
+    async def away(method: str, name: str) -> None:
+        if name == gone:
+            raise errors.Unavailable("it is away")
+
+    stores.before = away
+    world.end(world.intent("prepare", key="k", raw_key="ns/7/k", backend=gone))
+    collector = Collector(world.database, stores, QUIET, lambda _: None, tuning=tuning)
+    async with collector.running():
+        await collector.collect()
+        assert collector._retries
+        await world.database.write(lambda tx: schema.GATEWAY.put(tx, value=replace(gateway, candidates=())))
+        await eventually_async(lambda: _async(not collector._retries))
 
 
 # ------------------------------------------------------------------------------------------ races
