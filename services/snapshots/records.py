@@ -159,7 +159,8 @@ class Records:
     # ---------------------------------------------------------------- what a crash left
 
     def leftovers(self, names: Iterable[str]) -> Sequence[str]:
-        """Those of ``names``, the names of all that is stored, that are no id of a snapshot: they may be removed.
+        """Those of ``names``, the names of all that is stored, that are no id of a snapshot: they may be removed. What
+        is being made is kept, also under a name such as ``new-ID``.
 
         None are named, and the log says why, if records may have been lost: what has no record may then be the only
         copy of what somebody wrote. An operator who knows better removes the file RECORDS.held.
@@ -175,8 +176,8 @@ class Records:
         if self._held.exists():
             log.error("%s: what has no record is kept, until %s is removed", self._held.read_text().strip(), self._held)
             return ()
-        known = self._read(lambda rows: rows.ids() | set(self._making.values()))
-        return [name for name in names if not (name.isdecimal() and int(name) in known)]
+        making, known = self._read(lambda rows: (set(self._making.values()), rows.ids()))
+        return [name for name in names if not (_id(name) in making or (name.isdecimal() and int(name) in known))]
 
     def _hold(self, why: str) -> None:
         log.error("%s: %s", why, damage.WHAT_TO_DO)
@@ -211,3 +212,9 @@ class Records:
 
 def _record(rows: Rows, row: Row) -> Record:
     return Record(row.id, row.info, row.usage, rows.ancestors(row))
+
+
+def _id(name: str) -> int:
+    """The id at the end of a name; -1 if it has none."""
+    number = name.rpartition("-")[2]
+    return int(number) if number.isascii() and number.isdecimal() else -1

@@ -71,7 +71,7 @@ def test_while_a_snapshot_is_made_its_key_and_its_parent_are_taken(records: Reco
             records.remove("base")
         with pytest.raises(errors.NotFound):
             records.get("a")
-        assert records.leftovers([str(record.id)]) == []
+        assert records.leftovers([str(record.id), f"new-{record.id}", "new-99"]) == ["new-99"]
     assert records.get("a").id == record.id
 
 
