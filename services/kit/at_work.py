@@ -7,6 +7,9 @@ serves (FUSE) is waited for in state S. The disk of a file moves if its block de
 last look (/sys/dev/block, Documentation/block/stat.rst). If the file is not known, as in a rename, the disks of this
 process's own directories count (:func:`owns`); of another process, that of its root directory, if it has one of its
 own.
+
+A look asks no file system for anything: one that does not answer would hold whoever looks as well. So a file's mount
+comes from /proc/PID/fdinfo and mountinfo, and stat(2) is called only where that is in this kernel.
 """
 
 from __future__ import annotations
@@ -35,8 +38,9 @@ _ON_NAMES = {
     "aarch64": {34: "mkdirat", 35: "unlinkat", 37: "linkat", 38: "renameat", 56: "openat", 276: "renameat2"},
 }.get(os.uname().machine, {})  # fmt: skip
 """Others that wait for disks. The kernel does not tell for which."""
-_AFAR = (b"nfs", b"fuse", b"cifs", b"smb", b"9p", b"ceph", b"afs")
+_AFAR = ("nfs", "fuse", "cifs", "smb", "9p", "ceph", "afs")
 """Beginnings of the names of file systems that are behind a network or a program."""
+_IN_MEMORY = ("tmpfs", "devtmpfs", "ramfs")
 _FRESH = 0.05
 """Seconds for which a look is not repeated: a thousand calls may want one at once."""
 
@@ -55,14 +59,43 @@ class Working(namedtuple("Working", "name doing counters")):  # noqa: PYI024 see
 Signs = dict[int, Working]
 """The threads at work, by thread id."""
 
-_own: set[int] = set()
-"""The devices of the process's own directories."""
+
+class Mount(namedtuple("Mount", "device kind source")):  # noqa: PYI024 see above
+    """A mounted file system, as proc_pid_mountinfo(5) describes it. Nothing is known of one with empty fields."""
+
+    __slots__ = ()
+    device: str
+    """The numbers of its device, such as "254:0"."""
+    kind: str
+    source: str
+
+    @property
+    def here(self) -> bool:
+        """Whether it lies on a device or in memory alone, so that stat(2) of an open file does not wait for others."""
+        return self.kind in _IN_MEMORY or (self.source.startswith("/dev/") and not self.kind.startswith(_AFAR))
+
+    def done(self) -> bytes:
+        """What its disk has done so far, as text that changes with each finished request. It stays empty for a file
+        system behind a network or a program; of a disk that is not known, it is what all disks have done.
+        """
+        with contextlib.suppress(OSError):
+            return _finished(f"/sys/dev/block/{self.device}/stat")
+        if self.kind.startswith(_AFAR):
+            return b""
+        if self.source.startswith("/dev/"):  # btrfs has device numbers of its own
+            with contextlib.suppress(OSError):
+                return _finished(f"/sys/class/block/{os.path.basename(os.path.realpath(self.source))}/stat")
+        return of_all()
+
+
+_own: set[Mount] = set()
+"""Where the process's own directories are."""
 _last: tuple[float, int, Signs] = (-1.0, 0, {})
 
 
 def owns(fd: int) -> None:
     """Note that an open directory is one of this process's own."""
-    _own.add(os.fstat(fd).st_dev)
+    _own.add(mount_of("/proc/self", fd))
 
 
 def signs() -> Signs:
@@ -128,46 +161,62 @@ def _disk_wait(task: str, state: bytes) -> tuple[str, bytes] | None:
         call = _read(f"{task}/syscall").split()
         number = int(call[0])
         if number in _ON_FILES:
-            fd = f"{task}/fd/{int(call[1], 16)}"
-            file = os.stat(fd)
-            if stat.S_ISREG(file.st_mode) or stat.S_ISDIR(file.st_mode):
-                return f"{_ON_FILES[number]} of {os.readlink(fd)}", done(file.st_dev)
+            fd = int(call[1], 16)
+            file = os.readlink(f"{task}/fd/{fd}")
+            mount = mount_of(task, fd)
+            if file.startswith("/") and not (mount.here and _is_special(f"{task}/fd/{fd}")):
+                return f"{_ON_FILES[number]} of {file}", mount.done()
     if state != b"D":
         return None
-    return _ON_NAMES.get(number, "a system call"), b",".join(map(done, _disks(task)))
+    return _ON_NAMES.get(number, "a system call"), b",".join(mount.done() for mount in _disks(task))
 
 
-def _disks(task: str) -> Iterable[int]:
-    """The devices of the disks that a thread may be waiting for."""
+def _is_special(file: str) -> bool:
+    """Whether an open file is neither a regular one nor a directory, such as a FIFO or a terminal."""
+    mode = os.stat(file).st_mode
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def _disks(task: str) -> Iterable[Mount]:
+    """Where the disks are for which a thread may be waiting."""
     if task.startswith("/proc/self/"):
         return _own
-    root = os.stat(f"{task}/root/")
-    return () if os.path.samestat(root, os.stat("/")) else (root.st_dev,)
+    root = os.readlink(f"{task}/root")
+    if root == "/":
+        return ()
+    # its own list has only what is below its root directory, so not where that is an ordinary directory
+    found = [mount for point, _, mount in _mounts(task) if point == "/"]
+    found = found or [
+        mount
+        for point, _, mount in sorted(_mounts("/proc/self"), key=lambda each: len(each[0]))
+        if root == point or root.startswith(f"{point.rstrip('/')}/")
+    ]
+    return found[-1:]
 
 
-def done(device: int) -> bytes:
-    """What the disk of a device number has done so far, as text that changes with each finished request. It stays empty
-    for a file system behind a network or a program; of a disk that is not known, it is what all disks have done.
-    """
-    try:
-        return _finished(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat")
-    except OSError:
-        return _of_mount(device)
+def mount_of(process: str, fd: int) -> Mount:
+    """Where the file lies that a process has open. ``process``: its directory in /proc, or that of a thread."""
+    number = next(line.split()[1] for line in _read(f"{process}/fdinfo/{fd}").splitlines() if line[:7] == b"mnt_id:")
+    for each in (process, "/proc/self"):  # a process in a chroot has few in its list
+        for _, found, mount in _mounts(each):
+            if found == number:
+                return mount
+    return Mount("", "", "")
 
 
-def _of_mount(device: int) -> bytes:
-    """:func:`done` of a file system with a device number of its own, as btrfs and overlays have."""
-    wanted = f"{os.major(device)}:{os.minor(device)}".encode()
-    for line in _read("/proc/self/mountinfo").splitlines():
+def _mounts(process: str) -> Iterable[tuple[str, bytes, Mount]]:
+    """Mount point, mount id and mount of each that a process sees, the later ones over the earlier."""
+    for line in _read(f"{process}/mountinfo").splitlines():
         mount, _, about = line.partition(b" - ")
-        if mount.split(b" ")[2] == wanted:
-            kind, source, *_ = about.split(b" ")
-            if kind.startswith(_AFAR):
-                return b""
-            with contextlib.suppress(OSError):
-                name = os.path.basename(os.path.realpath(source)).decode()
-                return _finished(f"/sys/class/block/{name}/stat")
-    return of_all()
+        number, _, device, _, point, *_ = mount.split(b" ")
+        kind, source, *_ = about.split(b" ")
+        yield _unescaped(point), number, Mount(device.decode(), kind.decode(), _unescaped(source))
+
+
+def _unescaped(field: bytes) -> str:
+    """A field of mountinfo, in which white space and backslashes are octal numbers."""
+    first, *others = os.fsdecode(field).split("\\")
+    return first + "".join(chr(int(each[:3], 8)) + each[3:] for each in others)
 
 
 def _finished(path: str) -> bytes:

@@ -329,12 +329,16 @@ async def gone(pid: int, seconds: float = 10.0) -> None:
 
 
 def contained(node: TasksNode) -> list[int]:
-    """Return the pids of processes in containers of this node: they have its root filesystem as their own."""
-    found = []
+    """Return the pids of processes in containers of this node: they have its root filesystem as their own. (Their root
+    directories are not looked at: one that a program serves which does not answer would hold the test for ever.)
+    """
+    found, rootfs = [], os.fsencode("/".join(("", *node.rootfs.parts[-2:])))
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
-            if entry.name.isdigit() and os.path.samefile(entry / "root", node.rootfs) and alive(int(entry.name)):
-                found.append(int(entry.name))
+            if entry.name.isdigit() and alive(int(entry.name)):
+                mounts = [line.split()[3:5] for line in (entry / "mountinfo").read_bytes().splitlines()]
+                if any(point == b"/" and source.endswith(rootfs) for source, point in mounts):
+                    found.append(int(entry.name))
     return found
 
 

@@ -7,6 +7,9 @@ import io
 import os
 import signal
 import tarfile
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -33,6 +36,7 @@ LAYER = tar(
 
 
 MANY = tar(*(reg(b"%d" % n, bytes(1 << 16)) for n in range(2000)))
+LARGE = tar(reg(b"large", bytes(1 << 28)))
 
 
 def overlay(place: Path) -> Mount:
@@ -82,6 +86,31 @@ def served(place: Path) -> list[int]:
             if b"fuse" in arguments and os.fsencode(place) in arguments:
                 found.append(int(entry.name))
     return found
+
+
+@pytest.fixture(autouse=True)
+def no_program_stays(place: Path) -> Iterator[None]:
+    """After a test that failed, too: whatever looks at a mount whose program is stopped waits for ever."""
+    yield
+    for pid in served(place):
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+async def busy_disk() -> AsyncIterator[None]:
+    """Another disk than a worker waits for, which moves all the time."""
+
+    def move(until: threading.Event) -> None:
+        with tempfile.TemporaryFile(dir="/var/tmp", buffering=0) as file:
+            while not until.wait(0.01):
+                file.write(bytes(1 << 12))
+                os.fsync(file.fileno())
+
+    over = threading.Event()
+    thread = asyncio.ensure_future(asyncio.to_thread(move, over))
+    yield
+    over.set()
+    await thread
 
 
 def hang(place: Path) -> None:
@@ -147,13 +176,15 @@ async def test_the_program_ends_with_the_worker(side: Side) -> None:
     eventually(lambda: not served(side.place), "the program is left", 10)
 
 
-async def test_a_worker_that_stands_still_is_killed(place: Path) -> None:
-    """The program that serves its mount does not answer any more: the call ends with an error, and nothing is left. The
-    next call has a worker.
+@pytest.mark.usefixtures("busy_disk")
+@pytest.mark.parametrize("layer", [MANY, LARGE], ids=["files", "bytes"])
+async def test_a_worker_that_stands_still_is_killed(layer: bytes, place: Path) -> None:
+    """The program that serves its mount does not answer any more, whatever it was asked for: the call ends with an
+    error, and nothing is left. The next call has a worker.
     """
     (place / "scratch").mkdir()
     served_here = overlay(place)
-    (place / "blob").write_bytes(MANY)
+    (place / "blob").write_bytes(layer)
     appliers = Appliers(str(place / "scratch"), limit=2.0)
     try:
         with (place / "blob").open("rb") as blob:

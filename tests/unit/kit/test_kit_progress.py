@@ -120,5 +120,31 @@ def test_a_thread_that_works_is_seen() -> None:
 def test_each_file_system_has_a_sign() -> None:
     """Whatever this machine's are: none fails, and memory is no disk that could stand still alone."""
     for directory in ("/", "/tmp", "/proc", "/dev/shm"):
-        at_work.done(os.stat(directory).st_dev)
-    assert at_work.done(os.stat("/dev/shm").st_dev) == at_work.of_all()
+        fd = os.open(directory, os.O_RDONLY)
+        try:
+            mount = at_work.mount_of("/proc/self", fd)
+            device = os.fstat(fd).st_dev
+        finally:
+            os.close(fd)
+        assert mount.kind
+        assert mount.kind == "btrfs" or mount.device == f"{os.major(device)}:{os.minor(device)}"
+        mount.done()
+    assert mount.here
+    assert mount.done() == at_work.of_all()
+
+
+@pytest.mark.parametrize(
+    ("mount", "here"),
+    [
+        (at_work.Mount("254:0", "ext4", "/dev/vda"), True),
+        (at_work.Mount("0:50", "tmpfs", "none"), True),
+        (at_work.Mount("0:50", "overlay", "overlay"), False),  # over whatever
+        (at_work.Mount("0:50", "fuse.sshfs", "/dev/fuse"), False),
+        (at_work.Mount("0:50", "nfs4", "server:/x"), False),
+        (at_work.Mount("", "", ""), False),
+    ],
+)
+def test_only_what_is_here_is_asked(mount: at_work.Mount, here: bool) -> None:
+    """stat(2) of a file elsewhere may never return."""
+    assert mount.here is here
+    assert (mount.done() == b"") is (mount.kind in ("fuse.sshfs", "nfs4"))
