@@ -10,6 +10,7 @@ import collections
 import contextlib
 import os
 import re
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,12 @@ ON_DISK = {"node", "crash"}
 SLOWEST = 20
 CHOSEN = frozenset({"transport", "wire"})
 """Fixtures that choose the transport of gRPC for their test."""
+
+
+def pytest_configure() -> None:
+    """Take Ctrl-C, and let the programs that tests start take it: a script's background job is born without."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
