@@ -1,5 +1,5 @@
-"""A small HTTP/1.1 server on asyncio streams, for pages that a process serves to monitors and people. It answers GET
-and HEAD only, and is imported only if an address is configured.
+"""A small HTTP/1.1 server on asyncio streams, for pages that a process serves to monitors and people, and for blobs that
+it serves to peers. It answers GET and HEAD only, and is imported only if an address is configured.
 
 Everything that a client sends or holds has a bound (:class:`Limits`). A request is read as strictly as RFC 9112 asks.
 The answer to an invalid request ends the connection, so that no bytes behind it are taken for a request:
@@ -28,8 +28,9 @@ import logging
 import os
 import re
 import socket
+import ssl
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
@@ -37,6 +38,7 @@ from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 from services.kit import loops, sockets
+from services.kit.buckets import Bucket
 from services.kit.identifiers import quoted
 from services.kit.page_address import parse_address
 
@@ -77,6 +79,16 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stream:
+    """A body that is made while it is sent: ``length`` bytes in ``pieces``. If fewer come, the connection ends there,
+    so that the client knows it. The pieces are closed whatever becomes of the answer.
+    """
+
+    length: int
+    pieces: AsyncGenerator[bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
     """An answer. For HEAD it is sent without its body."""
 
@@ -84,10 +96,15 @@ class Response:
     body: bytes = b""
     type: str = "text/plain; charset=utf-8"
     headers: Mapping[str, str] = field(default_factory=dict)
+    stream: Stream | None = None
+    """The body, instead of :attr:`body`."""
 
 
 Handler = Callable[[Request], Awaitable[Response]]
 """Makes the answer to a request. An exception from it is logged, and answered 500."""
+
+Context = Callable[[], Awaitable[ssl.SSLContext]]
+"""How a connection that has just come agrees on TLS; asked for each one, so that certificates can be replaced."""
 
 
 def failure(status: int, words: str = "", **headers: str) -> Response:
@@ -98,15 +115,15 @@ def failure(status: int, words: str = "", **headers: str) -> Response:
 
 @contextlib.asynccontextmanager
 async def serving(
-    address: str, handler: Handler, limits: Limits = Limits(), *, grace: float = 1.0
+    address: str, handler: Handler, limits: Limits = Limits(), *, grace: float = 1.0, tls: Context | None = None
 ) -> AsyncIterator[Server]:
     """Serve at ``address`` (:mod:`services.kit.page_address`) until the block ends. Answers that are under way then
-    have ``grace`` seconds. OSError if the server cannot listen there.
+    have ``grace`` seconds. With ``tls`` it is HTTPS. OSError if the server cannot listen there.
 
     A unix socket is its owner's only (mode 0600). A socket that a dead process left is replaced. A socket at which a
     process listens, and any other file, is left alone.
     """
-    server = Server(handler, limits)
+    server = Server(handler, limits, tls)
     where = parse_address(address)
     if isinstance(where, Path):
         listener = await asyncio.start_unix_server(server.connected, sock=await _unix(where), limit=limits.line)
@@ -125,13 +142,15 @@ async def serving(
         await server.close(grace)
 
 
-async def lasting(setting: str, address: str, handler: Handler) -> None:
+async def lasting(
+    setting: str, address: str, handler: Handler, limits: Limits = Limits(), tls: Context | None = None
+) -> None:
     """Serve at ``address`` until cancelled; for :func:`services.kit.loops.running`. ``setting`` is the table and key
     that ``address`` is from. ``loops.Explained`` names it if the server cannot listen there.
     """
     async with contextlib.AsyncExitStack() as stack:
         try:
-            server = await stack.enter_async_context(serving(address, handler))
+            server = await stack.enter_async_context(serving(address, handler, limits, tls=tls))
         except (OSError, UnicodeError) as error:
             words = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise loops.Explained(f"{setting} = {address!r} is not served: {words}") from error
@@ -169,13 +188,16 @@ async def _unix(path: Path) -> socket.socket:
 class Server:
     """A running server. ``address`` is where it listens, in the form of :mod:`services.kit.page_address`."""
 
-    def __init__(self, handler: Handler, limits: Limits) -> None:
+    def __init__(self, handler: Handler, limits: Limits, tls: Context | None = None) -> None:
         self.handler = handler
         self.limits = limits
+        self.tls = tls
         self.address = ""
         self.closing = False
         self.waiting: dict[_Connection, None] = {}
         """Connections that may be closed at any time, those first that have waited longest."""
+        self.refusals = Bucket(10, 1 / 60)
+        """The lines that may be logged about TLS that failed: a scanner of ports shall fill no log."""
         self._open: set[_Connection] = set()
         self._tasks = loops.Tasks()
 
@@ -219,7 +241,13 @@ class _Connection:
         self._reader = reader
         self._writer = writer
         self._patience = self._limits.arrival
-        writer.transport.set_write_buffer_limits(high=0)  # so that drain() waits for the client
+        if server.tls is None:
+            self._unbuffered()
+
+    def _unbuffered(self) -> None:
+        """Let drain() wait for the client."""
+        # with TLS, CPython 3.11 takes an empty buffer for a full one if the limit is 0
+        self._writer.transport.set_write_buffer_limits(high=1, low=0)
 
     def abort(self) -> None:
         """Close the connection at once."""
@@ -228,6 +256,9 @@ class _Connection:
     async def run(self) -> None:
         """Answer requests until one side ends the connection."""
         try:
+            if self._server.tls is not None:
+                await self._agree(self._server.tls)
+                self._unbuffered()
             while await self._answer_one():
                 self._patience = self._limits.idle
         except OSError:
@@ -235,10 +266,24 @@ class _Connection:
         finally:
             self.abort()
 
-    async def refuse(self) -> None:
-        """Answer that there are too many connections."""
+    async def _agree(self, tls: Context) -> None:
+        """Agree on TLS; until then the connection waits as one without a request."""
+        self._server.waiting[self] = None
         try:
-            await self._send(_BUSY, ends=True)
+            await self._writer.start_tls(await tls(), ssl_handshake_timeout=self._limits.arrival)
+        except ssl.SSLError as error:
+            if self._server.refusals.take():
+                host = self._writer.get_extra_info("peername", ("?",))[0]
+                log.warning("%s: no TLS with %s: %s", self._server.address, host, error.reason or error)
+            raise
+        finally:
+            self._server.waiting.pop(self, None)
+
+    async def refuse(self) -> None:
+        """Answer that there are too many connections. With TLS the connection just ends: agreeing on it is work."""
+        try:
+            if self._server.tls is None:
+                await self._send(_BUSY, ends=True)
         except OSError:
             pass  # the client has gone
         finally:
@@ -352,10 +397,11 @@ class _Connection:
     # ---------------------------------------------------------------- writing
 
     async def _send(self, response: Response, *, ends: bool, body: bool = True) -> None:
+        stream = response.stream
         headers = {
             "Date": formatdate(usegmt=True),
             "Content-Type": response.type,
-            "Content-Length": str(len(response.body)),
+            "Content-Length": str(len(response.body) if stream is None else stream.length),
             "Cache-Control": "no-store",
             "X-Content-Type-Options": "nosniff",
             **response.headers,
@@ -363,7 +409,21 @@ class _Connection:
         }
         fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         head = f"HTTP/1.1 {response.status} {HTTPStatus(response.status).phrase}\r\n{fields}\r\n".encode("latin-1")
-        whole = memoryview(head + response.body if body else head)
+        if stream is None:
+            await self._put(head + response.body if body else head)
+            return
+        async with contextlib.aclosing(stream.pieces):
+            await self._put(head)
+            left = stream.length if body else 0
+            while left:
+                piece = (await anext(stream.pieces, b""))[:left]
+                if not piece:
+                    raise ConnectionAbortedError
+                await self._put(piece)
+                left -= len(piece)
+
+    async def _put(self, data: bytes) -> None:
+        whole = memoryview(data)
         for start in range(0, len(whole), _PIECE):
             if self._writer.is_closing():
                 raise ConnectionResetError
@@ -379,7 +439,10 @@ class _Connection:
             return
         self._server.waiting[self] = None
         try:
-            self._writer.write_eof()
+            if self._writer.can_write_eof():
+                self._writer.write_eof()
+            else:
+                self._writer.close()  # TLS says so to the client, and has no half of a connection
             async with asyncio.timeout(_PARTING):
                 for _ in range(_UNREAD // _PIECE):
                     if not await self._reader.read(_PIECE):

@@ -6,14 +6,17 @@ import asyncio
 import contextlib
 import http.client
 import socket
+import ssl
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 
 from services.kit import http_server
-from services.kit.http_server import Limits, Request, Response, Server
+from services.kit.http_server import Limits, Request, Response, Server, Stream
+from tests.fake_registry import Authority
 from tests.support import eventually_async, within
 
 pytestmark = pytest.mark.once
@@ -334,3 +337,87 @@ async def test_a_port_that_is_taken_is_an_error() -> None:
         with pytest.raises(OSError, match="address already in use"):
             async with http_server.serving(server.address, page):
                 pass
+
+
+# ------------------------------------------------------------------------------------------ bodies made meanwhile, TLS
+
+
+async def pieces(*sizes: int, closed: list[bool]) -> AsyncGenerator[bytes]:
+    try:
+        for size in sizes:
+            yield bytes(size)
+    finally:
+        closed.append(True)
+
+
+async def test_a_body_is_sent_while_it_is_made() -> None:
+    """It has the stated length; the connection is kept. HEAD asks for no piece, and closes them all the same."""
+    closed: list[bool] = []
+
+    async def handler(_: Request) -> Response:
+        return Response(stream=Stream(length=200_005, pieces=pieces(100_000, 100_000, 5, closed=closed)))
+
+    async with http_server.serving("127.0.0.1:0", handler) as server, connected(server) as peer:
+        await peer.send(GET)
+        assert await peer.answer() == (200, ANY, bytes(200_005))
+        await peer.send(GET.replace(b"GET", b"HEAD"))
+        status, headers, _ = await peer.answer(head=True)
+        assert (status, headers["Content-Length"]) == (200, "200005")
+        await peer.send(GET)
+        assert (await peer.answer())[0] == 200
+        assert len(closed) == 2, "the pieces of HEAD were never begun"
+
+
+async def test_a_body_that_ends_early_ends_the_connection() -> None:
+    """The client sees that bytes are missing; and more than the stated bytes are never sent."""
+    closed: list[bool] = []
+
+    async def handler(request: Request) -> Response:
+        sizes = (10, 10) if request.path == "/short" else (10, 200)
+        return Response(stream=Stream(length=100, pieces=pieces(*sizes, closed=closed)))
+
+    async with http_server.serving("127.0.0.1:0", handler) as server:
+        async with connected(server) as peer:
+            await peer.send(b"GET /long HTTP/1.1\r\nHost: h\r\n\r\n")
+            assert (await peer.answer())[2] == bytes(100)
+            await peer.send(b"GET /short HTTP/1.1\r\nHost: h\r\n\r\n")
+            with pytest.raises(asyncio.IncompleteReadError) as cut:
+                await peer.answer()
+            assert cut.value.partial == bytes(20)
+        assert closed == [True, True]
+
+
+async def test_https_with_clients_certificates(tmp_path: Path) -> None:
+    """Each connection agrees by the context of its time. A client without a certificate, and one without TLS, get
+    nothing; nobody else is disturbed.
+    """
+    authority = Authority(tmp_path)
+    contexts = [authority.server(clients=True)]
+
+    async def context() -> ssl.SSLContext:
+        return contexts[-1]
+
+    def get(client: ssl.SSLContext | None) -> tuple[int, bytes]:
+        connection = http.client.HTTPSConnection(server.address, timeout=10, context=client)
+        try:
+            connection.request("GET", "/large")
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        finally:
+            connection.close()
+
+    ours = ssl.create_default_context(cafile=authority.certificate)
+    without = ssl.create_default_context(cafile=authority.certificate)
+    ours.load_cert_chain(*authority.issue("client"))
+    async with http_server.serving("127.0.0.1:0", page, QUICK, tls=context) as server:
+        assert await asyncio.to_thread(get, ours) == (200, bytes(32 << 20))
+        with pytest.raises(OSError):
+            await asyncio.to_thread(get, without)
+        async with connected(server) as peer:
+            await peer.send(GET)
+            assert await peer.ended()
+        async with connected(server) as silent:
+            assert await silent.ended()
+        contexts.append(Authority(tmp_path / "another").server(clients=True))
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await asyncio.to_thread(get, ours)
