@@ -41,13 +41,13 @@ class Certificates:
 
     def changed(self) -> bool:
         """Whether a file is another one than when :meth:`context` or :meth:`contents` read it."""
-        return self._files() != self._seen
+        return self.files() != self._seen
 
     def context(self) -> ssl.SSLContext:
         """How to connect, by the files as they are now. CertificateError if they cannot be used. It reads files."""
         if self._context is None or self.changed():
             self._context = None
-            self._seen = self._files()
+            self._seen = self.files()
             self._context = self._made(ssl.PROTOCOL_TLS_CLIENT)
         self._check_own()  # it may have expired since
         return self._context
@@ -74,7 +74,8 @@ class Certificates:
             _read("cert", mine.cert).encode() if mine.cert else None,
         )
 
-    def _files(self) -> tuple[object, ...]:
+    def files(self) -> tuple[object, ...]:
+        """The state of the files, which differs once one of them was replaced."""
         found: list[object] = []
         for path in (self._address.ca, self._address.cert, self._address.key):
             try:

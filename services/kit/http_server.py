@@ -1,5 +1,5 @@
-"""A small HTTP/1.1 server on asyncio streams, for pages that a process serves to monitors and people, and for blobs that
-it serves to peers. It answers GET and HEAD only, and is imported only if an address is configured.
+"""A small HTTP/1.1 server on asyncio streams, for pages that a process serves to monitors and people, and for blobs
+that it serves to peers. It answers GET and HEAD only, and is imported only if an address is configured.
 
 Everything that a client sends or holds has a bound (:class:`Limits`). A request is read as strictly as RFC 9112 asks.
 The answer to an invalid request ends the connection, so that no bytes behind it are taken for a request:
@@ -81,11 +81,13 @@ class Request:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stream:
     """A body that is made while it is sent: ``length`` bytes in ``pieces``. If fewer come, the connection ends there,
-    so that the client knows it. The pieces are closed whatever becomes of the answer.
+    so that the client knows it. ``close`` is called once, whatever becomes of the answer, and if no piece was asked
+    for.
     """
 
     length: int
     pieces: AsyncGenerator[bytes]
+    close: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,6 +245,9 @@ class _Connection:
         self._patience = self._limits.arrival
         if server.tls is None:
             self._unbuffered()
+        else:
+            # what the client sends before start_tls would be lost
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
 
     def _unbuffered(self) -> None:
         """Let drain() wait for the client."""
@@ -412,7 +417,7 @@ class _Connection:
         if stream is None:
             await self._put(head + response.body if body else head)
             return
-        async with contextlib.aclosing(stream.pieces):
+        try:
             await self._put(head)
             left = stream.length if body else 0
             while left:
@@ -421,6 +426,9 @@ class _Connection:
                     raise ConnectionAbortedError
                 await self._put(piece)
                 left -= len(piece)
+        finally:
+            await stream.pieces.aclose()
+            stream.close()
 
     async def _put(self, data: bytes) -> None:
         whole = memoryview(data)

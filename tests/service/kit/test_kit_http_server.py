@@ -351,11 +351,15 @@ async def pieces(*sizes: int, closed: list[bool]) -> AsyncGenerator[bytes]:
 
 
 async def test_a_body_is_sent_while_it_is_made() -> None:
-    """It has the stated length; the connection is kept. HEAD asks for no piece, and closes them all the same."""
+    """It has the stated length; the connection is kept. HEAD asks for no piece, and what they are made of is closed all
+    the same.
+    """
     closed: list[bool] = []
+    ends: list[bool] = []
 
     async def handler(_: Request) -> Response:
-        return Response(stream=Stream(length=200_005, pieces=pieces(100_000, 100_000, 5, closed=closed)))
+        made = pieces(100_000, 100_000, 5, closed=closed)
+        return Response(stream=Stream(length=200_005, pieces=made, close=lambda: ends.append(True)))
 
     async with http_server.serving("127.0.0.1:0", handler) as server, connected(server) as peer:
         await peer.send(GET)
@@ -365,6 +369,11 @@ async def test_a_body_is_sent_while_it_is_made() -> None:
         assert (status, headers["Content-Length"]) == (200, "200005")
         await peer.send(GET)
         assert (await peer.answer())[0] == 200
+
+        async def all_closed() -> bool:
+            return len(ends) == 3
+
+        await eventually_async(all_closed)
         assert len(closed) == 2, "the pieces of HEAD were never begun"
 
 
@@ -395,6 +404,7 @@ async def test_https_with_clients_certificates(tmp_path: Path) -> None:
     contexts = [authority.server(clients=True)]
 
     async def context() -> ssl.SSLContext:
+        await asyncio.sleep(0.02)  # as reading files takes time: the client's greeting is there before
         return contexts[-1]
 
     def get(client: ssl.SSLContext | None) -> tuple[int, bytes]:

@@ -1,0 +1,1 @@
+"""The fleet: what this node shares with others."""
