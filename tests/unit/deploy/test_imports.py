@@ -271,8 +271,8 @@ def test_the_walk_sees_imports_wherever_they_are(tmp_path: Path) -> None:
 
 
 def test_every_dependency_is_used() -> None:
-    """The code imports each dependency of pyproject.toml for running a node, except supervisor, which runs it, and etcd3, whose
-    descriptors are read as a file).
+    """The code imports each dependency of pyproject.toml for running a node, except supervisor, which runs it, and
+    etcd3, whose descriptors are read as files.
     """
     names = {
         "grpcio": "grpc",

@@ -1,0 +1,231 @@
+"""Real etcd for tests: servers of Debian 12 (3.4) and of trixie (3.5), one member or three, each on ports and in a
+directory of its own. The machine's own etcd, if it runs, is not touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.fake_registry import Authority
+from tests.support import TOP, eventually, short_directory
+
+DEBIAN, TRIXIE = "3.4", "3.5"
+RELEASES = (DEBIAN, TRIXIE)
+UNPACK = TOP.parent / "shared/tools/debian_unpack"
+
+
+@functools.cache
+def _unpacked() -> Path | str:
+    """etcd 3.5, or why it is not there. SPLITD_TEST_ETCD35=DIR says where trixie's etcd-server is unpacked."""
+    given = os.environ.get("SPLITD_TEST_ETCD35")
+    directory = Path(given or Path.home() / ".cache/splitd-tests/etcd-3.5")
+    program = directory / "usr/bin/etcd"
+    if program.exists():
+        return program
+    if given:
+        return f"SPLITD_TEST_ETCD35={given} has no usr/bin/etcd"
+    if not UNPACK.exists():
+        return "etcd 3.5 is not here: unpack trixie's etcd-server, and set SPLITD_TEST_ETCD35 to its directory"
+    temporary = directory.with_name(f"etcd-3.5.{os.getpid()}")
+    temporary.mkdir(parents=True)
+    done = subprocess.run(
+        [UNPACK, "trixie", temporary, "etcd-server"], text=True, capture_output=True, check=False, timeout=110
+    )
+    if done.returncode:
+        shutil.rmtree(temporary)
+        return f"etcd 3.5 cannot be unpacked: {done.stderr.strip()[-200:]}"
+    with contextlib.suppress(OSError):  # another run was faster
+        temporary.rename(directory)
+    shutil.rmtree(temporary, ignore_errors=True)
+    return program
+
+
+def program(release: str) -> Path:
+    """The program of a release. The test is skipped where it is not."""
+    if release == DEBIAN:
+        found = shutil.which("etcd")
+        if found is None:
+            pytest.skip("etcd 3.4 is not here: install Debian's etcd-server (make test-machine does)")
+        return Path(found)
+    unpacked = _unpacked()
+    if isinstance(unpacked, str):
+        pytest.skip(unpacked)
+    return unpacked
+
+
+def _ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+class Member:
+    """One etcd server. It can be killed, stopped and started again, on the same ports and data."""
+
+    def __init__(self, cluster: Cluster, name: str, port: int, peer: int) -> None:
+        self.name = name
+        self.port = port
+        self.peer = peer
+        self.endpoint = f"127.0.0.1:{port}"
+        self.directory = cluster.directory / name
+        self._cluster = cluster
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def _command(self) -> list[str]:
+        scheme, own = ("https" if self._cluster.authority else "http"), f"http://127.0.0.1:{self.peer}"
+        return [
+            str(self._cluster.program), "--name", self.name, "--data-dir", str(self.directory),
+            "--listen-client-urls", f"{scheme}://{self.endpoint}", "--advertise-client-urls", f"{scheme}://{self.endpoint}",
+            "--listen-peer-urls", own, "--initial-advertise-peer-urls", own,
+            "--initial-cluster", ",".join(f"{m.name}=http://127.0.0.1:{m.peer}" for m in self._cluster.members),
+            "--initial-cluster-token", self._cluster.directory.name, "--logger", "zap", "--log-level", "warn",
+            "--unsafe-no-fsync" if self._cluster.fast else "--log-package-levels=",
+            *self._cluster.arguments,
+        ]  # fmt: skip
+
+    def start(self, *, wait: bool = True) -> None:
+        with open(self._cluster.directory / f"{self.name}.log", "ab") as log:
+            self._process = subprocess.Popen(self._command(), stdout=log, stderr=log, cwd=self._cluster.directory)
+        if wait:
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until the member answers and knows a leader."""
+        eventually(self._healthy, f"etcd {self.name}: {self.log()[-800:]}", 30)
+
+    def _healthy(self) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            raise RuntimeError(f"etcd {self.name} ended: {self.log()[-800:]}")
+        if self._cluster.authority is not None:  # /health needs a client's certificate there
+            with socket.create_connection(("127.0.0.1", self.port), 1):
+                return True
+        with urllib.request.urlopen(f"http://{self.endpoint}/health", timeout=3) as answer:
+            return b'"true"' in answer.read()
+
+    def log(self) -> str:
+        path = self._cluster.directory / f"{self.name}.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def _signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """End it as a power cut would, and wait until it is gone."""
+        if self.running:
+            self._signal(signal.SIGKILL)
+            assert self._process is not None
+            self._process.wait(10)
+
+    def end(self) -> None:
+        """End it in order."""
+        if self.running:
+            self._signal(signal.SIGTERM)
+            assert self._process is not None
+            self._process.wait(20)
+
+    def freeze(self) -> None:
+        """Let it hang: its sockets are open, and nobody answers."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+
+
+class Cluster:
+    """One member or more. With an ``authority`` clients must speak TLS and show a certificate of it. ``arguments`` go
+    to each server as they are; ``fast`` servers write without fsync, where the release can.
+    """
+
+    def __init__(
+        self,
+        release: str,
+        directory: Path,
+        *,
+        count: int = 1,
+        arguments: Sequence[str] = (),
+        authority: Authority | None = None,
+    ) -> None:
+        self.program = program(release)
+        self.release = release
+        self.directory = directory
+        self.fast = release != DEBIAN
+        self.authority = authority
+        self.arguments = list(arguments)
+        ports = _ports(2 * count)
+        self.members: list[Member] = []
+        self.members += [Member(self, f"m{i}", ports[2 * i], ports[2 * i + 1]) for i in range(count)]
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        return tuple(member.endpoint for member in self.members)
+
+    def start(self) -> None:
+        for member in self.members:
+            member.start(wait=False)
+        for member in self.members:
+            member.wait()
+
+    def stop(self) -> None:
+        """End all members at once; their data is not needed any more."""
+        for member in self.members:
+            member.kill()
+
+    def heal(self) -> None:
+        """Start and thaw what a test has stopped, and wait until all answer."""
+        for member in self.members:
+            if member.running:
+                member.thaw()
+            else:
+                member.start(wait=False)
+        for member in self.members:
+            member.wait()
+
+    def log(self) -> str:
+        return "\n".join(member.log() for member in self.members)
+
+
+@contextlib.contextmanager
+def etcd(
+    release: str = DEBIAN, *, count: int = 1, arguments: Sequence[str] = (), authority: Authority | None = None
+) -> Iterator[Cluster]:
+    """A running cluster; it is gone after the block, with its data."""
+    with short_directory() as directory:
+        cluster = Cluster(release, directory, count=count, arguments=arguments, authority=authority)
+        try:
+            cluster.start()
+            yield cluster
+        finally:
+            cluster.stop()
+
+
+def version_of(release: str) -> str:
+    """What the program says that it is, such as "3.4.23"."""
+    said = subprocess.run([program(release), "--version"], text=True, capture_output=True, check=True).stdout
+    found = re.search(r"etcd Version: (\S+)", said)
+    assert found, said
+    return found[1]
