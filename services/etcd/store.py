@@ -35,9 +35,13 @@ from services.kit import errors
 LIMIT = 1 << 20
 """Bytes of one commit: keys and values together. etcd's own limit is 1.5 MiB with everything around them."""
 OPERATIONS = 128
-"""Operations of one level of a transaction, etcd's --max-txn-ops. A commit of more is nested, and as atomic."""
-MOST = OPERATIONS * OPERATIONS
-"""Operations of one commit, at most."""
+"""etcd's --max-txn-ops: the operations of a transaction, or its compares if they are more, and of a nested one what is
+left of that. A commit of more operations is nested, and as atomic.
+"""
+COMPARES = OPERATIONS // 2
+"""Compares of one commit, at most."""
+MOST = COMPARES * COMPARES
+"""Operations of one commit, at most: 64 transactions of 64 within one."""
 LEASE_LEAST = 2.0
 """Seconds of the shortest lease. etcd makes shorter ones that long."""
 PAGE = 1000
@@ -201,7 +205,7 @@ class Etcd(Protocol):
 
     async def commit(self, operations: Sequence[Operation], compares: Sequence[Mod] = ()) -> Committed | Conflict:
         """One transaction. TooLarge above ``LIMIT`` bytes or ``MOST`` operations; Uncertain if it may have happened;
-        any other error: it did not happen. A key may be written once only (InvalidArgument). At most ``OPERATIONS``
+        any other error: it did not happen. A key may be written once only (InvalidArgument). At most ``COMPARES``
         compares. NotFound if a lease has ended.
         """
         ...
@@ -249,8 +253,8 @@ def check(operations: Sequence[Operation], compares: Sequence[Mod]) -> None:
         raise TooLarge(f"a transaction of {size} bytes, of at most {LIMIT}")
     if len(operations) > MOST:
         raise TooLarge(f"a transaction of {len(operations)} operations, of at most {MOST}")
-    if len(compares) > OPERATIONS:
-        raise TooLarge(f"a transaction of {len(compares)} compares, of at most {OPERATIONS}")
+    if len(compares) > COMPARES:
+        raise TooLarge(f"a transaction of {len(compares)} compares, of at most {COMPARES}")
     if not all(each.key for each in (*operations, *compares)):
         raise errors.InvalidArgument("an empty key")
     puts = sorted(each.key for each in operations if isinstance(each, Put))
