@@ -93,7 +93,9 @@ class RemoteLease:
 
 
 @contextlib.asynccontextmanager
-async def leased(cluster: Cluster, ttl: float) -> AsyncIterator[RemoteLease]:
+async def leased(
+    cluster: Cluster, ttl: float, *, sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
+) -> AsyncIterator[RemoteLease]:
     """A lease for the block."""
     if not 0 < ttl <= LEASE_MOST:
         raise errors.InvalidArgument(f"a lease of {ttl:g} s: it lasts more than 0 s and at most {LEASE_MOST} s")
@@ -101,7 +103,7 @@ async def leased(cluster: Cluster, ttl: float) -> AsyncIterator[RemoteLease]:
     request = protocol.LeaseGrantRequest(TTL=math.ceil(max(ttl, LEASE_LEAST)))
     # a second one, if the first answer is lost, costs etcd nothing: the forgotten one ends
     granted = await cluster.call(protocol.LEASE, "LeaseGrant", request)
-    lease = RemoteLease(cluster, granted.ID, float(granted.TTL), asked)
+    lease = RemoteLease(cluster, granted.ID, float(granted.TTL), asked, sleep=sleep)
     try:
         async with loops.running(f"keeping etcd's lease {lease.id:x}", lease.keep):
             yield lease

@@ -82,7 +82,7 @@ class Watching:
                     self._check(response, endpoint)
                 except errors.NodeError as error:
                     raise self._failed(endpoint, headers, error) from None
-                if (found := self._whole(response)) is not None:
+                if (found := self.whole(response)) is not None:
                     yield found
 
     async def _received(self, stream: Any, endpoint: Endpoint) -> Any:
@@ -104,7 +104,7 @@ class Watching:
             )
         raise errors.Unknown(response.cancel_reason or "it has cancelled the watch")
 
-    def _whole(self, response: Any) -> Changes | None:
+    def whole(self, response: Any) -> Changes | None:
         """The revisions that are whole with this response; None: it completes none."""
         for event in response.events:
             kv = event.kv

@@ -38,6 +38,9 @@ from gateway.snapshotters import Snapshotters
 from gateway.store import Objects
 from gateway.supervision import Supervision
 from gateway.upstream import Upstream
+from services.etcd import protocol
+from services.etcd.config import EtcdConfig
+from services.etcd.leasing import leased
 from services.images.distribution.progress import Tracker, reporting_waits
 from services.images.node.leases_remote import Leases
 from services.images.transfer import Progress
@@ -132,6 +135,31 @@ async def sending_events(place: Path) -> AsyncIterator[Works]:
         await eventually_async(sent, "no event is sent")
 
     async with publisher.running(grace=0.1):
+        yield works
+
+
+@loop("keeping etcd's lease *")
+async def keeping_a_lease(place: Path) -> AsyncIterator[Works]:
+    renewed: list[int] = []
+
+    class Answers:
+        config = EtcdConfig(endpoints=("127.0.0.1:1",))
+
+        async def call(self, service: Any, method: str, request: Any, **how: Any) -> Any:
+            return protocol.LeaseGrantRequest(ID=7, TTL=1000)  # its answer has the same fields
+
+        async def exchange(self, service: Any, method: str, request: Any, **how: Any) -> Any:
+            await asyncio.sleep(0)
+            renewed.append(request.ID)
+            return protocol.LeaseGrantRequest(ID=7, TTL=1000)
+
+    async def works() -> None:
+        renewed.clear()
+        await eventually_async(lambda: asyncio.sleep(0, len(renewed) > 2), "nobody renews the lease")
+        assert set(renewed) == {7}
+        assert not lease.lost.is_set()
+
+    async with leased(Answers(), 1000, sleep=lambda seconds: asyncio.sleep(0.001)) as lease:  # type: ignore[arg-type]
         yield works
 
 

@@ -172,7 +172,7 @@ WORKERS = ("images", "services.snapshots.diff")
 
 def test_services_know_each_other_only_by_interface() -> None:
     """A service imports of another only its store (the interface) or its remotes (the wire), never the code of the
-    other's process.
+    other's process. Libraries are no services.
     """
     strays = []
     for path in sorted((TOP / "services").rglob("*.py")):
@@ -184,7 +184,7 @@ def test_services_know_each_other_only_by_interface() -> None:
             if parts[0] in ("gateway", "deploy", "client", "conform", "tests", "bench") or (
                 parts[0] == "services"
                 and len(parts) > 2
-                and parts[1] not in (own, "kit", "oci")
+                and parts[1] not in (own, "kit", "oci", "etcd")  # libraries
                 and own != "kit"
                 and parts[2] != "store"
                 and not re.fullmatch("(.*_)?remote", parts[2])
@@ -243,6 +243,18 @@ def test_ocis_words_import_the_kit_only() -> None:
         for module in imports(path)
         if module.startswith(("gateway", "deploy", "client", "conform", "services."))
         and not module.startswith(("services.kit", "services.oci"))
+    ]
+    assert not strays
+
+
+def test_etcd_imports_the_kit_only() -> None:
+    """It is a library for those services that an operator lets use it."""
+    strays = [
+        f"{path.relative_to(TOP)} imports {module}"
+        for path in sorted((TOP / "services/etcd").rglob("*.py"))
+        for module in imports(path)
+        if module.startswith(("gateway", "deploy", "client", "conform", "api.", "services."))
+        and not module.startswith(("services.kit", "services.etcd"))
     ]
     assert not strays
 

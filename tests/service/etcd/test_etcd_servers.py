@@ -1,0 +1,32 @@
+"""The suite of services.etcd.store on real servers, of one member and of three."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from services.etcd.client import connect
+from services.etcd.config import EtcdConfig
+from services.etcd.store import Etcd
+from tests.etcd_servers import RELEASES, Cluster, etcd
+from tests.suites.etcd import EtcdSuite
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(release, count) for release in RELEASES for count in (1, 3)],
+    ids=lambda p: f"etcd{p[0]}-{p[1]}",
+)
+def servers(request) -> Iterator[Cluster]:
+    release, count = request.param
+    with etcd(release, count=count) as cluster:
+        yield cluster
+
+
+class TestServers(EtcdSuite):
+    @pytest.fixture
+    async def etcd(self, servers: Cluster) -> AsyncIterator[Etcd]:
+        client = connect(EtcdConfig(endpoints=servers.endpoints))
+        yield client
+        await client.close()
