@@ -1,22 +1,33 @@
-"""A node of a fleet as its peers see it: a content root, and the server of its blobs."""
+"""A node of a fleet as its peers see it: a content root, the server of its blobs, and what fetches blobs to it."""
 
 from __future__ import annotations
 
 import contextlib
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from services.content.blobs_remote import open_locked
 from services.content.local import LocalFiles, LocalStore
-from services.fleet.arriving import Arriving
-from services.fleet.peer_server import LIMITS, PeerServer, tls
+from services.fleet.arriving import Arriving, Part
+from services.fleet.peer_server import LIMITS, PATIENCE, PeerServer, tls
 from services.fleet.upload_limit import UploadLimit
-from services.kit import http_server
+from services.images.concurrency.budget import Budget
+from services.images.distribution.fetcher import Fetched, Fetcher
+from services.images.distribution.peers import TIMEOUTS, Peers, Source
+from services.images.node.ingest import FileIngest
+from services.images.registry.client import Client, Registry
+from services.images.registry.host import TLS
+from services.images.registry_timeouts import Retry, Timeouts
+from services.kit import errors, http_server
 from services.kit.addresses import Address
 from services.kit.certificates import Certificates
 from services.kit.http_server import Limits
+from services.oci.descriptors import Descriptor
 from services.oci.digests import Digest, digest_of
+from services.oci.references import Reference
 from tests.fake_registry import Authority
 
 
@@ -71,3 +82,155 @@ def client(authority: Authority, certificate: tuple[Path, Path]) -> ssl.SSLConte
     context = ssl.create_default_context(cafile=authority.certificate)
     context.load_cert_chain(*certificate)
     return context
+
+
+# ------------------------------------------------------------------------------------------ nodes that pull
+
+
+class Book:
+    """What the fleet's etcd would say, to all nodes of a test: addresses, blobs, claims."""
+
+    def __init__(self) -> None:
+        self.addresses: dict[str, str] = {}
+        self.complete: dict[str, dict[str, int]] = {}
+        """By digest and node: the size of a blob."""
+        self.claims: dict[str, tuple[str, int]] = {}
+        """By digest: the node that fetches it, and its size."""
+        self.asked: list[tuple[str, str]] = []
+        """What was asked for, and of which digest."""
+
+
+@dataclass
+class BookClaim:
+    holder: Source | None
+    part: Part | None
+    finished: Callable[[], None]
+
+    def arrived(self, have: int, received: int) -> None:
+        assert self.part is not None
+        self.part.grown(have, received)
+
+    def complete(self) -> None:
+        self.finished()
+
+
+class BookFleet:
+    """The ``Fleet`` of one node by the book. It is to the engine what the process ``fleet`` is."""
+
+    def __init__(self, book: Book, node: PeerNode, name: str) -> None:
+        self.book = book
+        self.node = node
+        self.name = name
+        book.addresses[name] = node.address
+
+    async def sources(self, digest: str) -> Sequence[Source]:
+        self.book.asked.append(("sources", digest))
+        found = self.book.complete.get(digest, {})
+        return [
+            Source(each, self.book.addresses[each], size, size) for each, size in found.items() if each != self.name
+        ]
+
+    @contextlib.asynccontextmanager
+    async def claim(self, digest: str, namespace: str, path: str, size: int) -> AsyncIterator[BookClaim]:
+        self.book.asked.append(("claim", digest))
+        holder, known = self.book.claims.setdefault(digest, (self.name, size))
+
+        def finished() -> None:
+            self.book.complete.setdefault(digest, {})[self.name] = size
+
+        if holder != self.name:
+            yield BookClaim(Source(holder, self.book.addresses[holder], 0, known), None, finished)
+            return
+        parsed = Digest.parse(digest)
+        try:
+            yield BookClaim(None, self.node.arriving.begin(parsed, path, size), finished)
+        finally:
+            self.node.arriving.end(parsed)
+            del self.book.claims[digest]
+
+    async def image(self, name: str, namespace: str) -> tuple[str, int] | None:
+        return None
+
+
+class RootNode:
+    """A transfer's node as far as blobs are fetched to it: its content root is the one that peers see."""
+
+    namespace = "default"
+
+    def __init__(self, store: LocalStore, namespace: str = "default") -> None:
+        self.namespace = namespace
+        self._store = store
+        self._files = LocalFiles(store)
+
+    @contextlib.asynccontextmanager
+    async def ingest(self, descriptor: Descriptor) -> AsyncIterator[FileIngest]:
+        digest, ref, size = descriptor.checked(), descriptor.ref, descriptor.size
+
+        async def commit(labels: Mapping[str, str]) -> None:
+            await self._files.commit(ref, size, digest, labels, computed=True)
+
+        begun = await self._files.begin(ref, size, digest)
+        ingest = FileIngest(open_locked(begun.path, ref), digest, size, commit)
+        try:
+            await ingest.resumed()
+            yield ingest
+        finally:
+            await ingest.close()
+
+    async def read(self, digest: str) -> bytes:
+        """A blob's bytes."""
+        return b"".join([piece async for piece in self._store.read(Digest.parse(digest))])
+
+
+@dataclass
+class Puller:
+    """A node that fetches blobs from a registry and its peers."""
+
+    name: str
+    peer: PeerNode
+    node: RootNode
+    client: Client
+    peers: Peers
+    fetcher: Fetcher
+    registry: Registry
+
+    async def fetch(self, reference: str, descriptor: Descriptor, namespace: str = "default") -> Fetched:
+        node: Any = RootNode(self.peer.store, namespace)
+        return await self.fetcher.fetch(node, self.client, Reference.parse(reference), descriptor, {}, 0)
+
+    async def has(self, data: bytes) -> bool:
+        """Whether it has a blob, with the right bytes."""
+        try:
+            return await self.node.read(digest_of(data)) == data
+        except errors.NotFound:
+            return False
+
+
+QUICK = Timeouts(connect=2.0, stall=1.0, mirror_stall=3.0, slow_window=0.3)
+"""For what is slow or stands still; the others have a peer's usual patience, however busy the machine is."""
+HASTY = Retry(rounds=2, first=0.05, longest=0.1)
+
+
+@contextlib.asynccontextmanager
+async def puller(
+    book: Book,
+    root: Path,
+    authority: Authority,
+    name: str,
+    *,
+    rate: float = 0.0,
+    patience: float = PATIENCE,
+    limits: Limits = LIMITS,
+    timeouts: Timeouts = TIMEOUTS,
+) -> AsyncIterator[Puller]:
+    """A node with its content below ``root``, that pulls and serves its peers."""
+    async with (
+        peer_node(root, authority, rate=rate, patience=patience, limits=limits, name=name) as peer,
+        Registry(retry=HASTY) as registry,
+    ):
+        trusted = TLS(
+            (str(authority.certificate),), ((str(peer.certificate[0]), str(peer.certificate[1])),), alone=True
+        )
+        peers = Peers(BookFleet(book, peer, name), registry, trusted, ["default"], timeouts=timeouts)
+        fetcher = Fetcher(Budget(), peers=peers)
+        yield Puller(name, peer, RootNode(peer.store), registry.client(default_scheme="http"), peers, fetcher, registry)

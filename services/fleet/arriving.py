@@ -8,8 +8,10 @@ they have may be wrong. Nothing here is verified; a reader checks the digest of 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import stat
+import time
 from collections.abc import Iterator
 
 from services.kit import errors
@@ -28,15 +30,19 @@ class Part:
         self.over = False
         """No more bytes will come: all are there, or the fetch has ended or begun again."""
         self._fd = fd
-        self._readers = 0
+        self._received = 0
+        self._alive = time.monotonic()
         self._changed = asyncio.Event()
 
-    def grown(self, have: int) -> None:
-        """``have`` bytes are there. Fewer than before: the fetch has begun again, and readers are broken off."""
+    def grown(self, have: int, received: int = 0) -> None:
+        """``have`` bytes are there without a gap, and ``received`` in all: if only that grows, the fetch is alive.
+        Fewer than before: the fetch has begun again, and readers are broken off.
+        """
         if have < self.have:
             self.end()
-        elif not self.over:
-            self.have = min(have, self.size)
+        elif not self.over and (have, received) != (self.have, self._received):
+            self.have, self._received = min(have, self.size), received
+            self._alive = time.monotonic()
             self.over = self.have == self.size
             self._tell()
 
@@ -52,14 +58,12 @@ class Part:
 
     async def beyond(self, at: int, patience: float) -> int:
         """The number of bytes that are there, once they are more than ``at``; fewer if the fetch is over, or if nothing
-        came for ``patience`` seconds.
+        at all came for ``patience`` seconds.
         """
-        try:
+        with contextlib.suppress(TimeoutError):
             while self.have <= at and not self.over:
-                async with asyncio.timeout(patience):
+                async with asyncio.timeout(self._alive + patience - time.monotonic()):
                     await self._changed.wait()
-        except TimeoutError:
-            return self.have
         return self.have
 
     @property

@@ -45,8 +45,8 @@ LIMITS = Limits(connections=128, departure=20.0, making=30.0)
 """A peer takes 64 KiB in 20 s, or is given up. One pull of another node uses some ten connections."""
 
 PATIENCE = 3.0
-"""Seconds that a reader waits for further bytes of an arriving blob, of which none came at all: after that the registry
-is better. The reader's own limit is longer, so it learns of this one.
+"""Seconds that a reader waits for an arriving blob of which no byte comes: after that the registry is better. The
+reader's own limit is longer, so it learns of this one.
 """
 BACKLOG = 2.0
 """Seconds of waiting to send, at most, with which a further request is taken."""

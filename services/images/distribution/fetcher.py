@@ -15,6 +15,8 @@ last, and the blob is fetched again from its first byte. The same holds for a bo
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import logging
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -23,6 +25,7 @@ from typing import NamedTuple
 from services.images.concurrency.budget import STREAMS, Budget
 from services.images.concurrency.gather import run_all
 from services.images.concurrency.keyed_locks import KeyedLocks
+from services.images.distribution.peers import Peers, Sharing
 from services.images.registry.client import Client
 from services.images.registry.download import Body, NoParts, WrongBytes
 from services.images.registry.limits import BLOB_LIMIT
@@ -53,10 +56,13 @@ Begun = Callable[[Ingest], None]
 
 
 class Fetched(NamedTuple):
-    """What a fetch found: whether the namespace had the blob already, and how many bytes came from the registry."""
+    """What a fetch found: whether the namespace had the blob already, how many bytes came, and how many of these from
+    peers and not from the registry.
+    """
 
     existed: bool
     came: int
+    peers: int = 0
 
 
 def no_follower(_: Ingest) -> None:
@@ -65,11 +71,14 @@ def no_follower(_: Ingest) -> None:
 
 class Fetcher:
     """Fetches blobs. There is one for the process, since it knows which blobs are being fetched. ``streams``: parts of
-    one layer that come at once. ``most``: the limit for a blob, in bytes.
+    one layer that come at once. ``most``: the limit for a blob, in bytes. ``peers``: the node's fleet, if it has one.
     """
 
-    def __init__(self, budget: Budget, streams: int = STREAMS, most: int = BLOB_LIMIT) -> None:
+    def __init__(
+        self, budget: Budget, streams: int = STREAMS, most: int = BLOB_LIMIT, peers: Peers | None = None
+    ) -> None:
         self.budget = budget
+        self.peers = peers
         self.moving: dict[str, tuple[int, int]] = {}
         """For each digest that is being fetched, the bytes so far and in total."""
         self.streams = streams
@@ -103,17 +112,18 @@ class Fetcher:
                 "is no media type"
             )
         fetching = None
+        sharing = None if self.peers is None else self.peers.sharing(reference, descriptor, node.namespace)
         async with self._locks.held(descriptor.digest):
             try:
                 async with node.ingest(descriptor) as ingest:
                     begun(ingest)
-                    fetching = _Fetching(self, client, reference, descriptor, ingest, number)
+                    fetching = _Fetching(self, client, reference, descriptor, ingest, number, sharing)
                     await fetching.run(labels)
             except errors.AlreadyExists:
-                return Fetched(True, 0 if fetching is None else fetching.came)
+                return Fetched(True, 0 if fetching is None else fetching.came, 0 if sharing is None else sharing.came)
             finally:
                 self.moving.pop(descriptor.digest, None)
-            return Fetched(False, fetching.came)
+            return Fetched(False, fetching.came, 0 if sharing is None else sharing.came)
 
     async def refetch(
         self, node: Node, client: Client, reference: Reference, descriptor: Descriptor, number: int, trouble: str
@@ -157,7 +167,9 @@ class _Fetching:
         descriptor: Descriptor,
         ingest: Ingest,
         number: int,
+        sharing: Sharing | None,
     ) -> None:
+        self._sharing = sharing
         self._fetcher = fetcher
         self._budget = fetcher.budget
         self._client = client
@@ -166,43 +178,54 @@ class _Fetching:
         self._ingest = ingest
         self._number = number
         self.came = 0
-        """Bytes that the registry sent."""
+        """Bytes that the registry and peers sent."""
         self._bodies: list[Body] = []
-        """The bodies since the ingest began."""
+        """The registry's bodies since the ingest began."""
 
     async def run(self, labels: Mapping[str, str]) -> None:
         ingest, size = self._ingest, self._descriptor.size
         known = await self._known() if ingest.offset < size else None
         for left in reversed(range(TRIES)):
-            begun = ingest.offset
-            self._bodies.clear()
-            if known is not None:
-                if begun:
-                    await ingest.restart()
-                async with ingest.lane(0) as lane:
-                    await lane.write(known)
-                self.came += len(known)
-            elif begun < size:
-                try:
-                    await self._fetched(begun)
-                except WrongBytes:
-                    if not left:
-                        raise
-                    await ingest.restart()
-                    continue
-            try:
-                await ingest.commit(labels)
+            async with contextlib.nullcontext() if self._sharing is None else self._sharing.attempt():
+                wrong = await self._attempt(known, labels)
+            if wrong is None:
                 return
-            except errors.FailedPrecondition as error:
-                if not begun:
-                    self._distrust(str(error))
+            # after the attempt, so that nobody follows this node any longer
+            await ingest.restart()
+            if not left:
+                raise wrong
+
+    async def _attempt(self, known: bytes | None, labels: Mapping[str, str]) -> errors.FailedPrecondition | None:
+        """Fetch what is missing, and make it a blob. The error if the bytes are wrong."""
+        ingest, size = self._ingest, self._descriptor.size
+        begun = ingest.offset
+        self._bodies.clear()
+        if known is not None:
+            if begun:
                 await ingest.restart()
-                if not left:
-                    hosts = (
-                        ", ".join(dict.fromkeys(host for body in self._bodies for host in body.hosts))
-                        or self._reference.host
-                    )
-                    raise errors.FailedPrecondition(f"{hosts}: {self._reference.repository}: {error}") from None
+            async with ingest.lane(0) as lane:
+                await lane.write(known)
+            self.came += len(known)
+        elif begun < size:
+            try:
+                await self._fetched(begun)
+            except WrongBytes as error:
+                return error
+        try:
+            await ingest.commit(labels)
+        except errors.FailedPrecondition as error:
+            shared = self._sharing is not None and self._sharing.distrust(
+                str(error), whole=not begun and not self._bodies
+            )
+            if not begun and not shared:
+                self._distrust(str(error))
+            hosts = (
+                ", ".join(dict.fromkeys(host for body in self._bodies for host in body.hosts)) or self._reference.host
+            )
+            return errors.FailedPrecondition(f"{hosts}: {self._reference.repository}: {error}")
+        if self._sharing is not None:
+            self._sharing.committed()
+        return None
 
     def _distrust(self, why: str) -> None:
         """Distrust the hosts that the bytes came from. If there are several, it is unknown which has wrong bytes; the
@@ -220,44 +243,73 @@ class _Fetching:
         if (brought := descriptor.brought) is not None:
             return brought
         if descriptor.is_root:
+            if self._sharing is not None and (data := await self._sharing.document()) is not None:
+                return data
             async with self._budget.document():
                 return await self._client.manifest(self._reference, descriptor)
         return None
 
     async def _fetched(self, offset: int) -> None:
         """Fetch everything from ``offset`` on."""
-        size = self._descriptor.size
+        sharing = self._sharing
         async with self._budget.layer(self._number):
-            if not self._ingest.lanes or self._fetcher.streams == 1 or size - offset < LARGE:
-                await self._part(offset, size)
-                return
-            parts = range(offset, size, PART)  # not a list: the size is only what an outside document says
-            answered = asyncio.Event()
+            if sharing is None:
+                await self._from_registry(offset)
+            elif not await self._from_peers(sharing):
+                try:
+                    with sharing.throughput.registry(self._reference.host):
+                        await self._from_registry(self._ingest.offset)
+                except WrongBytes:
+                    raise
+                except errors.NodeError:
+                    await self._ingest.shorten()
+                    if not await self._from_peers(sharing, last=True):
+                        raise
 
-            def part() -> tuple[int, int]:
-                nonlocal parts
-                start, parts = parts[0], parts[1:]
-                return start, min(start + PART, size)
-
-            def answer(body: Body) -> None:
-                nonlocal parts
-                if not body.ranges:
-                    parts = range(0)
-                    body.take_all()
-                answered.set()
-
-            async def stream(first: bool) -> None:
-                if first:
-                    await self._part(*part(), answer)
-                await answered.wait()
-                while parts:
-                    await self._part(*part(), part_only=True)
-
+    async def _from_peers(self, sharing: Sharing, *, last: bool = False) -> bool:
+        """Fetch from peers what they give; whether that was all."""
+        ingest, size = self._ingest, self._descriptor.size
+        while ingest.offset < size and (source := await sharing.next(ingest, last=last)) is not None:
+            start = ingest.offset
             try:
-                await run_all(stream(not number) for number in range(self._fetcher.streams))
-            except NoParts:
-                await self._ingest.shorten()
-                await self._part(self._ingest.offset, size)
+                async with self._budget.connection(self._number), sharing.fetch(source, start) as body:
+                    await self._received(body, start, functools.partial(sharing.gave, source))
+            except errors.NodeError as error:
+                sharing.left(source, error)
+        return ingest.offset == size
+
+    async def _from_registry(self, offset: int) -> None:
+        size = self._descriptor.size
+        if not self._ingest.lanes or self._fetcher.streams == 1 or size - offset < LARGE:
+            await self._part(offset, size)
+            return
+        parts = range(offset, size, PART)  # not a list: the size is only what an outside document says
+        answered = asyncio.Event()
+
+        def part() -> tuple[int, int]:
+            nonlocal parts
+            start, parts = parts[0], parts[1:]
+            return start, min(start + PART, size)
+
+        def answer(body: Body) -> None:
+            nonlocal parts
+            if not body.ranges:
+                parts = range(0)
+                body.take_all()
+            answered.set()
+
+        async def stream(first: bool) -> None:
+            if first:
+                await self._part(*part(), answer)
+            await answered.wait()
+            while parts:
+                await self._part(*part(), part_only=True)
+
+        try:
+            await run_all(stream(not number) for number in range(self._fetcher.streams))
+        except NoParts:
+            await self._ingest.shorten()
+            await self._part(self._ingest.offset, size)
 
     async def _part(
         self, start: int, end: int, answered: Callable[[Body], None] = lambda _: None, *, part_only: bool = False
@@ -265,16 +317,24 @@ class _Fetching:
         """Fetch the bytes from ``start`` to ``end``. ``answered`` is called when the head of the answer has come.
         ``part_only``: NoParts from a host that serves whole blobs only.
         """
-        descriptor, ingest = self._descriptor, self._ingest
         async with (
             self._budget.connection(self._number),
-            self._client.fetch(self._reference, descriptor, start, end - start, part_only=part_only) as body,
+            self._client.fetch(self._reference, self._descriptor, start, end - start, part_only=part_only) as body,
         ):
             self._bodies.append(body)
             answered(body)
-            async with ingest.lane(start) as lane:
-                async for chunk in body:
-                    await lane.write(chunk)
-                    self.came += len(chunk)
-                    self._fetcher.moving[descriptor.digest] = (ingest.received, descriptor.size)
-                    fault("images.fetching")
+            sharing = self._sharing
+            came = None if sharing is None else functools.partial(sharing.throughput.came, registry=True)
+            await self._received(body, start, came)
+
+    async def _received(self, body: Body, start: int, came: Callable[[int], None] | None) -> None:
+        """Put a body into the ingest, from ``start`` on; ``came`` is told of each piece."""
+        descriptor, ingest = self._descriptor, self._ingest
+        async with ingest.lane(start) as lane:
+            async for chunk in body:
+                await lane.write(chunk)
+                self.came += len(chunk)
+                if came is not None:
+                    came(len(chunk))
+                self._fetcher.moving[descriptor.digest] = (ingest.received, descriptor.size)
+                fault("images.fetching")

@@ -91,6 +91,11 @@ class FileIngest:
         self._kept = self._over = False
 
     @property
+    def path(self) -> str:
+        """The file, while it is open."""
+        return os.readlink(f"/proc/self/fd/{self._fd}")
+
+    @property
     def closed(self) -> bool:
         """Whether it can no longer be followed."""
         return self._reading < 0

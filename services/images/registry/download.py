@@ -124,13 +124,20 @@ class Download:
         retry: Retry,
         *,
         part_only: bool = False,
+        optional: bool = False,
+        too_slow: Callable[[float], str] | None = None,
     ) -> None:
+        """``optional``: if it fails, another source is asked, so that is no error of the operation. ``too_slow`` says
+        why so many bytes a second of one connection are too few, if they are; asked after each ``slow_window``.
+        """
         descriptor.checked()
         self.descriptor = descriptor
         self.offset = offset
         self._reference = reference
         self._length = length
         self._part_only = part_only
+        self._optional = optional
+        self._too_slow = too_slow
         self._memory = memory
         self._timeouts = timeouts
         self._retry = retry
@@ -196,7 +203,12 @@ class Download:
             traced.set(**{"error.type": "wrong", "error.message": str(error)[:WORDS]})
         elif isinstance(error, NoParts):
             traced.set(**{"splitd.registry.no_parts": True})
-        told = None if isinstance(error, NoParts | WrongBytes) else error
+        elif self._optional and isinstance(error, errors.NodeError):
+            traced.set(**{"error.type": "left", "error.message": str(error)[:WORDS]})
+        unimportant = isinstance(error, NoParts | WrongBytes) or (
+            self._optional and isinstance(error, errors.NodeError)
+        )
+        told = None if unimportant else error
         traced.__exit__(None if told is None else type(told), told, None if told is None else told.__traceback__)
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -266,6 +278,8 @@ class Download:
                     raise Failure(
                         place.name, f"only {rate / 1024:.1f} KiB/s", transient=True, blame=Blame.SLOW, named="slow"
                     )
+                if self._too_slow is not None and (why := self._too_slow(rate)):
+                    raise Failure(place.name, why, transient=True, blame=Blame.SLOW, named="slow")
                 window_bytes, window_waited = 0, 0.0
             if self._skip:
                 skipped = min(self._skip, len(chunk))

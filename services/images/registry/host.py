@@ -29,6 +29,8 @@ class TLS:
     ca: tuple[str, ...] = ()
     client: tuple[tuple[str, str], ...] = ()
     skip_verify: bool | None = None
+    alone: bool = False
+    """Only ``ca`` is trusted, and not the system's authorities."""
 
     @property
     def explicit(self) -> bool:

@@ -79,6 +79,13 @@ class Role:
     """The host gets our trace context."""
     perhaps_plain: bool = False
     """It may speak plain http, so TLS that fails for this reason is no failure."""
+    peer: str = ""
+    """It is this node of the fleet, and is called so: its address says less. No proxy is on the way to it."""
+
+
+def peer_name(node: str) -> str:
+    """What a node of the fleet is called as a host, in traces and messages."""
+    return f"peer {node}"
 
 
 class Answer:
@@ -296,7 +303,7 @@ class Session:
         if self._http is None:
             self._http = _session(self._timeouts)
         parts = urlsplit(url)
-        host = public(parts.netloc)
+        host = peer_name(role.peer) if role.peer else public(parts.netloc)
         about: dict[str, str | float | bool] = {
             "http.request.method": method,
             "server.address": host,
@@ -306,9 +313,11 @@ class Session:
         }
         if role.via:
             about["splitd.registry.via"] = role.via
+        if role.peer:
+            about["splitd.peer"] = role.peer
         traced = tracing.span("registry.request", **about)
         timings = Timings(host, connect, uploads=body is not None)
-        proxy = proxy_for(url)
+        proxy = None if role.peer else proxy_for(url)
         exchange, headers = Exchange(watch, private=private), list(headers)
         if role.traceparent:
             traced.keep()  # the registry's spans will be below it
@@ -391,7 +400,8 @@ class Sessions:
 def context(tls: TLS) -> ssl.SSLContext:
     """The TLS context for ``tls``; FailedPrecondition names an unusable file."""
     made = TimedContext(ssl.PROTOCOL_TLS_CLIENT)
-    made.load_default_certs()
+    if not tls.alone:
+        made.load_default_certs()
     for path in tls.ca:
         try:
             made.load_verify_locations(path)

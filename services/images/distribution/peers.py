@@ -1,0 +1,434 @@
+"""The other nodes of the fleet as sources of blobs, beside the registry.
+
+A blob is asked of the peers first. Who has all of it is asked for it. If nobody has, a *claim* in the fleet decides who
+fetches it from the registry: its holder does, and the other nodes follow that node's arriving bytes. Whatever a peer
+does wrong, the registry is asked at once, for the bytes that are still missing:
+
+- it ends, stalls, refuses, or cannot be reached;
+- it is slower than the registry would be (:class:`Throughput`);
+- its bytes turn out wrong. The digest of the whole blob decides, before anything uses it. The blob is then fetched from
+  the registry alone. If that has the right bytes, the peer that gave the others is not asked again for anything
+  (:meth:`Peers.blame`).
+
+If the registry fails as well, each peer is tried once more, however slow. Bytes that come from a peer are not offered
+to others before the blob is complete and verified: so who gives wrong bytes is who made them.
+
+What the fleet knows comes from the node's own process ``fleet``. If it is away, or its etcd is, it knows nobody, and
+the registry is asked as on a node without a fleet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from services.images.node.ingest import FileIngest
+from services.images.registry.client import Registry
+from services.images.registry.download import Download
+from services.images.registry.host import TLS
+from services.images.registry.peer import PeerPlace, peer_key
+from services.images.registry_timeouts import Retry, Timeouts
+from services.images.transfer import Ingest
+from services.kit import errors, loops, tracing
+from services.oci.descriptors import Descriptor
+from services.oci.references import Reference
+
+log = logging.getLogger(__name__)
+
+CLAIMED = 1 << 20
+"""Bytes from which a blob is claimed: a claim is a transaction in etcd, and the registry sends less in that time."""
+
+ASKED = 4
+"""Peers that are asked for one blob, at most, before the registry is."""
+
+NODES = 1000
+"""Nodes and registries that are remembered."""
+
+STRIKES = 3
+"""Blobs with wrong bytes in which a node had a part, of others or unverified ones: after so many it is not asked."""
+
+TELLING = 0.05
+"""Seconds from one look at how much has arrived to the next, for those who follow."""
+
+TIMEOUTS = Timeouts(connect=2.0, stall=5.0, mirror_stall=15.0, slow_window=3.0)
+"""Of peers: they are near, and the registry can be asked instead. ``mirror_stall`` is that of a peer which fetches the
+blob itself: its bytes come in pieces of a MiB, and it says within three seconds if its own source stalls.
+"""
+
+SHARE, ARRIVING_SHARE = 0.5, 0.125
+"""Parts of what the registry gave lately, to the node as a whole. If less comes from all sources together, a peer is
+left: one that has the blob, or one that gets it from the registry itself. Of the latter, the bytes without a gap grow
+in steps, and if it is left the registry sends the blob twice.
+"""
+
+_ONCE = Retry(rounds=1)
+"""The registry is the second attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A node that has ``have`` of the ``size`` bytes of a blob: all, or the first ones, and more of them come."""
+
+    node: str
+    address: str
+    """``HOST:PORT``, where it serves its peers."""
+    have: int
+    size: int
+
+    @property
+    def complete(self) -> bool:
+        return self.have >= self.size
+
+
+class Claim(Protocol):
+    """The outcome of a claim."""
+
+    @property
+    def holder(self) -> Source | None:
+        """The node that fetches the blob from the registry; None: this one."""
+        ...
+
+    def arrived(self, have: int, received: int) -> None:
+        """Tell those who follow this node how many bytes are there without a gap, and how many came in all, which shows
+        that the fetch is alive.
+        """
+        ...
+
+    def complete(self) -> None:
+        """The blob is verified, and a blob of the node."""
+        ...
+
+
+class Fleet(Protocol):
+    """What is known of the fleet. Nothing of it waits longer than some hundredths of a second for etcd, or fails
+    because etcd or the process is away: then nobody has anything, and each claim is this node's.
+    """
+
+    async def sources(self, digest: str) -> Sequence[Source]:
+        """The nodes that have a blob, or get it from a registry; not this one."""
+        ...
+
+    def claim(self, digest: str, namespace: str, path: str, size: int) -> contextlib.AbstractAsyncContextManager[Claim]:
+        """Claim to fetch a blob, until the block ends. It arrives in the file ``path``, from which others may read it
+        if the claim is this node's.
+        """
+        ...
+
+    async def image(self, name: str, namespace: str) -> tuple[str, int] | None:
+        """The digest and size of the document that most nodes have as the image ``name``; None if none has it."""
+        ...
+
+
+class Throughput:
+    """What passes, from registries and from all sources together, in bytes a second of the node as a whole: a peer that
+    serves ten blobs at once is slow on each connection, and still better than a registry that would be asked for ten.
+    """
+
+    LEAST = 1.0
+    """Seconds that are measured at least."""
+    KEPT = 600.0
+    """Seconds for which what a registry gave says what it would give."""
+    WINDOW = 3
+    """Seconds that :meth:`now` looks back."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._active = 0
+        self._since = 0.0
+        self._came = 0
+        """Bytes that came from registries since then."""
+        self._registries: dict[str, tuple[float, float]] = {}
+        """By host: bytes a second, and when that was measured."""
+        self._seconds: deque[list[int]] = deque(maxlen=self.WINDOW + 1)
+        """The last seconds in which anything came, each with its bytes."""
+
+    @contextlib.contextmanager
+    def registry(self, host: str) -> Iterator[None]:
+        """A connection to a registry brings bytes during the block."""
+        if not self._active:
+            self._since, self._came = self._clock(), 0
+        self._active += 1
+        try:
+            yield
+        finally:
+            self._active -= 1
+            self._measure(host)
+
+    def _measure(self, host: str) -> None:
+        now = self._clock()
+        seconds, size = now - self._since, self._came
+        if seconds < self.LEAST or not size:
+            return
+        before, rate = self.of_registry(host), size / seconds
+        self._registries.pop(host, None)
+        if len(self._registries) >= NODES:
+            del self._registries[next(iter(self._registries))]
+        self._registries[host] = (rate + before) / 2 if before else rate, now
+        self._since, self._came = now, 0
+
+    def came(self, size: int, *, registry: bool) -> None:
+        """Bytes came from a registry, or from a peer."""
+        if registry:
+            self._came += size
+        second = int(self._clock())
+        if not self._seconds or self._seconds[-1][0] != second:
+            self._seconds.append([second, 0])
+        self._seconds[-1][1] += size
+
+    def of_registry(self, host: str) -> float:
+        """What a registry gave lately; 0 if that is not known."""
+        rate, at = self._registries.get(host, (0.0, float("-inf")))
+        return rate if self._clock() - at < self.KEPT else 0.0
+
+    def now(self) -> float:
+        """What came within the last seconds, from all together."""
+        now = self._clock()
+        first = int(now) - self.WINDOW + 1
+        return sum(size for second, size in self._seconds if second >= first) / (now - first)
+
+
+class Peers:
+    """The peers, for a process: how to reach them, and what is remembered of them. ``shared`` are the namespaces whose
+    blobs nodes give to each other; a pull of another one knows nothing of the fleet, and the fleet nothing of it.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        registry: Registry,
+        tls: TLS,
+        shared: Collection[str],
+        *,
+        timeouts: Timeouts = TIMEOUTS,
+        throughput: Throughput | None = None,
+    ) -> None:
+        self.fleet = fleet
+        self.tls = tls
+        self.timeouts = timeouts
+        self.throughput = throughput or Throughput()
+        self.registry = registry
+        self.liars: dict[str, str] = {}
+        """The nodes that gave wrong bytes, and what is known of it: they are not asked again."""
+        self._strikes: dict[str, int] = {}
+        self._shared = frozenset(shared)
+
+    def sharing(self, reference: Reference, descriptor: Descriptor, namespace: str) -> Sharing | None:
+        """The sources of one blob, for a pull in ``namespace``; None if that is not shared."""
+        return Sharing(self, reference, descriptor, namespace) if namespace in self._shared else None
+
+    def blame(self, node: str, why: str) -> None:
+        """The node gave wrong bytes: it is not asked again, until the process ends."""
+        if len(self.liars) < NODES:
+            self.liars[node] = why
+        log.error("peer %s is not asked for blobs any more: %s", node, why)
+
+    def strike(self, nodes: Collection[str], why: str) -> None:
+        """One of the nodes gave wrong bytes, or passed on those of a registry."""
+        for node in nodes:
+            strikes = self._strikes.pop(node, 0) + 1
+            if len(self._strikes) >= NODES:
+                del self._strikes[next(iter(self._strikes))]
+            self._strikes[node] = strikes
+            log.warning("peer %s may have given wrong bytes (%d of %d times): %s", node, strikes, STRIKES, why)
+            if strikes >= STRIKES:
+                self.blame(node, f"wrong bytes in {strikes} blobs, the last being: {why}")
+
+
+class Sharing:
+    """The sources of one blob beside the registry, for the attempts of one fetch."""
+
+    def __init__(self, peers: Peers, reference: Reference, descriptor: Descriptor, namespace: str) -> None:
+        self.throughput = peers.throughput
+        self.came = 0
+        """Bytes that came from peers."""
+        self._peers = peers
+        self._reference = reference
+        self._descriptor = descriptor
+        self._namespace = namespace
+        self._claiming = contextlib.AsyncExitStack()
+        self._claim: Claim | None = None
+        self._asked: set[str] = set()
+        self._asked_last: set[str] = set()
+        self._gave: dict[str, bool] = {}
+        """The nodes that gave bytes in this attempt, and whether they had verified these."""
+        self._suspects: dict[str, str] = {}
+        self._alone = False
+
+    @contextlib.asynccontextmanager
+    async def attempt(self) -> AsyncIterator[None]:
+        """One attempt at the blob, from its fetch to its commit. A claim ends with it."""
+        self._gave.clear()
+        try:
+            yield
+        finally:
+            await self._release()
+
+    async def _release(self) -> None:
+        claiming, self._claiming, self._claim = self._claiming, contextlib.AsyncExitStack(), None
+        await claiming.aclose()
+
+    async def next(self, ingest: Ingest, *, last: bool = False) -> Source | None:
+        """The peer to ask now; None: the registry. ``last``: the registry has failed, too, so even peers that were
+        left or avoided are asked again.
+        """
+        if self._alone or (not last and len(self._asked) >= ASKED):
+            return None
+        asked = self._asked_last if last else self._asked
+        source = await self._complete(asked, last=last)
+        if source is None and self._claim is None and isinstance(ingest, FileIngest):
+            source = await self._claimed(ingest, asked, last=last)
+        if source is not None:
+            asked.add(source.node)
+        return source
+
+    async def _complete(self, asked: set[str], *, last: bool) -> Source | None:
+        """A peer that has all of it; if it is the ``last`` resort, at least the one that has most."""
+        found = await self._peers.fleet.sources(self._descriptor.digest)
+        usable = [each for each in found if (each.complete or last) and self._usable(each, asked, last=last)]
+        random.shuffle(usable)  # so that not all ask the same
+        return max(usable, key=lambda each: each.have, default=None)
+
+    def _usable(self, source: Source, asked: set[str], *, last: bool) -> bool:
+        if source.node in asked or source.node in self._peers.liars or source.size != self._descriptor.size:
+            return False
+        return last or not self._peers.registry.memory.is_avoided(peer_key(source.node))
+
+    async def _claimed(self, ingest: FileIngest, asked: set[str], *, last: bool) -> Source | None:
+        """Claim the blob, if it is worth it. The peer that has the claim, if it is not this node."""
+        size = self._descriptor.size
+        if size < CLAIMED or last:
+            return None
+        with tracing.span("fleet.claim", **{"oci.layer.digest": self._descriptor.digest}) as traced:
+            claim = await self._claiming.enter_async_context(
+                self._peers.fleet.claim(self._descriptor.digest, self._namespace, ingest.path, size)
+            )
+            holder = claim.holder
+            traced.set(**{"splitd.peer": "" if holder is None else holder.node})
+        if holder is not None:
+            await self._release()
+            return holder if self._usable(holder, asked, last=last) else None
+        # it may have been completed between the question and the claim
+        if (source := await self._complete(asked, last=last)) is not None:
+            await self._release()
+            return source
+        self._claim = claim
+        claim.arrived(ingest.offset, ingest.received)
+
+        async def tell() -> None:
+            while True:
+                await asyncio.sleep(TELLING)
+                claim.arrived(ingest.offset, ingest.received)
+
+        await self._claiming.enter_async_context(loops.running("the telling of what has arrived", tell))
+        return None
+
+    def fetch(self, source: Source, offset: int) -> Download:
+        """``async with`` gives the body of the blob from ``offset`` on, from this peer alone."""
+        peers, node = self._peers, source.node
+        about = {} if source.complete else {"splitd.peer.arriving": True}
+        timeouts = peers.timeouts if source.complete else replace(peers.timeouts, stall=peers.timeouts.mirror_stall)
+
+        async def places() -> Sequence[PeerPlace]:
+            session = await peers.registry.sessions.of(peers.tls)
+            tracing.current().set(**{"splitd.peer": node}, **about)
+            return [PeerPlace(node, source.address, session, timeouts)]
+
+        def too_slow(rate: float) -> str:
+            return self._too_slow(source, rate)
+
+        return Download(
+            self._reference,
+            self._descriptor,
+            offset,
+            None,
+            places,
+            peers.registry.memory,
+            timeouts,
+            _ONCE,
+            optional=True,
+            too_slow=None if node in self._asked_last else too_slow,
+        )
+
+    def _too_slow(self, source: Source, rate: float) -> str:
+        """Why the registry is better than a peer that gives ``rate`` bytes a second on this connection."""
+        if rate < self._peers.timeouts.slow_floor:
+            return f"only {rate / 1024:.1f} KiB/s"
+        host = self._reference.host
+        would, comes = self.throughput.of_registry(host), self.throughput.now()
+        if comes >= would * (SHARE if source.complete else ARRIVING_SHARE):
+            return ""
+        return (
+            f"{rate / 1e6:.2f} MB/s, and {comes / 1e6:.2f} MB/s from all sources together; {host} gave "
+            f"{would / 1e6:.2f} MB/s"
+        )
+
+    def gave(self, source: Source, size: int) -> None:
+        """The peer gave so many bytes."""
+        self.came += size
+        self._gave[source.node] = self._gave.get(source.node, True) and source.complete
+        self.throughput.came(size, registry=False)
+
+    def left(self, source: Source, error: errors.NodeError) -> None:
+        """The peer did not give what was asked for, or not all of it."""
+        log.info("blob %s: peer %s is left: %s", self._descriptor.digest, source.node, error)
+
+    def committed(self) -> None:
+        """The blob is verified. If its bytes were wrong before, and came from the registry alone this time, somebody
+        gave the wrong ones.
+        """
+        if self._claim is not None:
+            self._claim.arrived(self._descriptor.size, self._descriptor.size)
+            self._claim.complete()
+        if len(self._suspects) == 1:
+            for node, why in self._suspects.items():
+                self._peers.blame(node, why)
+        elif self._suspects:
+            self._peers.strike(self._suspects, f"{self._descriptor.digest} of one of them had other bytes")
+        self._suspects.clear()
+
+    def distrust(self, why: str, *, whole: bool) -> bool:
+        """The digest of what came is wrong. Whether peers gave any of it: then the registry alone is asked next.
+        ``whole``: nothing of it is from an earlier attempt or from the registry.
+        """
+        if not self._gave:
+            return False
+        self._alone = True
+        verified = [node for node, had in self._gave.items() if had]
+        if whole and len(self._gave) == len(verified) == 1:
+            self._peers.blame(verified[0], why)
+        elif len(verified) == len(self._gave):
+            self._suspects = dict.fromkeys(verified, why)
+        else:
+            # who still fetched it had not verified it: the registry may have sent it that
+            self._peers.strike(self._gave, why)
+        return True
+
+    async def document(self) -> bytes | None:
+        """The bytes of a manifest or index from a peer, verified; None if none has it."""
+        descriptor = self._descriptor
+        asked: set[str] = set()
+        while len(asked) < ASKED and (source := await self._complete(asked, last=False)) is not None:
+            asked.add(source.node)
+            data = bytearray()
+            try:
+                async with self.fetch(source, 0) as body:
+                    async for chunk in body:
+                        data += chunk
+            except errors.NodeError as error:
+                self.left(source, error)
+                continue
+            digest = descriptor.checked()
+            found = hashlib.new(digest.algorithm, data).hexdigest()
+            if found == digest.hex:
+                self.gave(source, len(data))
+                return bytes(data)
+            self._peers.blame(source.node, f"{digest}: its bytes have the digest {digest.algorithm}:{found}")
+        return None
