@@ -22,6 +22,7 @@ VERBS = (
     "conform",
     "gc",
     "salvage",
+    "metadata",
     "version",
     "help",
     "completion",

@@ -7,6 +7,7 @@ import sys
 from services.kit import memory, metrics_stores, process, rpc, settings
 from services.kit.publisher import Publisher
 from services.metadata import config as configuration
+from services.metadata import moving
 from services.metadata.backends import RemoteBackends
 from services.metadata.convert import event_to_pb
 from services.metadata.database import Database
@@ -41,6 +42,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
                 publisher.publish(event.namespace, event.topic, event_to_pb(event))
 
             transactions = SqliteTransactions(directory / "metadata.db", rpc.caller)
+            moving.check(transactions, str(directory / "metadata.db"))
             memory.when_idle(transactions.shrink)
             database = Database(transactions)
             soundness = Soundness(directory / "metadata.db", database)

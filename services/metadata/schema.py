@@ -32,6 +32,7 @@ tables.
     checked     BACKEND NAMESPACE                     the last number of the namespace that the last good sweep of
                                                       this backend relied on
     gateway                                           the gateway that connected last
+    moving                                            the records are being moved, or have left (``moving.py``)
     store                                             this store's id, a UUID
 
 Values are JSON. Bytes that must come back unchanged (Any) follow the JSON.
@@ -68,6 +69,7 @@ from services.metadata.store import (
     Labels,
     Lease,
     Mark,
+    Move,
     Namespace,
     Raw,
     Resource,
@@ -298,6 +300,7 @@ SWEEPING = _json("sweeping", Mark)
 REMOVING: Table[str] = Table("removing", lambda value: value.encode(), lambda _key, value: value.decode())
 NAMED = _keys_only("named")
 HELD = _json("held", Held)
+MOVING = _json("moving", Move)
 CHECKED: Table[int] = Table("checked", lambda value: b"%d" % value, lambda _key, value: int(value))
 GATEWAY: Table[Gateway] = Table("gateway", _encode_gateway, lru_cache(2)(_decode_gateway))
 STORE: Table[str] = Table("store", lambda value: value.encode(), lambda _key, value: value.decode())

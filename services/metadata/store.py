@@ -263,6 +263,22 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """All records are being moved between this store and another (``moving.py``)."""
+
+    state: Literal["arriving", "arrived", "left"]
+    """arriving: they are on their way to this store, which may have half of them; arrived: it has all of them, and the
+    other store counts until it says that they have left; left: the other store counts, and nothing here.
+    """
+    other: str
+    """The other store or the file, in words."""
+    since: Nanoseconds
+    records: int = 0
+    digest: str = ""
+    """Of the records, when all were there (``archive.Sum``)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gateway:
     """The gateway that connected last, and the backends it named."""
 
