@@ -25,7 +25,7 @@ from services.kit.config import load_metrics
 
 ENTRIES = {"proxy_plugins": "gateway.config:ProxyPlugin", "services": "gateway.config:Service"}
 """Tables of named entries, such as ``[proxy_plugins.NAME]``, and the class of an entry."""
-NESTED = frozenset({"services.snapshots"})
+NESTED = frozenset({"services.sandbox", "services.snapshots"})
 """Entries that are tables of named entries themselves: ``[services.snapshots.NAME]``."""
 
 QUIET = frozenset({"version"})

@@ -51,7 +51,7 @@ class Proxied:
 
     name: str
     kind: str
-    """snapshot, content or diff."""
+    """snapshot, content, diff or sandbox."""
     address: str
     in_place: bool
     """Whether it replaces one of our services, so that the node does not work without it."""
@@ -80,7 +80,7 @@ async def _proxied(place: Place) -> list[Proxied]:
             name,
             plugin.type,
             plugin.address,
-            plugin.type != "snapshot" or name in ours,
+            not plugin.beside or (plugin.type == "snapshot" and name in ours),
             "does not answer the gateway" if troubles[name].words not in ("", SILENT) else "",
         )
         for name, plugin in found.items()
@@ -112,7 +112,7 @@ def away(place: Place) -> list[Proxied]:
 
 def _upstream(name: str, plugin: ProxyPlugin) -> str:
     """The gateway's name for it."""
-    return f"snapshots.{name}" if plugin.type == "snapshot" else plugin.type
+    return plugin.route(name)
 
 
 def of_node(place: Place) -> list[Health]:

@@ -20,6 +20,7 @@ from gateway.remote import RemoteRecords
 from gateway.replacing import Replacing
 from gateway.routes import Routes
 from gateway.routes_server import RoutesServicer
+from gateway.sandboxes import SandboxControllerServicer
 from gateway.shadows_server import ShadowsServicer
 from gateway.snapshots import SnapshotsServicer
 from gateway.snapshotters import Snapshotters
@@ -45,7 +46,10 @@ async def serve(file: settings.File, node: settings.Node) -> None:
     )
     routes.changed.append(lambda: records.snapshotters(routes.snapshotters))
     containers = Containers(routes["tasks"], node.root, timeout=config.task_timeout)
-    replacing = Replacing(routes, records, node.root, candidates(file), containers=containers)
+    sandboxes = SandboxControllerServicer(routes, exchange, node.root, timeout=config.task_timeout)
+    replacing = Replacing(
+        routes, records, node.root, candidates(file), notes={"tasks": containers.notes, "sandbox": sandboxes.notes}
+    )
     metrics.source(replacing.families)
     intents = Intents(records)
     commit = Commit(records, intents)
@@ -54,6 +58,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
     servicers: list[rpc.Servicer] = [
         content,
         SnapshotsServicer(routes, records, intents, config),
+        sandboxes,
         EventsServicer(exchange),
         IntrospectionServicer(node, health, snapshotters.now, proxies, replacing.on),
         HealthServicer(health),

@@ -34,8 +34,11 @@ CLEANUP = frozenset(
     {
         "Containers.Delete",
         "Content.Abort",
+        "Controller.Shutdown",
+        "Controller.Stop",
         "Leases.Delete",
         "Snapshots.Remove",
+        "Store.Delete",
         "Tasks.Delete",
         "Tasks.DeleteProcess",
         "Tasks.Kill",

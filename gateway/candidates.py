@@ -1,9 +1,10 @@
 """Candidates: services that take some of a route's new objects, beside the route's own service.
 
-The words. A *route* is the way to one kind of service: ``content``, ``images``, ``tasks``, ``diff``, ``metadata``, and
-``snapshots.NAME`` for each snapshotter. *Home* is the service that the route has without candidates: ours, or a proxy
-plugin. A *candidate* is another service of the same kind, at an address of its own. Both are *backends*: records name
-the one that has an object. Home's backend has the route's name, a candidate's is ``ROUTE@NAME``.
+The words. A *route* is the way to one kind of service: ``content``, ``images``, ``tasks``, ``diff``, ``metadata``,
+``snapshots.NAME`` for each snapshotter, and ``sandbox.NAME`` for each sandbox controller. *Home* is the service that
+the route has without candidates: ours, or a proxy plugin. A *candidate* is another service of the same kind, at an
+address of its own. Both are *backends*: records name the one that has an object. Home's backend has the route's name, a
+candidate's is ``ROUTE@NAME``.
 
 An object stays with the backend that made it. So a candidate matters where something new is made: its *selector* says
 of which namespaces it takes new objects, and how many of them. A child of a snapshot lives where its parent lives, so
@@ -47,7 +48,7 @@ _NAMESPACES = 100
 _HARMLESS = frozenset({errors.NotFound.code, errors.AlreadyExists.code})
 """Codes that are ordinary answers, so they say nothing about a candidate."""
 
-Binding = Literal["objects", "calls", "namespaces", "containers", "whole"]
+Binding = Literal["objects", "calls", "namespaces", "containers", "sandboxes", "whole"]
 
 KINDS: Mapping[str, Binding] = {
     "content": "objects",
@@ -55,6 +56,7 @@ KINDS: Mapping[str, Binding] = {
     "diff": "calls",
     "images": "namespaces",
     "tasks": "containers",
+    "sandbox": "sandboxes",
     "metadata": "whole",
 }
 """What of each kind of route a candidate takes.
@@ -63,6 +65,7 @@ KINDS: Mapping[str, Binding] = {
 - ``calls``: each by itself, since no call depends on another.
 - ``namespaces``: all calls of some, since the streams of a transfer belong to it.
 - ``containers``: all calls about a container go where its task was created.
+- ``sandboxes``: all calls about a sandbox go where it was created.
 - ``whole``: everything, since nobody else has its records.
 """
 

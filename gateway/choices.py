@@ -1,7 +1,8 @@
 """Which calls an operator means: those of a service's route, of one method, in one namespace.
 
 SERVICE is the name of a route: ``content``, ``metadata``, ``images``, ``tasks``, ``diff``, ``snapshots.NAME`` of one
-snapshotter, or ``snapshots`` of all of them. A candidate's own name, such as ``content@mine``, means that one alone.
+snapshotter, or ``snapshots`` of all of them, and so with ``sandbox.NAME`` of sandbox controllers. A candidate's own
+name, such as ``content@mine``, means that one alone.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ Methods = Mapping[str, Collection[str]]
 """Kind of route (``snapshots`` for all snapshotters) to the names of the methods whose calls leave by it."""
 
 
+_SEVERAL = ("snapshots", "sandbox")
+"""Kinds of which there may be several services."""
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """Calls that were chosen. An empty field, and ``*`` as the method, means all."""
@@ -28,7 +33,7 @@ class Choice:
     def stands_at(self, upstream: str) -> bool:
         """Whether calls to this upstream are meant."""
         route = upstream.partition("@")[0]
-        return self.service in ("", upstream, route) or (self.service == "snapshots" and _kind(route) == "snapshots")
+        return self.service in ("", upstream, route) or (self.service in _SEVERAL and _kind(route) == self.service)
 
     def means(self, path: str, headers: Headers) -> bool:
         """Whether a call to such an upstream is meant."""
@@ -45,7 +50,8 @@ def choice(service: str, method: str, namespace: str, known: Iterable[str], meth
     """The choice of an operator; ``known`` has the names of the upstreams. InvalidArgument, with what would be right,
     if there is no such service or method.
     """
-    names = sorted({*known, "snapshots"})
+    known = list(known)
+    names = sorted({*known, "snapshots", *(kind for kind in _SEVERAL if kind in map(_kind, known))})
     if service and service not in names:
         near = difflib.get_close_matches(service, names, 1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"

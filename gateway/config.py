@@ -12,7 +12,10 @@ from services.kit.settings import Seconds
 
 _GONE = {"snapshotters": "the snapshots service says which snapshotters it has"}
 """Keys that ``splitd config default`` of earlier releases printed, and the reason why they mean nothing any more."""
-_NO_SANDBOXES = "means nothing: this node does not serve sandbox controllers, and answers such calls UNIMPLEMENTED"
+_BESIDE = {"snapshot": "snapshots", "sandbox": "sandbox"}
+"""Types of proxy plugins that stand beside ours, each with a route of its own, to the kind of that route."""
+_NAMED = tuple(_BESIDE.values())
+"""Kinds of which there are several routes, by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +38,9 @@ class Config:
     calls that are known to take long have none.
     """
     task_timeout: Seconds = 120.0
-    """How long a call of tasks may take, whose methods start programs or wait for the kernel."""
+    """How long a call of tasks or of a sandbox controller may take, whose methods start programs or wait for the
+    kernel.
+    """
     raw_timeout: Seconds = 300.0
     """As unary_timeout, for a snapshotter's Prepare, View, Commit and Usage, which may copy or walk a tree."""
     stall: Seconds = 60.0
@@ -82,6 +87,15 @@ class ProxyPlugin:
     def __post_init__(self) -> None:
         if not self.address.removeprefix("unix://").startswith("/"):
             raise ValueError(f"address: {self.address!r} is not an absolute path")
+
+    @property
+    def beside(self) -> bool:
+        """Whether it stands beside what we have, instead of in its place."""
+        return self.type in _BESIDE
+
+    def route(self, name: str) -> str:
+        """The route of which the plugin ``name`` is home."""
+        return f"{_BESIDE[self.type]}.{name}" if self.beside else self.type
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,14 +150,15 @@ def _candidates(file: settings.File) -> Iterator[Terms]:
     tables = file.tables.get("services", {})
     if not isinstance(tables, dict):
         raise errors.InvalidArgument(f"config file {file.path}: services is not a table")
-    entries = {name: table for name, table in tables.items() if name != "snapshots"}
-    snapshotters = tables.get("snapshots", {})
-    if not isinstance(snapshotters, dict):
-        raise errors.InvalidArgument(f"config file {file.path}: services.snapshots is not a table")
-    entries |= {f"snapshots.{name}": table for name, table in snapshotters.items()}
+    entries = {name: table for name, table in tables.items() if name not in _NAMED}
+    for kind in _NAMED:
+        of_kind = tables.get(kind, {})
+        if not isinstance(of_kind, dict):
+            raise errors.InvalidArgument(f"config file {file.path}: services.{kind} is not a table")
+        entries |= {f"{kind}.{name}": table for name, table in of_kind.items()}
     for route, table in entries.items():
         where = f"config file {file.path}: [services.{route}]"
-        if kind_of(route) not in KINDS or route == "snapshots":
+        if kind_of(route) not in KINDS or route in _NAMED:
             raise errors.InvalidArgument(
                 f"{where} is no route (routes: {', '.join(sorted(KINDS))}, such as snapshots.overlayfs)"
             )
@@ -169,11 +184,17 @@ def check(file: settings.File) -> Iterator[tuple[str, str]]:
         if key in file.tables.get("gateway", {})
     )
     try:
-        candidates(file)
+        found = candidates(file)
     except errors.InvalidArgument as error:
         yield "error", str(error).removesuffix(f": {error.suffix}")
-    yield from (
-        ("warning", f"config file {file.path}: [proxy_plugins.{name}] {_NO_SANDBOXES}")
-        for name, entry in file.tables.get("proxy_plugins", {}).items()
-        if entry.get("type") == "sandbox"
-    )
+        return
+    for terms in found:
+        kind, _, name = terms.route.partition(".")
+        if kind == "sandbox" and file.tables.get("proxy_plugins", {}).get(name, {}).get("type") != kind:
+            yield (
+                "warning",
+                (
+                    f"config file {file.path}: [services.{terms.route}] takes nothing: no [proxy_plugins.{name}] of "
+                    "type sandbox is there, and this node has no sandbox controllers of its own"
+                ),
+            )

@@ -23,6 +23,7 @@ _OWN = (
     "gateway",
     "containerd.services.events.v1.Events",
     "containerd.services.introspection.v1.Introspection",
+    "containerd.services.sandbox.v1.Controller",
     "containerd.services.version.v1.Version",
 )
 

@@ -4,7 +4,7 @@ containerd lists its plugins. Clients look for some of them by type and id, for 
 for their *capabilities* (``restart``: its policies). This node has processes in the place of plugins: a row here stands
 for a part of a process's work, under containerd's name for it. Its state is that of now: ``error`` with UNAVAILABLE
 while its process stays away, ``skip`` or ``error`` with the reason if this machine lacks something that it needs. Parts
-that the node lacks (other snapshotters, CRI, sandboxes) have no row.
+that the node lacks (other snapshotters, CRI, sandbox controllers of its own) have no row.
 """
 
 from __future__ import annotations
@@ -86,6 +86,8 @@ class Row:
     GRPC,
     INTERNAL,
     MONITOR,
+    SANDBOX_STORE,
+    SANDBOX_CONTROLLER,
     STREAMING,
     TRANSFER,
     VERIFIER,
@@ -105,6 +107,8 @@ class Row:
         "grpc.v1",
         "internal.v1",
         "monitor.container.v1",
+        "sandbox.store.v1",
+        "sandbox.controller.v1",
         "streaming.v1",
         "transfer.v1",
         "image-verifier.v1",
@@ -130,6 +134,7 @@ def rows(
     here = str(platforms.default())
     content = next((name for name, proxy in proxies.items() if proxy.type == "content"), "")
     differ = next((name for name, proxy in proxies.items() if proxy.type == "diff"), "")
+    sandboxers = [name for name, proxy in proxies.items() if proxy.type == "sandbox"]
     diffs = next((each.terms.name for each in candidates("diff") if not each.draining), "")
 
     def own(about: About) -> Row:
@@ -198,6 +203,9 @@ def rows(
         Row(
             MONITOR, "restart", "tasks", (EVENT, SERVICE), capabilities=("no", "always", "on-failure", "unless-stopped")
         ),
+        Row(SANDBOX_STORE, "local", "metadata", (METADATA,)),
+        *(proxied(SANDBOX_CONTROLLER, name, proxies[name].route(name)) for name in sandboxers),
+        *([Row(GRPC, "sandbox-controllers", requires=(SANDBOX_CONTROLLER, EVENT))] if sandboxers else []),
         Row(STREAMING, "manager", "images", (METADATA,)),
         Row(VERIFIER, "bindir", "images"),
         Row(TRANSFER, "local", "images", (LEASE, METADATA, DIFFER, VERIFIER, SNAPSHOTTER)),
@@ -214,6 +222,7 @@ def rows(
                 ("introspection", "", SERVICE),
                 ("leases", "metadata", LEASE),
                 ("namespaces", "metadata", SERVICE),
+                ("sandboxes", "metadata", SANDBOX_STORE),
                 ("snapshots", "metadata", SERVICE),
                 ("tasks", "tasks", SERVICE),
             )

@@ -14,7 +14,7 @@ from functools import partial
 from gateway.candidates import Candidate
 from gateway.instruments import Go, Order
 from services.kit import errors
-from services.kit.rpc import CarriedStream, Headers
+from services.kit.rpc import LONG, CarriedStream, Headers
 
 _JUDGED = "/containerd."
 _OPTIONAL = "/containerd.services.snapshots.v1.Snapshots/Cleanup"
@@ -49,7 +49,9 @@ class Judge:
         self._begun()
         try:
             try:
-                async with asyncio.timeout(terms.deadline or None) as limit:
+                async with asyncio.timeout(
+                    None if path.rpartition("/")[2] in LONG else terms.deadline or None
+                ) as limit:
                     answer = await go()
             except TimeoutError:
                 if not limit.expired():

@@ -11,7 +11,8 @@ The answer is JSON, in the words of grpc.health.v1; ``trouble`` says what is wro
       "images": {"status": "NOT_SERVING", "trouble": "service images has been unreachable for 3.0 s"}, ...}}
 
 As for ``splitd status``, the node works if each service of its own says that it serves, and each of other people's that
-stands in the place of one; a snapshotter of others beside ours is shown, and is their own matter.
+stands in the place of one; a snapshotter of others beside ours, or a sandbox controller, is shown, and is their own
+matter.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ class Probes:
 
 def _counts(name: str, upstream: Upstream, ours: Collection[str]) -> bool:
     kind, _, snapshotter = name.partition(".")
-    return bool(upstream.program) or kind != "snapshots" or snapshotter in ours
+    return bool(upstream.program) or kind not in ("snapshots", "sandbox") or snapshotter in ours
 
 
 def _page(works: bool, content: object) -> Response:

@@ -26,9 +26,9 @@ from typing import Protocol
 
 from gateway import standing
 from gateway.candidates import KINDS, Candidate, Terms, kind_of
-from gateway.containers import Containers
 from gateway.hop import Hop
 from gateway.judge import Judge
+from gateway.notes import Notes
 from gateway.routes import Routes
 from gateway.store import Objects
 from gateway.upstream import Upstream
@@ -75,6 +75,7 @@ class Backends(Protocol):
 
 class Replacing:
     """The candidates on ``routes``, stored below ``root``. ``configured`` are those that the configuration names.
+    ``notes`` has the things of which metadata has no record, by the kind of route.
 
     ``look``, ``again`` and ``ending`` are seconds: until it is looked again whether a draining one has objects; until a
     file that could not be written is written again; and for which calls under way may use a connection that is not
@@ -88,7 +89,7 @@ class Replacing:
         root: Path,
         configured: Sequence[Terms] = (),
         *,
-        containers: Containers | None = None,
+        notes: Mapping[str, Notes] = {},
         now: Callable[[], float] = time.time,
         look: float = _LOOK,
         again: float = _AGAIN,
@@ -97,7 +98,7 @@ class Replacing:
         self._routes = routes
         self._records = records
         self._root = root
-        self._containers = containers
+        self._notes = notes
         self._now = now
         self._look = look
         self._again = again
@@ -163,8 +164,8 @@ class Replacing:
     async def objects(self, candidate: Candidate, limit: int = 0) -> Objects:
         """What it holds; nothing, if the kind of its route has no objects."""
         backend = candidate.terms.backend
-        if candidate.terms.route == "tasks" and self._containers is not None:
-            return self._containers.objects(backend, limit)
+        if (notes := self._noted(candidate)) is not None:
+            return notes.objects(backend, limit)
         return await self._records.objects(backend, limit) if _is_stored(candidate) else Objects()
 
     # -- what operators do
@@ -238,8 +239,8 @@ class Replacing:
 
     async def _forgotten(self, candidate: Candidate) -> Objects:
         backend = candidate.terms.backend
-        if candidate.terms.route == "tasks" and self._containers is not None:
-            return await self._containers.forget(backend)
+        if (notes := self._noted(candidate)) is not None:
+            return await notes.forget(backend)
         if not _is_stored(candidate):
             return Objects()
         await self._records.candidates([each for each in self._backends() if each != backend])
@@ -248,6 +249,9 @@ class Replacing:
         except BaseException:
             self._records.lead_to(self._backends())
             raise
+
+    def _noted(self, candidate: Candidate) -> Notes | None:
+        return self._notes.get(kind_of(candidate.terms.route))
 
     # -- how they stand
 

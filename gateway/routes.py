@@ -18,6 +18,7 @@ from api.containerd.services.diff.v1 import diff_pb2
 from api.containerd.services.images.v1 import images_pb2
 from api.containerd.services.leases.v1 import leases_pb2
 from api.containerd.services.namespaces.v1 import namespaces_pb2
+from api.containerd.services.sandbox.v1 import sandbox_pb2
 from api.containerd.services.snapshots.v1 import snapshots_pb2
 from api.containerd.services.streaming.v1 import streaming_pb2
 from api.containerd.services.tasks.v1 import tasks_pb2
@@ -40,6 +41,7 @@ SERVICES: Mapping[str, str] = {
         (images_pb2, "Images", "images"),
         (leases_pb2, "Leases", "metadata"),
         (namespaces_pb2, "Namespaces", "metadata"),
+        (sandbox_pb2, "Store", "metadata"),  # the calls of Controller go to sandbox.NAME
         (snapshots_pb2, "Snapshots", "metadata"),  # Stat, List; the rest is coordinated
         (streaming_pb2, "Streaming", "images"),
         (tasks_pb2, "Tasks", "tasks"),
@@ -63,6 +65,10 @@ PROGRAMS: Mapping[str, str] = {
 """
 
 
+_OF_CONTAINERD = ("podsandbox", "shim")
+"""The sandbox controllers that containerd has of its own."""
+
+
 class Routes:
     """The hops of a node, by name."""
 
@@ -84,11 +90,9 @@ class Routes:
             self._add(name, state / f"{name}.sock", program)
         self._foreign: list[str] = []
         for name, proxy in proxies.items():
+            self._add(proxy.route(name), proxy.address, "")
             if proxy.type == "snapshot":
-                self._add(f"snapshots.{name}", proxy.address, "")
                 self._foreign.append(name)
-            elif proxy.type in PROGRAMS:
-                self._add(proxy.type, proxy.address, "")
         self.snapshotters: tuple[str, ...] = tuple(self._foreign)
         """The names of those that are known; those of the snapshots service first."""
         self._known, self._heard = asyncio.Event(), asyncio.Event()
@@ -172,6 +176,22 @@ class Routes:
         if name not in self.snapshotters:
             raise errors.InvalidArgument(f"snapshotter not loaded: {name}")
         return self.hops[f"snapshots.{name}"]
+
+    def sandboxer(self, name: str) -> Hop:
+        """The hop of a sandbox controller, as clients name it; the errors are containerd's. Unimplemented for
+        containerd's own controllers, which this node does not have, unless a proxy plugin has that name.
+        """
+        if not name:
+            raise errors.InvalidArgument.verbatim("invalid argument: sandbox controller name can not be empty")
+        hop = self.hops.get(f"sandbox.{name}")
+        if hop is None and name in _OF_CONTAINERD:
+            raise errors.Unimplemented(
+                f"sandbox controller {name}: this node has no sandbox controllers of its own, only those of "
+                "[proxy_plugins] with type sandbox"
+            )
+        if hop is None:
+            raise errors.NotFound.verbatim(f"not found: failed to get sandbox controller by {name}")
+        return hop
 
     async def _announced(self, call: Call) -> None:
         """Wait for the snapshots service's announcement, unless it is away and an earlier one is known."""

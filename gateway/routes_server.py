@@ -82,7 +82,7 @@ class RoutesServicer:
     async def _described(self, candidate: Candidate) -> pb.Candidate:
         upstream = self._replacing.upstream(candidate)
         count = -1
-        if KINDS[kind_of(candidate.terms.route)] in ("objects", "containers"):
+        if KINDS[kind_of(candidate.terms.route)] in ("objects", "containers", "sandboxes"):
             try:
                 count = (await self._replacing.objects(candidate)).total
             except errors.NodeError:  # metadata's trouble is shown by its own route

@@ -165,12 +165,13 @@ class Objects(NamedTuple):
     uncollected: int = 0
     """Things that no record names any more, and that are not removed yet."""
     some: Sequence[Object] = ()
-    tasks: int = 0
+    noted: int = 0
+    """Tasks or sandboxes (:mod:`gateway.notes`)."""
 
     @property
     def total(self) -> int:
         """Of those that clients can name."""
-        return self.blobs + self.ingests + self.snapshots + self.tasks
+        return self.blobs + self.ingests + self.snapshots + self.noted
 
     @property
     def none(self) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from api.containerd.services.content.v1 import content_pb2, content_stubs
 from api.containerd.services.images.v1 import images_pb2, images_stubs
 from api.containerd.services.leases.v1 import leases_pb2, leases_stubs
+from api.containerd.services.sandbox.v1 import sandbox_pb2, sandbox_stubs
 from api.containerd.services.snapshots.v1 import snapshots_pb2, snapshots_stubs
 from api.containerd.services.tasks.v1 import tasks_pb2, tasks_stubs
 from gateway.candidates import kind_of
@@ -76,11 +77,18 @@ async def _tasks(channel: Channel, seconds: float) -> None:
     )
 
 
+async def _sandbox(channel: Channel, seconds: float) -> None:
+    await channel.client(sandbox_stubs.CONTROLLER).Status(
+        sandbox_pb2.ControllerStatusRequest(sandbox_id="splitd-asks"), headers=_NOBODY, timeout=seconds
+    )
+
+
 _QUESTIONS: Mapping[str, Callable[[Channel, float], Awaitable[None]]] = {
     "content": _content,
     "snapshots": _snapshots,
     "images": _images,
     "tasks": _tasks,
+    "sandbox": _sandbox,
     "metadata": asked_for_records,
 }
 """Calls that change nothing, by the kind of route. Diff has none."""

@@ -10,6 +10,7 @@ from api.containerd.services.diff.v1 import diff_stubs
 from api.containerd.services.images.v1 import images_stubs
 from api.containerd.services.leases.v1 import leases_stubs
 from api.containerd.services.namespaces.v1 import namespaces_stubs
+from api.containerd.services.sandbox.v1 import sandbox_stubs
 from api.containerd.services.snapshots.v1 import snapshots_stubs
 from api.containerd.services.streaming.v1 import streaming_stubs
 from api.containerd.services.tasks.v1 import tasks_stubs
@@ -34,11 +35,13 @@ METHODS: choices.Methods = {
         "diff": (diff_stubs.DIFF,),
         "images": (images_stubs.IMAGES, streaming_stubs.STREAMING, transfer_stubs.TRANSFER),
         "tasks": (tasks_stubs.TASKS,),
+        "sandbox": (sandbox_stubs.CONTROLLER,),
         "metadata": (
             containers_stubs.CONTAINERS,
             content_stubs.CONTENT,
             leases_stubs.LEASES,
             namespaces_stubs.NAMESPACES,
+            sandbox_stubs.STORE,
             snapshots_stubs.SNAPSHOTS,
             RECORDS,
         ),

@@ -24,7 +24,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SERVICE.METHOD",
         help=(
             "which calls: SERVICE is content, snapshots (all of them), snapshots.NAME, metadata, images, tasks, diff, "
-            "or ROUTE@NAME of a candidate; METHOD is a method's name, or * for all"
+            "sandbox (all controllers), sandbox.NAME, or ROUTE@NAME of a candidate; METHOD is a method's name, or * "
+            "for all"
         ),
     )
     parser.add_argument(

@@ -10,8 +10,8 @@ from deploy import place, routing
 from gateway.candidates import ALL, Terms, named_by
 
 HELP = (
-    "have another service take new objects of a route (content, images, tasks, diff, metadata, snapshots.NAME); what "
-    "it makes stays with it"
+    "have another service take new objects of a route (content, images, tasks, diff, metadata, snapshots.NAME, "
+    "sandbox.NAME); what it makes stays with it"
 )
 
 

@@ -28,7 +28,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ROUTE",
         help=(
             "only calls to this one: content, snapshots (all of them), snapshots.NAME, metadata, images, tasks, diff, "
-            "or ROUTE@NAME of a candidate. Info, List and Update of content, Stat and List of snapshots, containers, "
+            "sandbox (all controllers), sandbox.NAME, or ROUTE@NAME of a candidate. "
+            "Info, List and Update of content, Stat and List of snapshots, containers, "
             "leases and namespaces are metadata's"
         ),
     )

@@ -16,7 +16,7 @@ from api.containerd.services.content.v1 import content_pb2 as contents_pb2
 from api.containerd.services.images.v1 import images_pb2
 from api.containerd.services.leases.v1 import leases_pb2
 from api.containerd.services.snapshots.v1 import snapshots_pb2
-from api.containerd.types import descriptor_pb2
+from api.containerd.types import descriptor_pb2, sandbox_pb2
 from api.splitd.records.v1 import records_pb2
 from services.kit import memory
 from services.kit.any import pack
@@ -40,6 +40,7 @@ from services.metadata.store import (
     Outcome,
     RawSnapshot,
     Resource,
+    Sandbox,
     Snapshot,
 )
 from services.oci.opaque import Opaque
@@ -121,6 +122,34 @@ def container_from_pb(message: containers_pb2.Container) -> Container:
         snapshot_key=message.snapshot_key,
         extensions={name: Opaque(o.type_url, o.value) for name, o in message.extensions.items()},
         sandbox=message.sandbox,
+    )
+
+
+# -- sandboxes
+
+
+def sandbox_to_pb(sandbox: Sandbox) -> sandbox_pb2.Sandbox:
+    return sandbox_pb2.Sandbox(
+        sandbox_id=sandbox.id,
+        runtime=sandbox_pb2.Sandbox.Runtime(name=sandbox.runtime, options=opaque_to_pb(sandbox.runtime_options)),
+        spec=opaque_to_pb(sandbox.spec),
+        labels=sandbox.labels,
+        created_at=time_to_pb(sandbox.created),
+        updated_at=time_to_pb(sandbox.updated),
+        extensions={name: AnyPb(type_url=o.type_url, value=o.value) for name, o in sandbox.extensions.items()},
+        sandboxer=sandbox.sandboxer,
+    )
+
+
+def sandbox_from_pb(message: sandbox_pb2.Sandbox) -> Sandbox:
+    return Sandbox(
+        id=message.sandbox_id,
+        runtime=message.runtime.name,
+        runtime_options=opaque_from_pb(message.runtime.options, present=message.runtime.HasField("options")),
+        spec=opaque_from_pb(message.spec, present=message.HasField("spec")),
+        sandboxer=message.sandboxer,
+        extensions={name: Opaque(o.type_url, o.value) for name, o in message.extensions.items()},
+        labels=dict(message.labels),
     )
 
 

@@ -67,8 +67,8 @@ class Namespaces:
         return result
 
     async def delete(self, name: str) -> None:
-        """Delete a namespace; NotFound; FailedPrecondition that names what is still in it. Leases and ingests do not
-        count, and are removed too.
+        """Delete a namespace; NotFound; FailedPrecondition that names what is still in it. Leases, ingests and records
+        of sandboxes do not count, and are removed too, as in containerd.
         """
 
         def work(tx: Transaction) -> None:
@@ -79,7 +79,7 @@ class Namespaces:
             if not schema.NAMESPACES.has(tx, name):
                 raise errors.NotFound(f"namespace {quoted(name)}")
             schema.NAMESPACES.delete(tx, name)
-            for table in (schema.LEASES, schema.RESOURCES, schema.INGESTS):
+            for table in (schema.LEASES, schema.RESOURCES, schema.INGESTS, schema.SANDBOXES):
                 table.delete_all(tx, name)
 
         await self._database.write(work, "deletion")

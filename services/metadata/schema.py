@@ -4,6 +4,7 @@ tables.
     namespace   NAMESPACE                             labels
     image       NAMESPACE NAME                        target, labels, times
     container   NAMESPACE ID                          its fields
+    sandbox     NAMESPACE ID                          its fields
     lease       NAMESPACE ID                          labels, time
     resource    NAMESPACE LEASE TYPE ID               empty: the lease holds the resource, whether that exists or not.
                                                       TYPE: content, ingests, images, snapshots/SNAPSHOTTER
@@ -73,6 +74,7 @@ from services.metadata.store import (
     Namespace,
     Raw,
     Resource,
+    Sandbox,
     Snapshot,
 )
 from services.metadata.transactions import Key, Reader, Transaction, decode
@@ -190,31 +192,49 @@ def _keys_only(name: str) -> Table[None]:
     return Table(name, lambda _: b"", lambda _key, _value: None)
 
 
-# The Any values of a container are bytes, up to some 100 KB: they follow the JSON unchanged.
+# The Any values of a container or a sandbox are bytes, up to some 100 KB: they follow the JSON unchanged.
 
 
-def _encode_container(value: Container) -> bytes:
-    parts: list[bytes] = []
+def _with_opaques(name: str, cls: Callable[..., V], *texts: str, cached: int = 0) -> Table[V]:
+    """A table of records with ``labels``, ``spec``, ``runtime_options`` and ``extensions``, and the fields ``texts``;
+    the key's last part is their ``id``. ``cached`` as in :func:`_json`.
+    """
 
-    def place(opaque: Opaque) -> list[Any]:
-        parts.append(opaque.value)
-        return [opaque.type_url, len(opaque.value)]
+    def encode(value: Any) -> bytes:
+        parts: list[bytes] = []
 
-    head: dict[str, Any] = {n: v for n in _CONTAINER_TEXTS if (v := getattr(value, n))}
-    head["labels"] = dict(value.labels)
-    if value.spec is not None:
-        head["spec"] = place(value.spec)
-    if value.runtime_options is not None:
-        head["runtime_options"] = place(value.runtime_options)
-    head["extensions"] = {name: place(opaque) for name, opaque in value.extensions.items()}
-    return _dumps(head).encode() + b"\0" + b"".join(parts)
+        def place(opaque: Opaque) -> list[Any]:
+            parts.append(opaque.value)
+            return [opaque.type_url, len(opaque.value)]
 
+        head: dict[str, Any] = {n: v for n in texts if (v := getattr(value, n))}
+        head["labels"] = dict(value.labels)
+        if value.spec is not None:
+            head["spec"] = place(value.spec)
+        if value.runtime_options is not None:
+            head["runtime_options"] = place(value.runtime_options)
+        head["extensions"] = {name: place(opaque) for name, opaque in value.extensions.items()}
+        return _dumps(head).encode() + b"\0" + b"".join(parts)
 
-def _decode_container(key: Key, value: bytes) -> Container:
-    try:
-        return _container_of(key, value)
-    except (ValueError, TypeError, KeyError) as error:
-        raise _damaged("container", key, error) from None
+    def decode(key: Key, value: bytes) -> V:
+        try:
+            end = value.index(b"\0")  # JSON escapes NUL
+            head, position = json.loads(value[:end]), end + 1
+
+            def take(placed: list[Any]) -> Opaque:
+                nonlocal position
+                start, position = position, position + placed[1]
+                return Opaque(placed[0], value[start:position])
+
+            for each in ("spec", "runtime_options"):
+                if each in head:
+                    head[each] = take(head[each])
+            head["extensions"] = {name: take(placed) for name, placed in head["extensions"].items()}
+            return cls(id=key[-1], **head)
+        except (ValueError, TypeError, KeyError) as error:
+            raise _damaged(name, key, error) from None
+
+    return Table(name, encode, _with_cache(cached, decode) if cached else decode, decode)
 
 
 def _damaged(name: str, key: Key, error: Exception) -> errors.DataLoss:
@@ -222,26 +242,6 @@ def _damaged(name: str, key: Key, error: Exception) -> errors.DataLoss:
     return errors.DataLoss(
         f"metadata store: the record {name} {' '.join(key)} is damaged ({error}): {damage.WHAT_TO_DO}"
     )
-
-
-def _container_of(key: Key, value: bytes) -> Container:
-    end = value.index(b"\0")  # JSON escapes NUL
-    head = json.loads(value[:end])
-    position = end + 1
-
-    def take(placed: list[Any]) -> Opaque:
-        nonlocal position
-        start, position = position, position + placed[1]
-        return Opaque(placed[0], value[start:position])
-
-    for name in ("spec", "runtime_options"):
-        if name in head:
-            head[name] = take(head[name])
-    head["extensions"] = {name: take(placed) for name, placed in head["extensions"].items()}
-    return Container(id=key[-1], **head)
-
-
-_CONTAINER_TEXTS = ("image", "runtime", "snapshotter", "snapshot_key", "sandbox", "created", "updated")
 
 
 def _decode_gateway(_key: Key, value: bytes) -> Gateway:
@@ -281,9 +281,13 @@ CONTAINERS_CACHED = 512
 """A client that runs a container reads its record four times, and others list all of them. Of a list that is longer
 than the cache, nothing is in the cache when the list is asked for again.
 """
-CONTAINERS: Table[Container] = Table(
-    "container", _encode_container, _with_cache(CONTAINERS_CACHED, _decode_container), _decode_container
+CONTAINERS = _with_opaques(
+    "container",
+    Container,
+    *("image", "runtime", "snapshotter", "snapshot_key", "sandbox", "created", "updated"),
+    cached=CONTAINERS_CACHED,
 )
+SANDBOXES = _with_opaques("sandbox", Sandbox, "runtime", "sandboxer", "created", "updated")
 LEASES = _json("lease", Lease, "id")
 RESOURCES = _keys_only("resource")
 # a client that reads a blob in pieces asks for its record thousands of times

@@ -19,6 +19,8 @@ from api.containerd.services.leases.v1 import leases_pb2 as leases_pb
 from api.containerd.services.leases.v1 import leases_stubs
 from api.containerd.services.namespaces.v1 import namespaces_pb2 as namespaces_pb
 from api.containerd.services.namespaces.v1 import namespaces_stubs
+from api.containerd.services.sandbox.v1 import sandbox_pb2 as sandbox_pb
+from api.containerd.services.sandbox.v1 import sandbox_stubs
 from api.containerd.services.snapshots.v1 import snapshots_pb2 as snapshots_pb
 from api.containerd.services.snapshots.v1 import snapshots_stubs
 from api.splitd.records.v1 import records_pb2 as pb
@@ -36,6 +38,7 @@ from services.metadata.images import Images
 from services.metadata.intents import ANSWER_KEPT, Intents
 from services.metadata.leases import Leases
 from services.metadata.namespaces import Namespaces
+from services.metadata.sandboxes import Sandboxes
 from services.metadata.snapshots import Snapshots, finish_commit_snapshot, finish_snapshot, inherited
 from services.metadata.store import LABELS_PER_STEP, Backends, Blob, Event
 
@@ -151,6 +154,37 @@ class ContainersServicer:
     async def Delete(self, request: containers_pb.DeleteContainerRequest, call: Call) -> Empty:
         await self._containers.delete(call.namespace, request.id)
         return Empty()
+
+
+class SandboxesServicer:
+    """The records of sandboxes. Their controllers are services of other projects, which the gateway calls."""
+
+    SERVICE = sandbox_stubs.STORE
+
+    def __init__(self, sandboxes: Sandboxes) -> None:
+        self._sandboxes = sandboxes
+
+    async def Create(self, request: sandbox_pb.StoreCreateRequest, call: Call) -> sandbox_pb.StoreCreateResponse:
+        created = await self._sandboxes.create(call.namespace, convert.sandbox_from_pb(request.sandbox))
+        return sandbox_pb.StoreCreateResponse(sandbox=convert.sandbox_to_pb(created))
+
+    async def Update(self, request: sandbox_pb.StoreUpdateRequest, call: Call) -> sandbox_pb.StoreUpdateResponse:
+        updated = await self._sandboxes.update(call.namespace, convert.sandbox_from_pb(request.sandbox), request.fields)
+        return sandbox_pb.StoreUpdateResponse(sandbox=convert.sandbox_to_pb(updated))
+
+    async def Delete(self, request: sandbox_pb.StoreDeleteRequest, call: Call) -> sandbox_pb.StoreDeleteResponse:
+        await self._sandboxes.delete(call.namespace, request.sandbox_id)
+        return sandbox_pb.StoreDeleteResponse()
+
+    async def List(self, request: sandbox_pb.StoreListRequest, call: Call) -> Pieces:
+        return await one_message(
+            self._sandboxes.select(call.namespace, request.filters, convert.sandbox_to_pb),
+            lambda some: sandbox_pb.StoreListResponse(list=some),
+        )
+
+    async def Get(self, request: sandbox_pb.StoreGetRequest, call: Call) -> sandbox_pb.StoreGetResponse:
+        found = self._sandboxes.get(call.namespace, request.sandbox_id)
+        return sandbox_pb.StoreGetResponse(sandbox=convert.sandbox_to_pb(found))
 
 
 class LeasesServicer:
@@ -497,6 +531,7 @@ class Metadata:
         self.servicers: list[Servicer] = [
             NamespacesServicer(Namespaces(database, publish)),
             ContainersServicer(Containers(database, publish)),
+            SandboxesServicer(Sandboxes(database)),
             LeasesServicer(Leases(database)),
             ContentServicer(content, database.lane),
             SnapshotsServicer(snapshots),

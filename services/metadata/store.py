@@ -1,8 +1,8 @@
 """The records of a node: what each record is. The operations are in ``containers.py``, ``images.py`` and the other
 files of that kind; ``transactions.py`` has what they run in.
 
-A *record* is a row of this store. There are records of namespaces, containers, images, leases, blobs, ingests and
-snapshots. Every record except a namespace belongs to exactly one namespace.
+A *record* is a row of this store. There are records of namespaces, containers, sandboxes, images, leases, blobs,
+ingests and snapshots. Every record except a namespace belongs to exactly one namespace.
 
 A *raw* thing is a blob, an ingest or a snapshot as the content service or a snapshotter holds it. Raw services know no
 namespaces. An ingest's *raw ref* and a snapshot's *raw key* are ``NAMESPACE/NUMBER/NAME``; a blob's raw name is its
@@ -75,6 +75,21 @@ class Container:
     snapshotter: str = ""
     snapshot_key: str = ""
     sandbox: str = ""
+    extensions: Mapping[str, Opaque] = field(default_factory=dict, hash=False)
+    labels: Labels = field(default_factory=dict, hash=False)
+    created: Nanoseconds = 0
+    updated: Nanoseconds = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sandbox:
+    """A sandbox: what its controller, ``sandboxer``, makes it from. Whether it runs, only the controller knows."""
+
+    id: str
+    runtime: str = ""
+    runtime_options: Opaque | None = None
+    spec: Opaque | None = None
+    sandboxer: str = ""
     extensions: Mapping[str, Opaque] = field(default_factory=dict, hash=False)
     labels: Labels = field(default_factory=dict, hash=False)
     created: Nanoseconds = 0

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from services.kit.rpc import Channel
-from tests.suites import containers, leases, namespaces
+from tests.suites import containers, leases, namespaces, sandboxes
 from tests.suites.records_lives import Clients, over
 from tests.support import Node
 
@@ -29,4 +29,8 @@ class TestContainers(containers.ContainersSuite):
 
 
 class TestLeases(leases.LeasesSuite):
+    """On a node."""
+
+
+class TestSandboxes(sandboxes.SandboxesSuite):
     """On a node."""

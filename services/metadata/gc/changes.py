@@ -35,7 +35,7 @@ def changed_nodes(tx: Reader, written: Iterable[Key]) -> set[Node]:
     found: set[Node] = set()
     for key in {key for key in written if key[0] in _ABOUT and tx.get(key) is not None}:
         match key:
-            case ("lease" | "image" | "container" | "ingest" as kind, namespace, name):
+            case ("lease" | "image" | "container" | "sandbox" | "ingest" as kind, namespace, name):
                 found.add(Node(kind, namespace, name))
                 if kind == "lease":  # it may protect the resources that it had already in another way
                     found.update(
@@ -56,7 +56,7 @@ def changed_nodes(tx: Reader, written: Iterable[Key]) -> set[Node]:
     return found
 
 
-_ABOUT = frozenset({"lease", "image", "container", "ingest", "blob", "snapshot", "resource", "intent"})
+_ABOUT = frozenset({"lease", "image", "container", "sandbox", "ingest", "blob", "snapshot", "resource", "intent"})
 
 
 def revived(tx: Reader, records: Records, marking: Marking, changed: set[Node]) -> set[Node]:
@@ -95,6 +95,7 @@ def _read(tx: Reader, into: Records, node: Node) -> None:
         "ingest": (schema.INGESTS, into.ingests),
         "image": (schema.IMAGES, into.images),
         "container": (schema.CONTAINERS, into.containers),
+        "sandbox": (schema.SANDBOXES, into.sandboxes),
     }
     if node.type == "content":
         if (blob := schema.BLOBS.get(tx, node.namespace, node.key)) is not None:

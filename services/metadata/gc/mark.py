@@ -5,7 +5,7 @@ Marking is a pure function of all records, which :func:`everything` reads in one
 
 - leases that have not expired (label ``containerd.io/gc.expire``), and their resources. A lease with the label
   ``containerd.io/gc.flat`` protects only these and the parents of snapshots, but nothing that their labels refer to;
-- images that have not expired (the same label), containers, and content and snapshots with a label
+- images that have not expired (the same label), containers, sandboxes, and content and snapshots with a label
   ``containerd.io/gc.root``;
 - ingests that have not expired;
 - everything that open intents name.
@@ -40,12 +40,13 @@ from services.metadata.store import (
     Nanoseconds,
     Raw,
     Resource,
+    Sandbox,
     Snapshot,
 )
 from services.metadata.transactions import Reader
 
 R = TypeVar("R")
-Type = Literal["lease", "snapshot", "ingest", "content", "image", "container"]
+Type = Literal["lease", "snapshot", "ingest", "content", "image", "container", "sandbox"]
 
 
 class Node(NamedTuple):
@@ -85,6 +86,7 @@ class Records:
     blobs: dict[Node, BlobFacts] = field(default_factory=dict)
     images: dict[Node, Image] = field(default_factory=dict)
     containers: dict[Node, Container] = field(default_factory=dict)
+    sandboxes: dict[Node, Sandbox] = field(default_factory=dict)
     intents: list[Intent] = field(default_factory=list)
 
     def raws(self, some: set[Node]) -> Iterator[Raw]:
@@ -107,6 +109,7 @@ class Records:
             + len(self.blobs)
             + len(self.images)
             + len(self.containers)
+            + len(self.sandboxes)
         )
 
 
@@ -145,6 +148,9 @@ def reading(tx: Reader, step: int = STEP) -> Steps[Records]:
     yield from _read(
         found.containers,
         ((Node("container", key[0], key[1]), container) for key, container in schema.CONTAINERS.scan(tx)),
+    )
+    yield from _read(
+        found.sandboxes, ((Node("sandbox", key[0], key[1]), sandbox) for key, sandbox in schema.SANDBOXES.scan(tx))
     )
     found.intents.extend(intent for _, intent in schema.INTENTS.scan(tx))
     return found
@@ -320,7 +326,7 @@ def marking(records: Records, now: Nanoseconds, step: int = STEP) -> Steps[Marki
             if _is_root(blob.labels):
                 roots.append(node)
             yield
-    roots.extend(records.containers)
+    roots.extend(chain(records.containers, records.sandboxes))
     for number, (node, snapshot) in enumerate(records.snapshots.items()):
         if not number % step:
             yield
@@ -434,6 +440,8 @@ def refers_to(records: Records, node: Node) -> Iterator[Node]:
             if container.snapshotter:
                 yield Node("snapshot", node.namespace, container.snapshot_key, container.snapshotter)
             labels = container.labels
+    elif node.type == "sandbox" and (sandbox := records.sandboxes.get(real)) is not None:
+        labels = sandbox.labels
     if labels and not node.flat:
         yield from _references(node.namespace, labels)
 

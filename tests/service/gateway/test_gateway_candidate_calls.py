@@ -114,7 +114,7 @@ async def gateway(place: Path) -> AsyncIterator[tuple[Replacing, rpc.Channel]]:
     config = Config(candidate_hold=0.5)
     routes = Routes(place, config, {})
     containers = Containers(routes["tasks"], place, timeout=10.0)
-    replacing = Replacing(routes, NoRecords(), place, containers=containers)
+    replacing = Replacing(routes, NoRecords(), place, notes={"tasks": containers.notes})
     relay = Relay(routes, config, internal=True, containers=containers)
     watches = [asyncio.ensure_future(upstream.watch()) for upstream in routes.upstreams]
     routes.added.append(lambda upstream: watches.append(asyncio.ensure_future(upstream.watch())))

@@ -261,8 +261,8 @@ async def test_raw_calls_are_for_the_internal_socket(place: Path) -> None:
 async def test_an_unserved_service_is_unimplemented_by_name(place: Path) -> None:
     """The error names the service."""
     async with gateway(place) as channel:
-        with pytest.raises(errors.Unimplemented, match=r"containerd\.services\.sandbox\.v1\.Store"):
-            await channel.unary("/containerd.services.sandbox.v1.Store/Get", b"", {}, 5.0)
+        with pytest.raises(errors.Unimplemented, match=r"containerd\.services\.mounts\.v1\.Mounts"):
+            await channel.unary("/containerd.services.mounts.v1.Mounts/Info", b"", {}, 5.0)
 
 
 # ---------------------------------------------------------------------------------------------- one client's excess; on

@@ -1,5 +1,5 @@
 """The suites of metadata's public services over sockets: on its process, and on Debian's containerd, to check the
-suites themselves.
+suites themselves. Sandboxes came with containerd 2 (``SPLITD_TEST_CONTAINERD2``).
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from services.kit import rpc
-from tests.peer import containerd
-from tests.suites import containers, leases, namespaces
+from tests.peer import containerd, program
+from tests.suites import containers, leases, namespaces, sandboxes
 from tests.suites.records_lives import Clients, over
 from tests.support import ServiceProcess, short_directory
 
@@ -27,6 +27,13 @@ def served() -> Iterator[Path]:
 def debian() -> Iterator[Path]:
     """The socket of Debian's containerd."""
     with short_directory() as directory, containerd(directory) as socket:
+        yield socket
+
+
+@pytest.fixture(scope="module")
+def containerd2() -> Iterator[Path]:
+    """The socket of containerd 2."""
+    with short_directory() as directory, containerd(directory, program("containerd")) as socket:
         yield socket
 
 
@@ -56,6 +63,10 @@ class TestLeases(Served, leases.LeasesSuite):
     """The process."""
 
 
+class TestSandboxes(Served, sandboxes.SandboxesSuite):
+    """The process."""
+
+
 @pytest.mark.root
 class TestNamespacesOfContainerd(Debian, namespaces.NamespacesSuite):
     label_length = ""
@@ -69,3 +80,11 @@ class TestContainersOfContainerd(Debian, containers.ContainersSuite):
 @pytest.mark.root
 class TestLeasesOfContainerd(Debian, leases.LeasesSuite):
     newest = False
+
+
+@pytest.mark.root
+class TestSandboxesOfContainerd2(sandboxes.SandboxesSuite):
+    @pytest.fixture
+    async def clients(self, containerd2: Path) -> AsyncIterator[Clients]:
+        async with rpc.Channel(containerd2) as channel:
+            yield over(channel)

@@ -37,6 +37,8 @@ def test_the_services_are_those_of_the_contract() -> None:
         "containerd.services.introspection.v1.Introspection",
         "containerd.services.leases.v1.Leases",
         "containerd.services.namespaces.v1.Namespaces",
+        "containerd.services.sandbox.v1.Controller",
+        "containerd.services.sandbox.v1.Store",
         "containerd.services.snapshots.v1.Snapshots",
         "containerd.services.streaming.v1.Streaming",
         "containerd.services.tasks.v1.Tasks",

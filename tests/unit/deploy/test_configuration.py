@@ -98,6 +98,22 @@ def test_all_errors_are_said_at_once(place: Path) -> None:
     assert len(configuration.check(path).errors) == 3
 
 
+def test_sandbox_controllers_and_their_candidates_are_accepted(place: Path) -> None:
+    """A candidate for a controller that is nowhere takes nothing: that is a warning, which names it."""
+    path = place / "config.toml"
+    path.write_text(
+        "[proxy_plugins.mine]\ntype = 'sandbox'\naddress = '/m.sock'\n[services.sandbox.mine]\naddress = '/o.sock'\n"
+    )
+    found = configuration.check(path)
+    assert (found.errors, found.troubles, found.warnings) == ([], [], [])
+    with path.open("a") as file:
+        file.write("[services.sandbox.shim]\naddress = '/s.sock'\n")
+    found = configuration.check(path)
+    assert (found.errors, found.troubles) == ([], [])
+    (warning,) = found.warnings
+    assert "[services.sandbox.shim] takes nothing: no [proxy_plugins.shim] of type sandbox" in warning
+
+
 def test_containerd_keys_without_meaning_here_are_warnings(place: Path) -> None:
     """A node starts with a configuration from containerd, and its operator sees which keys have no effect."""
     path = place / "config.toml"

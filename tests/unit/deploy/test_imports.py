@@ -38,6 +38,7 @@ ALLOWED = {
         "services/tasks/options.py",  # runc's options, which clients send as they are
         "services/tasks/shim.py",  # the wire to a shim
         "gateway/containers.py",  # which container a call of tasks is about
+        "gateway/sandboxes.py",  # which sandbox a call of a controller is about
         "gateway/content.py",  # servicers: clients' messages and the raw services', of containerd's API
         "gateway/writes.py",
         "gateway/snapshots.py",

@@ -137,7 +137,7 @@ def test_the_table_is_of_fields_that_there_are() -> None:
 
 def test_the_methods_that_can_be_chosen_are_those_that_are_known() -> None:
     """Each kind of route has some."""
-    assert set(taps_server.METHODS) == {"content", "snapshots", "diff", "images", "tasks", "metadata"}
+    assert set(taps_server.METHODS) == {"content", "snapshots", "diff", "images", "tasks", "sandbox", "metadata"}
     assert {"Write", "Read", "Info", "Locate"} <= set(taps_server.METHODS["content"])
     assert {"BeginSnapshot", "Finish"} <= set(taps_server.METHODS["metadata"])
 

@@ -198,6 +198,31 @@ async def test_ids_are_mapped_by_mounts_where_the_shim_can(place: Path) -> None:
 
 
 @pytest.mark.root
+async def test_sandbox_controllers_have_rows_of_their_own(place: Path) -> None:
+    """The row of the API that calls them is there if there are any; one that is away shows in its own row only. The
+    store of records is always there.
+    """
+
+    async def found(introspection: IntrospectionServicer) -> list[str]:
+        request = pb.PluginsRequest(filters=["id~=sandbox", "type~=sandbox"])
+        return [f"{row.type} {row.id}" for row in (await introspection.Plugins(request, CALL)).plugins]
+
+    own = ["io.containerd.sandbox.store.v1 local", "io.containerd.grpc.v1 sandboxes"]
+    assert await found(servicer(place)) == own
+    plugin = ProxyPlugin(type="sandbox", address="/run/k.sock", exports={"root": "/var/lib/k"})
+    introspection = servicer(place, Probe(**{"sandbox.kuasar": "away"}), kuasar=plugin)
+    assert await found(introspection) == [
+        own[0],
+        "io.containerd.sandbox.controller.v1 kuasar",
+        "io.containerd.grpc.v1 sandbox-controllers",
+        own[1],
+    ]
+    assert await states(introspection) == {"sandbox kuasar": (14, "away: unavailable")}
+    [row] = (await introspection.Plugins(pb.PluginsRequest(filters=["id==kuasar"]), CALL)).plugins
+    assert dict(row.exports) == {"root": "/var/lib/k", "address": "/run/k.sock"}
+
+
+@pytest.mark.root
 async def test_a_snapshotter_that_cannot_work_here_is_skipped(place: Path) -> None:
     """The row has the reason, and the words by which clients tell "skip" from "error". While the service is absent, the
     row says that instead.

@@ -11,7 +11,19 @@ from services.metadata import schema
 from services.metadata.database import Database
 from services.metadata.gc.mark import Marking, Node, mark, read_records
 from services.metadata.memory import MemoryTransactions
-from services.metadata.store import Blob, Container, Gateway, Image, Ingest, Intent, Lease, Raw, Resource, Snapshot
+from services.metadata.store import (
+    Blob,
+    Container,
+    Gateway,
+    Image,
+    Ingest,
+    Intent,
+    Lease,
+    Raw,
+    Resource,
+    Sandbox,
+    Snapshot,
+)
 from services.metadata.transactions import Transaction
 
 NOW = time.time_ns() // 10**9 * 10**9
@@ -109,6 +121,10 @@ class World:
             id=id_, snapshotter="overlayfs" if snapshot else "", snapshot_key=snapshot, labels=self._labels(labels)
         )
         self._write(lambda tx: schema.CONTAINERS.put(tx, ns, id_, value=container))
+
+    def sandbox(self, id_: str, labels: Mapping[str, str] | None = None, ns: str = "ns") -> None:
+        sandbox = Sandbox(id=id_, labels=self._labels(labels))
+        self._write(lambda tx: schema.SANDBOXES.put(tx, ns, id_, value=sandbox))
 
     def lease(self, id_: str, *held: tuple[str, str], labels: Mapping[str, str] | None = None, ns: str = "ns") -> None:
         def work(tx: Transaction) -> None:

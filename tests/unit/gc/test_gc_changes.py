@@ -68,7 +68,10 @@ def change(world: World, rng: random.Random) -> None:
                 labels={**labels, **({"gc.flat": "x"} if rng.random() < 0.5 else {})},
             )
         case 6:
-            world.container(f"c{number}", f"s{other}")
+            if rng.random() < 0.5:
+                world.container(f"c{number}", f"s{other}")
+            else:
+                world.sandbox(f"b{number}", labels)
         case 7:
             world.ingest(f"r{number}", rng.choice([0, NOW - HOUR, NOW + HOUR]), rng.choice(["", digest(other)]))
         case 8 | 12:
@@ -96,6 +99,7 @@ def change(world: World, rng: random.Random) -> None:
                 (schema.IMAGES, f"i{number}"),
                 (schema.LEASES, f"l{number}"),
                 (schema.CONTAINERS, f"c{number}"),
+                (schema.SANDBOXES, f"b{number}"),
                 (schema.BLOBS, digest(number)),
             ]
             table, name = rng.choice(records)

@@ -73,6 +73,17 @@ def test_a_container_holds_its_snapshot_and_its_labels(world: World) -> None:
     assert world.dead() == {"snapshot native/rw"}
 
 
+def test_a_sandbox_holds_what_its_labels_name(world: World) -> None:
+    """In its own namespace; the collector removes no sandbox."""
+    world.sandbox("s", {"gc.ref.snapshot.overlayfs": "layer", "gc.ref.content.0": digest(1)})
+    world.sandbox("t", {"gc.ref.content": digest(2)}, ns="other")
+    world.snapshot("layer", "parent")
+    world.snapshot("parent")
+    world.blob(1)
+    world.blob(2)
+    assert world.dead() == {"content 2"}
+
+
 def test_roots_by_label(world: World) -> None:
     """gc.root keeps content and snapshots, and what they refer to, whatever its value."""
     world.blob(1, {"gc.root": "2024-01-01T00:00:00Z", "gc.ref.content": digest(2)})

@@ -9,7 +9,7 @@ import pytest
 
 from services.metadata.memory import MemoryTransactions
 from services.metadata.sqlite import SqliteTransactions
-from tests.suites import containers, leases, namespaces
+from tests.suites import containers, leases, namespaces, sandboxes
 from tests.suites.records_lives import Clients, LocalMetadata
 
 
@@ -31,4 +31,8 @@ class TestContainers(containers.ContainersSuite):
 
 
 class TestLeases(leases.LeasesSuite):
+    """Over both stores."""
+
+
+class TestSandboxes(sandboxes.SandboxesSuite):
     """Over both stores."""
