@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from deploy.processes import PROCESSES, Process
+from services.etcd.config import EtcdConfig
 from services.kit import errors, exporting, page_address, settings
 from services.kit.config import load_metrics
 
@@ -148,9 +149,22 @@ def _look(found: Checked, file: settings.File) -> None:
     """Call the ``check`` of each process's settings, for a file that can be loaded."""
     lists = {"error": found.errors, "trouble": found.troubles, "warning": found.warnings}
     found.troubles += _overlapping(file)
+    for table, cls in tables():
+        found.troubles += [f"config file {file.path}: {each}" for each in etcd_troubles(table, load(cls, file, table))]
     for module in dict.fromkeys(cls.__module__ for _, cls in tables()):
         for kind, words in getattr(importlib.import_module(module), "check", lambda _: ())(file):
             lists[kind].append(words)
+
+
+def etcd_troubles(table: str, value: Any) -> Iterator[str]:
+    """The files that cannot be used, of each etcd cluster that the settings ``value`` of ``table`` name."""
+    if isinstance(value, EtcdConfig):
+        from services.etcd import checked  # which loads TLS
+
+        yield from (f"[{table}] {words}" for words in checked.troubles(value))
+    elif dataclasses.is_dataclass(value):
+        for each in dataclasses.fields(value):
+            yield from etcd_troubles(f"{table}.{each.name}".lstrip("."), getattr(value, each.name))
 
 
 def _overlapping(file: settings.File) -> Iterator[str]:
