@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -86,7 +87,7 @@ class Member:
         self._process: subprocess.Popen[bytes] | None = None
 
     def _command(self) -> list[str]:
-        scheme, own = ("https" if self._cluster.authority else "http"), f"http://127.0.0.1:{self.peer}"
+        scheme, own = self._cluster.scheme, f"http://127.0.0.1:{self.peer}"
         return [
             str(self._cluster.program), "--name", self.name, "--data-dir", str(self.directory),
             "--listen-client-urls", f"{scheme}://{self.endpoint}", "--advertise-client-urls", f"{scheme}://{self.endpoint}",
@@ -111,10 +112,8 @@ class Member:
         assert self._process is not None
         if self._process.poll() is not None:
             raise RuntimeError(f"etcd {self.name} ended: {self.log()[-800:]}")
-        if self._cluster.authority is not None:  # /health needs a client's certificate there
-            with socket.create_connection(("127.0.0.1", self.port), 1):
-                return True
-        with urllib.request.urlopen(f"http://{self.endpoint}/health", timeout=3) as answer:
+        address = f"{self._cluster.scheme}://{self.endpoint}/health"
+        with urllib.request.urlopen(address, timeout=3, context=self._cluster.tls) as answer:
             return b'"true"' in answer.read()
 
     def log(self) -> str:
@@ -175,7 +174,16 @@ class Cluster:
         self.directory = directory
         self.fast = release != DEBIAN
         self.authority = authority
+        self.scheme = "http" if authority is None else "https"
         self.arguments = list(arguments)
+        self.tls: ssl.SSLContext | None = None
+        """How a client speaks to the members."""
+        if authority is not None:
+            certificate, key = authority.issue("etcd")
+            self.arguments += ["--cert-file", str(certificate), "--key-file", str(key), "--client-cert-auth"]
+            self.arguments += ["--trusted-ca-file", str(authority.certificate)]
+            self.tls = ssl.create_default_context(cafile=str(authority.certificate))
+            self.tls.load_cert_chain(*authority.issue("health"))
         ports = _ports(2 * count)
         self.members: list[Member] = []
         self.members += [Member(self, f"m{i}", ports[2 * i], ports[2 * i + 1]) for i in range(count)]

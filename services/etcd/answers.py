@@ -25,6 +25,7 @@ class Meaning(enum.Enum):
 _FULL = (
     "etcd's database has reached its quota, and takes no writes: compact it, defragment each member, disarm the alarm"
 )
+_DENIED = "etcd does not allow this key to this user, or without one to the one that the certificate names"
 _NO_USER = "etcd has authentication enabled: set user and password_file"
 
 _TABLE: tuple[tuple[str, Meaning, type[errors.NodeError], str], ...] = (
@@ -37,7 +38,7 @@ _TABLE: tuple[tuple[str, Meaning, type[errors.NodeError], str], ...] = (
     ("database space exceeded", Meaning.FINAL, errors.ResourceExhausted, _FULL),
     ("requested lease not found", Meaning.FINAL, errors.NotFound, "the lease has ended"),
     ("duplicate key given", Meaning.FINAL, errors.InvalidArgument, ""),
-    ("permission denied", Meaning.FINAL, errors.PermissionDenied, "etcd's role of this user does not allow this key"),
+    ("permission denied", Meaning.FINAL, errors.PermissionDenied, _DENIED),
     ("authentication is not enabled", Meaning.FINAL, errors.FailedPrecondition, "etcd knows no users: leave out user"),
     ("authentication failed", Meaning.FINAL, errors.Unauthenticated, "etcd does not take this user with this password"),
     ("user name is empty", Meaning.FINAL, errors.Unauthenticated, _NO_USER),

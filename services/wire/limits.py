@@ -89,8 +89,8 @@ class Limits:
     """The same, per second."""
     idle_frames_earned: int = 8
     """Frames without content that are allowed in addition, for each call that the peer opens and each frame that we
-    send it, unless tiny windows cut that frame (CVE-2019-9511): readers acknowledge what they read. grpc-go and grpcio
-    send two for each; docs/wire.md has the table.
+    send it (of a large one, for each 16 KiB), unless tiny windows cut that frame (CVE-2019-9511): readers acknowledge
+    what they read. grpc-go and grpcio send two for each; docs/wire.md has the table.
     """
     handshake: Seconds = 10.0
     """Time until the preface and the first SETTINGS must have come."""

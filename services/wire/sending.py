@@ -20,6 +20,8 @@ from services.wire.streams import Account, Chunk, Stream, Tail
 _HEAD = frames.HEAD
 _TINY = 1 << 10
 """A frame that a window has cut to less than this earns the peer no frames without content."""
+_ONE = 16 << 10
+"""Bytes of a larger frame that count as a frame: a reader acknowledges them, not the frame."""
 _REMEMBERED = 1 << 14
 """Streams that we reset and still remember, at most: as many as may be open at once."""
 _WORTH_KEEPING = 16 << 10
@@ -307,7 +309,7 @@ class Sender:
                     self._starved[stream] = None
                 break
             if size >= _TINY or size == stream.queued:
-                self._idle.give(self._earned)
+                self._idle.give(self._earned * (1 + size // _ONE))
             stream.queued -= size
             stream.account.queued -= size
             stream.send_window -= size

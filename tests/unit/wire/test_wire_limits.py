@@ -371,6 +371,25 @@ def test_a_frame_of_an_answer_allows_for_one_that_brings_nothing() -> None:
     assert not wire.connection.closed
 
 
+def test_a_large_frame_allows_for_more_that_bring_nothing() -> None:
+    """grpc-go behind Go's net/http, as etcd is with TLS, takes frames of 256 KiB, and sends two window updates for each
+    16 KiB that it has read: 148 for a request of 1 MB.
+    """
+    wire = Wire(
+        idle_frames=100,
+        idle_frames_rate=1,
+        idle_frames_earned=4,
+        hello=settings(max_frame_size=1 << 20, initial_window_size=1 << 20) + word(WINDOW_UPDATE, 0, 1 << 30),
+    )
+    stream = wire.opened(1, end=True)
+    for _ in range(50):
+        wire.connection.send(stream, bytes(1_000_000))
+        wire.feed(*[word(WINDOW_UPDATE, 1, 13_500), word(WINDOW_UPDATE, 0, 13_500)] * 74, word(WINDOW_UPDATE, 1, 1000))
+    assert not wire.connection.closed
+    wire.feed(*[word(WINDOW_UPDATE, 0, 1)] * 2000)
+    assert wire.sent()[-1].number(4) == Code.ENHANCE_YOUR_CALM
+
+
 def test_tiny_windows() -> None:
     """A peer that takes an answer byte by byte (CVE-2019-9511) makes us write a frame for each byte: those frames add
     no allowance.
