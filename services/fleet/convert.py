@@ -1,0 +1,22 @@
+"""Conversion between protobuf messages and domain values, both directions side by side."""
+
+from __future__ import annotations
+
+from api.splitd.fleet.v1 import fleet_pb2 as pb
+from services.fleet.store import Claim, Peer
+
+
+def peer_to_pb(peer: Peer) -> pb.Peer:
+    return pb.Peer(node=peer.node, address=peer.address, size=peer.size, have=peer.have)
+
+
+def peer_from_pb(message: pb.Peer) -> Peer:
+    return Peer(message.node, message.address, message.size, message.have)
+
+
+def claim_to_pb(claim: Claim) -> pb.FetchResponse:
+    return pb.FetchResponse(node=claim.node, ours=claim.ours)
+
+
+def claim_from_pb(message: pb.FetchResponse) -> Claim:
+    return Claim(message.node, message.ours)

@@ -1,0 +1,127 @@
+"""The fleet in memory: the fake. What would be several nodes share a :class:`Village`, and each has its own
+:class:`MemoryFleet`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+
+from services.fleet.store import NOBODY, PEERS, Claim, Peer
+from services.oci.digests import Digest
+
+
+class Village:
+    """What the nodes of a fleet know together."""
+
+    def __init__(self) -> None:
+        self.has: dict[str, dict[str, Peer]] = {}
+        """The peers of each digest, by node."""
+        self.claims: dict[str, str] = {}
+        """The node that fetches a digest from the registry."""
+        self._changed = asyncio.Event()
+
+    def put(self, digest: Digest, peer: Peer) -> None:
+        """A node says that it has a blob, or how much of it."""
+        self.has.setdefault(str(digest), {})[peer.node] = peer
+        self.tell()
+
+    def remove(self, digest: Digest, node: str) -> None:
+        """A node does not have a blob any more."""
+        if self.has.get(str(digest), {}).pop(node, None):
+            self.tell()
+
+    def gone(self, node: str) -> None:
+        """A node has died: its lease has ended."""
+        for peers in self.has.values():
+            peers.pop(node, None)
+        self.claims = {digest: owner for digest, owner in self.claims.items() if owner != node}
+        self.tell()
+
+    def tell(self) -> None:
+        """Let those who look for peers look again."""
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    def changed(self) -> asyncio.Event:
+        """Set at the next change."""
+        return self._changed
+
+
+class MemoryFetch:
+    """A fetch of a node."""
+
+    def __init__(self, village: Village, me: Peer, digest: Digest, shared: bool) -> None:
+        self.path = ""
+        """Where the bytes arrive, as told last."""
+        self._village = village
+        self._me = me
+        self._digest = digest
+        self._shared = shared
+
+    async def claim(self) -> Claim:
+        await asyncio.sleep(0)
+        if not self._shared:
+            return NOBODY
+        owner = self._village.claims.setdefault(str(self._digest), self._me.node)
+        return Claim(owner, owner == self._me.node)
+
+    def arrived(self, path: str, have: int) -> None:
+        self.path = path
+        if self._shared:
+            self._village.put(self._digest, Peer(self._me.node, self._me.address, self._me.size, have))
+
+
+class MemoryFleet:
+    """A node's view. ``away``: as if its fleet process were down."""
+
+    def __init__(
+        self, village: Village, node: str, address: str = "", *, namespaces: Collection[str] = ("default",)
+    ) -> None:
+        self.away = False
+        self._village = village
+        self._node = node
+        self._address = address
+        self._namespaces = namespaces
+
+    def _shares(self, namespace: str) -> bool:
+        return namespace in self._namespaces and not self.away
+
+    @contextlib.asynccontextmanager
+    async def find(self, namespace: str, digest: Digest) -> AsyncIterator[AsyncIterator[Sequence[Peer]]]:
+        async with contextlib.aclosing(self._found(namespace, digest)) as found:
+            yield found
+
+    async def _found(self, namespace: str, digest: Digest) -> AsyncGenerator[Sequence[Peer]]:
+        last: Sequence[Peer] | None = None
+        while self._shares(namespace):
+            changed = self._village.changed()
+            peers = [
+                peer
+                for peer in self._village.has.get(str(digest), {}).values()
+                if peer.node != self._node and peer.address
+            ][:PEERS]
+            if peers != last:
+                yield peers
+            last = peers
+            await changed.wait()
+        if last is None:
+            yield []
+
+    @contextlib.asynccontextmanager
+    async def fetching(self, namespace: str, digest: Digest, size: int) -> AsyncIterator[MemoryFetch]:
+        me = Peer(self._node, self._address, size, 0)
+        shared = self._shares(namespace)
+        if shared:
+            self._village.put(digest, me)
+        try:
+            yield MemoryFetch(self._village, me, digest, shared)
+        finally:
+            if shared:
+                if self._village.claims.get(str(digest)) == self._node:
+                    del self._village.claims[str(digest)]
+                kept = self._village.has.get(str(digest), {}).get(self._node)
+                if kept is not None and kept.have < kept.size:
+                    self._village.remove(digest, self._node)
+                self._village.tell()
