@@ -63,6 +63,12 @@ def load(cls: type[Any], file: settings.File, table: str, **flags: Any) -> Any:
     return own(file)
 
 
+def of_process(process: Process, file: settings.File) -> Iterator[tuple[str, Any]]:
+    """Each table that a process reads, with the settings in it."""
+    for table, where in process.config:
+        yield table, load(_class(where), file, table)
+
+
 def _class(where: str) -> type[Any]:
     module, _, name = where.partition(":")
     found: type[Any] = getattr(importlib.import_module(module), name)
@@ -158,13 +164,20 @@ def _look(found: Checked, file: settings.File) -> None:
 
 def etcd_troubles(table: str, value: Any) -> Iterator[str]:
     """The files that cannot be used, of each etcd cluster that the settings ``value`` of ``table`` name."""
-    if isinstance(value, EtcdConfig):
+    for name, config in etcds(table, value):
         from services.etcd import checked  # which loads TLS
 
-        yield from (f"[{table}] {words}" for words in checked.troubles(value))
+        yield from (f"[{name}] {words}" for words in checked.troubles(config))
+
+
+def etcds(table: str, value: Any) -> Iterator[tuple[str, EtcdConfig]]:
+    """The etcd clusters that the settings ``value`` of ``table`` name, each with its own table."""
+    if isinstance(value, EtcdConfig):
+        if value.endpoints:
+            yield table, value
     elif dataclasses.is_dataclass(value):
         for each in dataclasses.fields(value):
-            yield from etcd_troubles(f"{table}.{each.name}".lstrip("."), getattr(value, each.name))
+            yield from etcds(f"{table}.{each.name}".lstrip("."), getattr(value, each.name))
 
 
 def _overlapping(file: settings.File) -> Iterator[str]:

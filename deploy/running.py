@@ -5,6 +5,8 @@ itself may have changed since, or be new.
 from __future__ import annotations
 
 import configparser
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from deploy import configuration
@@ -12,6 +14,7 @@ from deploy.place import ETC, Place
 from deploy.processes import NAMES, PROCESSES, STOP_SECONDS, Process
 from gateway import announced
 from gateway.config import ProxyPlugin
+from services.etcd.config import EtcdConfig
 from services.kit import errors, settings
 
 SUPERVISORD = "supervisord"
@@ -80,6 +83,14 @@ def proxies(here: Place) -> dict[str, ProxyPlugin]:
     return {
         name: settings.load(ProxyPlugin, file, f"proxy_plugins.{name}") for name in file.tables.get("proxy_plugins", {})
     }
+
+
+def etcds(here: Place) -> Iterator[tuple[str, EtcdConfig]]:
+    """The etcd clusters that the processes were started with, by their tables."""
+    for process in PROCESSES:
+        with contextlib.suppress(errors.InvalidArgument):  # of an older release; the next start of the process names it
+            for table, value in configuration.of_process(process, _read(here, process.name)):
+                yield from configuration.etcds(table, value)
 
 
 def snapshotters(here: Place) -> tuple[str, ...]:

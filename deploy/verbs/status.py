@@ -9,14 +9,16 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from client.routes_remote import Stands
 from client.shown import say, table
-from deploy import health, place, revisions, supervision
+from deploy import etcds, health, place, revisions, supervision
 from deploy import held as heldback
 from deploy.place import Place
 from deploy.verbs import up
+from services.etcd.store import ClusterStatus
 from services.kit import version
 
 HELP = (
@@ -46,8 +48,10 @@ def run(arguments: argparse.Namespace) -> int:
     registries = health.registries(here) if "images" in healthy else None
     traces = health.traces(here) if "traces" in healthy else None
     candidates = health.candidates(here) if "gateway" in healthy else []
+    clusters = etcds.clusters(here)
     if arguments.json:
-        print(json.dumps(describe(here, supervisor_pid, found, others, registries, held, traces, candidates), indent=2))
+        known = describe(here, supervisor_pid, found, others, registries, held, traces, candidates, clusters)
+        print(json.dumps(known, indent=2))
     else:
         print_table(here, found, others, traces, candidates)
         say(
@@ -55,6 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
             *revisions.differences(here, found, supervisor.code()),
             *killed(found),
             *kept(here, held),
+            *etcds.lines(clusters),
             *troubled(registries or [], time.time()),
         )
     return 0 if _healthy(found, others) else 1
@@ -78,6 +83,7 @@ def describe(
     held: list[heldback.HeldBack],
     traces: health.Traces | None,
     candidates: Sequence[Stands] = (),
+    clusters: Mapping[str, ClusterStatus] = MappingProxyType({}),
 ) -> dict[str, object]:
     """The status as JSON. If no node is up, ``up`` is false and there are no services.
 
@@ -91,6 +97,8 @@ def describe(
       since the epoch).
     - ``proxy_plugins`` are services of other projects. One that is ``in_place`` of ours must be healthy for the node to
       be healthy.
+    - ``etcd`` has each etcd cluster of the configuration, by its ``table``: what each member says, and whether the
+      cluster is ``available``. Sizes are in bytes.
     - ``candidates`` take new objects of a route, or are draining (``drained``); ``splitd routes`` says more.
     - ``registries`` are those that the node has asked since the images service started, good ones too; null if that
       service is not healthy.
@@ -137,6 +145,7 @@ def describe(
         "database": database(here),
         "held_back": [dataclasses.asdict(each) for each in held],
         "registries": None if registries is None else [dataclasses.asdict(each) for each in registries],
+        "etcd": etcds.described(clusters),
         "traces": traces and dataclasses.asdict(traces),
     }
 
