@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Literal
 
 from services.etcd.store import (
@@ -66,6 +66,11 @@ class MemoryEtcd:
     def revision(self) -> int:
         """The current revision."""
         return next(reversed(self._states))
+
+    @property
+    def state(self) -> Mapping[bytes, KeyValue]:
+        """All keys as they are now."""
+        return self._states[self.revision]
 
     def cut(self, away: bool = True) -> None:
         """Let the servers go away, or come back. Watches end when they go."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from services.kit import memory, metrics_stores, process, rpc, settings
 from services.kit.publisher import Publisher
@@ -18,6 +22,9 @@ from services.metadata.soundness import Soundness
 from services.metadata.sqlite import SqliteTransactions
 from services.metadata.store import Event
 
+if TYPE_CHECKING:
+    from services.metadata.etcd import EtcdTransactions
+
 _GATEWAY_WAIT = 2.0
 """Seconds that the first collection waits for the gateway, through which it sweeps. When a node starts, the gateway
 starts a moment after metadata.
@@ -28,6 +35,40 @@ time it has waited for anything; the collector looks at all records in a thread.
 """
 
 
+@contextlib.asynccontextmanager
+async def stored(
+    config: configuration.Config, directory: Path, state: Path
+) -> AsyncIterator[SqliteTransactions | EtcdTransactions]:
+    """The records, where the configuration wants them."""
+    if config.store == "sqlite":
+        transactions = SqliteTransactions(directory / "metadata.db", rpc.caller)
+        try:
+            yield transactions
+        finally:
+            await transactions.close()
+        return
+    # a node with the embedded store does without this code and its messages
+    from services.etcd.client import connect
+    from services.metadata.etcd import EtcdTransactions, this_node
+
+    await moving.check_beside(directory / "metadata.db")
+    etcd = connect(config.etcd)
+    records = EtcdTransactions(
+        etcd,
+        f"{config.etcd.prefix.rstrip('/')}/metadata",
+        state / "metadata" / "mirror.db",
+        this_node(directory),
+        rpc.caller,
+        stale_reads=config.stale_reads,
+    )
+    try:
+        async with records.running():
+            yield records
+    finally:
+        await records.close()
+        await etcd.close()
+
+
 async def serve(file: settings.File, node: settings.Node) -> None:
     """Serve until a signal."""
     sys.setswitchinterval(_SWITCH)
@@ -36,16 +77,17 @@ async def serve(file: settings.File, node: settings.Node) -> None:
         async with (
             rpc.Channel(node.state / "internal.sock", "gateway") as gateway,
             Publisher(gateway).running() as publisher,
+            stored(config, directory, node.state) as transactions,
         ):
 
             def publish(event: Event) -> None:
                 publisher.publish(event.namespace, event.topic, event_to_pb(event))
 
-            transactions = SqliteTransactions(directory / "metadata.db", rpc.caller)
-            moving.check(transactions, str(directory / "metadata.db"))
+            path = transactions.file.path
+            moving.check(transactions, str(path))
             memory.when_idle(transactions.shrink)
             database = Database(transactions)
-            soundness = Soundness(directory / "metadata.db", database)
+            soundness = Soundness(path, database)
             transactions.file.damaged = database.damaged = soundness.damaged
             metadata = Metadata(
                 database, publish, RemoteBackends(gateway), shared=config.content_sharing_policy == "shared"
@@ -66,7 +108,6 @@ async def serve(file: settings.File, node: settings.Node) -> None:
                     rpc.serving(node.state / "metadata.sock", metadata.servicers, relayed=True) as server,
                     soundness.reported_in(server),
                 ):
-                    path = directory / "metadata.db"
                     metrics_stores.measured(
                         {"metadata": lambda: metrics_stores.of_files(path, path.with_name(f"{path.name}-wal"))}
                     )
@@ -74,7 +115,6 @@ async def serve(file: settings.File, node: settings.Node) -> None:
             finally:
                 await soundness.close()
                 await metadata.intents.close()
-                await database.transactions.close()
 
 
 if __name__ == "__main__":

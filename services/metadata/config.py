@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from services.etcd.config import EtcdConfig
 from services.kit import errors, settings
+from services.kit.settings import Seconds
 from services.metadata.gc import config as gc
 from services.metadata.store import snapshots_backend
 
@@ -22,8 +24,20 @@ class Config:
     """"shared": content that another namespace has needs no bytes; "isolated": each namespace must bring the bytes
     itself. Also read from [plugins."io.containerd.metadata.v1.bolt"].
     """
+    store: Literal["sqlite", "etcd"] = "sqlite"
+    """Where the records are: "sqlite": in ROOT/metadata; "etcd": in the cluster of [metadata.etcd], so that they
+    outlive this node's disk.
+    """
+    stale_reads: Seconds = 600.0
+    """How long reads are answered while etcd is away. Writes fail at once."""
+    etcd: EtcdConfig = field(default_factory=EtcdConfig)
+    """The cluster of store = "etcd"."""
     gc: gc.Config = field(default_factory=gc.Config)
     """The collector's own table, [metadata.gc]."""
+
+    def __post_init__(self) -> None:
+        if self.store == "etcd" and not self.etcd.endpoints:
+            raise ValueError('store: "etcd" needs [metadata.etcd] endpoints = ["HOST:PORT", ...]')
 
 
 def load(file: settings.File) -> Config:

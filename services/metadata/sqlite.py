@@ -14,6 +14,8 @@ connection, and each snapshot has one.
 
     ROOT/metadata/metadata.db        table "records": key BLOB PRIMARY KEY, value BLOB, without rowid
     ROOT/metadata/metadata.db-wal    SQLite's own, as is -shm
+
+A store may be the mirror of another (:class:`Original`), which takes each commit before it counts here.
 """
 
 from __future__ import annotations
@@ -24,10 +26,10 @@ import logging
 import sqlite3
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 from services.kit import errors, loops, tracing, wal
 from services.kit.sqlite import File, Group, Layout, Work, reading, run, undo
@@ -66,11 +68,36 @@ _PUT = (
     "excluded.value"
 )
 _DELETE = "DELETE FROM records WHERE key = ?"
+_GET = "SELECT value FROM records WHERE key = ?"
+_MOST_KEYS = 500
+"""Keys of one commit, if an original has to take it, apart from those of its last work."""
 _SOME = 128
 """Keys that one statement deletes: in large statements each key costs a quarter less, and Python's other threads are
 let in less often.
 """
 _DELETE_SOME = f"DELETE FROM records WHERE key IN ({','.join('?' * _SOME)})"  # noqa: S608 - nothing but question marks
+
+
+class Again(Exception):
+    """The original has changed since this store was brought up to date. Nothing was written: the works run again."""
+
+
+class Original(Protocol):
+    """Another store, of which this one is the mirror."""
+
+    async def commit(self, changes: Mapping[bytes, bytes | None], connection: sqlite3.Connection) -> None:
+        """Take these encoded keys and their new values (None: removed), all or none. They are committed here after
+        that, in the open transaction of ``connection``. :class:`Again`, or the error for all who wait.
+        """
+        ...
+
+    def committed(self) -> None:
+        """They are committed here, too."""
+        ...
+
+    async def catch_up(self) -> None:
+        """Called after :class:`Again`: bring the mirror up to date, by :meth:`SqliteTransactions.replicate`."""
+        ...
 
 
 class _Rows:
@@ -134,6 +161,15 @@ class _Rows:
                 ),
                 (*span(prefix, None), limit),
             )
+
+
+class _ListedRows(_Rows):
+    """It lists each key that is removed, for an original."""
+
+    __slots__ = ()
+
+    def delete_all(self, prefix: Key, *, limit: int | None = None) -> None:
+        self.delete_many([key for key, _ in self.scan(prefix, limit=limit)])
 
 
 class _Snapshot(_Rows):
@@ -230,6 +266,11 @@ class _Queue:
         """Add to the queue of ``caller``."""
         self._callers.setdefault(caller, deque()).append(waiting)
 
+    def put_back(self, batch: Sequence[_Waiting]) -> None:
+        """Let these be the next, in their order."""
+        self._callers.setdefault("", deque()).extendleft(reversed(batch))
+        self._callers.move_to_end("", last=False)
+
     def first(self) -> _Waiting:
         """The next work."""
         return next(iter(self._callers.values()))[0]
@@ -259,9 +300,17 @@ class SqliteTransactions:
     """
 
     def __init__(
-        self, path: Path, caller: Callable[[], str] = str, *, quiet: float = 10.0, layout: Layout = LAYOUT
+        self,
+        path: Path,
+        caller: Callable[[], str] = str,
+        *,
+        quiet: float = 10.0,
+        layout: Layout = LAYOUT,
+        original: Original | None = None,
     ) -> None:
-        """``quiet``: seconds without a write after which free pages are given back."""
+        """``quiet``: seconds without a write after which free pages are given back. The mirror of an ``original`` does
+        not wait for the disk.
+        """
         self.file = File(path, "metadata store", layout)
         """The database file: it says what was lost, and is told of damage."""
         self._writer, self._reader = self.file.writer, self.file.reader
@@ -274,6 +323,9 @@ class SqliteTransactions:
         self._idle: list[sqlite3.Connection] = []
         """Idle connections for snapshots."""
         self._caller = caller
+        self._original = original
+        self._exclusive = asyncio.Lock()
+        """Held while the writing connection has an open transaction."""
         self._queue = _Queue()
         self._lasting = True
         self._values: dict[Key, bytes | None] = {}
@@ -342,6 +394,21 @@ class SqliteTransactions:
             waiting.told("metadata.commit")
         return result
 
+    async def replicate(self, work: Callable[[sqlite3.Connection], None]) -> None:
+        """Bring a mirror up to date: ``work`` writes what the original has, in a transaction between the commits, and
+        without the original.
+        """
+        async with self._exclusive:
+            self._writer.execute("BEGIN IMMEDIATE")
+            try:
+                work(self._writer)
+                self._writer.execute("COMMIT")
+            except BaseException:
+                undo(self._writer)
+                raise
+            finally:
+                self._values.clear()
+
     async def close(self) -> None:
         self._closed = True
         if self._timer is not None:
@@ -405,15 +472,40 @@ class SqliteTransactions:
 
     async def _commit(self) -> bool:
         """Commit some of the queue. Returns whether the loop's other work came between."""
+        try:
+            async with self._exclusive:
+                return await self._commit_some()
+        except Again:
+            assert self._original is not None
+            try:
+                await self._original.catch_up()
+            except errors.NodeError as error:
+                for waiting in self._queue.take_all():
+                    if not waiting.future.done():
+                        waiting.future.set_exception(error)
+            return True
+
+    async def _commit_some(self) -> bool:
         waited = False
         batch: list[_Waiting] = []
         self._last = group = Group.after(self._last, self._queue.first().span)
         try:
-            self._wait_for_disk(self._queue.first().lasting)
+            self._wait_for_disk(self._queue.first().lasting and self._original is None)
             wrote = await self._run(batch, group)
             group.size = len(batch)
             if not wrote:
                 self._writer.execute("ROLLBACK")
+            elif self._original is not None:
+                if changes := self._changes(wrote):
+                    self._in_flight = waited = True
+                    try:
+                        await self._original.commit(changes, self._writer)
+                        self._writer.execute("COMMIT")
+                        self._original.committed()
+                    finally:
+                        self._in_flight = False
+                else:
+                    self._writer.execute("ROLLBACK")
             elif self._lasting:
                 self._in_flight = waited = True
                 try:
@@ -422,6 +514,18 @@ class SqliteTransactions:
                     self._in_flight = False
             else:
                 self._writer.execute("COMMIT")
+        except Again:
+            undo(self._writer)
+            self._queue.put_back([each for each in batch if not each.future.cancelled()])
+            for each in batch:
+                each.error = None
+            raise
+        except errors.NodeError as error:  # the original's, in its words
+            undo(self._writer)
+            for waiting in batch:
+                if not waiting.future.done():
+                    waiting.future.set_exception(error)
+            return waited
         except Exception as error:  # any error: the waiting callers must hear of it
             log.error(
                 "the metadata store cannot write %s: %s",
@@ -444,6 +548,19 @@ class SqliteTransactions:
         self.file.answer(batch)
         return waited
 
+    def _changes(self, wrote: set[Key]) -> dict[bytes, bytes | None]:
+        """What the open transaction has changed, of the keys that its works wrote."""
+        found: dict[bytes, bytes | None] = {}
+        for key in wrote:
+            encoded = encode(key)
+            (was, now) = (
+                row[0] if (row := connection.execute(_GET, (encoded,)).fetchone()) else None
+                for connection in (self._reader, self._writer)
+            )
+            if was != now:
+                found[encoded] = now
+        return found
+
     def _write_out(self, group: Group) -> None:
         with measured() as group.times:
             self._writer.execute("COMMIT")
@@ -455,15 +572,15 @@ class SqliteTransactions:
             self._writer.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT if lasting else 0}")
             self._lasting = lasting
 
-    async def _run(self, batch: list[_Waiting], group: Group) -> bool:
-        """Run queued work in one open transaction, and append it to ``batch``. Returns whether there is anything to
-        commit.
+    async def _run(self, batch: list[_Waiting], group: Group) -> set[Key]:
+        """Run queued work in one open transaction, and append it to ``batch``. Returns the keys that it wrote.
 
         At least one work runs. No more are begun once :data:`_BATCH` is over, nor if the next must be lasting and this
-        commit is not. Other work of the loop runs in between; reads then see the committed state.
+        commit is not, nor if this commit has as much as an original takes at once. Other work of the loop runs in
+        between; reads then see the committed state.
         """
         self._writer.execute("BEGIN IMMEDIATE")
-        wrote = False
+        wrote: set[Key] = set()
         turn = begun = time.perf_counter()
         while self._queue and (not batch or time.perf_counter() < begun + _BATCH):
             if batch and time.perf_counter() > turn + _TURN:
@@ -473,14 +590,17 @@ class SqliteTransactions:
                 finally:
                     self._in_flight = False
                 turn = time.perf_counter()
-            if self._queue.first().lasting > self._lasting:
+            if self._original is not None:
+                if len(wrote) > _MOST_KEYS:
+                    break
+            elif self._queue.first().lasting > self._lasting:
                 break
             waiting = self._queue.take()
             batch.append(waiting)
             waiting.group = group
             if waiting.future.cancelled():  # not begun: as if never asked
                 continue
-            rows = _Rows(self._writer)
+            rows = _Rows(self._writer) if self._original is None else _ListedRows(self._writer)
             run(waiting, rows, self._writer)
             if waiting.error is not None:
                 continue
@@ -488,7 +608,7 @@ class SqliteTransactions:
                 self._values.clear()
             for key in rows.wrote:
                 self._values.pop(key, None)
-            wrote = wrote or bool(rows.wrote)
+            wrote |= rows.wrote
             for noted in (self._uncommitted, *self._watches):
                 noted.extend(rows.put_keys)
         return wrote

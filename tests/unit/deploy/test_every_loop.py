@@ -41,6 +41,8 @@ from gateway.upstream import Upstream
 from services.etcd import protocol
 from services.etcd.config import EtcdConfig
 from services.etcd.leasing import leased
+from services.etcd.memory import MemoryEtcd
+from services.etcd.store import Put
 from services.images.distribution.progress import Tracker, reporting_waits
 from services.images.node.leases_remote import Leases
 from services.images.transfer import Progress
@@ -48,10 +50,13 @@ from services.images.waits import Board
 from services.kit import errors, loops, memory, sockets
 from services.kit.publisher import Publisher
 from services.metadata import schema
+from services.metadata.etcd import EtcdTransactions
+from services.metadata.etcd_rows import Owner
 from services.metadata.gc.collector import Collector
 from services.metadata.gc.config import Config
 from services.metadata.gc.memory import MemoryRawStores
 from services.metadata.memory import MemoryTransactions
+from services.metadata.transactions import encode
 from services.oci.descriptors import Descriptor
 from services.oci.media_types import MANIFEST
 from services.snapshots.diff.blocked import Sampler
@@ -642,6 +647,23 @@ async def ending_operations(place: Path) -> AsyncIterator[Works]:
 
     async with loops.running("the ends of operations", lambda: operations.watch(0.001)):
         yield works
+
+
+@loop("the changes in etcd")
+async def following_etcd(place: Path) -> AsyncIterator[Works]:
+    etcd, numbers = MemoryEtcd(), itertools.count()
+    store = EtcdTransactions(etcd, "/x", place / "mirror.db", Owner(node="n"), longest=0.02)
+
+    async def works() -> None:
+        key = (str(next(numbers)),)
+        await etcd.commit([Put(b"/x/records/" + encode(key), b"\0"), Put(b"/x/last", b"")])
+        await eventually_async(
+            lambda: asyncio.sleep(0, store.view(lambda reader: reader.get(key)) is not None), "it does not follow"
+        )
+
+    async with store.running():
+        yield works
+    await store.close()
 
 
 @loop("the samples of a worker")

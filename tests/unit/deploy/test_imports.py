@@ -64,6 +64,7 @@ ALLOWED = {
     "sqlite3": [
         "services/kit/sqlite.py",
         "services/metadata/sqlite.py",
+        "services/metadata/etcd.py",  # whose mirror it is
         "services/metadata/freeing.py",
         "services/kit/damage.py",
         "services/kit/salvage.py",
@@ -322,6 +323,8 @@ AT_THE_START = {
     ("services/kit/process.py", "_count"),
     ("gateway/__main__.py", "serve"),
     ("services/traces/__main__.py", "serve"),
+    # Only where the records are in etcd.
+    ("services/metadata/__main__.py", "stored"),
     # In workers, whose code is kept (services/kit/kept.py).
     ("services/snapshots/diff/compare.py", "main"),
     ("services/snapshots/diff/mounted.py", "_target"),

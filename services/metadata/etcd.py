@@ -1,0 +1,498 @@
+"""Transactions in etcd: a node's records outlive its disk. ``etcd_rows`` says how they lie there.
+
+Everything is read from a *mirror* in SQLite (``sqlite.py``), in STATE: at the same speed, and also while etcd is away.
+The work of a write runs on the mirror, too, in an open transaction. What it changed goes to etcd as one transaction,
+and is committed in the mirror when etcd has it. So the mirror has nothing that etcd does not have.
+
+A transaction compares two keys. ``owner``: this node still owns the records. ``last``: nothing was written since the
+state that the work has seen, by whomever. That is stronger than a compare of each key that was read, and as cheap for
+scans; it lets nobody write side by side, but one node is the only writer anyway, and groups its commits.
+
+If the answer of a transaction is lost, it may have been written, or may be written later. ``last`` has the id of the
+last one, so it is read back; as long as ``last`` is unchanged the same transaction is sent again, since only one of
+them can find ``last`` unchanged.
+
+The mirror knows the revision that it shows. It follows by a watch from there, and sees its own commits pass by. If etcd
+has forgotten that revision, or the mirror is new, all records are listed.
+
+While etcd is away, reads go on for a configured time, and writes fail at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import socket
+import sqlite3
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping, MutableSequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from services.etcd.store import Change, Committed, Compacted, Delete, Etcd, KeyValue, Mod, Put, Uncertain, end_of
+from services.kit import damage, errors, files, loops
+from services.metadata import sqlite
+from services.metadata.etcd_rows import WHOLE, Keys, Owner, Pieces, Written, decode
+from services.metadata.sqlite import Again, SqliteTransactions
+from services.metadata.transactions import Key, Reader, Snapshot, Transaction
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+LAYOUT = replace(
+    sqlite.LAYOUT,
+    tables=(
+        *sqlite.LAYOUT.tables,
+        "CREATE TABLE mirror (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+        "CREATE TABLE incoming (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID",
+    ),
+)
+ALIVE = 10.0
+"""Seconds after which a node that ended without a word counts as gone."""
+PAUSE, LONGEST = 0.2, 5.0
+"""Seconds between attempts while etcd is away: they double."""
+_SENT_AGAIN = 3
+"""How often a transaction is sent whose answer is lost, before its callers hear of it."""
+_CAUGHT_UP = 10.0
+"""Seconds that a write waits for changes that somebody else has made."""
+
+
+class NotOwnerError(errors.FailedPrecondition):
+    """Another node owns the records."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where the mirror stands, for ``splitd status`` and the metrics."""
+
+    revision: int
+    away: float | None
+    """Seconds since etcd was last reached, None while it is."""
+    why: str = ""
+
+
+def this_node(directory: Path) -> Owner:
+    """The node of ROOT/metadata, which is ``directory``. Its id is in the file owner, which is made once."""
+    path = directory / "owner"
+    try:
+        node = path.read_text().strip()
+    except FileNotFoundError:
+        node = uuid.uuid4().hex
+        files.replace(path, f"{node}\n")
+    machine = ""
+    with contextlib.suppress(OSError):
+        machine = Path("/etc/machine-id").read_text().strip()
+    return Owner(node=node, host=socket.gethostname(), machine=machine, root=str(directory.parent))
+
+
+class EtcdTransactions:
+    """The records of ``node`` below ``prefix`` in etcd, with a mirror in ``path``, which may vanish whenever no process
+    uses it. Use it within :meth:`running`.
+
+    ``stale_reads``: seconds for which reads go on while etcd is away.
+    """
+
+    def __init__(
+        self,
+        etcd: Etcd,
+        prefix: str,
+        path: Path,
+        node: Owner,
+        caller: Callable[[], str] = str,
+        *,
+        stale_reads: float = 600.0,
+        longest: float = LONGEST,
+    ) -> None:
+        self._etcd = etcd
+        self._keys = Keys(prefix)
+        self._node = node
+        self._stale_reads = stale_reads
+        self._longest = longest
+        self._instance = uuid.uuid4().hex.encode()
+        self.mirror = _opened(path, caller, self)
+        self.file = self.mirror.file
+        self._owner = 0
+        """The revision of our claim, which every transaction compares; 0: there is none yet."""
+        self._revision, self._last = self._stands()
+        """What the mirror shows, and the revision of the key ``last`` in it. 0: it has to be listed anew."""
+        self._next = (0, 0)
+        """Both, once the transaction that is on its way is committed."""
+        self._away: float | None = time.monotonic()
+        self._why = "it was not reached yet"
+        self._refused: NotOwnerError | None = None
+        self._moved = asyncio.Event()
+        """Set whenever the mirror has caught up, or etcd went away or came back."""
+
+    @property
+    def standing(self) -> Standing:
+        """Where the mirror stands."""
+        return Standing(self._revision, None if self._away is None else time.monotonic() - self._away, self._why)
+
+    # ------------------------------------------------------------------------------------------ reads
+
+    def _check_fresh(self) -> None:
+        if self._away is not None and time.monotonic() > self._away + self._stale_reads:
+            raise errors.Unavailable(
+                f"metadata store: etcd has been away for more than {self._stale_reads:g} s ([metadata] stale_reads): "
+                f"{self._why}"
+            )
+
+    def view(self, work: Callable[[Reader], T]) -> T:
+        if self._away is not None:
+            self._check_fresh()
+        return self.mirror.view(work)
+
+    def snapshot(self) -> Snapshot:
+        self._check_fresh()
+        return self.mirror.snapshot()
+
+    async def read(self, work: Callable[[Reader], T]) -> T:
+        self._check_fresh()
+        return await self.mirror.read(work)
+
+    def watch(self) -> AbstractContextManager[MutableSequence[Key]]:
+        return self.mirror.watch()
+
+    def shrink(self) -> None:
+        """Free the mirror's caches."""
+        self.mirror.shrink()
+
+    # ------------------------------------------------------------------------------------------ writes
+
+    async def write(self, work: Callable[[Transaction], T], *, lasting: bool = True) -> T:
+        self._check_writable()
+        return await self.mirror.write(work, lasting=lasting)
+
+    def _check_writable(self) -> None:
+        if self._refused is not None:
+            raise errors.Unavailable(str(self._refused))
+        if self._away is not None:
+            raise errors.Unavailable(
+                f"metadata store: nothing can be written while etcd is away ({self._why}); containers run on, and "
+                "reads are answered"
+            )
+
+    async def commit(self, changes: Mapping[bytes, bytes | None], connection: sqlite3.Connection) -> None:
+        """Write what the mirror is about to commit (``sqlite.Original``)."""
+        self._check_writable()
+        written = Written(self._keys, changes, self._large(changes))
+        try:
+            for piece in written.pieces:
+                await self._put_piece(piece)
+            revision = await self._write(written)
+            for operation in written.rest:
+                await self._etcd.commit([operation], [Mod(self._keys.owner, self._owner)])
+        except errors.Unavailable as error:
+            words = "it may have been written: " if isinstance(error, Uncertain) else ""
+            raise errors.Unavailable(f"metadata store: {words}{error}") from None
+        self._next = revision, revision
+        _note(connection, self._keys, *self._next)
+
+    def committed(self) -> None:
+        """The mirror shows the last transaction."""
+        self._revision, self._last = self._next
+
+    def _large(self, changes: Mapping[bytes, bytes | None]) -> frozenset[bytes]:
+        """The keys whose value in etcd has pieces."""
+        lengths = "SELECT length(value) FROM records WHERE key = ?"
+        found = ((key, self.file.reader.execute(lengths, (key,)).fetchone()) for key in changes)
+        return frozenset(key for key, row in found if row is not None and row[0] > WHOLE)
+
+    async def _put_piece(self, piece: Put) -> None:
+        """Nobody sees it before the transaction, so that it may be written twice."""
+        for _ in range(_SENT_AGAIN):
+            with contextlib.suppress(Uncertain):
+                if isinstance(await self._etcd.commit([piece], [Mod(self._keys.owner, self._owner)]), Committed):
+                    return
+                await self._find_cause()
+        raise errors.Unavailable("etcd does not answer")
+
+    async def _write(self, written: Written) -> int:
+        """Write a transaction, once; its revision. Uncertain if nobody can say."""
+        keys, token = self._keys, uuid.uuid4().hex.encode()
+        operations = [*written.operations, Put(keys.last, token)]
+        compares = [Mod(keys.owner, self._owner), Mod(keys.last, self._last)]
+        lost: Uncertain | None = None
+        for _ in range(_SENT_AGAIN):
+            try:
+                done = await self._etcd.commit(operations, compares)
+                if isinstance(done, Committed):
+                    return done.revision
+            except Uncertain as error:
+                lost = error
+            try:
+                last = await self._etcd.get(keys.last)
+            except errors.Unavailable as error:
+                raise lost or error from None
+            if last is not None and last.value == token:
+                return last.mod
+            if last is None or last.mod != self._last:  # so none that was sent can be written any more
+                await self._find_cause()
+                raise Again
+            if lost is None:  # it was the other compare
+                await self._find_cause()
+        raise lost or errors.Unavailable("etcd contradicts itself")
+
+    async def _find_cause(self) -> None:
+        """After a false compare: NotOwnerError's words if another node owns the records now."""
+        owner = await self._etcd.get(self._keys.owner)
+        if owner is None or owner.mod != self._owner:
+            self._refuse(owner)
+            raise errors.Unavailable(str(self._refused))
+
+    def _refuse(self, owner: KeyValue | None) -> None:
+        who = "nobody" if owner is None else str(Owner.decode(owner.value))
+        self._refused = NotOwnerError(
+            f"metadata store: the records at {self._keys.prefix.decode()} in etcd were taken over by {who}; this node "
+            "writes nothing any more"
+        )
+        log.error("%s", self._refused)
+
+    async def catch_up(self) -> None:
+        """Wait until the mirror shows what others have written (``sqlite.Original``)."""
+        wanted = await self._etcd.get(self._keys.last)
+        try:
+            async with asyncio.timeout(_CAUGHT_UP):
+                while self._away is None and self._last < (wanted.mod if wanted else 0):
+                    await self._moved.wait()
+        except TimeoutError:
+            raise errors.Unavailable(f"metadata store: etcd's changes did not come within {_CAUGHT_UP:g} s") from None
+        self._check_writable()
+
+    # ------------------------------------------------------------------------------------------ following etcd
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Follow etcd during the block, which begins when the mirror is up to date, however long etcd is away.
+        NotOwnerError if the records are another node's.
+        """
+        async with loops.running("the changes in etcd", self._follow_always):
+            said = time.monotonic() + 2.0
+            while self._away is not None:
+                if self._refused is not None:
+                    raise self._refused
+                if time.monotonic() > said:
+                    log.warning("waiting for etcd: %s", self._why)
+                    said = time.monotonic() + 10.0
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(1.0):
+                        await self._moved.wait()
+            yield
+
+    async def close(self) -> None:
+        await self.mirror.close()
+
+    async def _follow_always(self) -> None:
+        pause = PAUSE
+        while True:
+            begun = time.monotonic()
+            try:
+                await self._follow()
+            except Compacted:
+                log.warning("etcd has forgotten revision %d: all records are listed", self._revision)
+                self._revision = 0
+            except NotOwnerError as error:
+                self._refused = error
+                self._left(str(error))
+            except errors.NodeError as error:
+                self._left(str(error))
+            except Exception as error:
+                self._left(f"this node failed to follow it: {error!r}")
+                raise
+            pause = PAUSE if time.monotonic() > begun + self._longest else min(2 * pause, self._longest)
+            await asyncio.sleep(pause)
+
+    def _left(self, why: str) -> None:
+        if self._away is None:
+            log.error("etcd is away: %s", why)
+            self._away = time.monotonic()
+        self._why = why
+        self._tell()
+
+    def _reached(self) -> None:
+        if self._away is not None:
+            log.info("etcd is there, at revision %d", self._revision)
+        self._away, self._why, self._refused = None, "", None
+        self._tell()
+
+    def _tell(self) -> None:
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
+
+    async def _follow(self) -> None:
+        async with self._etcd.lease(ALIVE) as lease:
+            await self._claim(lease.id)
+            if not self._revision:
+                await self._list()
+            async with self._etcd.watch(self._keys.prefix, after=self._revision) as changes:
+                last = await self._etcd.get(self._keys.last)
+                wanted = last.mod if last else 0
+                if self._last >= wanted:
+                    self._reached()
+                async for each in changes:
+                    await self._apply(each.revision, each.changes)
+                    if self._away is not None and self._last >= wanted:
+                        self._reached()
+                    if lease.lost.is_set():
+                        return
+
+    async def _claim(self, lease: int) -> None:
+        """Own the records, or still own them. NotOwnerError."""
+        keys, node = self._keys, self._node
+        found = await self._etcd.get(keys.owner)
+        alive = Put(keys.alive, self._instance, lease)
+        if found is not None and self._owner:
+            if found.mod != self._owner:
+                self._refuse(found)
+                assert self._refused is not None
+                raise self._refused
+            await self._etcd.commit([alive], [Mod(keys.owner, self._owner)])
+            return
+        if found is not None:
+            owner = Owner.decode(found.value)
+            there = await self._etcd.get(keys.alive)
+            if owner.node != node.node:
+                raise NotOwnerError(
+                    f"metadata store: the records at {keys.prefix.decode()} in etcd are those of {owner}, which "
+                    f"{'serves them now' if there else 'is not running'}. Give this node another [metadata.etcd] "
+                    "prefix; or, if it is to take the other's place, splitd metadata migrate --to etcd --take-over"
+                )
+            if there is not None and (owner.machine, owner.root) != (node.machine, node.root):
+                raise NotOwnerError(
+                    f"metadata store: the records at {keys.prefix.decode()} in etcd are served by {owner}, and this "
+                    f"node is a copy of it. Stop one of them; this one may start {ALIVE:g} s later"
+                )
+        done = await self._etcd.commit(
+            [Put(keys.owner, node.encode()), alive, *([] if found else [Put(keys.last, b"")])],
+            [Mod(keys.owner, found.mod if found else 0)],
+        )
+        if not isinstance(done, Committed):
+            raise errors.Unavailable("metadata store: another process claims the same records")
+        self._owner = done.revision
+
+    async def _apply(self, revision: int, changes: tuple[Change, ...]) -> None:
+        """Show in the mirror what happened in etcd up to ``revision``; our own commits are there already."""
+        keys = self._keys
+        if revision <= self._revision:
+            return
+        owner = next((each.pair for each in reversed(changes) if each.key == keys.owner), None)
+        if owner is not None and owner.mod > self._owner > 0:
+            self._refuse(owner)
+            assert self._refused is not None
+            raise self._refused
+        last = max((each.pair.mod for each in changes if each.key == keys.last and each.pair), default=0)
+        rows: list[tuple[bytes, bytes | None]] = []
+        for each in changes:
+            if each.key.startswith(keys.records):
+                key = each.key.removeprefix(keys.records)
+                rows.append((key, None if each.pair is None else await self._value(key, each.pair.value, revision)))
+
+        def work(connection: sqlite3.Connection) -> None:
+            if revision <= self._revision:
+                return
+            for key, value in rows:
+                if value is None:
+                    connection.execute("DELETE FROM records WHERE key = ?", (key,))
+                else:
+                    connection.execute("INSERT OR REPLACE INTO records VALUES (?, ?)", (key, value))
+            self._next = revision, max(last, self._last)
+            _note(connection, keys, *self._next)
+
+        await self.mirror.replicate(work)
+        if revision > self._revision:
+            self._revision, self._last = self._next
+        self._tell()
+
+    async def _value(self, key: bytes, data: bytes, revision: int) -> bytes:
+        """A record's value, whose pieces are fetched."""
+        found = decode(key, data)
+        if not isinstance(found, Pieces):
+            return found
+        prefix = self._keys.pieces_of(key) + found.id.encode() + b"/"
+        pieces = [
+            pair.value async for page in self._etcd.pages(prefix, revision=revision, count=1) for pair in page.pairs
+        ]
+        return _joined(key, found, pieces)
+
+    async def _list(self) -> None:
+        """Show everything that etcd has now."""
+        keys, begun = self._keys, time.monotonic()
+        await self.mirror.replicate(lambda connection: _stage(connection, None))
+        pieces: dict[bytes, list[bytes]] = {}
+        count, revision, last = 0, 0, 0
+        async for page in self._etcd.pages(keys.prefix):
+            revision, rows = page.revision, []
+            for pair in page.pairs:
+                if pair.key == keys.last:
+                    last = pair.mod
+                elif pair.key.startswith(keys.pieces):
+                    pieces.setdefault(pair.key.rpartition(b"/")[0], []).append(pair.value)
+                elif pair.key.startswith(keys.records):
+                    key = pair.key.removeprefix(keys.records)
+                    value = decode(key, pair.value)
+                    if isinstance(value, Pieces):
+                        value = _joined(key, value, pieces.pop(keys.pieces_of(key) + value.id.encode(), []))
+                    rows.append((key, value))
+            count += len(rows)
+            await self.mirror.replicate(lambda connection, rows=rows: _stage(connection, rows))  # type: ignore[misc]
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM records")
+            connection.execute("INSERT INTO records SELECT key, value FROM incoming")
+            connection.execute("DELETE FROM incoming")
+            self._next = revision, last
+            _note(connection, keys, *self._next)
+
+        await self.mirror.replicate(work)
+        self._revision, self._last = self._next
+        log.info("%d records were listed in %.1f s, at revision %d", count, time.monotonic() - begun, revision)
+        for left in pieces:  # of transactions that were not written
+            await self._etcd.commit([Delete(left, end_of(left))], [Mod(keys.owner, self._owner)])
+
+    def _stands(self) -> tuple[int, int]:
+        """The revision of the mirror, and that of ``last`` in it."""
+        row = self.file.reader.execute("SELECT value FROM mirror WHERE name = 'stands'").fetchone()
+        found = json.loads(row[0]) if row else {}
+        if found.get("prefix") != self._keys.prefix.decode():
+            return 0, 0
+        return found["revision"], found["last"]
+
+
+def _opened(path: Path, caller: Callable[[], str], original: EtcdTransactions) -> SqliteTransactions:
+    """The mirror, made anew if it cannot be used."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        return SqliteTransactions(path, caller, layout=LAYOUT, original=original)
+    except (errors.DataLoss, errors.FailedPrecondition) as error:
+        log.warning("the mirror of etcd's records is made anew: %s", error)
+        for suffix in ("", "-wal", "-shm"):
+            path.with_name(f"{path.name}{suffix}").unlink(missing_ok=True)
+        return SqliteTransactions(path, caller, layout=LAYOUT, original=original)
+
+
+def _note(connection: sqlite3.Connection, keys: Keys, revision: int, last: int) -> None:
+    """Note in the mirror what it shows, in the transaction that shows it."""
+    text = json.dumps({"prefix": keys.prefix.decode(), "revision": revision, "last": last})
+    connection.execute("INSERT OR REPLACE INTO mirror VALUES ('stands', ?)", (text,))
+
+
+def _stage(connection: sqlite3.Connection, rows: list[tuple[bytes, bytes]] | None) -> None:
+    """Keep rows of a list until all are there; None: it begins."""
+    if rows is None:
+        connection.execute("DELETE FROM incoming")
+        return
+    connection.executemany("INSERT OR REPLACE INTO incoming VALUES (?, ?)", rows)
+
+
+def _joined(key: bytes, where: Pieces, pieces: list[bytes]) -> bytes:
+    if len(pieces) != where.count:
+        raise errors.DataLoss(
+            f"metadata store: of the record {key[:100]!r} in etcd {len(pieces)} of {where.count} pieces are there: "
+            f"{damage.WHAT_TO_DO}"
+        )
+    return b"".join(pieces)
