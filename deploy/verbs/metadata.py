@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import shlex
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,7 +44,9 @@ def run(arguments: argparse.Namespace) -> int:
             say(f"exported {_run(moving.export(_sqlite(here), file))} to {file}")
         else:
             moved = _run(moving.load(file, _sqlite(here)))
-            say(f"{'was imported already' if moved.already else 'imported'}: {moved.sum}; next: {here.hint('up')}")
+            root = f" --root {shlex.quote(str(here.root))}" if arguments.root else ""  # a new node knows no other
+            done = "was imported already" if moved.already else "imported"
+            say(f"{done}: {moved.sum}; next: {here.hint('up')}{root}")
     return 0
 
 

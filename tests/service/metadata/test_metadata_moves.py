@@ -122,6 +122,7 @@ async def test_an_import_that_is_killed_ends_right_the_next_time(point: str, fau
     imported = verb(faults, other, "import", file)
     assert imported.returncode == 0, imported.stderr
     assert imported.stdout.startswith("imported: 2,200 records (sha256:")
+    assert imported.stdout.endswith(f" --root {other}\n")
     assert await everything(other / "metadata/metadata.db") == await everything(one / "metadata/metadata.db")
     assert verb(faults, other, "import", file).stdout.startswith("was imported already")
 
