@@ -74,25 +74,73 @@ def _ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
+class Network:
+    """A network namespace for each of ``count`` members, and a bridge between them and this machine, so that a member
+    can be cut off: its packets are lost, and nobody is told.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._name = f"et{os.getpid() % 100_000}"
+        self._subnet = f"10.{200 + os.getpid() % 50}.{os.getpid() // 50 % 250}"
+        self._count = count
+
+    def namespace(self, number: int) -> str:
+        return f"{self._name}-{number}"
+
+    def host(self, number: int) -> str:
+        return f"{self._subnet}.{number + 2}"
+
+    def _ip(self, *words: str) -> None:
+        done = subprocess.run(["ip", *words], text=True, capture_output=True, check=False)
+        assert not done.returncode, f"ip {' '.join(words)}: {done.stderr}"
+
+    def make(self) -> None:
+        self._ip("link", "add", self._name, "type", "bridge")
+        self._ip("addr", "add", f"{self._subnet}.1/24", "dev", self._name)
+        self._ip("link", "set", self._name, "up")
+        for number in range(self._count):
+            space = self.namespace(number)
+            self._ip("netns", "add", space)
+            self._ip("link", "add", space, "type", "veth", "peer", "name", "eth0", "netns", space)
+            self._ip("link", "set", space, "master", self._name, "up")
+            self._ip("-n", space, "addr", "add", f"{self.host(number)}/24", "dev", "eth0")
+            self._ip("-n", space, "link", "set", "eth0", "up")
+            self._ip("-n", space, "link", "set", "lo", "up")
+
+    def cut(self, number: int) -> None:
+        self._ip("link", "set", self.namespace(number), "down")
+
+    def mend(self, number: int) -> None:
+        self._ip("link", "set", self.namespace(number), "up")
+
+    def remove(self) -> None:
+        for number in range(self._count):
+            subprocess.run(["ip", "netns", "delete", self.namespace(number)], capture_output=True, check=False)
+        subprocess.run(["ip", "link", "delete", self._name], capture_output=True, check=False)
+
+
 class Member:
     """One etcd server. It can be killed, stopped and started again, on the same ports and data."""
 
-    def __init__(self, cluster: Cluster, name: str, port: int, peer: int) -> None:
+    def __init__(self, cluster: Cluster, name: str, port: int, peer: int, number: int = 0) -> None:
         self.name = name
         self.port = port
-        self.peer = peer
-        self.endpoint = f"127.0.0.1:{port}"
+        self.number = number
+        host = "127.0.0.1" if cluster.network is None else cluster.network.host(number)
+        self.peer = f"http://{host}:{peer}"
+        self.endpoint = f"{host}:{port}"
         self.directory = cluster.directory / name
         self._cluster = cluster
         self._process: subprocess.Popen[bytes] | None = None
 
     def _command(self) -> list[str]:
-        scheme, own = self._cluster.scheme, f"http://127.0.0.1:{self.peer}"
+        scheme, own, network = self._cluster.scheme, self.peer, self._cluster.network
         return [
+            *(["ip", "netns", "exec", network.namespace(self.number)] if network is not None else []),
             str(self._cluster.program), "--name", self.name, "--data-dir", str(self.directory),
             "--listen-client-urls", f"{scheme}://{self.endpoint}", "--advertise-client-urls", f"{scheme}://{self.endpoint}",
             "--listen-peer-urls", own, "--initial-advertise-peer-urls", own,
-            "--initial-cluster", ",".join(f"{m.name}=http://127.0.0.1:{m.peer}" for m in self._cluster.members),
+            "--initial-cluster", ",".join(f"{m.name}={m.peer}" for m in self._cluster.members),
             "--initial-cluster-token", self._cluster.directory.name, "--logger", "zap", "--log-level", "warn",
             "--unsafe-no-fsync" if self._cluster.fast else "--log-package-levels=",
             *self._cluster.arguments,
@@ -168,7 +216,9 @@ class Cluster:
         count: int = 1,
         arguments: Sequence[str] = (),
         authority: Authority | None = None,
+        network: Network | None = None,
     ) -> None:
+        self.network = network
         self.program = program(release)
         self.release = release
         self.directory = directory
@@ -186,7 +236,7 @@ class Cluster:
             self.tls.load_cert_chain(*authority.issue("health"))
         ports = _ports(2 * count)
         self.members: list[Member] = []
-        self.members += [Member(self, f"m{i}", ports[2 * i], ports[2 * i + 1]) for i in range(count)]
+        self.members += [Member(self, f"m{i}", ports[2 * i], ports[2 * i + 1], i) for i in range(count)]
 
     @property
     def endpoints(self) -> tuple[str, ...]:
@@ -204,8 +254,10 @@ class Cluster:
             member.kill()
 
     def heal(self) -> None:
-        """Start and thaw what a test has stopped, and wait until all answer."""
+        """Start, thaw and connect what a test has harmed, and wait until all answer."""
         for member in self.members:
+            if self.network is not None:
+                self.network.mend(member.number)
             if member.running:
                 member.thaw()
             else:
@@ -219,16 +271,26 @@ class Cluster:
 
 @contextlib.contextmanager
 def etcd(
-    release: str = DEBIAN, *, count: int = 1, arguments: Sequence[str] = (), authority: Authority | None = None
+    release: str = DEBIAN,
+    *,
+    count: int = 1,
+    arguments: Sequence[str] = (),
+    authority: Authority | None = None,
+    networked: bool = False,
 ) -> Iterator[Cluster]:
-    """A running cluster; it is gone after the block, with its data."""
+    """A running cluster; it is gone after the block, with its data. ``networked``: each member can be cut off."""
+    network = Network(count) if networked else None
     with short_directory() as directory:
-        cluster = Cluster(release, directory, count=count, arguments=arguments, authority=authority)
+        cluster = Cluster(release, directory, count=count, arguments=arguments, authority=authority, network=network)
         try:
+            if network is not None:
+                network.make()
             cluster.start()
             yield cluster
         finally:
             cluster.stop()
+            if network is not None:
+                network.remove()
 
 
 def version_of(release: str) -> str:

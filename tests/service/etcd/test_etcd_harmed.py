@@ -1,0 +1,191 @@
+"""The suite on three members, while one after the other is killed, hangs, and is cut off."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Iterator, Sequence
+
+import pytest
+
+from services.etcd.client import RemoteEtcd
+from services.etcd.cluster import pause
+from services.etcd.config import EtcdConfig
+from services.etcd.store import (
+    LIMIT,
+    Changes,
+    ClusterStatus,
+    Committed,
+    Conflict,
+    Etcd,
+    KeyValue,
+    Lease,
+    Mod,
+    Operation,
+    Page,
+    Put,
+    size_of,
+)
+from services.kit import errors, loops
+from tests.etcd_servers import RELEASES, Cluster, etcd
+from tests.suites.etcd import EtcdSuite
+
+PATIENCE = 60.0
+_marks = itertools.count(1)
+
+
+class Patient:
+    """An Etcd whose calls are made until they succeed, as those do who may wait. A commit writes a key of its own
+    beside, which it compares, too: so it happens once, and is known to have happened.
+    """
+
+    def __init__(self, etcd: Etcd) -> None:
+        self._etcd = etcd
+        self.repeated = 0
+
+    async def _wait(self, failures: int) -> int:
+        self.repeated += 1
+        await asyncio.sleep(pause(failures + 1))
+        return failures + 1
+
+    async def get(self, key: bytes) -> KeyValue | None:
+        failures = 0
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                try:
+                    return await self._etcd.get(key)
+                except errors.Unavailable:
+                    failures = await self._wait(failures)
+
+    async def pages(
+        self, prefix: bytes, *, revision: int = 0, after: bytes = b"", count: int = 1000
+    ) -> AsyncIterator[Page]:
+        failures, told = 0, False
+        while True:
+            try:
+                async for page in self._etcd.pages(prefix, revision=revision, after=after, count=count):
+                    if not told or page.pairs:
+                        yield page
+                    revision, told = page.revision, True
+                    after = page.pairs[-1].key if page.pairs else after
+                return
+            except errors.Unavailable:
+                failures = await self._wait(failures)
+
+    async def commit(self, operations: Sequence[Operation], compares: Sequence[Mod] = ()) -> Committed | Conflict:
+        mark = b"/marks/%d" % next(_marks)
+        marked = bool(operations) and size_of(operations) < LIMIT - 100 and len(operations) < 4096
+        more, own = ([Put(mark, b"")], [Mod(mark, 0)]) if marked else ([], [])
+        failures = 0
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                try:
+                    done = await self._etcd.commit([*operations, *more], [*compares, *own])
+                except errors.Unavailable:
+                    failures = await self._wait(failures)
+                    continue
+                if failures and isinstance(done, Conflict) and (written := await self.get(mark)) is not None:
+                    return Committed(written.mod)
+                return done
+
+    @contextlib.asynccontextmanager
+    async def watch(self, prefix: bytes, *, after: int) -> AsyncIterator[AsyncIterator[Changes]]:
+        async with contextlib.aclosing(self._watched(prefix, after)) as changes:
+            yield changes
+
+    async def _watched(self, prefix: bytes, after: int):
+        failures = 0
+        while True:
+            try:
+                async with self._etcd.watch(prefix, after=after) as changes:
+                    async for each in changes:
+                        after = each.revision
+                        yield each
+            except errors.Unavailable:
+                failures = await self._wait(failures)
+
+    @contextlib.asynccontextmanager
+    async def lease(self, ttl: float) -> AsyncIterator[Lease]:
+        failures = 0
+        async with contextlib.AsyncExitStack() as stack:
+            while True:
+                try:
+                    lease = await stack.enter_async_context(self._etcd.lease(max(ttl, 30.0)))
+                    break
+                except errors.Unavailable:
+                    failures = await self._wait(failures)
+            yield lease
+
+    async def status(self) -> ClusterStatus:
+        failures = 0
+        while True:
+            status = await self._etcd.status()
+            if status.available and any(member.leader for member in status.members):
+                return status
+            failures = await self._wait(failures)
+
+    async def close(self) -> None:
+        await self._etcd.close()
+
+
+@pytest.fixture(scope="module", params=RELEASES)
+def servers(request) -> Iterator[Cluster]:
+    with etcd(request.param, count=3, networked=True) as cluster:
+        yield cluster
+
+
+class Harm:
+    """What happens to the members, in turn, one at a time."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self.done: list[tuple[str, int]] = []
+
+    async def go_on(self) -> None:
+        for turn in itertools.count(len(self.done)):
+            what, number = ("kill", "freeze", "cut")[turn % 3], turn % 9 // 3
+            member, network = self._cluster.members[number], self._cluster.network
+            assert network is not None
+            if what == "kill":
+                member.kill()
+            elif what == "freeze":
+                member.freeze()
+            else:
+                network.cut(number)
+            self.done.append((what, number))
+            await asyncio.sleep(2.5)
+            await asyncio.to_thread(self._cluster.heal)
+            await asyncio.sleep(0.5)
+
+
+@pytest.fixture(scope="module")
+async def harm(servers: Cluster) -> AsyncIterator[Harm]:
+    made = Harm(servers)
+    task = loops.task("harm", made.go_on())
+    yield made
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    await asyncio.to_thread(servers.heal)
+
+
+@pytest.mark.root
+class TestHarmed(EtcdSuite):
+    @pytest.fixture
+    async def etcd(self, servers: Cluster, harm: Harm) -> AsyncIterator[Patient]:
+        client = Patient(RemoteEtcd(EtcdConfig(endpoints=servers.endpoints, timeout=2.0)))
+        yield client
+        await client.close()
+
+    async def test_z_each_harm_was_done_to_each_member(self, etcd: Patient, harm: Harm) -> None:
+        """The tests before ran meanwhile; what was counted up to here is all there."""
+        count = 0
+        async with asyncio.timeout(100):
+            while len(harm.done) < 10:
+                count += 1
+                assert isinstance(await etcd.commit([Put(b"/counted/%d" % count, b"")]), Committed)
+        found = [pair.key async for page in etcd.pages(b"/counted/") for pair in page.pairs]
+        assert set(found) == {b"/counted/%d" % n for n in range(1, count + 1)}
+        assert len(set(harm.done)) == 9
+        assert count > 20
