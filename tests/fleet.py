@@ -123,7 +123,7 @@ class BookFleet:
         self.name = name
         book.addresses[name] = node.address
 
-    async def sources(self, digest: str) -> Sequence[Source]:
+    async def sources(self, digest: str, namespace: str) -> Sequence[Source]:
         self.book.asked.append(("sources", digest))
         found = self.book.complete.get(digest, {})
         return [
@@ -147,9 +147,6 @@ class BookFleet:
         finally:
             self.node.arriving.end(parsed)
             del self.book.claims[digest]
-
-    async def image(self, name: str, namespace: str) -> tuple[str, int] | None:
-        return None
 
 
 class RootNode:

@@ -5,7 +5,10 @@ transfers through the gateway as any client.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
 
+from services.images import fleet_config
 from services.images.concurrency.budget import READINGS, Budget
 from services.images.config import load
 from services.images.distribution.fetcher import Fetcher
@@ -28,6 +31,26 @@ from services.kit.hops import Hop
 from services.kit.publisher import Publisher
 from services.snapshots.diff.workers import Appliers
 
+if TYPE_CHECKING:
+    from services.images.distribution.peers import Peers
+
+
+@contextlib.asynccontextmanager
+async def peering(file: settings.File, node: settings.Node, registry: Registry) -> AsyncIterator[Peers | None]:
+    """The other nodes of the fleet, if this one is in a fleet. Only then any of this is loaded."""
+    fleet = fleet_config.of(file)
+    if fleet is None:
+        yield None
+        return
+    from services.fleet.remote import RemoteFleet
+    from services.images.distribution.fleet_sources import FleetSources
+    from services.images.distribution.peers import Peers
+    from services.images.registry.host import TLS
+
+    async with rpc.Channel(node.state / "fleet.sock", "fleet") as channel:
+        tls = TLS((fleet.ca,), ((fleet.cert, fleet.key),), alone=True)
+        yield Peers(FleetSources(RemoteFleet(channel)), registry, tls, fleet.namespaces)
+
 
 async def serve(file: settings.File, node: settings.Node) -> None:
     """Serve until a signal."""
@@ -47,6 +70,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
             Publisher(gateway).running() as publisher,
             Leases(gateway).running() as leases,
             Registry(hosts, timeouts=config.timeouts, retry=config.retry) as registry,
+            peering(file, node, registry) as peers,
             rpc.serving(
                 node.state / "images.sock",
                 [
@@ -61,7 +85,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
                         unpacker,
                         RegistryPuller(
                             registry,
-                            Fetcher(budget, config.streams, config.largest),
+                            Fetcher(budget, config.streams, config.largest, peers),
                             unpacker,
                             Verifier(config.verifier),
                             config.layers,

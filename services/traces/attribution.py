@@ -226,7 +226,7 @@ def _transfer(piece: Piece) -> Shares:
     """
     node, reason = piece.node, reason_of(piece)
     without = node.number("splitd.bytes_ms")
-    if without is None or reason.kind is not Kind.NETWORK:
+    if without is None or reason.kind not in (Kind.NETWORK, Kind.PEER):
         return {}
     weights: Shares = {(node, reason): without}
     left = max(0.0, node.length / 1e6 - without)

@@ -20,6 +20,8 @@ class Kind(enum.StrEnum):
     REGISTRY = "registry"
     NETWORK = "network"
     MIRROR = "mirror"
+    PEER = "peer"
+    """Another node of the fleet, which gave bytes."""
     CPU = "cpu"
     DISK = "disk"
     LOCK = "lock"
@@ -106,6 +108,7 @@ SPANS = {
     "registry.connect": Reason(Kind.NETWORK, "connect"),
     "registry.tls": Reason(Kind.NETWORK, "TLS"),
     "registry.send": Reason(Kind.NETWORK, "upload"),
+    "fleet.claim": Reason(Kind.PEER, "claim"),
     "wait.bytes": Reason(Kind.NETWORK, "bytes"),
     "wait.client": Reason(Kind.CLIENT, "client"),
     "wait.worker": Reason(Kind.RUNTIME, "worker start"),
@@ -163,6 +166,8 @@ def reason_of(piece: Piece) -> Reason:
     if foreign is not None:
         return Reason(HELD[foreign.span.name], foreign.span.name[5:], holder=operation_of(node))
     request = above.get("registry.request")
+    if request is not None and request.text("splitd.peer"):
+        return Reason(Kind.PEER, _of_peer(request, node), request.text("server.address"))
     if request is not None and request.span.attributes.get("splitd.registry.mirror") is True:
         part = _failed_mirror(request) or ("first byte" if node.span.name == "registry.first_byte" else "")
         if part:
@@ -217,6 +222,14 @@ def _process(node: Node) -> str:
 
 def _holder_is_another(wait: Node, piece: Piece) -> bool:
     return wait.span.name in HELD and wait.span.trace != piece.node.span.trace
+
+
+def _of_peer(request: Node, node: Node) -> str:
+    failed = _failed_mirror(request)
+    if failed:
+        return "given up" if failed == "slow" else failed
+    known = SPANS.get(node.span.name)
+    return known.part if known is not None else "first byte"
 
 
 def _failed_mirror(request: Node) -> str:

@@ -23,7 +23,7 @@ MOSTLY = 0.8
 STANDS_OUT = 0.2
 """An advice is about a cause that has this share of the time."""
 
-OUTSIDE = {Kind.REGISTRY, Kind.MIRROR, Kind.LOCK, Kind.QUEUE, Kind.CLIENT, Kind.VERIFIER}
+OUTSIDE = {Kind.REGISTRY, Kind.MIRROR, Kind.PEER, Kind.LOCK, Kind.QUEUE, Kind.CLIENT, Kind.VERIFIER}
 """Somebody else held the operation up: none of it is the operation's own work."""
 
 ALSO = 0.1
@@ -63,6 +63,14 @@ _WHAT = {
     (Kind.MIRROR, "dead"): "trying the mirror {host}, which did not serve",
     (Kind.MIRROR, "slow"): "bytes{of_layer} from the mirror {host}, which was given up",
     (Kind.MIRROR, "first byte"): "waiting for the first byte{of_layer} from the mirror {host}",
+    (Kind.PEER, "bandwidth"): "waiting for bytes{of_layer} from {host}{rate}",
+    (Kind.PEER, "first byte"): "waiting for the first byte{of_layer} from {host}",
+    (Kind.PEER, "given up"): "bytes{of_layer} from {host}, which was given up",
+    (Kind.PEER, "dead"): "trying {host}, which did not serve",
+    (Kind.PEER, "connect"): "connecting to {host}",
+    (Kind.PEER, "DNS"): "looking up the address of {host}",
+    (Kind.PEER, "TLS"): "agreeing on TLS with {host}",
+    (Kind.PEER, "claim"): "asking the fleet who fetches{layer}",
     (Kind.CPU, "no processor free"): "waiting for a processor to be free{layer}",
     (Kind.CPU, "inflate"): "inflating{layer}",
     (Kind.CPU, "compress"): "compressing{layer}",
@@ -97,6 +105,7 @@ _HELP = {
     Kind.REGISTRY: "if {host} answered at once",
     Kind.NETWORK: "with a faster way to {host}, such as a mirror nearby",
     Kind.MIRROR: "without the mirror {host}",
+    Kind.PEER: "if {host} gave its bytes at once",
     Kind.CPU: "with more or faster processors",
     Kind.DISK: "with a faster disk",
     Kind.LOCK: "if nothing else held the lock",
@@ -126,7 +135,7 @@ def what(reason: Reason, layer: int | None, rate: float | None = None) -> str:
         return f"not recorded, in {reason.part}" if reason.kind is Kind.UNKNOWN else reason.part
     named = "" if layer is None else f"layer {layer + 1}"
     return words.format(
-        host=reason.host or "the registry",
+        host=reason.host or ("the fleet" if reason.kind is Kind.PEER else "the registry"),
         of_host=f" of {reason.host}" if reason.host else "",
         layer=f" ({named})" if named else "",
         of_layer=f" of {named}" if named else "",
@@ -205,7 +214,9 @@ def of(about: Head, causes: Sequence[Cause], slices: Sequence[Slice], tree: Tree
     gain = _total(helped)
     if not helped or gain < max(WORTH, STANDS_OUT * wall):
         return Said(kinds, sentence, "", 0.0, tuple(notes))
-    condition = _HELP[helped[0].kind].format(host=helped[0].host or "the registry", holder=helped[0].holder)
+    condition = _HELP[helped[0].kind].format(
+        host=helped[0].host or ("the fleet" if helped[0].kind is Kind.PEER else "the registry"), holder=helped[0].holder
+    )
     advice = f"{condition}, it would take {seconds(wall - gain)} s at best: {seconds(gain)} s less"
     return Said(kinds, sentence, advice[0].upper() + advice[1:], gain, tuple(notes))
 

@@ -144,7 +144,8 @@ def _pull(made: Tree, several: str, others: int) -> _Pull:
     for node in made.nodes.values():
         attributes = node.span.attributes
         if node.span.name in {"registry.fetch", "registry.request"} and (host := node.text("server.address")):
-            found.add(("mirror" if attributes.get("splitd.registry.mirror") is True else "host", host))
+            mirror = attributes.get("splitd.registry.mirror") is True
+            found.add(("peer" if attributes.get("splitd.peer") else "mirror" if mirror else "host", host))
         if media_type := text(attributes.get("splitd.media_type")) or text(attributes.get("media_type")):
             found.add(("media type", media_type))
     if snapshotter := text(root.span.attributes.get("splitd.snapshotter")):

@@ -20,12 +20,11 @@ import functools
 import logging
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from services.images.concurrency.budget import STREAMS, Budget
 from services.images.concurrency.gather import run_all
 from services.images.concurrency.keyed_locks import KeyedLocks
-from services.images.distribution.peers import Peers, Sharing
 from services.images.registry.client import Client
 from services.images.registry.download import Body, NoParts, WrongBytes
 from services.images.registry.limits import BLOB_LIMIT
@@ -35,6 +34,9 @@ from services.kit.faults import fault
 from services.kit.identifiers import quoted
 from services.oci.descriptors import Descriptor
 from services.oci.references import Reference
+
+if TYPE_CHECKING:
+    from services.images.distribution.peers import Peers, Sharing
 
 log = logging.getLogger(__name__)
 

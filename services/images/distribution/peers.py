@@ -112,7 +112,7 @@ class Fleet(Protocol):
     because etcd or the process is away: then nobody has anything, and each claim is this node's.
     """
 
-    async def sources(self, digest: str) -> Sequence[Source]:
+    async def sources(self, digest: str, namespace: str) -> Sequence[Source]:
         """The nodes that have a blob, or get it from a registry; not this one."""
         ...
 
@@ -122,9 +122,18 @@ class Fleet(Protocol):
         """
         ...
 
-    async def image(self, name: str, namespace: str) -> tuple[str, int] | None:
-        """The digest and size of the document that most nodes have as the image ``name``; None if none has it."""
-        ...
+
+@contextlib.asynccontextmanager
+async def telling(ingest: Ingest, claim: Claim, interval: float = TELLING) -> AsyncIterator[None]:
+    """During the block, tell those who follow how much of the ingest has arrived."""
+
+    async def tell() -> None:
+        while True:
+            claim.arrived(ingest.offset, ingest.received)
+            await asyncio.sleep(interval)
+
+    async with loops.running("the telling of what has arrived", tell):
+        yield
 
 
 class Throughput:
@@ -291,13 +300,15 @@ class Sharing:
 
     async def _complete(self, asked: set[str], *, last: bool) -> Source | None:
         """A peer that has all of it; if it is the ``last`` resort, at least the one that has most."""
-        found = await self._peers.fleet.sources(self._descriptor.digest)
+        found = await self._peers.fleet.sources(self._descriptor.digest, self._namespace)
         usable = [each for each in found if (each.complete or last) and self._usable(each, asked, last=last)]
         random.shuffle(usable)  # so that not all ask the same
         return max(usable, key=lambda each: each.have, default=None)
 
     def _usable(self, source: Source, asked: set[str], *, last: bool) -> bool:
-        if source.node in asked or source.node in self._peers.liars or source.size != self._descriptor.size:
+        if not source.address or source.node in asked or source.node in self._peers.liars:
+            return False
+        if source.size != self._descriptor.size:
             return False
         return last or not self._peers.registry.memory.is_avoided(peer_key(source.node))
 
@@ -320,14 +331,7 @@ class Sharing:
             await self._release()
             return source
         self._claim = claim
-        claim.arrived(ingest.offset, ingest.received)
-
-        async def tell() -> None:
-            while True:
-                await asyncio.sleep(TELLING)
-                claim.arrived(ingest.offset, ingest.received)
-
-        await self._claiming.enter_async_context(loops.running("the telling of what has arrived", tell))
+        await self._claiming.enter_async_context(telling(ingest, claim))
         return None
 
     def fetch(self, source: Source, offset: int) -> Download:

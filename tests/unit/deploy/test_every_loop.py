@@ -43,7 +43,9 @@ from services.etcd.config import EtcdConfig
 from services.etcd.leasing import leased
 from services.etcd.memory import MemoryEtcd
 from services.etcd.store import Put
+from services.images.distribution.peers import telling
 from services.images.distribution.progress import Tracker, reporting_waits
+from services.images.node.ingest import SharedIngest
 from services.images.node.leases_remote import Leases
 from services.images.transfer import Progress
 from services.images.waits import Board
@@ -563,6 +565,32 @@ async def telling_waits(place: Path) -> AsyncIterator[Works]:
         await eventually_async(lambda: asyncio.sleep(0, told), "nobody is told what is waited for")
 
     async with reporting_waits(board, told.append, after=0.0, interval=0.005, again=0.0):
+        yield works
+
+
+@loop("the telling of what has arrived")
+async def telling_arrivals(place: Path) -> AsyncIterator[Works]:
+    told: list[int] = []
+
+    async def commit(labels: Mapping[str, str]) -> None:
+        raise AssertionError
+
+    ingest = SharedIngest(7, commit)
+
+    class Told:
+        holder = None
+
+        def arrived(self, have: int, received: int) -> None:
+            told.append(have)
+
+        def complete(self) -> None:
+            raise AssertionError
+
+    async def works() -> None:
+        told.clear()
+        await eventually_async(lambda: asyncio.sleep(0, told[:1] == [7]), "who follows is told nothing")
+
+    async with telling(ingest, Told(), interval=0.001):
         yield works
 
 

@@ -153,6 +153,34 @@ def test_a_slow_mirror() -> None:
     assert verdict.advice.startswith("Without the mirror mirror:1")
 
 
+def test_a_slow_peer_is_a_cause_with_its_name() -> None:
+    """It serves slowly; another one was given up, and one did not serve at all."""
+    pull = Pull(4000, unpacks=False)
+    layer = pull.add("images.layer", 0, 4000, pull.pull, oci__layer__digest=DIGESTS[0], splitd__layer=0)
+    ok: Any = {"splitd__registry__mirror": True, "http__response__status_code": 200}
+
+    def request(start: int, end: int, node: str, **more: Any) -> Any:
+        about: Any = {"splitd__peer": node, "server__address": f"peer {node}"}
+        return pull.add("registry.request", start, end, layer, **about, **more)
+
+    pull.add("fleet.claim", 0, 100, layer)
+    request(100, 500, "dead", error__type="connect")
+    left = request(500, 1000, "left", **ok, error__type="lost")
+    pull.add("registry.transfer", 600, 1000, left, splitd__bytes=1000, splitd__bytes_ms=400)
+    slow = request(1000, 4000, "slow", **ok)
+    pull.add("registry.first_byte", 1000, 1500, slow, server__address="peer slow")
+    about: Any = {"server__address": "peer slow"}
+    pull.add("registry.transfer", 1500, 4000, slow, **about, splitd__bytes=5_000_000, splitd__bytes_ms=2400)
+    verdict = judge(pull.trace())
+    assert seconds(verdict, Kind.PEER, "bandwidth") == pytest.approx(2.4)
+    assert seconds(verdict, Kind.PEER, "first byte") == pytest.approx(0.5)
+    assert seconds(verdict, Kind.PEER, "given up") == pytest.approx(0.5)
+    assert seconds(verdict, Kind.PEER, "dead") == pytest.approx(0.4)
+    assert seconds(verdict, Kind.PEER, "claim") == pytest.approx(0.1)
+    assert "waiting for bytes of layer 1 from peer slow at 2.0 MB/s" in verdict.sentence
+    assert verdict.advice.startswith("If peer slow gave its bytes at once, it would take 1.1 s at best")
+
+
 def test_the_first_byte() -> None:
     """It is the registry's."""
     pull = Pull(1000)

@@ -9,7 +9,7 @@ import { isWait, reveal, rows } from "./tree.js";
 
 const SHORTEST = 20; // µs of the shortest view
 const AROUND = 12; // rows beyond the window that exist too
-const KINDS = ["network", "registry", "mirror", "cpu", "disk", "lock", "queue", "client", "runtime", "container", "verifier", "node", "unknown"];
+const KINDS = ["network", "registry", "mirror", "peer", "cpu", "disk", "lock", "queue", "client", "runtime", "container", "verifier", "node", "unknown"];
 
 export class Waterfall {
   // `told` has `view(from, to)`, `focus(node)`, `hover(node)`, and `all()`, which is to want all spans; `colour(service)` is a name for the style sheet.
