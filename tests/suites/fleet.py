@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from services.fleet.store import NOBODY, Claim, Fleet, Peer
+from services.fleet.store import NOBODY, Claim, Fetch, Fleet, Peer
 from services.oci.digests import Digest
+from tests.support import eventually_async
 
 BLOB = Digest.parse("sha256:" + "1" * 64)
 
@@ -26,11 +27,13 @@ async def until(found: AsyncIterator[Sequence[Peer]], wanted: Sequence[Peer]) ->
     raise AssertionError(f"it ended before it told of {wanted}")
 
 
-async def claimed(fetch: object, wanted: Claim) -> None:
-    """Ask until this is the answer: the fleet may be slow, and then nobody is."""
-    async with asyncio.timeout(10):
-        while await fetch.claim() != wanted:  # type: ignore[attr-defined]
-            await asyncio.sleep(0)
+async def claimed(fetch: Fetch, wanted: Claim) -> None:
+    """Ask until this is the answer: where the fleet is slow, it is another."""
+
+    async def look() -> bool:
+        return await fetch.claim() == wanted
+
+    await eventually_async(look)
 
 
 class FleetSuite(ABC):

@@ -57,42 +57,6 @@ class FetchResponse(_message.Message):
     ours: bool
     def __init__(self, node: _Optional[str] = ..., ours: _Optional[bool] = ...) -> None: ...
 
-class StatusResponse(_message.Message):
-    __slots__ = ("node", "address", "namespaces", "trouble", "blobs", "images", "containers", "left_out", "members")
-    NODE_FIELD_NUMBER: _ClassVar[int]
-    ADDRESS_FIELD_NUMBER: _ClassVar[int]
-    NAMESPACES_FIELD_NUMBER: _ClassVar[int]
-    TROUBLE_FIELD_NUMBER: _ClassVar[int]
-    BLOBS_FIELD_NUMBER: _ClassVar[int]
-    IMAGES_FIELD_NUMBER: _ClassVar[int]
-    CONTAINERS_FIELD_NUMBER: _ClassVar[int]
-    LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
-    MEMBERS_FIELD_NUMBER: _ClassVar[int]
-    node: str
-    address: str
-    namespaces: _containers.RepeatedScalarFieldContainer[str]
-    trouble: str
-    blobs: int
-    images: int
-    containers: int
-    left_out: int
-    members: _containers.RepeatedCompositeFieldContainer[Member]
-    def __init__(self, node: _Optional[str] = ..., address: _Optional[str] = ..., namespaces: _Optional[_Iterable[str]] = ..., trouble: _Optional[str] = ..., blobs: _Optional[int] = ..., images: _Optional[int] = ..., containers: _Optional[int] = ..., left_out: _Optional[int] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ...) -> None: ...
-
-class Member(_message.Message):
-    __slots__ = ("endpoint", "version", "leader", "size", "error")
-    ENDPOINT_FIELD_NUMBER: _ClassVar[int]
-    VERSION_FIELD_NUMBER: _ClassVar[int]
-    LEADER_FIELD_NUMBER: _ClassVar[int]
-    SIZE_FIELD_NUMBER: _ClassVar[int]
-    ERROR_FIELD_NUMBER: _ClassVar[int]
-    endpoint: str
-    version: str
-    leader: bool
-    size: int
-    error: str
-    def __init__(self, endpoint: _Optional[str] = ..., version: _Optional[str] = ..., leader: _Optional[bool] = ..., size: _Optional[int] = ..., error: _Optional[str] = ...) -> None: ...
-
 class NodesResponse(_message.Message):
     __slots__ = ("nodes",)
     NODES_FIELD_NUMBER: _ClassVar[int]
@@ -110,46 +74,6 @@ class Node(_message.Message):
     since: int
     version: str
     def __init__(self, name: _Optional[str] = ..., address: _Optional[str] = ..., since: _Optional[int] = ..., version: _Optional[str] = ...) -> None: ...
-
-class ImagesResponse(_message.Message):
-    __slots__ = ("images",)
-    IMAGES_FIELD_NUMBER: _ClassVar[int]
-    images: _containers.RepeatedCompositeFieldContainer[Image]
-    def __init__(self, images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ...) -> None: ...
-
-class Image(_message.Message):
-    __slots__ = ("node", "namespace", "name", "digest", "size")
-    NODE_FIELD_NUMBER: _ClassVar[int]
-    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
-    NAME_FIELD_NUMBER: _ClassVar[int]
-    DIGEST_FIELD_NUMBER: _ClassVar[int]
-    SIZE_FIELD_NUMBER: _ClassVar[int]
-    node: str
-    namespace: str
-    name: str
-    digest: str
-    size: int
-    def __init__(self, node: _Optional[str] = ..., namespace: _Optional[str] = ..., name: _Optional[str] = ..., digest: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
-
-class ContainersResponse(_message.Message):
-    __slots__ = ("containers",)
-    CONTAINERS_FIELD_NUMBER: _ClassVar[int]
-    containers: _containers.RepeatedCompositeFieldContainer[Container]
-    def __init__(self, containers: _Optional[_Iterable[_Union[Container, _Mapping]]] = ...) -> None: ...
-
-class Container(_message.Message):
-    __slots__ = ("node", "namespace", "id", "image", "created")
-    NODE_FIELD_NUMBER: _ClassVar[int]
-    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
-    ID_FIELD_NUMBER: _ClassVar[int]
-    IMAGE_FIELD_NUMBER: _ClassVar[int]
-    CREATED_FIELD_NUMBER: _ClassVar[int]
-    node: str
-    namespace: str
-    id: str
-    image: str
-    created: int
-    def __init__(self, node: _Optional[str] = ..., namespace: _Optional[str] = ..., id: _Optional[str] = ..., image: _Optional[str] = ..., created: _Optional[int] = ...) -> None: ...
 
 class WhyRequest(_message.Message):
     __slots__ = ("digest",)

@@ -1,0 +1,345 @@
+"""A node in its fleet: what etcd is told of it, and what it says of the others.
+
+Below the prefix, all keys have the node's lease, and values are JSON with a version:
+
+- ``nodes/NODE``: where its peer server is;
+- ``has/DIGEST/NODE``: a blob, its size, and how much of it is there;
+- ``fetching/DIGEST``: the node that fetches it from a registry.
+
+The keys that should be there are kept here. Those that changed since they were written go to etcd together, some times
+a second at most; what etcd has is not written again. With a new lease all are written. Nothing waits for etcd but the
+answer to a claim, and whoever asks for that has a limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
+from typing import Any
+
+from services.etcd.store import Committed, Compacted, Delete, Etcd, KeyValue, Mod, Operation, Put
+from services.fleet.arriving import Arriving, Part
+from services.fleet.store import NOBODY, PEERS, Claim, Peer
+from services.kit import errors, identifiers, loops
+from services.oci.digests import Digest
+
+log = logging.getLogger(__name__)
+
+TTL = 15.0
+"""Seconds after which the others take a silent node for gone."""
+BLOBS = 100_000
+"""Blobs of a node that the others are told of, at most."""
+BATCH = 1000
+"""Keys that are written at once."""
+QUIET = 0.25
+"""Seconds from one write to etcd to the next."""
+FIRST, LONGEST = 0.5, 5.0
+"""Seconds until etcd is tried again after a failure: at first, and at most."""
+VALUE = 4096
+"""Bytes of a value of another node that are read; a longer one is left out."""
+
+
+class FleetNode:
+    """A ``Fleet``, by an etcd. ``address`` is where peers reach it, empty if it serves nothing."""
+
+    def __init__(
+        self, etcd: Etcd, prefix: str, node: str, address: str, namespaces: Collection[str], version: str = ""
+    ) -> None:
+        identifiers.validate(node)
+        self.node = node
+        self.address = address
+        self.namespaces = frozenset(namespaces)
+        self.arriving = Arriving()
+        self.trouble = "etcd was not reached yet"
+        """Why this node is not in the fleet now; else empty."""
+        self.left_out = 0
+        """Blobs above the limit."""
+        self._etcd = etcd
+        self._prefix = prefix.rstrip("/") + "/"
+        self._lease = 0
+        self._wanted: dict[bytes, bytes] = {}
+        self._written: dict[bytes, bytes] = {}
+        self._changed: dict[bytes, None] = {}
+        self._wake = asyncio.Event()
+        self._blobs: dict[str, int] = {}
+        self._fetches: dict[str, LocalFetch] = {}
+        """The fetch of each digest whose bytes peers may read."""
+        self._me = self._key("nodes", node)
+        self._own = {"address": address, "since": time.time_ns(), "version": version}
+        self._want(self._me, self._own)
+
+    def _key(self, *parts: str) -> bytes:
+        return (self._prefix + "/".join(parts)).encode()
+
+    def _want(self, key: bytes, value: Mapping[str, Any] | None) -> None:
+        """Let etcd have this value, or no such key."""
+        text = None if value is None else json.dumps({"v": 1, **value}, separators=(",", ":")).encode()
+        if text == self._wanted.get(key):
+            return
+        if text is None:
+            del self._wanted[key]
+        else:
+            self._wanted[key] = text
+        self._changed[key] = None
+        self._wake.set()
+
+    # ------------------------------------------------------------------------------------------ what etcd is told
+
+    async def keep(self) -> None:
+        """Be in the fleet, until cancelled. It is a loop of the process."""
+        pause = FIRST
+        while True:
+            try:
+                async with self._etcd.lease(TTL) as lease:
+                    await self._enter(lease.id)
+                    self._lease, self.trouble, pause = lease.id, "", FIRST
+                    losing = loops.task("the lease of this node", self._until(lease.lost))
+                    try:
+                        while not lease.lost.is_set():
+                            await self._wake.wait()
+                            await self._write(lease.id)
+                            await asyncio.sleep(QUIET)
+                    finally:
+                        self._lease = 0
+                        losing.cancel()
+                        await asyncio.wait((losing,))
+                    self.trouble = "its lease has ended"
+            except errors.NodeError as error:
+                if str(error) != self.trouble:
+                    log.warning("this node is not in the fleet: %s", error)
+                self.trouble = str(error)
+            await asyncio.sleep(pause * (0.8 + secrets.randbelow(400) / 1000))
+            pause = min(2 * pause, LONGEST)
+
+    async def _until(self, lost: asyncio.Event) -> None:
+        await lost.wait()
+        self._wake.set()
+
+    async def _enter(self, lease: int) -> None:
+        """Take the node's name with a new lease. AlreadyExists if another has it."""
+        put = Put(self._me, self._wanted[self._me], lease)
+        if not isinstance(await self._etcd.commit([put], [Mod(self._me, 0)]), Committed):
+            found = await self._etcd.get(self._me)
+            if found is not None and found.value != put.value:
+                raise errors.AlreadyExists(
+                    f"node {self.node} at {_read(found).get('address') or 'no address'} is in the fleet: choose "
+                    f"another [fleet] name, or wait {TTL:g} s for the end of one that was killed"
+                )
+            await self._etcd.commit([put])
+        self._written = {self._me: put.value}
+        self._changed = dict.fromkeys(self._wanted)
+        self._wake.set()
+
+    async def _write(self, lease: int) -> None:
+        """Write what has changed."""
+        self._wake.clear()
+        while self._changed:
+            batch = list(self._changed)[:BATCH]
+            operations: list[Operation] = []
+            for key in batch:
+                value = self._wanted.get(key)
+                del self._changed[key]
+                if value == self._written.get(key):
+                    continue
+                operations.append(Delete(key) if value is None else Put(key, value, lease))
+            if not operations:
+                continue
+            try:
+                await self._etcd.commit(operations)
+            except BaseException:
+                for each in operations:  # what happened of it is not known
+                    self._written.pop(each.key, None)
+                    self._changed[each.key] = None
+                raise
+            for each in operations:
+                if isinstance(each, Put):
+                    self._written[each.key] = each.value
+                else:
+                    self._written.pop(each.key, None)
+
+    def blobs(self, found: Mapping[str, int]) -> None:
+        """The shared blobs that this node has now: sizes by digest. The first ``BLOBS`` are told."""
+        kept = dict(list(found.items())[:BLOBS])
+        self.left_out = len(found) - len(kept)
+        before, self._blobs = self._blobs, kept
+        for digest in before.keys() - kept.keys():
+            self._tell(digest)
+        for digest, size in kept.items():
+            if before.get(digest) != size:
+                self._tell(digest)
+
+    def _tell(self, digest: str) -> None:
+        """Let etcd have what is there of a blob."""
+        size = self._blobs.get(digest)
+        fetch = self._fetches.get(digest)
+        value: dict[str, Any] | None = None
+        if size is not None:
+            value = {"size": size, "have": size, "address": self.address}
+        elif fetch is not None:
+            value = {"size": fetch.size, "have": fetch.have, "address": self.address}
+        self._want(self._key("has", digest, self.node), value)
+
+    # ------------------------------------------------------------------------------------------ what etcd says
+
+    async def peers(self, digest: Digest) -> Sequence[Peer]:
+        """The nodes that have a blob, or a part of it, this one too. Raises what etcd does."""
+        return list((await self._peers(digest))[0].values())
+
+    async def _peers(self, digest: Digest) -> tuple[dict[str, Peer], int]:
+        found: dict[str, Peer] = {}
+        revision = 0
+        async for page in self._etcd.pages(self._key("has", str(digest), ""), count=PEERS):
+            revision = page.revision
+            found.update({peer.node: peer for pair in page.pairs if (peer := _peer(pair)) is not None})
+            break
+        return found, revision
+
+    async def nodes(self) -> AsyncGenerator[tuple[str, Mapping[str, Any]]]:
+        """Each node of the fleet with what it says of itself. Raises what etcd does."""
+        prefix = self._key("nodes", "")
+        async for page in self._etcd.pages(prefix):
+            for pair in page.pairs:
+                yield pair.key.removeprefix(prefix).decode(errors="replace"), _read(pair)
+
+    async def fetcher(self, digest: Digest) -> str:
+        """The node that fetches a blob from a registry; empty: none. Raises what etcd does."""
+        found = await self._etcd.get(self._key("fetching", str(digest)))
+        return str(_read(found).get("node", "")) if found else ""
+
+    @contextlib.asynccontextmanager
+    async def find(self, namespace: str, digest: Digest) -> AsyncIterator[AsyncIterator[Sequence[Peer]]]:
+        async with contextlib.aclosing(self._found(namespace, digest)) as found:
+            yield found
+
+    async def _found(self, namespace: str, digest: Digest) -> AsyncGenerator[Sequence[Peer]]:
+        if namespace not in self.namespaces or not self._lease:
+            yield ()
+            return
+        told = False
+        while True:
+            try:
+                peers, revision = await self._peers(digest)
+                yield self._others(peers)
+                told = True
+                async with self._etcd.watch(self._key("has", str(digest), ""), after=revision) as changes:
+                    async for each in changes:
+                        for change in each.changes:
+                            name = change.key.rpartition(b"/")[2].decode(errors="replace")
+                            peers.pop(name, None)
+                            if change.pair is not None and len(peers) < PEERS and (peer := _peer(change.pair)):
+                                peers[name] = peer
+                        if each.changes:
+                            yield self._others(peers)
+            except Compacted:
+                continue
+            except errors.NodeError as error:
+                log.debug("etcd does not say who has %s: %s", digest, error)
+                if not told:
+                    yield ()
+                return
+
+    def _others(self, peers: Mapping[str, Peer]) -> Sequence[Peer]:
+        return [peer for peer in peers.values() if peer.node != self.node and peer.address]
+
+    @contextlib.asynccontextmanager
+    async def fetching(self, namespace: str, digest: Digest, size: int) -> AsyncIterator[LocalFetch]:
+        fetch = LocalFetch(self, digest, size, namespace in self.namespaces)
+        try:
+            yield fetch
+        finally:
+            fetch.end()
+
+    async def claim(self, digest: Digest) -> Claim:
+        """Claim a blob for this node. The claim lasts until :meth:`release`."""
+        key, lease = self._key("fetching", str(digest)), self._lease
+        if not lease:
+            return NOBODY
+        value = json.dumps({"v": 1, "node": self.node}, separators=(",", ":")).encode()
+        try:
+            if isinstance(await self._etcd.commit([Put(key, value, lease)], [Mod(key, 0)]), Committed):
+                self._wanted[key] = self._written[key] = value
+                return Claim(self.node, True)
+            owner = await self.fetcher(digest)
+        except errors.NodeError as error:
+            log.debug("%s is not claimed: %s", digest, error)
+            return NOBODY
+        return Claim(owner, owner in ("", self.node))
+
+    def release(self, digest: Digest) -> None:
+        """End this node's claim, if it has one."""
+        self._want(self._key("fetching", str(digest)), None)
+
+    def began(self, fetch: LocalFetch) -> bool:
+        """Whether peers may read of this fetch; of two of one digest only of the first."""
+        return self._fetches.setdefault(str(fetch.digest), fetch) is fetch
+
+    def moved(self, fetch: LocalFetch) -> None:
+        """It has more or fewer bytes."""
+        self._tell(str(fetch.digest))
+
+    def ended(self, fetch: LocalFetch) -> None:
+        """It is over."""
+        if self._fetches.get(str(fetch.digest)) is fetch:
+            del self._fetches[str(fetch.digest)]
+            self.arriving.end(fetch.digest)
+            self._tell(str(fetch.digest))
+
+
+class LocalFetch:
+    """A ``Fetch`` of this node."""
+
+    def __init__(self, fleet: FleetNode, digest: Digest, size: int, shared: bool) -> None:
+        self.digest = digest
+        self.size = size
+        self.have = 0
+        self._fleet = fleet
+        self._shared = shared
+        self._claims = False
+        self._path = ""
+        self._part: Part | None = None
+
+    async def claim(self) -> Claim:
+        if not self._shared:
+            return NOBODY
+        self._claims = True
+        return await self._fleet.claim(self.digest)
+
+    def arrived(self, path: str, have: int) -> None:
+        """As ``Fetch`` says. InvalidArgument for a file that is none."""
+        if not self._shared or not self._fleet.began(self):
+            return
+        if self._part is None or path != self._path or have < self.have:
+            self._fleet.arriving.end(self.digest)
+            self._part = self._fleet.arriving.begin(self.digest, path, self.size)
+            self._path = path
+        self.have = min(have, self.size)
+        self._part.grown(have)
+        self._fleet.moved(self)
+
+    def end(self) -> None:
+        """It is over, and so is its claim."""
+        self._fleet.ended(self)
+        if self._claims:
+            self._fleet.release(self.digest)
+
+
+def _read(pair: KeyValue) -> Mapping[str, Any]:
+    """The value of a key; empty if it is none of ours."""
+    try:
+        found = json.loads(pair.value) if len(pair.value) <= VALUE else None
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) and found.get("v") == 1 else {}
+
+
+def _peer(pair: KeyValue) -> Peer | None:
+    value = _read(pair)
+    size, have, address = value.get("size"), value.get("have"), value.get("address")
+    if type(size) is int and type(have) is int and isinstance(address, str) and 0 <= have <= size:
+        return Peer(pair.key.rpartition(b"/")[2].decode(errors="replace"), address, size, have)
+    return None
