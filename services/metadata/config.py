@@ -16,8 +16,8 @@ _BOLT = "io.containerd.metadata.v1.bolt"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """The metadata service: records of namespaces, containers, leases, images, content and snapshots, and their garbage
-    collection.
+    """The metadata service: records of namespaces, containers, sandboxes, leases, images, content and snapshots, and
+    their garbage collection.
     """
 
     content_sharing_policy: Literal["shared", "isolated"] = "shared"
