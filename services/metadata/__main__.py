@@ -55,7 +55,7 @@ async def stored(
     etcd = connect(config.etcd)
     records = EtcdTransactions(
         etcd,
-        f"{config.etcd.prefix.rstrip('/')}/metadata",
+        configuration.records_prefix(config),
         state / "metadata" / "mirror.db",
         this_node(directory),
         rpc.caller,

@@ -56,6 +56,11 @@ def load(file: settings.File) -> Config:
     return replace(ours, gc=gc.load(file))
 
 
+def records_prefix(config: Config) -> str:
+    """What the keys of the records begin with, in etcd."""
+    return f"{config.etcd.prefix.rstrip('/')}/metadata"
+
+
 def foreign(file: settings.File) -> frozenset[str]:
     """The backends that are third parties' services, by [proxy_plugins]. The gateway validates the entries."""
     plugins = file.tables.get("proxy_plugins", {})

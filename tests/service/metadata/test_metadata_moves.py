@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from services.kit.process import owned
 from services.metadata import moving, schema
 from services.metadata.store import Image
 from services.metadata.transactions import Key, Reader, Transaction
+from tests.etcd_servers import etcd
 from tests.support import TOP
 
 MIGRATE = """
@@ -142,7 +144,7 @@ async def test_nothing_moves_while_a_metadata_process_runs(faults: Path, tmp_pat
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "say what to do: metadata export|import"),
+        ((), "say what to do: metadata export|import|migrate"),
         (("export", "/tmp/no-such-directory/file"), "has no records"),
         (("import", "/tmp/no-such-directory/file"), "/tmp/no-such-directory/file: No such file or directory"),
         (("import", "/etc/hostname"), "/etc/hostname is no export of metadata"),
@@ -155,3 +157,43 @@ def test_mistakes_are_told_in_words(words: tuple[str, ...], said: str, faults: P
     assert refused.stdout == ""
     assert refused.stderr.count("\n") == 1
     assert said in refused.stderr
+
+
+async def test_records_move_to_a_real_etcd_and_back(faults: Path, tmp_path: Path) -> None:
+    """Killed on the way and repeated. Afterwards the store that they have left says where they are."""
+    root, config = tmp_path / "node", tmp_path / "config.toml"
+    (root / "metadata").mkdir(parents=True)
+    await fill(root / "metadata/metadata.db")
+    before = await everything(root / "metadata/metadata.db")
+    with etcd() as cluster:
+        text = f"[metadata.etcd]\nendpoints = {json.dumps(cluster.endpoints)}\n"
+        config.write_text(text)
+
+        def metadata(*words: str) -> subprocess.CompletedProcess[str]:
+            return verb(faults, root, *words, "--config", str(config))
+
+        for point in ("chunk", "arrived", "left"):
+            (faults / f"metadata.moving.{point}").touch()
+            assert metadata("migrate", "--to", "etcd").returncode == -9
+        moved = metadata("migrate", "--to", "etcd")
+        assert moved.returncode == 0, moved.stderr
+        assert "2,200 records (sha256:" in moved.stdout
+        assert f'set [metadata] store = "etcd" in {config}' in moved.stdout
+        refused = metadata("export", str(tmp_path / "file"))
+        assert "the node's records are in etcd (127.0.0.1:" in refused.stderr
+        config.write_text(f'[metadata]\nstore = "etcd"\n{text}')
+        exported = metadata("export", str(tmp_path / "file"))
+        assert exported.stdout.startswith("exported 2,200 records"), exported.stderr
+        other = tmp_path / "other"
+        mine = ("migrate", "--to", "etcd", "--config", str(config))
+        refused = verb(faults, other, *mine)
+        assert refused.returncode == 1
+        assert "--take-over" in refused.stderr
+        taken = verb(faults, other, *mine, "--take-over")
+        assert "nothing was to be moved: it has 2,200 records" in taken.stdout, taken.stderr
+        assert metadata("migrate", "--to", "sqlite").returncode == 1  # it is the other's now
+        assert metadata("migrate", "--to", "etcd", "--take-over").returncode == 0
+        back = metadata("migrate", "--to", "sqlite")
+        assert back.returncode == 0, back.stderr
+    assert await everything(root / "metadata/metadata.db") == before
+    assert not list((root / "metadata").glob("moving*"))
