@@ -18,7 +18,7 @@ SIDE_BY_SIDE := $(BIN)/python -m tests.side_by_side
 STRANGERS := tests/fuzz tests/hostile tests/peers/test_crane.py
 # The tests that start a node, and those that do not: about as long, so side by side.
 NODES := tests/node tests/crash tests/hostile tests/peers/test_crane.py
-REST := tests/unit tests/service tests/fuzz
+REST := tests/unit tests/service tests/fuzz tests/fleets
 # The tests of the second transport: the kit, the gateway and one service behind it, and a node whose calls cross every process.
 GRPCIO := tests/service/kit tests/service/gateway tests/service/events tests/service/content tests/service/snapshots/test_snapshotters.py \
 	$(addprefix tests/node/test_node_,api.py snapshots.py writes.py pulls.py transfers.py killed_processes.py)

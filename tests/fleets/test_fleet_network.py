@@ -1,0 +1,109 @@
+"""The network of the tests of a fleet does what those tests rely on, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fleets.keeper import named
+from tests.fleets.network import Host, Network
+from tests.support import TOP, eventually
+
+SERVER = """
+import socket, sys
+server = socket.create_server((sys.argv[1], 5000))
+print("up", flush=True)
+while True:
+    connection, _ = server.accept()
+    with connection:
+        connection.sendall(bytes(int(connection.recv(64))))
+"""
+CLIENT = """
+import socket, sys
+with socket.create_connection((sys.argv[1], 5000), timeout=float(sys.argv[3])) as connection:
+    connection.sendall(sys.argv[2].encode())
+    left = int(sys.argv[2])
+    while left and (data := connection.recv(min(left, 1 << 20))):
+        left -= len(data)
+    sys.exit(left != 0)
+"""
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[Network]:
+    with Network() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def hosts(network: Network) -> list[Host]:
+    """Three hosts, of which the first serves as many bytes as it is asked for."""
+    found = [network.host(name) for name in ("one", "two", "three")]
+    server = found[0].start(sys.executable, "-c", SERVER, found[0].address, stdout=subprocess.PIPE)
+    assert server.stdout is not None
+    assert server.stdout.readline() == "up\n"
+    return found
+
+
+def fetch(host: Host, source: Host, size: int, seconds: float = 20.0) -> int:
+    """The exit code of a client on ``host`` that fetches so many bytes."""
+    done = host.run(
+        sys.executable, "-c", CLIENT, source.address, str(size), str(seconds), check=False, capture_output=True
+    )
+    return done.returncode
+
+
+def test_a_limited_host_sends_at_its_rate_and_its_bytes_are_counted(hosts: list[Host]) -> None:
+    one, two, _ = hosts
+    one.limit(10_000_000)
+    before, began = one.sent(), time.perf_counter()
+    try:
+        assert fetch(two, one, 10_000_000) == 0
+    finally:
+        one.limit(None)
+    assert time.perf_counter() - began > 0.9
+    assert 10_000_000 <= one.sent() - before < 10_500_000
+
+
+def test_a_cut_parts_two_hosts_and_no_others(network: Network, hosts: list[Host]) -> None:
+    one, two, three = hosts
+    with network.parted(one, two):
+        assert fetch(two, one, 1000, 0.5) != 0
+        assert fetch(three, one, 1000) == 0
+    assert fetch(two, one, 1000) == 0
+
+
+def test_an_unplugged_host_hears_nobody_until_it_is_plugged_in(hosts: list[Host]) -> None:
+    one, two, three = hosts
+    two.unplug()
+    try:
+        assert fetch(two, one, 1000, 0.5) != 0
+        assert fetch(three, one, 1000) == 0
+    finally:
+        two.plug()
+    assert fetch(two, one, 1000) == 0
+
+
+KILLED = """
+import os, signal, sys
+from tests.fleets.network import Network
+network = Network()
+network.host("one").start("sleep", "1000")
+print(network.prefix, network.directory, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_test_leaves_no_namespace_and_no_process() -> None:
+    """The keeper sees the end of its pipe, also after a SIGKILL of the test's process group."""
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED], cwd=TOP, capture_output=True, text=True, timeout=60, check=False
+    )
+    prefix, directory = done.stdout.split()
+    eventually(lambda: not named(prefix), f"{prefix}* is still there", 30)
+    eventually(lambda: not Path(directory).exists(), f"{directory} is still there")
