@@ -5,7 +5,6 @@ directory of its own. The machine's own etcd, if it runs, is not touched.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import re
 import shutil
@@ -20,50 +19,28 @@ from pathlib import Path
 import pytest
 
 from tests.fake_registry import Authority
-from tests.support import TOP, eventually, short_directory
+from tests.support import eventually, short_directory
 
 DEBIAN, TRIXIE = "3.4", "3.5"
 RELEASES = (DEBIAN, TRIXIE)
-UNPACK = TOP.parent / "shared/tools/debian_unpack"
-
-
-@functools.cache
-def _unpacked() -> Path | str:
-    """etcd 3.5, or why it is not there. SPLITD_TEST_ETCD35=DIR says where trixie's etcd-server is unpacked."""
-    given = os.environ.get("SPLITD_TEST_ETCD35")
-    directory = Path(given or Path.home() / ".cache/splitd-tests/etcd-3.5")
-    program = directory / "usr/bin/etcd"
-    if program.exists():
-        return program
-    if given:
-        return f"SPLITD_TEST_ETCD35={given} has no usr/bin/etcd"
-    if not UNPACK.exists():
-        return "etcd 3.5 is not here: unpack trixie's etcd-server, and set SPLITD_TEST_ETCD35 to its directory"
-    temporary = directory.with_name(f"etcd-3.5.{os.getpid()}")
-    temporary.mkdir(parents=True)
-    done = subprocess.run(
-        [UNPACK, "trixie", temporary, "etcd-server"], text=True, capture_output=True, check=False, timeout=110
-    )
-    if done.returncode:
-        shutil.rmtree(temporary)
-        return f"etcd 3.5 cannot be unpacked: {done.stderr.strip()[-200:]}"
-    with contextlib.suppress(OSError):  # another run was faster
-        temporary.rename(directory)
-    shutil.rmtree(temporary, ignore_errors=True)
-    return program
 
 
 def program(release: str) -> Path:
-    """The program of a release. The test is skipped where it is not."""
+    """The program of a release. The test is skipped where it is not: SPLITD_TEST_ETCD35=DIR says where trixie's
+    etcd-server is unpacked.
+    """
     if release == DEBIAN:
         found = shutil.which("etcd")
         if found is None:
             pytest.skip("etcd 3.4 is not here: install Debian's etcd-server (make test-machine does)")
         return Path(found)
-    unpacked = _unpacked()
-    if isinstance(unpacked, str):
-        pytest.skip(unpacked)
-    return unpacked
+    given = os.environ.get("SPLITD_TEST_ETCD35")
+    if not given:
+        pytest.skip("no etcd 3.5: name the directory of trixie's etcd-server in SPLITD_TEST_ETCD35")
+    path = Path(given) / "usr/bin/etcd"
+    if not path.exists():
+        raise FileNotFoundError(f"SPLITD_TEST_ETCD35={given} has no usr/bin/etcd")
+    return path
 
 
 def _ports(count: int) -> list[int]:

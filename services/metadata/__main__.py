@@ -49,7 +49,7 @@ async def stored(
         return
     # a node with the embedded store does without this code and its messages
     from services.etcd.client import connect
-    from services.metadata.etcd import EtcdTransactions, this_node
+    from services.metadata.etcd import Claims, EtcdTransactions, this_node
 
     await moving.check_beside(directory / "metadata.db")
     etcd = connect(config.etcd)
@@ -60,6 +60,7 @@ async def stored(
         this_node(directory),
         rpc.caller,
         stale_reads=config.stale_reads,
+        claims=Claims(directory),
     )
     try:
         async with records.running():

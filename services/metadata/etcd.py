@@ -76,6 +76,29 @@ class Standing:
     why: str = ""
 
 
+class Claims:
+    """Where a node has had records: the prefixes in ``directory``/claimed."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / "claimed"
+
+    def has(self, prefix: str) -> bool:
+        """Whether there were records."""
+        try:
+            return prefix in self._path.read_text().splitlines()
+        except FileNotFoundError:
+            return False
+
+    def add(self, prefix: str) -> None:
+        """There are now. It writes a file."""
+        if not self.has(prefix):
+            before = self._path.read_text() if self._path.exists() else ""
+            files.replace(self._path, f"{before}{prefix}\n")
+
+    def __str__(self) -> str:
+        return str(self._path)
+
+
 def this_node(directory: Path) -> Owner:
     """The node of ROOT/metadata, which is ``directory``. Its id is in the file owner, which is made once."""
     path = directory / "owner"
@@ -94,7 +117,7 @@ class EtcdTransactions:
     """The records of ``node`` below ``prefix`` in etcd, with a mirror in ``path``, which may vanish whenever no process
     uses it. Use it within :meth:`running`.
 
-    ``stale_reads``: seconds for which reads go on while etcd is away.
+    ``stale_reads``: seconds for which reads go on while etcd is away. ``claims`` remembers that there were records.
     """
 
     def __init__(
@@ -107,8 +130,10 @@ class EtcdTransactions:
         *,
         stale_reads: float = 600.0,
         longest: float = LONGEST,
+        claims: Claims | None = None,
     ) -> None:
         self._etcd = etcd
+        self._claims = claims
         self._keys = Keys(prefix)
         self._node = node
         self._stale_reads = stale_reads
@@ -367,6 +392,12 @@ class EtcdTransactions:
                     f"metadata store: the records at {keys.prefix.decode()} in etcd are served by {owner}, and this "
                     f"node is a copy of it. Stop one of them; this one may start {ALIVE:g} s later"
                 )
+        prefix = keys.prefix.decode()
+        if found is None and self._claims is not None and self._claims.has(prefix):
+            raise NotOwnerError(
+                f"metadata store: this node's records at {prefix} are not in etcd any more. Restore etcd from a "
+                f"backup; or remove {self._claims}, to begin without records (splitd metadata import can bring some)"
+            )
         done = await self._etcd.commit(
             [Put(keys.owner, node.encode()), alive, *([] if found else [Put(keys.last, b"")])],
             [Mod(keys.owner, found.mod if found else 0)],
@@ -374,6 +405,10 @@ class EtcdTransactions:
         if not isinstance(done, Committed):
             raise errors.Unavailable("metadata store: another process claims the same records")
         self._owner = done.revision
+        if found is None:  # whatever the mirror shows was another store's
+            self._revision = 0
+        if self._claims is not None:
+            await asyncio.to_thread(self._claims.add, prefix)
 
     async def _apply(self, revision: int, changes: tuple[Change, ...]) -> None:
         """Show in the mirror what happened in etcd up to ``revision``; our own commits are there already."""

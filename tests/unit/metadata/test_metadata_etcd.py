@@ -12,7 +12,7 @@ import pytest
 from services.etcd.memory import MemoryEtcd
 from services.etcd.store import Delete, Put
 from services.kit import errors
-from services.metadata.etcd import EtcdTransactions, NotOwnerError, this_node
+from services.metadata.etcd import Claims, EtcdTransactions, NotOwnerError, this_node
 from services.metadata.etcd_rows import PIECE, WHOLE, Keys, Owner
 from services.metadata.transactions import Key, Reader, Transaction, Transactions, encode
 from tests.suites.records_transactions import TransactionsSuite
@@ -25,9 +25,9 @@ NODE = Owner(node="n1", host="h", machine="m", root="/r")
 
 @contextlib.asynccontextmanager
 async def opened(
-    etcd: MemoryEtcd, path: Path, node: Owner = NODE, stale_reads: float = 600.0
+    etcd: MemoryEtcd, path: Path, node: Owner = NODE, stale_reads: float = 600.0, claims: Claims | None = None
 ) -> AsyncIterator[EtcdTransactions]:
-    store = EtcdTransactions(etcd, PREFIX, path, node, stale_reads=stale_reads, longest=0.05)
+    store = EtcdTransactions(etcd, PREFIX, path, node, stale_reads=stale_reads, longest=0.05, claims=claims)
     try:
         async with store.running():
             yield store
@@ -272,6 +272,23 @@ async def test_who_was_replaced_writes_nothing(tmp_path: Path) -> None:
             with pytest.raises(errors.Unavailable, match="taken over by the node n2 .host elsewhere"):
                 await put(store, "b")
         assert records(etcd) == {encode(("a",))}
+
+
+async def test_an_etcd_that_was_made_anew_is_refused(tmp_path: Path) -> None:
+    """The node would begin without a record otherwise. It says what to do, and that works."""
+    claims = Claims(tmp_path)
+    async with opened(MemoryEtcd(), tmp_path / "one.db", claims=claims) as store:
+        await put(store, "a")
+    etcd = MemoryEtcd()
+    with pytest.raises(NotOwnerError, match=f"not in etcd any more.*remove {tmp_path}/claimed"):
+        async with opened(etcd, tmp_path / "one.db", claims=claims):
+            pass
+    (tmp_path / "claimed").unlink()
+    async with opened(etcd, tmp_path / "one.db", claims=claims) as store:
+        assert shown(store) == {}
+        await put(store, "b")
+    async with opened(etcd, tmp_path / "one.db", claims=claims) as store:
+        assert set(shown(store)) == {("b",)}
 
 
 async def test_a_node_keeps_its_id(tmp_path: Path) -> None:
