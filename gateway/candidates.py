@@ -125,6 +125,16 @@ class Terms:
             address=self.address, tls=self.tls, ca=self.ca, cert=self.cert, key=self.key, server_name=self.server_name
         )
 
+    def check_wanted(self) -> None:
+        """As :meth:`check`, for an operator who asks for them now: also what earlier releases took, which therefore may
+        stand in their files.
+        """
+        self.check()
+        if not self.name.strip("._-"):
+            raise errors.InvalidArgument(f"name {self.name!r}: a name has a letter or a digit")
+        if self.capabilities and kind_of(self.route) != "snapshots":
+            raise errors.InvalidArgument(f"{self.route} takes no capabilities: only snapshotters have some")
+
     def check(self) -> None:
         """InvalidArgument, in words for the operator, where these cannot be meant."""
         binding = KINDS.get(kind_of(self.route))

@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from services.kit import errors
+from services.kit import errors, identifiers
 from services.kit.rpc import NAMESPACE, Headers
 
 Methods = Mapping[str, Collection[str]]
@@ -20,6 +20,8 @@ Methods = Mapping[str, Collection[str]]
 
 _SEVERAL = ("snapshots", "sandbox")
 """Kinds of which there may be several services."""
+_SOME = 12
+"""Methods that an error names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +63,17 @@ def choice(service: str, method: str, namespace: str, known: Iterable[str], meth
     there = sorted({name for each, found in methods.items() if kind in ("", each) for name in found})
     if method not in ("*", *there):
         near = difflib.get_close_matches(method, there, 1)
-        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(there)}"
+        some = f"{', '.join(there[:_SOME])} and {len(there) - _SOME} more" if len(there) > _SOME else ", ".join(there)
+        hint = f"did you mean {near[0]}?" if near else f"it has {some}"
         raise errors.InvalidArgument(f"{service or 'the node'} has no method {method[:100]!r} ({hint})")
+    if namespace:
+        try:
+            identifiers.validate(namespace)
+        except errors.InvalidArgument:
+            raise errors.InvalidArgument(
+                f"namespace {namespace[:80]!r} cannot be one: it has 1 to 76 letters, digits, and single '.', '_' and "
+                "'-' between them"
+            ) from None
     return Choice(service, method, namespace)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Literal
 
 from gateway.candidates import ALL, KINDS, Terms, kind_of, named_by
 from services.kit import errors, page_address, settings
+from services.kit.addresses import address as as_address
 from services.kit.settings import Seconds
 
 _GONE = {"snapshotters": "the snapshots service says which snapshotters it has"}
@@ -141,6 +144,17 @@ class Service:
         return terms
 
 
+def own_socket(address: str, state: Path) -> str:
+    """Why a service cannot be at ``address``, if that is a socket of the gateway whose files are in ``state``; else
+    empty.
+    """
+    path = as_address(address).path
+    own = {os.path.realpath(state / name) for name in ("containerd.sock", "internal.sock")}
+    if not path or os.path.realpath(path) not in own:
+        return ""
+    return f"{address} is a socket of this node itself, which would send each call to itself without an end"
+
+
 def candidates(file: settings.File) -> list[Terms]:
     """Those that [services] names, by route."""
     return list(_candidates(file))
@@ -183,12 +197,18 @@ def check(file: settings.File) -> Iterator[tuple[str, str]]:
         for key, why in _GONE.items()
         if key in file.tables.get("gateway", {})
     )
+    state = settings.load(settings.Node, file, "").state
+    for name, entry in file.tables.get("proxy_plugins", {}).items():
+        if own := own_socket(entry["address"], state):
+            yield "error", f"config file {file.path}: [proxy_plugins.{name}] address: {own}"
     try:
         found = candidates(file)
     except errors.InvalidArgument as error:
         yield "error", str(error).removesuffix(f": {error.suffix}")
         return
     for terms in found:
+        if own := own_socket(terms.address, state):
+            yield "error", f"config file {file.path}: [services.{terms.route}] address: {own}"
         kind, _, name = terms.route.partition(".")
         if kind == "sandbox" and file.tables.get("proxy_plugins", {}).get(name, {}).get("type") != kind:
             yield (

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from api.containerd.services.containers.v1 import containers_pb2
@@ -23,8 +24,9 @@ from api.containerd.services.snapshots.v1 import snapshots_pb2
 from api.containerd.services.streaming.v1 import streaming_pb2
 from api.containerd.services.tasks.v1 import tasks_pb2
 from api.containerd.services.transfer.v1 import transfer_pb2
+from gateway import strangers
 from gateway.candidates import KINDS, Terms, kind_of
-from gateway.config import Config, ProxyPlugin
+from gateway.config import Config, ProxyPlugin, own_socket
 from gateway.hop import Hop
 from gateway.supervision import Supervision
 from gateway.upstream import Upstream
@@ -68,6 +70,9 @@ PROGRAMS: Mapping[str, str] = {
 _OF_CONTAINERD = ("podsandbox", "shim")
 """The sandbox controllers that containerd has of its own."""
 
+_ASKED = 2.0
+"""Seconds in which a service that is not ours may say that it is a daemon."""
+
 
 class Routes:
     """The hops of a node, by name."""
@@ -104,11 +109,29 @@ class Routes:
         self, name: str, address: Path | str | Address, program: str = "", *, hold: float | None = None
     ) -> Upstream:
         """Make an upstream for a hop, and have it watched; ``program`` is as in :class:`Upstream`."""
-        upstream = Upstream(name, address, program, self._supervision, hold=self._hold if hold is None else hold)
+        upstream = Upstream(
+            name,
+            address,
+            program,
+            self._supervision,
+            hold=self._hold if hold is None else hold,
+            refused=None if program else partial(self._refused, name, address),
+        )
         self.upstreams.append(upstream)
         for told in self.added:
             told(upstream)
         return upstream
+
+    async def _refused(self, name: str, address: Path | str | Address) -> str:
+        """Why what answers at the address of a service that is not ours cannot be that: it would lead back here. It is
+        asked by a connection of its own, since what stands around the service's calls is not for this question.
+        """
+        if own := own_socket(str(address), self._state):
+            return own
+        async with Channel(address, name, pings="never") as channel:
+            if not await channel.wait_connected(_ASKED):
+                return ""
+            return await strangers.daemon(channel, name, str(address), _ASKED)
 
     def candidate_upstream(self, terms: Terms) -> Upstream:
         """Make an upstream for a candidate, and have it watched."""

@@ -57,7 +57,7 @@ class RoutesServicer:
     async def Replace(self, request: pb.ReplaceRequest, call: Call) -> pb.ReplaceResponse:
         terms = convert.terms_from_pb(request.terms)
         self._replacing.route(terms.route)
-        terms.check()
+        terms.check_wanted()
         reached = await self._refuse_strangers(terms)
         candidate, moved = await self._replacing.replace(terms)
         if (upstream := self._replacing.upstream(candidate)) is not None:

@@ -35,11 +35,20 @@ async def refuse(channel: Channel, route: str, address: str, seconds: float) -> 
         raise errors.InvalidArgument.verbatim(f"{address} does not serve what {route} needs: {error}") from None
     except errors.NodeError:  # it knows the method
         pass
-    if kind != "metadata" and await _is_daemon(channel, seconds):  # metadata serves leases itself
-        raise errors.InvalidArgument.verbatim(
-            f"{address} is a whole daemon (this node, or a containerd), since it has leases: "
-            f"{route} needs a service of its own process, as a proxy plugin of containerd is"
-        )
+    if why := await daemon(channel, route, address, seconds):
+        raise errors.InvalidArgument.verbatim(why)
+
+
+async def daemon(channel: Channel, route: str, address: str, seconds: float) -> str:
+    """Why the process at the other end of ``channel`` cannot serve ``route``, if it is a daemon; else empty. So it is
+    too if the process does not answer within ``seconds``.
+    """
+    if kind_of(route) == "metadata" or not await _is_daemon(channel, seconds):  # metadata serves leases itself
+        return ""
+    return (
+        f"{address} is a whole daemon (this node, or a containerd), since it has leases: "
+        f"{route} needs a service of its own process, as a proxy plugin of containerd is"
+    )
 
 
 async def _is_daemon(channel: Channel, seconds: float) -> bool:

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from gateway.instruments import Instruments
@@ -36,8 +36,18 @@ class Upstream:
     """The service ``name`` at ``address``; supervisord calls its process ``program`` ("" for a foreign one)."""
 
     def __init__(
-        self, name: str, address: Path | str | Address, program: str, supervision: Supervision, *, hold: float
+        self,
+        name: str,
+        address: Path | str | Address,
+        program: str,
+        supervision: Supervision,
+        *,
+        hold: float,
+        refused: Callable[[], Awaitable[str]] | None = None,
     ) -> None:
+        """``refused`` is asked of each new connection before the first call goes to it: why what is there cannot be
+        the service, or an empty string. What is refused is down, for that reason.
+        """
         self.name = name
         self.program = program
         self.address = str(address)
@@ -55,6 +65,8 @@ class Upstream:
         self._stopped = False
         self._watching: asyncio.Task[None] | None = None
         self._retired = ""
+        self._ask = refused
+        self._refused = ""
 
     @property
     def up(self) -> bool:
@@ -77,6 +89,8 @@ class Upstream:
             return ""
         if self._retired:
             return self._retired
+        if self._refused:
+            return self._refused
         if self._stopped:
             return f"service {self.name} is stopped"
         return f"service {self.name} has been unreachable for {self.down_seconds:.1f} s{self._why()}"
@@ -93,6 +107,10 @@ class Upstream:
         try:
             async for connected in self.channel.connections():
                 if connected and not self.up:
+                    self._refused = "" if self._ask is None else await self._ask()
+                    if self._refused:
+                        log.warning("service %s is not used: %s", self.name, self._refused)
+                        continue
                     log.info("service %s is there", self.name)
                     self._stopped = False
                     self._up.set()
@@ -101,6 +119,8 @@ class Upstream:
                 elif self.up and not connected:
                     log.warning("service %s went away", self.name)
                     self._went_away()
+                elif not connected:
+                    self._refused = ""
         except asyncio.CancelledError:
             await self.channel.close()
             raise
@@ -142,6 +162,8 @@ class Upstream:
         while not self.is_ready():
             if self._retired:
                 raise errors.Unavailable(self._retired)
+            if self._refused:
+                raise errors.Unavailable(f"service {self.name} is not used: {self._refused}")
             if await self._stopped_on_purpose():
                 raise errors.Unavailable(
                     f"service {self.name} is stopped (start it with: splitd restart {self.program})"

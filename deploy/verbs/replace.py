@@ -56,7 +56,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PERCENT",
         help=(
             "it ends by itself once this share of its last 100 calls, at least 20, has failed; NOT_FOUND, "
-            "ALREADY_EXISTS and what clients gave up do not count"
+            "ALREADY_EXISTS and what clients gave up do not count. A call that it never answers fails only when a "
+            "limit is over: give --deadline too"
         ),
     )
     parser.add_argument(

@@ -97,14 +97,22 @@ def line(event: Called | Passed, *, numbered: bool) -> str:
     number = f"#{event.call} " if numbered else ""
     return _COLUMNS.format(
         clock,
-        event.service,
+        fitting(event.service, 20),
         f"{number}{method(event.path)}",
-        event.namespace or "-",
+        fitting(event.namespace or "-", 12),
         amount(event.sent, event.sent_bytes),
         amount(event.received, event.received_bytes),
         took(event.duration),
         f"{said}  {event.trace}".rstrip(),
     )
+
+
+def fitting(text: str, width: int) -> str:
+    """``text`` in so many columns at most: beginning and end, where it is longer. ``--json`` has all of it."""
+    if len(text) <= width:
+        return text
+    end = (width - 1) // 2
+    return f"{text[: width - 1 - end]}…{text[-end:]}"
 
 
 def method(path: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from api.containerd.services.leases.v1 import leases_pb2, leases_stubs
 from api.containerd.services.snapshots.v1 import snapshots_pb2, snapshots_stubs
 from client.held_remote import Namespaces
 from client.routes_remote import RemoteRoutes, Stands
@@ -407,6 +408,50 @@ async def test_a_daemon_that_cannot_be_tried_keeps_nothing_of_conform(
     assert "splitd-conform-x" not in await Namespaces(channel).names()
 
 
+class Leases:
+    """What only a daemon has."""
+
+    SERVICE = leases_stubs.LEASES
+
+    async def List(self, request: leases_pb2.ListRequest, call: rpc.Call) -> leases_pb2.ListResponse:
+        return leases_pb2.ListResponse()
+
+
+async def test_a_daemon_that_appears_at_the_address_of_a_candidate_gets_no_call(
+    node: tuple[Services, rpc.Channel, RemoteRoutes],
+) -> None:
+    """The candidate is down, with that reason, whether the daemon is another one or the node itself by another path;
+    new blobs go home. A store that comes to the address after the daemon has ended is used.
+    """
+    services, channel, routes = node
+    for number, (said, own) in enumerate((("is a whole daemon", False), ("is a socket of this node itself", True))):
+        socket = services.elsewhere / f"later{number}.sock"
+        await routes.replace(services.content_terms(name=f"later{number}", address=str(socket)))
+
+        async def down(number: int = number, said: str = said) -> bool:
+            found = next(each for each in await routes.all() if each.name == "content").candidates
+            return said in next(each for each in found if each.terms.name == f"later{number}").trouble
+
+        async with contextlib.AsyncExitStack() as stack:
+            if own:
+                socket.symlink_to(services.state / "containerd.sock")
+            else:
+                await stack.enter_async_context(rpc.serving(socket, [Leases()]))
+            await eventually_async(down, "the daemon is not refused")
+            digest = await written(store(channel), f"blob {number}".encode())
+            assert digest.hex in raw_blobs(services.root)
+        socket.unlink(missing_ok=True)
+        socket.symlink_to(services.elsewhere / "content.sock")
+
+        async def used(number: int = number) -> bool:
+            found = next(each for each in await routes.all() if each.name == "content").candidates
+            return not next(each for each in found if each.terms.name == f"later{number}").trouble
+
+        if not own:  # the node itself lives on, and with it the connection
+            await eventually_async(used, "the store is not used", seconds=30)
+        await routes.restore("content", f"later{number}")
+
+
 async def test_what_cannot_be_done_is_said(node: tuple[Services, rpc.Channel, RemoteRoutes]) -> None:
     """In words that name what would be right."""
     services, _, routes = node
@@ -421,6 +466,10 @@ async def test_what_cannot_be_done_is_said(node: tuple[Services, rpc.Channel, Re
             await routes.replace(services.content_terms(address=str(services.state / socket)))
     with pytest.raises(errors.InvalidArgument, match="namespace 'a/b': a namespace has 1 to 76 letters"):
         await routes.replace(services.content_terms(namespaces=("a/b",)))
+    with pytest.raises(errors.InvalidArgument, match="content takes no capabilities: only snapshotters have some"):
+        await routes.replace(services.content_terms(capabilities=("rebase",)))
+    with pytest.raises(errors.InvalidArgument, match="name '.': a name has a letter or a digit"):
+        await routes.replace(services.content_terms(name="."))
     with pytest.raises(errors.InvalidArgument, match="is where content goes already"):
         await routes.replace(services.content_terms(address=str(services.state / "content.sock")))
     with pytest.raises(errors.NotFound, match="content has no candidate: all its calls go to its own service"):

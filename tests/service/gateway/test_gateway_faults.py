@@ -354,6 +354,7 @@ async def test_a_tap_sees_what_the_client_sees(scene: Scene) -> None:
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"service": "contents", "method": "*"}, "service 'contents' is not known (did you mean content?)"),
     ({"service": "content", "method": "Wirte"}, "content has no method 'Wirte' (did you mean Write?)"),
+    ({"namespace": "a b"}, "namespace 'a b' cannot be one: it has 1 to 76 letters, digits"),
     ({"error": "UNAVAILBLE"}, "error 'UNAVAILBLE' is none of CANCELLED, UNKNOWN"),
     ({"error": ""}, "a fault needs a latency, an error, or both"),
     ({"share": 0.0}, "share is not above 0 % and at most 100 %"),

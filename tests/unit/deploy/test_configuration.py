@@ -188,3 +188,19 @@ def test_every_kind_of_value_is_read_back_as_it_was(monkeypatch: pytest.MonkeyPa
     assert settings.load(Sample, settings.File("text", values), "sample") == Sample()
     assert '# How long.\n#\n# In two paragraphs.\nwait = "1m30s"\n' in text
     assert '[sample.inner]\n# Nested.\ndeep = "250ms"\n' in text
+
+
+def test_a_socket_of_the_node_itself_is_no_service(tmp_path: Path) -> None:
+    """Neither as a candidate nor as a proxy plugin, by whatever path: each call would come back without an end."""
+    (tmp_path / "link").symlink_to(tmp_path / "s")
+    path = tmp_path / "config.toml"
+    path.write_text(
+        f'state = "{tmp_path}/s"\n'
+        f'[services.content]\naddress = "{tmp_path}/link/containerd.sock"\n'
+        f'[proxy_plugins.x]\ntype = "snapshot"\naddress = "unix://{tmp_path}/s/internal.sock"\n'
+    )
+    found = configuration.check(path).errors
+    assert len(found) == 2
+    assert "[proxy_plugins.x] address" in found[0]
+    assert "[services.content] address" in found[1]
+    assert all("a socket of this node itself" in each for each in found)
