@@ -242,6 +242,9 @@ def _table(table: str, value: Any, *, comments: bool) -> str:
             nested.append((f"{table}.{name}" if table else name, inner))
             continue
         lines.append(_comment(docs.get(each.name, "")))
+        if inner and not each.repr:
+            lines.append(f"# {name} is set, and not shown\n")
+            continue
         lines.append(f"# {name} is not set\n" if inner is None else f"{name} = {literal(inner, hints[each.name])}\n")
     return "".join(lines) + "".join("\n" + _table(name, inner, comments=comments) for name, inner in nested)
 
@@ -261,7 +264,9 @@ def literal(value: Any, hint: Any = None) -> str:
     if dataclasses.is_dataclass(value):
         hints = get_type_hints(type(value), include_extras=True)
         fields = (
-            f"{_key(f.name)} = {literal(getattr(value, f.name), hints[f.name])}" for f in dataclasses.fields(value)
+            f"{_key(f.name)} = {literal(getattr(value, f.name), hints[f.name])}"
+            for f in dataclasses.fields(value)
+            if f.repr
         )
         return f"{{{', '.join(fields)}}}"
     return str(value)

@@ -34,10 +34,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from services.etcd.store import Change, Committed, Compacted, Delete, Etcd, KeyValue, Mod, Put, Uncertain, end_of
+from services.etcd.store import (
+    Change,
+    Committed,
+    Compacted,
+    Delete,
+    Etcd,
+    KeyValue,
+    Mod,
+    Operation,
+    Put,
+    Uncertain,
+    end_of,
+)
 from services.kit import damage, errors, files, loops
 from services.metadata import sqlite
-from services.metadata.etcd_rows import WHOLE, Keys, Owner, Pieces, Written, decode
+from services.metadata.etcd_rows import LEAST, Keys, Owner, Pieces, Written, decode
 from services.metadata.sqlite import Again, SqliteTransactions
 from services.metadata.transactions import Key, Reader, Snapshot, Transaction
 
@@ -58,6 +70,8 @@ PAUSE, LONGEST = 0.2, 5.0
 """Seconds between attempts while etcd is away: they double."""
 _SENT_AGAIN = 3
 """How often a transaction is sent whose answer is lost, before its callers hear of it."""
+_MANY = 1000
+"""Operations above which deletions of neighbours become one."""
 _CAUGHT_UP = 10.0
 """Seconds that a write waits for changes that somebody else has made."""
 
@@ -206,27 +220,32 @@ class EtcdTransactions:
         """Write what the mirror is about to commit (``sqlite.Original``)."""
         self._check_writable()
         written = Written(self._keys, changes, self._large(changes))
+        if len(written.operations) > _MANY:
+            written.operations = _ranges(written.operations, self._keys, connection)
         try:
             for piece in written.pieces:
                 await self._put_piece(piece)
             revision = await self._write(written)
-            for operation in written.rest:
-                await self._etcd.commit([operation], [Mod(self._keys.owner, self._owner)])
         except errors.Unavailable as error:
             words = "it may have been written: " if isinstance(error, Uncertain) else ""
             raise errors.Unavailable(f"metadata store: {words}{error}") from None
         self._next = revision, revision
         _note(connection, self._keys, *self._next)
+        for operation in written.rest:
+            try:
+                await self._etcd.commit([operation], [Mod(self._keys.owner, self._owner)])
+            except errors.NodeError as error:  # the next list of all records removes them
+                log.warning("pieces of replaced records stay in etcd for now: %s", error)
 
     def committed(self) -> None:
         """The mirror shows the last transaction."""
         self._revision, self._last = self._next
 
     def _large(self, changes: Mapping[bytes, bytes | None]) -> frozenset[bytes]:
-        """The keys whose value in etcd has pieces."""
+        """The keys whose value in etcd may have pieces."""
         lengths = "SELECT length(value) FROM records WHERE key = ?"
         found = ((key, self.file.reader.execute(lengths, (key,)).fetchone()) for key in changes)
-        return frozenset(key for key, row in found if row is not None and row[0] > WHOLE)
+        return frozenset(key for key, row in found if row is not None and row[0] >= LEAST)
 
     async def _put_piece(self, piece: Put) -> None:
         """Nobody sees it before the transaction, so that it may be written twice."""
@@ -376,7 +395,8 @@ class EtcdTransactions:
                 self._refuse(found)
                 assert self._refused is not None
                 raise self._refused
-            await self._etcd.commit([alive], [Mod(keys.owner, self._owner)])
+            if not isinstance(await self._etcd.commit([alive], [Mod(keys.owner, self._owner)]), Committed):
+                raise errors.Unavailable("metadata store: the owner of the records has just changed")
             return
         if found is not None:
             owner = Owner.decode(found.value)
@@ -522,6 +542,28 @@ def _stage(connection: sqlite3.Connection, rows: list[tuple[bytes, bytes]] | Non
         connection.execute("DELETE FROM incoming")
         return
     connection.executemany("INSERT OR REPLACE INTO incoming VALUES (?, ?)", rows)
+
+
+def _ranges(operations: list[Operation], keys: Keys, connection: sqlite3.Connection) -> list[Operation]:
+    """The same with one deletion for neighbours: keys between which the open transaction of the mirror has none."""
+    between = "SELECT 1 FROM records WHERE key > ? AND key < ? LIMIT 1"
+    start = len(keys.records)
+    single = sorted(
+        each.key
+        for each in operations
+        if isinstance(each, Delete) and each.end is None and each.key[:start] == keys.records
+    )
+    found: list[Operation] = []
+    first = last = b""
+    for key in [*single, b""]:
+        if key and last and connection.execute(between, (last[start:], key[start:])).fetchone() is None:
+            last = key
+            continue
+        if last:
+            found.append(Delete(first) if first == last else Delete(first, last + b"\0"))
+        first = last = key
+    gone = set(single)
+    return [*found, *(each for each in operations if not (isinstance(each, Delete) and each.key in gone))]
 
 
 def _joined(key: bytes, where: Pieces, pieces: list[bytes]) -> bytes:

@@ -22,7 +22,11 @@ from services.etcd.store import Delete, Operation, Put, end_of
 from services.kit import errors
 
 WHOLE = 256 << 10
-"""Bytes of the largest value that lies in one key. A transaction takes 1 MiB."""
+"""Bytes of the largest value that lies in one key."""
+TOGETHER = 768 << 10
+"""Bytes of a transaction, which takes 1 MiB, above which smaller values lie in pieces, too: the largest first."""
+LEAST = 4 << 10
+"""Bytes of the smallest value that may lie in pieces."""
 PIECE = 512 << 10
 MOST_PIECES = 1 << 10
 """Pieces of a value, at most: 512 MiB."""
@@ -93,13 +97,14 @@ class Written:
     """
 
     def __init__(self, keys: Keys, changes: Mapping[bytes, bytes | None], large: frozenset[bytes]) -> None:
-        """``large``: those of the keys whose last value has pieces."""
+        """``large``: those of the keys whose last value may have pieces."""
         self.pieces: list[Put] = []
         self.operations: list[Operation] = []
         self.rest: list[Operation] = []
+        apart = _apart(changes)
         for key, value in changes.items():
             pieces = keys.pieces_of(key)
-            if value is not None and len(value) > WHOLE:
+            if value is not None and key in apart:
                 made = Pieces(uuid.uuid4().hex, -(-len(value) // PIECE))
                 if made.count > MOST_PIECES:
                     raise errors.ResourceExhausted(
@@ -119,3 +124,18 @@ class Written:
             )
             if key in large:
                 self.operations.append(Delete(pieces, end_of(pieces)))
+
+
+def _apart(changes: Mapping[bytes, bytes | None]) -> set[bytes]:
+    """The keys whose values lie in pieces."""
+    sizes = {key: len(value) for key, value in changes.items() if value is not None}
+    found = {key for key, size in sizes.items() if size > WHOLE}
+    left = sum(len(key) for key in changes) + sum(size for key, size in sizes.items() if key not in found)
+    if left > TOGETHER:
+        for key, size in sorted(sizes.items(), key=lambda each: -each[1]):
+            if left <= TOGETHER or size < LEAST:
+                break
+            if key not in found:
+                found.add(key)
+                left -= size
+    return found

@@ -70,7 +70,8 @@ _PUT = (
 _DELETE = "DELETE FROM records WHERE key = ?"
 _GET = "SELECT value FROM records WHERE key = ?"
 _MOST_KEYS = 500
-"""Keys of one commit, if an original has to take it, apart from those of its last work."""
+_MOST_BYTES = 256 << 10
+"""Keys and bytes of one commit, if an original has to take it, apart from those of its last work."""
 _SOME = 128
 """Keys that one statement deletes: in large statements each key costs a quarter less, and Python's other threads are
 let in less often.
@@ -164,9 +165,21 @@ class _Rows:
 
 
 class _ListedRows(_Rows):
-    """It lists each key that is removed, for an original."""
+    """For an original: it lists each key that is removed, and counts the bytes that are put."""
 
-    __slots__ = ()
+    __slots__ = ("size",)
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        super().__init__(connection)
+        self.size = 0
+
+    def put(self, key: Key, value: bytes) -> None:
+        self.size += len(value)
+        super().put(key, value)
+
+    def put_many(self, rows: Sequence[tuple[Key, bytes]]) -> None:
+        self.size += sum(len(value) for _, value in rows)
+        super().put_many(rows)
 
     def delete_all(self, prefix: Key, *, limit: int | None = None) -> None:
         self.delete_many([key for key, _ in self.scan(prefix, limit=limit)])
@@ -581,6 +594,7 @@ class SqliteTransactions:
         """
         self._writer.execute("BEGIN IMMEDIATE")
         wrote: set[Key] = set()
+        size = 0
         turn = begun = time.perf_counter()
         while self._queue and (not batch or time.perf_counter() < begun + _BATCH):
             if batch and time.perf_counter() > turn + _TURN:
@@ -591,7 +605,7 @@ class SqliteTransactions:
                     self._in_flight = False
                 turn = time.perf_counter()
             if self._original is not None:
-                if len(wrote) > _MOST_KEYS:
+                if len(wrote) > _MOST_KEYS or size > _MOST_BYTES:
                     break
             elif self._queue.first().lasting > self._lasting:
                 break
@@ -609,6 +623,8 @@ class SqliteTransactions:
             for key in rows.wrote:
                 self._values.pop(key, None)
             wrote |= rows.wrote
+            if isinstance(rows, _ListedRows):
+                size += rows.size
             for noted in (self._uncommitted, *self._watches):
                 noted.extend(rows.put_keys)
         return wrote

@@ -204,3 +204,13 @@ def test_a_socket_of_the_node_itself_is_no_service(tmp_path: Path) -> None:
     assert "[proxy_plugins.x] address" in found[0]
     assert "[services.content] address" in found[1]
     assert all("a socket of this node itself" in each for each in found)
+
+
+def test_no_password_is_printed(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text('[metadata.etcd]\nendpoints = ["a:1"]\nuser = "u"\ntls = true\npassword = "hunter2"\n')
+    for comments in (False, True):
+        text = configuration.text(settings.read(path), comments=comments)
+        assert 'user = "u"' in text
+        assert "# password is set, and not shown" in text
+        assert "hunter2" not in text

@@ -178,6 +178,43 @@ async def test_more_than_one_transaction_takes_is_refused(tmp_path: Path) -> Non
         assert records(etcd) == {encode(("a",))}
 
 
+async def test_large_values_side_by_side(tmp_path: Path) -> None:
+    """However they are grouped, and in one work, too."""
+    etcd, value = MemoryEtcd(), bytes(200_000)
+    async with opened(etcd, tmp_path / "one.db") as store:
+        await asyncio.gather(*(put(store, f"a{number}", value=value) for number in range(10)))
+        await put(store, *(f"b{number}" for number in range(10)), value=value)
+        before = shown(store)
+        assert len(before) == 20
+    async with opened(etcd, tmp_path / "two.db") as store:
+        assert shown(store) == before
+        await put(store, *(f"b{number}" for number in range(10)))
+        await put(store, *(f"a{number}" for number in range(10)))
+        assert not [key for key in etcd.state if key.startswith(KEYS.pieces)]
+
+
+async def test_thousands_are_removed_at_once(tmp_path: Path) -> None:
+    """What lies between them stays."""
+    etcd = MemoryEtcd()
+    async with opened(etcd, tmp_path / "one.db") as store:
+        for start in range(0, 6000, 1000):
+            rows: list[tuple[Key, bytes]] = [(("lease", "a", f"{n:05}"), b"") for n in range(start, start + 1000)]
+            await store.write(lambda tx, rows=rows: tx.put_many(rows))  # type: ignore[misc]
+        await put(store, "before", "last")
+
+        def work(tx: Transaction) -> None:
+            tx.delete_all(("lease",))
+            tx.put(("lease", "a", "03000"), b"kept")
+            tx.put(("lease", "b"), b"new")
+            tx.delete(("last",))
+
+        await store.write(work)
+        expected = {("before",): b"v", ("lease", "a", "03000"): b"kept", ("lease", "b"): b"new"}
+        assert shown(store) == expected
+    async with opened(etcd, tmp_path / "two.db") as store:
+        assert shown(store) == expected
+
+
 async def test_while_etcd_is_away(tmp_path: Path) -> None:
     """Reads go on, and writes fail at once and say why. Later both go on, and what was refused is nowhere."""
     etcd = MemoryEtcd()
