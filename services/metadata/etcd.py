@@ -1,6 +1,6 @@
 """Transactions in etcd: a node's records outlive its disk. ``etcd_rows`` says how they lie there.
 
-Everything is read from a *mirror* in SQLite (``sqlite.py``), in STATE: at the same speed, and also while etcd is away.
+Everything is read from a *mirror* in SQLite (``sqlite.py``), in STATE, also while etcd is away.
 The work of a write runs on the mirror, too, in an open transaction. What it changed goes to etcd as one transaction,
 and is committed in the mirror when etcd has it. So the mirror has nothing that etcd does not have.
 
