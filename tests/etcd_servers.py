@@ -13,8 +13,9 @@ import socket
 import ssl
 import subprocess
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -51,6 +52,30 @@ def _ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
+class Hosts(Protocol):
+    """Machines for the members of a cluster, by number, and not this one."""
+
+    def host(self, number: int) -> str:
+        """The address of a machine."""
+        ...
+
+    def inside(self, number: int) -> Sequence[str]:
+        """The beginning of the command line of a program that is to run there."""
+        ...
+
+    def call(self, number: int, function: Callable[[], bool]) -> bool:
+        """What the function returns, called where the machine is reached."""
+        ...
+
+    def cut(self, number: int) -> None:
+        """Let nobody reach it any more."""
+        ...
+
+    def mend(self, number: int) -> None:
+        """Let it be reached again, if it was not."""
+        ...
+
+
 class Network:
     """A network namespace for each of ``count`` members, and a bridge between them and this machine, so that a member
     can be cut off: its packets are lost, and nobody is told.
@@ -66,6 +91,12 @@ class Network:
 
     def host(self, number: int) -> str:
         return f"{self._subnet}.{number + 2}"
+
+    def inside(self, number: int) -> Sequence[str]:
+        return "ip", "netns", "exec", self.namespace(number)
+
+    def call(self, number: int, function: Callable[[], bool]) -> bool:
+        return function()
 
     def _ip(self, *words: str) -> None:
         done = subprocess.run(["ip", *words], text=True, capture_output=True, check=False)
@@ -113,7 +144,7 @@ class Member:
     def _command(self) -> list[str]:
         scheme, own, network = self._cluster.scheme, self.peer, self._cluster.network
         return [
-            *(["ip", "netns", "exec", network.namespace(self.number)] if network is not None else []),
+            *(network.inside(self.number) if network is not None else []),
             str(self._cluster.program), "--name", self.name, "--data-dir", str(self.directory),
             "--listen-client-urls", f"{scheme}://{self.endpoint}", "--advertise-client-urls", f"{scheme}://{self.endpoint}",
             "--listen-peer-urls", own, "--initial-advertise-peer-urls", own,
@@ -137,6 +168,10 @@ class Member:
         assert self._process is not None
         if self._process.poll() is not None:
             raise RuntimeError(f"etcd {self.name} ended: {self.log()[-800:]}")
+        network = self._cluster.network
+        return self._answers() if network is None else network.call(self.number, self._answers)
+
+    def _answers(self) -> bool:
         address = f"{self._cluster.scheme}://{self.endpoint}/health"
         with urllib.request.urlopen(address, timeout=3, context=self._cluster.tls) as answer:
             return b'"true"' in answer.read()
@@ -193,7 +228,7 @@ class Cluster:
         count: int = 1,
         arguments: Sequence[str] = (),
         authority: Authority | None = None,
-        network: Network | None = None,
+        network: Hosts | None = None,
     ) -> None:
         self.network = network
         self.program = program(release)

@@ -330,6 +330,7 @@ def splitd(
 
 
 def _expect(command: list[str], done: subprocess.CompletedProcess[Any], ok: bool | None) -> None:
+    """An AssertionError with what it said, unless the exit code is as expected."""
     if ok is not None and ok != (done.returncode == 0):
         raise AssertionError(
             f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout!s}{done.stderr!s}"

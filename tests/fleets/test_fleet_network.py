@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
@@ -87,6 +88,18 @@ def test_an_unplugged_host_hears_nobody_until_it_is_plugged_in(hosts: list[Host]
     finally:
         two.plug()
     assert fetch(two, one, 1000) == 0
+
+
+def test_a_function_that_is_called_on_a_host_has_that_hosts_network(hosts: list[Host]) -> None:
+    """Its thread alone: the process stays on the machine's network."""
+
+    def connect() -> str:
+        with socket.create_connection((hosts[0].address, 5000), timeout=20) as connection:
+            return str(connection.getsockname()[0])
+
+    assert hosts[1].call(connect) == hosts[1].address
+    with socket.socket() as here, pytest.raises(OSError, match="assign"):
+        here.bind((hosts[1].address, 0))
 
 
 KILLED = """
