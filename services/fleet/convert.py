@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from api.splitd.fleet.v1 import fleet_pb2 as pb
-from services.fleet.store import Claim, Peer
+from services.fleet.store import Claim, Container, Image, Peer, Target
 
 
 def peer_to_pb(peer: Peer) -> pb.Peer:
@@ -34,3 +34,41 @@ def node_to_pb(name: str, said: Mapping[str, Any]) -> pb.Node:
         since=since if type(since) is int and 0 <= since < 1 << 63 else 0,
         version=str(said.get("version", "")),
     )
+
+
+def target_to_pb(target: Target | None) -> pb.ImageResponse:
+    return pb.ImageResponse() if target is None else pb.ImageResponse(digest=target.digest, size=target.size)
+
+
+def target_from_pb(message: pb.ImageResponse) -> Target | None:
+    return Target(message.digest, message.size) if message.digest else None
+
+
+def image_to_pb(image: Image) -> pb.Image:
+    return pb.Image(
+        node=image.node,
+        namespace=image.namespace,
+        name=image.name,
+        digest=image.target.digest,
+        size=image.target.size,
+        updated=image.updated,
+    )
+
+
+def image_from_pb(message: pb.Image) -> Image:
+    target = Target(message.digest, message.size)
+    return Image(message.node, message.namespace, message.name, target, message.updated)
+
+
+def container_to_pb(container: Container) -> pb.Container:
+    return pb.Container(
+        node=container.node,
+        namespace=container.namespace,
+        id=container.id,
+        image=container.image,
+        created=container.created,
+    )
+
+
+def container_from_pb(message: pb.Container) -> Container:
+    return Container(message.node, message.namespace, message.id, message.image, message.created)

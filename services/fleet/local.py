@@ -4,7 +4,8 @@ Below the prefix, all keys have the node's lease, and values are JSON with a ver
 
 - ``nodes/NODE``: where its peer server is;
 - ``has/DIGEST/NODE``: a blob, its size, and how much of it is there;
-- ``fetching/DIGEST``: the node that fetches it from a registry.
+- ``fetching/DIGEST``: the node that fetches it from a registry;
+- images and containers: see ``told.py``.
 
 The keys that should be there are kept here. Those that changed since they were written go to etcd together, some times
 a second at most; what etcd has is not written again. With a new lease all are written. Nothing waits for etcd but the
@@ -19,12 +20,14 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from services.etcd.store import Committed, Compacted, Delete, Etcd, KeyValue, Mod, Operation, Put
+from services.etcd.store import LIMIT, Committed, Compacted, Delete, Etcd, KeyValue, Mod, Operation, Put, size_of
+from services.fleet import told
 from services.fleet.arriving import Arriving, Part
-from services.fleet.store import NOBODY, PEERS, Claim, Peer
+from services.fleet.store import NOBODY, PEERS, Claim, Container, Image, Peer, Target, agreed
+from services.fleet.told import Told
 from services.kit import errors, identifiers, loops
 from services.oci.digests import Digest
 
@@ -35,13 +38,13 @@ TTL = 15.0
 BLOBS = 100_000
 """Blobs of a node that the others are told of, at most."""
 BATCH = 1000
-"""Keys that are written at once."""
+"""Keys that are written at once, at most; they are below half of what a transaction may have."""
 QUIET = 0.25
 """Seconds from one write to etcd to the next."""
 FIRST, LONGEST = 0.5, 5.0
 """Seconds until etcd is tried again after a failure: at first, and at most."""
-VALUE = 4096
-"""Bytes of a value of another node that are read; a longer one is left out."""
+NODES = 1000
+"""Nodes of which it is asked what they have as an image."""
 
 
 class FleetNode:
@@ -69,6 +72,8 @@ class FleetNode:
         self._blobs: dict[str, int] = {}
         self._fetches: dict[str, LocalFetch] = {}
         """The fetch of each digest whose bytes peers may read."""
+        self._images = Told(self._want, told.IMAGES)
+        self._containers = Told(self._want, told.CONTAINERS)
         self._me = self._key("nodes", node)
         self._own = {"address": address, "since": time.time_ns(), "version": version}
         self._want(self._me, self._own)
@@ -127,7 +132,7 @@ class FleetNode:
             found = await self._etcd.get(self._me)
             if found is not None and found.value != put.value:
                 raise errors.AlreadyExists(
-                    f"node {self.node} at {_read(found).get('address') or 'no address'} is in the fleet: choose "
+                    f"node {self.node} at {told.read(found).get('address') or 'no address'} is in the fleet: choose "
                     f"another [fleet] name, or wait {TTL:g} s for the end of one that was killed"
                 )
             await self._etcd.commit([put])
@@ -141,12 +146,16 @@ class FleetNode:
         while self._changed:
             batch = list(self._changed)[:BATCH]
             operations: list[Operation] = []
+            size = 0
             for key in batch:
                 value = self._wanted.get(key)
                 del self._changed[key]
                 if value == self._written.get(key):
                     continue
                 operations.append(Delete(key) if value is None else Put(key, value, lease))
+                size += size_of(operations[-1:])
+                if size >= LIMIT // 2:
+                    break
             if not operations:
                 continue
             try:
@@ -172,6 +181,17 @@ class FleetNode:
         for digest, size in kept.items():
             if before.get(digest) != size:
                 self._tell(digest)
+
+    def tell_images(self, found: Iterable[Image]) -> None:
+        """The images that this node has now. Those of shared namespaces are told."""
+        shared = (image for image in found if image.namespace in self.namespaces)
+        keys = ((told.image_key(image), told.image_value(image)) for image in shared)
+        self._images.tell({self._key(*key): value for key, value in keys if key is not None})
+
+    def tell_containers(self, found: Iterable[Container]) -> None:
+        """The containers that this node has now. Those of shared namespaces are told."""
+        shared = (each for each in found if each.namespace in self.namespaces)
+        self._containers.tell({self._key(*told.container_key(each)): told.container_value(each) for each in shared})
 
     def _tell(self, digest: str) -> None:
         """Let etcd have what is there of a blob."""
@@ -204,12 +224,44 @@ class FleetNode:
         prefix = self._key("nodes", "")
         async for page in self._etcd.pages(prefix):
             for pair in page.pairs:
-                yield pair.key.removeprefix(prefix).decode(errors="replace"), _read(pair)
+                yield pair.key.removeprefix(prefix).decode(errors="replace"), told.read(pair)
+
+    async def images(self) -> AsyncGenerator[Sequence[Image]]:
+        """As ``Overview`` says."""
+        prefix = self._key("images", "")
+        async for page in self._etcd.pages(prefix):
+            read = (told.image(_after(prefix, pair), pair) for pair in page.pairs)
+            yield [image for image in read if image is not None]
+
+    async def containers(self) -> AsyncGenerator[Sequence[Container]]:
+        """As ``Overview`` says."""
+        prefix = self._key("containers", "")
+        async for page in self._etcd.pages(prefix):
+            read = (told.container(_after(prefix, pair), pair) for pair in page.pairs)
+            yield [each for each in read if each is not None]
+
+    async def image(self, namespace: str, name: str) -> Target | None:
+        """As ``Fleet`` says."""
+        if namespace not in self.namespaces or not self._lease:
+            return None
+        try:
+            return agreed(each for each in await self.having(namespace, name) if each.node != self.node)
+        except errors.NodeError as error:
+            log.debug("etcd does not say what %s is: %s", name, error)
+            return None
+
+    async def having(self, namespace: str, name: str) -> Sequence[Image]:
+        """The image ``name`` of each node that has it, this one too. Raises what etcd does."""
+        prefix = self._key("images", "")
+        async for page in self._etcd.pages(self._key("images", namespace, name, ""), count=NODES):
+            read = (told.image(_after(prefix, pair), pair) for pair in page.pairs)
+            return [each for each in read if each is not None and each.name == name]
+        return []
 
     async def fetcher(self, digest: Digest) -> str:
         """The node that fetches a blob from a registry; empty: none. Raises what etcd does."""
         found = await self._etcd.get(self._key("fetching", str(digest)))
-        return str(_read(found).get("node", "")) if found else ""
+        return str(told.read(found).get("node", "")) if found else ""
 
     @contextlib.asynccontextmanager
     async def find(self, namespace: str, digest: Digest) -> AsyncIterator[AsyncIterator[Sequence[Peer]]]:
@@ -328,17 +380,12 @@ class LocalFetch:
             self._fleet.release(self.digest)
 
 
-def _read(pair: KeyValue) -> Mapping[str, Any]:
-    """The value of a key; empty if it is none of ours."""
-    try:
-        found = json.loads(pair.value) if len(pair.value) <= VALUE else None
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) and found.get("v") == 1 else {}
+def _after(prefix: bytes, pair: KeyValue) -> str:
+    return pair.key.removeprefix(prefix).decode(errors="replace")
 
 
 def _peer(pair: KeyValue) -> Peer | None:
-    value = _read(pair)
+    value = told.read(pair)
     size, have, address = value.get("size"), value.get("have"), value.get("address")
     if type(size) is int and type(have) is int and isinstance(address, str) and 0 <= have <= size:
         return Peer(pair.key.rpartition(b"/")[2].decode(errors="replace"), address, size, have)

@@ -8,7 +8,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 
-from services.fleet.store import NOBODY, PEERS, Claim, Peer
+from services.fleet.store import NOBODY, PEERS, Claim, Container, Image, Peer, Target, agreed
+from services.kit import errors
 from services.oci.digests import Digest
 
 
@@ -20,6 +21,9 @@ class Village:
         """The peers of each digest, by node."""
         self.claims: dict[str, str] = {}
         """The node that fetches a digest from the registry."""
+        self.images: dict[str, Sequence[Image]] = {}
+        """By node."""
+        self.containers: dict[str, Sequence[Container]] = {}
         self._changed = asyncio.Event()
 
     def put(self, digest: Digest, peer: Peer) -> None:
@@ -37,6 +41,8 @@ class Village:
         for peers in self.has.values():
             peers.pop(node, None)
         self.claims = {digest: owner for digest, owner in self.claims.items() if owner != node}
+        self.images.pop(node, None)
+        self.containers.pop(node, None)
         self.tell()
 
     def tell(self) -> None:
@@ -125,3 +131,32 @@ class MemoryFleet:
                 if kept is not None and kept.have < kept.size:
                     self._village.remove(digest, self._node)
                 self._village.tell()
+
+    async def image(self, namespace: str, name: str) -> Target | None:
+        await asyncio.sleep(0)
+        if not self._shares(namespace):
+            return None
+        found = [image for node, images in self._village.images.items() if node != self._node for image in images]
+        return agreed(image for image in found if (image.namespace, image.name) == (namespace, name))
+
+    def tell_images(self, found: Sequence[Image]) -> None:
+        """The images that this node has now."""
+        self._village.images[self._node] = [image for image in found if image.namespace in self._namespaces]
+
+    def tell_containers(self, found: Sequence[Container]) -> None:
+        """The containers that this node has now."""
+        self._village.containers[self._node] = [each for each in found if each.namespace in self._namespaces]
+
+    async def images(self) -> AsyncIterator[Sequence[Image]]:
+        self._check()
+        for images in self._village.images.values():
+            yield images
+
+    async def containers(self) -> AsyncIterator[Sequence[Container]]:
+        self._check()
+        for containers in self._village.containers.values():
+            yield containers
+
+    def _check(self) -> None:
+        if self.away:
+            raise errors.Unavailable("the fleet is away")

@@ -7,10 +7,12 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
+from google.protobuf.empty_pb2 import Empty
+
 from api.splitd.fleet.v1 import fleet_pb2 as pb
 from api.splitd.fleet.v1 import fleet_stubs
 from services.fleet import convert
-from services.fleet.store import NOBODY, PATIENCE, Claim, Peer
+from services.fleet.store import NOBODY, PATIENCE, SAYING, Claim, Container, Image, Peer, Target
 from services.kit import errors, loops
 from services.kit.rpc import Channel, Stream
 from services.oci.digests import Digest
@@ -162,3 +164,28 @@ class RemoteFleet:
                 await fetch.last()
                 telling.cancel()
                 await asyncio.wait((telling,))
+
+    async def image(self, namespace: str, name: str) -> Target | None:
+        try:
+            found = await self._fleet.Image(pb.ImageRequest(namespace=namespace, name=name), timeout=SAYING)
+        except errors.NodeError as error:
+            log.debug("the fleet does not say what %s is: %s", name, error)
+            return None
+        return convert.target_from_pb(found)
+
+
+class RemoteOverview:
+    """An ``Overview`` over a channel to the process ``fleet``."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._fleet = channel.client(fleet_stubs.FLEET)
+
+    async def images(self) -> AsyncIterator[Sequence[Image]]:
+        async with contextlib.aclosing(self._fleet.Images(Empty())) as pages:
+            async for page in pages:
+                yield [*map(convert.image_from_pb, page.images)]
+
+    async def containers(self) -> AsyncIterator[Sequence[Container]]:
+        async with contextlib.aclosing(self._fleet.Containers(Empty())) as pages:
+            async for page in pages:
+                yield [*map(convert.container_from_pb, page.containers)]

@@ -47,6 +47,19 @@ class FleetServicer:
                     yield convert.claim_to_pb(await fetch.claim())
                 request = await anext(requests, None)
 
+    async def Image(self, request: pb.ImageRequest, call: Call) -> pb.ImageResponse:
+        return convert.target_to_pb(await self._fleet.image(request.namespace, request.name))
+
+    async def Images(self, request: Empty, call: Call) -> AsyncIterator[pb.ImagesResponse]:
+        async with contextlib.aclosing(self._fleet.images()) as pages:
+            async for page in pages:
+                yield pb.ImagesResponse(images=map(convert.image_to_pb, page))
+
+    async def Containers(self, request: Empty, call: Call) -> AsyncIterator[pb.ContainersResponse]:
+        async with contextlib.aclosing(self._fleet.containers()) as pages:
+            async for page in pages:
+                yield pb.ContainersResponse(containers=map(convert.container_to_pb, page))
+
     async def Nodes(self, request: Empty, call: Call) -> AsyncIterator[pb.NodesResponse]:
         page = pb.NodesResponse()
         async with contextlib.aclosing(self._fleet.nodes()) as nodes:

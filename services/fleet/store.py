@@ -7,6 +7,9 @@ registry where a peer fails.
 Nothing here waits for the fleet: where it does not answer within ``PATIENCE`` seconds, nobody has the blob, and this
 node is to fetch it from the registry. A namespace that is not shared has no peers, and the fleet learns nothing of it.
 
+The fleet knows which images and containers each node has, too. If the registry of an image is away, a pull learns from
+that what the image's name stands for.
+
 The nodes that want one blob at the same time agree on who fetches it from the registry, by a *claim*. The others read
 from that node while it arrives there, and from each other. A claim ends with the fetch, or with its node. It saves
 bytes and decides nothing: two nodes may well fetch the same blob.
@@ -14,7 +17,8 @@ bytes and decides nothing: two nodes may well fetch the same blob.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,6 +27,8 @@ from services.oci.digests import Digest
 
 PATIENCE = 0.05
 """Seconds that a pull waits for the fleet."""
+SAYING = 2.0
+"""Seconds that a pull waits for what the fleet has as an image, if its registry is away."""
 PEERS = 64
 """Peers of one blob that are told, at most."""
 
@@ -54,6 +60,49 @@ NOBODY = Claim("", True)
 """The answer where the fleet has none."""
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the name of an image stands for: its manifest or index."""
+
+    digest: str
+    size: int
+    """Bytes of the manifest or index."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image of a node."""
+
+    node: str
+    namespace: str
+    name: str
+    target: Target
+    updated: int
+    """When its record was changed last, in nanoseconds since the epoch, by the node's clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A container of a node."""
+
+    node: str
+    namespace: str
+    id: str
+    image: str
+    created: int
+    """As ``Image.updated``."""
+
+
+def agreed(images: Iterable[Image]) -> Target | None:
+    """What most nodes have as an image; if several targets are as frequent, the one that was changed last."""
+    nodes: Counter[Target] = Counter()
+    latest: dict[Target, int] = {}
+    for each in images:
+        nodes[each.target] += 1
+        latest[each.target] = max(each.updated, latest.get(each.target, 0))
+    return max(nodes, key=lambda target: (nodes[target], latest[target], target.digest), default=None)
+
+
 class Fetch(Protocol):
     """A blob that this node is fetching, from whatever source. Its claim, if it has one, ends with it."""
 
@@ -81,4 +130,22 @@ class Fleet(Protocol):
 
     def fetching(self, namespace: str, digest: Digest, size: int) -> AbstractAsyncContextManager[Fetch]:
         """While the block lasts, this node fetches a blob of ``size`` bytes."""
+        ...
+
+    async def image(self, namespace: str, name: str) -> Target | None:
+        """What the other nodes have as the image ``name`` (:func:`agreed`). None if none has it, if the namespace is
+        not shared, or if the fleet does not say it within ``SAYING``.
+        """
+        ...
+
+
+class Overview(Protocol):
+    """The whole fleet, as an operator sees it, with this node. Unavailable if etcd is away."""
+
+    def images(self) -> AsyncIterator[Sequence[Image]]:
+        """The images of all nodes, in some order, page by page."""
+        ...
+
+    def containers(self) -> AsyncIterator[Sequence[Container]]:
+        """The same for containers."""
         ...

@@ -5,17 +5,40 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import pytest
 
-from services.fleet.store import NOBODY, Claim, Fetch, Fleet, Peer
+from services.fleet.store import NOBODY, Claim, Container, Fetch, Fleet, Image, Overview, Peer, Target
 from services.oci.digests import Digest
 from tests.support import eventually_async
 
 BLOB = Digest.parse("sha256:" + "1" * 64)
+OLD, NEW = Target("sha256:" + "2" * 64, 500), Target("sha256:" + "3" * 64, 700)
+BOX = "docker.io/library/box:1"
+
+
+class Teller(Protocol):
+    """What tells of a node's images and containers."""
+
+    def tell_images(self, found: Sequence[Image]) -> None: ...
+    def tell_containers(self, found: Sequence[Container]) -> None: ...
+
+
+class Member(NamedTuple):
+    """A node, as a pull sees its fleet, as an operator does, and what tells of it."""
+
+    fleet: Fleet
+    overview: Overview
+    teller: Teller
+
+
+def box(node: str, target: Target, *, name: str = BOX, namespace: str = "default", updated: int = 5) -> Image:
+    """An image of a node."""
+    return Image(node, namespace, name, target, updated)
 
 
 async def until(found: AsyncIterator[Sequence[Peer]], wanted: Sequence[Peer]) -> None:
@@ -40,13 +63,17 @@ class FleetSuite(ABC):
     """Subclasses make a fleet of two nodes, a at ``a:1`` and b at ``b:1``, that share the namespace ``default``."""
 
     @abstractmethod
-    def nodes(self) -> AbstractAsyncContextManager[tuple[Fleet, Fleet]]:
+    def nodes(self) -> AbstractAsyncContextManager[tuple[Member, Member]]:
         """The two."""
 
     @pytest.fixture
-    async def fleets(self) -> AsyncIterator[tuple[Fleet, Fleet]]:
+    async def members(self) -> AsyncIterator[tuple[Member, Member]]:
         async with self.nodes() as found:
             yield found
+
+    @pytest.fixture
+    def fleets(self, members: tuple[Member, Member]) -> tuple[Fleet, Fleet]:
+        return members[0].fleet, members[1].fleet
 
     @pytest.fixture
     def file(self, tmp_path: Path) -> str:
@@ -110,3 +137,63 @@ class FleetSuite(ABC):
                     assert list(await anext(none)) == []
                 async with a.find("default", BLOB) as some:
                     await until(some, [Peer("b", "b:1", 100, 1)])
+
+    async def test_what_the_others_have_as_an_image(self, members: tuple[Member, Member]) -> None:
+        """A name has the target that the other node gives it: not the node's own, and nothing once that has gone."""
+        a, b = members
+        assert await a.fleet.image("default", BOX) is None
+        a.teller.tell_images([box("a", OLD)])
+        b.teller.tell_images([box("b", NEW), box("b", OLD, name=BOX + "/deeper"), box("b", OLD, name="other")])
+        await becomes(lambda: a.fleet.image("default", BOX), NEW)
+        await becomes(lambda: b.fleet.image("default", BOX), OLD)
+        assert await a.fleet.image("default", "docker.io/library/box") is None
+        b.teller.tell_images([])
+        await becomes(lambda: a.fleet.image("default", BOX), None)
+
+    async def test_images_of_a_namespace_that_is_not_shared(self, members: tuple[Member, Member]) -> None:
+        """Nobody is told of them, nor asked for them."""
+        a, b = members
+        b.teller.tell_images([box("b", NEW, namespace="private"), box("b", OLD)])
+        await becomes(lambda: a.fleet.image("default", BOX), OLD)
+        assert await a.fleet.image("private", BOX) is None
+        assert await images(a.overview) == [box("b", OLD)]
+
+    async def test_all_images(self, members: tuple[Member, Member]) -> None:
+        """An operator sees those of all nodes, as they are now."""
+        a, b = members
+        a.teller.tell_images([box("a", OLD), box("a", NEW, name="x")])
+        b.teller.tell_images([box("b", NEW, updated=9)])
+        await becomes(lambda: images(a.overview), [box("a", NEW, name="x"), box("a", OLD), box("b", NEW, updated=9)])
+        a.teller.tell_images([box("a", NEW)])
+        await becomes(lambda: images(b.overview), [box("a", NEW), box("b", NEW, updated=9)])
+
+    async def test_all_containers(self, members: tuple[Member, Member]) -> None:
+        """An operator sees those of shared namespaces, until they are gone."""
+        a, b = members
+        one, other = Container("a", "default", "c1", BOX, 3), Container("b", "default", "c2", "", 0)
+        a.teller.tell_containers([one, Container("a", "private", "c3", BOX, 3)])
+        b.teller.tell_containers([other])
+        await becomes(lambda: containers(a.overview), [one, other])
+        a.teller.tell_containers([])
+        await becomes(lambda: containers(b.overview), [other])
+
+
+async def becomes(ask: Callable[[], Awaitable[object]], wanted: object) -> None:
+    """Ask until this is the answer."""
+
+    async def look() -> bool:
+        return await ask() == wanted
+
+    await eventually_async(look)
+
+
+async def images(overview: Overview) -> list[Image]:
+    """All of them, by node and digest."""
+    found = [image async for page in overview.images() for image in page]
+    return sorted(found, key=lambda image: (image.node, -int(image.target.digest[7:], 16)))
+
+
+async def containers(overview: Overview) -> list[Container]:
+    """All of them, by node."""
+    found = [each async for page in overview.containers() for each in page]
+    return sorted(found, key=lambda each: (each.node, each.id))

@@ -7,12 +7,14 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from services.etcd.memory import MemoryEtcd
+from services.etcd.store import Put
 from services.fleet.local import FleetNode
-from services.fleet.remote import RemoteFleet
+from services.fleet.remote import RemoteFleet, RemoteOverview
 from services.fleet.server import FleetServicer
-from services.fleet.store import NOBODY, Fleet, Peer
+from services.fleet.store import NOBODY, Container, Peer, Target
+from services.fleet.told import Told
 from services.kit import loops, rpc
-from tests.suites.fleet import BLOB, FleetSuite, until
+from tests.suites.fleet import BLOB, BOX, OLD, FleetSuite, Member, box, images, until
 from tests.support import eventually_async, short_directory
 
 PREFIX = "/splitd/fleet"
@@ -45,12 +47,12 @@ async def member(etcd: MemoryEtcd, name: str) -> AsyncIterator[FleetNode]:
 
 
 @contextlib.asynccontextmanager
-async def asked(node: FleetNode, directory: Path) -> AsyncIterator[RemoteFleet]:
-    """The node as its other processes see it."""
+async def asked(node: FleetNode, directory: Path) -> AsyncIterator[tuple[RemoteFleet, RemoteOverview]]:
+    """The node as its other processes see it, and as the command does."""
     socket = directory / f"{node.node}.sock"
     async with rpc.serving(socket, [FleetServicer(node)]), rpc.Channel(socket, "fleet") as channel:
         await channel.reached(5)
-        yield RemoteFleet(channel)
+        yield RemoteFleet(channel), RemoteOverview(channel)
 
 
 async def keys(etcd: MemoryEtcd, below: str = "") -> list[str]:
@@ -60,7 +62,15 @@ async def keys(etcd: MemoryEtcd, below: str = "") -> list[str]:
 
 class TestFleetNode(FleetSuite):
     @contextlib.asynccontextmanager
-    async def nodes(self) -> AsyncIterator[tuple[Fleet, Fleet]]:
+    async def nodes(self) -> AsyncIterator[tuple[Member, Member]]:
+        etcd = MemoryEtcd()
+        async with member(etcd, "a") as a, member(etcd, "b") as b:
+            yield Member(a, a, a), Member(b, b, b)
+
+
+class TestRemoteFleet(FleetSuite):
+    @contextlib.asynccontextmanager
+    async def nodes(self) -> AsyncIterator[tuple[Member, Member]]:
         etcd = MemoryEtcd()
         with short_directory() as directory:
             async with (
@@ -69,7 +79,7 @@ class TestFleetNode(FleetSuite):
                 asked(one, directory) as a,
                 asked(other, directory) as b,
             ):
-                yield a, b
+                yield Member(*a, one), Member(*b, other)
 
 
 async def test_what_etcd_has_is_not_written_again() -> None:
@@ -138,3 +148,44 @@ async def test_nothing_private_is_in_etcd(tmp_path: Path) -> None:
                 await holds(lambda: etcd.revision >= revision + 2)
             assert before == ["nodes/a"]
         await has_keys(etcd, "", lambda found: found == before)
+
+
+async def test_what_etcd_has_makes_no_sense() -> None:
+    """Keys that no node would write are left out; long names are not told, long names of containers' images are cut."""
+    etcd = MemoryEtcd()
+    async with member(etcd, "a") as node, member(etcd, "b") as other:
+        node.tell_images([box("a", OLD), box("a", OLD, name="x" * 513), box("a", OLD, name="")])
+        node.tell_containers(
+            Container("a", "default", f"c{number}", "\N{SNOWMAN}" * 600, 1) for number in range(10_003)
+        )
+        await holds(lambda: not node._changed)
+        key = f"{PREFIX}/images/default/{BOX}/"
+        for name, value in {
+            "c": '{"v":1,"digest":"sha256:1","size":1}',
+            "d": f'{{"v":2,"digest":"{OLD.digest}"}}',
+            "e": "[" * 5000,
+            "": f'{{"v":1,"digest":"{OLD.digest}"}}',
+            "g": f'{{"v":1,"digest":"{OLD.digest}","size":-1,"updated":{1 << 70}}}',
+        }.items():
+            await etcd.commit([Put(f"{key}{name}".encode(), value.encode())])
+        await etcd.commit([Put(f"{PREFIX}/containers/z/default/c/d".encode(), b'{"v":1}')])
+        await etcd.commit(
+            [Put(f"{PREFIX}/containers/z/default/c".encode(), b'{"v":1,"image":"\\ud800","created":"x"}')]
+        )
+        assert await images(other) == [box("a", OLD), box("g", Target(OLD.digest, 0), updated=0)]
+        with short_directory() as directory:
+            async with asked(other, directory) as (_, overview):
+                found = [each async for page in overview.containers() for each in page]
+        assert found == [Container("a", "default", "c", "\N{SNOWMAN}" * 512, 1), Container("z", "default", "c", "?", 0)]
+
+
+def test_no_more_is_told_than_the_limit() -> None:
+    """The first ones are kept; what is not told any more is deleted, and what is left out is counted."""
+    wanted: dict[bytes, object] = {}
+    told = Told(wanted.__setitem__, 2)
+    told.tell({b"a": {"x": 1}, b"b": {"x": 2}, b"c": {"x": 3}})
+    assert wanted == {b"a": {"x": 1}, b"b": {"x": 2}}
+    assert told.left_out == 1
+    told.tell({b"b": {"x": 4}})
+    assert wanted == {b"a": None, b"b": {"x": 4}}
+    assert told.left_out == 0
