@@ -92,6 +92,9 @@ class Arriving:
     def __iter__(self) -> Iterator[tuple[str, Part]]:
         return iter(self._parts.items())
 
+    def __len__(self) -> int:
+        return len(self._parts)
+
     def get(self, digest: str) -> Part | None:
         """The part of a blob that is there, if it is arriving."""
         return self._parts.get(digest)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from api.splitd.fleet.v1 import fleet_pb2 as pb
-from services.fleet.store import Claim, Container, Image, Peer, Target
+from services.fleet.store import Claim, Container, Image, Peer, Standing, Target
 
 
 def peer_to_pb(peer: Peer) -> pb.Peer:
@@ -23,6 +23,30 @@ def claim_to_pb(claim: Claim) -> pb.FetchResponse:
 
 def claim_from_pb(message: pb.FetchResponse) -> Claim:
     return Claim(message.node, message.ours)
+
+
+def standing_to_pb(standing: Standing) -> pb.StatusResponse:
+    return pb.StatusResponse(
+        node=standing.node,
+        address=standing.address,
+        troubles=standing.troubles,
+        blobs=standing.blobs,
+        left_out=standing.left_out,
+        arriving=standing.arriving,
+        sent=standing.sent,
+    )
+
+
+def standing_from_pb(message: pb.StatusResponse) -> Standing:
+    return Standing(
+        message.node,
+        message.address,
+        tuple(message.troubles),
+        message.blobs,
+        message.left_out,
+        message.arriving,
+        message.sent,
+    )
 
 
 def node_to_pb(name: str, said: Mapping[str, Any]) -> pb.Node:

@@ -26,7 +26,7 @@ from typing import Any
 from services.etcd.store import LIMIT, Committed, Compacted, Delete, Etcd, KeyValue, Mod, Operation, Put, size_of
 from services.fleet import told
 from services.fleet.arriving import Arriving, Part
-from services.fleet.store import NOBODY, PEERS, Claim, Container, Image, Peer, Target, agreed
+from services.fleet.store import NOBODY, PEERS, Claim, Container, Image, Peer, Standing, Target, agreed
 from services.fleet.told import Told
 from services.kit import errors, identifiers, loops
 from services.oci.digests import Digest
@@ -170,6 +170,11 @@ class FleetNode:
                     self._written[each.key] = each.value
                 else:
                     self._written.pop(each.key, None)
+
+    def standing(self) -> Standing:
+        """How this node stands in the fleet."""
+        troubles = (self.trouble,) if self.trouble else ()
+        return Standing(self.node, self.address, troubles, len(self._blobs), self.left_out, len(self.arriving))
 
     def blobs(self, found: Mapping[str, int]) -> None:
         """The shared blobs that this node has now: sizes by digest. The first ``BLOBS`` are told."""
@@ -361,7 +366,7 @@ class LocalFetch:
         self._claims = True
         return await self._fleet.claim(self.digest)
 
-    def arrived(self, path: str, have: int) -> None:
+    def arrived(self, path: str, have: int, received: int = 0) -> None:
         """As ``Fetch`` says. InvalidArgument for a file that is none."""
         if not self._shared or not self._fleet.began(self):
             return
@@ -370,7 +375,7 @@ class LocalFetch:
             self._part = self._fleet.arriving.begin(self.digest, path, self.size)
             self._path = path
         self.have = min(have, self.size)
-        self._part.grown(have)
+        self._part.grown(have, received)
         self._fleet.moved(self)
 
     def end(self) -> None:

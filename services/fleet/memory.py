@@ -73,7 +73,7 @@ class MemoryFetch:
         owner = self._village.claims.setdefault(str(self._digest), self._me.node)
         return Claim(owner, owner == self._me.node)
 
-    def arrived(self, path: str, have: int) -> None:
+    def arrived(self, path: str, have: int, received: int = 0) -> None:
         self.path = path
         if self._shared:
             self._village.put(self._digest, Peer(self._me.node, self._me.address, self._me.size, have))

@@ -31,7 +31,7 @@ class RemoteFetch:
         self._first: pb.FetchRequest | None = begin
         self._claiming = False
         self._path = ""
-        self._arrived: tuple[str, int] | None = None
+        self._arrived: tuple[str, int, int] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._wake = asyncio.Event()
         self._answers: asyncio.Queue[Claim] = asyncio.Queue(1)
@@ -50,10 +50,10 @@ class RemoteFetch:
         except TimeoutError:
             return NOBODY
 
-    def arrived(self, path: str, have: int) -> None:
+    def arrived(self, path: str, have: int, received: int = 0) -> None:
         if self._over:
             return
-        self._arrived = (path, have)
+        self._arrived = (path, have, received)
         if path != self._path:
             self._path = path
             self._wake.set()
@@ -90,7 +90,7 @@ class RemoteFetch:
         if self._claiming:
             self._claiming, message.claim = False, True
         if self._arrived is not None:
-            (message.path, message.have), self._arrived = self._arrived, None
+            (message.path, message.have, message.received), self._arrived = self._arrived, None
         await self._stream.send(message)
 
     async def _hear(self) -> None:

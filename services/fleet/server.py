@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from google.protobuf.empty_pb2 import Empty
 
@@ -11,6 +11,7 @@ from api.splitd.fleet.v1 import fleet_pb2 as pb
 from api.splitd.fleet.v1 import fleet_stubs
 from services.fleet import convert
 from services.fleet.local import FleetNode
+from services.fleet.store import Standing
 from services.kit import errors
 from services.kit.rpc import Call
 from services.oci.digests import Digest
@@ -24,8 +25,9 @@ class FleetServicer:
 
     SERVICE = fleet_stubs.FLEET
 
-    def __init__(self, fleet: FleetNode) -> None:
+    def __init__(self, fleet: FleetNode, standing: Callable[[], Standing] | None = None) -> None:
         self._fleet = fleet
+        self._standing = standing or fleet.standing
 
     async def Find(self, request: pb.FindRequest, call: Call) -> AsyncIterator[pb.FindResponse]:
         async with self._fleet.find(request.namespace, _digest(request.digest)) as found:
@@ -42,7 +44,7 @@ class FleetServicer:
             request: pb.FetchRequest | None = first
             while request is not None:
                 if request.path:
-                    fetch.arrived(request.path, request.have)
+                    fetch.arrived(request.path, request.have, request.received)
                 if request.claim:
                     yield convert.claim_to_pb(await fetch.claim())
                 request = await anext(requests, None)
@@ -59,6 +61,9 @@ class FleetServicer:
         async with contextlib.aclosing(self._fleet.containers()) as pages:
             async for page in pages:
                 yield pb.ContainersResponse(containers=map(convert.container_to_pb, page))
+
+    async def Status(self, request: Empty, call: Call) -> pb.StatusResponse:
+        return convert.standing_to_pb(self._standing())
 
     async def Nodes(self, request: Empty, call: Call) -> AsyncIterator[pb.NodesResponse]:
         page = pb.NodesResponse()

@@ -47,6 +47,25 @@ class Peer:
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """How a node stands in its fleet, as it sees that itself."""
+
+    node: str
+    address: str
+    """HOST:PORT where peers get its blobs; empty: they get none."""
+    troubles: tuple[str, ...] = ()
+    """Why it is not in the fleet, serves nothing, or does not know its blobs."""
+    blobs: int = 0
+    """Blobs that the others are told of."""
+    left_out: int = 0
+    """Further ones, of which they are not."""
+    arriving: int = 0
+    """Blobs that peers may read while they arrive."""
+    sent: int = 0
+    """Bytes of blobs that were sent to peers since the process started."""
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """Who is to fetch a blob from the registry."""
 
@@ -112,9 +131,10 @@ class Fetch(Protocol):
         """
         ...
 
-    def arrived(self, path: str, have: int) -> None:
+    def arrived(self, path: str, have: int, received: int = 0) -> None:
         """The file ``path`` has the first ``have`` bytes, without a gap, so peers may read them. Fewer than before: the
-        fetch has begun again. What is told in quick succession is told as one.
+        fetch has begun again. ``received`` bytes came in all: if only that grows, the fetch is alive, and peers wait on
+        for what they need. What is told in quick succession is told as one.
         """
         ...
 

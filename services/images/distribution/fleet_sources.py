@@ -53,7 +53,7 @@ class _Claim:
         self._size = size
 
     def arrived(self, have: int, received: int) -> None:
-        self._fetch.arrived(self._path, have)
+        self._fetch.arrived(self._path, have, received)
 
     def complete(self) -> None:
-        self._fetch.arrived(self._path, self._size)
+        self._fetch.arrived(self._path, self._size, self._size)

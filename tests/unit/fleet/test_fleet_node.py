@@ -187,3 +187,24 @@ def test_no_more_is_told_than_the_limit() -> None:
     told.tell({b"b": {"x": 4}})
     assert wanted == {b"a": None, b"b": {"x": 4}}
     assert told.left_out == 0
+
+
+async def test_bytes_behind_a_gap_keep_readers_waiting(tmp_path: Path) -> None:
+    """They are told through the process, as what is there without a gap is; etcd is told only of the latter."""
+    etcd = MemoryEtcd()
+    file = tmp_path / "arriving"
+    file.write_bytes(bytes(100))
+    with short_directory() as directory:
+        async with member(etcd, "a") as node, asked(node, directory) as (fleet, _):
+            async with fleet.fetching("default", BLOB, 100) as fetch:
+                fetch.arrived(str(file), 10, 10)
+                await holds(lambda: (part := node.arriving.get(str(BLOB))) is not None and part.have == 10)
+                part = node.arriving.get(str(BLOB))
+                assert part is not None
+                await has_keys(etcd, "has/", bool)
+                alive, revision = part._alive, etcd.revision
+                fetch.arrived(str(file), 10, 50)
+                await holds(lambda: part._alive > alive)
+                assert (part.have, etcd.revision) == (10, revision)
+            await has_keys(etcd, "has/", lambda found: not found)
+            assert node.standing().arriving == 0

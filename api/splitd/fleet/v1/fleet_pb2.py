@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61pi/splitd/fleet/v1/fleet.proto\x12\x0fsplitd.fleet.v1\x1a\x1bgoogle/protobuf/empty.proto\"0\n\x0b\x46indRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"4\n\x0c\x46indResponse\x12$\n\x05peers\x18\x01 \x03(\x0b\x32\x15.splitd.fleet.v1.Peer\"A\n\x04Peer\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x03\x12\x0c\n\x04have\x18\x04 \x01(\x03\"j\n\x0c\x46\x65tchRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x03\x12\r\n\x05\x63laim\x18\x04 \x01(\x08\x12\x0c\n\x04path\x18\x05 \x01(\t\x12\x0c\n\x04have\x18\x06 \x01(\x03\"+\n\rFetchResponse\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04ours\x18\x02 \x01(\x08\"5\n\rNodesResponse\x12$\n\x05nodes\x18\x01 \x03(\x0b\x32\x15.splitd.fleet.v1.Node\"E\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05since\x18\x03 \x01(\x03\x12\x0f\n\x07version\x18\x04 \x01(\t\"\x1c\n\nWhyRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"E\n\x0bWhyResponse\x12$\n\x05peers\x18\x01 \x03(\x0b\x32\x15.splitd.fleet.v1.Peer\x12\x10\n\x08\x66\x65tching\x18\x02 \x01(\t\"/\n\x0cImageRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"-\n\rImageResponse\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\"8\n\x0eImagesResponse\x12&\n\x06images\x18\x01 \x03(\x0b\x32\x16.splitd.fleet.v1.Image\"e\n\x05Image\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x0c\n\x04size\x18\x05 \x01(\x03\x12\x0f\n\x07updated\x18\x06 \x01(\x03\"D\n\x12\x43ontainersResponse\x12.\n\ncontainers\x18\x01 \x03(\x0b\x32\x1a.splitd.fleet.v1.Container\"X\n\tContainer\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\x12\r\n\x05image\x18\x04 \x01(\t\x12\x0f\n\x07\x63reated\x18\x05 \x01(\x03\x32\xf9\x03\n\x05\x46leet\x12\x45\n\x04\x46ind\x12\x1c.splitd.fleet.v1.FindRequest\x1a\x1d.splitd.fleet.v1.FindResponse0\x01\x12J\n\x05\x46\x65tch\x12\x1d.splitd.fleet.v1.FetchRequest\x1a\x1e.splitd.fleet.v1.FetchResponse(\x01\x30\x01\x12\x46\n\x05Image\x12\x1d.splitd.fleet.v1.ImageRequest\x1a\x1e.splitd.fleet.v1.ImageResponse\x12\x43\n\x06Images\x12\x16.google.protobuf.Empty\x1a\x1f.splitd.fleet.v1.ImagesResponse0\x01\x12K\n\nContainers\x12\x16.google.protobuf.Empty\x1a#.splitd.fleet.v1.ContainersResponse0\x01\x12\x41\n\x05Nodes\x12\x16.google.protobuf.Empty\x1a\x1e.splitd.fleet.v1.NodesResponse0\x01\x12@\n\x03Why\x12\x1b.splitd.fleet.v1.WhyRequest\x1a\x1c.splitd.fleet.v1.WhyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61pi/splitd/fleet/v1/fleet.proto\x12\x0fsplitd.fleet.v1\x1a\x1bgoogle/protobuf/empty.proto\"0\n\x0b\x46indRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"4\n\x0c\x46indResponse\x12$\n\x05peers\x18\x01 \x03(\x0b\x32\x15.splitd.fleet.v1.Peer\"A\n\x04Peer\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x03\x12\x0c\n\x04have\x18\x04 \x01(\x03\"|\n\x0c\x46\x65tchRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x03\x12\r\n\x05\x63laim\x18\x04 \x01(\x08\x12\x0c\n\x04path\x18\x05 \x01(\t\x12\x0c\n\x04have\x18\x06 \x01(\x03\x12\x10\n\x08received\x18\x07 \x01(\x03\"\x82\x01\n\x0eStatusResponse\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x10\n\x08troubles\x18\x03 \x03(\t\x12\r\n\x05\x62lobs\x18\x04 \x01(\x03\x12\x10\n\x08left_out\x18\x05 \x01(\x03\x12\x10\n\x08\x61rriving\x18\x06 \x01(\x03\x12\x0c\n\x04sent\x18\x07 \x01(\x03\"+\n\rFetchResponse\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04ours\x18\x02 \x01(\x08\"5\n\rNodesResponse\x12$\n\x05nodes\x18\x01 \x03(\x0b\x32\x15.splitd.fleet.v1.Node\"E\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05since\x18\x03 \x01(\x03\x12\x0f\n\x07version\x18\x04 \x01(\t\"\x1c\n\nWhyRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"E\n\x0bWhyResponse\x12$\n\x05peers\x18\x01 \x03(\x0b\x32\x15.splitd.fleet.v1.Peer\x12\x10\n\x08\x66\x65tching\x18\x02 \x01(\t\"/\n\x0cImageRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"-\n\rImageResponse\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\"8\n\x0eImagesResponse\x12&\n\x06images\x18\x01 \x03(\x0b\x32\x16.splitd.fleet.v1.Image\"e\n\x05Image\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x0c\n\x04size\x18\x05 \x01(\x03\x12\x0f\n\x07updated\x18\x06 \x01(\x03\"D\n\x12\x43ontainersResponse\x12.\n\ncontainers\x18\x01 \x03(\x0b\x32\x1a.splitd.fleet.v1.Container\"X\n\tContainer\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\x12\r\n\x05image\x18\x04 \x01(\t\x12\x0f\n\x07\x63reated\x18\x05 \x01(\x03\x32\xbc\x04\n\x05\x46leet\x12\x45\n\x04\x46ind\x12\x1c.splitd.fleet.v1.FindRequest\x1a\x1d.splitd.fleet.v1.FindResponse0\x01\x12J\n\x05\x46\x65tch\x12\x1d.splitd.fleet.v1.FetchRequest\x1a\x1e.splitd.fleet.v1.FetchResponse(\x01\x30\x01\x12\x46\n\x05Image\x12\x1d.splitd.fleet.v1.ImageRequest\x1a\x1e.splitd.fleet.v1.ImageResponse\x12\x43\n\x06Images\x12\x16.google.protobuf.Empty\x1a\x1f.splitd.fleet.v1.ImagesResponse0\x01\x12K\n\nContainers\x12\x16.google.protobuf.Empty\x1a#.splitd.fleet.v1.ContainersResponse0\x01\x12\x41\n\x06Status\x12\x16.google.protobuf.Empty\x1a\x1f.splitd.fleet.v1.StatusResponse\x12\x41\n\x05Nodes\x12\x16.google.protobuf.Empty\x1a\x1e.splitd.fleet.v1.NodesResponse0\x01\x12@\n\x03Why\x12\x1b.splitd.fleet.v1.WhyRequest\x1a\x1c.splitd.fleet.v1.WhyResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,29 +39,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PEER']._serialized_start=185
   _globals['_PEER']._serialized_end=250
   _globals['_FETCHREQUEST']._serialized_start=252
-  _globals['_FETCHREQUEST']._serialized_end=358
-  _globals['_FETCHRESPONSE']._serialized_start=360
-  _globals['_FETCHRESPONSE']._serialized_end=403
-  _globals['_NODESRESPONSE']._serialized_start=405
-  _globals['_NODESRESPONSE']._serialized_end=458
-  _globals['_NODE']._serialized_start=460
-  _globals['_NODE']._serialized_end=529
-  _globals['_WHYREQUEST']._serialized_start=531
-  _globals['_WHYREQUEST']._serialized_end=559
-  _globals['_WHYRESPONSE']._serialized_start=561
-  _globals['_WHYRESPONSE']._serialized_end=630
-  _globals['_IMAGEREQUEST']._serialized_start=632
-  _globals['_IMAGEREQUEST']._serialized_end=679
-  _globals['_IMAGERESPONSE']._serialized_start=681
-  _globals['_IMAGERESPONSE']._serialized_end=726
-  _globals['_IMAGESRESPONSE']._serialized_start=728
-  _globals['_IMAGESRESPONSE']._serialized_end=784
-  _globals['_IMAGE']._serialized_start=786
-  _globals['_IMAGE']._serialized_end=887
-  _globals['_CONTAINERSRESPONSE']._serialized_start=889
-  _globals['_CONTAINERSRESPONSE']._serialized_end=957
-  _globals['_CONTAINER']._serialized_start=959
-  _globals['_CONTAINER']._serialized_end=1047
-  _globals['_FLEET']._serialized_start=1050
-  _globals['_FLEET']._serialized_end=1555
+  _globals['_FETCHREQUEST']._serialized_end=376
+  _globals['_STATUSRESPONSE']._serialized_start=379
+  _globals['_STATUSRESPONSE']._serialized_end=509
+  _globals['_FETCHRESPONSE']._serialized_start=511
+  _globals['_FETCHRESPONSE']._serialized_end=554
+  _globals['_NODESRESPONSE']._serialized_start=556
+  _globals['_NODESRESPONSE']._serialized_end=609
+  _globals['_NODE']._serialized_start=611
+  _globals['_NODE']._serialized_end=680
+  _globals['_WHYREQUEST']._serialized_start=682
+  _globals['_WHYREQUEST']._serialized_end=710
+  _globals['_WHYRESPONSE']._serialized_start=712
+  _globals['_WHYRESPONSE']._serialized_end=781
+  _globals['_IMAGEREQUEST']._serialized_start=783
+  _globals['_IMAGEREQUEST']._serialized_end=830
+  _globals['_IMAGERESPONSE']._serialized_start=832
+  _globals['_IMAGERESPONSE']._serialized_end=877
+  _globals['_IMAGESRESPONSE']._serialized_start=879
+  _globals['_IMAGESRESPONSE']._serialized_end=935
+  _globals['_IMAGE']._serialized_start=937
+  _globals['_IMAGE']._serialized_end=1038
+  _globals['_CONTAINERSRESPONSE']._serialized_start=1040
+  _globals['_CONTAINERSRESPONSE']._serialized_end=1108
+  _globals['_CONTAINER']._serialized_start=1110
+  _globals['_CONTAINER']._serialized_end=1198
+  _globals['_FLEET']._serialized_start=1201
+  _globals['_FLEET']._serialized_end=1773
 # @@protoc_insertion_point(module_scope)

@@ -34,20 +34,40 @@ class Peer(_message.Message):
     def __init__(self, node: _Optional[str] = ..., address: _Optional[str] = ..., size: _Optional[int] = ..., have: _Optional[int] = ...) -> None: ...
 
 class FetchRequest(_message.Message):
-    __slots__ = ("namespace", "digest", "size", "claim", "path", "have")
+    __slots__ = ("namespace", "digest", "size", "claim", "path", "have", "received")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     CLAIM_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     HAVE_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
     namespace: str
     digest: str
     size: int
     claim: bool
     path: str
     have: int
-    def __init__(self, namespace: _Optional[str] = ..., digest: _Optional[str] = ..., size: _Optional[int] = ..., claim: _Optional[bool] = ..., path: _Optional[str] = ..., have: _Optional[int] = ...) -> None: ...
+    received: int
+    def __init__(self, namespace: _Optional[str] = ..., digest: _Optional[str] = ..., size: _Optional[int] = ..., claim: _Optional[bool] = ..., path: _Optional[str] = ..., have: _Optional[int] = ..., received: _Optional[int] = ...) -> None: ...
+
+class StatusResponse(_message.Message):
+    __slots__ = ("node", "address", "troubles", "blobs", "left_out", "arriving", "sent")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    TROUBLES_FIELD_NUMBER: _ClassVar[int]
+    BLOBS_FIELD_NUMBER: _ClassVar[int]
+    LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
+    ARRIVING_FIELD_NUMBER: _ClassVar[int]
+    SENT_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    address: str
+    troubles: _containers.RepeatedScalarFieldContainer[str]
+    blobs: int
+    left_out: int
+    arriving: int
+    sent: int
+    def __init__(self, node: _Optional[str] = ..., address: _Optional[str] = ..., troubles: _Optional[_Iterable[str]] = ..., blobs: _Optional[int] = ..., left_out: _Optional[int] = ..., arriving: _Optional[int] = ..., sent: _Optional[int] = ...) -> None: ...
 
 class FetchResponse(_message.Message):
     __slots__ = ("node", "ours")
