@@ -98,6 +98,8 @@ class Book:
         """By digest: the node that fetches it, and its size."""
         self.asked: list[tuple[str, str]] = []
         """What was asked for, and of which digest."""
+        self.images: dict[str, tuple[str, int]] = {}
+        """What the nodes have as an image."""
 
 
 @dataclass
@@ -129,6 +131,9 @@ class BookFleet:
         return [
             Source(each, self.book.addresses[each], size, size) for each, size in found.items() if each != self.name
         ]
+
+    async def image(self, name: str, namespace: str) -> tuple[str, int] | None:
+        return self.book.images.get(name)
 
     @contextlib.asynccontextmanager
     async def claim(self, digest: str, namespace: str, path: str, size: int) -> AsyncIterator[BookClaim]:

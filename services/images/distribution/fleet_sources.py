@@ -25,6 +25,10 @@ class FleetSources:
             peers: Sequence[store.Peer] = await anext(found, ())
             return [Source(each.node, each.address, each.have, each.size) for each in peers]
 
+    async def image(self, name: str, namespace: str) -> tuple[str, int] | None:
+        found = await self._fleet.image(namespace, name)
+        return None if found is None else (found.digest, found.size)
+
     @contextlib.asynccontextmanager
     async def claim(self, digest: str, namespace: str, path: str, size: int) -> AsyncIterator[_Claim]:
         async with self._fleet.fetching(namespace, Digest.parse(digest), size) as fetch:

@@ -30,15 +30,19 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator, Seque
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from services.images.documents.manifests import media_type_in
+from services.images.documents.parser_program import read
 from services.images.node.ingest import FileIngest
 from services.images.registry.client import Registry
 from services.images.registry.download import Download
 from services.images.registry.host import TLS
+from services.images.registry.limits import MANIFEST_LIMIT
 from services.images.registry.peer import PeerPlace, peer_key
 from services.images.registry_timeouts import Retry, Timeouts
 from services.images.transfer import Ingest
-from services.kit import errors, loops, tracing
+from services.kit import errors, gojson, loops, tracing
 from services.oci.descriptors import Descriptor
+from services.oci.media_types import is_root
 from services.oci.references import Reference
 
 log = logging.getLogger(__name__)
@@ -114,6 +118,10 @@ class Fleet(Protocol):
 
     async def sources(self, digest: str, namespace: str) -> Sequence[Source]:
         """The nodes that have a blob, or get it from a registry; not this one."""
+        ...
+
+    async def image(self, name: str, namespace: str) -> tuple[str, int] | None:
+        """The digest and size of what most of the other nodes have as an image; None if none has it."""
         ...
 
     def claim(self, digest: str, namespace: str, path: str, size: int) -> contextlib.AbstractAsyncContextManager[Claim]:
@@ -232,6 +240,33 @@ class Peers:
     def sharing(self, reference: Reference, descriptor: Descriptor, namespace: str) -> Sharing | None:
         """The sources of one blob, for a pull in ``namespace``; None if that is not shared."""
         return Sharing(self, reference, descriptor, namespace) if namespace in self._shared else None
+
+    def shares(self, namespace: str) -> bool:
+        """Whether the blobs of a namespace are shared."""
+        return namespace in self._shared
+
+    async def known(self, reference: Reference, name: str, namespace: str) -> tuple[str, int] | None:
+        """The digest and size of the manifest or index that the fleet has as the image ``name``; None if none has it.
+        ``reference`` is its reference: if it has a digest, any node with that counts.
+        """
+        if reference.digest is None:
+            return await self.fleet.image(name, namespace)
+        digest = str(reference.digest)
+        return next(
+            ((digest, each.size) for each in await self.fleet.sources(digest, namespace) if each.complete), None
+        )
+
+    async def root(self, reference: Reference, digest: str, size: int, namespace: str) -> Descriptor | None:
+        """The descriptor of a manifest or index that peers have; None if none gives it."""
+        described = Descriptor("", digest, size)
+        if not 0 < size <= MANIFEST_LIMIT or (sharing := self.sharing(reference, described, namespace)) is None:
+            return None
+        data = await sharing.document()
+        try:
+            media_type = "" if data is None else await read(data, media_type_in)
+        except gojson.Malformed:
+            return None
+        return replace(described, media_type=media_type) if is_root(media_type) else None
 
     def blame(self, node: str, why: str) -> None:
         """The node gave wrong bytes: it is not asked again, until the process ends."""

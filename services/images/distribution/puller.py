@@ -25,6 +25,7 @@ from services.images.concurrency.gather import for_each, run_all
 from services.images.concurrency.stagger import may_start
 from services.images.distribution.fetcher import Begun, Fetched, Fetcher, no_follower
 from services.images.distribution.progress import Tracker, reporting_waits
+from services.images.distribution.resolving import resolved
 from services.images.distribution.source_labels import with_source
 from services.images.distribution.transfer_client import client_of
 from services.images.distribution.verifiers import Verifier
@@ -87,7 +88,7 @@ class RegistryPuller:
     ) -> None:
         try:
             async with self._fetcher.budget.document():
-                root = await client.resolve(reference)
+                root = await resolved(client, reference, source.reference, node.namespace, self._fetcher.peers, report)
         except errors.NodeError as error:
             raise type(error).verbatim(f"failed to resolve image: {error}", error.trailers) from None
         tracing.operation(**{"oci.manifest.digest": root.digest})
@@ -122,6 +123,8 @@ class _Figures:
     """What a pull fetched, and what was there already."""
 
     bytes: int = 0
+    bytes_peers: int = 0
+    """Of ``bytes``, those that came from peers."""
     bytes_present: int = 0
     layers: int = 0
     layers_present: int = 0
@@ -137,6 +140,8 @@ class _Figures:
                 "splitd.layers.present": self.layers_present,
             }
         )
+        if self.bytes_peers:
+            tracing.operation(**{"splitd.bytes.peers": self.bytes_peers})
         if wanted:
             tracing.operation(**{"splitd.snapshotter": wanted[0].snapshotter})
 
@@ -281,6 +286,7 @@ class _Pull:
             self._node, self._client, self._reference, descriptor, with_source({}, self._reference), number, begun
         )
         self.figures.bytes += found.came
+        self.figures.bytes_peers += found.peers
         self.figures.bytes_present += max(0, descriptor.size - found.came)
         if not found.existed:
             self._done.add(descriptor.digest)
