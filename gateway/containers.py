@@ -18,7 +18,7 @@ from api.containerd.services.tasks.v1 import tasks_pb2, tasks_stubs
 from gateway.hop import Hop
 from gateway.notes import Notes
 from gateway.store import Fate
-from gateway.upstream import Upstream
+from gateway.upstream import Upstream, onward
 from services.kit import errors
 from services.kit.rpc import Answers, Call, Elsewhere, method_path, shielded
 
@@ -86,5 +86,5 @@ class Containers:
 
     async def _asked(self, upstream: Upstream, request: bytes, call: Call) -> bytes:
         channel = await upstream.ready(call)
-        answer: bytes = await channel.unary(call.method, request, call.passed_on(), self._timeout)
+        answer: bytes = await channel.unary(call.method, request, onward(call, self._tasks.name), self._timeout)
         return answer

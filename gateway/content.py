@@ -78,7 +78,9 @@ class ContentServicer:
         if not ingest.shared:
             channel = await self._of(ingest, call).ready(call)
             try:
-                await channel.client(SERVICE).Abort(pb.AbortRequest(ref=ingest.raw_ref), headers=raw_headers(call))
+                await channel.client(SERVICE).Abort(
+                    pb.AbortRequest(ref=ingest.raw_ref), headers=raw_headers(call, self._content.name)
+                )
             except errors.NotFound as error:
                 if error.injected:
                     raise
@@ -91,7 +93,7 @@ class ContentServicer:
             return pb.StatusResponse(status=_shared_status(ingest))
         channel = await self._of(ingest, call).ready(call)
         answer: pb.StatusResponse = await channel.client(SERVICE).Status(
-            pb.StatusRequest(ref=ingest.raw_ref), headers=raw_headers(call)
+            pb.StatusRequest(ref=ingest.raw_ref), headers=raw_headers(call, self._content.name)
         )
         answer.status.ref = ingest.ref
         return answer
@@ -121,7 +123,7 @@ class ContentServicer:
 
     async def _statuses(self, ingests: Sequence[Ingest], call: Call) -> Sequence[pb.Status]:
         """The statuses of these ingests; those that ended meanwhile are left out."""
-        headers, found = raw_headers(call), []
+        headers, found = raw_headers(call, self._content.name), []
         answers = await asyncio.gather(
             *(self._status(ingest, call, headers) for ingest in ingests), return_exceptions=True
         )
@@ -144,7 +146,7 @@ class ContentServicer:
         """
         return Route(
             self._content,
-            raw_headers(call),
+            raw_headers(call, self._content.name),
             stall=self._stall,
             admit=self._admit_read,
             question=self._records.blob_question(call, partial(self._ask, call.optional_namespace)),
@@ -248,7 +250,9 @@ class ContentServicer:
         channel = await raw.ready(call)
         data = bytearray()
         request = pb.ReadContentRequest(digest=blob.digest, size=self._small.largest + 1)
-        async with channel.stream(READ, raw_headers(call), call.remaining(), stall=self._stall) as stream:
+        async with channel.stream(
+            READ, raw_headers(call, self._content.name), call.remaining(), stall=self._stall
+        ) as stream:
             await stream.send(request.SerializeToString())
             await stream.done_sending()
             while (message := await received(raw, stream, self._stall)) is not None:

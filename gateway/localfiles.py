@@ -32,7 +32,9 @@ class LocalFilesServicer:
         blob = await self._records.blob(call, request.digest)
         raw = self._content.having(blob.backend, call.optional_namespace, request.digest)
         channel = await _local(raw).ready(call)
-        answer: pb.LocateResponse = await channel.client(SERVICE).Locate(request, headers=raw_headers(call))
+        answer: pb.LocateResponse = await channel.client(SERVICE).Locate(
+            request, headers=raw_headers(call, self._content.name)
+        )
         return answer
 
     async def Begin(self, request: pb.BeginRequest, call: Call) -> pb.BeginResponse:
@@ -48,7 +50,7 @@ class LocalFilesServicer:
         raw = self._content.having(ingest.backend, call.optional_namespace, request.ref)
         channel = await _local(raw).ready(call)
         answer: pb.BeginResponse = await channel.client(SERVICE).Begin(
-            pb.BeginRequest(ref=ingest.raw_ref, total=request.total), headers=raw_headers(call)
+            pb.BeginRequest(ref=ingest.raw_ref, total=request.total), headers=raw_headers(call, self._content.name)
         )
         return answer
 
@@ -73,7 +75,7 @@ class LocalFilesServicer:
                 pb.CommitRequest(
                     ref=intent.raw_ref, size=request.size, digest=request.digest, computed=request.computed
                 ),
-                headers=raw_headers(call),
+                headers=raw_headers(call, self._content.name),
                 timeout=None,
                 stall=self._stall if raw.channel.ours else None,
             )

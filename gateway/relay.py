@@ -15,6 +15,7 @@ from google.protobuf import descriptor_pool
 from gateway.config import Config
 from gateway.containers import Containers
 from gateway.routes import Routes
+from gateway.upstream import onward
 from services.kit import errors
 from services.kit.rpc import LONG, RAW, STREAMS, UNARY, Arity, Call, Coordinated, Route
 
@@ -91,8 +92,7 @@ class Relay:
 
     def route(self, call: Call) -> Route:
         """The way of the call; Unimplemented, NotFound or PermissionDenied if there is none."""
-        headers = call.passed_on()
-        raw = headers.pop(RAW, None)
+        raw = call.headers.get(RAW)
         if raw is not None:
             if not self._internal:
                 raise errors.PermissionDenied(f"header {RAW} is for the node's own processes")
@@ -101,6 +101,8 @@ class Relay:
             return self._joined[call.method](call)
         else:
             hop = self._routes.of_method(call.method)
+        headers = onward(call, hop.name)
+        headers.pop(RAW, None)
         name = call.method.rpartition("/")[2]
         repeats = math.inf if name in LONG else 2 if name in READS else 0
         if hop.name == "tasks":  # shims and runc do its work, and only their time can be seen

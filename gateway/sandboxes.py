@@ -90,7 +90,7 @@ class SandboxControllerServicer:
             return False
         try:
             found = await home.channel.client(sandbox_stubs.CONTROLLER).Status(
-                wanted, headers=raw_headers(call), timeout=_ASKING
+                wanted, headers=raw_headers(call, hop.name), timeout=_ASKING
             )
         except errors.NodeError:
             return False
@@ -180,7 +180,7 @@ class SandboxControllerServicer:
             upstream = hop.having(self.notes.backend(key), call.namespace if key[0] else "")
             channel = await upstream.ready(call)
             try:
-                data = await channel.unary(call.method, request.SerializeToString(), raw_headers(call), limit)
+                data = await channel.unary(call.method, request.SerializeToString(), raw_headers(call, hop.name), limit)
             except errors.Disconnected as error:
                 if error.injected or repeats < 1:
                     raise

@@ -121,6 +121,7 @@ class SnapshotsServicer:
         return await shielded(self._numbered(lambda: self._created(request, call, hop, backend), hop))
 
     async def _created(self, request: _Creation, call: Call, hop: Hop, backend: str) -> Sequence[Mount]:
+        headers = raw_headers(call, hop.name)
         intent = await self._records.begin_snapshot(
             call,
             snapshotter=request.snapshotter,
@@ -131,7 +132,7 @@ class SnapshotsServicer:
             backend=backend,
         )
         raw = await self._begun(hop, intent, request.key, call)
-        creating = _RawCreation(request, intent, raw, raw_headers(call), self._stall)
+        creating = _RawCreation(request, intent, raw, headers, self._stall)
         return (await self._intents.carry_out(intent, creating, raw.upstream, call)).mounts
 
     async def Commit(self, request: pb.CommitSnapshotRequest, call: Call) -> Empty:
@@ -139,6 +140,7 @@ class SnapshotsServicer:
         return await shielded(self._numbered(lambda: self._committed(request, call, hop), hop))
 
     async def _committed(self, request: pb.CommitSnapshotRequest, call: Call, hop: Hop) -> Empty:
+        headers = raw_headers(call, hop.name)
         intent = await self._records.begin_commit_snapshot(
             call,
             snapshotter=request.snapshotter,
@@ -148,7 +150,7 @@ class SnapshotsServicer:
             labels=dict(request.labels),
         )
         raw = await self._begun(hop, intent, request.key, call)
-        committing = _RawCommit(request, intent, raw, raw_headers(call), self._stall)
+        committing = _RawCommit(request, intent, raw, headers, self._stall)
         await self._intents.carry_out(intent, committing, raw.upstream, call)
         return Empty()
 
@@ -238,15 +240,16 @@ class SnapshotsServicer:
 
     async def _ask(self, raw: _Raw, method: str, request: Any, call: Call, name: str = "") -> Any:
         """A raw call that may be repeated; about the snapshot ``name``."""
+        headers = raw_headers(call, raw.upstream.name)
         for attempt in (1, 2):
             await raw.upstream.ready(call)
             try:
-                return await getattr(raw.client(), method)(request, headers=raw_headers(call), stall=self._stall)
+                return await getattr(raw.client(), method)(request, headers=headers, stall=self._stall)
             except errors.NotFound as error:  # of what metadata has just resolved
                 if error.injected or not name:
                     raise
                 key = request.info.name if method == "Update" else request.key
-                raise await raw.explained(error, request.snapshotter, key, name, raw_headers(call)) from None
+                raise await raw.explained(error, request.snapshotter, key, name, headers) from None
             except errors.Disconnected:
                 if attempt == 2:
                     raise

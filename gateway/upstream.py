@@ -20,14 +20,31 @@ from gateway.supervision import Supervision
 from services.kit import errors, tracing
 from services.kit.addresses import Address
 from services.kit.addresses import address as as_address
-from services.kit.rpc import LEASE, Call, Channel
+from services.kit.rpc import HOPS, LEASE, MOST_HOPS, Call, Channel
 
 log = logging.getLogger(__name__)
 
 
-def raw_headers(call: Call) -> dict[str, str | bytes]:
-    """The headers for a raw service: the client's, but never the lease."""
+def onward(call: Call, hop: str) -> dict[str, str | bytes]:
+    """The headers with which a call leaves by a hop: the client's, and how many gateways it has come through.
+    FailedPrecondition if these are too many, as where a service forwards what it gets to a gateway that leads to it.
+    """
     headers = call.passed_on()
+    said = str(headers.get(HOPS, "0"))
+    passed = int(said) if said.isascii() and said.isdigit() and len(said) < 4 else MOST_HOPS
+    if passed >= MOST_HOPS:
+        route = hop.partition("@")[0]
+        raise errors.FailedPrecondition(
+            f"route {route} leads in a circle: this call has come through {MOST_HOPS} gateways already, so a service "
+            f"behind it forwards calls to a gateway again (splitd routes shows the services of {route})"
+        )
+    headers[HOPS] = str(passed + 1)
+    return headers
+
+
+def raw_headers(call: Call, hop: str) -> dict[str, str | bytes]:
+    """:func:`onward`, for a raw service: never with the lease."""
+    headers = onward(call, hop)
     headers.pop(LEASE, None)
     return headers
 

@@ -22,7 +22,7 @@ from gateway.operation import CURRENT
 from gateway.store import Committed, Ingest, Intent, Outcome, Records
 from gateway.upstream import Upstream, raw_headers
 from services.kit import errors, tracing
-from services.kit.rpc import Call, Stream, method_path, shielded, silent
+from services.kit.rpc import Call, Headers, Stream, method_path, shielded, silent
 from services.kit.timestamps import time_to_pb
 
 log = logging.getLogger(__name__)
@@ -53,18 +53,20 @@ class Commit:
         labels: Mapping[str, str],
     ) -> tuple[str, int]:
         """Commit ``ref``, whose bytes ``raw`` has, by ``raw_commit``; answers digest and size. Run it shielded."""
+        headers = raw_headers(call, raw.name)
         intent = await self._records.begin_commit(call, ref=ref, size=size, expected=expected, labels=labels)
         if isinstance(intent, Committed):
             return intent
-        done = await self._intents.carry_out(intent, _RawCommit(call, raw, raw_commit, intent, expected), raw, call)
+        committing = _RawCommit(headers, raw, raw_commit, intent, expected)
+        done = await self._intents.carry_out(intent, committing, raw, call)
         return done.digest, done.size
 
 
 class _RawCommit:
     """A raw store that has the blob already is as good as one that takes it now: the bytes are the same."""
 
-    def __init__(self, call: Call, raw: Upstream, commit: RawCommit, intent: Intent, expected: str) -> None:
-        self._headers = raw_headers(call)
+    def __init__(self, headers: Headers, raw: Upstream, commit: RawCommit, intent: Intent, expected: str) -> None:
+        self._headers = headers
         self._raw = raw
         self._commit = commit
         self._intent = intent
@@ -111,6 +113,7 @@ class Writes:
         opening = pb.WriteContentRequest.FromString(first)
         if not opening.ref:
             raise errors.InvalidArgument("first message must have a reference")
+        headers = raw_headers(call, self._content.name)
         operation = CURRENT.get()
         if operation is not None:
             operation.wrote(opening.ref)
@@ -131,7 +134,7 @@ class Writes:
             writer: _Write | _SharedWrite = _SharedWrite(self._commit, raw, call, ingest)
         else:
             await self._reachable(raw, call)
-            writer = _Write(self._commit, raw, call, ingest, opening, self._config.stall)
+            writer = _Write(self._commit, raw, call, headers, ingest, opening, self._config.stall)
         key = call.optional_namespace, opening.ref
         async with writer:
             try:
@@ -204,11 +207,19 @@ class _Write:
     """One open Write: the raw stream under it, replaced when the raw store dies."""
 
     def __init__(
-        self, commit: Commit, raw: Upstream, call: Call, ingest: Ingest, opening: pb.WriteContentRequest, stall: float
+        self,
+        commit: Commit,
+        raw: Upstream,
+        call: Call,
+        headers: Headers,
+        ingest: Ingest,
+        opening: pb.WriteContentRequest,
+        stall: float,
     ) -> None:
         self._commit = commit
         self._raw = raw
         self._call = call
+        self._headers = headers
         self._ingest = ingest
         self._stall = stall
         self._expected = opening.expected
@@ -298,7 +309,7 @@ class _Write:
         self._opened = True
         channel = await self._raw.ready(self._call)
         # the client's deadline ends our handler, but not a commit
-        self._stream = channel.stream(WRITE, raw_headers(self._call), stall=self._stall)
+        self._stream = channel.stream(WRITE, self._headers, stall=self._stall)
 
     async def _reopen(self) -> int:
         """Open a new raw stream on the same ingest; returns the offset of that."""
@@ -358,7 +369,7 @@ class _Write:
         """
         try:
             client = self._raw.channel.client(SERVICE)
-            await client.Abort(pb.AbortRequest(ref=raw_ref), headers=raw_headers(self._call))
+            await client.Abort(pb.AbortRequest(ref=raw_ref), headers=self._headers)
         except errors.NodeError as error:
             if not isinstance(error, errors.NotFound):  # the raw store may have dropped them itself
                 log.warning("ingest %s, whose bytes are wrong, could not be aborted: %s", raw_ref, error)

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -26,7 +27,7 @@ import pytest
 from api.grpc.health.v1 import health_pb2, health_stubs
 from deploy.place import Place
 from deploy.supervision import Supervisor
-from services.kit import rpc
+from services.kit import errors, rpc
 
 T = TypeVar("T")
 TOP = Path(__file__).resolve().parent.parent
@@ -456,6 +457,42 @@ class Node:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.02)
+
+
+class Forwarder:
+    """A relay of a service that keeps nothing: each call goes on by ``channel``, with its headers and ``more``. It has no
+    leases, so that it is not taken for the daemon that it leads to.
+    """
+
+    name = "forwarder"
+
+    def __init__(self, channel: rpc.Channel, more: Mapping[str, str] = {}) -> None:
+        self.channel = channel
+        self.more = more
+        self.calls: Counter[str] = Counter()
+        """By method."""
+
+    def to(self, namespace: str, key: str = "") -> Self:
+        return self
+
+    def is_ready(self) -> bool:
+        return self.channel.connected()
+
+    async def ready(self, call: rpc.Call | None = None) -> rpc.Channel:
+        await self.channel.reached(5)
+        return self.channel
+
+    def arity(self, method: str) -> rpc.Arity:
+        return rpc.STREAMS
+
+    def coordinated(self, call: rpc.Call) -> None:
+        return None
+
+    def route(self, call: rpc.Call) -> rpc.Route:
+        if "leases" in call.method:
+            raise errors.Unimplemented(call.method)
+        self.calls[call.method] += 1
+        return rpc.Route(self, {**call.passed_on(), **self.more})
 
 
 def processes_naming(path: Path) -> list[int]:

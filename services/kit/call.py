@@ -34,6 +34,14 @@ ONLY_WANTED = "splitd-only-wanted"
 (``ImageStore.only_wanted``). containerd's API cannot say this.
 """
 
+HOPS = "splitd-hops"
+"""Header of calls that leave a gateway: through how many gateways they have come. It shows a forwarder that leads back
+to one, if that passes headers on.
+"""
+MOST_HOPS = 8
+"""A call that has come through so many goes no further. An operation of the node's own passes its gateway three times.
+"""
+
 STOPPING = "splitd-stopping"
 """Trailer of calls that a service ended because it was told to stop. A relay repeats the call on the service's
 successor.

@@ -39,9 +39,11 @@ from services.kit.around import Around, silent
 from services.kit.call import (
     CLIENT,
     ERROR_LIMIT,
+    HOPS,
     LEASE,
     LONG,
     MESSAGE_LIMIT,
+    MOST_HOPS,
     NAMESPACE,
     ONLY_WANTED,
     RAW,
@@ -74,9 +76,11 @@ if TYPE_CHECKING:
 __all__ = [
     "CLIENT",
     "ERROR_LIMIT",
+    "HOPS",
     "LEASE",
     "LONG",
     "MESSAGE_LIMIT",
+    "MOST_HOPS",
     "NAMESPACE",
     "ONLY_WANTED",
     "RAW",

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from api.containerd.services.content.v1 import content_pb2
 from services.kit import errors
-from services.kit.rpc import Channel
+from services.kit.rpc import HOPS, MOST_HOPS, Channel
 from services.shadows.methods_convert import METHODS, READ, WRITE
 from services.shadows.store import Service
 
@@ -14,12 +14,15 @@ SECONDS = 30.0
 """The limit of a call that copies one."""
 LARGEST = 64 << 20
 """Bytes of one call's answers."""
+_HEADERS = {HOPS: str(MOST_HOPS)}
 _PIECE = 1 << 20
 """Bytes of a message when a blob is copied."""
 
 
 class RemoteService:
-    """``channel`` leads to a raw service. Its calls are nobody's: they carry no namespace and no lease."""
+    """``channel`` leads to a raw service. Its calls are nobody's: they carry no namespace and no lease. No gateway lets
+    them through: a candidate that forwards its calls to one would have each copy copied again.
+    """
 
     def __init__(self, channel: Channel, *, seconds: float = SECONDS) -> None:
         self._channel = channel
@@ -29,10 +32,10 @@ class RemoteService:
         descriptor = METHODS[path].descriptor
         await self._channel.reached(self._seconds)
         if not descriptor.client_streaming and not descriptor.server_streaming:
-            return [await self._channel.unary(path, requests[0], {}, self._seconds)]
+            return [await self._channel.unary(path, requests[0], _HEADERS, self._seconds)]
         answers: list[bytes] = []
         size = 0
-        async with self._channel.stream(path, {}, self._seconds) as stream:
+        async with self._channel.stream(path, _HEADERS, self._seconds) as stream:
             for request in requests:
                 await stream.send(request)
                 # a Write answers each message, and a client waits for that before it sends the next
@@ -50,7 +53,7 @@ class RemoteService:
         await self._channel.reached(self._seconds)
         answers: list[bytes] = []
         offset = 0
-        async with self._channel.stream(WRITE.path, {}, None) as stream:
+        async with self._channel.stream(WRITE.path, _HEADERS, None) as stream:
 
             async def send(**fields: object) -> None:
                 request = content_pb2.WriteContentRequest(ref=ref, total=size, expected=digest, offset=offset, **fields)  # type: ignore[arg-type]

@@ -27,7 +27,7 @@ from gateway.routes import Routes
 from gateway.store import Objects
 from services.kit import errors, rpc
 from services.kit.rpc import NAMESPACE, Call
-from tests.support import eventually_async
+from tests.support import Forwarder, eventually_async
 
 pytestmark = pytest.mark.once
 
@@ -206,6 +206,31 @@ async def test_images_are_chosen_by_namespace_and_diff_for_each_call(place: Path
         assert (await image("a"), await applied()) == ("home", "home")
         (candidate,) = replacing.on("diff")
         assert candidate.sent_home >= 1
+
+
+async def test_a_candidate_that_forwards_to_its_gateway_fails_and_says_so(place: Path) -> None:
+    """The call does not go round for ever. A header of a client that is no number counts as one that is too large."""
+
+    async def applied(channel: rpc.Channel, hops: str) -> str:
+        answer = await channel.client(diff_stubs.DIFF).Apply(diff_pb2.ApplyRequest(), headers={rpc.HOPS: hops})
+        return answer.applied.digest
+
+    async with (
+        rpc.serving(place / "diff.sock", [Diff("home")]),
+        rpc.Channel(place / "g.sock", "gateway") as back,
+        rpc.serving(place / "circle.sock", [], relay=(forwarder := Forwarder(back)), relayed=True),
+        gateway(place) as (replacing, channel),
+    ):
+        assert await applied(channel, "7") == "home"
+        for hops in ("8", "-1", "1" * 5000, ""):
+            with pytest.raises(errors.FailedPrecondition, match="route diff leads in a circle"):
+                await applied(channel, hops)
+        await stands(replacing, Terms(route="diff", name="t", address=str(place / "circle.sock")))
+        with pytest.raises(errors.FailedPrecondition, match="route diff leads in a circle"):
+            await applied(channel, "0")
+        assert forwarder.calls["/containerd.services.diff.v1.Diff/Apply"] == rpc.MOST_HOPS
+        await replacing.restore("diff")
+        assert await applied(channel, "0") == "home"
 
 
 async def test_a_call_under_way_ends_where_it_began(place: Path) -> None:

@@ -28,8 +28,9 @@ from services.content.server import ContentServicer, LocalFilesServicer
 from services.kit import errors, rpc
 from services.kit.addresses import address as as_address
 from services.oci.digests import Digest
+from services.shadows.remote import Shadows
 from services.snapshots.remote import RemoteSnapshotter
-from tests.support import ServiceProcess, eventually_async, short_directory
+from tests.support import Forwarder, ServiceProcess, eventually_async, short_directory
 
 pytestmark = [pytest.mark.once, pytest.mark.timeout(120)]
 
@@ -180,6 +181,49 @@ async def test_half_of_the_new_blobs_go_to_the_candidate_and_stay_there(
     await restarted(services.gateway, channel)
     assert await all_are_read()
     assert (await written(blobs, b"g")).hex in raw_blobs(ours)
+
+
+async def test_candidates_that_forward_to_the_gateway_fail_and_say_so(
+    node: tuple[Services, rpc.Channel, RemoteRoutes],
+) -> None:
+    """What they get goes round a few times, not for ever, and nothing of it is in the way afterwards."""
+    services, channel, routes = node
+    address = str(services.elsewhere / "circle.sock")
+    async with (
+        rpc.Channel(services.state / "containerd.sock", "gateway") as back,
+        rpc.serving(services.elsewhere / "circle.sock", [], relay=(forwarder := Forwarder(back)), relayed=True),
+    ):
+        await routes.replace(services.content_terms(address=address))
+        await routes.replace(services.native_terms(address=address))
+        with pytest.raises(errors.FailedPrecondition, match="route content leads in a circle"):
+            await written(store(channel), b"round")
+        with pytest.raises(errors.FailedPrecondition, match=r"route snapshots\.native leads in a circle"):
+            await native(channel).prepare("round", "", {})
+        assert max(forwarder.calls.values()) <= 2 * rpc.MOST_HOPS
+    for route in ("content", NATIVE):
+        await routes.restore(route)
+        await routes.forget(route)
+    assert (await written(store(channel), b"round")).hex in raw_blobs(services.root)
+    assert await native(channel).prepare("round", "", {})
+
+
+async def test_no_copy_of_a_call_is_copied_again(node: tuple[Services, rpc.Channel, RemoteRoutes]) -> None:
+    """The gateway refuses a copy that a shadow's candidate forwards to it."""
+    services, channel, _ = node
+    digest, shadows = await written(store(channel), b"to be copied"), Shadows(channel)
+    async with (
+        rpc.Channel(services.state / "containerd.sock", "gateway") as back,
+        rpc.serving(services.elsewhere / "mirror.sock", [], relay=Forwarder(back, {rpc.NAMESPACE: "n"}), relayed=True),
+    ):
+        await shadows.start("content", as_address(str(services.elsewhere / "mirror.sock")))
+
+        async def compared() -> str:
+            await read(store(channel), digest)
+            found = [each for each in (await shadows.report("content")).methods if each.method == "Content/Read"]
+            return found[0].differences[0].examples[0].candidate if found and found[0].different else ""
+
+        assert await eventually_async(compared, "no copy was compared", 30) == "FAILED_PRECONDITION"
+        await shadows.stop("content")
 
 
 async def test_a_write_that_is_opened_again_stays_where_it_began(

@@ -62,7 +62,7 @@ async def committed(raw: Raw, *messages: pb.WriteContentRequest) -> None:
 
     ingest = Ingest(ref="r", raw_ref="raw")
     async with _Write(
-        cast("Commit", commit), cast("Upstream", raw), Call("/Write", {}), ingest, messages[0], 60.0
+        cast("Commit", commit), cast("Upstream", raw), Call("/Write", {}), {}, ingest, messages[0], 60.0
     ) as write:
         for message in messages:
             answer = pb.WriteContentResponse.FromString(await write.answer(message))
