@@ -468,7 +468,7 @@ class Task:
 
     async def converse(self, question: Callable[[Connection], Awaitable[T]]) -> T:
         """Ask the shim. If the connection is lost meanwhile the question is not repeated: the result is NotFound if
-        the shim has died, else Unavailable.
+        the shim has died or is to end, else Unavailable.
         """
         config = self._service.config
         connection = await self.usable(config.load_timeout)
@@ -476,6 +476,8 @@ class Task:
             return await question(connection)
         except errors.Unavailable as error:
             self._suspect(connection, error)
+            if self.life is Life.ENDING and isinstance(error, errors.Disconnected):  # it was asked to end meanwhile
+                raise errors.NotFound.verbatim(task_not_found(self.name)) from error
             if self.connection is connection or self.life not in (*FOLLOWED, *_OVER):
                 raise
             await self.usable(config.cleanup_timeout * 2 + 1.0)

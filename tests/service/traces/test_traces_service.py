@@ -143,7 +143,7 @@ async def test_kills_while_spans_come() -> None:
                 async def flood(store: RemoteStore = store) -> None:
                     with contextlib.suppress(errors.NodeError):
                         while True:
-                            sent = span(attributes={"x": rng.randbytes(5_000)})
+                            sent = span(attributes={"x": rng.randbytes(500)})
                             await store.add([sent, *(span(sent.trace, parent=sent.id) for _ in range(20))])
 
                 flooding = asyncio.ensure_future(flood())

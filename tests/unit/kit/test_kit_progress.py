@@ -110,10 +110,14 @@ def test_a_stall_that_means_nothing_is_none(sent: str, stall: float | None) -> N
 
 
 def test_a_thread_that_works_is_seen() -> None:
-    """One that waits for another thread is not."""
+    """One that waits for another thread is not, once it has come so far."""
+
+    def one() -> at_work.Signs | None:
+        seen = at_work.signs()
+        return seen if [each.doing for each in seen.values()] == [""] else None
+
     with thread("waits"), thread("works"):
-        seen = eventually(at_work.signs, "no thread is at work")
-    assert [each.doing for each in seen.values()] == [""]
+        seen = eventually(one, "not just one thread is at work")
     assert at_work.described(seen).endswith(" runs")
 
 

@@ -313,3 +313,18 @@ async def test_a_shim_that_says_unavailable_is_connected_to_once(place: Path, cl
         await one.converse(busy)
     await asyncio.sleep(0.05)
     assert len(made.opened) == 1
+
+
+async def test_a_question_while_the_shim_is_ended_finds_no_task(place: Path, close: list[Task]) -> None:
+    """The task was deleted meanwhile, so its client is not told that something is broken."""
+    one = task(service(place, connections()))
+    close.append(one)
+    await one.connect(ADDRESS, 1.0)
+    one.follow(lambda _: None)
+
+    async def question(_: object) -> None:
+        one.ends()
+        raise errors.Disconnected("it has ended")
+
+    with pytest.raises(errors.NotFound, match="^task c not found$"):
+        await one.converse(question)
