@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import socket
 import sqlite3
@@ -30,7 +29,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, MutableSequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -48,22 +47,14 @@ from services.etcd.store import (
     end_of,
 )
 from services.kit import damage, errors, files, loops
-from services.metadata import sqlite
+from services.metadata import etcd_mirror
 from services.metadata.etcd_rows import LEAST, Keys, Owner, Pieces, Written, decode
-from services.metadata.sqlite import Again, SqliteTransactions
+from services.metadata.sqlite import Again
 from services.metadata.transactions import Key, Reader, Snapshot, Transaction
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-LAYOUT = replace(
-    sqlite.LAYOUT,
-    tables=(
-        *sqlite.LAYOUT.tables,
-        "CREATE TABLE mirror (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
-        "CREATE TABLE incoming (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID",
-    ),
-)
 ALIVE = 10.0
 """Seconds after which a node that ended without a word counts as gone."""
 PAUSE, LONGEST = 0.2, 5.0
@@ -153,11 +144,11 @@ class EtcdTransactions:
         self._stale_reads = stale_reads
         self._longest = longest
         self._instance = uuid.uuid4().hex.encode()
-        self.mirror = _opened(path, caller, self)
+        self.mirror, stands = etcd_mirror.opened(path, caller, self, self._keys.prefix)
         self.file = self.mirror.file
         self._owner = 0
         """The revision of our claim, which every transaction compares; 0: there is none yet."""
-        self._revision, self._last = self._stands()
+        self._revision, self._last = stands.revision, stands.last
         """What the mirror shows, and the revision of the key ``last`` in it. 0: it has to be listed anew."""
         self._next = (0, 0)
         """Both, once the transaction that is on its way is committed."""
@@ -230,7 +221,7 @@ class EtcdTransactions:
             words = "it may have been written: " if isinstance(error, Uncertain) else ""
             raise errors.Unavailable(f"metadata store: {words}{error}") from None
         self._next = revision, revision
-        _note(connection, self._keys, *self._next)
+        etcd_mirror.note(connection, self._keys.prefix, *self._next)
         for operation in written.rest:
             try:
                 await self._etcd.commit([operation], [Mod(self._keys.owner, self._owner)])
@@ -456,7 +447,7 @@ class EtcdTransactions:
                 else:
                     connection.execute("INSERT OR REPLACE INTO records VALUES (?, ?)", (key, value))
             self._next = revision, max(last, self._last)
-            _note(connection, keys, *self._next)
+            etcd_mirror.note(connection, keys.prefix, *self._next)
 
         await self.mirror.replicate(work)
         if revision > self._revision:
@@ -477,7 +468,7 @@ class EtcdTransactions:
     async def _list(self) -> None:
         """Show everything that etcd has now."""
         keys, begun = self._keys, time.monotonic()
-        await self.mirror.replicate(lambda connection: _stage(connection, None))
+        await self.mirror.replicate(lambda connection: etcd_mirror.stage(connection, None))
         pieces: dict[bytes, list[bytes]] = {}
         count, revision, last = 0, 0, 0
         async for page in self._etcd.pages(keys.prefix):
@@ -494,54 +485,18 @@ class EtcdTransactions:
                         value = _joined(key, value, pieces.pop(keys.pieces_of(key) + value.id.encode(), []))
                     rows.append((key, value))
             count += len(rows)
-            await self.mirror.replicate(lambda connection, rows=rows: _stage(connection, rows))  # type: ignore[misc]
+            await self.mirror.replicate(lambda connection, rows=rows: etcd_mirror.stage(connection, rows))  # type: ignore[misc]
 
         def work(connection: sqlite3.Connection) -> None:
-            connection.execute("DELETE FROM records")
-            connection.execute("INSERT INTO records SELECT key, value FROM incoming")
-            connection.execute("DELETE FROM incoming")
+            etcd_mirror.show_staged(connection)
             self._next = revision, last
-            _note(connection, keys, *self._next)
+            etcd_mirror.note(connection, keys.prefix, *self._next)
 
         await self.mirror.replicate(work)
         self._revision, self._last = self._next
         log.info("%d records were listed in %.1f s, at revision %d", count, time.monotonic() - begun, revision)
         for left in pieces:  # of transactions that were not written
             await self._etcd.commit([Delete(left, end_of(left))], [Mod(keys.owner, self._owner)])
-
-    def _stands(self) -> tuple[int, int]:
-        """The revision of the mirror, and that of ``last`` in it."""
-        row = self.file.reader.execute("SELECT value FROM mirror WHERE name = 'stands'").fetchone()
-        found = json.loads(row[0]) if row else {}
-        if found.get("prefix") != self._keys.prefix.decode():
-            return 0, 0
-        return found["revision"], found["last"]
-
-
-def _opened(path: Path, caller: Callable[[], str], original: EtcdTransactions) -> SqliteTransactions:
-    """The mirror, made anew if it cannot be used."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    try:
-        return SqliteTransactions(path, caller, layout=LAYOUT, original=original)
-    except (errors.DataLoss, errors.FailedPrecondition) as error:
-        log.warning("the mirror of etcd's records is made anew: %s", error)
-        for suffix in ("", "-wal", "-shm"):
-            path.with_name(f"{path.name}{suffix}").unlink(missing_ok=True)
-        return SqliteTransactions(path, caller, layout=LAYOUT, original=original)
-
-
-def _note(connection: sqlite3.Connection, keys: Keys, revision: int, last: int) -> None:
-    """Note in the mirror what it shows, in the transaction that shows it."""
-    text = json.dumps({"prefix": keys.prefix.decode(), "revision": revision, "last": last})
-    connection.execute("INSERT OR REPLACE INTO mirror VALUES ('stands', ?)", (text,))
-
-
-def _stage(connection: sqlite3.Connection, rows: list[tuple[bytes, bytes]] | None) -> None:
-    """Keep rows of a list until all are there; None: it begins."""
-    if rows is None:
-        connection.execute("DELETE FROM incoming")
-        return
-    connection.executemany("INSERT OR REPLACE INTO incoming VALUES (?, ?)", rows)
 
 
 def _ranges(operations: list[Operation], keys: Keys, connection: sqlite3.Connection) -> list[Operation]:

@@ -579,8 +579,10 @@ class SqliteTransactions:
             self._writer.execute("COMMIT")
 
     def _wait_for_disk(self, lasting: bool) -> None:
-        """Set whether the next commit waits for the disk. Only a commit that does may checkpoint, too."""
-        if lasting is not self._lasting:
+        """Set whether the next commit waits for the disk. Only a commit that does may checkpoint, too. A mirror never
+        waits, and checkpoints whenever its log is long.
+        """
+        if lasting is not self._lasting and self._original is None:
             self._writer.execute(f"PRAGMA synchronous = {'FULL' if lasting else 'NORMAL'}")
             self._writer.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT if lasting else 0}")
             self._lasting = lasting

@@ -64,7 +64,8 @@ ALLOWED = {
     "sqlite3": [
         "services/kit/sqlite.py",
         "services/metadata/sqlite.py",
-        "services/metadata/etcd.py",  # whose mirror it is
+        "services/metadata/etcd.py",
+        "services/metadata/etcd_mirror.py",  # whose mirror it is
         "services/metadata/freeing.py",
         "services/kit/damage.py",
         "services/kit/salvage.py",

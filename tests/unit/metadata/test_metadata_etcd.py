@@ -353,3 +353,11 @@ async def test_views_see_whole_commits(tmp_path: Path) -> None:
                 assert a == b
                 await asyncio.sleep(0)
             assert store.view(both) == (b"%d" % number,) * 2
+
+
+async def test_the_log_of_a_mirror_stays_short(tmp_path: Path) -> None:
+    """However much is written without a pause: STATE is in memory on most machines."""
+    async with opened(MemoryEtcd(kept=2), tmp_path / "one.db") as store:
+        for number in range(600):
+            await put(store, f"k{number % 100}", value=b"%d" % number * 5000)
+        assert (tmp_path / "one.db-wal").stat().st_size < 8 << 20

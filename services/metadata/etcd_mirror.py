@@ -1,0 +1,117 @@
+"""The mirror of the records in etcd: a SQLite file in STATE that may vanish, and is made anew then.
+
+It remembers what it shows, and when it last was in step with etcd, in seconds since the boot (CLOCK_BOOTTIME, which
+goes on while the machine is suspended, and which nobody sets). In another boot neither counts, so nothing in it waits
+for the disk: what a power cut leaves is not used.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import sqlite3
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from services.kit import errors
+from services.metadata import sqlite
+from services.metadata.sqlite import Original, SqliteTransactions
+
+log = logging.getLogger(__name__)
+
+LAYOUT = replace(
+    sqlite.LAYOUT,
+    tables=(
+        *sqlite.LAYOUT.tables,
+        "CREATE TABLE mirror (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+        "CREATE TABLE incoming (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID",
+    ),
+    pragmas=(*sqlite.LAYOUT.pragmas, "synchronous = OFF"),
+)
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+def now() -> float:
+    """Seconds since the boot."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@dataclass(frozen=True, slots=True)
+class Stands:
+    """What a mirror shows."""
+
+    revision: int = 0
+    """0: nothing that can be used."""
+    last: int = 0
+    """The revision of the key ``last`` in it."""
+    step: float = 0.0
+    """When it was last in step with etcd (:func:`now`)."""
+
+
+def opened(
+    path: Path, caller: Callable[[], str], original: Original, prefix: bytes
+) -> tuple[SqliteTransactions, Stands]:
+    """The mirror in ``path`` of the records below ``prefix``, made anew if it cannot be used, and what it shows."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        found = SqliteTransactions(path, caller, layout=LAYOUT, original=original)
+    except (errors.DataLoss, errors.FailedPrecondition) as error:
+        why = str(error)
+    else:
+        why = found.file.lost
+        try:
+            if not why:
+                return found, _stands(found.file.reader, prefix)
+        except (sqlite3.Error, ValueError, LookupError, TypeError) as error:
+            why = f"what it shows cannot be read: {error}"
+        found.file.close()
+    log.warning("the mirror of etcd's records is made anew: %s", why)
+    remove(path)
+    return SqliteTransactions(path, caller, layout=LAYOUT, original=original), Stands()
+
+
+def remove(path: Path) -> None:
+    """Remove the files of a mirror. A process that has it open goes on with what it has."""
+    for each in (path, *path.parent.glob(f"{path.name}-*")):
+        each.unlink(missing_ok=True)
+
+
+def note(connection: sqlite3.Connection, prefix: bytes, revision: int, last: int) -> None:
+    """Note in the mirror what it shows, and that it is in step now, in the transaction that shows it."""
+    known = {"prefix": prefix.decode(), "revision": revision, "last": last, "boot": _boot(), "step": now()}
+    connection.execute("INSERT OR REPLACE INTO mirror VALUES ('stands', ?)", (json.dumps(known),))
+
+
+def _stands(connection: sqlite3.Connection, prefix: bytes) -> Stands:
+    row = connection.execute("SELECT value FROM mirror WHERE name = 'stands'").fetchone()
+    known = json.loads(row[0]) if row else {}
+    if known.get("prefix") != prefix.decode() or not _boot() or known.get("boot") != _boot():
+        return Stands()
+    return Stands(known["revision"], known["last"], min(known["step"], now()))
+
+
+def stage(connection: sqlite3.Connection, rows: list[tuple[bytes, bytes]] | None) -> None:
+    """Keep rows of a list until all are there; None: it begins."""
+    if rows is None:
+        connection.execute("DELETE FROM incoming")
+        return
+    connection.executemany("INSERT OR REPLACE INTO incoming VALUES (?, ?)", rows)
+
+
+def show_staged(connection: sqlite3.Connection) -> None:
+    """Show the rows of the list instead of what there was."""
+    connection.execute("DELETE FROM records")
+    connection.execute("INSERT INTO records SELECT key, value FROM incoming")
+    connection.execute("DELETE FROM incoming")
+
+
+@functools.cache
+def _boot() -> str:
+    """The id of this boot; "" if it cannot be read."""
+    try:
+        return _BOOT.read_text().strip()
+    except OSError:
+        return ""
