@@ -1,19 +1,24 @@
-"""The etcd clusters that a node's configuration names: what their members say, for ``splitd status``.
+"""The etcd clusters that a node's configuration names: what their members say, for ``splitd status``, and where the
+node's records stand, if they are in etcd.
 
-The command asks them itself, so it can tell a cluster that is away from a service that does not reach it.
+The command asks the members itself, so it can tell a cluster that is away from a service that does not reach it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+from client.standing_remote import standing
 from deploy import running
 from deploy.place import Place
 from services.etcd.config import EtcdConfig
 from services.etcd.store import ClusterStatus
+from services.kit import errors, rpc
+from services.metadata.transactions import Standing
 
 PATIENCE = 3.0
 """Seconds for the answers of all members."""
@@ -66,3 +71,29 @@ def lines(found: Mapping[str, ClusterStatus]) -> Iterator[str]:
         yield from (
             f"etcd of [{table}]: member {member.endpoint}: {member.error}" for member in status.members if member.error
         )
+
+
+def records(here: Place) -> Standing | None:
+    """Where the records stand, if they are in etcd and metadata answers; its own health explains if it does not."""
+    return asyncio.run(_records(here))
+
+
+async def _records(here: Place) -> Standing | None:
+    async with rpc.Channel(here.state / "metadata.sock", "metadata") as channel:
+        try:
+            found = await standing(channel, PATIENCE)
+        except errors.NodeError:
+            return None
+    return found if found.store == "etcd" else None
+
+
+def line(found: Standing, now: float) -> str:
+    """Where the records stand, in words. ``now``: seconds since the epoch."""
+    if found.away is None:
+        return f"records in etcd: in step, revision {found.revision:,}"
+    until = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now + found.reads))
+    reads = f"reads go on until {until}, and" if found.reads else "nothing is read, and"
+    return (
+        f"records in etcd: etcd is away for {found.away:.0f} s ({found.why}); {reads} nothing is written until it is "
+        "back; containers run on"
+    )

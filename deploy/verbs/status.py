@@ -20,6 +20,7 @@ from deploy.place import Place
 from deploy.verbs import up
 from services.etcd.store import ClusterStatus
 from services.kit import version
+from services.metadata.transactions import Standing
 
 HELP = (
     "print state, pid, uptime, memory, health and restarts of each service and proxy plugin, and registries with "
@@ -49,8 +50,9 @@ def run(arguments: argparse.Namespace) -> int:
     traces = health.traces(here) if "traces" in healthy else None
     candidates = health.candidates(here) if "gateway" in healthy else []
     clusters = etcds.clusters(here)
+    records = etcds.records(here) if clusters else None
     if arguments.json:
-        known = describe(here, supervisor_pid, found, others, registries, held, traces, candidates, clusters)
+        known = describe(here, supervisor_pid, found, others, registries, held, traces, candidates, clusters, records)
         print(json.dumps(known, indent=2))
     else:
         print_table(here, found, others, traces, candidates)
@@ -59,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
             *revisions.differences(here, found, supervisor.code()),
             *killed(found),
             *kept(here, held),
+            *([etcds.line(records, time.time())] if records is not None else []),
             *etcds.lines(clusters),
             *troubled(registries or [], time.time()),
         )
@@ -84,6 +87,7 @@ def describe(
     traces: health.Traces | None,
     candidates: Sequence[Stands] = (),
     clusters: Mapping[str, ClusterStatus] = MappingProxyType({}),
+    records: Standing | None = None,
 ) -> dict[str, object]:
     """The status as JSON. If no node is up, ``up`` is false and there are no services.
 
@@ -99,6 +103,9 @@ def describe(
       be healthy.
     - ``etcd`` has each etcd cluster of the configuration, by its ``table``: what each member says, and whether the
       cluster is ``available``. Sizes are in bytes.
+    - ``records`` says where those in etcd stand: which ``revision`` the node's mirror shows, for how many seconds etcd
+      is ``away`` (null: it is there) and why, and for how many more seconds reads go on (``reads``). It is null if the
+      records are not in etcd.
     - ``candidates`` take new objects of a route, or are draining (``drained``); ``splitd routes`` says more.
     - ``registries`` are those that the node has asked since the images service started, good ones too; null if that
       service is not healthy.
@@ -146,6 +153,7 @@ def describe(
         "held_back": [dataclasses.asdict(each) for each in held],
         "registries": None if registries is None else [dataclasses.asdict(each) for each in registries],
         "etcd": etcds.described(clusters),
+        "records": records and dataclasses.asdict(records),
         "traces": traces and dataclasses.asdict(traces),
     }
 
@@ -265,11 +273,15 @@ def print_table(
 
 
 def database(here: Place) -> dict[str, int]:
-    """Bytes on the disk of metadata's database and of its log. A file that does not exist is left out."""
+    """Bytes on the disk of metadata's database, or of its mirror of etcd's, and of the log. A file that does not exist
+    is left out.
+    """
+    mirror = here.state / "metadata" / "mirror.db"
+    path = mirror if mirror.exists() else here.root / "metadata" / "metadata.db"
     found = {}
-    for name, file in (("size", "metadata.db"), ("log", "metadata.db-wal")):
+    for name, file in (("size", path), ("log", path.with_name(f"{path.name}-wal"))):
         with contextlib.suppress(OSError):
-            found[name] = (here.root / "metadata" / file).stat().st_size
+            found[name] = file.stat().st_size
     return found
 
 

@@ -117,6 +117,9 @@ class Server:
         self.draining = False
         self.trouble = ""
         """Why this server is not healthy, if waiting does not help; else ""."""
+        self._troubles: dict[str, str] = {}
+        """What it is made of, by the name until which it lasts."""
+        self._ended = False
         self.tls: ssl.SSLContext | None = None
         """How TLS is spoken, if it is. For TCP only."""
         self.entrance: observer.Entrance | None = None
@@ -142,12 +145,26 @@ class Server:
         """The relay decides otherwise from now on: forget what it decided before, which is kept by its identity."""
         self.methods.relay = copy.copy(self.methods.relay)
 
-    def ail(self, trouble: str = "") -> None:
+    def ail(self, trouble: str = "", *, until: str = "") -> None:
         """Report everything that is served here as not serving. ``trouble`` is the reason, if waiting does not help;
-        several reasons are joined.
+        several reasons are joined. A trouble may pass: :meth:`recover` with the name ``until`` ends it, and the next
+        one of that name takes its place.
         """
-        self.trouble = "; ".join(dict.fromkeys(filter(None, (self.trouble, trouble)))) if trouble else ""
-        self.health.update(dict.fromkeys(self.health, NOT_SERVING))
+        if trouble:
+            self._troubles[until or trouble] = trouble
+        else:
+            self._ended = True
+        self._report()
+
+    def recover(self, until: str) -> None:
+        """End the trouble that was reported ``until`` now, if there is one."""
+        if self._troubles.pop(until, ""):
+            self._report()
+
+    def _report(self) -> None:
+        self.trouble = "" if self._ended else "; ".join(self._troubles.values())
+        state = NOT_SERVING if self._ended or self._troubles else SERVING
+        self.health.update(dict.fromkeys(self.health, state))
 
     async def stop(self, grace: float) -> None:
         """Refuse new calls, end long ones at once, and give the others ``grace`` seconds."""

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
+import signal
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +28,7 @@ from services.metadata.store import Event
 
 if TYPE_CHECKING:
     from services.metadata.etcd import EtcdTransactions
+    from services.metadata.etcd_node import EtcdNode
 
 _GATEWAY_WAIT = 2.0
 """Seconds that the first collection waits for the gateway, through which it sweeps. When a node starts, the gateway
@@ -38,18 +43,20 @@ time it has waited for anything; the collector looks at all records in a thread.
 @contextlib.asynccontextmanager
 async def stored(
     config: configuration.Config, directory: Path, state: Path
-) -> AsyncIterator[SqliteTransactions | EtcdTransactions]:
-    """The records, where the configuration wants them."""
+) -> AsyncIterator[tuple[SqliteTransactions | EtcdTransactions, EtcdNode | None]]:
+    """The records, where the configuration wants them, and what a node does around those in etcd."""
     if config.store == "sqlite":
+        shutil.rmtree(state / "metadata", ignore_errors=True)  # a mirror of records that were in etcd
         transactions = SqliteTransactions(directory / "metadata.db", rpc.caller)
         try:
-            yield transactions
+            yield transactions, None
         finally:
             await transactions.close()
         return
     # a node with the embedded store does without this code and its messages
     from services.etcd.client import connect
     from services.metadata.etcd import Claims, EtcdTransactions, this_node
+    from services.metadata.etcd_node import EtcdNode
 
     await moving.check_beside(directory / "metadata.db")
     etcd = connect(config.etcd)
@@ -64,7 +71,7 @@ async def stored(
     )
     try:
         async with records.running():
-            yield records
+            yield records, EtcdNode(records, etcd, lambda: os.kill(os.getpid(), signal.SIGTERM))
     finally:
         await records.close()
         await etcd.close()
@@ -78,7 +85,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
         async with (
             rpc.Channel(node.state / "internal.sock", "gateway") as gateway,
             Publisher(gateway).running() as publisher,
-            stored(config, directory, node.state) as transactions,
+            stored(config, directory, node.state) as (transactions, etcd),
         ):
 
             def publish(event: Event) -> None:
@@ -89,25 +96,31 @@ async def serve(file: settings.File, node: settings.Node) -> None:
             memory.when_idle(transactions.shrink)
             database = Database(transactions)
             soundness = Soundness(path, database)
-            transactions.file.damaged = database.damaged = soundness.damaged
+            if etcd is None:
+                transactions.file.damaged = database.damaged = soundness.damaged
+            else:
+                transactions.file.damaged = database.damaged = partial(etcd.damaged, otherwise=soundness.damaged)
             metadata = Metadata(
                 database, publish, RemoteBackends(gateway), shared=config.content_sharing_policy == "shared"
             )
 
             async def ready() -> None:
-                await soundness.checked()
+                await (soundness if etcd is None else etcd).checked()
                 await gateway.wait_connected(_GATEWAY_WAIT)
 
             collector = database.collector = Collector(
                 database, RemoteRawStores(gateway), config.gc, publish, ready, configuration.foreign(file)
             )
             try:
-                await soundness.begin(transactions.file.lost, transactions.file.noted)
+                await soundness.begin(transactions.file.lost, transactions.file.noted, copy=etcd is not None)
+                if etcd is not None:
+                    etcd.check(soundness.damaged)
                 await metadata.intents.index()
                 async with (
                     collector.running(),
                     rpc.serving(node.state / "metadata.sock", metadata.servicers, relayed=True) as server,
                     soundness.reported_in(server),
+                    etcd.shown(server) if etcd is not None else contextlib.nullcontext(),
                 ):
                     metrics_stores.measured(
                         {"metadata": lambda: metrics_stores.of_files(path, path.with_name(f"{path.name}-wal"))}

@@ -43,6 +43,7 @@ from services.metadata.store import (
     Sandbox,
     Snapshot,
 )
+from services.metadata.transactions import Standing
 from services.oci.opaque import Opaque
 from services.oci.opaque_convert import opaque_from_pb, opaque_to_pb
 
@@ -330,6 +331,17 @@ def gateway_from_pb(message: records_pb2.ConnectRequest) -> Gateway:
         content=message.content,
         snapshotters=tuple(message.snapshotters),
         candidates=tuple(message.candidates),
+    )
+
+
+def standing_to_pb(standing: Standing) -> records_pb2.Standing:
+    return records_pb2.Standing(
+        store=standing.store,
+        revision=standing.revision,
+        in_step=standing.away is None,
+        away=standing.away or 0.0,
+        reads=standing.reads,
+        why=standing.why,
     )
 
 

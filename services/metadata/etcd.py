@@ -15,7 +15,8 @@ them can find ``last`` unchanged.
 The mirror knows the revision that it shows. It follows by a watch from there, and sees its own commits pass by. If etcd
 has forgotten that revision, or the mirror is new, all records are listed.
 
-While etcd is away, reads go on for a configured time, and writes fail at once.
+While etcd is away, reads go on for a configured time, and writes fail at once. So do those of a process that starts
+meanwhile, if its mirror was in step with etcd not longer ago.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, MutableSequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -46,19 +46,25 @@ from services.etcd.store import (
     Uncertain,
     end_of,
 )
-from services.kit import damage, errors, files, loops
+from services.kit import damage, errors, files, loops, metrics
 from services.metadata import etcd_mirror
 from services.metadata.etcd_rows import LEAST, Keys, Owner, Pieces, Written, decode
 from services.metadata.sqlite import Again
-from services.metadata.transactions import Key, Reader, Snapshot, Transaction
+from services.metadata.transactions import Key, Reader, Snapshot, Standing, Transaction
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+_COMMITS = metrics.Counter("splitd_etcd_commits_total", "Transactions that etcd has written.")
+_CONFLICTS = metrics.Counter("splitd_etcd_conflicts_total", "Transactions that ran again, since others had written.")
+_RETRIES = metrics.Counter("splitd_etcd_retries_total", "Transactions that were sent again, since the answer was lost.")
 
 ALIVE = 10.0
 """Seconds after which a node that ended without a word counts as gone."""
 PAUSE, LONGEST = 0.2, 5.0
 """Seconds between attempts while etcd is away: they double."""
+NOTED = 10.0
+"""Seconds by which the next process may believe the mirror to be older than it is."""
 _SENT_AGAIN = 3
 """How often a transaction is sent whose answer is lost, before its callers hear of it."""
 _MANY = 1000
@@ -69,16 +75,6 @@ _CAUGHT_UP = 10.0
 
 class NotOwnerError(errors.FailedPrecondition):
     """Another node owns the records."""
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """Where the mirror stands, for ``splitd status`` and the metrics."""
-
-    revision: int
-    away: float | None
-    """Seconds since etcd was last reached, None while it is."""
-    why: str = ""
 
 
 class Claims:
@@ -122,7 +118,9 @@ class EtcdTransactions:
     """The records of ``node`` below ``prefix`` in etcd, with a mirror in ``path``, which may vanish whenever no process
     uses it. Use it within :meth:`running`.
 
-    ``stale_reads``: seconds for which reads go on while etcd is away. ``claims`` remembers that there were records.
+    ``stale_reads``: seconds for which reads go on while etcd is away. ``longest``: seconds of the longest pause between
+    attempts to reach it. ``noted``: seconds after which the mirror notes again that it is in step. ``claims`` remembers
+    that there were records.
     """
 
     def __init__(
@@ -135,6 +133,7 @@ class EtcdTransactions:
         *,
         stale_reads: float = 600.0,
         longest: float = LONGEST,
+        noted: float = NOTED,
         claims: Claims | None = None,
     ) -> None:
         self._etcd = etcd
@@ -143,6 +142,7 @@ class EtcdTransactions:
         self._node = node
         self._stale_reads = stale_reads
         self._longest = longest
+        self._noted = noted
         self._instance = uuid.uuid4().hex.encode()
         self.mirror, stands = etcd_mirror.opened(path, caller, self, self._keys.prefix)
         self.file = self.mirror.file
@@ -152,8 +152,12 @@ class EtcdTransactions:
         """What the mirror shows, and the revision of the key ``last`` in it. 0: it has to be listed anew."""
         self._next = (0, 0)
         """Both, once the transaction that is on its way is committed."""
-        self._away: float | None = time.monotonic()
+        self._away: float | None = stands.step if stands.revision else etcd_mirror.now()
+        """When the mirror was last in step with etcd, if it is not now."""
         self._why = "it was not reached yet"
+        self._tried = self._answers = False
+        self.listed = False
+        """Whether all that the mirror shows has come from etcd since this process began."""
         self._refused: NotOwnerError | None = None
         self._moved = asyncio.Event()
         """Set whenever the mirror has caught up, or etcd went away or came back."""
@@ -161,15 +165,33 @@ class EtcdTransactions:
     @property
     def standing(self) -> Standing:
         """Where the mirror stands."""
-        return Standing(self._revision, None if self._away is None else time.monotonic() - self._away, self._why)
+        if self._away is None:
+            return Standing(store="etcd", revision=self._revision)
+        away = etcd_mirror.now() - self._away
+        return Standing(
+            store="etcd", revision=self._revision, away=away, reads=max(self._stale_reads - away, 0.0), why=self._why
+        )
+
+    async def moved(self) -> None:
+        """Wait until the mirror has caught up with anything, or etcd goes away or comes back."""
+        await self._moved.wait()
+
+    async def writable(self) -> None:
+        while self._away is not None:
+            await self._moved.wait()
+
+    async def reached(self) -> None:
+        """Wait while etcd does not answer. It may answer though the mirror does not get in step."""
+        while not self._answers:
+            await self._moved.wait()
 
     # ------------------------------------------------------------------------------------------ reads
 
     def _check_fresh(self) -> None:
-        if self._away is not None and time.monotonic() > self._away + self._stale_reads:
+        if self._away is not None and etcd_mirror.now() > self._away + self._stale_reads:
             raise errors.Unavailable(
-                f"metadata store: etcd has been away for more than {self._stale_reads:g} s ([metadata] stale_reads): "
-                f"{self._why}"
+                f"metadata store: etcd has been away for more than {self._stale_reads:g} s ([metadata] stale_reads), "
+                f"and nothing is read any more until it is back: {self._why}"
             )
 
     def view(self, work: Callable[[Reader], T]) -> T:
@@ -203,8 +225,8 @@ class EtcdTransactions:
             raise errors.Unavailable(str(self._refused))
         if self._away is not None:
             raise errors.Unavailable(
-                f"metadata store: nothing can be written while etcd is away ({self._why}); containers run on, and "
-                "reads are answered"
+                f"metadata store: nothing can be written while etcd is away ({self._why}): repeat it once etcd is "
+                "back; splitd status shows its members. Meanwhile containers run on, and reads are answered"
             )
 
     async def commit(self, changes: Mapping[bytes, bytes | None], connection: sqlite3.Connection) -> None:
@@ -253,10 +275,12 @@ class EtcdTransactions:
         operations = [*written.operations, Put(keys.last, token)]
         compares = [Mod(keys.owner, self._owner), Mod(keys.last, self._last)]
         lost: Uncertain | None = None
-        for _ in range(_SENT_AGAIN):
+        for number in range(_SENT_AGAIN):
+            _RETRIES.add(1 if number else 0)
             try:
                 done = await self._etcd.commit(operations, compares)
                 if isinstance(done, Committed):
+                    _COMMITS.add(1)
                     return done.revision
             except Uncertain as error:
                 lost = error
@@ -265,9 +289,11 @@ class EtcdTransactions:
             except errors.Unavailable as error:
                 raise lost or error from None
             if last is not None and last.value == token:
+                _COMMITS.add(1)
                 return last.mod
             if last is None or last.mod != self._last:  # so none that was sent can be written any more
                 await self._find_cause()
+                _CONFLICTS.add(1)
                 raise Again
             if lost is None:  # it was the other compare
                 await self._find_cause()
@@ -303,14 +329,21 @@ class EtcdTransactions:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Follow etcd during the block, which begins when the mirror is up to date, however long etcd is away.
-        NotOwnerError if the records are another node's.
+        """Follow etcd during the block, which begins when the mirror is up to date; or, if etcd does not answer, with a
+        mirror that may be read for some more time. Else it begins when etcd is back. NotOwnerError if the records are
+        another node's.
         """
-        async with loops.running("the changes in etcd", self._follow_always):
+        async with (
+            loops.running("the changes in etcd", self._follow_always),
+            loops.running("the time of etcd's mirror", self._keep_time),
+        ):
             said = time.monotonic() + 2.0
             while self._away is not None:
                 if self._refused is not None:
                     raise self._refused
+                if self._tried and self._revision and (left := self.standing.reads):
+                    log.warning("etcd is away: reads go on for %.0f s, nothing is written: %s", left, self._why)
+                    break
                 if time.monotonic() > said:
                     log.warning("waiting for etcd: %s", self._why)
                     said = time.monotonic() + 10.0
@@ -318,6 +351,16 @@ class EtcdTransactions:
                     async with asyncio.timeout(1.0):
                         await self._moved.wait()
             yield
+
+    async def _keep_time(self) -> None:
+        """Note in the mirror that it is in step, for the next process."""
+        while True:
+            await asyncio.sleep(self._noted)
+            if self._away is None:
+                await self.mirror.replicate(self._note)
+
+    def _note(self, connection: sqlite3.Connection) -> None:
+        etcd_mirror.note(connection, self._keys.prefix, self._revision, self._last)
 
     async def close(self) -> None:
         await self.mirror.close()
@@ -345,8 +388,8 @@ class EtcdTransactions:
     def _left(self, why: str) -> None:
         if self._away is None:
             log.error("etcd is away: %s", why)
-            self._away = time.monotonic()
-        self._why = why
+            self._away = etcd_mirror.now()
+        self._why, self._tried, self._answers = why, True, False
         self._tell()
 
     def _reached(self) -> None:
@@ -362,6 +405,8 @@ class EtcdTransactions:
     async def _follow(self) -> None:
         async with self._etcd.lease(ALIVE) as lease:
             await self._claim(lease.id)
+            self._answers = True
+            self._tell()
             if not self._revision:
                 await self._list()
             async with self._etcd.watch(self._keys.prefix, after=self._revision) as changes:
@@ -438,9 +483,9 @@ class EtcdTransactions:
                 key = each.key.removeprefix(keys.records)
                 rows.append((key, None if each.pair is None else await self._value(key, each.pair.value, revision)))
 
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: sqlite3.Connection) -> list[bytes]:
             if revision <= self._revision:
-                return
+                return []
             for key, value in rows:
                 if value is None:
                     connection.execute("DELETE FROM records WHERE key = ?", (key,))
@@ -448,6 +493,7 @@ class EtcdTransactions:
                     connection.execute("INSERT OR REPLACE INTO records VALUES (?, ?)", (key, value))
             self._next = revision, max(last, self._last)
             etcd_mirror.note(connection, keys.prefix, *self._next)
+            return [key for key, value in rows if value is not None]
 
         await self.mirror.replicate(work)
         if revision > self._revision:
@@ -487,13 +533,14 @@ class EtcdTransactions:
             count += len(rows)
             await self.mirror.replicate(lambda connection, rows=rows: etcd_mirror.stage(connection, rows))  # type: ignore[misc]
 
-        def work(connection: sqlite3.Connection) -> None:
-            etcd_mirror.show_staged(connection)
+        def work(connection: sqlite3.Connection) -> list[bytes]:
             self._next = revision, last
             etcd_mirror.note(connection, keys.prefix, *self._next)
+            return etcd_mirror.show_staged(connection)
 
         await self.mirror.replicate(work)
         self._revision, self._last = self._next
+        self.listed = True
         log.info("%d records were listed in %.1f s, at revision %d", count, time.monotonic() - begun, revision)
         for left in pieces:  # of transactions that were not written
             await self._etcd.commit([Delete(left, end_of(left))], [Mod(keys.owner, self._owner)])

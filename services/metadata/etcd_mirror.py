@@ -101,11 +101,15 @@ def stage(connection: sqlite3.Connection, rows: list[tuple[bytes, bytes]] | None
     connection.executemany("INSERT OR REPLACE INTO incoming VALUES (?, ?)", rows)
 
 
-def show_staged(connection: sqlite3.Connection) -> None:
-    """Show the rows of the list instead of what there was."""
-    connection.execute("DELETE FROM records")
-    connection.execute("INSERT INTO records SELECT key, value FROM incoming")
+def show_staged(connection: sqlite3.Connection) -> list[bytes]:
+    """Show the rows of the list instead of what there was. Returns the keys that are new or have another value."""
+    connection.execute("DELETE FROM records WHERE key NOT IN (SELECT key FROM incoming)")
+    changed = connection.execute(
+        "INSERT INTO records SELECT key, value FROM incoming WHERE true ON CONFLICT (key) DO UPDATE SET value = "
+        "excluded.value WHERE value != excluded.value RETURNING key"
+    ).fetchall()
     connection.execute("DELETE FROM incoming")
+    return [key for (key,) in changed]
 
 
 @functools.cache

@@ -74,18 +74,31 @@ class Intents:
 
         So are intents that this gateway opened before this process started and that are not among ``known``, the open
         intents that it knows of: their answers to Begin were lost. None: the gateway does not say which it knows.
+
+        While the store is away the gateway is noted once it is back, before anything else is written. Reads need no
+        gateway.
         """
-        await self._database.write(lambda tx: schema.GATEWAY.put(tx, value=gateway), None)
+        transactions = self._database.transactions
         if self._resolving is not None:
             self._resolving.cancel()
-        self._resolving = loops.start("the resolving of intents", functools.partial(self._resolve_all, known))
+        away = transactions.standing.away is not None
+        store_id = self._database.view(schema.STORE.get) if away else None
+        if store_id is None:
+            await self._note(gateway)
+        self._resolving = loops.start(
+            "the resolving of intents", functools.partial(self._resolve_all, known, gateway if store_id else None)
+        )
         if self._database.collector is not None:
             self._database.collector.connected()
-        return await self._database.store_id()
+        return store_id or await self._database.store_id()
+
+    async def _note(self, gateway: Gateway) -> None:
+        await self._database.write(lambda tx: schema.GATEWAY.put(tx, value=gateway), None)
 
     async def index(self) -> None:
-        """Rebuild the index of intents, before anything is served."""
-        await self._database.transactions.write(schema.index_intents)
+        """Rebuild the index of intents, before anything is served. A store that may be away has one for certain."""
+        if self._database.transactions.standing.away is None:
+            await self._database.transactions.write(schema.index_intents)
 
     async def close(self) -> None:
         """Stop resolving."""
@@ -215,7 +228,15 @@ class Intents:
 
     # -- what others left open
 
-    async def _resolve_all(self, known: frozenset[str] | None) -> None:
+    async def _resolve_all(self, known: frozenset[str] | None, unnoted: Gateway | None) -> None:
+        while unnoted is not None:
+            await self._database.transactions.writable()
+            try:
+                await self._note(unnoted)
+                unnoted = None
+            except errors.Unavailable as error:  # away again
+                log.warning("the gateway is not noted yet: %s", error)
+                await asyncio.sleep(0.2)
         await self._ending.wait()  # those of the previous run
         pause = 0.2
         while True:

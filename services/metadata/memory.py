@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import TypeVar
 
-from services.metadata.transactions import Key, Reader, Snapshot, Transaction, decode, encode, span
+from services.metadata.transactions import Key, Reader, Snapshot, Standing, Transaction, decode, encode, span
 
 T = TypeVar("T")
 
@@ -99,6 +99,13 @@ class MemoryTransactions:
         result = work(state)
         self._state = state
         return result
+
+    @property
+    def standing(self) -> Standing:
+        return Standing()
+
+    async def writable(self) -> None:
+        """It always is."""
 
     async def close(self) -> None:
         """Nothing to release."""

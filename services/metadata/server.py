@@ -489,6 +489,9 @@ class RecordsServicer:
             self._database.collector.connected()
         return Empty()
 
+    async def GetStanding(self, request: Empty, call: Call) -> pb.Standing:
+        return convert.standing_to_pb(self._database.transactions.standing)
+
     async def ListObjects(self, request: pb.ListObjectsRequest, call: Call) -> pb.Objects:
         return convert.objects_to_pb(await objects.objects(self._database, request.backend, request.limit))
 

@@ -37,13 +37,16 @@ class Soundness:
         database.released = self._released
         self._server: rpc.Server | None = None
         self._found = ""
+        self._copy = False
         self._checking: asyncio.Task[None] | None = None
         self._tasks = loops.Tasks()
 
-    async def begin(self, lost: str, noted: Callable[[], None]) -> None:
+    async def begin(self, lost: str, noted: Callable[[], None], *, copy: bool = False) -> None:
         """Start, before anything is served. ``lost`` says what the log has lost, and ``noted`` is called when that has
-        been recorded. All pages are checked in a thread, now and whenever damage is met.
+        been recorded. All pages are checked in a thread, now and whenever damage is met. The pages of a ``copy`` say
+        nothing about the records.
         """
+        self._copy = copy
         if lost:
             await guard.hold(self._database, lost)
             noted()
@@ -116,5 +119,5 @@ class Soundness:
             elif found:
                 log.error("all pages were checked: %s", found)  # the details of the damage that is already reported
 
-        if self._checking is None or self._checking.done():
+        if not self._copy and (self._checking is None or self._checking.done()):
             self._checking = self._tasks.start("the check of all pages", check())

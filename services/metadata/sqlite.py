@@ -26,7 +26,7 @@ import logging
 import sqlite3
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol, TypeAlias, TypeVar
@@ -35,7 +35,7 @@ from services.kit import errors, loops, tracing, wal
 from services.kit.sqlite import File, Group, Layout, Work, reading, run, undo
 from services.kit.thread_times import measured
 from services.metadata import freeing
-from services.metadata.transactions import Key, Reader, Snapshot, Transaction, decode, encode, span
+from services.metadata.transactions import Key, Reader, Snapshot, Standing, Transaction, decode, encode, span
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -407,20 +407,32 @@ class SqliteTransactions:
             waiting.told("metadata.commit")
         return result
 
-    async def replicate(self, work: Callable[[sqlite3.Connection], None]) -> None:
+    async def replicate(self, work: Callable[[sqlite3.Connection], Iterable[bytes] | None]) -> None:
         """Bring a mirror up to date: ``work`` writes what the original has, in a transaction between the commits, and
-        without the original.
+        without the original. It returns the encoded keys that it has set, for :meth:`watch`.
         """
         async with self._exclusive:
-            self._writer.execute("BEGIN IMMEDIATE")
             try:
-                work(self._writer)
+                self._writer.execute("BEGIN IMMEDIATE")
+                keys = [decode(each) for each in work(self._writer) or ()]
                 self._writer.execute("COMMIT")
+            except sqlite3.Error as error:
+                undo(self._writer)
+                raise self.file.met(error) from None
             except BaseException:
                 undo(self._writer)
                 raise
             finally:
                 self._values.clear()
+            for noted in self._watches:
+                noted.extend(keys)
+
+    @property
+    def standing(self) -> Standing:
+        return Standing()
+
+    async def writable(self) -> None:
+        """It always is."""
 
     async def close(self) -> None:
         self._closed = True

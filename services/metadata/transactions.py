@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, MutableSequence, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from services.kit import damage, errors
@@ -74,6 +75,22 @@ class Transaction(Reader, Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """Where a store stands. All but ``store`` is for one that is elsewhere, and of which this process has a mirror."""
+
+    store: str = "sqlite"
+    """Or "etcd"."""
+    revision: int = 0
+    """The store's, which the mirror shows."""
+    away: float | None = None
+    """Seconds since the mirror was last in step with the store; None while it is."""
+    reads: float = 0.0
+    """Seconds for which reads go on while it is not."""
+    why: str = ""
+    """Why it is not."""
+
+
 class Transactions(Protocol):
     """The store."""
 
@@ -110,6 +127,15 @@ class Transactions(Protocol):
         An exception of ``work`` is raised here, and nothing is written. Unavailable, with the reason, if the store
         cannot write; ResourceExhausted on a full disk.
         """
+        ...
+
+    @property
+    def standing(self) -> Standing:
+        """Whether a store that is elsewhere can be reached: while it is away nothing is written."""
+        ...
+
+    async def writable(self) -> None:
+        """Wait while it is away. A write that the caller begins at once comes before all others."""
         ...
 
     async def close(self) -> None:

@@ -129,6 +129,8 @@ class Collector:
         """
         if self._closed:
             raise errors.Unavailable("the collector has ended")
+        if (standing := self._database.transactions.standing).away is not None:
+            raise errors.Unavailable(f"nothing is collected while {standing.store} is away ({standing.why})")
         self._all = self._all or everything
         future: asyncio.Future[Collected] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
@@ -170,6 +172,7 @@ class Collector:
             now = time.monotonic()
             due = self._pace.due()
             if due is not None and due <= now:
+                await self._database.transactions.writable()
                 await self._collect()
                 continue
             if self._expiry is not None and self._expiry <= now:

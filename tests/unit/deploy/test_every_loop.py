@@ -51,8 +51,10 @@ from services.images.transfer import Progress
 from services.images.waits import Board
 from services.kit import errors, loops, memory, sockets
 from services.kit.publisher import Publisher
+from services.kit.transport import Methods, Server
 from services.metadata import schema
 from services.metadata.etcd import EtcdTransactions
+from services.metadata.etcd_node import EtcdNode
 from services.metadata.etcd_rows import Owner
 from services.metadata.gc.collector import Collector
 from services.metadata.gc.config import Config
@@ -690,6 +692,39 @@ async def following_etcd(place: Path) -> AsyncIterator[Works]:
         )
 
     async with store.running():
+        yield works
+    await store.close()
+
+
+@loop("the time of etcd's mirror")
+async def keeping_the_mirrors_time(place: Path) -> AsyncIterator[Works]:
+    store = EtcdTransactions(MemoryEtcd(), "/x", place / "mirror.db", Owner(node="n"), longest=0.02, noted=0.001)
+
+    def noted() -> str:
+        return str(store.file.reader.execute("SELECT value FROM mirror").fetchone())
+
+    async def works() -> None:
+        before = noted()
+        await eventually_async(lambda: asyncio.sleep(0, noted() != before), "no time is noted")
+
+    async with store.running():
+        yield works
+    await store.close()
+
+
+@loop("the health of the records in etcd")
+async def reporting_etcd(place: Path) -> AsyncIterator[Works]:
+    etcd = MemoryEtcd()
+    store = EtcdTransactions(etcd, "/x", place / "mirror.db", Owner(node="n"), longest=0.02)
+    server = Server("nowhere:1", Methods([], None, frozenset()), {"": 1})
+
+    async def works() -> None:
+        etcd.cut()
+        await eventually_async(lambda: asyncio.sleep(0, bool(server.trouble)), "nobody says that it is away")
+        etcd.cut(away=False)
+        await eventually_async(lambda: asyncio.sleep(0, not server.trouble), "nobody says that it is back")
+
+    async with store.running(), EtcdNode(store, etcd, lambda: None).shown(server):
         yield works
     await store.close()
 

@@ -281,6 +281,22 @@ class Held(_message.Message):
     since: int
     def __init__(self, reason: _Optional[str] = ..., since: _Optional[int] = ...) -> None: ...
 
+class Standing(_message.Message):
+    __slots__ = ("store", "revision", "in_step", "away", "reads", "why")
+    STORE_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    IN_STEP_FIELD_NUMBER: _ClassVar[int]
+    AWAY_FIELD_NUMBER: _ClassVar[int]
+    READS_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    store: str
+    revision: int
+    in_step: bool
+    away: float
+    reads: float
+    why: str
+    def __init__(self, store: _Optional[str] = ..., revision: _Optional[int] = ..., in_step: _Optional[bool] = ..., away: _Optional[float] = ..., reads: _Optional[float] = ..., why: _Optional[str] = ...) -> None: ...
+
 class CollectRequest(_message.Message):
     __slots__ = ("known",)
     KNOWN_FIELD_NUMBER: _ClassVar[int]
