@@ -18,7 +18,7 @@ from argcomplete.shell_integration import shellcode
 
 from deploy import place, routing, traces, transferring
 from deploy.failure import Failure
-from deploy.processes import NAMES
+from deploy.processes import ALL_NAMES
 from deploy.verbs import VERBS
 from services.kit import errors
 from services.traces.store import Query
@@ -95,7 +95,7 @@ def _quietly(names: Callable[[], Any]) -> Collection[str]:
 
 
 COMPLETERS: dict[Any, Callable[..., Any]] = {
-    "SERVICE": lambda **_: (*NAMES, "supervisord"),
+    "SERVICE": lambda **_: (*ALL_NAMES, "supervisord"),
     "SHELL": lambda **_: SHELLS,
     "VERB": lambda **_: VERBS,
     "REF": _images,

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from deploy.processes import PROCESSES, Process
+from deploy.processes import ALL, Process
 from services.etcd.config import EtcdConfig
 from services.kit import errors, exporting, page_address, settings
 from services.kit.config import load_metrics
@@ -50,7 +50,7 @@ def tables() -> Iterator[tuple[str, type[Any]]]:
     yield "cgroup", _class("services.kit.config:Cgroup")
     yield "metrics", _class("services.kit.config:Metrics")
     yield "watchdog", _class("services.kit.config:Watchdog")
-    for process in PROCESSES:
+    for process in ALL:
         for table, where in process.config:
             yield table, _class(where)
 
@@ -188,6 +188,9 @@ def _overlapping(file: settings.File) -> Iterator[str]:
         "health": load(_class("gateway.config:Health"), file, "health").address,
     }
     found = [(f"[{table}] address", address) for table, address in served.items() if address]
+    fleet = load(_class("services.fleet.config:Config"), file, "fleet")
+    if fleet.etcd.endpoints and fleet.advertised:
+        found.append(("[fleet] listen", fleet.listen))
     if len(found) < 2:
         return
     for (one, first), (other, second) in itertools.combinations(found, 2):

@@ -14,7 +14,7 @@ from pathlib import Path
 from deploy import supervision
 from deploy.failure import Failure
 from deploy.place import Place
-from deploy.processes import PROCESSES
+from deploy.processes import ALL
 
 METADATA = "io.containerd.metadata.v1.bolt"
 """The database in the root of every containerd since 1.0."""
@@ -25,7 +25,7 @@ BUNDLES = "io.containerd.runtime.v2.task"
 ENDING_SECONDS = 5.0
 """Seconds that a gateway of this node may take to end after its supervisord. Until then its socket answers."""
 
-TAKEN = ("containerd.sock", "containerd.sock.ttrpc", *(name for process in PROCESSES for name in process.sockets))
+TAKEN = ("containerd.sock", "containerd.sock.ttrpc", *(name for process in ALL for name in process.sockets))
 """The sockets in STATE that a node makes, replacing those that exist. Besides these there is one for each snapshotter.
 """
 

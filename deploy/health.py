@@ -15,7 +15,7 @@ from client.routes_remote import RemoteRoutes, Stands
 from client.version_remote import version_of
 from deploy import running
 from deploy.place import Place
-from deploy.processes import PROCESSES, Process
+from deploy.processes import ALL, Process
 from deploy.supervision import ABSENT, RUNNING, Status, Supervisor
 from gateway.config import ProxyPlugin
 from services.kit import errors, health, rpc
@@ -123,7 +123,7 @@ def of_node(place: Place) -> list[Health]:
 async def _of_node(place: Place, statuses: dict[str, Status]) -> list[Health]:
     others = frozenset(_upstream(name, plugin) for name, plugin in running.proxies(place).items())
     snapshotters = [f"snapshots.{name}" for name in running.snapshotters(place)]
-    processes = [p for p in PROCESSES if statuses[p.name].state == RUNNING]
+    processes = [p for p in ALL if p.name in statuses and statuses[p.name].state == RUNNING]
     async with rpc.Channel(place.socket, "gateway") as gateway:
         answers, runs = await asyncio.gather(
             asyncio.gather(

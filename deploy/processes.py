@@ -6,6 +6,9 @@ A new service is a row here, a row in the gateway's routes, and a folder.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from services.kit import settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,8 @@ class Process:
     """The tables of the configuration file that it reads, each with its dataclass as ``module:class``."""
     environment: tuple[tuple[str, str], ...] = ()
     """Variables of its own, which the programs that it starts do not have."""
+    needs: tuple[str, ...] = ()
+    """Keys of the configuration, from table to inner key, without which the process does not run."""
 
 
 _MALLOC = ("PYTHONMALLOC", "malloc")
@@ -65,15 +70,33 @@ PROCESSES = (
         (("gateway", "gateway.config:Config"), ("health", "gateway.config:Health")),
     ),
 )
-"""In the order in which they are started. They are stopped in reverse order, so that no process loses what it calls."""
+"""Those of every node, in the order in which they are started. They are stopped in reverse order, so that no process
+loses what it calls.
+"""
+
+OPTIONAL = (
+    Process(
+        "fleet",
+        "services.fleet",
+        ("fleet.sock",),
+        (),
+        (("fleet", "services.fleet.config:Config"),),
+        needs=("fleet", "etcd", "endpoints"),
+    ),
+)
+"""Those that run only where the configuration wants them. They are started last. A node is healthy without them."""
+
+ALL = (*PROCESSES, *OPTIONAL)
 
 NAMES = tuple(process.name for process in PROCESSES)
+
+ALL_NAMES = tuple(process.name for process in ALL)
 
 SOCKETS = (
     "supervisor.sock.0000000",
     "containerd.sock.ttrpc",
     "snapshots-123456789.sock",
-    *(s for p in PROCESSES for s in p.sockets),
+    *(s for p in ALL for s in p.sockets),
 )
 """Every socket name in STATE, to check in advance whether the longest path fits. supervisord makes its own socket under
 a name with its pid; a snapshotter's name is at most as long as the one here.
@@ -85,6 +108,23 @@ shielded work, with room for a slow disk. A longer grace adds to it.
 """
 
 
+def of(file: settings.File) -> tuple[Process, ...]:
+    """The processes of a node with this configuration, which may be wrong otherwise."""
+    return (*PROCESSES, *(process for process in OPTIONAL if _wanted(process, file)))
+
+
+def _wanted(process: Process, file: settings.File) -> bool:
+    found: Any = file.tables
+    for key in process.needs:
+        found = found.get(key) if isinstance(found, dict) else None
+    return bool(found)
+
+
 def named(name: str) -> Process:
     """The process called ``name``, which must exist."""
-    return next(process for process in PROCESSES if process.name == name)
+    return next(process for process in ALL if process.name == name)
+
+
+def optional(name: str) -> bool:
+    """Whether the node is healthy without the process."""
+    return any(process.name == name for process in OPTIONAL)

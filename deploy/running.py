@@ -11,7 +11,7 @@ from pathlib import Path
 
 from deploy import configuration
 from deploy.place import ETC, Place
-from deploy.processes import NAMES, PROCESSES, STOP_SECONDS, Process
+from deploy.processes import ALL, OPTIONAL, PROCESSES, STOP_SECONDS, Process
 from gateway import announced
 from gateway.config import ProxyPlugin
 from services.etcd.config import EtcdConfig
@@ -23,7 +23,7 @@ SUPERVISORD = "supervisord"
 
 def text(here: Place) -> str:
     """The configuration that the node's processes use, as TOML."""
-    files = {table: _read(here, process.name) for process in PROCESSES for table, _ in process.config}
+    files = {table: _read(here, process.name) for process in ALL for table, _ in process.config}
     files |= {"watchdog": _read(here, SUPERVISORD)}
     return configuration.text(_read(here, "gateway"), comments=False, files=files, root=here.root, state=here.state)
 
@@ -34,7 +34,8 @@ def differences(here: Place) -> list[str]:
     if here.config is None or not here.config.is_file():
         return found
     now = here.config.read_bytes()
-    old = [name for name in NAMES if (kept := _path(here, name)).exists() and kept.read_bytes() != now]
+    names = [process.name for process in processes(here)]
+    old = [name for name in names if (kept := _path(here, name)).exists() and kept.read_bytes() != now]
     if old:
         found.append(
             f"{here.config} has changed since {', '.join(old)} read it: {here.hint('restart ' + ' '.join(old))}"
@@ -87,7 +88,7 @@ def proxies(here: Place) -> dict[str, ProxyPlugin]:
 
 def etcds(here: Place) -> Iterator[tuple[str, EtcdConfig]]:
     """The etcd clusters that the processes were started with, by their tables."""
-    for process in PROCESSES:
+    for process in processes(here):
         with contextlib.suppress(errors.InvalidArgument):  # of an older release; the next start of the process names it
             for table, value in configuration.of_process(process, _read(here, process.name)):
                 yield from configuration.etcds(table, value)
@@ -98,11 +99,27 @@ def snapshotters(here: Place) -> tuple[str, ...]:
     return tuple(each.name for each in announced.kept(here.root))
 
 
+def processes(here: Place) -> tuple[Process, ...]:
+    """The processes of the node, as supervisord was told."""
+    conf = _supervisords(here)
+    return (*PROCESSES, *(process for process in OPTIONAL if conf.has_section(f"program:{process.name}")))
+
+
+def forget(here: Place, process: Process) -> None:
+    """Remove what was kept of a process that the node has no more."""
+    _path(here, process.name).unlink(missing_ok=True)
+
+
 def stop_seconds(here: Place, process: Process) -> int:
     """Seconds that supervisord waits for a process to end before it kills it, as it was told at its start."""
+    return _supervisords(here).getint(f"program:{process.name}", "stopwaitsecs", fallback=STOP_SECONDS)
+
+
+def _supervisords(here: Place) -> configparser.RawConfigParser:
+    """The configuration that supervisord was given."""
     conf = configparser.RawConfigParser(strict=False)
     conf.read(here.supervisord_conf)
-    return conf.getint(f"program:{process.name}", "stopwaitsecs", fallback=STOP_SECONDS)
+    return conf
 
 
 def _path(here: Place, name: str) -> Path:

@@ -25,7 +25,7 @@ from typing import Any
 from deploy import configuration, running
 from deploy.failure import Failure
 from deploy.place import TOP, Place, load_node, recall, same
-from deploy.processes import PROCESSES, STOP_SECONDS, Process
+from deploy.processes import ALL, STOP_SECONDS, Process, of, optional
 from services.kit import cgroups, clock, config, settings, supervisor
 
 TEMPLATE = Path(__file__).with_name("supervisord.conf")
@@ -82,7 +82,7 @@ def environment(caller: Mapping[str, str]) -> dict[str, str]:
 
 def render(place: Place) -> str:
     """The configuration of supervisord for a node."""
-    head, _, program = TEMPLATE.read_text().partition("[program:$name]")
+    head = TEMPLATE.read_text().partition("[program:$name]")[0]
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     values = {
         "top": _escaped(TOP),
@@ -99,30 +99,27 @@ def render(place: Place) -> str:
         "beat": str(watchdog.beat),
     }
     text = string.Template(head).substitute(values)
-    for priority, process in enumerate(PROCESSES):
-        text += (
-            string.Template("[program:$name]" + program).substitute(
-                {
-                    **values,
-                    "name": process.name,
-                    "module": process.module,
-                    "environment": ",".join(f'{name}="{value}"' for name, value in process.environment),
-                    "priority": str(100 + priority),
-                    "stop_seconds": str(stop_seconds(process, file)),
-                    "setpriv": _escaped(
-                        _argument(shutil.which("setpriv", path=os.pathsep.join(SYSTEM_PATH)) or "setpriv")
-                    ),
-                    "python": _escaped(_argument(sys.executable)),
-                    "config": _escaped(f" --config {_argument(place.config)}") if place.config else "",
-                    "root": _escaped(_argument(place.root)),
-                    "state": _escaped(_argument(place.state)),
-                    "log": _escaped(_escaped(place.log(process.name))),  # supervisord expands this one twice
-                    "top": values["top"],
-                }
-            )
-            + "\n"
-        )
-    return text
+    return text + "".join(program(place, process, file) for process in of(file))
+
+
+def program(place: Place, process: Process, file: settings.File) -> str:
+    """The section of one process."""
+    _, mark, section = TEMPLATE.read_text().partition("[program:$name]")
+    values = {
+        "name": process.name,
+        "module": process.module,
+        "environment": ",".join(f'{name}="{value}"' for name, value in process.environment),
+        "priority": str(100 + ALL.index(process)),
+        "stop_seconds": str(stop_seconds(process, file)),
+        "setpriv": _escaped(_argument(shutil.which("setpriv", path=os.pathsep.join(SYSTEM_PATH)) or "setpriv")),
+        "python": _escaped(_argument(sys.executable)),
+        "config": _escaped(f" --config {_argument(place.config)}") if place.config else "",
+        "root": _escaped(_argument(place.root)),
+        "state": _escaped(_argument(place.state)),
+        "log": _escaped(_escaped(place.log(process.name))),  # supervisord expands this one twice
+        "top": _escaped(TOP),
+    }
+    return string.Template(mark + section).substitute(values) + "\n"
 
 
 def stop_seconds(process: Process, file: settings.File) -> int:
@@ -179,12 +176,14 @@ class Supervisor:
         return int(self._call("getPID"))
 
     def processes(self) -> dict[str, Status]:
-        """All processes by name, in the order of the table."""
+        """All processes by name, in the order of the table; of the optional ones those that this node has."""
         infos = {info["name"]: info for info in self._call("getAllProcessInfo")}
         seen = self._seen()
         found = {}
-        for process in PROCESSES:
+        for process in ALL:
             info = infos.get(process.name)
+            if info is None and optional(process.name):
+                continue
             if info is None:
                 found[process.name] = Status(
                     process.name,
@@ -239,6 +238,16 @@ class Supervisor:
         """Stop a process: SIGTERM, then SIGKILL after STOP_SECONDS. It stays stopped."""
         with contextlib.suppress(NotRunning):
             self._call("stopProcess", process.name, True, timeout=running.stop_seconds(self._place, process) + 10.0)
+
+    def add(self, process: Process) -> None:
+        """Take in a process that is in the configuration since supervisord was started, and start it."""
+        self._call("reloadConfig")
+        self._call("addProcessGroup", process.name)
+
+    def remove(self, process: Process) -> None:
+        """Stop a process for good."""
+        self.stop(process)
+        self._call("removeProcessGroup", process.name)
 
     def shutdown(self) -> None:
         """Stop all processes and then supervisord itself. Returns at once."""

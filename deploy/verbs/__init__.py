@@ -22,6 +22,7 @@ VERBS = (
     "conform",
     "gc",
     "salvage",
+    "fleet",
     "metadata",
     "version",
     "help",

@@ -14,7 +14,7 @@ from client.shown import say
 from deploy import containers, place, running, supervision
 from deploy.failure import Failure
 from deploy.place import Place
-from deploy.processes import NAMES, PROCESSES, named
+from deploy.processes import ALL_NAMES, named
 from deploy.verbs import up
 
 HELP = "stop the node; containers keep running unless --containers is given"
@@ -25,7 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "service",
         nargs="*",
         metavar="SERVICE",
-        help=f"stop only these services; they stay down until splitd up ({', '.join(NAMES)})",
+        help=f"stop only these services; they stay down until splitd up ({', '.join(ALL_NAMES)})",
     )
     parser.add_argument(
         "--containers", action="store_true", help="stop the containers of all namespaces first, and delete their tasks"
@@ -56,7 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
             raise
         end = partial(os.kill, pid, signal.SIGTERM)  # its socket was removed
     if services:
-        for name in reversed(NAMES):
+        up.present(here, supervisor, services)
+        for name in reversed(ALL_NAMES):
             if name in services:
                 supervisor.stop(named(name))
                 say(f"stopped {name}")
@@ -71,6 +72,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _wait_for_end(here: Place, pid: int) -> None:
-    seconds = sum(running.stop_seconds(here, process) for process in PROCESSES)
+    seconds = sum(running.stop_seconds(here, process) for process in running.processes(here))
     if not supervision.wait(lambda: not supervision.is_up(here), seconds):
         raise Failure(f"supervisord (pid {pid}) has not ended within {seconds} s: see {here.hint('logs supervisord')}")

@@ -12,10 +12,10 @@ from client.shown import page, say
 from deploy import logfiles, place, supervision
 from deploy.failure import Failure, mistyped
 from deploy.place import Place
-from deploy.processes import NAMES
+from deploy.processes import ALL_NAMES, optional
 
 HELP = "print the last lines that a service logged; without a service, those of each; with -f, follow the logs"
-LOGS = (*NAMES, "supervisord")
+LOGS = (*ALL_NAMES, "supervisord")
 PAUSE = 0.2
 """Seconds between two looks for new lines."""
 
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     here = place.find(arguments)
     if place.given_root(arguments) is None and (owner := supervision.owner(here.root)) not in (None, here.state):
         raise Failure(f"no node was started at {here.state}: the logs below {here.root} are of the node at {owner}")
-    wanted = LOGS if name is None else (name,)
+    wanted = [each for each in LOGS if not optional(each) or here.log(each).exists()] if name is None else [name]
     if not any(here.log(each).exists() for each in wanted):
         raise Failure(f"there is no log at {here.log(name or 'supervisord')}: no node was started with this root")
     if arguments.follow:

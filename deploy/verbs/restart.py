@@ -11,17 +11,17 @@ import sys
 from pathlib import Path
 
 from client.shown import complain, say
-from deploy import configuration, health, place, revisions, running, supervision
+from deploy import configuration, health, place, reconcile, revisions, running, supervision
 from deploy.failure import Failure
 from deploy.place import Place
-from deploy.processes import NAMES, named
+from deploy.processes import ALL_NAMES, named
 from deploy.verbs import up
 
 HELP = "stop services and start them again, one after the other; containers do not notice"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("service", nargs="*", metavar="SERVICE", help=", ".join(NAMES))
+    parser.add_argument("service", nargs="*", metavar="SERVICE", help=", ".join(ALL_NAMES))
     parser.add_argument(
         "--all",
         action="store_true",
@@ -38,11 +38,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     if bool(arguments.service) == arguments.all:
-        raise Failure(f"say which service ({', '.join(NAMES)}), or --all", 2)
+        raise Failure(f"say which service ({', '.join(ALL_NAMES)}), or --all", 2)
     up.known(arguments.service)
     here = place.find(arguments)
     supervisor = supervision.reached(here)
     _refuse_another_configuration(here, place.given_config(arguments))
+    say(*reconcile.optional(here, supervisor))
+    up.present(here, supervisor, arguments.service)
     for name in _running(supervisor) if arguments.all else arguments.service:
         supervisor.stop(named(name))
         supervisor.start(named(name))

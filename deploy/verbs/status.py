@@ -12,11 +12,14 @@ import time
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+from client import fleet_remote
 from client.routes_remote import Stands
 from client.shown import say, table
 from deploy import etcds, health, place, revisions, supervision
 from deploy import held as heldback
+from deploy.fleet import standing
 from deploy.place import Place
+from deploy.processes import optional
 from deploy.verbs import up
 from services.etcd.store import ClusterStatus
 from services.kit import version
@@ -51,8 +54,11 @@ def run(arguments: argparse.Namespace) -> int:
     candidates = health.candidates(here) if "gateway" in healthy else []
     clusters = etcds.clusters(here)
     records = etcds.records(here) if clusters else None
+    fleet = standing.of_node(here) if "fleet" in healthy else None
     if arguments.json:
-        known = describe(here, supervisor_pid, found, others, registries, held, traces, candidates, clusters, records)
+        known = describe(
+            here, supervisor_pid, found, others, registries, held, traces, candidates, clusters, records, fleet
+        )
         print(json.dumps(known, indent=2))
     else:
         print_table(here, found, others, traces, candidates)
@@ -63,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
             *kept(here, held),
             *([etcds.line(records, time.time())] if records is not None else []),
             *etcds.lines(clusters),
+            *standing.lines(fleet),
             *troubled(registries or [], time.time()),
         )
     return 0 if _healthy(found, others) else 1
@@ -70,9 +77,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _healthy(found: list[health.Health], others: list[health.Proxied]) -> bool:
     """Whether the node works. Another project's snapshotter beside ours does not count, nor a service that the node did
-    not have when it was started.
+    not have when it was started, nor an optional one.
     """
-    return all(h.healthy or h.status.state == supervision.ABSENT for h in found) and all(
+    return all(h.healthy or h.status.state == supervision.ABSENT or optional(h.status.name) for h in found) and all(
         p.healthy for p in others if p.in_place
     )
 
@@ -88,6 +95,7 @@ def describe(
     candidates: Sequence[Stands] = (),
     clusters: Mapping[str, ClusterStatus] = MappingProxyType({}),
     records: Standing | None = None,
+    fleet: fleet_remote.Standing | None = None,
 ) -> dict[str, object]:
     """The status as JSON. If no node is up, ``up`` is false and there are no services.
 
@@ -106,6 +114,9 @@ def describe(
     - ``records`` says where those in etcd stand: which ``revision`` the node's mirror shows, for how many seconds etcd
       is ``away`` (null: it is there) and why, and for how many more seconds reads go on (``reads``). It is null if the
       records are not in etcd.
+    - ``fleet`` is how the node stands in its fleet: its name there, the address where the others get blobs, the
+      ``troubles``, which do not make the node unhealthy, how many blobs the others are told of, how many more there are
+      (``left_out``), how many arrive, and the bytes that the others got; null if it is in none.
     - ``candidates`` take new objects of a route, or are draining (``drained``); ``splitd routes`` says more.
     - ``registries`` are those that the node has asked since the images service started, good ones too; null if that
       service is not healthy.
@@ -154,6 +165,7 @@ def describe(
         "registries": None if registries is None else [dataclasses.asdict(each) for each in registries],
         "etcd": etcds.described(clusters),
         "records": records and dataclasses.asdict(records),
+        "fleet": standing.described(fleet),
         "traces": traces and dataclasses.asdict(traces),
     }
 

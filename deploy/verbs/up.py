@@ -6,13 +6,14 @@ import argparse
 import os
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from client.shown import complain, say
-from deploy import foreign, health, memory, place, revisions, supervision
+from deploy import foreign, health, memory, place, reconcile, revisions, supervision
 from deploy.failure import Failure, mistyped
 from deploy.place import Place
-from deploy.processes import NAMES, named
+from deploy.processes import ALL_NAMES, named, optional
 from deploy.verbs import config
 from services.kit import errors
 
@@ -27,7 +28,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "service",
         nargs="*",
         metavar="SERVICE",
-        help=f"start only these services, on a node that is up ({', '.join(NAMES)})",
+        help=f"start only these services, on a node that is up ({', '.join(ALL_NAMES)})",
     )
     parser.add_argument(
         "--foreground", action="store_true", help="stay in the foreground, for systemd: become supervisord"
@@ -128,9 +129,21 @@ def _is_empty(root: Path) -> bool:
 def known(names: list[str]) -> set[str]:
     """Names of services as typed, checked."""
     for name in names:
-        if name not in NAMES:
-            raise Failure(mistyped(name, list(NAMES), "service"), 2)
+        if name not in ALL_NAMES:
+            raise Failure(mistyped(name, list(ALL_NAMES), "service"), 2)
     return set(names)
+
+
+def present(here: Place, supervisor: supervision.Supervisor, names: Iterable[str]) -> None:
+    """Refuse names of services that this node does not have."""
+    there = supervisor.processes()
+    for name in names:
+        if name not in there:
+            needs = named(name).needs
+            raise Failure(
+                f"this node has no service {name}: [{'.'.join(needs[:-1])}] {needs[-1]} is not in its configuration "
+                f"({here.config or 'defaults'})"
+            )
 
 
 def _again(here: Place, services: set[str], arguments: argparse.Namespace) -> int:
@@ -146,6 +159,8 @@ def _again(here: Place, services: set[str], arguments: argparse.Namespace) -> in
     supervisor = supervision.Supervisor(here)
     if not supervision.wait(lambda: supervision.answers(here), arguments.timeout):
         supervisor.pid()  # raises what is wrong
+    changed = reconcile.optional(running or here, supervisor)
+    present(here, supervisor, services)
     stopped = [
         s.name
         for s in supervisor.processes().values()
@@ -157,13 +172,15 @@ def _again(here: Place, services: set[str], arguments: argparse.Namespace) -> in
     said = f"started {', '.join(chosen)}" if chosen else "the node is up already"
     if running is not None and running.config != here.config:
         said += f" (with configuration {running.config or 'defaults'}; another is read after splitd down)"
+    if changed:
+        say(*changed, f"{here.hint('restart images')} lets pulls know it")
     return _report(here, arguments.timeout, said)
 
 
 def _report(here: Place, seconds: float, said: str) -> int:
     found = health.wait(here, seconds)
     sick = [h for h in found if not h.healthy]
-    if not sick:
+    if all(optional(h.status.name) for h in sick):
         say(f"{said}: {here.socket}", f"  try  ctr -a {here.socket} version", f"       {here.hint('status')}")
         say(*revisions.differences(here, found, supervision.Supervisor(here).code()))
         away = health.away(here)
@@ -173,12 +190,17 @@ def _report(here: Place, seconds: float, said: str) -> int:
                 for each in away
             )
         )
+        _complain_of(here, sick)
         return 1 if away else 0
+    _complain_of(here, sick)
+    complain(f"see {here.hint(f'logs {sick[0].status.name}')}")
+    return 1
+
+
+def _complain_of(here: Place, sick: Iterable[health.Health]) -> None:
     for each in sick:
         complain(f"{each.status.name} is not healthy: {each.trouble}")
         say(*last_words(here, each.status.name), file=sys.stderr)
-    complain(f"see {here.hint(f'logs {sick[0].status.name}')}")
-    return 1
 
 
 def last_words(here: Place, service: str) -> list[str]:

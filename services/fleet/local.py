@@ -51,7 +51,16 @@ class FleetNode:
     """A ``Fleet``, by an etcd. ``address`` is where peers reach it, empty if it serves nothing."""
 
     def __init__(
-        self, etcd: Etcd, prefix: str, node: str, address: str, namespaces: Collection[str], version: str = ""
+        self,
+        etcd: Etcd,
+        prefix: str,
+        node: str,
+        address: str,
+        namespaces: Collection[str],
+        version: str = "",
+        identity: str = "",
+        *,
+        quiet: float = QUIET,
     ) -> None:
         identifiers.validate(node)
         self.node = node
@@ -63,6 +72,7 @@ class FleetNode:
         self.left_out = 0
         """Blobs above the limit."""
         self._etcd = etcd
+        self._quiet = quiet
         self._prefix = prefix.rstrip("/") + "/"
         self._lease = 0
         self._wanted: dict[bytes, bytes] = {}
@@ -75,7 +85,10 @@ class FleetNode:
         self._images = Told(self._want, told.IMAGES)
         self._containers = Told(self._want, told.CONTAINERS)
         self._me = self._key("nodes", node)
-        self._own = {"address": address, "since": time.time_ns(), "version": version}
+        self._own = {"address": address, "since": time.time_ns(), "version": version, "id": identity}
+        """What the node says of itself. ``id`` is the same for all processes of this node, so one that was killed
+        leaves its name to the next.
+        """
         self._want(self._me, self._own)
 
     def _key(self, *parts: str) -> bytes:
@@ -108,7 +121,7 @@ class FleetNode:
                         while not lease.lost.is_set():
                             await self._wake.wait()
                             await self._write(lease.id)
-                            await asyncio.sleep(QUIET)
+                            await asyncio.sleep(self._quiet)
                     finally:
                         self._lease = 0
                         losing.cancel()
@@ -130,7 +143,8 @@ class FleetNode:
         put = Put(self._me, self._wanted[self._me], lease)
         if not isinstance(await self._etcd.commit([put], [Mod(self._me, 0)]), Committed):
             found = await self._etcd.get(self._me)
-            if found is not None and found.value != put.value:
+            ours = self._own["id"] and found is not None and told.read(found).get("id") == self._own["id"]
+            if found is not None and found.value != put.value and not ours:
                 raise errors.AlreadyExists(
                     f"node {self.node} at {told.read(found).get('address') or 'no address'} is in the fleet: choose "
                     f"another [fleet] name, or wait {TTL:g} s for the end of one that was killed"
@@ -176,10 +190,12 @@ class FleetNode:
         troubles = (self.trouble,) if self.trouble else ()
         return Standing(self.node, self.address, troubles, len(self._blobs), self.left_out, len(self.arriving))
 
-    def blobs(self, found: Mapping[str, int]) -> None:
-        """The shared blobs that this node has now: sizes by digest. The first ``BLOBS`` are told."""
+    def blobs(self, found: Mapping[str, int], more: int = 0) -> None:
+        """The shared blobs that this node has now: sizes by digest, and the number of ``more``. The first ``BLOBS`` are
+        told.
+        """
         kept = dict(list(found.items())[:BLOBS])
-        self.left_out = len(found) - len(kept)
+        self.left_out = len(found) - len(kept) + more
         before, self._blobs = self._blobs, kept
         for digest in before.keys() - kept.keys():
             self._tell(digest)
@@ -197,6 +213,16 @@ class FleetNode:
         """The containers that this node has now. Those of shared namespaces are told."""
         shared = (each for each in found if each.namespace in self.namespaces)
         self._containers.tell({self._key(*told.container_key(each)): told.container_value(each) for each in shared})
+
+    def blob(self, digest: str, size: int | None) -> None:
+        """One of them has come, or gone (None)."""
+        if size is None:
+            self._blobs.pop(digest, None)
+        elif digest in self._blobs or len(self._blobs) < BLOBS:
+            self._blobs[digest] = size
+        else:
+            self.left_out += 1
+        self._tell(digest)
 
     def _tell(self, digest: str) -> None:
         """Let etcd have what is there of a blob."""

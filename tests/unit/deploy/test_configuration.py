@@ -40,7 +40,7 @@ def test_every_table_of_ours_is_printed_with_its_docstring() -> None:
     [
         ("rot = '/x'", "unknown key rot (known: oom_score, root, state)"),
         ("root = 'x'", "root: 'x' is not an absolute path"),
-        ("[contnt]\na = 1", "unknown table [contnt] (known: cgroup, content, gateway"),
+        ("[contnt]\na = 1", "unknown table [contnt] (known: cgroup, content, fleet, gateway"),
         ("[gateway]\nholt = '5s'", "unknown key [gateway] holt (known: "),
         ("[gateway]\nhold = 5", "[gateway] hold: 5 is not a duration"),
         ("[images.timeouts]\nstall = '0s'", "[images] timeouts: stall must be greater than 0"),

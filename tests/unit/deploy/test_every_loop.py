@@ -13,6 +13,7 @@ import itertools
 import os
 import pty
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,8 +21,11 @@ from typing import Any
 
 import pytest
 
+from api.containerd.events import content_pb2 as content_events
+from api.containerd.services.content.v1 import content_pb2
 from api.containerd.services.leases.v1 import leases_pb2
 from api.containerd.services.namespaces.v1 import namespaces_pb2
+from api.containerd.types.event_pb2 import Envelope
 from api.splitd.shadows.v1 import shadows_pb2
 from api.splitd.snapshotters.v1 import snapshotters_pb2
 from client.output import Bars
@@ -43,6 +47,14 @@ from services.etcd.config import EtcdConfig
 from services.etcd.leasing import leased
 from services.etcd.memory import MemoryEtcd
 from services.etcd.store import Put
+from services.fleet.arriving import Arriving
+from services.fleet.config import Config as FleetConfig
+from services.fleet.config import FleetEtcd
+from services.fleet.door import Door
+from services.fleet.local import FleetNode
+from services.fleet.peer_server import PeerServer
+from services.fleet.shared_remote import SharedBlobs
+from services.fleet.upload_limit import UploadLimit
 from services.images.distribution.peers import telling
 from services.images.distribution.progress import Tracker, reporting_waits
 from services.images.node.ingest import SharedIngest
@@ -50,6 +62,7 @@ from services.images.node.leases_remote import Leases
 from services.images.transfer import Progress
 from services.images.waits import Board
 from services.kit import errors, loops, memory, sockets
+from services.kit.any import pack
 from services.kit.publisher import Publisher
 from services.kit.transport import Methods, Server
 from services.metadata import schema
@@ -73,6 +86,7 @@ from services.traces.intake import Intake
 from services.traces.memory import MemoryStore
 from services.traces.page.server import Page as TracesPage
 from services.traces.store import Piece
+from tests.fake_registry import Authority
 from tests.faulty import failing
 from tests.made_traces import MadeSource
 from tests.suites import records
@@ -747,6 +761,109 @@ async def sampling_a_worker(place: Path) -> AsyncIterator[Works]:
     async with loops.running("the samples of a worker", lambda: sampled(sampler)):
         yield works
     sampler.close()
+
+
+@loop("the fleet")
+async def being_in_a_fleet(place: Path) -> AsyncIterator[Works]:
+    etcd = MemoryEtcd()
+    node = FleetNode(etcd, "/fleet", "a", "a:1", ["default"], quiet=0.001)
+    digests = map("sha256:{:064x}".format, itertools.count())
+
+    async def works() -> None:
+        node.blobs({(digest := next(digests)): 1})
+
+        async def told() -> bool:
+            return await etcd.get(f"/fleet/has/{digest}/a".encode()) is not None
+
+        await eventually_async(told, "etcd is not told")
+
+    async with loops.running("the fleet", node.keep):
+        yield works
+
+
+@loop("the blobs of the fleet")
+async def following_blobs(place: Path) -> AsyncIterator[Works]:
+    found: dict[str, int] = {}
+    digests = map("sha256:{:064x}".format, itertools.count())
+    coming: asyncio.Queue[Envelope] = asyncio.Queue()
+
+    class Events:
+        async def __aenter__(self) -> Events:
+            return self
+
+        async def __aexit__(self, *exc: object) -> None:
+            pass
+
+        async def send(self, request: object) -> None:
+            await asyncio.sleep(0)
+
+        async def done_sending(self) -> None:
+            await asyncio.sleep(0)
+
+        async def __aiter__(self) -> AsyncIterator[Envelope]:
+            while True:
+                yield await coming.get()
+
+    class Gateway(Channel):
+        def stream(self, *how: object) -> Events:
+            return Events()
+
+    class Kept:
+        def blobs(self, every: Mapping[str, int], more: int = 0) -> None:
+            found.update(every)
+
+        def blob(self, digest: str, size: int | None) -> None:
+            found[digest] = size or 0
+
+    async def listed(request: object, **how: Any) -> AsyncIterator[Any]:
+        await asyncio.sleep(0)
+        yield content_pb2.ListContentResponse()
+
+    blobs = SharedBlobs(Gateway(List=listed), ["default"], Kept(), tick=0.01)  # type: ignore[arg-type]
+
+    async def works() -> None:
+        async def told() -> bool:
+            created = content_events.ContentCreate(digest=(digest := next(digests)), size=7)
+            coming.put_nowait(Envelope(namespace="default", topic="/content/create", event=pack(created)))
+            await asyncio.sleep(0)
+            return not blobs.trouble and found.get(digest) == 7
+
+        await eventually_async(told, "nobody is told")
+
+    async with loops.running("the blobs of the fleet", blobs.follow):
+        yield works
+
+
+@loop("the server of peers")
+async def serving_peers(place: Path) -> AsyncIterator[Works]:
+    authority = Authority(place / "authority")
+    cert, key = authority.issue("a")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = int(taken.getsockname()[1])
+    config = FleetConfig(
+        listen=f"127.0.0.1:{port}",
+        ca=str(authority.certificate),
+        cert=str(cert),
+        key=str(key),
+        etcd=FleetEtcd(endpoints=("127.0.0.1:1",)),
+    )
+    door = Door(config, PeerServer({}, Arriving(), UploadLimit()))
+    context = ssl.create_default_context(cafile=authority.certificate)
+    context.load_cert_chain(cert, key)
+
+    async def works() -> None:
+        async def answers() -> bool:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+            writer.write(b"GET /v2/blobs/x HTTP/1.0\r\n\r\n")
+            answer = await reader.readline()
+            writer.close()
+            return answer.startswith(b"HTTP/1.1 404") and not door.trouble
+
+        await eventually_async(answers, "nothing is served")
+
+    async with loops.running("the server of peers", door.serve):
+        yield works
 
 
 # ------------------------------------------------------------------------------------------ the test

@@ -321,6 +321,7 @@ AT_THE_START = {
     ("services/kit/exporting.py", "_sender_to"),
     ("services/images/registry/config_check.py", "_of_directory"),  # of `splitd config check`
     ("services/images/__main__.py", "peering"),  # only where there is a fleet
+    ("services/fleet/config.py", "check"),  # of `splitd config check`
     # Only where [health], [metrics] or [traces] has an address.
     ("services/kit/process.py", "_count"),
     ("gateway/__main__.py", "serve"),

@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from deploy.processes import PROCESSES
+from deploy.processes import ALL
 from tests.support import TOP
 
 PROGRAMS = [
-    *(f"{process.module}.__main__" for process in PROCESSES),
+    *(f"{process.module}.__main__" for process in ALL),
     "deploy.splitd",
     "services.snapshots.diff.apply",
     "services.snapshots.diff.compare",

@@ -1,0 +1,161 @@
+"""The blobs that this node shares: those of the shared namespaces, as the gateway tells.
+
+The gateway is asked for a list of each namespace, and tells afterwards which blobs come and go. Nobody tells what the
+collector removes, so the lists are asked for again now and then, and soon after an image was removed. A blob that is
+told too long costs a peer one question.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Collection, Mapping
+from typing import Any, Protocol
+
+from api.containerd.events import content_pb2
+from api.containerd.services.events.v1 import events_pb2, events_stubs
+from api.containerd.types.event_pb2 import Envelope
+from services.content.remote import RemoteStore
+from services.kit import errors, loops
+from services.kit.any import unpack
+from services.kit.rpc import NAMESPACE, Channel, Stream, method_path
+
+log = logging.getLogger(__name__)
+
+MOST = 100_000
+"""Blobs that are kept and told, at most."""
+PATIENCE = 10.0
+"""Seconds until it is said that the gateway is away."""
+TICK = 5.0
+"""Seconds from the removal of an image to the next lists: the collector begins earlier."""
+AGAIN = 60.0
+"""Seconds from one time that the lists were asked for to the next, at least."""
+SHARE = 0.005
+"""The share of the time that asking for the lists may take."""
+_TOPICS = ("/content/create", "/content/delete", "/images/delete")
+_SUBSCRIBE = events_stubs.EVENTS.methods_by_name["Subscribe"]
+
+
+class Told(Protocol):
+    """Who is told of the blobs."""
+
+    def blobs(self, found: Mapping[str, int], more: int = 0) -> None:
+        """These are all, sizes by digest, but for ``more`` others."""
+        ...
+
+    def blob(self, digest: str, size: int | None) -> None:
+        """One of them has come, or gone (None)."""
+        ...
+
+
+class SharedBlobs:
+    """Follows the blobs of ``namespaces`` behind ``gateway``, and tells ``told``."""
+
+    def __init__(
+        self, gateway: Channel, namespaces: Collection[str], told: Told, *, tick: float = TICK, most: int = MOST
+    ) -> None:
+        self.trouble = "the gateway has not told yet which blobs this node has"
+        """Why the blobs are not known, or are those from before; else empty."""
+        self._gateway = gateway
+        self._told = told
+        self._tick = tick
+        self._most = most
+        self._found: dict[str, dict[str, int]] = {namespace: {} for namespace in namespaces}
+        """Sizes by namespace and digest."""
+        self._since: dict[tuple[str, str], int | None] = {}
+        """What changed since the lists were asked for."""
+        self._stale = False
+
+    async def follow(self) -> None:
+        """Follow them until cancelled. It is a loop of the process."""
+        try:
+            await self._follow()
+        except errors.NodeError as error:
+            self.trouble = f"the gateway does not tell which blobs this node has: {error}"
+            raise loops.Explained(self.trouble) from error
+
+    async def _follow(self) -> None:
+        await self._gateway.reached(PATIENCE)
+        request = events_pb2.SubscribeRequest(filters=[f'topic=="{topic}"' for topic in _TOPICS])
+        async with self._gateway.stream(
+            method_path(_SUBSCRIBE), {}, None, events_pb2.SubscribeRequest.SerializeToString, Envelope.FromString
+        ) as events:
+            await events.send(request)
+            await events.done_sending()
+            # it is subscribed before the lists are made: both calls go the same way, one after the other
+            reading = loops.task("the events of shared blobs", self._read(events))
+            try:
+                while not reading.done():
+                    begun = time.monotonic()
+                    await self._list()
+                    self.trouble = ""
+                    end = time.monotonic() + max(AGAIN, (time.monotonic() - begun) / SHARE)
+                    await self._wait(reading, end)
+            finally:
+                reading.cancel()
+                await asyncio.wait((reading,))
+            await reading
+        raise errors.Unavailable("it has ended the events")
+
+    async def _wait(self, reading: asyncio.Task[None], end: float) -> None:
+        """Wait until the lists are to be asked for again."""
+        while not reading.done() and (left := end - time.monotonic()) > 0:
+            await asyncio.wait((reading,), timeout=min(left, self._tick))
+            if self._stale:
+                return
+
+    async def _list(self) -> None:
+        self._stale = False
+        self._since = {}
+        found: dict[str, dict[str, int]] = {}
+        kept = more = 0
+        for namespace in self._found:
+            found[namespace] = {}
+            async for info in RemoteStore(self._gateway, {NAMESPACE: namespace}).list():
+                if kept < self._most:
+                    found[namespace][str(info.digest)] = info.size
+                    kept += 1
+                else:
+                    more += 1
+        for (namespace, digest), size in self._since.items():
+            _set(found[namespace], digest, size)
+        self._found = found
+        everything: dict[str, int] = {}
+        for each in found.values():
+            everything.update(each)
+        self._told.blobs(everything, more)
+
+    async def _read(self, events: Stream[Any, Any]) -> None:
+        async for envelope in events:
+            try:
+                self._take(envelope)
+            except errors.InvalidArgument as error:
+                log.warning("an event of %s makes no sense: %s", envelope.topic, error)
+
+    def _take(self, envelope: Envelope) -> None:
+        if envelope.namespace not in self._found:
+            return
+        if (made := unpack(envelope.event, content_pb2.ContentCreate)) is not None:
+            self._change(envelope.namespace, made.digest, made.size)
+        elif (gone := unpack(envelope.event, content_pb2.ContentDelete)) is not None:
+            self._change(envelope.namespace, gone.digest, None)
+        else:
+            self._stale = True
+
+    def _change(self, namespace: str, digest: str, size: int | None) -> None:
+        if size is not None and sum(map(len, self._found.values())) >= self._most:
+            self._stale = True  # the next lists count it
+            return
+        self._since[namespace, digest] = size
+        _set(self._found[namespace], digest, size)
+        if size is None:  # another namespace may have it, too
+            size = next((each[digest] for each in self._found.values() if digest in each), None)
+        self._told.blob(digest, size)
+
+
+def _set(found: dict[str, int], digest: str, size: int | None) -> None:
+    if size is None:
+        found.pop(digest, None)
+    else:
+        found[digest] = size
