@@ -78,6 +78,8 @@ class FleetNode:
         self._wanted: dict[bytes, bytes] = {}
         self._written: dict[bytes, bytes] = {}
         self._changed: dict[bytes, None] = {}
+        self._doubtful: set[bytes] = set()
+        """Claims of which it is not known whether etcd has them."""
         self._wake = asyncio.Event()
         self._blobs: dict[str, int] = {}
         self._fetches: dict[str, LocalFetch] = {}
@@ -166,6 +168,8 @@ class FleetNode:
                 del self._changed[key]
                 if value == self._written.get(key):
                     continue
+                if value is None:
+                    del self._written[key]  # now: it may be claimed again before the answer is here
                 operations.append(Delete(key) if value is None else Put(key, value, lease))
                 size += size_of(operations[-1:])
                 if size >= LIMIT // 2:
@@ -182,8 +186,15 @@ class FleetNode:
             for each in operations:
                 if isinstance(each, Put):
                     self._written[each.key] = each.value
-                else:
-                    self._written.pop(each.key, None)
+        while self._doubtful:
+            await self._end_claim(key := next(iter(self._doubtful)))
+            self._doubtful.discard(key)
+
+    async def _end_claim(self, key: bytes) -> None:
+        """Let etcd not have a claim that this node has unknowingly."""
+        found = await self._etcd.get(key)
+        if found is not None and key not in self._wanted and told.read(found).get("node") == self.node:
+            await self._etcd.commit([Delete(key)], [Mod(key, found.mod)])
 
     def standing(self) -> Standing:
         """How this node stands in the fleet."""
@@ -345,12 +356,18 @@ class FleetNode:
         value = json.dumps({"v": 1, "node": self.node}, separators=(",", ":")).encode()
         try:
             if isinstance(await self._etcd.commit([Put(key, value, lease)], [Mod(key, 0)]), Committed):
-                self._wanted[key] = self._written[key] = value
-                return Claim(self.node, True)
-            owner = await self.fetcher(digest)
-        except errors.NodeError as error:
+                owner = self.node
+            else:
+                owner = await self.fetcher(digest)
+        except BaseException as error:
+            self._doubtful.add(key)
+            self._wake.set()
+            if not isinstance(error, errors.NodeError):
+                raise
             log.debug("%s is not claimed: %s", digest, error)
             return NOBODY
+        if owner == self.node:  # just now, or for a fetch before, whose claim was about to end
+            self._wanted[key] = self._written[key] = value
         return Claim(owner, owner in ("", self.node))
 
     def release(self, digest: Digest) -> None:

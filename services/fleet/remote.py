@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 
 from google.protobuf.empty_pb2 import Empty
 
 from api.splitd.fleet.v1 import fleet_pb2 as pb
 from api.splitd.fleet.v1 import fleet_stubs
 from services.fleet import convert
-from services.fleet.store import NOBODY, PATIENCE, SAYING, Claim, Container, Image, Peer, Target
-from services.kit import errors, loops
+from services.fleet.store import IMPATIENCE, NOBODY, PATIENCE, SAYING, Claim, Container, Image, Peer, Target
+from services.kit import errors, loops, tracing
 from services.kit.rpc import Channel, Stream
 from services.oci.digests import Digest
 
@@ -21,14 +21,27 @@ log = logging.getLogger(__name__)
 
 QUIET = 0.1
 """Seconds from one word on what has arrived to the next."""
+LAST = 5.0
+"""Seconds for what is told when a fetch is over."""
+
+
+class _Patience:
+    """How long a question may take: less, once one was not answered, until one is."""
+
+    def __init__(self) -> None:
+        self.seconds = PATIENCE
+
+    def answered(self, *, in_time: bool) -> None:
+        """A question was answered, or not."""
+        self.seconds = PATIENCE if in_time else IMPATIENCE
 
 
 class RemoteFetch:
     """A ``Fetch`` that is one open call, made with the first word. Where the fleet is away, nothing is told."""
 
-    def __init__(self, stream: Stream[pb.FetchRequest, pb.FetchResponse], begin: pb.FetchRequest) -> None:
-        self._stream = stream
+    def __init__(self, begin: pb.FetchRequest, patience: _Patience) -> None:
         self._first: pb.FetchRequest | None = begin
+        self._patience = patience
         self._claiming = False
         self._path = ""
         self._arrived: tuple[str, int, int] | None = None
@@ -36,6 +49,8 @@ class RemoteFetch:
         self._wake = asyncio.Event()
         self._answers: asyncio.Queue[Claim] = asyncio.Queue(1)
         self._over = False
+        self._finished = False
+        self._limit: asyncio.Timeout | None = None
 
     async def claim(self) -> Claim:
         if self._over:
@@ -45,9 +60,10 @@ class RemoteFetch:
         self._claiming = True
         self._wake.set()
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(self._patience.seconds):
                 return await self._answers.get()
         except TimeoutError:
+            self._patience.answered(in_time=False)
             return NOBODY
 
     def arrived(self, path: str, have: int, received: int = 0) -> None:
@@ -64,41 +80,60 @@ class RemoteFetch:
         self._timer = None
         self._wake.set()
 
-    async def told(self) -> None:
-        """Send what is to be told, and take the answers, until the fleet is away."""
-        hearing: asyncio.Task[None] | None = None
+    def finish(self) -> None:
+        """The fetch is over. What is still to be told is told, but nobody waits for that."""
+        self._finished = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._limit is not None:
+            self._limit.reschedule(asyncio.get_running_loop().time() + LAST)
+        self._wake.set()
+
+    async def told(self, call: Callable[[], Stream[pb.FetchRequest, pb.FetchResponse]]) -> None:
+        """Tell what is to be told, and take the answers, until the fetch is over or the fleet is away."""
+        await self._wake.wait()
+        if self._finished and not self._claiming and self._arrived is None:
+            return
         try:
-            while hearing is None or not hearing.done():
-                await self._wake.wait()
-                await self._send()
-                if hearing is None:
-                    hearing = loops.task("hearing the fleet of a fetch", self._hear())
-            await hearing
-        except errors.NodeError as error:
+            with tracing.background("fleet.telling"):
+                async with asyncio.timeout(LAST if self._finished else None) as self._limit, call() as stream:
+                    await self._tell_all(stream)
+        except (errors.NodeError, TimeoutError) as error:
             log.debug("the fleet is not told of a fetch: %s", error)
         finally:
             self._end()
-            if hearing is not None:
-                hearing.cancel()
-                await asyncio.wait((hearing,))
 
-    async def _send(self) -> None:
+    async def _tell_all(self, stream: Stream[pb.FetchRequest, pb.FetchResponse]) -> None:
+        hearing = loops.task("hearing the fleet of a fetch", self._hear(stream))
+        try:
+            while not hearing.done():
+                await self._send(stream)
+                if self._finished:
+                    await stream.done_sending()
+                    break
+                await self._wake.wait()
+            await hearing
+        finally:
+            hearing.cancel()
+            await asyncio.wait((hearing,))
+
+    async def _send(self, stream: Stream[pb.FetchRequest, pb.FetchResponse]) -> None:
         self._wake.clear()
-        if self._over:
-            return
         message, self._first = self._first or pb.FetchRequest(), None
         if self._claiming:
             self._claiming, message.claim = False, True
         if self._arrived is not None:
             (message.path, message.have, message.received), self._arrived = self._arrived, None
-        await self._stream.send(message)
+        if message.ByteSize():
+            await stream.send(message)
 
-    async def _hear(self) -> None:
+    async def _hear(self, stream: Stream[pb.FetchRequest, pb.FetchResponse]) -> None:
         try:
-            while (answer := await self._stream.receive()) is not None:
+            while (answer := await stream.receive()) is not None:
                 if self._answers.full():
                     self._answers.get_nowait()
                 self._answers.put_nowait(convert.claim_from_pb(answer))
+                self._patience.answered(in_time=True)
         finally:
             self._end()
             self._wake.set()
@@ -109,23 +144,14 @@ class RemoteFetch:
         if self._answers.empty():
             self._answers.put_nowait(NOBODY)
 
-    async def last(self) -> None:
-        """Tell what is still to be told, for a moment."""
-        if self._timer is not None:
-            self._timer.cancel()
-        if not self._over and self._first is None:
-            with contextlib.suppress(errors.NodeError, TimeoutError):
-                async with asyncio.timeout(PATIENCE):
-                    if self._arrived is not None:
-                        await self._send()
-                    await self._stream.done_sending()
-
 
 class RemoteFleet:
     """A ``Fleet`` over a channel to the process ``fleet``."""
 
     def __init__(self, channel: Channel) -> None:
         self._fleet = channel.client(fleet_stubs.FLEET)
+        self._patience = _Patience()
+        self._telling = loops.Tasks()
 
     @contextlib.asynccontextmanager
     async def find(self, namespace: str, digest: Digest) -> AsyncIterator[AsyncIterator[Sequence[Peer]]]:
@@ -137,9 +163,11 @@ class RemoteFleet:
         async with contextlib.aclosing(self._fleet.Find(request)) as answers:
             first: asyncio.Task[pb.FindResponse | None] = loops.task("finding peers", anext(answers, None))
             try:
-                if not (await asyncio.wait((first,), timeout=PATIENCE))[0]:
+                if not (await asyncio.wait((first,), timeout=self._patience.seconds))[0]:
+                    self._patience.answered(in_time=False)
                     yield ()
                 answer = await first
+                self._patience.answered(in_time=True)
                 if answer is None:
                     yield ()
                 while answer is not None:
@@ -155,15 +183,12 @@ class RemoteFleet:
     @contextlib.asynccontextmanager
     async def fetching(self, namespace: str, digest: Digest, size: int) -> AsyncIterator[RemoteFetch]:
         begin = pb.FetchRequest(namespace=namespace, digest=str(digest), size=size)
-        async with self._fleet.Fetch() as stream:
-            fetch = RemoteFetch(stream, begin)
-            telling = loops.aside("telling the fleet of a fetch", fetch.told())
-            try:
-                yield fetch
-            finally:
-                await fetch.last()
-                telling.cancel()
-                await asyncio.wait((telling,))
+        fetch = RemoteFetch(begin, self._patience)
+        self._telling.start("telling the fleet of a fetch", fetch.told(self._fleet.Fetch))
+        try:
+            yield fetch
+        finally:
+            fetch.finish()
 
     async def image(self, namespace: str, name: str) -> Target | None:
         try:

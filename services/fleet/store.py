@@ -25,8 +25,10 @@ from typing import Protocol
 
 from services.oci.digests import Digest
 
-PATIENCE = 0.05
-"""Seconds that a pull waits for the fleet."""
+PATIENCE = 0.5
+"""Seconds that a pull waits for the fleet. An etcd that is far away, or busy, takes a tenth of that."""
+IMPATIENCE = 0.05
+"""As ``PATIENCE``, from the first question that was not answered in time to the next that is."""
 SAYING = 2.0
 """Seconds that a pull waits for what the fleet has as an image, if its registry is away."""
 PEERS = 64

@@ -1,0 +1,130 @@
+"""Fetches and their claims, where etcd or the process ``fleet`` is slow, or its answer is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+from api.splitd.fleet.v1 import fleet_pb2 as pb
+from api.splitd.fleet.v1 import fleet_stubs
+from services.etcd.memory import MemoryEtcd
+from services.etcd.store import Committed, Conflict, Delete, Mod, Operation, Uncertain
+from services.fleet.remote import RemoteFleet
+from services.fleet.store import NOBODY, PATIENCE, Claim
+from services.kit import rpc
+from services.kit.rpc import Call
+from tests.suites.fleet import BLOB
+from tests.support import eventually_async, within
+from tests.unit.fleet.test_fleet_node import has_keys, member
+
+
+class SlowServicer:
+    """A fleet that answers nothing while ``busy``, and then takes what was told meanwhile."""
+
+    SERVICE = fleet_stubs.FLEET
+
+    def __init__(self) -> None:
+        self.told: list[pb.FetchRequest] = []
+        self.ended = 0
+        self.idle = asyncio.Event()
+
+    async def Find(self, request: pb.FindRequest, call: Call) -> AsyncIterator[pb.FindResponse]:
+        await self.idle.wait()
+        yield pb.FindResponse()
+
+    async def Fetch(self, requests: AsyncIterator[pb.FetchRequest], call: Call) -> AsyncIterator[pb.FetchResponse]:
+        await self.idle.wait()
+        async for request in requests:
+            self.told.append(request)
+            if request.claim:
+                yield pb.FetchResponse(node="a", ours=True)
+        self.ended += 1
+
+
+@contextlib.asynccontextmanager
+async def slow(place: Path) -> AsyncIterator[tuple[SlowServicer, RemoteFleet]]:
+    servicer = SlowServicer()
+    async with (
+        rpc.serving(place / "fleet.sock", [servicer], grace=0.1),
+        rpc.Channel(place / "fleet.sock", "fleet") as channel,
+    ):
+        await channel.reached(5)
+        yield servicer, RemoteFleet(channel)
+        servicer.idle.set()
+
+
+async def test_what_is_told_last_arrives_and_the_pull_does_not_wait_for_it(place: Path) -> None:
+    """Else those who read the blob while it arrives would be broken off at its end."""
+    async with slow(place) as (servicer, fleet):
+        async with fleet.fetching("default", BLOB, 100) as fetch:
+            fetch.arrived("/file", 60)
+            fetch.arrived("/file", 100)
+        assert not servicer.told
+        servicer.idle.set()
+
+        async def ended() -> bool:
+            return servicer.ended == 1
+
+        await eventually_async(ended)
+        assert [each.have for each in servicer.told][-1] == 100
+
+
+async def test_a_silent_fleet_is_waited_for_once(place: Path) -> None:
+    """Further questions get a moment, until one is answered."""
+    async with slow(place) as (servicer, fleet):
+        with within(5 * PATIENCE, at_least=PATIENCE):
+            for _ in range(10):
+                async with fleet.find("default", BLOB) as found:
+                    assert list(await anext(found)) == []
+        servicer.idle.set()
+
+        async def answered() -> bool:
+            async with fleet.fetching("default", BLOB, 100) as fetch:
+                return await fetch.claim() == Claim("a", True)
+
+        await eventually_async(answered)
+
+
+class LossyEtcd(MemoryEtcd):
+    """Keeps the answer to a claim, or to a deletion, for itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.losing = False
+        self.holding: asyncio.Event | None = None
+        """Deletions are answered once it is set."""
+
+    async def commit(self, operations: Sequence[Operation], compares: Sequence[Mod] = ()) -> Committed | Conflict:
+        found = await super().commit(operations, compares)
+        if self.losing and compares:
+            raise Uncertain("the answer is lost")
+        if self.holding is not None and any(isinstance(each, Delete) for each in operations):
+            await self.holding.wait()
+        return found
+
+
+async def test_a_claim_whose_answer_is_lost_does_not_stay() -> None:
+    """The node does not know that it has it, so it would claim the blob for as long as the node lives."""
+    etcd = LossyEtcd()
+    async with member(etcd, "a") as node, node.fetching("default", BLOB, 100) as fetch:
+        etcd.losing = True
+        assert await fetch.claim() == NOBODY
+        etcd.losing = False
+        await has_keys(etcd, "fetching/", lambda found: not found)
+        assert await fetch.claim() == Claim("a", True)
+
+
+async def test_a_claim_that_is_made_again_while_it_is_ended_ends_too() -> None:
+    """Its end is written, whenever the answer to the end of the one before comes."""
+    etcd = LossyEtcd()
+    async with member(etcd, "a") as node:
+        async with node.fetching("default", BLOB, 100) as fetch:
+            assert await fetch.claim() == Claim("a", True)
+            etcd.holding = asyncio.Event()
+        await has_keys(etcd, "fetching/", lambda found: not found)
+        async with node.fetching("default", BLOB, 100) as fetch:
+            assert await fetch.claim() == Claim("a", True)
+            etcd.holding.set()
+        await has_keys(etcd, "fetching/", lambda found: not found)
