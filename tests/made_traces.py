@@ -349,4 +349,4 @@ def shadowed() -> Report:
         Latency(20, 0.0006, 0.0014),
         differences,
     )
-    return Report(Shadow("content", "/run/mine.sock", 1.0, True, 0, ""), [method])
+    return Report(Shadow("content", "/run/mine.sock", 100.0, True, 0.0, ""), [method])

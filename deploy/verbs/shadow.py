@@ -81,7 +81,7 @@ def _start(here: Place, arguments: argparse.Namespace) -> int:
     async def started() -> Shadow:
         async with routing.internal(here) as gateway:
             return await Shadows(gateway).start(
-                arguments.what, where, share=arguments.share / 100, root=arguments.store
+                arguments.what, where, share=arguments.share, root=arguments.store
             )
 
     made = routing.run(here, started())
@@ -114,9 +114,9 @@ def _row(shadow: Shadow) -> Sequence[str]:
     return (
         shadow.route,
         shadow.address,
-        f"{shadow.share:.0%}",
+        f"{shadow.share:g}%",
         "reads and writes" if shadow.writes else "reads",
-        time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(shadow.since / 1e9)),
+        time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(shadow.since)),
         shadow.trouble or "-",
     )
 

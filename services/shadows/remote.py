@@ -13,6 +13,9 @@ from services.kit.rpc import Channel
 from services.shadows.convert import method_from_pb
 from services.shadows.store import Report, Shadow
 
+ALL = 100.0
+"""Percent."""
+
 
 class Shadows:
     """The shadows of a node, over a channel to its internal socket."""
@@ -20,12 +23,14 @@ class Shadows:
     def __init__(self, gateway: Channel) -> None:
         self._shadows = gateway.client(shadows_stubs.SHADOWS)
 
-    async def start(self, route: str, where: Address, *, share: float = 1.0, root: str = "") -> Shadow:
-        """Begin one. AlreadyExists if the route has one, NotFound for the route, Disconnected for the candidate."""
+    async def start(self, route: str, where: Address, *, share: float = ALL, root: str = "") -> Shadow:
+        """Begin one, with so many percent of the reads. AlreadyExists if the route has one, NotFound for the route,
+        Disconnected for the candidate.
+        """
         request = pb.StartRequest(
             route=route,
             address=where.address,
-            share=share,
+            share=share / ALL,
             root=root,
             tls=where.tls,
             ca=where.ca,
@@ -49,7 +54,9 @@ class Shadows:
 
 
 def _shadow(message: pb.Shadow) -> Shadow:
-    return Shadow(message.route, message.address, message.share, message.writes, message.since, message.trouble)
+    return Shadow(
+        message.route, message.address, message.share * ALL, message.writes, message.since / 1e9, message.trouble
+    )
 
 
 def _report(message: pb.Report) -> Report:

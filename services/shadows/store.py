@@ -139,11 +139,11 @@ class Shadow:
     route: str
     address: str
     share: float
-    """Of the reads, from 0 to 1."""
+    """Percent of the reads."""
     writes: bool
     """Whether it has a store of its own, and so gets writes."""
-    since: int
-    """Nanoseconds since the epoch."""
+    since: float
+    """When it began, in seconds since 1970."""
     trouble: str
     """Why nothing is compared now; else empty."""
 

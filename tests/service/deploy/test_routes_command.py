@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +54,18 @@ def test_a_candidate_comes_is_shown_and_goes(place: Path) -> None:
     assert "it is down (service content@mine has been unreachable" in said
     assert "content@mine is down: service content@mine has been unreachable" in run(place, "routes").stdout
     assert run(place, "restore", "content").stdout == "content: mine takes no new objects any more\n"
+
+
+def test_a_shadow_has_the_units_of_routes(place: Path) -> None:
+    """A share is in percent, a moment in seconds since 1970."""
+    before = time.time()
+    run(place, "shadow", "content", "--address", str(place / "e" / "content.sock"), "--share", "12.5%")
+    (listed,) = json.loads(run(place, "shadow", "list", "--json").stdout)
+    assert listed["share"] == 12.5
+    assert before - 1 < listed["since"] < time.time() + 1
+    assert "12.5%" in run(place, "shadow", "list").stdout
+    (report,) = json.loads(run(place, "shadow", "stop", "content", "--json").stdout)
+    assert report["shadow"] == listed
 
 
 @pytest.mark.parametrize(
