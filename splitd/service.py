@@ -97,7 +97,7 @@ def serve(
     ``state`` is the state directory of a node that gets the spans of this process; a collector that the environment
     names gets them besides. ``grace``: seconds in which calls may end after the signal. ``cert``, ``key`` and ``ca``
     are absolute paths of files in PEM form, for TLS at HOST:PORT; with ``ca`` clients need a certificate that one of
-    its authorities has signed. The files are read at the start.
+    its authorities has signed. The files are read again when they change, for the next connection.
     """
     with process.alone(name):
         exporting.begin(name, Tracing(), state)
@@ -107,7 +107,7 @@ def serve(
             if given.secure and not cert:
                 raise errors.InvalidArgument("ca: TLS needs a certificate of this service, cert")
             where = _place(given)
-            tls = Certificates(given).server_context() if given.secure else None
+            tls = Certificates(given).serving() if given.secure else None
             made = make(root)
             process.run_loop(process.watched(_serve(made, root, where, grace, tls)))
 

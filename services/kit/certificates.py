@@ -7,6 +7,7 @@ Every error names the file and what is wrong with it.
 from __future__ import annotations
 
 import datetime
+import logging
 import os
 import ssl
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from typing import NoReturn
 
 from services.kit import errors
 from services.kit.addresses import Address
+
+log = logging.getLogger(__name__)
 
 LARGEST = 4 << 20
 """Bytes of a file, at most; a machine's bundle of all authorities has some 200 KB."""
@@ -59,7 +62,30 @@ class Certificates:
         context = self._made(ssl.PROTOCOL_TLS_SERVER)
         if self._address.ca:
             context.verify_mode = ssl.CERT_REQUIRED
+        context.options |= ssl.OP_NO_TICKET  # nobody goes on with a session that other certificates have allowed
+        context.num_tickets = 0
         return context
+
+    def serving(self) -> ssl.SSLContext:
+        """:meth:`server_context` for a server that lasts: each connection is agreed on with the files as they are
+        then. If they cannot be used, those from before are, and the log says why.
+        """
+        seen, current = self.files(), self.server_context()
+
+        def renewed(connection: ssl.SSLObject, _name: str | None, _first: ssl.SSLContext) -> None:
+            nonlocal seen, current
+            if (now := self.files()) != seen:
+                seen = now
+                try:
+                    current = self.server_context()
+                    log.info("%s is served with new certificates", self._address)
+                except CertificateError as error:
+                    log.error("%s is served with the certificates from before: %s", self._address, error)
+            connection.context = current
+
+        entrance = self.server_context()
+        entrance.sni_callback = renewed  # called for each connection, also if the client names no server
+        return entrance
 
     def contents(self) -> tuple[bytes | None, bytes | None, bytes | None]:
         """The bytes of authorities, key and certificate, None for those that are not given. CertificateError as

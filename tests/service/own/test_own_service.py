@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,7 +19,15 @@ from services.snapshots.remote import RemoteSnapshotter
 from splitd.files import remove_tree
 from tests.collector import Collector
 from tests.fake_registry import Authority
-from tests.support import TOP, OwnService, ServiceProcess, directory_with_attributes, eventually, splitd
+from tests.support import (
+    TOP,
+    OwnService,
+    ServiceProcess,
+    directory_with_attributes,
+    eventually,
+    eventually_async,
+    splitd,
+)
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 HEADERS = {"traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"}
@@ -82,7 +91,7 @@ async def test_its_spans_go_to_a_node(place: Path) -> None:
 
 async def test_a_port_with_tls_lets_in_who_has_a_certificate(place: Path) -> None:
     """--cert and --key are the service's certificate, --ca is who signs its clients'. Files that cannot be used are named
-    at the start.
+    at the start. They are read again when they change; those that cannot be used then change nothing.
     """
     ours, theirs = Authority(place / "ours"), Authority(place / "theirs")
     cert, key = ours.issue("service")
@@ -94,20 +103,39 @@ async def test_a_port_with_tls_lets_in_who_has_a_certificate(place: Path) -> Non
     wrong = [*words, "--key", str(theirs.issue("other")[1])]
     done = subprocess.run(wrong, env=environment, capture_output=True, text=True, timeout=30, check=False)
     assert "it is not the key of certificate" in done.stderr
-    with subprocess.Popen([*words, "--key", str(key)], env=environment, stderr=subprocess.DEVNULL) as process:
+
+    authority = place / "authority"  # which signed the service's certificate
+    shutil.copy(ours.certificate, authority)
+    friend, stranger = ours.issue("client"), theirs.issue("client")
+
+    async def is_answered(mine: Path, its_key: Path) -> bool:
+        where = Address(address=address, ca=str(authority), cert=str(mine), key=str(its_key))
+        async with rpc.Channel(where) as channel:
+            try:
+                await channel.reached(5)
+                return [info async for info in RemoteSnapshotter(channel).list()] == []
+            except errors.Unavailable:
+                return False
+
+    with (
+        (place / "log").open("wb") as log,
+        subprocess.Popen([*words, "--key", str(key)], env=environment, stderr=log) as process,
+    ):
         try:
-            for authority, answered in ((ours, True), (theirs, False)):
-                mine, its_key = authority.issue("client")
-                where = Address(address=address, ca=str(ours.certificate), cert=str(mine), key=str(its_key))
-                async with rpc.Channel(where) as channel:
-                    if answered:
-                        assert await channel.wait_connected(10)
-                    try:
-                        found = [info async for info in RemoteSnapshotter(channel).list()]
-                    except errors.Unavailable as error:
-                        assert not answered, error
-                    else:
-                        assert (answered, found) == (True, [])
+            await eventually_async(lambda: is_answered(*friend), "it does not answer", 30)
+            assert not await is_answered(*stranger)
+            for new, old in zip(
+                (theirs.certificate, *theirs.issue("service")), (ours.certificate, cert, key), strict=True
+            ):
+                shutil.copy(new, old)
+            shutil.copy(theirs.certificate, authority)
+            assert await is_answered(*stranger)
+            assert not await is_answered(*friend)
+            cert.write_text("nothing")
+            assert await is_answered(*stranger)
+            assert (
+                f"with the certificates from before: cert {cert}: it has no certificate" in (place / "log").read_text()
+            )
         finally:
             process.terminate()
 
