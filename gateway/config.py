@@ -140,7 +140,7 @@ class Service:
             name=self.name or named_by(self.address),
             **{each.name: getattr(self, each.name) for each in fields(self) if each.name != "name"},
         )
-        terms.check()
+        terms.check_wanted()
         return terms
 
 

@@ -2,9 +2,10 @@
 
     ROOT/gateway/containers.json    the containers whose tasks candidates have
 
-A container's task is new with its Create: then a backend is chosen, and noted durably before the call. All other calls
-about the container go there, until a Delete of the task succeeds. Containers that are not noted are home's. A List, and
-Metrics, ask everybody, and are answered by all of them or not at all: a task that is missing from a list looks dead.
+A container's task is new with its Create: then a backend is chosen, and noted durably before the call. A candidate
+makes none where home has one. All other calls about the container go there, until a Delete of the task succeeds.
+Containers that are not noted are home's. A List, and Metrics, ask everybody, and are answered by all of them or not at
+all: a task that is missing from a list looks dead.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from services.kit.rpc import Answers, Call, Elsewhere, method_path, shielded
 _CREATE, _DELETE, _LIST, _METRICS = (
     method_path(tasks_stubs.TASKS.methods_by_name[name]) for name in ("Create", "Delete", "List", "Metrics")
 )
+
+_ASKING = 2.0
+"""Seconds that home has to say whether it has a task."""
 
 
 class Containers:
@@ -47,11 +51,26 @@ class Containers:
         key = call.optional_namespace, container
         if call.method == _CREATE and key not in self.notes:
             backend = self._tasks.new(call.optional_namespace)
+            if backend != self._tasks.name and await self._is_home(container, call):
+                backend = self._tasks.name
             return await self._created(key, backend, request, call)
         upstream = self._tasks.having(self.notes.backend(key), call.optional_namespace)
         if call.method == _DELETE and key in self.notes:
             return [await shielded(self._deleted(key, upstream, request, call))]
         return Elsewhere(upstream)
+
+    async def _is_home(self, container: str, call: Call) -> bool:
+        """Whether home has a task of the container, so that a candidate must not make another."""
+        home = self._tasks.home
+        if not home.is_ready():
+            return False
+        try:
+            await home.channel.client(tasks_stubs.TASKS).Get(
+                tasks_pb2.GetRequest(container_id=container), headers=onward(call, self._tasks.name), timeout=_ASKING
+            )
+        except errors.NodeError:
+            return False
+        return True
 
     async def _created(self, key: tuple[str, str], backend: str, request: bytes, call: Call) -> Answers | Elsewhere:
         upstream = self._tasks.having(backend, call.optional_namespace)

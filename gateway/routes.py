@@ -70,9 +70,6 @@ PROGRAMS: Mapping[str, str] = {
 _OF_CONTAINERD = ("podsandbox", "shim")
 """The sandbox controllers that containerd has of its own."""
 
-_ASKED = 2.0
-"""Seconds in which a service that is not ours may say that it is a daemon."""
-
 
 class Routes:
     """The hops of a node, by name."""
@@ -122,16 +119,17 @@ class Routes:
             told(upstream)
         return upstream
 
-    async def _refused(self, name: str, address: Path | str | Address) -> str:
-        """Why what answers at the address of a service that is not ours cannot be that: it would lead back here. It is
-        asked by a connection of its own, since what stands around the service's calls is not for this question.
+    async def _refused(self, name: str, address: Path | str | Address, seconds: float) -> str | None:
+        """Why what answers at the address of a service that is not ours cannot be that: it would lead back here. None
+        if it does not answer. It is asked by a connection of its own, since what stands around the service's calls is
+        not for this question.
         """
         if own := own_socket(str(address), self._state):
             return own
         async with Channel(address, name, pings="never") as channel:
-            if not await channel.wait_connected(_ASKED):
-                return ""
-            return await strangers.daemon(channel, name, str(address), _ASKED)
+            if not await channel.wait_connected(seconds):
+                return None
+            return await strangers.daemon(channel, name, str(address), seconds)
 
     def candidate_upstream(self, terms: Terms) -> Upstream:
         """Make an upstream for a candidate, and have it watched."""

@@ -39,27 +39,25 @@ async def refuse(channel: Channel, route: str, address: str, seconds: float) -> 
         raise errors.InvalidArgument.verbatim(why)
 
 
-async def daemon(channel: Channel, route: str, address: str, seconds: float) -> str:
-    """Why the process at the other end of ``channel`` cannot serve ``route``, if it is a daemon; else empty. So it is
-    too if the process does not answer within ``seconds``.
+async def daemon(channel: Channel, route: str, address: str, seconds: float) -> str | None:
+    """Why the process at the other end of ``channel`` cannot serve ``route``, if it is a daemon; else empty. None if it
+    does not answer within ``seconds``.
     """
-    if kind_of(route) == "metadata" or not await _is_daemon(channel, seconds):  # metadata serves leases itself
+    if kind_of(route) == "metadata":  # which serves leases itself
+        return ""
+    try:
+        # of all services only a daemon has leases
+        await channel.client(leases_stubs.LEASES).List(
+            leases_pb2.ListRequest(filters=["id==splitd-asks"]), headers=_NOBODY, timeout=seconds
+        )
+    except (errors.DeadlineExceeded, errors.Unavailable):
+        return None
+    except errors.NodeError:
         return ""
     return (
         f"{address} is a whole daemon (this node, or a containerd), since it has leases: "
         f"{route} needs a service of its own process, as a proxy plugin of containerd is"
     )
-
-
-async def _is_daemon(channel: Channel, seconds: float) -> bool:
-    """Whether it has leases, which of all services only a daemon has."""
-    try:
-        await channel.client(leases_stubs.LEASES).List(
-            leases_pb2.ListRequest(filters=["id==splitd-asks"]), headers=_NOBODY, timeout=seconds
-        )
-    except errors.NodeError:
-        return False
-    return True
 
 
 async def _content(channel: Channel, seconds: float) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from gateway.instruments import Instruments
 from gateway.supervision import Supervision
-from services.kit import errors, tracing
+from services.kit import errors, loops, tracing
 from services.kit.addresses import Address
 from services.kit.addresses import address as as_address
 from services.kit.rpc import HOPS, LEASE, MOST_HOPS, Call, Channel
@@ -49,6 +49,12 @@ def raw_headers(call: Call, hop: str) -> dict[str, str | bytes]:
     return headers
 
 
+_ASKED, _ASKED_ON = 2.0, 60.0
+"""Seconds in which a service may say what it is: before calls go to it, and when it is asked again."""
+_PAUSE = 5.0
+"""Seconds until it is asked again."""
+
+
 class Upstream:
     """The service ``name`` at ``address``; supervisord calls its process ``program`` ("" for a foreign one)."""
 
@@ -60,10 +66,12 @@ class Upstream:
         supervision: Supervision,
         *,
         hold: float,
-        refused: Callable[[], Awaitable[str]] | None = None,
+        refused: Callable[[float], Awaitable[str | None]] | None = None,
+        asked: float = _ASKED,
     ) -> None:
         """``refused`` is asked of each new connection before the first call goes to it: why what is there cannot be
-        the service, or an empty string. What is refused is down, for that reason.
+        the service, or an empty string; None if it has not answered within so many seconds, which are ``asked`` at
+        first. Calls go to one that does not answer, until it has. What is refused is down, for that reason.
         """
         self.name = name
         self.program = program
@@ -83,6 +91,9 @@ class Upstream:
         self._watching: asyncio.Task[None] | None = None
         self._retired = ""
         self._ask = refused
+        self._asked = asked
+        self._asking: asyncio.Task[None] | None = None
+        """The question that has not been answered in time."""
         self._refused = ""
 
     @property
@@ -124,9 +135,7 @@ class Upstream:
         try:
             async for connected in self.channel.connections():
                 if connected and not self.up:
-                    self._refused = "" if self._ask is None else await self._ask()
-                    if self._refused:
-                        log.warning("service %s is not used: %s", self.name, self._refused)
+                    if await self._is_refused():
                         continue
                     log.info("service %s is there", self.name)
                     self._stopped = False
@@ -138,12 +147,44 @@ class Upstream:
                     self._went_away()
                 elif not connected:
                     self._refused = ""
+                    self._forget_question()
         except asyncio.CancelledError:
             await self.channel.close()
             raise
         finally:
+            self._forget_question()
             if self.up:  # nobody would see it go any more; the next watch sees it come
                 self._went_away()
+
+    async def _is_refused(self) -> bool:
+        """Whether it says at once that it is something else; if it says nothing, it is asked on."""
+        if self._ask is None:
+            return False
+        self._forget_question()
+        said = await self._ask(self._asked)
+        self._refuse(said or "")
+        if said is None:
+            self._asking = loops.aside(f"the question what service {self.name} is", self._told(self._ask))
+        return bool(said)
+
+    async def _told(self, ask: Callable[[float], Awaitable[str | None]]) -> None:
+        said = await ask(_ASKED_ON)
+        while said is None:
+            await asyncio.sleep(_PAUSE)
+            said = await ask(_ASKED_ON)
+        if said and self.up:
+            self._refuse(said)
+            self._went_away()
+
+    def _refuse(self, reason: str) -> None:
+        self._refused = reason
+        if reason:
+            log.warning("service %s is not used: %s", self.name, reason)
+
+    def _forget_question(self) -> None:
+        if self._asking is not None:
+            self._asking.cancel()
+            self._asking = None
 
     async def connected(self, seconds: float) -> None:
         """Return once it is connected, or after some time."""

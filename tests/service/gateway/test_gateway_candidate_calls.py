@@ -16,6 +16,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from api.containerd.services.diff.v1 import diff_pb2, diff_stubs
 from api.containerd.services.images.v1 import images_pb2, images_stubs
+from api.containerd.services.leases.v1 import leases_pb2, leases_stubs
 from api.containerd.services.tasks.v1 import tasks_pb2, tasks_stubs
 from api.containerd.types.task.task_pb2 import Process
 from gateway.candidates import Terms
@@ -174,6 +175,64 @@ async def test_calls_about_a_container_go_where_its_task_was_created(place: Path
             assert (await replacing.objects(candidate)).none
             await create("a")
             assert "a" in home.there
+
+
+async def test_a_container_that_home_runs_gets_no_second_task(place: Path) -> None:
+    """Its Create goes to home, whose answer the client gets, though the candidate takes all new tasks."""
+
+    class Running(Tasks):
+        async def Get(self, request: tasks_pb2.GetRequest, call: Call) -> tasks_pb2.GetResponse:
+            if request.container_id not in self.there:
+                raise errors.NotFound(f"task {request.container_id}")
+            return tasks_pb2.GetResponse(process=Process(container_id=request.container_id))
+
+        async def Create(self, request: tasks_pb2.CreateTaskRequest, call: Call) -> tasks_pb2.CreateTaskResponse:
+            if request.container_id in self.there:
+                raise errors.AlreadyExists(f"task {request.container_id}")
+            return await super().Create(request, call)
+
+    home, theirs = Running({"old": 1}), Running()
+    async with (
+        rpc.serving(place / "tasks.sock", [home]),
+        rpc.serving(place / "theirs.sock", [theirs]),
+        gateway(place) as (replacing, channel),
+    ):
+        tasks = channel.client(tasks_stubs.TASKS)
+        await stands(replacing, Terms(route="tasks", name="t", address=str(place / "theirs.sock")))
+        with pytest.raises(errors.AlreadyExists, match="task old"):
+            await tasks.Create(tasks_pb2.CreateTaskRequest(container_id="old"), headers={NAMESPACE: "n"})
+        await tasks.Create(tasks_pb2.CreateTaskRequest(container_id="new"), headers={NAMESPACE: "n"})
+        assert (list(home.there), list(theirs.there)) == (["old"], ["new"])
+
+
+async def test_a_daemon_that_says_so_late_is_refused_from_then_on(place: Path) -> None:
+    """Until it answers, nobody can know."""
+    say = asyncio.Event()
+
+    class Leases:
+        SERVICE = leases_stubs.LEASES
+
+        async def List(self, request: leases_pb2.ListRequest, call: Call) -> leases_pb2.ListResponse:
+            await say.wait()
+            return leases_pb2.ListResponse()
+
+    async with (
+        rpc.serving(place / "diff.sock", [Diff("home")]),
+        rpc.serving(place / "daemon.sock", [Diff("daemon"), Leases()], grace=0),
+        gateway(place) as (replacing, channel),
+    ):
+
+        async def applied() -> str:
+            answer = await channel.client(diff_stubs.DIFF).Apply(diff_pb2.ApplyRequest(), headers={NAMESPACE: "n"})
+            return answer.applied.digest
+
+        await stands(replacing, Terms(route="diff", name="t", address=str(place / "daemon.sock")))
+        assert await applied() == "daemon"
+        say.set()
+        upstream = replacing.upstream(replacing.on("diff")[0])
+        assert upstream is not None
+        await eventually_async(lambda: asyncio.sleep(0, "is a whole daemon" in upstream.trouble()), "it is not refused")
+        assert await applied() == "home"
 
 
 async def test_images_are_chosen_by_namespace_and_diff_for_each_call(place: Path) -> None:

@@ -301,6 +301,10 @@ async def test_a_configured_candidate_that_ended_stays_so_until_its_entry_change
         ('[services.snapshots]\naddress = "/x"', "service is not a table"),
         ('[services.nothing]\naddress = "/x"', r"\[services.nothing\] is no route"),
         ("[services.content]\nshare = 5.0", "address is missing"),
+        (
+            '[services.content]\naddress = "/x"\ncapabilities = ["rebase"]',
+            "content takes no capabilities: only snapshotters",
+        ),
         ('[services.content]\naddress = "x"', r"\[services.content\]: address: 'x' is neither /path"),
         ('[services.images]\naddress = "/x"\nshare = 5.0', r"\[services.images\]: images takes no share"),
         ('[services.content]\naddress = "/x"\nadress = "/y"', "unknown key"),
