@@ -80,9 +80,7 @@ def _start(here: Place, arguments: argparse.Namespace) -> int:
 
     async def started() -> Shadow:
         async with routing.internal(here) as gateway:
-            return await Shadows(gateway).start(
-                arguments.what, where, share=arguments.share, root=arguments.store
-            )
+            return await Shadows(gateway).start(arguments.what, where, share=arguments.share, root=arguments.store)
 
     made = routing.run(here, started())
     if arguments.json:
