@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from api.splitd.fleet.v1 import fleet_pb2 as pb
+from services.fleet.orders import News, NodePull, Order, State
 from services.fleet.store import Claim, Container, Image, Peer, Standing, Target
 
 
@@ -96,3 +97,36 @@ def container_to_pb(container: Container) -> pb.Container:
 
 def container_from_pb(message: pb.Container) -> Container:
     return Container(message.node, message.namespace, message.id, message.image, message.created)
+
+
+def order_to_pb(order: Order) -> pb.PullRequest:
+    return pb.PullRequest(
+        image=order.image, namespace=order.namespace, nodes=order.nodes, on=order.on, at_once=order.at_once
+    )
+
+
+def order_from_pb(message: pb.PullRequest) -> Order:
+    return Order(
+        image=message.image,
+        namespace=message.namespace,
+        nodes=message.nodes,
+        on=tuple(message.on),
+        at_once=message.at_once,
+    )
+
+
+def news_to_pb(news: News) -> pb.PullResponse:
+    pulls = [
+        pb.NodePull(
+            node=each.node, state=each.state, done=each.done, total=each.total, digest=each.digest, error=each.error
+        )
+        for each in news.pulls
+    ]
+    return pb.PullResponse(pulls=pulls, trouble=news.trouble)
+
+
+def news_from_pb(message: pb.PullResponse) -> News:
+    pulls = [
+        NodePull(each.node, State(each.state), each.done, each.total, each.digest, each.error) for each in message.pulls
+    ]
+    return News(tuple(pulls), message.trouble)

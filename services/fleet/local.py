@@ -96,6 +96,19 @@ class FleetNode:
     def _key(self, *parts: str) -> bytes:
         return (self._prefix + "/".join(parts)).encode()
 
+    def key(self, *parts: str) -> bytes:
+        """A key of the fleet."""
+        return self._key(*parts)
+
+    @property
+    def etcd(self) -> Etcd:
+        """Where the keys are."""
+        return self._etcd
+
+    def tell(self, value: Mapping[str, Any] | None, *parts: str) -> None:
+        """Let etcd have this value under the key of ``parts`` while this node is in the fleet; None: no such key."""
+        self._want(self._key(*parts), value)
+
     def _want(self, key: bytes, value: Mapping[str, Any] | None) -> None:
         """Let etcd have this value, or no such key."""
         text = None if value is None else json.dumps({"v": 1, **value}, separators=(",", ":")).encode()

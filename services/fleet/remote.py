@@ -12,6 +12,7 @@ from google.protobuf.empty_pb2 import Empty
 from api.splitd.fleet.v1 import fleet_pb2 as pb
 from api.splitd.fleet.v1 import fleet_stubs
 from services.fleet import convert
+from services.fleet.orders import News, Order
 from services.fleet.store import IMPATIENCE, NOBODY, PATIENCE, SAYING, Claim, Container, Image, Peer, Target
 from services.kit import errors, loops, tracing
 from services.kit.rpc import Channel, Stream
@@ -214,3 +215,11 @@ class RemoteOverview:
         async with contextlib.aclosing(self._fleet.Containers(Empty())) as pages:
             async for page in pages:
                 yield [*map(convert.container_from_pb, page.containers)]
+
+    async def pull(self, order: Order) -> AsyncIterator[News]:
+        """Let nodes pull an image, and tell of each change, until all are done. If it is closed before, those that have
+        not begun will not. Errors as of ``Prefetches.run``.
+        """
+        async with contextlib.aclosing(self._fleet.Pull(convert.order_to_pb(order))) as news:
+            async for each in news:
+                yield convert.news_from_pb(each)

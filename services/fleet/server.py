@@ -11,6 +11,7 @@ from api.splitd.fleet.v1 import fleet_pb2 as pb
 from api.splitd.fleet.v1 import fleet_stubs
 from services.fleet import convert
 from services.fleet.local import FleetNode
+from services.fleet.prefetch import Prefetches
 from services.fleet.store import Standing
 from services.kit import errors
 from services.kit.rpc import Call
@@ -28,6 +29,7 @@ class FleetServicer:
     def __init__(self, fleet: FleetNode, standing: Callable[[], Standing] | None = None) -> None:
         self._fleet = fleet
         self._standing = standing or fleet.standing
+        self._prefetches = Prefetches(fleet)
 
     async def Find(self, request: pb.FindRequest, call: Call) -> AsyncIterator[pb.FindResponse]:
         async with self._fleet.find(request.namespace, _digest(request.digest)) as found:
@@ -64,6 +66,11 @@ class FleetServicer:
 
     async def Status(self, request: Empty, call: Call) -> pb.StatusResponse:
         return convert.standing_to_pb(self._standing())
+
+    async def Pull(self, request: pb.PullRequest, call: Call) -> AsyncIterator[pb.PullResponse]:
+        async with contextlib.aclosing(self._prefetches.run(convert.order_from_pb(request))) as news:
+            async for each in news:
+                yield convert.news_to_pb(each)
 
     async def Nodes(self, request: Empty, call: Call) -> AsyncIterator[pb.NodesResponse]:
         page = pb.NodesResponse()

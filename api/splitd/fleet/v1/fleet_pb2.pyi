@@ -166,3 +166,41 @@ class Container(_message.Message):
     image: str
     created: int
     def __init__(self, node: _Optional[str] = ..., namespace: _Optional[str] = ..., id: _Optional[str] = ..., image: _Optional[str] = ..., created: _Optional[int] = ...) -> None: ...
+
+class PullRequest(_message.Message):
+    __slots__ = ("image", "namespace", "nodes", "on", "at_once")
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    ON_FIELD_NUMBER: _ClassVar[int]
+    AT_ONCE_FIELD_NUMBER: _ClassVar[int]
+    image: str
+    namespace: str
+    nodes: int
+    on: _containers.RepeatedScalarFieldContainer[str]
+    at_once: int
+    def __init__(self, image: _Optional[str] = ..., namespace: _Optional[str] = ..., nodes: _Optional[int] = ..., on: _Optional[_Iterable[str]] = ..., at_once: _Optional[int] = ...) -> None: ...
+
+class PullResponse(_message.Message):
+    __slots__ = ("pulls", "trouble")
+    PULLS_FIELD_NUMBER: _ClassVar[int]
+    TROUBLE_FIELD_NUMBER: _ClassVar[int]
+    pulls: _containers.RepeatedCompositeFieldContainer[NodePull]
+    trouble: str
+    def __init__(self, pulls: _Optional[_Iterable[_Union[NodePull, _Mapping]]] = ..., trouble: _Optional[str] = ...) -> None: ...
+
+class NodePull(_message.Message):
+    __slots__ = ("node", "state", "done", "total", "digest", "error")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    state: str
+    done: int
+    total: int
+    digest: str
+    error: str
+    def __init__(self, node: _Optional[str] = ..., state: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., digest: _Optional[str] = ..., error: _Optional[str] = ...) -> None: ...
