@@ -7,6 +7,7 @@ python -m bench --against CHECKOUT       this build beside an older one, and tha
                                          what has become slower?
 python -m bench --tracing                this build with tracing beside itself without: what does it cost?
 python -m bench --trials                 a node with candidates, shadows and a snapshotter that hangs, and without them
+python -m bench --etcd                   a node with its records in etcd beside one with its records in SQLite
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench import against, peers, pulls, side_by_side, trials
+from bench import against, etcd, peers, pulls, side_by_side, trials
 from deploy.samples import Registry
 from services.kit import errors
 
@@ -85,6 +86,18 @@ def main() -> int:
         help="measure what it costs to try a service on a live node (bench/trials.py); exit code 1 if a bound is "
         "not met",
     )
+    mode.add_argument(
+        "--etcd",
+        action="store_true",
+        help="measure a node whose records are in etcd (bench/etcd.py); exit code 1 if a bound is not met",
+    )
+    parser.add_argument(
+        "--away",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="with --etcd: for how long etcd is away in the row about that (default 60)",
+    )
     parser.add_argument(
         "--containerd2",
         type=Path,
@@ -131,8 +144,12 @@ def main() -> int:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RuntimeError(f"{options.scratch}: another bench runs there; take another --scratch") from None
-        if options.trials:
-            rows = trials.rows(stack, options.rounds, options.only)
+        if options.trials or options.etcd:
+            rows = (
+                trials.rows(stack, options.rounds, options.only)
+                if options.trials
+                else etcd.rows(stack, options.scratch, options.rounds, options.only, options.away)
+            )
             if options.json:
                 options.json.write_text(json.dumps(rows, indent=1))
             return int(any(row["worse"] for row in rows))
