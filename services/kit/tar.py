@@ -54,12 +54,19 @@ def _truncated() -> TarError:
 class Stream:
     """The uncompressed bytes of a layer, from an iterator of chunks. Reads join no more chunks than necessary."""
 
-    __slots__ = ("_buffer", "_chunks", "_position")
+    __slots__ = ("_before", "_buffer", "_chunks", "_position")
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self._chunks = iter(chunks)
+        self._before = 0
+        """Bytes of the stream before those in the buffer."""
         self._buffer = b""
         self._position = 0
+
+    @property
+    def offset(self) -> int:
+        """The bytes that were read or skipped so far."""
+        return self._before + self._position
 
     def read(self, count: int) -> bytes:
         """``count`` bytes, or fewer at the end of the stream."""
@@ -80,6 +87,7 @@ class Stream:
                 chunk = next(self._chunks, None)
                 if chunk is None:
                     return
+                self._before += self._position
                 self._buffer = chunk
                 self._position = 0
                 continue
@@ -226,6 +234,10 @@ class Reader:
     def stored(self) -> int:
         """The number of bytes that :meth:`data` will yield."""
         return self._left
+
+    def offset(self) -> int:
+        """Where in the stream they begin."""
+        return self._stream.offset
 
     def _header(self) -> bytes | None:
         block = self._stream.read(BLOCK)

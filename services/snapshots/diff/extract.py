@@ -32,8 +32,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_WHITEOUT = b".wh."
-_OPAQUE = b".wh..wh..opq"
+WHITEOUT = b".wh."
+OPAQUE = b".wh..wh..opq"
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 _PATH_MAX = 4095
 """Bytes of a path that the kernel takes."""
@@ -108,19 +108,19 @@ class Extractor:
                 try:
                     self._entry(entry, reader)
                 except OSError as error:
-                    raise EntryError(f"{_quoted(entry.name)}: {_words_of(error)}") from None
+                    raise EntryError(f"{quoted(entry.name)}: {words_of(error)}") from None
         except (tar.TarError, CompressionError) as error:
-            raise EntryError(f"{error} (at or after {_quoted(last)})" if last is not None else str(error)) from None
+            raise EntryError(f"{error} (at or after {quoted(last)})" if last is not None else str(error)) from None
         self._finish()
 
     def _finish(self) -> None:
         """Set the times of directories last, since making files in them changes these."""
-        for path, times in self._directories.items():
+        for path, when in self._directories.items():
             try:
                 where = self._resolved(path)
-                os.utime(where, ns=times, follow_symlinks=False)
+                os.utime(where, ns=when, follow_symlinks=False)
             except OSError as error:
-                raise EntryError(f"{_quoted(path)}: failed to set times: {_words_of(error)}") from None
+                raise EntryError(f"{quoted(path)}: failed to set times: {words_of(error)}") from None
 
     def _entry(self, entry: tar.Entry, reader: tar.Reader) -> None:
         name = go_clean(entry.name)
@@ -133,7 +133,7 @@ class Extractor:
         if parent is None:
             parent = self._enter(directory)
         path = parent + b"/" + base
-        if base.startswith(_WHITEOUT):
+        if base.startswith(WHITEOUT):
             self._whiteout(entry, parent, base)
             return
         kind = entry.type
@@ -147,7 +147,7 @@ class Extractor:
             self._special(entry, path, merged=merged)
         if kind == tar.DIR:
             self._directories.pop(name, None)
-            self._directories[name] = _times(entry)
+            self._directories[name] = times(entry)
             if merged and (made := self._unnamed.get(path)) is not None:
                 self._unnamed[path] = made._replace(named=True)
         if self._overlay is None:
@@ -185,7 +185,7 @@ class Extractor:
                 _set_xattrs(entry, fd)
             if not self._plain or entry.records or mode & ~0o777:
                 os.fchmod(fd, mode)
-            os.utime(fd, ns=_times(entry))
+            os.utime(fd, ns=times(entry))
             self._writeback.written(fd, entry.size)
         finally:
             os.close(fd)
@@ -201,14 +201,11 @@ class Extractor:
         elif kind == tar.LINK:
             os.link(self._link_target(entry.linkname), path)
         elif kind in (tar.CHAR, tar.BLOCKDEV, tar.FIFO):
-            if not (0 <= entry.major < 1 << 32 and 0 <= entry.minor < 1 << 32):
-                raise EntryError(
-                    f"device number {entry.major}:{entry.minor} for {_quoted(entry.name)} out of range: invalid archive"
-                )
+            check_device(entry)
             what = {tar.CHAR: stat.S_IFCHR, tar.BLOCKDEV: stat.S_IFBLK, tar.FIFO: stat.S_IFIFO}[kind]
-            os.mknod(path, mode | what, _device(entry.major, entry.minor))
+            os.mknod(path, mode | what, device(entry.major, entry.minor))
         else:
-            raise EntryError(f"{_quoted(entry.name)}: unhandled tar header type {kind[0]}")
+            raise EntryError(f"{quoted(entry.name)}: unhandled tar header type {kind[0]}")
         if kind == tar.LINK or merged or not self._plain or entry.uid or entry.gid:
             os.chown(path, _id(entry.uid), _id(entry.gid), follow_symlinks=False)
         if kind == tar.DIR and (mode & stat.S_ISGID or entry.records):
@@ -218,7 +215,7 @@ class Extractor:
         # a hard link to a symbolic link, which has no mode
         if kind != tar.SYMLINK and (kind != tar.LINK or not stat.S_ISLNK(os.lstat(path).st_mode)):
             os.chmod(path, mode)
-        os.utime(path, ns=_times(entry), follow_symlinks=False)
+        os.utime(path, ns=times(entry), follow_symlinks=False)
 
     def _link_target(self, linkname: bytes) -> bytes:
         """The path of a hard link's target. The last component is not followed: a link to a symbolic link is that
@@ -228,13 +225,13 @@ class Extractor:
         return clean(self._resolved(directory + slash) + b"/" + base)
 
     def _whiteout(self, entry: tar.Entry, parent: bytes, base: bytes) -> None:
-        if base == _OPAQUE:
+        if base == OPAQUE:
             if self._overlay is not None:
                 os.setxattr(parent or b"/", f"{self._overlay}opaque", b"y")
             else:
                 self._make_opaque(parent)
             return
-        hidden = base[len(_WHITEOUT) :]
+        hidden = base[len(WHITEOUT) :]
         if hidden in (b"", b".", b".."):
             raise EntryError(f"invalid whiteout name: {os.fsdecode(base)}: invalid archive")
         path = parent + b"/" + hidden
@@ -245,7 +242,7 @@ class Extractor:
             else:
                 self._remove(path)
         except OSError as error:
-            raise EntryError(f"failed to convert whiteout file {_quoted(entry.name)}: {_words_of(error)}") from None
+            raise EntryError(f"failed to convert whiteout file {quoted(entry.name)}: {words_of(error)}") from None
 
     # ------------------------------------------------------------------------ directories
 
@@ -402,7 +399,7 @@ def _write_sparse(fd: int, entry: tar.Entry, reader: tar.Reader) -> None:
     os.ftruncate(fd, entry.size)
 
 
-def _times(entry: tar.Entry) -> tuple[int, int]:
+def times(entry: tar.Entry) -> tuple[int, int]:
     """Access and modification time. Like in containerd's reader, the access time is at least the modification time."""
     modified = entry.modified
     accessed = modified if entry.accessed is None or entry.accessed < modified else entry.accessed
@@ -415,7 +412,15 @@ def _id(number: int) -> int:
     return -1 if number == 0xFFFFFFFF else number
 
 
-def _device(major: int, minor: int) -> int:
+def check_device(entry: tar.Entry) -> None:
+    """EntryError if the number of a device does not fit into 32 bits each."""
+    if not (0 <= entry.major < 1 << 32 and 0 <= entry.minor < 1 << 32):
+        raise EntryError(
+            f"device number {entry.major}:{entry.minor} for {quoted(entry.name)} out of range: invalid archive"
+        )
+
+
+def device(major: int, minor: int) -> int:
     """Linux's 32-bit encoding. Bits that do not fit are cut off, as by the kernel."""
     return (major & 0xFFF) << 8 | minor & 0xFF | (minor & 0xFFF00) << 12
 
@@ -440,11 +445,11 @@ def _set_xattrs(entry: tar.Entry, target: int | bytes) -> None:
             ):
                 continue  # user.* is for files and directories only
             raise EntryError(
-                f"failed to setxattr {_quoted(entry.name)} for key {_quoted(key)}: {_words_of(error)}"
+                f"failed to setxattr {quoted(entry.name)} for key {quoted(key)}: {words_of(error)}"
             ) from None
 
 
-def _quoted(name: bytes) -> str:
+def quoted(name: bytes) -> str:
     """A name in quotes, on one line. It needs no codec that would have to be imported: in a chroot the library is out
     of reach.
     """
@@ -452,5 +457,5 @@ def _quoted(name: bytes) -> str:
     return '"' + "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text) + '"'
 
 
-def _words_of(error: OSError) -> str:
+def words_of(error: OSError) -> str:
     return words(error.errno) if error.errno else str(error)

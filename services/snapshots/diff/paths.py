@@ -100,10 +100,17 @@ class Resolver:
         path = clean(path)
         if path == b"/":
             return path, False
-        try:
-            if not stat.S_ISLNK(self.lstat(path).st_mode):
-                return path, False
-        except FileNotFoundError:
+        target = self.link(path)
+        if target is None:
             return path, False
         self._walked += 1
-        return (os.readlink(path) if self._fd is None else os.readlink(path[1:], dir_fd=self._fd)), True
+        return target, True
+
+    def link(self, path: bytes) -> bytes | None:
+        """The target of a symbolic link; None if ``path`` is something else, or nothing."""
+        try:
+            if not stat.S_ISLNK(self.lstat(path).st_mode):
+                return None
+        except FileNotFoundError:
+            return None
+        return os.readlink(path) if self._fd is None else os.readlink(path[1:], dir_fd=self._fd)
