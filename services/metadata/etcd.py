@@ -156,6 +156,8 @@ class EtcdTransactions:
         """When the mirror was last in step with etcd, if it is not now."""
         self._why = "it was not reached yet"
         self._tried = self._answers = False
+        self._read = False
+        """Whether anybody may read the mirror."""
         self.listed = False
         """Whether all that the mirror shows has come from etcd since this process began."""
         self._refused: NotOwnerError | None = None
@@ -350,6 +352,7 @@ class EtcdTransactions:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(1.0):
                         await self._moved.wait()
+            self._read = True
             yield
 
     async def _keep_time(self) -> None:
@@ -514,7 +517,8 @@ class EtcdTransactions:
     async def _list(self) -> None:
         """Show everything that etcd has now."""
         keys, begun = self._keys, time.monotonic()
-        await self.mirror.replicate(lambda connection: etcd_mirror.stage(connection, None))
+        listing = etcd_mirror.Listing(read=self._read)
+        await self.mirror.replicate(listing.begin)
         pieces: dict[bytes, list[bytes]] = {}
         count, revision, last = 0, 0, 0
         async for page in self._etcd.pages(keys.prefix):
@@ -531,12 +535,12 @@ class EtcdTransactions:
                         value = _joined(key, value, pieces.pop(keys.pieces_of(key) + value.id.encode(), []))
                     rows.append((key, value))
             count += len(rows)
-            await self.mirror.replicate(lambda connection, rows=rows: etcd_mirror.stage(connection, rows))  # type: ignore[misc]
+            await self.mirror.replicate(lambda connection, rows=rows: listing.add(connection, rows))  # type: ignore[misc]
 
         def work(connection: sqlite3.Connection) -> list[bytes]:
             self._next = revision, last
             etcd_mirror.note(connection, keys.prefix, *self._next)
-            return etcd_mirror.show_staged(connection)
+            return listing.end(connection)
 
         await self.mirror.replicate(work)
         self._revision, self._last = self._next
