@@ -243,11 +243,14 @@ class _Connection:
         self._reader = reader
         self._writer = writer
         self._patience = self._limits.arrival
+        self._bare: socket.socket | None = None
+        """The connection until TLS is agreed on."""
         if server.tls is None:
             self._unbuffered()
         else:
-            # what the client sends before start_tls would be lost
-            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            # Not start_tls: uvloop reads before it, so that the client's first bytes are lost. Nothing is read yet.
+            self._bare = writer.get_extra_info("socket").dup()
+            writer.transport.abort()
 
     def _unbuffered(self) -> None:
         """Let drain() wait for the client."""
@@ -257,6 +260,9 @@ class _Connection:
     def abort(self) -> None:
         """Close the connection at once."""
         self._writer.transport.abort()
+        if self._bare is not None:
+            with contextlib.suppress(OSError):  # it may be closed already
+                self._bare.shutdown(socket.SHUT_RDWR)
 
     async def run(self) -> None:
         """Answer requests until one side ends the connection."""
@@ -273,15 +279,24 @@ class _Connection:
 
     async def _agree(self, tls: Context) -> None:
         """Agree on TLS; until then the connection waits as one without a request."""
+        assert self._bare is not None
         self._server.waiting[self] = None
+        host = self._writer.get_extra_info("peername", ("?",))[0]
+        loop = asyncio.get_running_loop()
+        self._reader = asyncio.StreamReader(self._limits.line, loop)
+        protocol = asyncio.StreamReaderProtocol(self._reader)
         try:
-            await self._writer.start_tls(await tls(), ssl_handshake_timeout=self._limits.arrival)
-        except ssl.SSLError as error:
-            if self._server.refusals.take():
-                host = self._writer.get_extra_info("peername", ("?",))[0]
+            transport, _ = await loop.connect_accepted_socket(
+                lambda: protocol, self._bare, ssl=await tls(), ssl_handshake_timeout=self._limits.arrival
+            )
+            self._writer = asyncio.StreamWriter(transport, protocol, self._reader, loop)
+        except BaseException as error:
+            self._bare.close()
+            if isinstance(error, ssl.SSLError) and self._server.refusals.take():
                 log.warning("%s: no TLS with %s: %s", self._server.address, host, error.reason or error)
             raise
         finally:
+            self._bare = None
             self._server.waiting.pop(self, None)
 
     async def refuse(self) -> None:

@@ -10,9 +10,11 @@ import ssl
 import stat
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import ANY
 
 import pytest
+import uvloop
 
 from services.kit import http_server
 from services.kit.http_server import Limits, Request, Response, Server, Stream
@@ -396,10 +398,15 @@ async def test_a_body_that_ends_early_ends_the_connection() -> None:
         assert closed == [True, True]
 
 
-async def test_https_with_clients_certificates(tmp_path: Path) -> None:
+@pytest.mark.parametrize("loop", [asyncio, uvloop], ids=["asyncio", "uvloop"])
+def test_https_with_clients_certificates(tmp_path: Path, loop: Any) -> None:
     """Each connection agrees by the context of its time. A client without a certificate, and one without TLS, get
-    nothing; nobody else is disturbed.
+    nothing; nobody else is disturbed. The node's processes run on uvloop.
     """
+    loop.run(https_with_clients_certificates(tmp_path))
+
+
+async def https_with_clients_certificates(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     contexts = [authority.server(clients=True)]
 
