@@ -33,6 +33,13 @@ def here(arguments: argparse.Namespace) -> Place:
     return found
 
 
+def add_selection(parser: argparse.ArgumentParser) -> None:
+    """The options of a list of what nodes have."""
+    parser.add_argument("--node", default="", metavar="NODE", help="only what this node has")
+    parser.add_argument("-n", "--namespace", default="", metavar="NAME", help="only what is in this namespace")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
 @contextlib.asynccontextmanager
 async def connected(node: Place) -> AsyncIterator[rpc.Channel]:
     """A channel to the process."""

@@ -7,6 +7,7 @@ The node needs it for nothing: while it is away, pulls go to the registry. It ru
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -18,10 +19,13 @@ from services.fleet.config import Config
 from services.fleet.door import Door
 from services.fleet.local import FleetNode
 from services.fleet.peer_server import PeerServer
+from services.fleet.records_remote import Records
 from services.fleet.server import FleetServicer
 from services.fleet.shared_remote import SharedBlobs
 from services.fleet.store import Standing
+from services.fleet.transfers_remote import Puller
 from services.fleet.upload_limit import UploadLimit
+from services.fleet.wanted import Wanted
 from services.kit import errors, loops, process, rpc, settings, version
 
 log = logging.getLogger(__name__)
@@ -40,6 +44,15 @@ def identity(file: Path) -> str:
         except OSError as error:  # a killed process then leaves the name only to the end of its lease
             log.warning("%s: %s", file, error.strerror)
     return known
+
+
+def free(root: Path) -> int:
+    """The bytes that are free on the disk of the node's blobs."""
+    try:
+        found = os.statvfs(root)
+    except OSError as error:
+        raise errors.of_system(error, str(root)) from None
+    return found.f_bavail * found.f_frsize
 
 
 async def serve(file: settings.File, node: settings.Node) -> None:
@@ -74,6 +87,10 @@ async def serve(file: settings.File, node: settings.Node) -> None:
             await stack.enter_async_context(rpc.serving(node.state / "fleet.sock", [FleetServicer(fleet, standing)]))
             await stack.enter_async_context(loops.running("the fleet", fleet.keep))
             await stack.enter_async_context(loops.running("the blobs of the fleet", blobs.follow))
+            records = Records(gateway, fleet)
+            await stack.enter_async_context(loops.running("the images and containers of the fleet", records.keep))
+            wanted = Wanted(fleet, Puller(gateway).pull, lambda: free(node.root))
+            await stack.enter_async_context(loops.running("the wanted pulls of the fleet", wanted.keep))
             if config.advertised:
                 await stack.enter_async_context(loops.running("the server of peers", door.serve))
             await process.until_signal()

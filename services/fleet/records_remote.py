@@ -66,28 +66,25 @@ class Records:
     async def _follow(self) -> None:
         """List again and again, as long as events come."""
         listening = loops.task("events about images and containers", self._listen())
+        listening.add_done_callback(lambda _: self._wake.set())
         try:
             self._change(_TOPICS)
             first = True
             while not listening.done():
                 took = await self._list()
-                waiting = loops.task("a change", self._wake.wait())
-                try:
-                    await asyncio.sleep(max(self._quiet, took * SHARE))
-                    if not first:  # else the events before the subscription are caught up with
-                        await asyncio.wait(
-                            (waiting, listening), timeout=self._refresh, return_when=asyncio.FIRST_COMPLETED
-                        )
-                    if first or not waiting.done():
-                        self._change(_TOPICS)
-                    first = False
-                finally:
-                    waiting.cancel()
-                    await asyncio.wait((waiting,))
-            await listening
+                await asyncio.sleep(max(self._quiet, took * SHARE))
+                if not first:  # else the events before the subscription are caught up with
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(self._refresh):
+                            await self._wake.wait()
+                if first or not self._wake.is_set():
+                    self._change(_TOPICS)
+                first = False
         finally:
             listening.cancel()
             await asyncio.wait((listening,))
+            if not listening.cancelled():
+                listening.result()
 
     def _change(self, kinds: Collection[str]) -> None:
         self._changed.update(kinds)

@@ -216,7 +216,7 @@ class RemoteOverview:
             async for page in pages:
                 yield [*map(convert.container_from_pb, page.containers)]
 
-    async def pull(self, order: Order) -> AsyncIterator[News]:
+    async def pull(self, order: Order) -> AsyncGenerator[News]:
         """Let nodes pull an image, and tell of each change, until all are done. If it is closed before, those that have
         not begun will not. Errors as of ``Prefetches.run``.
         """

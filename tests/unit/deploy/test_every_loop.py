@@ -22,7 +22,9 @@ from typing import Any
 import pytest
 
 from api.containerd.events import content_pb2 as content_events
+from api.containerd.services.containers.v1 import containers_pb2
 from api.containerd.services.content.v1 import content_pb2
+from api.containerd.services.images.v1 import images_pb2
 from api.containerd.services.leases.v1 import leases_pb2
 from api.containerd.services.namespaces.v1 import namespaces_pb2
 from api.containerd.types.event_pb2 import Envelope
@@ -53,8 +55,10 @@ from services.fleet.config import FleetEtcd
 from services.fleet.door import Door
 from services.fleet.local import FleetNode
 from services.fleet.peer_server import PeerServer
+from services.fleet.records_remote import Records
 from services.fleet.shared_remote import SharedBlobs
 from services.fleet.upload_limit import UploadLimit
+from services.fleet.wanted import Wanted
 from services.images.distribution.peers import telling
 from services.images.distribution.progress import Tracker, reporting_waits
 from services.images.node.ingest import SharedIngest
@@ -831,6 +835,70 @@ async def following_blobs(place: Path) -> AsyncIterator[Works]:
         await eventually_async(told, "nobody is told")
 
     async with loops.running("the blobs of the fleet", blobs.follow):
+        yield works
+
+
+@loop("the images and containers of the fleet")
+async def telling_records(place: Path) -> AsyncIterator[Works]:
+    node = FleetNode(MemoryEtcd(), "/fleet", "a", "a:1", ["default"])
+    names = map("docker.io/library/x:{}".format, itertools.count())
+    there: list[str] = []
+    coming: list[asyncio.Queue[Envelope]] = []
+
+    async def subscribe(request: object, **how: Any) -> AsyncIterator[Envelope]:
+        coming.append(queue := asyncio.Queue[Envelope]())
+        while True:
+            yield await queue.get()
+
+    async def listed(request: object, **how: Any) -> images_pb2.ListImagesResponse:
+        await asyncio.sleep(0)
+        return images_pb2.ListImagesResponse(images=[images_pb2.Image(name=name) for name in there])
+
+    async def streamed(request: object, **how: Any) -> AsyncIterator[Any]:
+        await asyncio.sleep(0)
+        yield containers_pb2.ListContainerMessage()
+
+    gateway = Channel(Subscribe=subscribe, List=listed, ListStream=streamed)
+    records = Records(gateway, node, quiet=0.001, refresh=0.01, retry=0.001)  # type: ignore[arg-type]
+
+    async def works() -> None:
+        there[:] = [name := next(names)]
+
+        async def told() -> bool:
+            for queue in coming:
+                queue.put_nowait(Envelope(namespace="default", topic="/images/create"))
+            await asyncio.sleep(0)
+            return node.key("images", "default", name, "a") in node._wanted
+
+        await eventually_async(told, "nobody is told")
+
+    async with loops.running("the images and containers of the fleet", records.keep):
+        yield works
+
+
+@loop("the wanted pulls of the fleet")
+async def pulling_what_is_wanted(place: Path) -> AsyncIterator[Works]:
+    etcd, orders = MemoryEtcd(), map(str, itertools.count())
+    node = FleetNode(etcd, "/fleet", "a", "a:1", ["default"])
+    pulled: list[str] = []
+
+    async def pull(namespace: str, image: str, report: object) -> str:
+        await asyncio.sleep(0)
+        pulled.append(image)
+        return "sha256:1"
+
+    wanted = Wanted(node, pull, lambda: 1 << 40, retry=0.001)
+
+    async def works() -> None:
+        image = f"docker.io/library/x:{(order := next(orders))}"
+        value = f'{{"v":1,"namespace":"default","image":"{image}","begin":true}}'
+        await etcd.commit([Put(node.key("wanted", "a", order), value.encode())])
+        try:
+            await eventually_async(lambda: asyncio.sleep(0, image in pulled), "it is not pulled", 2)
+        except AssertionError:  # the pull itself has failed, which is told to who wants it
+            assert b'"failed"' in node._wanted[node.key("answers", order, "a")]
+
+    async with loops.running("the wanted pulls of the fleet", wanted.keep):
         yield works
 
 
