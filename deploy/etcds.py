@@ -92,8 +92,5 @@ def line(found: Standing, now: float) -> str:
     if found.away is None:
         return f"records in etcd: in step, revision {found.revision:,}"
     until = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now + found.reads))
-    reads = f"reads go on until {until}, and" if found.reads else "nothing is read, and"
-    return (
-        f"records in etcd: etcd is away for {found.away:.0f} s ({found.why}); {reads} nothing is written until it is "
-        "back; containers run on"
-    )
+    reads = f"reads go on until {until}, nothing is written" if found.reads else "nothing is read or written"
+    return f"records in etcd: etcd away for {found.away:.0f} s; {reads}, containers run on; {found.why}"

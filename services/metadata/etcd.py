@@ -379,9 +379,9 @@ class EtcdTransactions:
                 self._revision = 0
             except NotOwnerError as error:
                 self._refused = error
-                self._left(str(error))
+                self._left(_words(error))
             except errors.NodeError as error:
-                self._left(str(error))
+                self._left(_words(error))
             except Exception as error:
                 self._left(f"this node failed to follow it: {error!r}")
                 raise
@@ -548,6 +548,11 @@ class EtcdTransactions:
         log.info("%d records were listed in %.1f s, at revision %d", count, time.monotonic() - begun, revision)
         for left in pieces:  # of transactions that were not written
             await self._etcd.commit([Delete(left, end_of(left))], [Mod(keys.owner, self._owner)])
+
+
+def _words(error: errors.NodeError) -> str:
+    """Without the word for its code: others follow."""
+    return str(error).removesuffix(f": {error.suffix}")
 
 
 def _ranges(operations: list[Operation], keys: Keys, connection: sqlite3.Connection) -> list[Operation]:

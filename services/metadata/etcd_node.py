@@ -122,4 +122,4 @@ def words(standing: Standing, now: float) -> str:
         for moment in (now - (standing.away or 0.0), now + standing.reads)
     )
     meaning = f"reads go on until {until}, nothing is written" if standing.reads else "nothing is read or written"
-    return f"etcd has been away since {since}: {meaning} ({standing.why})"
+    return f"etcd has been away since {since}: {meaning}; {standing.why}"

@@ -306,6 +306,10 @@ class SnapshotsServicer:
             yield snapshots_pb.ListSnapshotsResponse(info=batch)
 
 
+OUTAGE = 30.0
+"""Seconds for which the store is away until those who open a Write are told INTERNAL; the gateway's own outage."""
+
+
 class RecordsServicer:
     SERVICE = records_stubs.RECORDS
 
@@ -334,8 +338,8 @@ class RecordsServicer:
     # -- content
 
     async def OpenIngest(self, request: pb.OpenIngestRequest, call: Call) -> pb.Ingest:
-        return convert.ingest_to_pb(
-            await self._content.open(
+        try:
+            ingest = await self._content.open(
                 call.namespace,
                 call.lease,
                 request.incarnation,
@@ -344,7 +348,11 @@ class RecordsServicer:
                 request.expected,
                 request.backend,
             )
-        )
+        except errors.Unavailable as error:  # which clients that open a Write retry for ever
+            if (self._database.transactions.standing.away or 0.0) > OUTAGE:
+                raise errors.Internal(str(error).removesuffix(f": {error.suffix}")) from None
+            raise
+        return convert.ingest_to_pb(ingest)
 
     async def GetIngest(self, request: pb.GetIngestRequest, call: Call) -> pb.Ingest:
         return convert.ingest_to_pb(self._content.ingest(call.namespace, request.ref))

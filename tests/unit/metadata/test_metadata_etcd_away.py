@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from api.splitd.records.v1 import records_pb2, records_stubs
 from services.etcd.memory import MemoryEtcd
 from services.etcd.store import Delete, Put
 from services.kit import errors, loops, metrics
@@ -22,7 +23,7 @@ from services.metadata.etcd_node import EtcdNode, words
 from services.metadata.etcd_rows import Keys, Owner
 from services.metadata.store import Gateway
 from services.metadata.transactions import Key, Standing, encode
-from tests.suites.records_lives import LocalMetadata
+from tests.suites.records_lives import LocalMetadata, headers
 from tests.support import eventually_async
 
 PREFIX = "/splitd/one"
@@ -76,6 +77,9 @@ async def test_a_process_that_starts_while_etcd_is_away_reads_on(tmp_path: Path)
         assert 400 < store.standing.reads <= 500
         with pytest.raises(errors.Unavailable, match="once etcd is back; splitd status"):
             await put(store, "c")
+        with pytest.raises(errors.Internal, match="etcd is away"):  # its clients retry UNAVAILABLE for ever
+            request = records_pb2.OpenIngestRequest(ref="r", incarnation="x")
+            await LocalMetadata(store).client(records_stubs.RECORDS).OpenIngest(request, headers=headers("ns"))
         writing = loops.task("a write that waits", store.writable())
         etcd.cut(away=False)
         await writing
@@ -225,7 +229,7 @@ async def test_the_health_says_it_and_recovers(tmp_path: Path) -> None:
 
 def test_the_words_of_the_health() -> None:
     standing = Standing(store="etcd", away=60.0, reads=540.0, why="refused")
-    assert words(standing, 0.0).endswith("nothing is written (refused)")
+    assert words(standing, 0.0).endswith("nothing is written; refused")
     assert "nothing is read or written" in words(Standing(store="etcd", away=60.0, why="refused"), 0.0)
 
 
