@@ -189,6 +189,17 @@ async def health(path: Path, service: str = "") -> int:
         return int(response.status)
 
 
+async def reaches(gateway: Path, *services: str, seconds: float = 30.0) -> None:
+    """Wait until a gateway that started before these services is connected to them: it holds a call for some seconds
+    after its start only.
+    """
+
+    async def all_serve() -> bool:
+        return {await health(gateway, name) for name in services} == {health_pb2.HealthCheckResponse.SERVING}
+
+    await eventually_async(all_serve, f"the gateway does not reach all of {', '.join(services)}", seconds)
+
+
 def freeze(pid: int) -> None:
     """SIGSTOP a process, and wait until all its threads are stopped: the signal takes a moment to reach them, in which
     one may still answer.

@@ -268,10 +268,10 @@ class GrpcioCarrier:
     def __init__(self, where: Path | str | Address, name: str, pings: Pings) -> None:
         self._name = name
         self._address = address(where)
-        attempt = 100 if self._address.path else int(self._address.connect_timeout * 1000)
         self._options = [
             *(option for option in _CLIENT if pings != "never" or option[0] != "grpc.keepalive_time_ms"),
-            ("grpc.min_reconnect_backoff_ms", attempt),  # the limit of an attempt, too
+            # the limit of an attempt, which a busy machine needs: one that fails sooner is repeated sooner all the same
+            ("grpc.min_reconnect_backoff_ms", int(self._address.connect_timeout * 1000)),
             ("grpc.keepalive_permit_without_calls", int(pings == "always")),
             ("grpc.default_authority", self._address.expected_name if self._address.secure else "localhost"),
             ("grpc.enable_http_proxy", 0),

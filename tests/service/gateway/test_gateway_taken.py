@@ -15,7 +15,10 @@ from api.containerd.services.snapshots.v1 import snapshots_stubs
 from services.kit import errors, rpc
 from services.snapshots.remote import RemoteSnapshotter
 from services.snapshots.store import Kind
-from tests.support import ServiceProcess, short_directory
+from tests.support import ServiceProcess, reaches, short_directory
+
+KEPT = {"containerd.io/gc.root": "test"}
+"""A collection comes soon after the node's start, and later whenever it likes: it removes what nothing keeps."""
 
 
 class Taken:
@@ -96,6 +99,7 @@ async def node() -> AsyncIterator[Node]:
                 ("services.metadata", "metadata.sock"),
             ):
                 processes.enter_context(ServiceProcess(module, root, state, sockets=(socket,), config=config))
+            await reaches(state / "containerd.sock", "content", "metadata", *(f"snapshots.{name}" for name in theirs))
             async with rpc.Channel(state / "containerd.sock") as channel:
                 yield Node(channel, taken, daemonless)
 
@@ -106,7 +110,7 @@ async def test_it_is_asked_a_few_times(node: Node, verb: str) -> None:
     asked = node.taken[verb].asked
     snapshots = RemoteSnapshotter(node.channel, snapshotter=verb, headers={rpc.NAMESPACE: "n"})
     if verb == "commit":
-        await snapshots.prepare("k")
+        await snapshots.prepare("k", labels=KEPT)
     with pytest.raises(
         errors.FailedPrecondition,
         match=rf"snapshots\.{verb} says of 10 new names, one after the other, that it has them \(snapshot n/\d+/.*: already exists",
@@ -124,12 +128,12 @@ async def test_what_is_not_found_need_not_be_the_snapshot(node: Node) -> None:
     client is told its reason. If it does not have it, the client is told that too.
     """
     snapshots = RemoteSnapshotter(node.channel, snapshotter="daemonless", headers={rpc.NAMESPACE: "n"})
-    await snapshots.prepare("active")
-    await snapshots.commit("base", "active")
+    await snapshots.prepare("active", labels=KEPT)
+    await snapshots.commit("base", "active", KEPT)
     with pytest.raises(errors.NotFound) as said:
         await snapshots.prepare("k", "base")
     assert str(said.value) == Daemonless.SAID
-    await snapshots.prepare("other")
+    await snapshots.prepare("other", labels=KEPT)
     with pytest.raises(errors.NotFound, match=f"^{Daemonless.SAID}$"):
         await snapshots.mounts("other")
     node.daemonless.has.clear()
