@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from api.splitd.registries.v1 import registries_pb2, registries_stubs
@@ -120,7 +120,8 @@ def of_node(place: Place) -> list[Health]:
     return asyncio.run(_of_node(place, Supervisor(place).processes()))
 
 
-async def _of_node(place: Place, statuses: dict[str, Status]) -> list[Health]:
+async def _of_node(place: Place, statuses: Mapping[str, Status], *, brief: bool = False) -> list[Health]:
+    """The health of these processes; if ``brief``, without their memory and versions, which cost more than the rest."""
     others = frozenset(_upstream(name, plugin) for name, plugin in running.proxies(place).items())
     snapshotters = [f"snapshots.{name}" for name in running.snapshotters(place)]
     processes = [p for p in ALL if p.name in statuses and statuses[p.name].state == RUNNING]
@@ -141,14 +142,14 @@ async def _of_node(place: Place, statuses: dict[str, Status]) -> list[Health]:
                     for p in processes
                 )
             ),
-            asyncio.gather(*(_runs(place, p) for p in processes)),
+            asyncio.gather(*(_runs(place, p) for p in processes if not brief)),
         )
-    revisions = dict(zip((p.name for p in processes), runs, strict=True))
+    revisions = {} if brief else dict(zip((p.name for p in processes), runs, strict=True))
     troubles = dict(zip((p.name for p in processes), answers, strict=True))
     return [
         Health(
             s,
-            pss(s.pid),
+            0 if brief else pss(s.pid),
             _and_silence(troubles[name].words, s) if name in troubles else _state_trouble(s),
             revisions.get(name),
             s.state == ABSENT or (name in troubles and troubles[name].lasting),
@@ -309,11 +310,19 @@ def wait(place: Place, seconds: float, only: set[str] | None = None) -> list[Hea
     """
     end = time.monotonic() + seconds
     ended: dict[str, int] = {}
+    done: dict[str, int] = {}  # the pids of those that need not be waited for
     while True:
-        found = [h for h in of_node(place) if only is None or h.status.name in only]
-        ends = {h.status.name: h.status.restarts - ended.setdefault(h.status.name, h.status.restarts) for h in found}
-        if all(h.healthy or h.lasting or ends[h.status.name] >= _DEATHS for h in found) or time.monotonic() > end:
-            return found
+        statuses = {name: s for name, s in Supervisor(place).processes().items() if only is None or name in only}
+        # processes that start need the processor: those that are there are not asked again until all are
+        left = {name: s for name, s in statuses.items() if s.state != RUNNING or done.get(name) != s.pid}
+        found = asyncio.run(_of_node(place, left, brief=True))
+        gone = {name: s.restarts - ended.setdefault(name, s.restarts) for name, s in statuses.items()}
+        done |= {h.status.name: h.status.pid for h in found if h.healthy}
+        if all(h.healthy or h.lasting or gone[h.status.name] >= _DEATHS for h in found) or time.monotonic() > end:
+            found = asyncio.run(_of_node(place, statuses))
+            if all(h.healthy or h.lasting or gone[h.status.name] >= _DEATHS for h in found) or time.monotonic() > end:
+                return found
+            done.clear()
         time.sleep(0.1)
 
 
