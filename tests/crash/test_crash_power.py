@@ -17,7 +17,7 @@ from tests.support import short_directory
 
 pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.skipif(bool(why := powercut.possible()), reason=why)]
 
-CUTS = int(os.environ.get("POWERCUTS", "3"))
+CUTS = int(os.environ.get("POWERCUTS", "2"))
 SEED = int(os.environ.get("POWERCUT_SEED", "1"))
 
 

@@ -269,7 +269,7 @@ def test_nothing_that_a_peer_does_is_more_than_a_fault(capsys: pytest.CaptureFix
     """Scripts run until the time is over: the only exceptions are protocol errors, no state exceeds its bounds, no byte
     of a window is lost, nothing is left behind.
     """
-    seconds = float(os.environ.get("FUZZ_SECONDS", "20"))
+    seconds = float(os.environ.get("FUZZ_SECONDS", "8"))
     seed = int(os.environ.get("FUZZ_SEED", "20230844"))
     until = time.monotonic() + seconds
     ran = dict.fromkeys(WORLDS, 0)

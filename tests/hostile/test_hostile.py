@@ -42,11 +42,11 @@ pytestmark = [
     pytest.mark.skipif(rpc.transport() != "wire", reason="the bounds are the wire's; grpcio has its own"),
 ]
 
-SECONDS = float(os.environ.get("HOSTILE_SECONDS", "12"))
+SECONDS = float(os.environ.get("HOSTILE_SECONDS", "6"))
 SEED = int(os.environ.get("HOSTILE_SEED", "1"))
 JUDGED = "HOSTILE_SECONDS" in os.environ
 """Whether times are judged."""
-QUIET_SECONDS = 4.0 if not JUDGED else 20.0
+QUIET_SECONDS = 2.0 if not JUDGED else 20.0
 CONNECTIONS = 8
 KINDS = os.environ.get("HOSTILE_KINDS", "").split()
 """Only these kinds of client.py's; an empty list means all."""

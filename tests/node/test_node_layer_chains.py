@@ -25,7 +25,7 @@ from tests.support import Node, short_directory
 
 pytestmark = [pytest.mark.node, pytest.mark.root]
 
-CHAINS = int(os.environ.get("LAYER_CHAINS", "60"))
+CHAINS = int(os.environ.get("LAYER_CHAINS", "25"))
 
 
 @pytest.fixture(scope="module")

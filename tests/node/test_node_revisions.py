@@ -24,7 +24,7 @@ class Installed:
     def __init__(self, directory: Path) -> None:
         self.top = directory / "top"
         for name in ("api", "client", "deploy", "gateway", "services"):
-            shutil.copytree(TOP / name, self.top / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(TOP / name, self.top / name)  # with what Python compiled
         self.where = ["--root", str(directory / "r"), "--state", str(directory / "s")]
 
     def splitd(self, *words: str) -> str:

@@ -771,7 +771,7 @@ def test_workers_have_the_code_that_their_service_was_started_with(place: Path) 
     """The installation is replaced by one whose programs cannot even be imported, as by an upgrade below a running
     service: layers are still unpacked and made.
     """
-    shutil.copytree(TOP / "services", place / "services", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(TOP / "services", place / "services")
     (place / "api").symlink_to(TOP / "api")
     (place / "user").write_text(USER)
     (place / "layer").write_bytes(LAYER)

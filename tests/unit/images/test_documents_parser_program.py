@@ -136,7 +136,7 @@ async def test_the_end_of_the_service_waits_for_no_document(
 
 def test_the_program_has_the_code_of_its_service(tmp_path: Path) -> None:
     """The installation is replaced by one that cannot even be imported, as by an upgrade below a running service."""
-    shutil.copytree(TOP / "services", tmp_path / "services", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(TOP / "services", tmp_path / "services")
     (tmp_path / "document").write_bytes(entries(*ENTRIES))
     (tmp_path / "user").write_text(USER)
     done = subprocess.run(
