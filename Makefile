@@ -16,12 +16,17 @@ PEERS := $(VENV)/peers
 PYTEST := $(BIN)/python -m pytest
 SIDE_BY_SIDE := $(BIN)/python -m tests.side_by_side
 STRANGERS := tests/fuzz tests/hostile tests/peers/test_crane.py
-# The tests that start a node, and those that do not: about as long, so side by side.
-NODES := tests/node tests/crash tests/hostile tests/peers/test_crane.py
-REST := tests/unit tests/service tests/fuzz tests/fleets
+# Parts of the tests that run side by side, each about as long. Those whose containers have ctr's cgroups, named as the containers
+# are, are one part.
+NODES := $(wildcard tests/node/test_*.py tests/crash/test_*.py) tests/hostile tests/peers/test_crane.py
+CONTAINERS := $(shell grep -lE '"(run|tasks)"' $(filter %.py,$(NODES)))
+STORES := $(addprefix tests/service/,etcd events fleet gateway gc kit metadata tasks ttrpc wire)
+SERVICES := $(filter-out $(STORES) %__pycache__,$(patsubst %/,%,$(wildcard tests/service/*/)))
+PARTS := $(CONTAINERS) -- $(filter-out $(CONTAINERS),$(NODES)) tests/unit -- $(STORES) -- $(SERVICES) tests/fuzz tests/fleets
 # The tests of the second transport: the kit, the gateway and one service behind it, and a node whose calls cross every process.
-GRPCIO := tests/service/kit tests/service/gateway tests/service/events tests/service/content tests/service/snapshots/test_snapshotters.py \
-	$(addprefix tests/node/test_node_,api.py snapshots.py writes.py pulls.py transfers.py killed_processes.py)
+GRPCIO := $(addprefix tests/node/test_node_,transfers.py killed_processes.py) -- \
+	$(addprefix tests/node/test_node_,api.py snapshots.py writes.py pulls.py) -- \
+	$(addprefix tests/service/,kit gateway events) -- $(addprefix tests/service/,content snapshots/test_snapshotters.py)
 
 .PHONY: help
 help: ## list the targets
@@ -88,8 +93,8 @@ deb: run-machine ## build a Debian package in dist/: splitd below /opt/splitd, t
 ##-- development
 
 .PHONY: test
-test: $(VENV)/dev test-machine peers ## run all tests: node and crash beside unit and service, with strangers; needs root
-	@$(SIDE_BY_SIDE) $(NODES) -- $(REST) -- $(ARGS)
+test: $(VENV)/dev test-machine peers ## run all tests, four parts of them side by side; needs root
+	@$(SIDE_BY_SIDE) $(PARTS) -- $(ARGS)
 
 .PHONY: test-unit test-service test-node test-crash test-strangers test-grpcio
 test-unit: $(VENV)/dev ## run the tests without processes; takes seconds
@@ -103,7 +108,7 @@ test-crash: $(VENV)/dev test-machine ## test kill -9 at bad moments; needs root
 test-strangers: $(VENV)/dev test-machine peers ## test with malformed frames, hostile clients, and go-containerregistry's crane; needs root
 	@$(PYTEST) $(STRANGERS) $(ARGS)
 test-grpcio: $(VENV)/dev test-machine ## test grpcio as the transport (SPLITD_GRPC_TRANSPORT=grpcio make test runs all tests on it); needs root
-	@SPLITD_GRPC_TRANSPORT=grpcio $(SIDE_BY_SIDE) $(filter tests/node/%,$(GRPCIO)) -- $(filter-out tests/node/%,$(GRPCIO)) -- -m "not once" $(ARGS)
+	@SPLITD_GRPC_TRANSPORT=grpcio $(SIDE_BY_SIDE) $(GRPCIO) -- -m "not once" $(ARGS)
 
 .PHONY: peers-check
 peers-check: $(VENV)/dev test-machine peers $(PEERS)/more $(PEERS)/nerdctl ## run other people's clients and registries, unmodified, on a node and on containerd (SPLITD_TEST_CONTAINERD2=DIR: where containerd 2 and its ctr are; without it nerdctl is not run); needs root, builds for minutes (Go 1.26)

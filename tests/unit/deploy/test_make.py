@@ -1,14 +1,18 @@
 """``make clean`` keeps the environment from which a node runs, on any machine; ``make fuzz`` runs for the requested
-time.
+time; ``make test`` runs each test once.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from tests.side_by_side import parted
 from tests.support import TOP
 
 
@@ -50,3 +54,47 @@ def test_fuzz_is_given_the_time_that_it_is_to_take() -> None:
     ).stdout
     assert "FUZZ_SECONDS=4000 " in said
     assert "tests/fuzz --timeout $((4000 + 300))" in said
+
+
+def parts() -> list[list[str]]:
+    """The paths of each part of ``make test``."""
+    said = subprocess.run(
+        ["make", "-n", "test"], cwd=TOP, capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+    (line,) = re.findall(r"-m tests\.side_by_side (.*)", said)
+    *found, options = parted(line.split())
+    assert options == []
+    return found
+
+
+@pytest.fixture(scope="module")
+def files() -> list[set[Path]]:
+    """The files of tests of each part."""
+    return [
+        {each for path in part for each in ([TOP / path] if path.endswith(".py") else (TOP / path).rglob("test_*.py"))}
+        for part in parts()
+    ]
+
+
+def test_each_test_is_in_one_part(files: list[set[Path]]) -> None:
+    """Of those with other people's programs only crane's: the others run on demand."""
+    everything = {
+        path
+        for path in (TOP / "tests").rglob("test_*.py")
+        if path.parent.name != "peers" or path.name == "test_crane.py"
+    }
+    assert set().union(*files) == everything
+    assert sum(map(len, files)) == len(everything)
+
+
+def test_the_containers_of_nodes_are_in_one_part(files: list[set[Path]]) -> None:
+    """Their cgroups have the names of the containers, which are the same in different files."""
+    run = re.compile(r"""["'](run|tasks?)["']""")
+    theirs = [
+        path
+        for part in files
+        for path in part
+        if path.parent.name in ("node", "crash") and run.search(path.read_text())
+    ]
+    assert len(theirs) > 20
+    assert [part >= set(theirs) for part in files].count(True) == 1
