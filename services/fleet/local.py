@@ -125,12 +125,15 @@ class FleetNode:
 
     async def keep(self) -> None:
         """Be in the fleet, until cancelled. It is a loop of the process."""
-        pause = FIRST
+        pause, away = FIRST, False
         while True:
             try:
                 async with self._etcd.lease(TTL) as lease:
                     await self._enter(lease.id)
                     self._lease, self.trouble, pause = lease.id, "", FIRST
+                    if away:
+                        log.info("this node is in the fleet again")
+                    away = False
                     losing = loops.task("the lease of this node", self._until(lease.lost))
                     try:
                         while not lease.lost.is_set():
@@ -143,9 +146,9 @@ class FleetNode:
                         await asyncio.wait((losing,))
                     self.trouble = "its lease has ended"
             except errors.NodeError as error:
-                if str(error) != self.trouble:
+                if not away:
                     log.warning("this node is not in the fleet: %s", error)
-                self.trouble = str(error)
+                away, self.trouble = True, str(error)
             await asyncio.sleep(pause * (0.8 + secrets.randbelow(400) / 1000))
             pause = min(2 * pause, LONGEST)
 

@@ -86,7 +86,7 @@ class RemoteFetch:
         self._finished = True
         if self._timer is not None:
             self._timer.cancel()
-        if self._limit is not None:
+        if self._limit is not None and not self._over:
             self._limit.reschedule(asyncio.get_running_loop().time() + LAST)
         self._wake.set()
 

@@ -208,3 +208,14 @@ async def test_bytes_behind_a_gap_keep_readers_waiting(tmp_path: Path) -> None:
                 assert (part.have, etcd.revision) == (10, revision)
             await has_keys(etcd, "has/", lambda found: not found)
             assert node.standing().arriving == 0
+
+
+async def test_a_fetch_ends_although_the_fleet_was_away(tmp_path: Path) -> None:
+    """The call to the process has failed before: that is nobody's error."""
+    with short_directory() as directory:
+        async with rpc.Channel(directory / "none.sock", "fleet") as channel:
+            fleet = RemoteFleet(channel)
+            async with fleet.fetching("default", BLOB, 7) as fetch:
+                assert await fetch.claim() == NOBODY
+                await holds(lambda: not fleet._telling)
+                fetch.arrived(str(tmp_path), 7)

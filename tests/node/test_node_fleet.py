@@ -1,0 +1,283 @@
+"""A node in a fleet: a second node beside it gives it blobs and gets some, etcd goes away and comes back, and the
+configuration changes while the node is up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from deploy.processes import NAMES
+from deploy.samples import Image
+from services.etcd.client import connect
+from services.etcd.config import EtcdConfig
+from services.etcd.store import Etcd
+from services.fleet.local import FleetNode
+from services.kit import loops
+from services.kit.rpc import Channel
+from tests.etcd_servers import DEBIAN, Cluster, etcd
+from tests.fake_registry import Authority, FakeRegistry
+from tests.fleet import PeerNode, client, peer_node
+from tests.pulls import Client, config_of, made
+from tests.support import Node, eventually, eventually_async, short_directory
+
+pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(240)]
+
+PREFIX = "/splitd/fleet"
+
+
+@dataclass
+class Member:
+    """The node ``a``, the etcd of its fleet, and where it gives blobs."""
+
+    node: Node
+    cluster: Cluster
+    authority: Authority
+    address: str
+    config: str
+
+
+@pytest.fixture(scope="module")
+def member() -> Iterator[Member]:
+    with short_directory() as place, etcd(DEBIAN) as cluster:
+        authority = Authority(place / "authority")
+        cert, key = authority.issue("a")
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{taken.getsockname()[1]}"
+        config = f"""
+[fleet]
+name = "a"
+listen = "{address}"
+ca = "{authority.certificate}"
+cert = "{cert}"
+key = "{key}"
+
+[fleet.etcd]
+endpoints = ["{cluster.endpoints[0]}"]
+"""
+        node = Node(place, config=config)
+        node.up()
+        try:
+            yield Member(node, cluster, authority, address, config)
+        finally:
+            print((node.root / "log/fleet.log").read_text())
+            node.down()
+
+
+@pytest.fixture
+async def channel(member: Member) -> AsyncIterator[Channel]:
+    async with Channel(member.node.socket) as channel:
+        yield channel
+
+
+@pytest.fixture
+async def keys(member: Member) -> AsyncIterator[Etcd]:
+    """The fleet's etcd."""
+    found = connect(EtcdConfig(endpoints=member.cluster.endpoints))
+    yield found
+    await found.close()
+
+
+@pytest.fixture
+async def registry() -> AsyncIterator[FakeRegistry]:
+    async with FakeRegistry() as running:
+        yield running
+
+
+@contextlib.asynccontextmanager
+async def beside(member: Member, keys: Etcd, place: Path) -> AsyncIterator[tuple[PeerNode, FleetNode]]:
+    """Another node of the fleet, ``b``."""
+    async with peer_node(place / "b", member.authority, name="b") as peer:
+        fleet = FleetNode(keys, PREFIX, "b", peer.address, ["default"])
+        fleet.arriving = peer.arriving
+        async with loops.running("the fleet", fleet.keep):
+            await eventually_async(lambda: asyncio.sleep(0, not fleet.trouble), fleet.trouble)
+            yield peer, fleet
+
+
+async def told(keys: Etcd, digest: str, node: str) -> bool:
+    return await keys.get(f"{PREFIX}/has/{digest}/{node}".encode()) is not None
+
+
+async def gets(member: Member, certificate: tuple[Path, Path], digest: str) -> tuple[int, bytes]:
+    """What another node gets of a blob of this one."""
+    connector = aiohttp.TCPConnector(ssl=client(member.authority, certificate))
+    async with (
+        aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=20)) as session,
+        session.get(f"https://{member.address}/v2/blobs/{digest}") as answer,
+    ):
+        return answer.status, await answer.read()
+
+
+def blobs(box: Image) -> dict[str, int]:
+    return {digest: len(data) for digest, data in box.blobs.items()}
+
+
+async def status(member: Member) -> tuple[int, str]:
+    done = await asyncio.to_thread(member.node.splitd, "status", ok=None)
+    return done.returncode, done.stdout
+
+
+async def test_blobs_come_from_another_node_and_go_to_it(
+    member: Member, channel: Channel, keys: Etcd, registry: FakeRegistry, tmp_path: Path
+) -> None:
+    """A pull takes from the other node what it has. What the node has then is told, given, and no more told once it is
+    gone.
+    """
+    box = made(2, 1500)
+    reference = registry.add(box, "box:1")
+    async with beside(member, keys, tmp_path) as (peer, fleet):
+        for data in box.blobs.values():
+            await peer.put(data)
+        fleet.blobs(blobs(box))
+        await eventually_async(lambda: told(keys, box.digest, "b"))
+        puller = Client(channel, "default")
+        await puller.pull(reference, unpack=False)
+        assert registry.asked("GET", "blobs/") == []
+        assert peer.peers.sent >= 3_000_000
+        for digest, data in box.blobs.items():
+            await eventually_async(lambda digest=digest: told(keys, digest, "a"), f"{digest} is not told")  # type: ignore[misc]
+            assert await gets(member, peer.certificate, digest) == (200, data)
+        found = json.loads((await asyncio.to_thread(member.node.splitd, "fleet", "why", box.digest, "--json")).stdout)
+        size = len(box.blobs[box.digest])
+        assert found["nodes"] == [
+            {"name": "a", "address": member.address, "size": size, "have": size},
+            {"name": "b", "address": peer.address, "size": size, "have": size},
+        ]
+        listed = json.loads((await asyncio.to_thread(member.node.splitd, "fleet", "nodes", "--json")).stdout)
+        assert [(each["name"], each["address"]) for each in listed["nodes"]] == [
+            ("a", member.address),
+            ("b", peer.address),
+        ]
+        assert (listed["node"], listed["troubles"]) == ("a", [])
+        code, said = await status(member)
+        assert code == 0
+        assert f"fleet: node a gives blobs at {member.address}, tells of " in said
+        await asyncio.to_thread(member.node.splitd, "images", "remove", reference)
+        for digest in box.blobs:
+            await eventually_async(lambda digest=digest: _not(told(keys, digest, "a")), f"{digest} is told", 30)  # type: ignore[misc]
+
+
+async def _not(answer: object) -> bool:
+    return not await answer  # type: ignore[misc]
+
+
+async def test_what_is_not_shared_stays_in_the_node(
+    member: Member, channel: Channel, keys: Etcd, registry: FakeRegistry, tmp_path: Path
+) -> None:
+    """Another namespace's pull asks the registry although a peer has it, etcd learns nothing, and peers get nothing."""
+    box = made(1, 1500)
+    reference = registry.add(box, "box:1")
+    layer = max(box.blobs, key=lambda digest: len(box.blobs[digest]))
+    async with beside(member, keys, tmp_path) as (peer, fleet):
+        await peer.put(box.blobs[layer])
+        fleet.blobs({layer: len(box.blobs[layer])})
+        await eventually_async(lambda: told(keys, layer, "b"))
+        await Client(channel, "private").pull(reference, unpack=False)
+        assert registry.asked("GET", layer)
+        assert (peer.peers.sent, await gets(member, peer.certificate, layer)) == (
+            0,
+            (404, b"404 Not Found: no such blob\n"),
+        )
+        member.node.ctr("content", "ingest", "seen", stdin=b"seen", text=False)
+        await eventually_async(lambda: told(keys, "sha256:" + _sha256(b"seen"), "a"))  # events come in order
+        assert not await told(keys, layer, "a")
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+async def test_etcd_goes_and_comes_back(member: Member, channel: Channel, registry: FakeRegistry) -> None:
+    """Meanwhile the node is healthy, pulls from the registry, and its status says why it is not in the fleet."""
+    member.cluster.members[0].kill()
+    try:
+        box = made(1, 1500)
+        await Client(channel, "default").pull(registry.add(box, "away:1"), unpack=False)
+        assert registry.asked("GET", f"blobs/{config_of(box)}")
+
+        async def said() -> bool:
+            code, text = await status(member)
+            assert code == 0
+            return "fleet: etcd " in text
+
+        await eventually_async(said, "status does not tell", 60)
+        refused = await asyncio.to_thread(member.node.splitd, "fleet", "nodes", ok=False)
+        assert member.cluster.endpoints[0] in refused.stderr
+        restarted = await asyncio.to_thread(member.node.splitd, "restart", "fleet")
+        assert restarted.stdout.startswith("restarted fleet: ")
+    finally:
+        await asyncio.to_thread(member.cluster.heal)
+    await eventually_async(lambda: asyncio.to_thread(_in_the_fleet, member.node), "it does not come back", 60)
+
+
+def _in_the_fleet(node: Node) -> bool:
+    return node.status()["fleet"]["troubles"] == []
+
+
+async def test_a_fleet_process_that_is_away_or_hangs(member: Member, channel: Channel, registry: FakeRegistry) -> None:
+    """Pulls go to the registry; the node is healthy."""
+    pid = member.node.pid("fleet")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        hung = made(1, 1500)
+        await Client(channel, "default").pull(registry.add(hung, "hung:1"), unpack=False)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert registry.asked("GET", f"blobs/{config_of(hung)}")
+    await asyncio.to_thread(member.node.splitd, "down", "fleet")
+    gone = made(1, 1500)
+    await Client(channel, "default").pull(registry.add(gone, "gone:1"), unpack=False)
+    code, text = await status(member)
+    assert (code, "STOPPED" in text) == (0, True)
+    up = await asyncio.to_thread(member.node.splitd, "up")
+    assert up.stdout.startswith("started fleet: ")
+
+
+def test_a_killed_process_is_in_the_fleet_again_at_once(member: Member) -> None:
+    """It has its name, though the lease of the one before lasts on."""
+    eventually(lambda: _in_the_fleet(member.node), "it is not in the fleet", 60)
+    before = member.node.kill("fleet")
+    eventually(lambda: member.node.pid("fleet") not in (0, before), "it is not started again", 30)
+
+    def back() -> bool:
+        found = member.node.status()
+        assert "choose another" not in json.dumps(found["fleet"])
+        return found["healthy"] and found["fleet"] is not None and found["fleet"]["troubles"] == []
+
+    eventually(back, "it is not back", 60)
+
+
+def test_a_configuration_without_a_fleet_and_with_one_again(member: Member) -> None:
+    """Up ends the process and removes what was kept of it, restart starts it again."""
+    node = member.node
+    assert node.config is not None
+    assert list(node.pids()) == [*NAMES, "fleet"]
+    node.config.write_text("")
+    said = node.splitd("up").stdout
+    assert "stopped fleet, which the configuration has no more" in said
+    assert list(node.pids()) == list(NAMES)
+    refused = node.splitd("restart", "fleet", ok=False).stderr
+    assert (
+        f"this node has no service fleet: [fleet.etcd] endpoints is not in its configuration ({node.config})" in refused
+    )
+    assert "is in no fleet: write [fleet.etcd] endpoints" in node.splitd("fleet", ok=False).stderr
+    found = node.status()
+    assert (found["healthy"], found["fleet"], found["etcd"]) == (True, None, [])
+    node.config.write_text(member.config)
+    said = node.splitd("restart", "images").stdout
+    assert said.startswith("started fleet, which the configuration has now\nrestarted images: ")
+    assert list(node.pids()) == [*NAMES, "fleet"]
+    eventually(lambda: _in_the_fleet(node), "it is not in the fleet", 60)
