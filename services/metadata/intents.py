@@ -106,6 +106,8 @@ class Intents:
             self._resolving.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._resolving
+        if self._database.transactions.standing.away is not None:  # they wait for it
+            await self._cancelling.cancel()
         await self._ending.wait()
 
     # -- begin and end
@@ -135,13 +137,44 @@ class Intents:
             result = await asyncio.shield(task)
             fault("metadata.begun")
             return result
-        except errors.NodeError:
+        except errors.NodeError as error:
             forget()
+            # a store that is elsewhere may have it, or may have it soon
+            if (
+                opened
+                and isinstance(error, errors.Unavailable)
+                and self._database.transactions.standing.store == "etcd"
+            ):
+                self._cancelling.start("the cancelling of an intent", self._cancel_certainly(opened[0]))
             raise
         except asyncio.CancelledError:
             gone = True
             self._cancelling.start("the cancelling of an intent", self._undo(task, opened))
             raise
+
+    async def _cancel_certainly(self, id_: str) -> None:
+        """Cancel an intent of which nobody knows whether it was written. Its answer is written in any case: after that
+        the transaction that is on its way cannot be written any more.
+        """
+
+        def work(tx: Transaction) -> None:
+            intent = schema.INTENTS.get(tx, id_)
+            if intent is not None:
+                self._end(tx, intent, "cancel", None)
+            elif schema.ANSWERS.get(tx, id_) is None:
+                until = time.time_ns() + int(self._answer_kept * 10**9)
+                schema.ANSWERS.put(tx, id_, value=Answer(ended="cancel", until=until, detail=None))
+
+        while True:
+            await self._database.transactions.writable()
+            try:
+                await self._database.write(work, "deletion")
+            except errors.Unavailable as error:
+                log.info("intent %s, whose begin may have been lost, is not cancelled yet: %s", id_, error)
+                await asyncio.sleep(0.2)
+            else:
+                self._database.wake(id_)
+                return
 
     async def _undo(self, task: asyncio.Task[Any], opened: list[str]) -> None:
         with contextlib.suppress(errors.NodeError):

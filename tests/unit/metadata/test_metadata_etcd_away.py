@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 
 from api.splitd.records.v1 import records_pb2, records_stubs
 from services.etcd.memory import MemoryEtcd
-from services.etcd.store import Delete, Put
+from services.etcd.store import Committed, Conflict, Delete, Mod, Operation, Put, Uncertain
 from services.kit import errors, loops, metrics
 from services.kit.transport import NOT_SERVING, SERVING, Methods, Server
 from services.metadata import schema
@@ -182,6 +182,40 @@ async def test_a_gateway_that_connects_meanwhile_is_noted_first(tmp_path: Path) 
         etcd.cut(away=False)
         assert await writing == "two"
         await intents.close()
+
+
+class Losing(MemoryEtcd):
+    """It goes away in the middle of a commit, whose answer is lost with it."""
+
+    lose = False
+
+    async def commit(self, operations: Sequence[Operation], compares: Sequence[Mod] = ()) -> Committed | Conflict:
+        done = await super().commit(operations, compares)
+        if self.lose:
+            self.lose = False
+            self.cut()
+            raise Uncertain("etcd: the answer was lost")
+        return done
+
+
+async def test_what_was_begun_without_an_answer_is_cancelled(tmp_path: Path) -> None:
+    """Its name is free at once when etcd is back: nobody carries it out."""
+    etcd = Losing()
+    async with opened(etcd, tmp_path / "one.db") as store:
+        local = LocalMetadata(store)
+        gateway = Gateway(incarnation="one", content="content", snapshotters=("overlayfs",))
+        await local.metadata.intents.connect(gateway)
+        records = local.client(records_stubs.RECORDS)
+        request = records_pb2.BeginSnapshotRequest(incarnation="one", snapshotter="overlayfs", key="k")
+        etcd.lose = True
+        with pytest.raises(errors.Unavailable, match="may have been written"):
+            await records.BeginSnapshot(request, headers=headers("ns"))
+        assert not store.view(lambda tx: list(schema.INTENTS.scan(tx)))
+        etcd.cut(away=False)
+        await store.writable()
+        intent = await records.BeginSnapshot(request, headers=headers("ns"))
+        assert [id_ for (id_,), _ in store.view(lambda tx: list(schema.INTENTS.scan(tx)))] == [intent.id]
+        await local.metadata.intents.close()
 
 
 async def _when_writable(store: EtcdTransactions, key: str) -> str:
