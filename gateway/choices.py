@@ -7,7 +7,6 @@ name, such as ``content@mine``, means that one alone.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -48,6 +47,13 @@ class Choice:
         return f"{where} in namespace {self.namespace}" if self.namespace else where
 
 
+def _nearest(name: str, names: list[str]) -> str:
+    """The name that was probably meant; "" if there is none."""
+    from difflib import get_close_matches  # 0.7 MB, for an error
+
+    return next(iter(get_close_matches(name, names, 1)), "")
+
+
 def choice(service: str, method: str, namespace: str, known: Iterable[str], methods: Methods) -> Choice:
     """The choice of an operator; ``known`` has the names of the upstreams. InvalidArgument, with what would be right,
     if there is no such service or method.
@@ -55,16 +61,16 @@ def choice(service: str, method: str, namespace: str, known: Iterable[str], meth
     known = list(known)
     names = sorted({*known, "snapshots", *(kind for kind in _SEVERAL if kind in map(_kind, known))})
     if service and service not in names:
-        near = difflib.get_close_matches(service, names, 1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+        near = _nearest(service, names)
+        hint = f"did you mean {near}?" if near else f"there are {', '.join(names)}"
         raise errors.InvalidArgument(f"service {service[:100]!r} is not known ({hint})")
     method = method or "*"
     kind = _kind(service)
     there = sorted({name for each, found in methods.items() if kind in ("", each) for name in found})
     if method not in ("*", *there):
-        near = difflib.get_close_matches(method, there, 1)
+        near = _nearest(method, there)
         some = f"{', '.join(there[:_SOME])} and {len(there) - _SOME} more" if len(there) > _SOME else ", ".join(there)
-        hint = f"did you mean {near[0]}?" if near else f"it has {some}"
+        hint = f"did you mean {near}?" if near else f"it has {some}"
         raise errors.InvalidArgument(f"{service or 'the node'} has no method {method[:100]!r} ({hint})")
     if namespace:
         try:

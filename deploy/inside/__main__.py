@@ -12,10 +12,11 @@ import signal
 
 from supervisor import supervisord
 
-from deploy.inside import children, logs
+from deploy.inside import children, copies, logs
 
 if __name__ == "__main__":
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     logs.install()
     children.install()
+    copies.install()
     supervisord.main()

@@ -45,6 +45,17 @@ first.
 """
 
 _caches: list[Callable[[], None]] = []
+_shares = False
+
+
+def shares() -> None:
+    """Note that this process shares the memory of what it had loaded at its start with others
+    (deploy/inside/copies.py). A garbage collection writes to each object that it looks at, and the page would then be
+    this process's own. So what is frozen now stays so; it is modules, which stay anyway.
+    """
+    global _shares
+    gc.freeze()
+    _shares = True
 
 
 def when_idle(drop: Callable[[], None]) -> None:
@@ -70,6 +81,32 @@ def forget_of(*packages: str) -> None:
     when_idle(drop)
 
 
+class _Allocator(ctypes.Structure):
+    """PyMemAllocatorEx."""
+
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("context", "malloc", "calloc", "realloc", "free"))
+
+
+def from_malloc() -> None:
+    """Take new small objects from malloc, as PYTHONMALLOC=malloc does for a program. It is for a process that began as
+    a copy of another, so that Python's allocator has objects already: its ``free`` and ``realloc`` stay, which pass
+    what is not theirs to malloc's. So what begins with a ``realloc``, as the items of small lists, is still its own.
+    """
+    allocators = [_Allocator() for _ in range(3)]
+    for domain, allocator in enumerate(allocators):
+        ctypes.pythonapi.PyMem_GetAllocator(domain, ctypes.byref(allocator))
+    raw, *others = allocators
+    for domain, allocator in enumerate(others, 1):
+        allocator.malloc, allocator.calloc = raw.malloc, raw.calloc
+        ctypes.pythonapi.PyMem_SetAllocator(domain, ctypes.byref(allocator))
+    global _counts
+    _counts = False
+
+
+_counts = True
+"""Whether Python counts its objects. It does not count those of malloc, so they are counted in another way."""
+
+
 def few_arenas() -> None:
     """Limit malloc to two heaps, instead of eight for each core. Each heap keeps its own leftovers, and our threads
     nearly always hold the GIL when they allocate.
@@ -86,7 +123,7 @@ def _objects() -> int:
     """The number of Python's objects. If they are malloc's (``PYTHONMALLOC``), Python does not count them: then those
     that can be in a cycle are counted, which are about a fourth.
     """
-    return sys.getallocatedblocks() or 4 * (len(gc.get_objects()) + gc.get_freeze_count())
+    return (_counts and sys.getallocatedblocks()) or 4 * (len(gc.get_objects()) + gc.get_freeze_count())
 
 
 def _trim() -> None:
@@ -108,6 +145,7 @@ async def give_back(
     objects: Callable[[], int] = _objects,
     clock: Callable[[], float] = time.monotonic,
     caches: Sequence[Callable[[], None]] = _caches,
+    shared: bool | None = None,
 ) -> None:
     """Return freed memory to the kernel, once a burst is over. Otherwise half of what 5,000 connections took would stay
     for ever.
@@ -117,7 +155,11 @@ async def give_back(
     more. All objects of the process are collected only when it rests, or once for each second that it worked: the
     frames of a failed call are often a cycle, with everything that they hold. A process with very many objects collects
     them seldom: 200 ms for ten thousand open Writes.
+
+    If memory is ``shared`` with other processes, what is frozen stays so, and nothing else is frozen: it may become
+    garbage. Default: whether this process :func:`shares`.
     """
+    shared = _shares if shared is None else shared
     least, pause, frozen, looked = resident(), look, 0, 0.0
     many, seldom = objects() + _MANY, 0.0
     settled, passes = least, 0
@@ -137,7 +179,11 @@ async def give_back(
                 passes -= 1
                 for drop in caches:
                     drop()
-            if resting and may_look and (used() > looked + 1 or len(sys.modules) != frozen):
+            if shared:
+                if idle and may_look and (resident() <= least + _LARGE or used() > looked + 1):
+                    gc.collect()
+                    looked = used()
+            elif resting and may_look and (used() > looked + 1 or len(sys.modules) != frozen):
                 gc.unfreeze()
                 gc.collect()
                 # the objects that stay, most of them modules, are not collected again soon; calls now hold nothing that

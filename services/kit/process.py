@@ -9,12 +9,12 @@ to.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import ctypes
 import fcntl
 import gc
+import getopt
 import logging
 import os
 import resource
@@ -113,22 +113,18 @@ def run(name: str, serve: Serve, *, traced: bool = True) -> None:
     A process that cannot start says why in one line, and waits a second before it exits, so that its supervisor does
     not spin.
     """
-    parser = argparse.ArgumentParser(prog=f"splitd-{name}")
-    parser.add_argument("--config", type=Path, help="TOML file; default: none, all defaults")
-    parser.add_argument("--root", type=Path, help="directory of everything that survives a reboot")
-    parser.add_argument("--state", type=Path, help="directory of sockets and other files of this boot")
-    arguments = parser.parse_args()
+    arguments = _arguments(name, sys.argv[1:])
     version.revision()  # read before the code is loaded, since from here on an upgrade may replace it at any time
     global _heartbeat
     with alone(name):
-        file = settings.read(arguments.config)
-        node = settings.load(settings.Node, file, "", root=arguments.root, state=arguments.state)
+        file = settings.read(arguments.get("config"))
+        node = settings.load(settings.Node, file, "", root=arguments.get("root"), state=arguments.get("state"))
         grpc = config.load(file)
         _heartbeat = Heartbeat(name, node.state / SOCKET, settings.load(config.Watchdog, file, "watchdog"))
         rpc.choose(grpc.transport)
         limits.configure(grpc.limits)
         if traced:
-            exporting.begin(name, settings.load(config.Tracing, file, "tracing"), node.state, arguments.config)
+            exporting.begin(name, settings.load(config.Tracing, file, "tracing"), node.state, arguments.get("config"))
         _count(config.load_metrics(file))
         os.environ.pop("PYTHONMALLOC", None)  # ours (deploy/processes.py), not that of the programs that we start
         tune()
@@ -136,6 +132,29 @@ def run(name: str, serve: Serve, *, traced: bool = True) -> None:
         _note_start(node.state / STARTS, name)
         fault(f"{name}.start")
         run_loop(watched(serve(file, node)))
+
+
+def _arguments(name: str, words: list[str]) -> dict[str, Path]:
+    """The paths that the command line names, by option. Wrong words end the process with 2. (argparse would take half a
+    megabyte, in each process.)
+    """
+    usage = f"""usage: splitd-{name} [--config FILE] [--root DIR] [--state DIR]
+  --config FILE  TOML file; default: none, all defaults
+  --root DIR     directory of everything that survives a reboot
+  --state DIR    directory of sockets and other files of this boot"""
+    try:
+        found, others = getopt.gnu_getopt(words, "h", ["help", "config=", "root=", "state="])
+    except getopt.GetoptError as error:
+        print(f"{usage}\nsplitd-{name}: {error}", file=sys.stderr)
+        sys.exit(2)
+    options = {option.lstrip("-"): Path(value) for option, value in found}
+    if options.keys() & {"h", "help"}:
+        print(usage)
+        sys.exit(0)
+    if others:
+        print(f"{usage}\nsplitd-{name}: {others[0]} has no meaning here", file=sys.stderr)
+        sys.exit(2)
+    return options
 
 
 @contextlib.contextmanager

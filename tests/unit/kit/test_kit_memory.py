@@ -186,6 +186,53 @@ def test_objects_are_counted_whatever_allocates_them(allocator: str) -> None:
     assert 100_000 < int(counted.stdout) < 300_000
 
 
+_BURST = """
+import ctypes, gc, sys
+from services.kit import memory
+if sys.argv[1] == "malloc":
+    memory.from_malloc()
+before, burst = memory._resident(), [{"key": [each]} for each in range(200_000)]
+most = memory._resident()
+kept = burst[::500]
+burst = None
+gc.collect()
+memory._trim()
+print((memory._resident() - before) / (most - before))
+kept.clear()
+again = [[str(each)] for each in range(1000)]
+"""
+
+
+@pytest.mark.parametrize(("allocator", "least", "most"), [("pymalloc", 0.9, 1.1), ("malloc", 0.0, 0.5)])
+def test_a_process_gives_back_more_once_its_objects_are_from_malloc(allocator: str, least: float, most: float) -> None:
+    """One of 500 objects of a burst stays. A copy of another process can have malloc from then on, although it has
+    objects of Python's own allocator, which are freed as before.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", _BURST, allocator],
+        env={**os.environ, "PYTHONMALLOC": ""},
+        cwd=TOP,
+        check=True,
+        capture_output=True,
+    )
+    assert least <= float(done.stdout) <= most
+
+
+def test_what_is_shared_is_not_looked_at() -> None:
+    """A collection would write to each object of the modules, and make their pages this process's own. What came later
+    is collected, and nothing more is taken for permanent.
+    """
+    gc.freeze()
+    frozen, cycle = gc.get_freeze_count(), Cycle()
+    found = weakref.ref(cycle)
+    del cycle
+    for share in (0.01, 0.05, 0.9):
+        run(Sizes(), share, shared=True)
+        run(Sizes(100 << 20), 0.9, share, shared=True)
+        assert gc.get_freeze_count() == frozen
+    assert found() is None
+
+
 def test_caches_of_libraries_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the named packages' caches are dropped: others may need theirs."""
     here, there = ModuleType("here.addresses"), ModuleType("there")

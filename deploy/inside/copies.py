@@ -1,0 +1,275 @@
+"""A process of the node begins as a copy of supervisord, which has loaded what all of them need.
+
+A Python process starts by executing a program and loading some 300 modules, which are then 15 MB of memory of its own.
+Here supervisord loads them once. Its child does not execute Python anew but goes on in it, and shares with the others
+each page that none of them writes. It stays a process as any: supervisord's child with a pid, signals, files, limits
+and a log of its own, and with its own command line in ``ps``.
+
+The child executes its program as supervisord would without this, if a file of a module that is loaded has been changed
+since: after an upgrade, a process that is started again runs the new release alone. So it does where the kernel has no
+way to give a process another command line, and where the modules could not be loaded.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import faulthandler
+import gc
+import importlib
+import os
+import runpy
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn
+
+from supervisor.options import ServerOptions
+
+from deploy.inside.logs import complain
+from services.kit import memory
+
+SHARED = (
+    "api.containerd.services.containers.v1.containers_pb2",
+    "api.containerd.services.diff.v1.diff_pb2",
+    "api.containerd.services.images.v1.images_pb2",
+    "api.containerd.services.leases.v1.leases_pb2",
+    "api.containerd.services.sandbox.v1.sandbox_pb2",
+    "api.containerd.services.tasks.v1.tasks_pb2",
+    "api.containerd.services.transfer.v1.transfer_pb2",
+    "api.splitd.localfiles.v1.localfiles_pb2",
+    "api.splitd.records.v1.records_pb2",
+    "api.splitd.snapshotters.v1.snapshotters_pb2",
+    "services.content.convert",
+    "services.kit.filters",
+    "services.kit.health",
+    "services.kit.many",
+    "services.kit.metrics_calls",
+    "services.kit.metrics_stores",
+    "services.kit.otlp",
+    "services.kit.otlp_spans",
+    "services.kit.process",
+    "services.kit.publisher",
+    "services.kit.removals",
+    "services.kit.sqlite",
+    "services.kit.stamp",
+    "services.kit.version_server",
+    "services.oci.media_types",
+    "services.oci.mounts_convert",
+    "services.snapshots.convert",
+    "services.wire.blocking",
+    "services.wire.channel",
+    "services.wire.server",
+    "uvloop",
+)
+"""Modules that most processes need, with all that they import. What only one or two need is loaded by them."""
+
+_COMMAND = ["--pdeathsig", "TERM", sys.executable, "-m"]
+"""What each command begins with, after the path of setpriv; a module and its arguments follow."""
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_MM, _PR_SET_MM_MAP = 35, 14
+
+Identity = tuple[int, int, int, int]
+"""Device, inode, size and time of a change of a file."""
+
+Execute = Callable[[ServerOptions, str, list[str], dict[str, str]], Any]
+
+
+def install() -> None:
+    """Load the shared modules, and start processes as copies of this one from now on. Called before supervisord's main
+    function. If they cannot be loaded, processes are started as programs.
+    """
+    try:
+        for name in SHARED:
+            importlib.import_module(name)
+        loaded = dict(files())
+    except Exception as error:  # supervisord must run in any case; the processes will say the same, each in its log
+        complain(f"modules cannot be loaded in advance: {error!r}")
+        return
+    gc.collect()
+    _libc().malloc_trim(0)
+    _kept.extend(fillings())
+    gc.freeze()  # a collection would write to each object, and so take its page from the others
+    ServerOptions.execve = instead_of(ServerOptions.execve, loaded, os.getpid())
+
+
+_kept: list[bytes] = []
+
+
+def fillings() -> Iterator[bytes]:
+    """Objects in the places that Python's allocator has free between others, so that new ones of a copy lie in pages of
+    their own: each that lay between the shared ones would take their page from the others.
+    """
+    for size in range(48, _LARGEST + 1, 16):
+        length, first = size - sys.getsizeof(b""), 0
+        for _ in range(_PLACES):
+            yield (filling := bytes(length))
+            place = id(filling) % _POOL
+            if first and place == first + size:
+                break  # the second of a pool that was empty
+            first = place if place == _POOL_HEADER else 0
+
+
+_LARGEST = 512
+"""Bytes of the largest object that Python's allocator divides a pool for (Objects/obmalloc.c)."""
+_POOL, _POOL_HEADER = 1 << 14, 48
+_PLACES = 1000
+"""Free ones of one size that are looked for; there were at most 300."""
+
+
+def files() -> Iterator[tuple[str, Identity]]:
+    """The files of all loaded modules. Raises OSError if one is no longer there."""
+    for module in [*sys.modules.values()]:
+        if path := getattr(module, "__file__", None):
+            yield path, identity(path)
+
+
+def identity(path: str) -> Identity:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def instead_of(execve: Execute, loaded: Mapping[str, Identity], parent: int) -> Execute:
+    """The method of supervisord by which a forked process executes its program."""
+
+    def begin(options: ServerOptions, filename: str, argv: list[str], environment: dict[str, str]) -> Any:
+        if argv[1 : 1 + len(_COMMAND)] == _COMMAND and _unchanged(loaded):
+            try:
+                _named(argv[3:], environment)
+            except OSError:
+                pass
+            else:
+                _run(argv[5], argv[6:], environment, parent)
+        return execve(options, filename, argv, environment)
+
+    return begin
+
+
+def _unchanged(loaded: Mapping[str, Identity]) -> bool:
+    try:
+        return all(identity(path) == known for path, known in loaded.items())
+    except OSError:
+        return False
+
+
+def _libc() -> Any:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+class _Map(ctypes.Structure):
+    """struct prctl_mm_map of linux/prctl.h."""
+
+    _fields_ = (
+        *(
+            (name, ctypes.c_uint64)
+            for name in (
+                "start_code",
+                "end_code",
+                "start_data",
+                "end_data",
+                "start_brk",
+                "brk",
+                "start_stack",
+                "arg_start",
+                "arg_end",
+                "env_start",
+                "env_end",
+                "auxv",
+            )
+        ),
+        ("auxv_size", ctypes.c_uint32),
+        ("exe_fd", ctypes.c_int32),
+    )
+
+
+_told: list[Any] = []
+"""The memory in which the kernel finds command line and environment of this process."""
+
+
+def _named(command: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Give this process another command line and environment in /proc, as if it had been executed with them. Nothing
+    else changes. Raises OSError if the kernel does not allow it (it does from 3.18 on, without privileges, if it can
+    checkpoint processes).
+    """
+    libc = _libc()
+    libc.sbrk.restype = ctypes.c_void_p
+    words = b"".join(os.fsencode(word) + b"\0" for word in command)
+    variables = b"".join(os.fsencode(f"{name}={value}") + b"\0" for name, value in environment.items())
+    text = ctypes.create_string_buffer(words + variables)
+    start = ctypes.addressof(text)
+    middle = start + len(words)
+    with open("/proc/self/stat", "rb") as stat:
+        fields = stat.read().rpartition(b")")[2].split()
+    # proc_pid_stat(5) counts from 1, and the two before the parenthesis are cut off
+    start_code, end_code, start_stack, start_data, end_data, start_brk = (
+        int(fields[number - 3]) for number in (26, 27, 28, 45, 46, 47)
+    )
+    told = _Map(
+        start_code,
+        end_code,
+        start_data,
+        end_data,
+        start_brk,
+        libc.sbrk(0),
+        start_stack,
+        start,
+        middle,
+        middle,
+        middle + len(variables),
+        0,
+        0,
+        -1,
+    )
+    if libc.prctl(_PR_SET_MM, _PR_SET_MM_MAP, ctypes.byref(told), ctypes.c_ulong(ctypes.sizeof(told)), 0):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    _told.append(text)
+
+
+def _run(module: str, arguments: list[str], environment: Mapping[str, str], parent: int) -> NoReturn:
+    """Run ``python -m MODULE`` in this process, which ends with it."""
+    # Objects of supervisord are never freed here: the numbers of their files, which are closed, may be those of other
+    # files of this process.
+    memory.shares()
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    faulthandler.unregister(signal.SIGUSR1)
+    # setpriv is asked to do this where a program is executed: if supervisord is killed, its processes end
+    _libc().prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
+    os.environ.clear()
+    os.environ.update(environment)
+    if environment.get("PYTHONMALLOC") == "malloc":
+        memory.from_malloc()
+    sys.argv = [module, *arguments]
+    code = 1
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as error:
+        code = _code(error.code)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        # as Python ends, but without freeing what supervisord left
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
+
+
+def _code(given: Any) -> int:
+    """The exit status for the argument of sys.exit."""
+    if given is None:
+        return 0
+    if isinstance(given, int):
+        return given & 0xFF
+    print(given, file=sys.stderr)
+    return 1
