@@ -27,7 +27,7 @@ def optional(here: Place, supervisor: supervision.Supervisor) -> list[str]:
         elif process not in wanted and (told or process.name in there):
             if process.name in there:
                 supervisor.remove(process)
-            _write(here, _without(here.supervisord_conf.read_text(), process.name))
+            _write(here, without(here.supervisord_conf.read_text(), process.name))
             running.forget(here, process)
             said.append(f"stopped {process.name}, which the configuration has no more")
     return said
@@ -39,8 +39,8 @@ def _write(here: Place, text: str) -> None:
     new.replace(here.supervisord_conf)
 
 
-def _without(text: str, name: str) -> str:
-    """The configuration of supervisord without a program's section."""
+def without(text: str, name: str) -> str:
+    """The configuration of supervisord, ``text``, without a program's section."""
     before, found, rest = text.partition(f"[program:{name}]\n")
     _, mark, after = rest.partition("\n[")
     return before + (mark.lstrip("\n") + after if found else "")
