@@ -154,12 +154,12 @@ class MemoryEtcd:
         if not put and not gone:
             return
         revision, state = self.revision + 1, dict(self._states[self.revision])
-        changes = [Change(key, None) for key in dict.fromkeys(gone) if state.pop(key, None)]
+        changes = [Change(key, None, revision) for key in dict.fromkeys(gone) if state.pop(key, None)]
         for key, each in put.items():
             old = state.get(key)
             create, version = (old.create, old.version + 1) if old else (revision, 1)
             state[key] = KeyValue(key, each.value, revision, create, version, each.lease)
-            changes.append(Change(key, state[key]))
+            changes.append(Change(key, state[key], revision))
         self._states[revision], self._changes[revision] = state, tuple(changes)
         if len(self._states) > self._kept:
             self.compact(revision - self._kept + 1)

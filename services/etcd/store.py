@@ -114,10 +114,11 @@ class Conflict:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A key with what it is now; None: it was deleted."""
+    """A key with what it became at ``revision``; None: it was deleted."""
 
     key: bytes
     pair: KeyValue | None
+    revision: int
 
 
 @dataclass(frozen=True, slots=True)

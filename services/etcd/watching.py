@@ -31,8 +31,8 @@ class Watching:
         self._prefix = prefix
         self._position = after
         self._silence = silence
-        self._pending: list[tuple[int, Change]] = []
-        """Changes and their revision, of which the next fragment may bring more."""
+        self._pending: list[Change] = []
+        """Changes of revisions of which the next fragment may bring more."""
 
     async def begin(self) -> AsyncGenerator[Changes, None]:
         """Open the watch at a member that is ready, and return its changes."""
@@ -110,19 +110,19 @@ class Watching:
             kv = event.kv
             if kv.mod_revision > self._position:  # a member that lags must not tell the past again
                 gone = event.type == event.DELETE
-                self._pending.append((kv.mod_revision, Change(kv.key, None if gone else pair(kv))))
+                self._pending.append(Change(kv.key, None if gone else pair(kv), kv.mod_revision))
         if not response.events and not response.created:  # all is told up to the revision of the header
             self._position = max(self._position, response.header.revision)
             return Changes(self._position, ())
         pending = self._pending
         # the last revision of a fragment may go on in the next one
-        unfinished = pending[-1][0] if pending and response.fragment else 0
-        whole = [each for each in pending if each[0] != unfinished]
+        unfinished = pending[-1].revision if pending and response.fragment else 0
+        whole = [each for each in pending if each.revision != unfinished]
         if not whole:
             return None
         self._pending = pending[len(whole) :]
-        self._position = whole[-1][0]
-        return Changes(self._position, tuple(change for _, change in whole))
+        self._position = whole[-1].revision
+        return Changes(self._position, tuple(whole))
 
     def _failed(self, endpoint: Endpoint, headers: Mapping[str, str | bytes], error: errors.NodeError) -> Exception:
         """The error for what ended the watch."""

@@ -12,8 +12,8 @@ If the answer of a transaction is lost, it may have been written, or may be writ
 last one, so it is read back; as long as ``last`` is unchanged the same transaction is sent again, since only one of
 them can find ``last`` unchanged.
 
-The mirror knows the revision that it shows. It follows by a watch from there, and sees its own commits pass by. If etcd
-has forgotten that revision, or the mirror is new, all records are listed.
+The mirror knows what it shows (``etcd_shown``). It follows by a watch from there, and sees its own commits pass by. If
+etcd has forgotten that revision or has another past, or the mirror is new, all records are listed, and writes wait.
 
 While etcd is away, reads go on for a configured time, and writes fail at once. So do those of a process that starts
 meanwhile, if its mirror was in step with etcd not longer ago.
@@ -28,27 +28,17 @@ import socket
 import sqlite3
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, MutableSequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, MutableSequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
 
-from services.etcd.store import (
-    Change,
-    Committed,
-    Compacted,
-    Delete,
-    Etcd,
-    KeyValue,
-    Mod,
-    Operation,
-    Put,
-    Uncertain,
-    end_of,
-)
-from services.kit import damage, errors, files, loops, metrics
+from services.etcd.store import Change, Committed, Compacted, Delete, Etcd, KeyValue, Mod, Put, Uncertain, end_of
+from services.kit import errors, files, loops, metrics
+from services.kit.faults import fault
 from services.metadata import etcd_mirror
-from services.metadata.etcd_rows import LEAST, Keys, Owner, Pieces, Written, decode
+from services.metadata.etcd_rows import LEAST, Keys, Owner, Pieces, Written, decode, joined
+from services.metadata.etcd_shown import NONE, Last, Shown
 from services.metadata.sqlite import Again
 from services.metadata.transactions import Key, Reader, Snapshot, Standing, Transaction
 
@@ -148,10 +138,9 @@ class EtcdTransactions:
         self.file = self.mirror.file
         self._owner = 0
         """The revision of our claim, which every transaction compares; 0: there is none yet."""
-        self._revision, self._last = stands.revision, stands.last
-        """What the mirror shows, and the revision of the key ``last`` in it. 0: it has to be listed anew."""
-        self._next = (0, 0)
-        """Both, once the transaction that is on its way is committed."""
+        self._shown = Shown(stands.revision, stands.last)
+        self._next: tuple[Last, Collection[bytes]] = NONE, ()
+        """The transaction that is on its way, and the keys that it writes."""
         self._away: float | None = stands.step if stands.revision else etcd_mirror.now()
         """When the mirror was last in step with etcd, if it is not now."""
         self._why = "it was not reached yet"
@@ -168,10 +157,14 @@ class EtcdTransactions:
     def standing(self) -> Standing:
         """Where the mirror stands."""
         if self._away is None:
-            return Standing(store="etcd", revision=self._revision)
+            return Standing(store="etcd", revision=self._shown.revision)
         away = etcd_mirror.now() - self._away
         return Standing(
-            store="etcd", revision=self._revision, away=away, reads=max(self._stale_reads - away, 0.0), why=self._why
+            store="etcd",
+            revision=self._shown.revision,
+            away=away,
+            reads=max(self._stale_reads - away, 0.0),
+            why=self._why,
         )
 
     async def moved(self) -> None:
@@ -234,18 +227,23 @@ class EtcdTransactions:
     async def commit(self, changes: Mapping[bytes, bytes | None], connection: sqlite3.Connection) -> None:
         """Write what the mirror is about to commit (``sqlite.Original``)."""
         self._check_writable()
+        if not self._shown.revision:  # all records are listed
+            raise Again
         written = Written(self._keys, changes, self._large(changes))
         if len(written.operations) > _MANY:
-            written.operations = _ranges(written.operations, self._keys, connection)
+            written.operations = etcd_mirror.ranges(written.operations, self._keys, connection)
         try:
             for piece in written.pieces:
                 await self._put_piece(piece)
-            revision = await self._write(written)
+                fault("metadata.etcd.piece")
+            fault("metadata.etcd.before")
+            last = await self._write(written)
         except errors.Unavailable as error:
             words = "it may have been written: " if isinstance(error, Uncertain) else ""
             raise errors.Unavailable(f"metadata store: {words}{error}") from None
-        self._next = revision, revision
-        etcd_mirror.note(connection, self._keys.prefix, *self._next)
+        fault("metadata.etcd.written")
+        self._next = last, changes.keys()
+        etcd_mirror.note(connection, self._keys.prefix, self._shown.revision, last)
         for operation in written.rest:
             try:
                 await self._etcd.commit([operation], [Mod(self._keys.owner, self._owner)])
@@ -254,7 +252,8 @@ class EtcdTransactions:
 
     def committed(self) -> None:
         """The mirror shows the last transaction."""
-        self._revision, self._last = self._next
+        self._shown.committed(*self._next)
+        fault("metadata.etcd.mirrored")
 
     def _large(self, changes: Mapping[bytes, bytes | None]) -> frozenset[bytes]:
         """The keys whose value in etcd may have pieces."""
@@ -271,11 +270,11 @@ class EtcdTransactions:
                 await self._find_cause()
         raise errors.Unavailable("etcd does not answer")
 
-    async def _write(self, written: Written) -> int:
-        """Write a transaction, once; its revision. Uncertain if nobody can say."""
+    async def _write(self, written: Written) -> Last:
+        """Write a transaction, once. Uncertain if nobody can say."""
         keys, token = self._keys, uuid.uuid4().hex.encode()
         operations = [*written.operations, Put(keys.last, token)]
-        compares = [Mod(keys.owner, self._owner), Mod(keys.last, self._last)]
+        compares = [Mod(keys.owner, self._owner), Mod(keys.last, self._shown.last.mod)]
         lost: Uncertain | None = None
         for number in range(_SENT_AGAIN):
             _RETRIES.add(1 if number else 0)
@@ -283,7 +282,7 @@ class EtcdTransactions:
                 done = await self._etcd.commit(operations, compares)
                 if isinstance(done, Committed):
                     _COMMITS.add(1)
-                    return done.revision
+                    return Last(done.revision, token)
             except Uncertain as error:
                 lost = error
             try:
@@ -292,8 +291,8 @@ class EtcdTransactions:
                 raise lost or error from None
             if last is not None and last.value == token:
                 _COMMITS.add(1)
-                return last.mod
-            if last is None or last.mod != self._last:  # so none that was sent can be written any more
+                return Last(last.mod, token)
+            if last is None or last.mod != self._shown.last.mod:  # so none that was sent can be written any more
                 await self._find_cause()
                 _CONFLICTS.add(1)
                 raise Again
@@ -318,14 +317,17 @@ class EtcdTransactions:
 
     async def catch_up(self) -> None:
         """Wait until the mirror shows what others have written (``sqlite.Original``)."""
-        wanted = await self._etcd.get(self._keys.last)
+        wanted = Last.of(await self._etcd.get(self._keys.last))
         try:
             async with asyncio.timeout(_CAUGHT_UP):
-                while self._away is None and self._last < (wanted.mod if wanted else 0):
+                while self._away is None and not self._shows(wanted):
                     await self._moved.wait()
         except TimeoutError:
             raise errors.Unavailable(f"metadata store: etcd's changes did not come within {_CAUGHT_UP:g} s") from None
         self._check_writable()
+
+    def _shows(self, last: Last) -> bool:
+        return bool(self._shown.revision) and self._shown.last.mod >= last.mod
 
     # ------------------------------------------------------------------------------------------ following etcd
 
@@ -343,7 +345,7 @@ class EtcdTransactions:
             while self._away is not None:
                 if self._refused is not None:
                     raise self._refused
-                if self._tried and self._revision and (left := self.standing.reads):
+                if self._tried and self._shown.revision and (left := self.standing.reads):
                     log.warning("etcd is away: reads go on for %.0f s, nothing is written: %s", left, self._why)
                     break
                 if time.monotonic() > said:
@@ -363,7 +365,7 @@ class EtcdTransactions:
                 await self.mirror.replicate(self._note)
 
     def _note(self, connection: sqlite3.Connection) -> None:
-        etcd_mirror.note(connection, self._keys.prefix, self._revision, self._last)
+        etcd_mirror.note(connection, self._keys.prefix, self._shown.revision, self._shown.last)
 
     async def close(self) -> None:
         await self.mirror.close()
@@ -375,8 +377,8 @@ class EtcdTransactions:
             try:
                 await self._follow()
             except Compacted:
-                log.warning("etcd has forgotten revision %d: all records are listed", self._revision)
-                self._revision = 0
+                log.warning("etcd has forgotten revision %d: all records are listed", self._shown.revision)
+                self._shown.revision = 0
             except NotOwnerError as error:
                 self._refused = error
                 self._left(_words(error))
@@ -397,7 +399,7 @@ class EtcdTransactions:
 
     def _reached(self) -> None:
         if self._away is not None:
-            log.info("etcd is there, at revision %d", self._revision)
+            log.info("etcd is there, at revision %d", self._shown.revision)
         self._away, self._why, self._refused = None, "", None
         self._tell()
 
@@ -410,16 +412,16 @@ class EtcdTransactions:
             await self._claim(lease.id)
             self._answers = True
             self._tell()
-            if not self._revision:
+            fault("metadata.etcd.claimed")
+            if not self._shown.revision or not await self._has_same_past():
                 await self._list()
-            async with self._etcd.watch(self._keys.prefix, after=self._revision) as changes:
-                last = await self._etcd.get(self._keys.last)
-                wanted = last.mod if last else 0
-                if self._last >= wanted:
+            async with self._etcd.watch(self._keys.prefix, after=self._shown.revision) as changes:
+                wanted = Last.of(await self._etcd.get(self._keys.last))
+                if self._shows(wanted):
                     self._reached()
                 async for each in changes:
                     await self._apply(each.revision, each.changes)
-                    if self._away is not None and self._last >= wanted:
+                    if self._away is not None and self._shows(wanted):
                         self._reached()
                     if lease.lost.is_set():
                         return
@@ -458,93 +460,106 @@ class EtcdTransactions:
                 f"backup; or remove {self._claims}, to begin without records (splitd metadata import can bring some)"
             )
         done = await self._etcd.commit(
-            [Put(keys.owner, node.encode()), alive, *([] if found else [Put(keys.last, b"")])],
+            [Put(keys.owner, node.encode()), alive, *([] if found else [Put(keys.last, uuid.uuid4().hex.encode())])],
             [Mod(keys.owner, found.mod if found else 0)],
         )
         if not isinstance(done, Committed):
             raise errors.Unavailable("metadata store: another process claims the same records")
         self._owner = done.revision
         if found is None:  # whatever the mirror shows was another store's
-            self._revision = 0
+            self._shown.revision = 0
         if self._claims is not None:
             await asyncio.to_thread(self._claims.add, prefix)
 
     async def _apply(self, revision: int, changes: tuple[Change, ...]) -> None:
         """Show in the mirror what happened in etcd up to ``revision``; our own commits are there already."""
-        keys = self._keys
-        if revision <= self._revision:
-            return
+        keys, shown = self._keys, self._shown
         owner = next((each.pair for each in reversed(changes) if each.key == keys.owner), None)
         if owner is not None and owner.mod > self._owner > 0:
             self._refuse(owner)
             assert self._refused is not None
             raise self._refused
-        last = max((each.pair.mod for each in changes if each.key == keys.last and each.pair), default=0)
-        rows: list[tuple[bytes, bytes | None]] = []
-        for each in changes:
-            if each.key.startswith(keys.records):
-                key = each.key.removeprefix(keys.records)
-                rows.append((key, None if each.pair is None else await self._value(key, each.pair.value, revision)))
+        last = next((Last.of(each.pair) for each in reversed(changes) if each.key == keys.last), NONE)
+        newest = {each.key.removeprefix(keys.records): each for each in changes if each.key.startswith(keys.records)}
+        rows: list[tuple[bytes, int, bytes | None]] = []
+        for key, each in newest.items():
+            if not shown.has(key, each.revision):
+                value = None if each.pair is None else await self._value(key, each.pair, revision)
+                rows.append((key, each.revision, value))
 
         def work(connection: sqlite3.Connection) -> list[bytes]:
-            if revision <= self._revision:
-                return []
-            for key, value in rows:
-                if value is None:
-                    connection.execute("DELETE FROM records WHERE key = ?", (key,))
-                else:
-                    connection.execute("INSERT OR REPLACE INTO records VALUES (?, ?)", (key, value))
-            self._next = revision, max(last, self._last)
-            etcd_mirror.note(connection, keys.prefix, *self._next)
-            return [key for key, value in rows if value is not None]
+            etcd_mirror.note(connection, keys.prefix, revision, max(last, shown.last, key=lambda each: each.mod))
+            return [
+                key
+                for key, at, value in rows
+                if not shown.has(key, at)  # an own commit may have ended meanwhile
+                and etcd_mirror.apply(connection, key, value)
+            ]
 
-        await self.mirror.replicate(work)
-        if revision > self._revision:
-            self._revision, self._last = self._next
+        if rows or last.mod > shown.last.mod or not changes:
+            await self.mirror.replicate(work)
+        shown.reached(revision, last)
         self._tell()
 
-    async def _value(self, key: bytes, data: bytes, revision: int) -> bytes:
-        """A record's value, whose pieces are fetched."""
-        found = decode(key, data)
+    async def _value(self, key: bytes, pair: KeyValue, revision: int) -> bytes | None:
+        """A record's value, whose pieces are fetched. None if it is of an own commit that has just ended."""
+        found = decode(key, pair.value)
         if not isinstance(found, Pieces):
             return found
+        await self.mirror.replicate(lambda _: [])  # waits for the commit that is on its way
+        if self._shown.has(key, pair.mod):
+            return None
         prefix = self._keys.pieces_of(key) + found.id.encode() + b"/"
         pieces = [
             pair.value async for page in self._etcd.pages(prefix, revision=revision, count=1) for pair in page.pairs
         ]
-        return _joined(key, found, pieces)
+        return joined(key, found, pieces)
+
+    async def _has_same_past(self) -> bool:
+        """Whether etcd has had what the mirror shows. It has not if it was restored from a backup, and has grown since,
+        or if it is another one. Compacted if it has forgotten.
+        """
+        key, shown = self._keys.last, self._shown
+        pages = self._etcd.pages(key, revision=shown.newest)
+        found = [Last.of(pair) async for page in pages for pair in page.pairs if pair.key == key]
+        if found == [shown.last]:
+            return True
+        log.warning("etcd at revision %d is not what the mirror shows: all records are listed", shown.newest)
+        return False
 
     async def _list(self) -> None:
         """Show everything that etcd has now."""
         keys, begun = self._keys, time.monotonic()
         listing = etcd_mirror.Listing(read=self._read)
+        self._shown.revision = 0  # from here on nothing is written
         await self.mirror.replicate(listing.begin)
         pieces: dict[bytes, list[bytes]] = {}
-        count, revision, last = 0, 0, 0
+        count, revision, last = 0, 0, NONE
         async for page in self._etcd.pages(keys.prefix):
             revision, rows = page.revision, []
             for pair in page.pairs:
                 if pair.key == keys.last:
-                    last = pair.mod
+                    last = Last.of(pair)
                 elif pair.key.startswith(keys.pieces):
                     pieces.setdefault(pair.key.rpartition(b"/")[0], []).append(pair.value)
                 elif pair.key.startswith(keys.records):
                     key = pair.key.removeprefix(keys.records)
                     value = decode(key, pair.value)
                     if isinstance(value, Pieces):
-                        value = _joined(key, value, pieces.pop(keys.pieces_of(key) + value.id.encode(), []))
+                        value = joined(key, value, pieces.pop(keys.pieces_of(key) + value.id.encode(), []))
                     rows.append((key, value))
             count += len(rows)
             await self.mirror.replicate(lambda connection, rows=rows: listing.add(connection, rows))  # type: ignore[misc]
+            fault("metadata.etcd.listing")
 
         def work(connection: sqlite3.Connection) -> list[bytes]:
-            self._next = revision, last
-            etcd_mirror.note(connection, keys.prefix, *self._next)
+            etcd_mirror.note(connection, keys.prefix, revision, last)
             return listing.end(connection)
 
         await self.mirror.replicate(work)
-        self._revision, self._last = self._next
+        self._shown.listed(revision, last)
         self.listed = True
+        self._tell()
         log.info("%d records were listed in %.1f s, at revision %d", count, time.monotonic() - begun, revision)
         for left in pieces:  # of transactions that were not written
             await self._etcd.commit([Delete(left, end_of(left))], [Mod(keys.owner, self._owner)])
@@ -553,34 +568,3 @@ class EtcdTransactions:
 def _words(error: errors.NodeError) -> str:
     """Without the word for its code: others follow."""
     return str(error).removesuffix(f": {error.suffix}")
-
-
-def _ranges(operations: list[Operation], keys: Keys, connection: sqlite3.Connection) -> list[Operation]:
-    """The same with one deletion for neighbours: keys between which the open transaction of the mirror has none."""
-    between = "SELECT 1 FROM records WHERE key > ? AND key < ? LIMIT 1"
-    start = len(keys.records)
-    single = sorted(
-        each.key
-        for each in operations
-        if isinstance(each, Delete) and each.end is None and each.key[:start] == keys.records
-    )
-    found: list[Operation] = []
-    first = last = b""
-    for key in [*single, b""]:
-        if key and last and connection.execute(between, (last[start:], key[start:])).fetchone() is None:
-            last = key
-            continue
-        if last:
-            found.append(Delete(first) if first == last else Delete(first, last + b"\0"))
-        first = last = key
-    gone = set(single)
-    return [*found, *(each for each in operations if not (isinstance(each, Delete) and each.key in gone))]
-
-
-def _joined(key: bytes, where: Pieces, pieces: list[bytes]) -> bytes:
-    if len(pieces) != where.count:
-        raise errors.DataLoss(
-            f"metadata store: of the record {key[:100]!r} in etcd {len(pieces)} of {where.count} pieces are there: "
-            f"{damage.WHAT_TO_DO}"
-        )
-    return b"".join(pieces)

@@ -16,8 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from services.etcd.store import Delete, Operation
 from services.kit import errors
 from services.metadata import sqlite
+from services.metadata.etcd_rows import Keys
+from services.metadata.etcd_shown import NONE, Last
 from services.metadata.sqlite import Original, SqliteTransactions
 
 log = logging.getLogger(__name__)
@@ -45,8 +48,7 @@ class Stands:
 
     revision: int = 0
     """0: nothing that can be used."""
-    last: int = 0
-    """The revision of the key ``last`` in it."""
+    last: Last = NONE
     step: float = 0.0
     """When it was last in step with etcd (:func:`now`)."""
 
@@ -79,9 +81,10 @@ def remove(path: Path) -> None:
         each.unlink(missing_ok=True)
 
 
-def note(connection: sqlite3.Connection, prefix: bytes, revision: int, last: int) -> None:
+def note(connection: sqlite3.Connection, prefix: bytes, revision: int, last: Last) -> None:
     """Note in the mirror what it shows, and that it is in step now, in the transaction that shows it."""
-    known = {"prefix": prefix.decode(), "revision": revision, "last": last, "boot": _boot(), "step": now()}
+    known = {"prefix": prefix.decode(), "revision": revision, "boot": _boot(), "step": now()}
+    known |= {"last": last.mod, "id": last.id.hex()}
     connection.execute("INSERT OR REPLACE INTO mirror VALUES ('stands', ?)", (json.dumps(known),))
 
 
@@ -90,7 +93,8 @@ def _stands(connection: sqlite3.Connection, prefix: bytes) -> Stands:
     known = json.loads(row[0]) if row else {}
     if known.get("prefix") != prefix.decode() or not _boot() or known.get("boot") != _boot():
         return Stands()
-    return Stands(known["revision"], known["last"], min(known["step"], now()))
+    last = Last(known["last"], bytes.fromhex(known["id"]))
+    return Stands(known["revision"], last, min(known["step"], now()))
 
 
 class Listing:
@@ -122,6 +126,40 @@ class Listing:
         ).fetchall()
         connection.execute("DELETE FROM incoming")
         return [key for (key,) in changed]
+
+
+def apply(connection: sqlite3.Connection, key: bytes, value: bytes | None) -> bool:
+    """Show what a record became. Whether it was set to another value."""
+    if value is None:
+        connection.execute("DELETE FROM records WHERE key = ?", (key,))
+        return False
+    put = (
+        "INSERT INTO records VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value WHERE value != "
+        "excluded.value"
+    )
+    return connection.execute(put, (key, value)).rowcount > 0
+
+
+def ranges(operations: list[Operation], keys: Keys, connection: sqlite3.Connection) -> list[Operation]:
+    """The same with one deletion for neighbours: keys between which the open transaction of the mirror has none."""
+    between = "SELECT 1 FROM records WHERE key > ? AND key < ? LIMIT 1"
+    start = len(keys.records)
+    single = sorted(
+        each.key
+        for each in operations
+        if isinstance(each, Delete) and each.end is None and each.key[:start] == keys.records
+    )
+    found: list[Operation] = []
+    first = last = b""
+    for key in [*single, b""]:
+        if key and last and connection.execute(between, (last[start:], key[start:])).fetchone() is None:
+            last = key
+            continue
+        if last:
+            found.append(Delete(first) if first == last else Delete(first, last + b"\0"))
+        first = last = key
+    gone = set(single)
+    return [*found, *(each for each in operations if not (isinstance(each, Delete) and each.key in gone))]
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from services.etcd.store import Delete, Operation, Put, end_of
-from services.kit import errors
+from services.kit import damage, errors
 
 WHOLE = 256 << 10
 """Bytes of the largest value that lies in one key."""
@@ -89,6 +89,16 @@ def decode(key: bytes, data: bytes) -> bytes | Pieces:
     if data[:1] == b"\1" and len(words) == 2 and words[1].isdecimal() and 0 < int(words[1]) <= MOST_PIECES:
         return Pieces(words[0], int(words[1]))
     raise errors.DataLoss(f"metadata store: the record {key[:100]!r} in etcd cannot be read")
+
+
+def joined(key: bytes, where: Pieces, pieces: list[bytes]) -> bytes:
+    """A value that lies in pieces; DataLoss if some are missing."""
+    if len(pieces) != where.count:
+        raise errors.DataLoss(
+            f"metadata store: of the record {key[:100]!r} in etcd {len(pieces)} of {where.count} pieces are there: "
+            f"{damage.WHAT_TO_DO}"
+        )
+    return b"".join(pieces)
 
 
 class Written:

@@ -166,8 +166,11 @@ class EtcdSuite:
             second = await committed(etcd, Put(one, b"b"))
             third = await committed(etcd, Delete(prefix, end_of(prefix)))
             found = await gathered(changes, third)
-        assert found[0] == Change(one, KeyValue(one, b"b", second, begin, 3))
-        assert sorted((each.key, each.pair) for each in found[1:]) == [(one, None), (two, None)]
+        assert found[0] == Change(one, KeyValue(one, b"b", second, begin, 3), second)
+        assert sorted((each.key, each.pair, each.revision) for each in found[1:]) == [
+            (one, None, third),
+            (two, None, third),
+        ]
 
     async def test_a_watch_brings_large_revisions_whole(self, etcd: Etcd, prefix: bytes) -> None:
         begin = await committed(etcd, Put(prefix, b""))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from services.etcd.memory import MemoryEtcd
-from services.etcd.store import Delete, Put
+from services.etcd.store import Changes, Delete, Put
 from services.kit import errors
 from services.metadata.etcd import Claims, EtcdTransactions, NotOwnerError, this_node
 from services.metadata.etcd_rows import PIECE, WHOLE, Keys, Owner
@@ -361,3 +362,105 @@ async def test_the_log_of_a_mirror_stays_short(tmp_path: Path) -> None:
         for number in range(600):
             await put(store, f"k{number % 100}", value=b"%d" % number * 5000)
         assert (tmp_path / "one.db-wal").stat().st_size < 8 << 20
+
+
+class Late(MemoryEtcd):
+    """Its watches tell nothing while ``told`` is not set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told = asyncio.Event()
+        self.told.set()
+
+    @contextlib.asynccontextmanager
+    async def watch(self, prefix: bytes, *, after: int) -> AsyncIterator[AsyncIterator[Changes]]:
+        async def late() -> AsyncIterator[Changes]:
+            async for each in changes:
+                await self.told.wait()
+                yield each
+
+        async with super().watch(prefix, after=after) as changes:
+            yield late()
+
+
+def record(key: str) -> bytes:
+    return KEYS.records + encode((key,))
+
+
+async def test_a_put_by_hand_is_seen_though_an_own_commit_follows(tmp_path: Path) -> None:
+    """Such a put does not touch ``last``. What this node has written over it stays; also if the process is killed
+    before it hears of either.
+    """
+    etcd, mirror, killed = Late(), tmp_path / "one.db", tmp_path / "killed.db"
+    expected = {("a",): b"hand", ("b",): b"mine", ("d",): b"mine", ("f",): b"mine"}
+    async with opened(etcd, mirror) as store:
+        await put(store, "b", "c", "d", "e")
+        await settled(store, etcd)
+        etcd.told.clear()
+        await etcd.commit([Put(record(key), b"\0hand") for key in "abc"] + [Delete(record("d")), Delete(record("e"))])
+
+        def work(tx: Transaction) -> None:
+            tx.put_many([((key,), b"mine") for key in "bdf"])
+            tx.delete(("c",))
+
+        await store.write(work)
+        assert set(shown(store)) == {("b",), ("d",), ("e",), ("f",)}
+        with contextlib.closing(sqlite3.connect(mirror)) as one, contextlib.closing(sqlite3.connect(killed)) as copy:
+            one.backup(copy)
+        etcd.told.set()
+        await settled(store, etcd)
+        assert shown(store) == expected
+        assert not store._shown.ahead
+    async with opened(etcd, killed) as store:
+        assert shown(store) == expected
+
+
+async def test_a_mirror_of_another_past_is_made_anew(tmp_path: Path) -> None:
+    """etcd was restored from a backup, and has grown since: no revision is missing, but what follows is another."""
+    before, after = MemoryEtcd(), MemoryEtcd()
+    for etcd, key in ((before, "a"), (after, "b")):
+        async with opened(etcd, tmp_path / f"{key}.db") as store:
+            await put(store, "both")
+            await put(store, key)
+    for number in range(10):
+        await after.commit([Put(b"/others", b"%d" % number)])
+    async with opened(after, tmp_path / "a.db") as store:
+        assert set(shown(store)) == {("both",), ("b",)}
+
+
+async def test_a_large_value_that_was_replaced_twice_is_followed(tmp_path: Path) -> None:
+    """The pieces of the first one are gone when the mirror comes to it."""
+    etcd = MemoryEtcd()
+    async with opened(etcd, tmp_path / "one.db") as store:
+        await put(store, "a")
+    async with opened(etcd, tmp_path / "two.db") as store:
+        for byte in (b"1", b"2"):
+            await put(store, "a", value=byte * (WHOLE + 1))
+    async with opened(etcd, tmp_path / "one.db") as store:
+        assert shown(store) == {("a",): b"2" * (WHOLE + 1)}
+
+
+async def test_writes_wait_while_all_records_are_listed(tmp_path: Path) -> None:
+    """The process has fallen behind what etcd remembers. What it wrote before is there afterwards, too."""
+    etcd = Late()
+    async with opened(etcd, tmp_path / "one.db") as store:
+        await put(store, "a")
+        etcd.told.clear()
+        await etcd.commit([Put(record("hand"), b"\0v")])
+        await put(store, "b")
+        etcd.compact(etcd.revision)
+        etcd.told.set()
+        etcd.cut()
+        await eventually_async(lambda: asyncio.sleep(0, store.standing.away is not None), "nobody notices")
+        etcd.cut(away=False)
+        await settled(store, etcd)
+        assert set(shown(store)) == {("a",), ("b",), ("hand",)}
+        store._shown.revision = 0
+        writing = asyncio.ensure_future(put(store, "c"))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await asyncio.shield(writing)
+        assert encode(("c",)) not in records(etcd)
+        await store._list()
+        await writing
+        assert encode(("c",)) in records(etcd)
