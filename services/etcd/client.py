@@ -48,10 +48,11 @@ class RemoteEtcd:
     async def status(self) -> ClusterStatus:
         return await self._cluster.status()
 
-    async def get(self, key: bytes) -> KeyValue | None:
+    async def get(self, key: bytes, *, seconds: float = 0.0) -> KeyValue | None:
         if not key:
             raise errors.InvalidArgument("an empty key")
-        found = (await self._cluster.call(protocol.KV, "Range", protocol.RangeRequest(key=key))).kvs
+        request = protocol.RangeRequest(key=key)
+        found = (await self._cluster.call(protocol.KV, "Range", request, seconds=seconds)).kvs
         return pair(found[0]) if found else None
 
     async def pages(
@@ -80,7 +81,9 @@ class RemoteEtcd:
                 size = sum(len(each.key) + len(each.value) + 64 for each in pairs) // len(pairs)
                 limit = max(min(count, 8 * limit, PAGE_BYTES // size), 1)
 
-    async def commit(self, operations: Sequence[Operation], compares: Sequence[Mod] = ()) -> Committed | Conflict:
+    async def commit(
+        self, operations: Sequence[Operation], compares: Sequence[Mod] = (), *, seconds: float = 0.0
+    ) -> Committed | Conflict:
         store.check(operations, compares)
         request = protocol.TxnRequest(
             compare=[
@@ -89,7 +92,7 @@ class RemoteEtcd:
             ],
             success=nested([_operation(each) for each in operations], len(compares)),
         )
-        answer = await self._cluster.call(protocol.KV, "Txn", request, writes=True)
+        answer = await self._cluster.call(protocol.KV, "Txn", request, writes=True, seconds=seconds)
         revision = answer.header.revision
         return Committed(revision) if answer.succeeded else Conflict(revision)
 

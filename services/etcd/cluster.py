@@ -1,19 +1,20 @@
 """The way to a cluster: its endpoints, of which one is used until it fails, the login, and the time that all may take.
 
-An endpoint that fails is left alone for a pause, which grows from ``FIRST`` to ``LONGEST`` seconds while it goes on to
-fail. While all endpoints pause, calls fail at once: nobody waits for an etcd that is known to be away, and its absence
-costs a node an attempt every few seconds.
+An endpoint that fails is left alone for a pause, which grows from ``FIRST`` to ``LONGEST`` seconds with the time for
+which it has failed. So the end of an election is noticed within a moment of it. While all endpoints pause, calls fail
+at once: nobody waits for an etcd that is known to be away, and its absence costs a node an attempt every few seconds.
 
 An endpoint is *proven* by one small question (Maintenance.Status) on each new connection, and again after a call to it
 was late. So a write is sent only to a member that has answered, has a leader, and belongs to the cluster; and a member
-that was never reached has certainly not done it.
+that was never reached has certainly not done it. If an endpoint does not answer soon, the next one is asked, too: one
+that hangs delays nobody for long.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from google.protobuf.descriptor import ServiceDescriptor
@@ -22,20 +23,25 @@ from services.etcd import protocol
 from services.etcd.answers import Meaning, meaning, short
 from services.etcd.config import EtcdConfig
 from services.etcd.store import ClusterStatus, MemberStatus, Uncertain
-from services.kit import errors, rpc
+from services.kit import errors, loops, rpc
 
 FIRST, LONGEST = 0.1, 5.0
 """Seconds of the pause after a failure: first, and at most. Half of each is chance: nodes must not come all at once."""
 PROOF = 2.0
 """Seconds in which a member must connect, and must answer the question that proves it."""
+SOON = 0.2
+"""Seconds after which the next endpoint is asked, too."""
 LEADER: Final = {"hasleader": "true"}
 """Metadata by which a member without a leader refuses at once. Without it a write waits 7 s, and a watch for ever."""
 
 
 def pause(failures: int) -> float:
     """Seconds until the next attempt after so many failures."""
-    longest: float = min(FIRST * 2 ** min(failures - 1, 16), LONGEST)
-    return longest * (0.5 + random.random() / 2)  # noqa: S311
+    return _some_of(min(FIRST * 2 ** min(failures - 1, 16), LONGEST))
+
+
+def _some_of(seconds: float) -> float:
+    return seconds * (0.5 + random.random() / 2)  # noqa: S311
 
 
 class Endpoint:
@@ -49,9 +55,10 @@ class Endpoint:
         """Whether it has answered on this connection, and no call was late since."""
         self.why = ""
         """Why it failed last; empty: it works, or was never asked."""
-        self.proving = asyncio.Lock()
-        """Held by the one call that asks, while others wait for the answer."""
-        self._failures = 0
+        self.proving: asyncio.Task[bool] | None = None
+        """Asks it, for all calls that wait for the answer: whether it can be used."""
+        self._since = 0.0
+        """When it began to fail; 0: it works."""
         self._until = 0.0
 
     def pausing(self, now: float) -> float:
@@ -62,11 +69,11 @@ class Endpoint:
         """Leave it alone for a while. Calls that fail together count once."""
         self.proven, self.why = False, why
         if now >= self._until:
-            self._failures += 1
-            self._until = now + pause(self._failures)
+            self._since = self._since or now
+            self._until = now + _some_of(min(max((now - self._since) / 2, FIRST), LONGEST))
 
     def works(self) -> None:
-        self.why, self._failures, self._until = "", 0, 0.0
+        self.why, self._since, self._until = "", 0.0, 0.0
 
     def client(self, service: ServiceDescriptor) -> Any:
         return self.channel.client(service)
@@ -93,22 +100,23 @@ class Cluster:
 
     async def close(self) -> None:
         self._closed = True
+        asked = [endpoint.proving for endpoint in self.endpoints if endpoint.proving is not None]
+        for each in asked:
+            each.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
         await asyncio.gather(*(endpoint.channel.close() for endpoint in self.endpoints))
 
     # -- which endpoint
 
-    def _next(self, tried: set[Endpoint]) -> Endpoint | None:
+    def _usable(self, tried: set[Endpoint]) -> list[Endpoint]:
+        """The endpoints that do not pause and were not tried, beginning with the one that was used last."""
         now = self._loop.time()
-        for step in range(len(self.endpoints)):
-            endpoint = self.endpoints[(self._current + step) % len(self.endpoints)]
-            if endpoint not in tried and not endpoint.pausing(now):
-                self._current = self.endpoints.index(endpoint)
-                return endpoint
-        return None
+        order = (*self.endpoints[self._current :], *self.endpoints[: self._current])
+        return [endpoint for endpoint in order if endpoint not in tried and not endpoint.pausing(now)]
 
     def _away(self) -> errors.Unavailable:
         now = self._loop.time()
-        each = "; ".join(f"{endpoint.name}: {endpoint.why or 'it was not asked'}" for endpoint in self.endpoints)
+        each = "; ".join(f"{endpoint.name}: {endpoint.why or 'it has not answered yet'}" for endpoint in self.endpoints)
         soonest = min(endpoint.pausing(now) for endpoint in self.endpoints)
         again = f", asked again in {soonest:.1f} s" if soonest else ""
         return errors.Unavailable(f"etcd cannot be used now ({each}{again})")
@@ -148,23 +156,53 @@ class Cluster:
         while True:
             if self._closed:
                 raise errors.Cancelled("the connection to etcd is closed")
-            endpoint = self._next(tried)
+            usable = self._usable(tried)
             left = end - self._loop.time()
-            if endpoint is None or left <= 0:
+            if not usable or left <= 0:
                 raise self._away()
-            if endpoint.proven and endpoint.connected():
-                return endpoint
-            async with endpoint.proving:
-                if (endpoint.proven and endpoint.connected()) or endpoint.pausing(self._loop.time()):
-                    continue  # somebody else has asked meanwhile
-                try:
-                    await self.proof(endpoint, min(PROOF, max(left, 0.1)))
-                except errors.NodeError as error:
-                    tried.add(endpoint)
-                    self.fail(endpoint, short(error))
-                else:
-                    endpoint.proven = True
+            for endpoint in usable:
+                if endpoint.proven:
+                    endpoint.proven = endpoint.connected()
+                if endpoint.proven:
+                    self._current = self.endpoints.index(endpoint)
                     return endpoint
+            tried |= await self._prove(usable, left)
+
+    async def _prove(self, endpoints: Sequence[Endpoint], seconds: float) -> set[Endpoint]:
+        """Ask whether one of these can be used: the first one, and each next one if that fails or does not answer soon.
+        Returns those that cannot, once one can or none.
+        """
+        end = self._loop.time() + seconds
+        asked: dict[asyncio.Task[bool], Endpoint] = {}
+        while True:
+            more = len(asked) < len(endpoints)
+            if more:
+                endpoint = endpoints[len(asked)]
+                if endpoint.proving is None:
+                    endpoint.proving = loops.aside(f"asking etcd {endpoint.name}", self._proved(endpoint))
+                asked[endpoint.proving] = endpoint
+            open_ = [task for task in asked if not task.done()]
+            left = end - self._loop.time()
+            if open_ and left > 0:
+                await asyncio.wait(
+                    open_, timeout=min(SOON, left) if more else left, return_when=asyncio.FIRST_COMPLETED
+                )
+            failed = {endpoint for task, endpoint in asked.items() if task.done() and not endpoint.proven}
+            if len(failed) == len(endpoints) or end <= self._loop.time() or any(each.proven for each in asked.values()):
+                return failed
+
+    async def _proved(self, endpoint: Endpoint) -> bool:
+        """Ask an endpoint, for all who wait."""
+        try:
+            await self.proof(endpoint, PROOF)
+        except errors.NodeError as error:
+            self.fail(endpoint, short(error))
+            return False
+        else:
+            endpoint.proven = True
+            return True
+        finally:
+            endpoint.proving = None
 
     # -- login
 

@@ -109,7 +109,7 @@ class MemoryEtcd:
             raise Compacted(f"etcd: revision {revision} is gone")
         return self._states[revision]
 
-    async def get(self, key: bytes) -> KeyValue | None:
+    async def get(self, key: bytes, *, seconds: float = 0.0) -> KeyValue | None:
         await self._asked()
         return self._states[self.revision].get(key)
 
@@ -125,7 +125,9 @@ class MemoryEtcd:
             state = self._at(at)
             yield Page(at, tuple(state[key] for key in keys[start : start + count]))
 
-    async def commit(self, operations: Sequence[Operation], compares: Sequence[Mod] = ()) -> Committed | Conflict:
+    async def commit(
+        self, operations: Sequence[Operation], compares: Sequence[Mod] = (), *, seconds: float = 0.0
+    ) -> Committed | Conflict:
         check(operations, compares)
         await self._asked()
         uncertain, self.uncertain = self.uncertain, ""

@@ -193,8 +193,10 @@ class ClusterStatus:
 class Etcd(Protocol):
     """A cluster. Arguments that make no sense are InvalidArgument: an empty key, a count of 0."""
 
-    async def get(self, key: bytes) -> KeyValue | None:
-        """What a key has now, by the cluster's quorum; None: there is no such key."""
+    async def get(self, key: bytes, *, seconds: float = 0.0) -> KeyValue | None:
+        """What a key has now, by the cluster's quorum; None: there is no such key. It may take ``seconds``; 0: as long
+        as is configured.
+        """
         ...
 
     def pages(self, prefix: bytes, *, revision: int = 0, after: bytes = b"", count: int = PAGE) -> AsyncIterator[Page]:
@@ -204,10 +206,12 @@ class Etcd(Protocol):
         """
         ...
 
-    async def commit(self, operations: Sequence[Operation], compares: Sequence[Mod] = ()) -> Committed | Conflict:
-        """One transaction. TooLarge above ``LIMIT`` bytes or ``MOST`` operations; Uncertain if it may have happened;
-        any other error: it did not happen. A key may be written once only (InvalidArgument). At most ``COMPARES``
-        compares. NotFound if a lease has ended.
+    async def commit(
+        self, operations: Sequence[Operation], compares: Sequence[Mod] = (), *, seconds: float = 0.0
+    ) -> Committed | Conflict:
+        """One transaction, within ``seconds`` as in :meth:`get`. TooLarge above ``LIMIT`` bytes or ``MOST`` operations;
+        Uncertain if it may have happened; any other error: it did not happen. A key may be written once only
+        (InvalidArgument). At most ``COMPARES`` compares. NotFound if a lease has ended.
         """
         ...
 

@@ -67,6 +67,7 @@ async def stored(
         this_node(directory),
         rpc.caller,
         stale_reads=config.stale_reads,
+        patience=config.etcd.timeout,
         claims=Claims(directory),
     )
     try:

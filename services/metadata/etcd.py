@@ -15,14 +15,16 @@ them can find ``last`` unchanged.
 The mirror knows what it shows (``etcd_shown``). It follows by a watch from there, and sees its own commits pass by. If
 etcd has forgotten that revision or has another past, or the mirror is new, all records are listed, and writes wait.
 
-While etcd is away, reads go on for a configured time, and writes fail at once. So do those of a process that starts
-meanwhile, if its mirror was in step with etcd not longer ago.
+If etcd does not answer, a write waits for some seconds: the members may be electing a leader. While etcd is away for
+longer, reads go on for a configured time, and writes fail at once. So do those of a process that starts meanwhile, if
+its mirror was in step with etcd not longer ago.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import socket
 import sqlite3
@@ -33,10 +35,25 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
 
-from services.etcd.store import Change, Committed, Compacted, Delete, Etcd, KeyValue, Mod, Put, Uncertain, end_of
+from services.etcd.answers import short
+from services.etcd.store import (
+    Change,
+    Committed,
+    Compacted,
+    Conflict,
+    Delete,
+    Etcd,
+    KeyValue,
+    Lease,
+    Mod,
+    Put,
+    Uncertain,
+    end_of,
+)
 from services.kit import errors, files, loops, metrics
 from services.kit.faults import fault
 from services.metadata import etcd_mirror
+from services.metadata.etcd_patience import PATIENCE, Patience
 from services.metadata.etcd_rows import LEAST, Keys, Owner, Pieces, Written, decode, joined
 from services.metadata.etcd_shown import NONE, Last, Shown
 from services.metadata.sqlite import Again
@@ -55,8 +72,6 @@ PAUSE, LONGEST = 0.2, 5.0
 """Seconds between attempts while etcd is away: they double."""
 NOTED = 10.0
 """Seconds by which the next process may believe the mirror to be older than it is."""
-_SENT_AGAIN = 3
-"""How often a transaction is sent whose answer is lost, before its callers hear of it."""
 _MANY = 1000
 """Operations above which deletions of neighbours become one."""
 _CAUGHT_UP = 10.0
@@ -108,9 +123,9 @@ class EtcdTransactions:
     """The records of ``node`` below ``prefix`` in etcd, with a mirror in ``path``, which may vanish whenever no process
     uses it. Use it within :meth:`running`.
 
-    ``stale_reads``: seconds for which reads go on while etcd is away. ``longest``: seconds of the longest pause between
-    attempts to reach it. ``noted``: seconds after which the mirror notes again that it is in step. ``claims`` remembers
-    that there were records.
+    ``stale_reads``: seconds for which reads go on while etcd is away. ``patience``: seconds that a write waits for it.
+    ``longest``: seconds of the longest pause between attempts to reach it. ``noted``: seconds after which the mirror
+    notes again that it is in step. ``claims`` remembers that there were records.
     """
 
     def __init__(
@@ -122,6 +137,7 @@ class EtcdTransactions:
         caller: Callable[[], str] = str,
         *,
         stale_reads: float = 600.0,
+        patience: float = PATIENCE,
         longest: float = LONGEST,
         noted: float = NOTED,
         claims: Claims | None = None,
@@ -131,6 +147,7 @@ class EtcdTransactions:
         self._keys = Keys(prefix)
         self._node = node
         self._stale_reads = stale_reads
+        self._patience = Patience(patience)
         self._longest = longest
         self._noted = noted
         self._instance = uuid.uuid4().hex.encode()
@@ -218,7 +235,8 @@ class EtcdTransactions:
     def _check_writable(self) -> None:
         if self._refused is not None:
             raise errors.Unavailable(str(self._refused))
-        if self._away is not None:
+        # a process that has claimed nothing yet cannot write, however short etcd has been away
+        if self._away is not None and (not self._owner or etcd_mirror.now() > self._away + self._patience.seconds):
             raise errors.Unavailable(
                 f"metadata store: nothing can be written while etcd is away ({self._why}): repeat it once etcd is "
                 "back; splitd status shows its members. Meanwhile containers run on, and reads are answered"
@@ -229,24 +247,29 @@ class EtcdTransactions:
         self._check_writable()
         if not self._shown.revision:  # all records are listed
             raise Again
+        end = self._patience.end(self._away)
         written = Written(self._keys, changes, self._large(changes))
         if len(written.operations) > _MANY:
             written.operations = etcd_mirror.ranges(written.operations, self._keys, connection)
         try:
             for piece in written.pieces:
-                await self._put_piece(piece)
+                await self._put_piece(piece, end)
                 fault("metadata.etcd.piece")
             fault("metadata.etcd.before")
-            last = await self._write(written)
+            last = await self._write(written, end)
+        except Uncertain as error:
+            raise errors.Unavailable(f"metadata store: it may have been written: {short(error)}") from None
         except errors.Unavailable as error:
-            words = "it may have been written: " if isinstance(error, Uncertain) else ""
-            raise errors.Unavailable(f"metadata store: {words}{error}") from None
+            words = short(error).removeprefix("metadata store: ")
+            raise errors.Unavailable(f"metadata store: nothing was written: {words}") from None
         fault("metadata.etcd.written")
         self._next = last, changes.keys()
         etcd_mirror.note(connection, self._keys.prefix, self._shown.revision, last)
         for operation in written.rest:
             try:
-                await self._etcd.commit([operation], [Mod(self._keys.owner, self._owner)])
+                await self._etcd.commit(
+                    [operation], [Mod(self._keys.owner, self._owner)], seconds=self._patience.attempt
+                )
             except errors.NodeError as error:  # the next list of all records removes them
                 log.warning("pieces of replaced records stay in etcd for now: %s", error)
 
@@ -261,48 +284,58 @@ class EtcdTransactions:
         found = ((key, self.file.reader.execute(lengths, (key,)).fetchone()) for key in changes)
         return frozenset(key for key, row in found if row is not None and row[0] >= LEAST)
 
-    async def _put_piece(self, piece: Put) -> None:
+    async def _put_piece(self, piece: Put, end: float) -> None:
         """Nobody sees it before the transaction, so that it may be written twice."""
-        for _ in range(_SENT_AGAIN):
-            with contextlib.suppress(Uncertain):
-                if isinstance(await self._etcd.commit([piece], [Mod(self._keys.owner, self._owner)]), Committed):
-                    return
-                await self._find_cause()
-        raise errors.Unavailable("etcd does not answer")
+        compares = [Mod(self._keys.owner, self._owner)]
+        if isinstance(
+            await self._patience.asked(lambda seconds: self._etcd.commit([piece], compares, seconds=seconds), end),
+            Conflict,
+        ):
+            await self._find_cause(end)
+            raise errors.Unavailable("etcd contradicts itself")
 
-    async def _write(self, written: Written) -> Last:
+    async def _write(self, written: Written, end: float) -> Last:
         """Write a transaction, once. Uncertain if nobody can say."""
         keys, token = self._keys, uuid.uuid4().hex.encode()
         operations = [*written.operations, Put(keys.last, token)]
         compares = [Mod(keys.owner, self._owner), Mod(keys.last, self._shown.last.mod)]
         lost: Uncertain | None = None
-        for number in range(_SENT_AGAIN):
+        for number in itertools.count():
             _RETRIES.add(1 if number else 0)
             try:
-                done = await self._etcd.commit(operations, compares)
+                done = await self._etcd.commit(operations, compares, seconds=self._patience.attempt)
                 if isinstance(done, Committed):
-                    _COMMITS.add(1)
-                    return Last(done.revision, token)
+                    return self._written(Last(done.revision, token))
             except Uncertain as error:
                 lost = error
+            except errors.Unavailable as error:  # this one was not written
+                await self._patience.failed(end, lost or error)
+                continue
             try:
-                last = await self._etcd.get(keys.last)
+                last = Last.of(
+                    await self._patience.asked(lambda seconds: self._etcd.get(keys.last, seconds=seconds), end)
+                )
             except errors.Unavailable as error:
                 raise lost or error from None
-            if last is not None and last.value == token:
-                _COMMITS.add(1)
-                return Last(last.mod, token)
-            if last is None or last.mod != self._shown.last.mod:  # so none that was sent can be written any more
-                await self._find_cause()
+            if last.id == token:
+                return self._written(last)
+            if last.mod != self._shown.last.mod:  # so none that was sent can be written any more
+                await self._find_cause(end)
                 _CONFLICTS.add(1)
                 raise Again
             if lost is None:  # it was the other compare
-                await self._find_cause()
-        raise lost or errors.Unavailable("etcd contradicts itself")
+                await self._find_cause(end)
+            await self._patience.failed(end, lost or errors.Unavailable("etcd contradicts itself"))
+        raise AssertionError("unreachable")
 
-    async def _find_cause(self) -> None:
+    def _written(self, last: Last) -> Last:
+        _COMMITS.add(1)
+        self._patience.worked()
+        return last
+
+    async def _find_cause(self, end: float) -> None:
         """After a false compare: NotOwnerError's words if another node owns the records now."""
-        owner = await self._etcd.get(self._keys.owner)
+        owner = await self._patience.asked(lambda seconds: self._etcd.get(self._keys.owner, seconds=seconds), end)
         if owner is None or owner.mod != self._owner:
             self._refuse(owner)
             raise errors.Unavailable(str(self._refused))
@@ -317,11 +350,19 @@ class EtcdTransactions:
 
     async def catch_up(self) -> None:
         """Wait until the mirror shows what others have written (``sqlite.Original``)."""
-        wanted = Last.of(await self._etcd.get(self._keys.last))
+        keys = self._keys
+        wanted = Last.of(
+            await self._patience.asked(
+                lambda seconds: self._etcd.get(keys.last, seconds=seconds), self._patience.end(self._away)
+            )
+        )
         try:
             async with asyncio.timeout(_CAUGHT_UP):
-                while self._away is None and not self._shows(wanted):
-                    await self._moved.wait()
+                while not self._shows(wanted):
+                    self._check_writable()
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(1.0):
+                            await self._moved.wait()
         except TimeoutError:
             raise errors.Unavailable(f"metadata store: etcd's changes did not come within {_CAUGHT_UP:g} s") from None
         self._check_writable()
@@ -381,9 +422,9 @@ class EtcdTransactions:
                 self._shown.revision = 0
             except NotOwnerError as error:
                 self._refused = error
-                self._left(_words(error))
+                self._left(short(error))
             except errors.NodeError as error:
-                self._left(_words(error))
+                self._left(short(error))
             except Exception as error:
                 self._left(f"this node failed to follow it: {error!r}")
                 raise
@@ -401,6 +442,7 @@ class EtcdTransactions:
         if self._away is not None:
             log.info("etcd is there, at revision %d", self._shown.revision)
         self._away, self._why, self._refused = None, "", None
+        self._patience.worked()
         self._tell()
 
     def _tell(self) -> None:
@@ -408,23 +450,38 @@ class EtcdTransactions:
         moved.set()
 
     async def _follow(self) -> None:
+        """Follow etcd as long as a lease lasts. It outlives an election, and the member that was watched."""
         async with self._etcd.lease(ALIVE) as lease:
             await self._claim(lease.id)
-            self._answers = True
-            self._tell()
             fault("metadata.etcd.claimed")
-            if not self._shown.revision or not await self._has_same_past():
-                await self._list()
-            async with self._etcd.watch(self._keys.prefix, after=self._shown.revision) as changes:
-                wanted = Last.of(await self._etcd.get(self._keys.last))
-                if self._shows(wanted):
+            while not lease.lost.is_set():
+                try:
+                    async with asyncio.timeout(None) as limit:
+                        lost = loops.aside("waiting for the end of etcd's lease", _ends(lease, limit))
+                        try:
+                            await self._watch()
+                        finally:
+                            lost.cancel()
+                except TimeoutError:
+                    if not limit.expired():
+                        raise
+                except errors.Unavailable as error:
+                    self._left(short(error))
+                    await asyncio.sleep(min(PAUSE, self._longest))
+
+    async def _watch(self) -> None:
+        self._answers = True
+        self._tell()
+        if not self._shown.revision or not await self._has_same_past():
+            await self._list()
+        async with self._etcd.watch(self._keys.prefix, after=self._shown.revision) as changes:
+            wanted = Last.of(await self._etcd.get(self._keys.last))
+            if self._shows(wanted):
+                self._reached()
+            async for each in changes:
+                await self._apply(each.revision, each.changes)
+                if self._away is not None and self._shows(wanted):
                     self._reached()
-                async for each in changes:
-                    await self._apply(each.revision, each.changes)
-                    if self._away is not None and self._shows(wanted):
-                        self._reached()
-                    if lease.lost.is_set():
-                        return
 
     async def _claim(self, lease: int) -> None:
         """Own the records, or still own them. NotOwnerError."""
@@ -565,6 +622,7 @@ class EtcdTransactions:
             await self._etcd.commit([Delete(left, end_of(left))], [Mod(keys.owner, self._owner)])
 
 
-def _words(error: errors.NodeError) -> str:
-    """Without the word for its code: others follow."""
-    return str(error).removesuffix(f": {error.suffix}")
+async def _ends(lease: Lease, limit: asyncio.Timeout) -> None:
+    """End what has this limit when the lease ends."""
+    await lease.lost.wait()
+    limit.reschedule(asyncio.get_running_loop().time())

@@ -49,12 +49,12 @@ class Patient:
         await asyncio.sleep(pause(failures + 1))
         return failures + 1
 
-    async def get(self, key: bytes) -> KeyValue | None:
+    async def get(self, key: bytes, *, seconds: float = 0.0) -> KeyValue | None:
         failures = 0
         async with asyncio.timeout(PATIENCE):
             while True:
                 try:
-                    return await self._etcd.get(key)
+                    return await self._etcd.get(key, seconds=seconds)
                 except errors.Unavailable:
                     failures = await self._wait(failures)
 
@@ -73,7 +73,9 @@ class Patient:
             except errors.Unavailable:
                 failures = await self._wait(failures)
 
-    async def commit(self, operations: Sequence[Operation], compares: Sequence[Mod] = ()) -> Committed | Conflict:
+    async def commit(
+        self, operations: Sequence[Operation], compares: Sequence[Mod] = (), *, seconds: float = 0.0
+    ) -> Committed | Conflict:
         mark = b"/marks/%d" % next(_marks)
         marked = bool(operations) and size_of(operations) < LIMIT - 100 and len(operations) < 4096
         more, own = ([Put(mark, b"")], [Mod(mark, 0)]) if marked else ([], [])
@@ -81,7 +83,7 @@ class Patient:
         async with asyncio.timeout(PATIENCE):
             while True:
                 try:
-                    done = await self._etcd.commit([*operations, *more], [*compares, *own])
+                    done = await self._etcd.commit([*operations, *more], [*compares, *own], seconds=seconds)
                 except errors.Unavailable:
                     failures = await self._wait(failures)
                     continue

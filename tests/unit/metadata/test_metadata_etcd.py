@@ -28,7 +28,9 @@ NODE = Owner(node="n1", host="h", machine="m", root="/r")
 async def opened(
     etcd: MemoryEtcd, path: Path, node: Owner = NODE, stale_reads: float = 600.0, claims: Claims | None = None
 ) -> AsyncIterator[EtcdTransactions]:
-    store = EtcdTransactions(etcd, PREFIX, path, node, stale_reads=stale_reads, longest=0.05, claims=claims)
+    store = EtcdTransactions(
+        etcd, PREFIX, path, node, stale_reads=stale_reads, patience=0.1, longest=0.05, claims=claims
+    )
     try:
         async with store.running():
             yield store

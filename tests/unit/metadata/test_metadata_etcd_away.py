@@ -35,7 +35,7 @@ NODE = Owner(node="n1", host="h", machine="m", root="/r")
 async def opened(
     etcd: MemoryEtcd, path: Path, *, stale_reads: float = 600.0, noted: float = 10.0
 ) -> AsyncIterator[EtcdTransactions]:
-    store = EtcdTransactions(etcd, PREFIX, path, NODE, stale_reads=stale_reads, longest=0.05, noted=noted)
+    store = EtcdTransactions(etcd, PREFIX, path, NODE, stale_reads=stale_reads, patience=0.1, longest=0.05, noted=noted)
     try:
         async with store.running():
             yield store
