@@ -173,7 +173,7 @@ class Member:
 
     def _answers(self) -> bool:
         address = f"{self._cluster.scheme}://{self.endpoint}/health"
-        with urllib.request.urlopen(address, timeout=3, context=self._cluster.tls) as answer:
+        with urllib.request.urlopen(address, timeout=1, context=self._cluster.tls) as answer:
             return b'"true"' in answer.read()
 
     def log(self) -> str:

@@ -1,4 +1,6 @@
-"""The suite on three members, while one after the other is killed, hangs, and is cut off."""
+"""The suites of etcd and of metadata's records on three members, while one after the other is killed, hangs, and is cut
+off: each time the leader, and then another one.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -28,8 +31,13 @@ from services.etcd.store import (
     size_of,
 )
 from services.kit import errors, loops
+from services.metadata.etcd import EtcdTransactions
+from services.metadata.etcd_rows import Owner
+from services.metadata.transactions import Key, Transaction, Transactions
 from tests.etcd_servers import RELEASES, Cluster, etcd
 from tests.suites.etcd import EtcdSuite
+from tests.suites.records_transactions import TransactionsSuite
+from tests.support import eventually_async
 
 PATIENCE = 60.0
 _marks = itertools.count(1)
@@ -138,33 +146,40 @@ def servers(request) -> Iterator[Cluster]:
 
 
 class Harm:
-    """What happens to the members, in turn, one at a time."""
+    """What happens to the members, one at a time."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
-        self.done: list[tuple[str, int]] = []
+        self.done: list[tuple[str, str]] = []
 
     async def go_on(self) -> None:
-        for turn in itertools.count(len(self.done)):
-            what, number = ("kill", "freeze", "cut")[turn % 3], turn % 9 // 3
-            member, network = self._cluster.members[number], self._cluster.network
-            assert network is not None
-            if what == "kill":
-                member.kill()
-            elif what == "freeze":
-                member.freeze()
-            else:
-                network.cut(number)
-            self.done.append((what, number))
-            await asyncio.sleep(2.5)
-            await asyncio.to_thread(self._cluster.heal)
-            await asyncio.sleep(0.5)
+        client = RemoteEtcd(EtcdConfig(endpoints=self._cluster.endpoints))
+        try:
+            for what, whom in itertools.cycle(itertools.product(("kill", "freeze", "cut"), ("leader", "other"))):
+                leader = await eventually_async(lambda: self._leader(client), "there is no leader", 60)
+                member = self._cluster.members[(leader - 1 if whom == "leader" else leader) % 3]
+                if what == "kill":
+                    member.kill()
+                elif what == "freeze":
+                    member.freeze()
+                else:
+                    assert self._cluster.network is not None
+                    self._cluster.network.cut(member.number)
+                self.done.append((what, whom))
+                await asyncio.sleep(2.0)
+                await asyncio.to_thread(self._cluster.heal)
+        finally:
+            await client.close()
+
+    async def _leader(self, client: RemoteEtcd) -> int:
+        """The number of the member, from 1; 0: there is none now."""
+        return next((n for n, each in enumerate((await client.status()).members, 1) if each.leader), 0)
 
 
 @pytest.fixture(scope="module")
 async def harm(servers: Cluster) -> AsyncIterator[Harm]:
     made = Harm(servers)
-    task = loops.task("harm", made.go_on())
+    task = loops.aside("harm", made.go_on())
     yield made
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -180,14 +195,65 @@ class TestHarmed(EtcdSuite):
         yield client
         await client.close()
 
-    async def test_z_each_harm_was_done_to_each_member(self, etcd: Patient, harm: Harm) -> None:
-        """The tests before ran meanwhile; what was counted up to here is all there."""
-        count = 0
-        async with asyncio.timeout(100):
-            while len(harm.done) < 10:
-                count += 1
-                assert isinstance(await etcd.commit([Put(b"/counted/%d" % count, b"")]), Committed)
+
+@contextlib.asynccontextmanager
+async def records(cluster: Cluster, prefix: str, mirror: Path) -> AsyncIterator[EtcdTransactions]:
+    """The records below a prefix. Nobody repeats their writes; these wait longer than by default, since a machine that
+    is loaded elects slowly.
+    """
+    client = RemoteEtcd(EtcdConfig(endpoints=cluster.endpoints))
+    store = EtcdTransactions(client, prefix, mirror, Owner(node="n"), patience=16.0)
+    async with store.running():
+        yield store
+    await store.close()
+    await client.close()
+
+
+@pytest.mark.root
+class TestRecordsHarmed(TransactionsSuite):
+    @pytest.fixture
+    async def store(
+        self, servers: Cluster, harm: Harm, tmp_path: Path, request: pytest.FixtureRequest
+    ) -> AsyncIterator[Transactions]:
+        async with records(servers, f"/{request.node.name}", tmp_path / "mirror.db") as store:
+            yield store
+
+
+@pytest.mark.root
+async def test_each_harm_was_done_to_the_leader_and_another(servers: Cluster, harm: Harm, tmp_path: Path) -> None:
+    """The tests before ran meanwhile. What is counted until all is done is there, in etcd and in the mirror: each write
+    has happened once, and none has failed.
+    """
+
+    async def counted(etcd: Patient) -> int:
+        for count in itertools.count(1):
+            assert isinstance(await etcd.commit([Put(b"/counted/%d" % count, b"")]), Committed)
+            if len(harm.done) > 6:
+                return count
+        raise AssertionError
+
+    async def added(store: EtcdTransactions) -> int:
+        for count in itertools.count(1):
+
+            def work(tx: Transaction, count: int = count) -> int:
+                tx.put(("n", f"{count}"), b"")
+                return len([*tx.scan(("n",))])
+
+            assert await store.write(work) == count
+            if len(harm.done) > 6:
+                return count
+            await asyncio.sleep(0.01)
+        raise AssertionError
+
+    etcd = Patient(RemoteEtcd(EtcdConfig(endpoints=servers.endpoints, timeout=2.0)))
+    async with asyncio.timeout(150), records(servers, "/records", tmp_path / "mirror.db") as store:
+        counts = await asyncio.gather(counted(etcd), added(store))
+        assert len(set(harm.done)) == 6
+        assert min(counts) > 20
         found = [pair.key async for page in etcd.pages(b"/counted/") for pair in page.pairs]
-        assert set(found) == {b"/counted/%d" % n for n in range(1, count + 1)}
-        assert len(set(harm.done)) == 9
-        assert count > 20
+        assert set(found) == {b"/counted/%d" % n for n in range(1, counts[0] + 1)}
+        expected: list[Key] = sorted(("n", f"{n}") for n in range(1, counts[1] + 1))
+        assert store.view(lambda tx: [key for key, _ in tx.scan(())]) == expected
+    await etcd.close()
+    async with records(servers, "/records", tmp_path / "new.db") as store:
+        assert store.view(lambda tx: [key for key, _ in tx.scan(())]) == expected

@@ -96,8 +96,10 @@ class LossyEtcd(MemoryEtcd):
         self.holding: asyncio.Event | None = None
         """Deletions are answered once it is set."""
 
-    async def commit(self, operations: Sequence[Operation], compares: Sequence[Mod] = ()) -> Committed | Conflict:
-        found = await super().commit(operations, compares)
+    async def commit(
+        self, operations: Sequence[Operation], compares: Sequence[Mod] = (), *, seconds: float = 0.0
+    ) -> Committed | Conflict:
+        found = await super().commit(operations, compares, seconds=seconds)
         if self.losing and compares:
             raise Uncertain("the answer is lost")
         if self.holding is not None and any(isinstance(each, Delete) for each in operations):

@@ -189,8 +189,10 @@ class Losing(MemoryEtcd):
 
     lose = False
 
-    async def commit(self, operations: Sequence[Operation], compares: Sequence[Mod] = ()) -> Committed | Conflict:
-        done = await super().commit(operations, compares)
+    async def commit(
+        self, operations: Sequence[Operation], compares: Sequence[Mod] = (), *, seconds: float = 0.0
+    ) -> Committed | Conflict:
+        done = await super().commit(operations, compares, seconds=seconds)
         if self.lose:
             self.lose = False
             self.cut()
