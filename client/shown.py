@@ -10,7 +10,9 @@ programs.
 from __future__ import annotations
 
 import enum
+import errno
 import os
+import select
 import sys
 import unicodedata
 from collections.abc import Sequence
@@ -25,6 +27,9 @@ LONGEST = 512
 """Characters of a cell that are shown. A name that a registry can have, with tag and digest, is shorter."""
 WIDEST = 128
 """Characters of a column. A longer cell reaches into the next columns, and the rest of its row moves to the right."""
+
+OUTPUT = "standard output"
+"""Its name in errors: the ``filename`` of an OSError."""
 
 
 def escaped(text: str) -> str:
@@ -45,6 +50,18 @@ def say(*lines: str, file: TextIO | None = None) -> None:
     """Print lines, to standard output unless ``file`` is given."""
     for line in lines:
         print(escaped(line), file=file, flush=True)
+
+
+def check_is_read() -> None:
+    """BrokenPipeError if standard output is a pipe that nobody reads any more; for those who may print nothing for
+    long.
+    """
+    if sys.stdout.isatty():
+        return
+    looked = select.poll()
+    looked.register(sys.stdout.fileno(), 0)
+    if any(event & select.POLLERR for _, event in looked.poll(0)):
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE), OUTPUT)
 
 
 def complain(*lines: str) -> None:

@@ -7,18 +7,23 @@ node is up, 130 interrupted. SPLITD_DEBUG=1 shows the traceback of a bug.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import io
 import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import NoReturn, Protocol, cast
+from typing import TYPE_CHECKING, NoReturn, Protocol, TextIO, cast
 
-from client.shown import complain, say
+from client.shown import OUTPUT, complain, say
 from deploy import place
 from deploy.failure import Failure, mistyped
 from deploy.verbs import VERBS
 from services.kit import errors, version
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
 
 
 class Verb(Protocol):
@@ -102,10 +107,78 @@ def run(words: list[str]) -> int:
     return loaded(arguments.verb).run(arguments)
 
 
+class Standard(io.FileIO):
+    """Standard output or standard error, which remembers why it took no more."""
+
+    def __init__(self, number: int, name: str) -> None:
+        super().__init__(number, "w", closefd=False)
+        self.failure: OSError | None = None
+        self._name = name
+
+    def write(self, data: Buffer, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.failure = OSError(error.errno, errors.words(error), self._name)
+            raise self.failure from None
+
+    @classmethod
+    def around(cls, file: TextIO | None, name: str) -> TextIO:
+        """``file``, written by such a one; /dev/null, if it was closed (``>&-``). Nothing of it was written yet."""
+        raw = cls(os.open(os.devnull, os.O_WRONLY) if file is None else file.fileno(), name)
+        return io.TextIOWrapper(
+            io.BufferedWriter(raw),
+            encoding="utf-8" if file is None else file.encoding,
+            errors="backslashreplace" if file is None else file.errors,
+            line_buffering=raw.isatty() or name == "standard error",
+        )
+
+
 def main() -> NoReturn:
-    """The entry point of ``splitd`` and of ``python -m deploy``."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `splitd logs X | head` ends quietly
-    sys.exit(answered(sys.argv[1:]))
+    """The entry point of ``splitd`` and of ``python -m deploy``. When nobody reads what it prints any more (``splitd
+    logs X | head``), it ends as by SIGPIPE. The signal itself is ignored: it would also end a command without a word
+    when the node goes away.
+    """
+    sys.stdout = Standard.around(sys.stdout, OUTPUT)
+    sys.stderr = Standard.around(sys.stderr, "standard error")
+    code: int | str | None = 0
+    try:
+        code = answered(sys.argv[1:])
+    except SystemExit as end:
+        code = end.code
+    except OSError:  # of the words for another error
+        code = 1
+    if (unprinted := _unprinted()) is not None and not code:
+        code = _ended_by(unprinted)
+    sys.exit(code)
+
+
+def _unprinted() -> OSError | None:
+    """Why not all that was printed went out, if so. What is left is dropped."""
+    found: OSError | None = None
+    for file in (sys.stdout, sys.stderr):
+        raw = getattr(getattr(file, "buffer", None), "raw", None)
+        if isinstance(raw, Standard):
+            with contextlib.suppress(OSError):
+                file.flush()
+            if raw.failure is not None:
+                found = found or raw.failure
+                with open(os.devnull, "w") as nothing:
+                    os.dup2(nothing.fileno(), file.fileno())
+    return found
+
+
+def _ended_by(unprinted: OSError) -> int:
+    """The exit code where standard output takes no more. It does not return if its reader has gone: it ends as programs
+    do that know nothing of pipes.
+    """
+    if isinstance(unprinted, BrokenPipeError):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGPIPE)
+    with contextlib.suppress(OSError):
+        complain(_described(unprinted))
+    _unprinted()
+    return 1
 
 
 def answered(words: list[str]) -> int:
@@ -118,10 +191,13 @@ def answered(words: list[str]) -> int:
         return run(words)
     except KeyboardInterrupt:
         return 130
-    except (Failure, errors.NodeError) as failure:
-        complain(*(failure.lines if isinstance(failure, Failure) else (str(failure),)))
-        return failure.code if isinstance(failure, Failure) else 1
     except Exception as error:
+        unprinted = error if isinstance(error, OSError) and error.filename == OUTPUT else _unprinted()
+        if unprinted is not None:
+            return _ended_by(unprinted)
+        if isinstance(error, Failure | errors.NodeError):
+            complain(*(error.lines if isinstance(error, Failure) else (str(error),)))
+            return error.code if isinstance(error, Failure) else 1
         if os.environ.get("SPLITD_DEBUG"):
             raise
         complain(_described(error))

@@ -8,7 +8,7 @@ import argparse
 import time
 from collections.abc import Sequence
 
-from client.shown import page, say
+from client.shown import check_is_read, page, say
 from deploy import logfiles, place, supervision
 from deploy.failure import Failure, mistyped
 from deploy.place import Place
@@ -67,6 +67,7 @@ def _follow(here: Place, names: Sequence[str], lines: int) -> None:
     while True:
         _show([line if len(names) == 1 else f"{name.ljust(width)} | {line}" for name, line in found])
         while not (found := list(logfiles.in_order((name, list(follower.lines())) for name, follower in followers))):
+            check_is_read()
             time.sleep(PAUSE)
 
 

@@ -5,19 +5,22 @@ Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 from client import bars
-from client.shown import complain, say
+from client.shown import check_is_read, complain, say
 from client.taps_remote import Called, Dropped, Event, Passed, RemoteTaps
 from deploy import place, routing
 from deploy.verbs.images import timestamp
-from services.kit import errors
+from services.kit import errors, loops
 
 HELP = "show the calls to a service as they pass: method, namespace, sizes, time, code and trace"
+_LOOK = 0.5
+"""Seconds from one look whether somebody reads what is printed to the next."""
 _COLUMNS = "{:<12}  {:<20}  {:<24}  {:<12}  {:>10}  {:>10}  {:>8}  {}"
 
 
@@ -57,12 +60,16 @@ def run(arguments: argparse.Namespace) -> int:
 
     async def watch() -> None:
         async with routing.internal(here) as channel:
-            await _shown(
-                RemoteTaps(channel).tap(
-                    arguments.service, arguments.method, arguments.namespace, messages=arguments.messages
-                ),
-                arguments,
+            events = RemoteTaps(channel).tap(
+                arguments.service, arguments.method, arguments.namespace, messages=arguments.messages
             )
+            shown = loops.task("what the tap shows", _shown(events, arguments))
+            try:
+                while not (await asyncio.wait((shown,), timeout=_LOOK))[0]:
+                    check_is_read()
+            finally:
+                shown.cancel()
+            await shown
 
     routing.run(here, watch())
     return 0

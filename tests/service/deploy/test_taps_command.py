@@ -105,6 +105,32 @@ async def test_json_for_programs_and_ctrl_c(place: Path) -> None:
     assert (process.returncode, err) == (130, "")
 
 
+async def test_a_tap_that_nobody_reads_any_more_ends_as_by_sigpipe(place: Path) -> None:
+    """Without a word, though no call passes."""
+    with tapping(place) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().startswith("BEGAN")
+        process.stdout.close()
+        assert process.wait(20) == -signal.SIGPIPE
+        assert process.stderr.read() == ""
+
+
+async def test_a_tap_says_that_its_output_is_full(place: Path) -> None:
+    """And blames no disk of the node."""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "deploy", "tap", "--root", str(place / "r"), "--state", str(place / "s")],
+            cwd=TOP,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, "splitd: standard output: no space left on device\n")
+
+
 async def test_a_fault_comes_is_listed_and_goes(place: Path) -> None:
     """Each command says what is true; splitd routes shows it too."""
     said = run(

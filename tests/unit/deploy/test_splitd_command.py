@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Coroutine
@@ -23,6 +24,7 @@ from deploy.verbs.status import troubled
 from services.kit import version
 from tests.support import TOP, splitd
 
+UNPRINTED = "splitd: standard output: no space left on device\n"
 MISTYPED = [
     (["upp"], "did you mean 'up'?"),
     (["frobnicate"], f"({', '.join(VERBS)})"),
@@ -413,3 +415,31 @@ def test_a_full_disk_is_said_without_pythons_words() -> None:
 
     said = _described(OSError(28, "No space left on device"))
     assert said == "no space left on device: the filesystem of the node's root or of its state is full (df shows which)"
+
+
+@pytest.mark.parametrize(
+    ("words", "unbuffered", "code", "said"),
+    [
+        ("config default >/dev/full", "", 1, UNPRINTED),
+        ("--help >/dev/full", "1", 1, UNPRINTED),
+        ("config default >&-", "", 0, ""),
+        ("upp >/dev/full 2>&1", "", 1, ""),
+        ("logs -f | read line", "", 128 + signal.SIGPIPE, ""),
+    ],
+)
+def test_output_that_cannot_be_written(place: Path, words: str, unbuffered: str, code: int, said: str) -> None:
+    """The exit code says so, and if that helps, a line: it blames no disk of the node. A reader that has gone is none."""
+    log = place / "log" / "gateway.log"
+    log.parent.mkdir()
+    log.write_text("a line\n")
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{sys.executable} -m deploy {words}"],
+        cwd=TOP,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered, "SPLITD_ROOT": str(place), "SPLITD_STATE": str(place / "s")},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.stdout, done.returncode, done.stderr) == ("", code, said)
