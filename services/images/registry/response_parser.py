@@ -11,15 +11,20 @@ not come.
 
 from __future__ import annotations
 
-from typing import Any
-
-from aiohttp.client_exceptions import ClientPayloadError, ServerDisconnectedError
-from aiohttp.client_proto import ResponseHandler
-from aiohttp.http_exceptions import HttpProcessingError, TransferEncodingError
-from aiohttp.streams import StreamReader
+import functools
+from typing import TYPE_CHECKING, Any
 
 from services.images.registry import response_head
 from services.images.registry.limits import HEAD_LIMIT
+from services.kit import later
+
+if TYPE_CHECKING:
+    import aiohttp
+    import aiohttp.http_exceptions as http
+    from aiohttp.client_proto import ResponseHandler
+else:
+    aiohttp, http = later.Library("aiohttp"), later.Library("aiohttp.http_exceptions")
+    ResponseHandler = object
 
 _SWITCHING = 101
 
@@ -27,8 +32,16 @@ INTERIM = 100
 """Answers with status 1xx before the final one."""
 
 
+@functools.cache
+def answers() -> type[Answers]:
+    """Aiohttp's protocol of a client's connection, with what is ours. aiohttp is loaded at the first call."""
+    from aiohttp import client_proto
+
+    return type("Answers", (Answers, client_proto.ResponseHandler), {})
+
+
 class Answers(ResponseHandler):
-    """aiohttp's protocol of a client's connection."""
+    """What is ours in aiohttp's protocol of a client's connection."""
 
     _collected: bytearray | None = None
     """The bytes of the expected head; None if none is expected."""
@@ -62,9 +75,9 @@ class Answers(ResponseHandler):
         except response_head.Malformed as error:
             if self._used and not self._collected.startswith(b"HTTP/"[: len(self._collected)]):
                 # the rest of an earlier answer, not an answer to this request: another connection will bring one
-                self._end(ServerDisconnectedError())
+                self._end(aiohttp.ServerDisconnectedError())
             else:
-                self._end(HttpProcessingError(code=0, message=str(error)))
+                self._end(http.HttpProcessingError(code=0, message=str(error)))
 
     def _read(self, start: int) -> None:
         """Pass on the collected head, if its end is there; the end is not before ``start``."""
@@ -109,11 +122,11 @@ class Answers(ResponseHandler):
             self._tell(payload)
 
     @staticmethod
-    def _tell(payload: StreamReader | None) -> None:
+    def _tell(payload: aiohttp.StreamReader | None) -> None:
         """Give the body's reader an error, unless it has one: no more bytes will come."""
         if payload is not None and not payload.is_eof() and payload.exception() is None:
-            error = ClientPayloadError()
-            error.__cause__ = TransferEncodingError("")
+            error = aiohttp.ClientPayloadError()
+            error.__cause__ = http.TransferEncodingError("")
             payload.set_exception(error)
 
     def _unsolicited(self) -> None:

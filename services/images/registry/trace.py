@@ -12,12 +12,15 @@ import contextvars
 import ssl
 import time
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import aiohttp
-
-from services.kit import tracing
+from services.kit import later, tracing
 from services.kit.tracing import Span, span
+
+if TYPE_CHECKING:
+    import aiohttp
+else:
+    aiohttp = later.Library("aiohttp")
 
 attempt: contextvars.ContextVar[int] = contextvars.ContextVar("registry_attempt", default=0)
 """The number of the attempt, among all at one operation, that the current task's requests belong to."""

@@ -11,18 +11,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import importlib
 import os
 import socket
 import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
-
-import aiohttp
-from aiohttp.http_exceptions import ContentLengthError, TransferEncodingError
-from yarl import URL
 
 from services.images import figures, waits
 from services.images.registry import content_encoding
@@ -32,11 +29,18 @@ from services.images.registry.http_debug import NO_DEBUG, Exchange, HttpDebug
 from services.images.registry.limits import HEAD_LIMIT, HEADERS
 from services.images.registry.proxy import proxy_for
 from services.images.registry.request_ids import request_id
-from services.images.registry.response_parser import Answers
+from services.images.registry.response_parser import answers
 from services.images.registry.trace import TimedContext, Timings, attempt, note_peer, trace_config
 from services.images.registry_timeouts import Timeouts
-from services.kit import errors, memory, tracing
+from services.kit import errors, later, memory, tracing
 from services.kit.version import SPLITD
+
+if TYPE_CHECKING:
+    import aiohttp
+    import aiohttp.http_exceptions as http
+    import yarl
+else:  # 9 MB, and 0.15 s of a processor, which a node takes at its first pull
+    aiohttp, http, yarl = (later.Library(name) for name in ("aiohttp", "aiohttp.http_exceptions", "yarl"))
 
 USER_AGENT = f"splitd/{SPLITD}"
 
@@ -280,6 +284,7 @@ class Session:
         self._own = context(tls)
         self._foreign = self._own if not tls.client else context(TLS(tls.ca, (), tls.skip_verify))
         self._http: aiohttp.ClientSession | None = None
+        importlib.import_module("aiohttp")  # this is a thread, so the loop goes on meanwhile
 
     async def exchange(
         self,
@@ -331,7 +336,7 @@ class Session:
                     async with timings.deadline:
                         response = await self._http.request(
                             method,
-                            URL(url, encoded=True),
+                            yarl.URL(url, encoded=True),
                             headers=headers,
                             data=_taken(body, host),
                             allow_redirects=False,
@@ -424,7 +429,7 @@ def _session(timeouts: Timeouts) -> aiohttp.ClientSession:
     connector = aiohttp.TCPConnector(
         limit=CONNECTIONS, limit_per_host=CONNECTIONS_A_HOST, keepalive_timeout=timeouts.idle, socket_factory=_socket
     )
-    connector._factory = functools.partial(Answers, loop=asyncio.get_running_loop())  # type: ignore[assignment]  # aiohttp has no other way in; test_http.py fails if this one is gone
+    connector._factory = functools.partial(answers(), loop=asyncio.get_running_loop())  # type: ignore[assignment]  # aiohttp has no other way in; test_http.py fails if this one is gone
     return aiohttp.ClientSession(
         connector=connector,
         auto_decompress=False,
@@ -451,7 +456,7 @@ def _socket(address: Any) -> socket.socket:
 
 
 def _proxy(url: str) -> dict[str, Any]:
-    parsed = URL(url)
+    parsed = yarl.URL(url)
     auth = aiohttp.BasicAuth(parsed.user, parsed.password or "") if parsed.user else None
     return {"proxy": parsed.with_user(None), "proxy_auth": auth}
 
@@ -466,7 +471,7 @@ def _signature(path: str) -> tuple[str, int, int]:
 
 def _failure(host: str, timings: Timings, error: Exception, connect: float, stall: float, proxy: str | None) -> Failure:
     """The failure that a missing answer means."""
-    via = f" through the proxy {URL(proxy).with_user(None)}" if proxy else ""
+    via = f" through the proxy {yarl.URL(proxy).with_user(None)}" if proxy else ""
     if isinstance(error, TimeoutError):
         if timings.deadline.expired():
             return Failure(
@@ -522,19 +527,21 @@ def _connection_words(error: Exception) -> str:
     return _words(error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error)
 
 
-_WORDS: tuple[tuple[type[BaseException], str], ...] = (
-    (aiohttp.ServerDisconnectedError, "closed by the other side"),
-    (aiohttp.ClientConnectionResetError, "closed by the other side"),
-    (ContentLengthError, "closed by the other side before its Content-Length"),
-    (TransferEncodingError, "closed by the other side in the middle of a chunk, or a chunk is malformed"),
-    (aiohttp.ClientPayloadError, "closed by the other side in the middle of its body"),
-    (aiohttp.InvalidURL, "its address is malformed"),
-    (UnicodeError, "its name is malformed"),
-    (ValueError, "its address is malformed"),
-    (aiohttp.ClientConnectionError, "the connection is gone"),
-    (ConnectionError, "the connection is gone"),
-)
-"""Texts for errors of aiohttp and Python whose own texts are for programmers."""
+@functools.cache
+def _texts() -> tuple[tuple[type[BaseException], str], ...]:
+    """Texts for errors of aiohttp and Python whose own texts are for programmers."""
+    return (
+        (aiohttp.ServerDisconnectedError, "closed by the other side"),
+        (aiohttp.ClientConnectionResetError, "closed by the other side"),
+        (http.ContentLengthError, "closed by the other side before its Content-Length"),
+        (http.TransferEncodingError, "closed by the other side in the middle of a chunk, or a chunk is malformed"),
+        (aiohttp.ClientPayloadError, "closed by the other side in the middle of its body"),
+        (aiohttp.InvalidURL, "its address is malformed"),
+        (UnicodeError, "its name is malformed"),
+        (ValueError, "its address is malformed"),
+        (aiohttp.ClientConnectionError, "the connection is gone"),
+        (ConnectionError, "the connection is gone"),
+    )
 
 
 def _words(error: BaseException) -> str:
@@ -548,8 +555,8 @@ def _words(error: BaseException) -> str:
     if isinstance(error, aiohttp.ClientResponseError):
         return error.message if not error.status else "what follows its headers is malformed"
     if error.__cause__ is not None and (
-        isinstance(error.__cause__, OSError | ContentLengthError | TransferEncodingError)
-        or not isinstance(error, tuple(kind for kind, _ in _WORDS))
+        isinstance(error.__cause__, OSError | http.ContentLengthError | http.TransferEncodingError)
+        or not isinstance(error, tuple(kind for kind, _ in _texts()))
     ):
         return _words(error.__cause__)
-    return next((words for kind, words in _WORDS if isinstance(error, kind)), "it cannot be understood")
+    return next((words for kind, words in _texts() if isinstance(error, kind)), "it cannot be understood")

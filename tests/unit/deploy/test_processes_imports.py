@@ -40,6 +40,13 @@ def test_a_program_does_without_grpc_and_opentelemetry(module: str) -> None:
     assert module == "services.traces.__main__" or "opentelemetry" not in there
 
 
+def test_images_has_its_http_client_from_its_first_pull_on() -> None:
+    """It is 9 MB, which a node that only runs containers does not need."""
+    assert not loaded("import services.images.__main__") & {"aiohttp", "yarl", "attr"}
+    used = "from services.images.registry import transport; transport.Session(transport.TLS(), transport.Timeouts())"
+    assert {"aiohttp", "yarl"} <= loaded(used)
+
+
 def test_the_address_of_a_page_loads_no_server() -> None:
     """All processes read that of the metrics, and only the gateway serves them: 0.3 MB in each of the others."""
     there = loaded("from services.kit import config; config.Metrics(address='127.0.0.1:1')")

@@ -15,12 +15,11 @@ from typing import Any
 import pytest
 from aiohttp import ClientPayloadError, StreamReader
 
-from services.images.registry import transport
+from services.images.registry import response_parser, transport
 from services.images.registry.client import Registry
 from services.images.registry.failure import Failure
 from services.images.registry.host import TLS
 from services.images.registry.hosts import Hosts
-from services.images.registry.response_parser import Answers
 from services.images.registry.transport import Answer
 from services.kit import errors
 from tests.answers import BEYOND, BODY, CASES, OK, Case
@@ -214,17 +213,17 @@ async def test_the_reader_of_a_broken_body_gets_an_error() -> None:
     """This holds for bytes that cannot be parsed, and for a connection that is gone, whatever the parser's exception
     is.
     """
-    for event in (lambda answers: answers.data_received(b"x"), lambda answers: answers.connection_lost(None)):
-        answers = Answers(asyncio.get_running_loop())
-        answers.connection_made(Line())
-        body = StreamReader(answers, 1 << 16, loop=asyncio.get_running_loop())
-        answers._passing, answers._parser, answers._payload = True, BrokenParser(), body  # type: ignore[assignment]
+    for event in (lambda protocol: protocol.data_received(b"x"), lambda protocol: protocol.connection_lost(None)):
+        protocol = response_parser.answers()(asyncio.get_running_loop())
+        protocol.connection_made(Line())
+        body = StreamReader(protocol, 1 << 16, loop=asyncio.get_running_loop())
+        protocol._passing, protocol._parser, protocol._payload = True, BrokenParser(), body  # type: ignore[assignment]
         reading = asyncio.ensure_future(body.readchunk())
         await asyncio.sleep(0)
-        event(answers)
+        event(protocol)
         with pytest.raises(ClientPayloadError):
             await reading
-        answers._exception = None  # nobody asks the connection
+        protocol._exception = None  # nobody asks the connection
 
 
 async def test_an_image_from_such_a_server(quick: Registry, fake: FakeRegistry) -> None:
