@@ -19,6 +19,7 @@ from services.fleet.config import Config
 from services.fleet.door import Door
 from services.fleet.local import FleetNode
 from services.fleet.peer_server import PeerServer
+from services.fleet.pulls_remote import Pulls
 from services.fleet.records_remote import Records
 from services.fleet.server import FleetServicer
 from services.fleet.shared_remote import SharedBlobs
@@ -75,7 +76,9 @@ async def serve(file: settings.File, node: settings.Node) -> None:
                 identity(directory / "id"),
             )
             files = {name: RemoteFiles(gateway, {rpc.NAMESPACE: name}) for name in config.namespaces}
-            peers = PeerServer(files, fleet.arriving, UploadLimit(config.upload))
+            traces = await stack.enter_async_context(rpc.Channel(node.state / "traces.sock", "traces"))
+            pulls = Pulls(traces, config.namespaces)
+            peers = PeerServer(files, fleet.arriving, UploadLimit(config.upload), pulls=pulls.document)
             door = Door(config, peers)
             blobs = SharedBlobs(gateway, config.namespaces, fleet)
 

@@ -1,4 +1,5 @@
-"""Serves blobs to the other nodes of the fleet: ``GET`` and ``HEAD /v2/blobs/DIGEST`` with Range, and nothing else.
+"""Serves blobs to the other nodes of the fleet: ``GET`` and ``HEAD /v2/blobs/DIGEST`` with Range. ``/v2/pulls`` says
+what became of this node's latest pulls (``pulls_remote.py``). There is nothing else.
 
 The other side has shown a certificate of the fleet's authority before its request is read (:func:`tls`). It gets blobs
 of the namespaces that are shared by configuration, and nothing of others: a digest that only another namespace has is
@@ -28,7 +29,7 @@ import logging
 import os
 import re
 import ssl
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from services.content.store import Files
@@ -51,6 +52,7 @@ reader's own limit is longer, so it learns of this one.
 BACKLOG = 2.0
 """Seconds of waiting to send, at most, with which a further request is taken."""
 ARRIVING = "Splitd-Arriving"
+PULLS = "/v2/pulls"
 
 _PATH = re.compile(r"/v2/blobs/([a-z0-9]{1,16}:[0-9a-f]{1,128})")
 _RANGE = re.compile(r"bytes=([0-9]{0,19})-([0-9]{0,19})")
@@ -63,17 +65,26 @@ class PeerServer:
     """Answers the requests of peers. ``files`` gives the shared namespaces' content, by namespace."""
 
     def __init__(
-        self, files: Mapping[str, Files], arriving: Arriving, upload: UploadLimit, *, patience: float = PATIENCE
+        self,
+        files: Mapping[str, Files],
+        arriving: Arriving,
+        upload: UploadLimit,
+        *,
+        pulls: Callable[[], Awaitable[bytes]] | None = None,
+        patience: float = PATIENCE,
     ) -> None:
         self.sent = 0
         """Bytes of blobs that were sent."""
         self._files = files
         self._arriving = arriving
         self._upload = upload
+        self._pulls = pulls
         self._patience = patience
 
     async def answer(self, request: Request) -> Response:
         """The answer to a request (a ``Handler`` of the HTTP server)."""
+        if request.path == PULLS and self._pulls is not None:
+            return await self._told(self._pulls)
         path = _PATH.fullmatch(request.path)
         if path is None or request.query:
             return failure(404, "this serves /v2/blobs/DIGEST only")
@@ -88,6 +99,13 @@ class PeerServer:
         except errors.NodeError as error:
             log.warning("%s cannot be served to a peer: %s", digest, error)
             return failure(503, "the content is away", **{"Retry-After": "1"})
+
+    async def _told(self, pulls: Callable[[], Awaitable[bytes]]) -> Response:
+        try:
+            return Response(body=await pulls(), type="application/json")
+        except errors.NodeError as error:
+            log.info("peers are not told of pulls: %s", error)
+            return failure(503, "the traces are away", **{"Retry-After": "5"})
 
     async def _blob(self, digest: Digest, request: Request) -> Response:
         if self._upload.backlog > BACKLOG:

@@ -4,6 +4,7 @@ of them.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Callable
 from itertools import islice
@@ -20,9 +21,12 @@ from services.traces import convert
 from services.traces.intake import Intake
 from services.traces.live import SPANS, OpenSpans
 from services.traces.store import Store
+from services.traces.verdict import judge
 
 _LIST = 8 << 20
 """Bytes of a list; a message has at most 16 MiB."""
+_CAUSES = 50
+"""Causes of a verdict, at most."""
 _NAME = 200
 """Characters of a process's name."""
 
@@ -68,6 +72,7 @@ class TracesServicer:
         self._store = store
         self._live = live
         self._told = told
+        self._judging = asyncio.Lock()
 
     async def List(self, request: pb.ListRequest, call: Call) -> pb.ListResponse:
         """The newest that there is room for in one message."""
@@ -82,6 +87,15 @@ class TracesServicer:
     async def Get(self, request: pb.GetRequest, call: Call) -> AsyncIterator[pb.GetResponse]:
         for data in await self._store.encoded(request.id):
             yield pb.GetResponse(data=data)
+
+    async def Judge(self, request: pb.JudgeRequest, call: Call) -> pb.JudgeResponse:
+        async with self._judging:
+            found = await self._store.trace(request.id)
+            judged = await asyncio.to_thread(judge, found)
+        causes = [
+            pb.Cause(kind=each.kind, part=each.part, seconds=each.seconds, what=each.what) for each in judged.causes
+        ]
+        return pb.JudgeResponse(sentence=judged.sentence, advice=judged.advice, causes=causes[:_CAUSES])
 
     async def Delete(self, request: pb.DeleteRequest, call: Call) -> pb.DeleteResponse:
         await self._store.delete(request.id)

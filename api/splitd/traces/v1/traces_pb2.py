@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!api/splitd/traces/v1/traces.proto\x12\x10splitd.traces.v1\"\x94\x01\n\x0bListRequest\x12\r\n\x05since\x18\x01 \x01(\x03\x12\x11\n\toperation\x18\x02 \x01(\t\x12\r\n\x05image\x18\x03 \x01(\t\x12\x11\n\tnamespace\x18\x04 \x01(\t\x12\x0e\n\x06\x66\x61iled\x18\x05 \x01(\x08\x12\x0e\n\x06longer\x18\x06 \x01(\x01\x12\r\n\x05limit\x18\x07 \x01(\x05\x12\x12\n\noperations\x18\x08 \x01(\x08\"9\n\x0cListResponse\x12)\n\x06traces\x18\x01 \x03(\x0b\x32\x19.splitd.traces.v1.Summary\"\xb8\x01\n\x07Summary\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\toperation\x18\x03 \x01(\t\x12\x11\n\tnamespace\x18\x04 \x01(\t\x12\r\n\x05image\x18\x05 \x01(\t\x12\x0f\n\x07outcome\x18\x06 \x01(\t\x12\r\n\x05start\x18\x07 \x01(\x03\x12\x0b\n\x03\x65nd\x18\x08 \x01(\x03\x12\r\n\x05spans\x18\t \x01(\x03\x12\x0e\n\x06\x65rrors\x18\n \x01(\x03\x12\x12\n\nattributes\x18\x0b \x01(\t\"\x18\n\nGetRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x1b\n\x0bGetResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x1b\n\rDeleteRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x10\n\x0e\x44\x65leteResponse\"\r\n\x0bLiveRequest\")\n\x0cLiveResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0b\n\x03now\x18\x02 \x01(\x03\"Q\n\rReportRequest\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x10\n\x08lifetime\x18\x03 \x01(\x01\x12\x0f\n\x07\x64ropped\x18\x04 \x01(\x04\"\x10\n\x0eReportResponse\"\x10\n\x0e\x46iguresRequest\"`\n\x0f\x46iguresResponse\x12\x0e\n\x06traces\x18\x01 \x01(\x03\x12\r\n\x05spans\x18\x02 \x01(\x03\x12\r\n\x05\x62ytes\x18\x03 \x01(\x03\x12\x0e\n\x06oldest\x18\x04 \x01(\x03\x12\x0f\n\x07\x64ropped\x18\x05 \x01(\x04\x32\xc6\x03\n\x06Traces\x12\x45\n\x04List\x12\x1d.splitd.traces.v1.ListRequest\x1a\x1e.splitd.traces.v1.ListResponse\x12\x44\n\x03Get\x12\x1c.splitd.traces.v1.GetRequest\x1a\x1d.splitd.traces.v1.GetResponse0\x01\x12K\n\x06\x44\x65lete\x12\x1f.splitd.traces.v1.DeleteRequest\x1a .splitd.traces.v1.DeleteResponse\x12\x45\n\x04Live\x12\x1d.splitd.traces.v1.LiveRequest\x1a\x1e.splitd.traces.v1.LiveResponse\x12K\n\x06Report\x12\x1f.splitd.traces.v1.ReportRequest\x1a .splitd.traces.v1.ReportResponse\x12N\n\x07\x46igures\x12 .splitd.traces.v1.FiguresRequest\x1a!.splitd.traces.v1.FiguresResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!api/splitd/traces/v1/traces.proto\x12\x10splitd.traces.v1\"\x94\x01\n\x0bListRequest\x12\r\n\x05since\x18\x01 \x01(\x03\x12\x11\n\toperation\x18\x02 \x01(\t\x12\r\n\x05image\x18\x03 \x01(\t\x12\x11\n\tnamespace\x18\x04 \x01(\t\x12\x0e\n\x06\x66\x61iled\x18\x05 \x01(\x08\x12\x0e\n\x06longer\x18\x06 \x01(\x01\x12\r\n\x05limit\x18\x07 \x01(\x05\x12\x12\n\noperations\x18\x08 \x01(\x08\"9\n\x0cListResponse\x12)\n\x06traces\x18\x01 \x03(\x0b\x32\x19.splitd.traces.v1.Summary\"\xb8\x01\n\x07Summary\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\toperation\x18\x03 \x01(\t\x12\x11\n\tnamespace\x18\x04 \x01(\t\x12\r\n\x05image\x18\x05 \x01(\t\x12\x0f\n\x07outcome\x18\x06 \x01(\t\x12\r\n\x05start\x18\x07 \x01(\x03\x12\x0b\n\x03\x65nd\x18\x08 \x01(\x03\x12\r\n\x05spans\x18\t \x01(\x03\x12\x0e\n\x06\x65rrors\x18\n \x01(\x03\x12\x12\n\nattributes\x18\x0b \x01(\t\"\x18\n\nGetRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x1b\n\x0bGetResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x1a\n\x0cJudgeRequest\x12\n\n\x02id\x18\x01 \x01(\t\"Z\n\rJudgeResponse\x12\x10\n\x08sentence\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x64vice\x18\x02 \x01(\t\x12\'\n\x06\x63\x61uses\x18\x03 \x03(\x0b\x32\x17.splitd.traces.v1.Cause\"B\n\x05\x43\x61use\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04part\x18\x02 \x01(\t\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x12\x0c\n\x04what\x18\x04 \x01(\t\"\x1b\n\rDeleteRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x10\n\x0e\x44\x65leteResponse\"\r\n\x0bLiveRequest\")\n\x0cLiveResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0b\n\x03now\x18\x02 \x01(\x03\"Q\n\rReportRequest\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x10\n\x08lifetime\x18\x03 \x01(\x01\x12\x0f\n\x07\x64ropped\x18\x04 \x01(\x04\"\x10\n\x0eReportResponse\"\x10\n\x0e\x46iguresRequest\"`\n\x0f\x46iguresResponse\x12\x0e\n\x06traces\x18\x01 \x01(\x03\x12\r\n\x05spans\x18\x02 \x01(\x03\x12\r\n\x05\x62ytes\x18\x03 \x01(\x03\x12\x0e\n\x06oldest\x18\x04 \x01(\x03\x12\x0f\n\x07\x64ropped\x18\x05 \x01(\x04\x32\x90\x04\n\x06Traces\x12\x45\n\x04List\x12\x1d.splitd.traces.v1.ListRequest\x1a\x1e.splitd.traces.v1.ListResponse\x12\x44\n\x03Get\x12\x1c.splitd.traces.v1.GetRequest\x1a\x1d.splitd.traces.v1.GetResponse0\x01\x12H\n\x05Judge\x12\x1e.splitd.traces.v1.JudgeRequest\x1a\x1f.splitd.traces.v1.JudgeResponse\x12K\n\x06\x44\x65lete\x12\x1f.splitd.traces.v1.DeleteRequest\x1a .splitd.traces.v1.DeleteResponse\x12\x45\n\x04Live\x12\x1d.splitd.traces.v1.LiveRequest\x1a\x1e.splitd.traces.v1.LiveResponse\x12K\n\x06Report\x12\x1f.splitd.traces.v1.ReportRequest\x1a .splitd.traces.v1.ReportResponse\x12N\n\x07\x46igures\x12 .splitd.traces.v1.FiguresRequest\x1a!.splitd.traces.v1.FiguresResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,22 +41,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETREQUEST']._serialized_end=476
   _globals['_GETRESPONSE']._serialized_start=478
   _globals['_GETRESPONSE']._serialized_end=505
-  _globals['_DELETEREQUEST']._serialized_start=507
-  _globals['_DELETEREQUEST']._serialized_end=534
-  _globals['_DELETERESPONSE']._serialized_start=536
-  _globals['_DELETERESPONSE']._serialized_end=552
-  _globals['_LIVEREQUEST']._serialized_start=554
-  _globals['_LIVEREQUEST']._serialized_end=567
-  _globals['_LIVERESPONSE']._serialized_start=569
-  _globals['_LIVERESPONSE']._serialized_end=610
-  _globals['_REPORTREQUEST']._serialized_start=612
-  _globals['_REPORTREQUEST']._serialized_end=693
-  _globals['_REPORTRESPONSE']._serialized_start=695
-  _globals['_REPORTRESPONSE']._serialized_end=711
-  _globals['_FIGURESREQUEST']._serialized_start=713
-  _globals['_FIGURESREQUEST']._serialized_end=729
-  _globals['_FIGURESRESPONSE']._serialized_start=731
-  _globals['_FIGURESRESPONSE']._serialized_end=827
-  _globals['_TRACES']._serialized_start=830
-  _globals['_TRACES']._serialized_end=1284
+  _globals['_JUDGEREQUEST']._serialized_start=507
+  _globals['_JUDGEREQUEST']._serialized_end=533
+  _globals['_JUDGERESPONSE']._serialized_start=535
+  _globals['_JUDGERESPONSE']._serialized_end=625
+  _globals['_CAUSE']._serialized_start=627
+  _globals['_CAUSE']._serialized_end=693
+  _globals['_DELETEREQUEST']._serialized_start=695
+  _globals['_DELETEREQUEST']._serialized_end=722
+  _globals['_DELETERESPONSE']._serialized_start=724
+  _globals['_DELETERESPONSE']._serialized_end=740
+  _globals['_LIVEREQUEST']._serialized_start=742
+  _globals['_LIVEREQUEST']._serialized_end=755
+  _globals['_LIVERESPONSE']._serialized_start=757
+  _globals['_LIVERESPONSE']._serialized_end=798
+  _globals['_REPORTREQUEST']._serialized_start=800
+  _globals['_REPORTREQUEST']._serialized_end=881
+  _globals['_REPORTRESPONSE']._serialized_start=883
+  _globals['_REPORTRESPONSE']._serialized_end=899
+  _globals['_FIGURESREQUEST']._serialized_start=901
+  _globals['_FIGURESREQUEST']._serialized_end=917
+  _globals['_FIGURESRESPONSE']._serialized_start=919
+  _globals['_FIGURESRESPONSE']._serialized_end=1015
+  _globals['_TRACES']._serialized_start=1018
+  _globals['_TRACES']._serialized_end=1546
 # @@protoc_insertion_point(module_scope)

@@ -70,6 +70,34 @@ class GetResponse(_message.Message):
     data: bytes
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
+class JudgeRequest(_message.Message):
+    __slots__ = ("id",)
+    ID_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    def __init__(self, id: _Optional[str] = ...) -> None: ...
+
+class JudgeResponse(_message.Message):
+    __slots__ = ("sentence", "advice", "causes")
+    SENTENCE_FIELD_NUMBER: _ClassVar[int]
+    ADVICE_FIELD_NUMBER: _ClassVar[int]
+    CAUSES_FIELD_NUMBER: _ClassVar[int]
+    sentence: str
+    advice: str
+    causes: _containers.RepeatedCompositeFieldContainer[Cause]
+    def __init__(self, sentence: _Optional[str] = ..., advice: _Optional[str] = ..., causes: _Optional[_Iterable[_Union[Cause, _Mapping]]] = ...) -> None: ...
+
+class Cause(_message.Message):
+    __slots__ = ("kind", "part", "seconds", "what")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    WHAT_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    part: str
+    seconds: float
+    what: str
+    def __init__(self, kind: _Optional[str] = ..., part: _Optional[str] = ..., seconds: _Optional[float] = ..., what: _Optional[str] = ...) -> None: ...
+
 class DeleteRequest(_message.Message):
     __slots__ = ("id",)
     ID_FIELD_NUMBER: _ClassVar[int]
