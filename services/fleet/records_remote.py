@@ -27,8 +27,12 @@ QUIET = 1.0
 """Seconds from one list to the next, at least."""
 REFRESH = 60.0
 """Seconds from one list to the next, if no event comes."""
-SHARE = 20
-"""A list waits so many times as long as the last one took: that of ten thousand containers takes a while."""
+SHARE, LONGEST = 5, 10.0
+"""A list waits so many times as long as the last one took, but no more than ``LONGEST`` seconds: that of ten thousand
+containers takes a while.
+"""
+PATIENCE = 10.0
+"""Seconds for the gateway to be there."""
 RETRY = 2.0
 """Seconds until the gateway is asked again after a failure."""
 _TOPICS = {"images": ("/images/",), "containers": ("/containers/",)}
@@ -46,6 +50,7 @@ class Records:
         self._refresh = refresh
         self._retry = retry
         self._said = ""
+        self._gateway = gateway
         self._images = gateway.client(images_stubs.IMAGES)
         self._containers = gateway.client(containers_stubs.CONTAINERS)
         self._events = gateway.client(events_stubs.EVENTS)
@@ -65,6 +70,7 @@ class Records:
 
     async def _follow(self) -> None:
         """List again and again, as long as events come."""
+        await self._gateway.reached(PATIENCE)
         listening = loops.task("events about images and containers", self._listen())
         listening.add_done_callback(lambda _: self._wake.set())
         try:
@@ -72,7 +78,7 @@ class Records:
             first = True
             while not listening.done():
                 took = await self._list()
-                await asyncio.sleep(max(self._quiet, took * SHARE))
+                await asyncio.sleep(max(self._quiet, min(took * SHARE, LONGEST)))
                 if not first:  # else the events before the subscription are caught up with
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(self._refresh):

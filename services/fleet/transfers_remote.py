@@ -23,6 +23,8 @@ _THERE = frozenset({"complete", "already exists", "extracting", "extracted"})
 """Events of blobs of which all bytes are there."""
 _PARTS = 10_000
 """Blobs of an image that are counted."""
+_PATIENCE = 30.0
+"""Seconds for the gateway to be there, such as while it starts anew."""
 _LAST_WORDS = 2.0
 """Seconds for the events that come after the end of a transfer."""
 
@@ -59,11 +61,13 @@ class Puller:
     """Pulls images through ``gateway``, the node's internal socket."""
 
     def __init__(self, gateway: Channel) -> None:
+        self._gateway = gateway
         self._transfer = gateway.client(transfer_stubs.TRANSFER)
         self._streaming = gateway.client(streaming_stubs.STREAMING)
 
     async def pull(self, namespace: str, image: str, report: Callable[[int, int], None]) -> str:
         """Pull an image, as ``wanted.Pull`` says. It fails as Transfer does."""
+        await self._gateway.reached(_PATIENCE)
         headers: Mapping[str, str] = {NAMESPACE: namespace}
         platform = platform_to_pb(platforms.default())
         request = transfer_pb2.TransferRequest(

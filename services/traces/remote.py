@@ -9,7 +9,7 @@ from api.splitd.traces.v1 import traces_stubs
 from services.kit.otlp_messages import collector, otlp
 from services.kit.rpc import Channel
 from services.traces import convert
-from services.traces.store import Figures, Judged, JudgedCause, Live, Piece, Query, Span, Summary, Trace
+from services.traces.store import Figures, Live, Piece, Query, Span, Summary, Trace
 
 _TOGETHER = 1 << 20
 """Bytes of an Export; the last piece may exceed it."""
@@ -60,12 +60,6 @@ class RemoteStore:
 
     async def encoded(self, prefix: str) -> Sequence[bytes]:
         return [response.data async for response in self._traces.Get(pb.GetRequest(id=prefix))]
-
-    async def judged(self, prefix: str) -> Judged:
-        """Where the time of an operation went, by its own spans alone. Errors as of ``trace``."""
-        found = await self._traces.Judge(pb.JudgeRequest(id=prefix))
-        causes = [JudgedCause(each.kind, each.part, each.seconds, each.what) for each in found.causes]
-        return Judged(found.sentence, found.advice, causes)
 
     async def delete(self, trace: str) -> None:
         await self._traces.Delete(pb.DeleteRequest(id=trace))

@@ -208,27 +208,6 @@ class Summary:
         return self.outcome == FAILED or (not self.outcome and self.errors > 0)
 
 
-@dataclass(frozen=True, slots=True)
-class JudgedCause:
-    """What a part of an operation's time went for."""
-
-    kind: str
-    part: str
-    seconds: float
-    what: str
-    """In words."""
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """Where the time of an operation went, by its own spans alone."""
-
-    sentence: str
-    advice: str
-    causes: Sequence[JudgedCause]
-    """The greatest first."""
-
-
 LIMIT = 100
 """Traces in a list that does not say how many."""
 LAST = (1 << 63) - 1
