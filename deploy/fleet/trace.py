@@ -90,7 +90,7 @@ def _limit(words: str) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    found, troubles = asking.run(_found(asking.here(arguments)))
+    found, troubles, answered = asking.run(_found(asking.here(arguments)))
     chosen = [each for each in found if arguments.image in each.image and each.seconds >= arguments.slow]
     chosen.sort(key=lambda each: -each.seconds)
     del chosen[arguments.limit :]
@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _show(chosen)
         complain(*(f"{node}: {why}" for node, why in sorted(troubles.items())))
-    return 0 if found or not troubles else 1
+    return 0 if answered or not troubles else 1
 
 
 def _show(pulls: list[Pull]) -> None:
@@ -148,8 +148,8 @@ def _described(pull: Pull) -> dict[str, Any]:
     return {**found, "began": timestamp(pull.start), "causes": causes}
 
 
-async def _found(node: Place) -> tuple[list[Pull], dict[str, str]]:
-    """The pulls of all nodes, and why some nodes tell of none."""
+async def _found(node: Place) -> tuple[list[Pull], dict[str, str], int]:
+    """The pulls of all nodes, why some nodes tell of none, and how many have answered."""
     async with asking.connected(node) as channel:
         nodes = [each async for each in FleetView(channel, asking.PATIENCE).nodes()]
     config = settings.load(Config, settings.read(node.config), "fleet")
@@ -176,7 +176,7 @@ async def _found(node: Place) -> tuple[list[Pull], dict[str, str]]:
         await asyncio.gather(*map(ask, nodes))
     finally:
         await session.close()
-    return pulls, troubles
+    return pulls, troubles, len(nodes) - len(troubles)
 
 
 async def _document(session: Session, node: Member) -> bytes:

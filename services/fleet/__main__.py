@@ -92,7 +92,9 @@ async def serve(file: settings.File, node: settings.Node) -> None:
             await stack.enter_async_context(loops.running("the blobs of the fleet", blobs.follow))
             records = Records(gateway, fleet)
             await stack.enter_async_context(loops.running("the images and containers of the fleet", records.keep))
-            wanted = Wanted(fleet, Puller(gateway).pull, lambda: free(node.root))
+            # as a client's, so that they are operations with a trace
+            client = await stack.enter_async_context(rpc.Channel(node.state / "containerd.sock", "gateway"))
+            wanted = Wanted(fleet, Puller(client).pull, lambda: free(node.root))
             await stack.enter_async_context(loops.running("the wanted pulls of the fleet", wanted.keep))
             if config.advertised:
                 await stack.enter_async_context(loops.running("the server of peers", door.serve))

@@ -58,7 +58,7 @@ class _Tally:
 
 
 class Puller:
-    """Pulls images through ``gateway``, the node's internal socket."""
+    """Pulls images through ``gateway``, as any client of the node."""
 
     def __init__(self, gateway: Channel) -> None:
         self._gateway = gateway
