@@ -28,11 +28,13 @@ MOST = 100_000
 PATIENCE = 10.0
 """Seconds until it is said that the gateway is away."""
 TICK = 5.0
-"""Seconds from the removal of an image to the next lists: the collector begins earlier."""
+"""Seconds from the removal of an image to the next lists: the collector begins earlier. If it takes longer, further
+lists, of which each waits twice as long as the one before, see its end.
+"""
 AGAIN = 60.0
-"""Seconds from one time that the lists were asked for to the next, at least."""
-SHARE = 0.005
-"""The share of the time that asking for the lists may take."""
+"""Seconds from one time that the lists were asked for to the next, if nothing is known to have changed."""
+SHARE, MOST_SHARE = 0.005, 0.05
+"""The shares of the time that asking for the lists may take: then, and where something has changed."""
 _TOPICS = ("/content/create", "/content/delete", "/images/delete")
 _SUBSCRIBE = events_stubs.EVENTS.methods_by_name["Subscribe"]
 
@@ -85,25 +87,30 @@ class SharedBlobs:
             await events.done_sending()
             # it is subscribed before the lists are made: both calls go the same way, one after the other
             reading = loops.task("the events of shared blobs", self._read(events))
+            pause = AGAIN
             try:
                 while not reading.done():
                     begun = time.monotonic()
                     await self._list()
                     self.trouble = ""
-                    end = time.monotonic() + max(AGAIN, (time.monotonic() - begun) / SHARE)
-                    await self._wait(reading, end)
+                    took = time.monotonic() - begun
+                    pause = min(2 * pause, AGAIN)  # the collector may take its time after an image was removed
+                    await self._wait(reading, max(self._tick, took / MOST_SHARE), max(pause, took / SHARE))
+                    if self._stale:
+                        pause = self._tick
             finally:
                 reading.cancel()
                 await asyncio.wait((reading,))
             await reading
         raise errors.Unavailable("it has ended the events")
 
-    async def _wait(self, reading: asyncio.Task[None], end: float) -> None:
-        """Wait until the lists are to be asked for again."""
-        while not reading.done() and (left := end - time.monotonic()) > 0:
-            await asyncio.wait((reading,), timeout=min(left, self._tick))
-            if self._stale:
-                return
+    async def _wait(self, reading: asyncio.Task[None], least: float, most: float) -> None:
+        """Wait until the lists are to be asked for again: for ``least`` seconds if they are known to be old, for
+        ``most`` if not.
+        """
+        begun = time.monotonic()
+        while not reading.done() and (passed := time.monotonic() - begun) < (least if self._stale else most):
+            await asyncio.wait((reading,), timeout=min(most - passed, self._tick))
 
     async def _list(self) -> None:
         self._stale = False

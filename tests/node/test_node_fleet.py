@@ -167,7 +167,7 @@ async def test_blobs_come_from_another_node_and_go_to_it(
         assert f"fleet: node a gives blobs at {member.address}, tells of " in said
         await asyncio.to_thread(member.node.splitd, "images", "remove", reference)
         for digest in box.blobs:
-            await eventually_async(lambda digest=digest: _not(told(keys, digest, "a")), f"{digest} is told", 30)  # type: ignore[misc]
+            await eventually_async(lambda digest=digest: _not(told(keys, digest, "a")), f"{digest} is told", 60)  # type: ignore[misc]
 
 
 async def _not(answer: object) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from services.images.registry.host import TLS
 from services.images.registry.host_memory import SLOW
 from services.kit import errors
 from services.kit.loops import task
@@ -315,4 +316,19 @@ async def test_a_dead_peer_costs_its_timeout_once(one: Puller, two: Puller, book
     book.addresses["one"] = "127.0.0.1:1"
     async with registry:
         assert (await two.fetch(f"{registry.host}/box:1", LAYER)).peers == 0
+    assert await two.has(DATA)
+
+
+@pytest.mark.parametrize("missing", ["ca", "cert"])
+async def test_own_certificates_that_cannot_be_used(
+    one: Puller, two: Puller, book: Book, registry: FakeRegistry, tmp_path: Path, missing: str
+) -> None:
+    """The registry is asked, as if nobody had the blob."""
+    await give(one, book)
+    none, (ca,), certificates = str(tmp_path / "none.pem"), two.peers.tls.ca, two.peers.tls.client
+    two.peers.tls = (
+        TLS((none,), certificates, alone=True) if missing == "ca" else TLS((ca,), ((none, none),), alone=True)
+    )
+    found = await two.fetch(f"{registry.host}/box:1", LAYER)
+    assert found == (False, len(DATA), 0)
     assert await two.has(DATA)
