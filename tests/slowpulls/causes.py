@@ -67,18 +67,18 @@ class Bucket:
     """A rate that all answers of a registry share."""
 
     def __init__(self, rate: float) -> None:
-        self._rate = rate
+        self.rate = rate
         self._free = 0.0
 
     async def take(self, size: int) -> None:
         now = asyncio.get_running_loop().time()
-        self._free = max(now, self._free) + size / self._rate
+        self._free = max(now, self._free) + size / self.rate
         await asyncio.sleep(self._free - now)
 
 
-def limited(rate: float, piece: int = 32 << 10) -> Fault:
+def limited(rate: float | Bucket, piece: int = 32 << 10) -> Fault:
     """All answers together have at most ``rate`` bytes a second."""
-    bucket = Bucket(rate)
+    bucket = rate if isinstance(rate, Bucket) else Bucket(rate)
 
     async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
         right = await serve()
@@ -181,22 +181,35 @@ def swallowing() -> Iterator[str]:
 
 @contextlib.asynccontextmanager
 async def another_pull(scene: Scene, _: Image) -> AsyncIterator[None]:
-    """Ten layers of another image are being fetched, slowly, and hold all places."""
+    """Ten layers of another image are being fetched, slowly, and hold all places. They hardly move before the pull that
+    is judged has come, however long its command takes to start: then the rest takes 4 s.
+    """
     other = "other:1"
     await scene.forgotten(other)
     before = plain(10, 1 << 10, 7)
     reference = scene.registry.add(before, other)
-    bucket = limited(2.5 * MB)
+    bucket = Bucket(64 << 10)
     for layer in before.layers:
-        scene.registry.inject(layer, bucket, times=ALWAYS)
+        scene.registry.inject(layer, limited(bucket), times=ALWAYS)
+    path = f"/{NAME.partition(':')[0]}/manifests/"
+    asked = len(scene.registry.asked(part=path))
+
+    async def let_go() -> None:
+        while len(scene.registry.asked(part=path)) == asked:
+            await asyncio.sleep(0.01)
+        bucket.rate = 2.5 * MB
+
     pulling = asyncio.ensure_future(scene.pulled(reference))
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while scene.registry.answering < 8:
                 await asyncio.sleep(0.01)
+        letting_go = asyncio.ensure_future(let_go())
         yield
     finally:
+        bucket.rate = 2.5 * MB
         await pulling
+        letting_go.cancel()
         scene.registry.heal()
         await scene.forgotten(other)
 
