@@ -17,6 +17,7 @@ from services.kit import errors
 from services.kit.rpc import LONG, CarriedStream, Headers
 
 _JUDGED = "/containerd."
+_WRITE = "/containerd.services.content.v1.Content/Write"
 _OPTIONAL = "/containerd.services.snapshots.v1.Snapshots/Cleanup"
 
 
@@ -69,7 +70,7 @@ class Judge:
 
     def stream(self, path: str, headers: Headers, carried: CarriedStream) -> CarriedStream:
         self._begun()
-        return _Judged(carried, partial(self._ended, path))
+        return _Judged(carried, partial(self._ended, path), each_answered=path == _WRITE)
 
     def _ended(self, path: str, code: int | None) -> None:
         self._over()
@@ -83,15 +84,21 @@ class Judge:
 
 
 class _Judged:
-    """A stream whose end is told once: by its code, or None if its client gave it up."""
+    """A stream whose end is told once: by its code, or None if its client gave it up. Of a Write, each message is
+    answered, and its client leaves after its commit: that is no giving up, if no answer is missing.
+    """
 
-    __slots__ = ("_carried", "_told")
+    __slots__ = ("_carried", "_each_answered", "_missing", "_told")
 
-    def __init__(self, carried: CarriedStream, told: Callable[[int | None], None]) -> None:
+    def __init__(self, carried: CarriedStream, told: Callable[[int | None], None], *, each_answered: bool) -> None:
         self._carried = carried
         self._told: Callable[[int | None], None] | None = told
+        self._each_answered = each_answered
+        self._missing: int | None = None
+        """Answers; None before the first message."""
 
     async def send(self, message: bytes) -> None:
+        self._missing = (self._missing or 0) + 1
         try:
             await self._carried.send(message)
         except errors.NodeError as error:
@@ -113,6 +120,8 @@ class _Judged:
             raise
         if message is None:
             self._ended(0)
+        else:
+            self._missing = (self._missing or 0) - 1
         return message
 
     async def leading(self) -> Headers:
@@ -122,7 +131,7 @@ class _Judged:
         return self._carried.trailing()
 
     def cancel(self) -> None:
-        self._ended(None)
+        self._ended(0 if self._each_answered and self._missing == 0 else None)
         self._carried.cancel()
 
     def _ended(self, code: int | None) -> None:

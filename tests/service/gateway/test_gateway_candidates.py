@@ -252,6 +252,18 @@ async def test_a_write_that_is_opened_again_stays_where_it_began(
         assert await RemoteStore(raw).list_statuses() == []
 
 
+async def test_writes_that_succeed_count_for_back_at(node: tuple[Services, rpc.Channel, RemoteRoutes]) -> None:
+    """Else a few failures among thousands of them would be all that counts."""
+    services, channel, routes = node
+    await routes.replace(services.content_terms(back_at=50.0))
+    for number in range(20):
+        await written(store(channel), b"counted %d" % number)
+    found = await candidate(routes, "content")
+    assert found is not None
+    assert found.failures == 0
+    assert found.calls >= 20  # the collector's calls count, too
+
+
 async def test_a_snapshot_lives_where_its_parent_lives(node: tuple[Services, rpc.Channel, RemoteRoutes]) -> None:
     """Those without a parent are shared out. A commit on a parent elsewhere is refused, and both places are named."""
     services, channel, routes = node
