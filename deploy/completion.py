@@ -16,11 +16,12 @@ from argcomplete import autocomplete
 from argcomplete.completers import DirectoriesCompleter, FilesCompleter
 from argcomplete.shell_integration import shellcode
 
+from client.fleet_remote import FleetView
 from deploy import place, routing, traces, transferring
 from deploy.failure import Failure
 from deploy.processes import ALL_NAMES
 from deploy.verbs import VERBS
-from services.kit import errors
+from services.kit import errors, rpc
 from services.traces.store import Query
 
 SHELLS = ("bash", "zsh", "fish")
@@ -87,6 +88,17 @@ def _routes(parsed_args: argparse.Namespace, **_: object) -> Collection[str]:
     return _quietly(names)
 
 
+def _nodes(parsed_args: argparse.Namespace, **_: object) -> Collection[str]:
+    async def names() -> list[str]:
+        async with (
+            asyncio.timeout(PATIENCE),
+            rpc.Channel(place.find(parsed_args).state / "fleet.sock", "fleet") as channel,
+        ):
+            return [node.name async for node in FleetView(channel, PATIENCE).nodes()]
+
+    return _quietly(names)
+
+
 def _quietly(names: Callable[[], Any]) -> Collection[str]:
     try:
         return list(asyncio.run(names()))
@@ -103,6 +115,7 @@ COMPLETERS: dict[Any, Callable[..., Any]] = {
     "LEASE": _leases,
     "TRACE": _traces,
     "ROUTE": _routes,
+    "NODE": _nodes,
     "FILE": FilesCompleter(),
     "DIR": DirectoriesCompleter(),
 }

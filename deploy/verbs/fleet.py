@@ -10,7 +10,7 @@ from deploy import transferring
 from deploy.fleet import ACTIONS
 from deploy.splitd import Verb
 
-HELP = "print the nodes of the node's fleet, and what they have (see docs/fleet.md)"
+HELP = "print the nodes of the node's fleet and what they have, and let them pull images (see docs/fleet.md)"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -55,6 +55,8 @@ class Prefetches:
             raise errors.FailedPrecondition.verbatim(
                 f"namespace {order.namespace} is not shared ([fleet] namespaces: {', '.join(self._node.namespaces)})"
             )
+        if self._node.trouble:
+            raise errors.Unavailable.verbatim(f"this node is not in the fleet: {self._node.trouble}")
         if self._open >= ORDERS:
             raise errors.ResourceExhausted.verbatim(f"this node has taken {ORDERS} orders already")
         self._open += 1
