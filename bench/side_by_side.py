@@ -38,7 +38,7 @@ def compare(stack: ExitStack, registry: Registry, mounts: Path, options: argpars
     if options.pulls:
         return _pulls(stack, both, registry, mounts, options)
     table = Table(both, options.only, options.rounds)
-    table.measure("idle memory", "MB PSS", Peer.pss_mb, rounds=1, aim="ours <= 160 MB")
+    table.measure("idle memory", "MB PSS", Peer.pss_mb, rounds=1, aim="ours <= 135 MB")
     for which in measures.UNARY:
         table.measure(
             f"{which} p50",

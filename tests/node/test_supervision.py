@@ -45,6 +45,17 @@ def test_every_process_names_the_state_directory_on_its_command_line(node: Node)
     assert node.supervisord() in named
 
 
+def test_the_processes_share_the_memory_of_what_all_have_loaded(node: Node) -> None:
+    """Each is a copy of supervisord (docs/adr/0022), also one that was started again. Programs that are executed share
+    pages of files, but no anonymous ones.
+    """
+    node.splitd("restart", "content")
+    for name, pid in node.pids().items():
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        found = {key: int(value.split()[0]) for key, value in re.findall(r"(\w+): +(\d+ kB)", rollup)}
+        assert found["Shared_Dirty"] > 3 << 10, f"{name} shares {found['Shared_Dirty']} kB"
+
+
 def test_status_tells_each_service_and_is_zero_only_if_all_are_healthy(node: Node) -> None:
     """It shows state, pid, uptime, memory, health and restarts of all; one that was stopped on purpose is enough
     for exit code 1.
