@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from api.splitd.records.v1 import records_pb2 as pb
 from services.kit import errors, rpc
 from services.kit.process import owned
 from services.metadata.sqlite import SqliteTransactions
+from tests.etcd_servers import DEBIAN, Cluster, etcd
 from tests.service.metadata.test_metadata_records import NO_COLLECTION, Life, StandIn
 from tests.suites.containers import CONTAINERS, container
 from tests.suites.records import World
@@ -89,9 +92,27 @@ def test_the_database_keeps_what_it_acknowledged(tmp_path: Path, seed: int) -> N
     store._reader.close()
 
 
-async def test_the_process_keeps_what_it_acknowledged(place: Path) -> None:
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with etcd(DEBIAN) as running:
+        yield running
+
+
+@pytest.fixture(params=["sqlite", "etcd"])
+def config(request: pytest.FixtureRequest, place: Path) -> Path:
+    """The configuration of a metadata process, for each of the stores."""
+    text = NO_COLLECTION
+    if request.param == "etcd":
+        endpoints = json.dumps(request.getfixturevalue("cluster").endpoints)
+        text += f'[metadata]\nstore = "etcd"\n[metadata.etcd]\nendpoints = {endpoints}\nprefix = "{place}"\n'
+    path = place / "config.toml"
+    path.write_text(text)
+    return path
+
+
+async def test_the_process_keeps_what_it_acknowledged(place: Path, config: Path) -> None:
     """Containers, an open intent and the gateway's incarnation survive a kill -9 of metadata."""
-    with ServiceProcess("services.metadata", place / "root", place / "state") as process:
+    with ServiceProcess("services.metadata", place / "root", place / "state", config=config) as process:
         async with rpc.Channel(place / "state" / "metadata.sock") as channel:
             world = await World(Life(channel, StandIn(RawStandIn()))).begin()
             containers = channel.client(CONTAINERS)
@@ -118,7 +139,7 @@ async def test_the_process_keeps_what_it_acknowledged(place: Path) -> None:
 @pytest.mark.parametrize(
     ("point", "recorded"), [("metadata.begun", False), ("metadata.before-finish", True), ("metadata.finished", True)]
 )
-async def test_metadata_dies_within_an_intent(place: Path, point: str, recorded: bool) -> None:
+async def test_metadata_dies_within_an_intent(place: Path, config: Path, point: str, recorded: bool) -> None:
     """Before the answer to Begin: no intent is left that its gateway does not know. Before or after it wrote the
     records that Finish makes: a repeated Finish makes them once.
     """
@@ -126,8 +147,6 @@ async def test_metadata_dies_within_an_intent(place: Path, point: str, recorded:
     faults.mkdir()
     raw = RawStandIn()
     stand_in = StandIn(raw)
-    config = place / "config.toml"
-    config.write_text(NO_COLLECTION)
     with ServiceProcess(
         "services.metadata", place / "root", place / "state", config=config, env={"SPLITD_FAULTS": str(faults)}
     ) as process:
