@@ -21,12 +21,12 @@ from services.etcd.store import Conflict, Etcd, Mod, Put
 from services.kit import errors, process, settings
 from services.metadata import config as configuration
 from services.metadata import moving
-from services.metadata.etcd_rows import Keys, Owner
+from services.metadata.etcd_rows import ALIVE, Keys, Owner
 from services.metadata.transactions import Transactions
 
 T = TypeVar("T")
 PATIENCE = 30.0
-"""Seconds until etcd has answered with all records."""
+"""Seconds for which etcd may be silent, before and while it tells all records."""
 
 HELP = (
     "write all records of the node to a file, read them back, or move them to etcd or from there; the node must be "
@@ -48,7 +48,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--take-over",
         action="store_true",
         default=False,
-        help="become the owner of the records in etcd in place of the node that is; that node must not come back",
+        help="become the owner of the records in etcd in place of a node that is down, and must not come back",
     )
 
 
@@ -114,12 +114,15 @@ def _etcd(here: Place, config: configuration.Config, *, take_over: bool = False)
             try:
                 async with contextlib.AsyncExitStack() as stack:
                     try:
-                        async with asyncio.timeout(PATIENCE):
+                        async with asyncio.timeout(PATIENCE) as limit:
+                            records.progressed = lambda: limit.reschedule(asyncio.get_running_loop().time() + PATIENCE)
                             await stack.enter_async_context(records.running())
                     except TimeoutError:
+                        why = records.standing.why or "it is silent"
                         raise errors.Unavailable(
-                            f"etcd at {', '.join(config.etcd.endpoints)} has not answered for {PATIENCE:.0f} s"
+                            f"etcd at {', '.join(config.etcd.endpoints)} has told nothing for {PATIENCE:.0f} s: {why}"
                         ) from None
+                    records.progressed = lambda: None
                     yield records
             finally:
                 await records.close()
@@ -131,10 +134,20 @@ def _etcd(here: Place, config: configuration.Config, *, take_over: bool = False)
 
 
 async def _take_over(etcd: Etcd, prefix: str, node: Owner) -> None:
-    """Make ``node`` the owner of the records that another owns."""
-    key = Keys(prefix).owner
-    found = await etcd.get(key)
-    if found is not None and isinstance(await etcd.commit([Put(key, node.encode())], [Mod(key, found.mod)]), Conflict):
+    """Make ``node`` the owner of the records that another owns. FailedPrecondition while that one lives: its clients
+    would fail from then on, and nobody could tell which of its containers the records still describe.
+    """
+    keys = Keys(prefix)
+    found = await etcd.get(keys.owner)
+    if found is None or (owner := Owner.decode(found.value)).node == node.node:
+        return
+    if await etcd.get(keys.alive) is not None:
+        raise errors.FailedPrecondition(
+            f"nothing was taken over: {owner} serves the records at {prefix} now. Stop it first: splitd down there; if "
+            f"it has just died, or is cut off from etcd, repeat the command in {ALIVE:.0f} s"
+        )
+    done = await etcd.commit([Put(keys.owner, node.encode())], [Mod(keys.owner, found.mod), Mod(keys.alive, 0)])
+    if isinstance(done, Conflict):
         raise errors.Aborted("the owner of the records in etcd has changed meanwhile: repeat the command")
 
 

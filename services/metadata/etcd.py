@@ -54,7 +54,7 @@ from services.kit import errors, files, loops, metrics
 from services.kit.faults import fault
 from services.metadata import etcd_mirror
 from services.metadata.etcd_patience import PATIENCE, Patience
-from services.metadata.etcd_rows import LEAST, Keys, Owner, Pieces, Written, decode, joined
+from services.metadata.etcd_rows import ALIVE, LEAST, Keys, Owner, Pieces, Written, decode, joined
 from services.metadata.etcd_shown import NONE, Last, Shown
 from services.metadata.sqlite import Again
 from services.metadata.transactions import Key, Reader, Snapshot, Standing, Transaction
@@ -66,8 +66,6 @@ _COMMITS = metrics.Counter("splitd_etcd_commits_total", "Transactions that etcd 
 _CONFLICTS = metrics.Counter("splitd_etcd_conflicts_total", "Transactions that ran again, since others had written.")
 _RETRIES = metrics.Counter("splitd_etcd_retries_total", "Transactions that were sent again, since the answer was lost.")
 
-ALIVE = 10.0
-"""Seconds after which a node that ended without a word counts as gone."""
 PAUSE, LONGEST = 0.2, 5.0
 """Seconds between attempts while etcd is away: they double."""
 NOTED = 10.0
@@ -164,6 +162,8 @@ class EtcdTransactions:
         self._tried = self._answers = False
         self._read = False
         """Whether anybody may read the mirror."""
+        self.progressed: Callable[[], None] = lambda: None
+        """Called when a part of the list of all records has come."""
         self.listed = False
         """Whether all that the mirror shows has come from etcd since this process began."""
         self._refused: NotOwnerError | None = None
@@ -608,6 +608,7 @@ class EtcdTransactions:
             count += len(rows)
             await self.mirror.replicate(lambda connection, rows=rows: listing.add(connection, rows))  # type: ignore[misc]
             fault("metadata.etcd.listing")
+            self.progressed()
 
         def work(connection: sqlite3.Connection) -> list[bytes]:
             etcd_mirror.note(connection, keys.prefix, revision, last)

@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass
 from services.etcd.store import Delete, Operation, Put, end_of
 from services.kit import damage, errors
 
+ALIVE = 10.0
+"""Seconds after which a node that ended without a word counts as gone."""
 WHOLE = 256 << 10
 """Bytes of the largest value that lies in one key."""
 TOGETHER = 768 << 10

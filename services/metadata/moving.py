@@ -95,7 +95,13 @@ async def total(store: Transactions) -> Sum:
 
 
 def _is_empty(reader: Reader) -> bool:
-    return all(key[0] in _OWN for key, _ in reader.scan((), limit=_CHUNK) if key[0] != schema.MOVING.name)
+    """Whether there are no records but those of a node that was only started."""
+    after: Key | None = None
+    while rows := [key for key, _ in reader.scan((), after=after, limit=_CHUNK)]:
+        if any(key[0] not in _OWN and key[0] != schema.MOVING.name for key in rows):
+            return False
+        after = rows[-1]
+    return True
 
 
 # ---------------------------------------------------------------------------------------------- which store counts

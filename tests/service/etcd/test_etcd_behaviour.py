@@ -259,6 +259,23 @@ async def test_a_member_that_hangs_is_noticed(release: str) -> None:
             cluster.members[0].thaw()
 
 
+async def test_an_endpoint_that_hangs_delays_nobody(one: Cluster) -> None:
+    """It takes connections and says nothing. It is not waited for, though it is the first one."""
+    silent = asyncio.Event()
+
+    async def hang(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await silent.wait()
+        writer.close()
+
+    async with await asyncio.start_server(hang, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        client = RemoteEtcd(EtcdConfig(endpoints=(f"127.0.0.1:{port}", *one.endpoints)))
+        with within(1.5):
+            await committed(client, Put(b"k", b"v"))
+        await client.close()
+        silent.set()
+
+
 async def test_without_quorum_nothing_hangs(release: str) -> None:
     """A plain put fails after 7 s, and a plain watch is silent for ever. Ours ask for a leader."""
     with etcd(release, count=3) as cluster:

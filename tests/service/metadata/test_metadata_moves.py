@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -10,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from services.etcd.client import connect
+from services.etcd.config import EtcdConfig
 from services.kit.process import owned
 from services.metadata import moving, schema
+from services.metadata.etcd import EtcdTransactions, this_node
 from services.metadata.store import Image
 from services.metadata.transactions import Key, Reader, Transaction
 from tests.etcd_servers import etcd
@@ -25,6 +29,22 @@ from services.metadata import moving
 one, other = (moving.Side(path, lambda path=path: moving.sqlite(Path(path))) for path in sys.argv[1:])
 print(asyncio.run(moving.migrate(one, other)).sum)
 """
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from deploy.splitd import answered
+import deploy.verbs.metadata, services.etcd.client, services.metadata.etcd
+
+points, words = sys.argv[1].split(), sys.argv[2:]
+for point in points:
+    Path(os.environ["SPLITD_FAULTS"], point).touch()
+    if not (child := os.fork()):
+        os._exit(answered(words))
+    print(point, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+"""A splitd command, killed at each of several points, one after the other."""
 
 
 async def fill(path: Path, count: int = 2200) -> None:
@@ -160,7 +180,9 @@ def test_mistakes_are_told_in_words(words: tuple[str, ...], said: str, faults: P
 
 
 async def test_records_move_to_a_real_etcd_and_back(faults: Path, tmp_path: Path) -> None:
-    """Killed on the way and repeated. Afterwards the store that they have left says where they are."""
+    """Killed on the way at each point, and repeated. The store that they have left says where they are. Another node
+    takes them over once this one is down.
+    """
     root, config = tmp_path / "node", tmp_path / "config.toml"
     (root / "metadata").mkdir(parents=True)
     await fill(root / "metadata/metadata.db")
@@ -172,9 +194,13 @@ async def test_records_move_to_a_real_etcd_and_back(faults: Path, tmp_path: Path
         def metadata(*words: str) -> subprocess.CompletedProcess[str]:
             return verb(faults, root, *words, "--config", str(config))
 
-        for point in ("chunk", "arrived", "left"):
-            (faults / f"metadata.moving.{point}").touch()
-            assert metadata("migrate", "--to", "etcd").returncode == -9
+        def killed(to: str, *points: str) -> None:
+            where = ("--root", str(root), "--state", str(root / "state"), "--config", str(config))
+            said = run(faults, "-c", KILLED, " ".join(points), "metadata", "migrate", "--to", to, *where)
+            assert said.stdout.splitlines() == [f"{point} -9" for point in points], said.stderr
+
+        moves = [f"metadata.moving.{point}" for point in POINTS]
+        killed("etcd", "metadata.etcd.before", "metadata.etcd.written", *moves)
         moved = metadata("migrate", "--to", "etcd")
         assert moved.returncode == 0, moved.stderr
         assert "2,200 records (sha256:" in moved.stdout
@@ -192,7 +218,17 @@ async def test_records_move_to_a_real_etcd_and_back(faults: Path, tmp_path: Path
         taken = verb(faults, other, *mine, "--take-over")
         assert "nothing was to be moved: it has 2,200 records" in taken.stdout, taken.stderr
         assert metadata("migrate", "--to", "sqlite").returncode == 1  # it is the other's now
+        client = connect(EtcdConfig(endpoints=cluster.endpoints))
+        mirror, node = tmp_path / "mirror.db", this_node(other / "metadata")
+        async with EtcdTransactions(client, "/splitd/metadata", mirror, node).running():
+            refused = await asyncio.to_thread(metadata, "migrate", "--to", "etcd", "--take-over")
+            assert refused.returncode == 1
+            assert "serves the records at /splitd/metadata now. Stop it first" in refused.stderr
+        await client.close()
         assert metadata("migrate", "--to", "etcd", "--take-over").returncode == 0
+        for path in (root / "metadata").glob("metadata.db*"):  # else nothing would have to be copied
+            path.unlink()
+        killed("sqlite", "metadata.etcd.listing", *moves)
         back = metadata("migrate", "--to", "sqlite")
         assert back.returncode == 0, back.stderr
     assert await everything(root / "metadata/metadata.db") == before

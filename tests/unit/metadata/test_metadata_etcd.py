@@ -17,7 +17,7 @@ from services.metadata.etcd import Claims, EtcdTransactions, NotOwnerError, this
 from services.metadata.etcd_rows import PIECE, WHOLE, Keys, Owner
 from services.metadata.transactions import Key, Reader, Transaction, Transactions, encode
 from tests.suites.records_transactions import TransactionsSuite
-from tests.support import eventually_async
+from tests.support import eventually_async, within
 
 PREFIX = "/splitd/one"
 KEYS = Keys(PREFIX)
@@ -26,10 +26,15 @@ NODE = Owner(node="n1", host="h", machine="m", root="/r")
 
 @contextlib.asynccontextmanager
 async def opened(
-    etcd: MemoryEtcd, path: Path, node: Owner = NODE, stale_reads: float = 600.0, claims: Claims | None = None
+    etcd: MemoryEtcd,
+    path: Path,
+    node: Owner = NODE,
+    stale_reads: float = 600.0,
+    claims: Claims | None = None,
+    patience: float = 0.1,
 ) -> AsyncIterator[EtcdTransactions]:
     store = EtcdTransactions(
-        etcd, PREFIX, path, node, stale_reads=stale_reads, patience=0.1, longest=0.05, claims=claims
+        etcd, PREFIX, path, node, stale_reads=stale_reads, patience=patience, longest=0.05, claims=claims
     )
     try:
         async with store.running():
@@ -466,3 +471,63 @@ async def test_writes_wait_while_all_records_are_listed(tmp_path: Path) -> None:
         await store._list()
         await writing
         assert encode(("c",)) in records(etcd)
+
+
+async def test_a_write_waits_for_an_election(tmp_path: Path) -> None:
+    """Others wait with it, and all of them are written once. Nobody is told anything."""
+    etcd = MemoryEtcd()
+    async with opened(etcd, tmp_path / "one.db", patience=20.0) as store:
+        await put(store, "a")
+        etcd.cut()
+        writing = [asyncio.ensure_future(put(store, f"k{number}")) for number in range(5)]
+        await eventually_async(lambda: asyncio.sleep(0, store.standing.away is not None), "nobody notices")
+        writing += [asyncio.ensure_future(put(store, f"l{number}", value=bytes(WHOLE + 1))) for number in range(2)]
+        done, _ = await asyncio.wait(writing, timeout=0.3, return_when=asyncio.FIRST_COMPLETED)
+        assert not done
+        etcd.cut(away=False)
+        await asyncio.gather(*writing)
+        assert len(shown(store)) == 8
+        await settled(store, etcd)
+    async with opened(etcd, tmp_path / "two.db") as store:
+        assert len(shown(store)) == 8
+
+
+async def test_writes_wait_once_for_an_etcd_that_does_not_come_back(tmp_path: Path) -> None:
+    """Not each of them, one after the other; later ones fail at once."""
+    etcd = MemoryEtcd()
+    async with opened(etcd, tmp_path / "one.db", patience=1.0) as store:
+        await put(store, "a")
+        etcd.cut()
+        with within(4.0, at_least=0.9):
+            for number in range(10):
+                with pytest.raises(errors.Unavailable, match="nothing was written|nothing can be written"):
+                    await put(store, f"k{number}")
+        assert set(shown(store)) == {("a",)}
+
+
+async def test_a_lost_lease_is_replaced_at_once(tmp_path: Path) -> None:
+    """Without it a copy of the node could begin. Writes go on meanwhile."""
+    etcd = MemoryEtcd()
+    async with opened(etcd, tmp_path / "one.db") as store:
+        await put(store, "a")
+        for lease in list(etcd._leases):
+            etcd.revoke(lease)
+        assert KEYS.alive not in etcd.state
+        await put(store, "b")
+        await eventually_async(lambda: asyncio.sleep(0, KEYS.alive in etcd.state), "no lease is made")
+        assert store.standing.away is None
+
+
+async def test_a_long_list_tells_that_it_goes_on(tmp_path: Path) -> None:
+    """So that whoever waits for it may wait for longer than for an etcd that is silent."""
+    etcd = MemoryEtcd()
+    async with opened(etcd, tmp_path / "one.db") as store:
+        for start in range(0, 2500, 500):
+            await put(store, *(f"{number}" for number in range(start, start + 500)))
+    store = EtcdTransactions(etcd, PREFIX, tmp_path / "two.db", NODE)
+    parts: list[float] = []
+    store.progressed = lambda: parts.append(store.standing.revision)
+    async with store.running():
+        assert len(shown(store)) == 2500
+    await store.close()
+    assert len(parts) == 3

@@ -286,3 +286,20 @@ def test_sums_say_how_many() -> None:
 def _nothing_is_left_open(tmp_path: Path) -> Iterator[None]:
     yield
     assert not list(tmp_path.glob("*.part"))
+
+
+async def test_records_behind_many_of_the_nodes_own_are_seen(one: Side, other: Side) -> None:
+    """A store is not empty though its first thousand records are those of a node that was only started."""
+
+    def work(tx: Transaction) -> None:
+        for number in range(1100):
+            schema.CHECKED.put(tx, f"backend{number:04}", value=1)
+        schema.NAMESPACES.put(tx, "default", value=Namespace())
+
+    await fill(one, range(1))
+    async with other.open() as store:
+        await store.write(work)
+    before = await everything(other)
+    with pytest.raises(errors.FailedPrecondition, match=r"other\.db has 1,101 records"):
+        await moving.migrate(one, other)
+    assert await everything(other) == before
