@@ -37,7 +37,7 @@ class EtcdConfig:
     key: str = ""
     """File with the key (PEM, without a password) of cert; empty: it is in the same file."""
     timeout: Seconds = 5.0
-    """How long one call may take, with its attempts at several members."""
+    """How long one call may take, with its attempts at several members, and one write of a record, with its calls."""
 
     def __post_init__(self) -> None:
         for endpoint in self.endpoints:
