@@ -20,7 +20,7 @@ from typing import Protocol
 import pytest
 
 from tests.fake_registry import Authority
-from tests.support import eventually, short_directory
+from tests.support import eventually, freeze, short_directory
 
 DEBIAN, TRIXIE = "3.4", "3.5"
 RELEASES = (DEBIAN, TRIXIE)
@@ -209,7 +209,7 @@ class Member:
 
     def freeze(self) -> None:
         """Let it hang: its sockets are open, and nobody answers."""
-        self._signal(signal.SIGSTOP)
+        freeze(self.pid)
 
     def thaw(self) -> None:
         self._signal(signal.SIGCONT)

@@ -228,7 +228,7 @@ async def test_each_harm_was_done_to_the_leader_and_another(servers: Cluster, ha
     async def counted(etcd: Patient) -> int:
         for count in itertools.count(1):
             assert isinstance(await etcd.commit([Put(b"/counted/%d" % count, b"")]), Committed)
-            if len(harm.done) > 6:
+            if len(harm.done) > 6 and count > 20:
                 return count
         raise AssertionError
 
@@ -240,7 +240,7 @@ async def test_each_harm_was_done_to_the_leader_and_another(servers: Cluster, ha
                 return len([*tx.scan(("n",))])
 
             assert await store.write(work) == count
-            if len(harm.done) > 6:
+            if len(harm.done) > 6 and count > 20:
                 return count
             await asyncio.sleep(0.01)
         raise AssertionError
@@ -249,7 +249,6 @@ async def test_each_harm_was_done_to_the_leader_and_another(servers: Cluster, ha
     async with asyncio.timeout(150), records(servers, "/records", tmp_path / "mirror.db") as store:
         counts = await asyncio.gather(counted(etcd), added(store))
         assert len(set(harm.done)) == 6
-        assert min(counts) > 20
         found = [pair.key async for page in etcd.pages(b"/counted/") for pair in page.pairs]
         assert set(found) == {b"/counted/%d" % n for n in range(1, counts[0] + 1)}
         expected: list[Key] = sorted(("n", f"{n}") for n in range(1, counts[1] + 1))

@@ -1,4 +1,4 @@
-"""The suite of services.etcd.store on real servers, of one member and of three."""
+"""The suite of services.etcd.store on real servers of one member. test_etcd_harmed.py runs it on three."""
 
 from __future__ import annotations
 
@@ -13,14 +13,9 @@ from tests.etcd_servers import RELEASES, Cluster, etcd
 from tests.suites.etcd import EtcdSuite
 
 
-@pytest.fixture(
-    scope="module",
-    params=[(release, count) for release in RELEASES for count in (1, 3)],
-    ids=lambda p: f"etcd{p[0]}-{p[1]}",
-)
-def servers(request) -> Iterator[Cluster]:
-    release, count = request.param
-    with etcd(release, count=count) as cluster:
+@pytest.fixture(scope="module", params=RELEASES)
+def servers(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    with etcd(request.param) as cluster:
         yield cluster
 
 
