@@ -29,8 +29,8 @@ class Config:
     outlive this node's disk.
     """
     stale_reads: Seconds = 600.0
-    """How long reads are answered while etcd is away. Writes wait for the timeout of [metadata.etcd], once, and then fail
-    at once."""
+    """How long reads are answered while etcd is away. Writes wait for it once, for the timeout of [metadata.etcd], and
+    then fail at once."""
     etcd: EtcdConfig = field(default_factory=EtcdConfig)
     """The cluster of store = "etcd"."""
     gc: gc.Config = field(default_factory=gc.Config)
