@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 ORDERS = 16
 """Orders that a node has taken at once, at most."""
-ASKING = 5.0
+ASKING = 10.0
 """Seconds that a node has to answer."""
 AWAY = 30.0
 """Seconds after which a node that has left the fleet is not waited for: longer than the end of its lease and the

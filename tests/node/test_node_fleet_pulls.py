@@ -87,21 +87,20 @@ async def other(member: Member) -> AsyncIterator[FleetNode]:
     await found.close()
 
 
-async def test_an_image_is_pulled_and_told(member: Member, registry: FakeRegistry, other: FleetNode) -> None:
-    """The other node does not answer, and is named. Then the fleet knows the image, its containers and the pull."""
+async def test_an_image_is_pulled_and_told(member: Member, registry: FakeRegistry) -> None:
+    """Then the fleet knows the image, its containers and the pull."""
     box = made(2, 1500)
     reference = registry.add(box, "box:1")
-    done = await member.fleet("pull", reference, "--nodes", "all", "--json", ok=None)
+    done = await member.fleet("pull", reference, "--nodes", "all", "--json")
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert lines[-1] == {
-        "outcome": "failed",
+        "outcome": "done",
         "image": reference,
         "digests": [box.digest],
         "pulled": ["a"],
         "present": [],
-        "failed": {"b": "no answer within 5 s"},
+        "failed": {},
     }
-    assert done.returncode == 1
     ours = [line for line in lines if line.get("node") == "a"]
     assert ours[0]["state"] == "waiting"
     assert ours[-1] == {
@@ -130,7 +129,7 @@ async def test_an_image_is_pulled_and_told(member: Member, registry: FakeRegistr
 
     async def traced() -> list[dict[str, object]]:
         found = json.loads((await member.fleet("trace", "--json")).stdout)
-        assert found["troubles"] == {"b": "it serves its peers nothing"}
+        assert found["troubles"] == {}
         return [each for each in found["pulls"] if each["image"] == reference and each["outcome"] == "ok"]
 
     pull = (await eventually_async(traced, "no trace comes", 60))[0]
