@@ -640,8 +640,8 @@ def deaf(seconds: float = 60.0) -> Fault:
     return fault
 
 
-def other(data: bytes, *, chunked: bool = False) -> Fault:
-    """Other bytes than those asked for."""
+def other(data: bytes, *, chunked: bool = False, pause: float = 0.0) -> Fault:
+    """Other bytes than those asked for, with a ``pause`` in seconds in their middle."""
 
     async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
         right = await serve()
@@ -651,7 +651,9 @@ def other(data: bytes, *, chunked: bool = False) -> Fault:
         answer = web.StreamResponse(headers=headers)
         answer.enable_chunked_encoding()
         await answer.prepare(request)
-        await answer.write(data)
+        await answer.write(data[: len(data) // 2])
+        await asyncio.sleep(pause)
+        await answer.write(data[len(data) // 2 :])
         return answer
 
     return fault

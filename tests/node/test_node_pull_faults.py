@@ -371,6 +371,18 @@ async def test_a_mirror_with_wrong_bytes(case: Case, fake: FakeRegistry, elsewhe
     await case.succeeds("images.test/box:1", box, hosts=mirrors(place, elsewhere.url, fake.url))
 
 
+async def test_wrong_bytes_that_cannot_be_unpacked(
+    case: Case, fake: FakeRegistry, elsewhere: FakeRegistry, place: Path
+) -> None:
+    """They are unpacked while they arrive, so that fails before the digest shows why. The next host is asked."""
+    box = runnable(kib=6000)
+    fake.add(box, "box:1")
+    elsewhere.add(box, "box:1")
+    wrong = b"\x01" * len(box.blobs[box.layers[1]])
+    elsewhere.inject(box.layers[1], other(wrong, chunked=True, pause=4.0), times=ALWAYS)
+    await case.succeeds("images.test/box:1", box, hosts=mirrors(place, elsewhere.url, fake.url))
+
+
 async def test_a_certificate_of_an_unknown_authority(case: Case, place: Path) -> None:
     """The error names the host and the cause; with the authority's certificate the pull works."""
     authority = Authority(place / "ca")

@@ -20,7 +20,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from services.content.store import Writer
 from services.images.concurrency import threads
@@ -57,6 +57,8 @@ class Following:
     """The span that brings the bytes (``tracing.Span.ref``)."""
     broken: bool = False
     """The ingest was restarted or given up: no more news will come, and the bytes read may be wrong."""
+    judged: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when that is known: the bytes are the blob's, or it is ``broken``."""
 
 
 class FileIngest:
@@ -88,6 +90,7 @@ class FileIngest:
         self._storing = loops.Tasks()
         self._followers: list[_NewsWriter] = []
         self._stopped = False
+        self._right = False
         self._kept = self._over = False
 
     @property
@@ -222,6 +225,8 @@ class FileIngest:
         writer = _NewsWriter(os.dup(self._reading), self._size, self._span)
         self._followers.append(writer)
         writer.tell(self.offset)
+        if self._right:
+            writer.following.judged.set()
         try:
             yield writer.following
         finally:
@@ -264,6 +269,9 @@ class FileIngest:
             raise errors.FailedPrecondition(
                 f"{self._digest}: its bytes have the digest {self._digest.algorithm}:{found}"
             )
+        self._right = True
+        for follower in self._followers:
+            follower.following.judged.set()
         self._close()
         await self._commit(labels)
         self.committed = True
@@ -371,6 +379,7 @@ class _NewsWriter:
     def break_off(self) -> None:
         """Tell the follower that no more news will come."""
         self.following.broken = True
+        self.following.judged.set()
         self._hang_up()
 
     def _hang_up(self) -> None:

@@ -265,7 +265,9 @@ class RemoteNode:
                             alone=alone,
                             growth=Growth(following.news, following.size, following.span),
                         )
-                    except errors.NodeError:
+                    except errors.NodeError as error:
+                        if not isinstance(error, errors.ResourceExhausted):
+                            await following.judged.wait()  # wrong bytes may be the reason: they are fetched again
                         if not following.broken:
                             raise
                     if following.broken:

@@ -180,8 +180,11 @@ async def test_an_ingest_can_be_followed(tmp_path: Path) -> None:
         assert told[0] == BATCH
         assert told == sorted(told)
         assert told[-1] == early.size == len(DATA)
+        assert not early.judged.is_set()
         await ingest.commit({})
         with ingest.followed() as late:
+            assert early.judged.is_set()
+            assert late.judged.is_set()
             assert int.from_bytes(os.read(late.news, 8), "little") == len(DATA)
             assert os.pread(late.blob, len(DATA), 0) == os.pread(early.blob, len(DATA), 0) == DATA
     await ingest.close()
@@ -214,6 +217,7 @@ async def test_followers_are_told_that_an_ingest_begins_anew_or_ends(restarted: 
         await write(ingest, DATA[:BATCH])
         await (ingest.restart() if restarted else ingest.close())
         assert following.broken
+        assert following.judged.is_set()
         while os.read(following.news, 8):
             pass
     await ingest.close()
