@@ -144,6 +144,10 @@ upgrade: $(VENV)/dev test-machine ## upgrade a node from RELEASE (a commit; defa
 slow-pulls: $(VENV)/dev test-machine ## make pulls slow in many ways, one at a time (ARGS='NAME ...': only these), and check that the verdict of each names the cause; needs root, takes minutes
 	@$(BIN)/python -m tests.slowpulls $(ARGS)
 
+.PHONY: fleet-harms
+fleet-harms: $(VENV)/dev test-machine ## kill each process and each node of a fleet of three, each member of its etcd, and cut the network between any two, each in the middle of pulls; half an hour; needs root
+	@FLEET_HARMS=all $(PYTEST) tests/fleets/test_fleet_nodes.py $(ARGS)
+
 .PHONY: powercut
 powercut: CUTS ?= 50
 powercut: $(VENV)/dev test-machine ## cut the power CUTS=50 times during pulls, commits and writes, from SEED (default: a new one each time), and check that nothing answered is lost; needs root, loop devices and XFS

@@ -339,11 +339,11 @@ def splitd(
         timeout=seconds,
         check=False,
     )
-    _expect(command, done, ok)
+    expect(command, done, ok)
     return done
 
 
-def _expect(command: list[str], done: subprocess.CompletedProcess[Any], ok: bool | None) -> None:
+def expect(command: list[str], done: subprocess.CompletedProcess[Any], ok: bool | None) -> None:
     """An AssertionError with what it said, unless the exit code is as expected."""
     if ok is not None and ok != (done.returncode == 0):
         raise AssertionError(
@@ -447,7 +447,7 @@ class Node:
             timeout=seconds,
             check=False,
         )
-        _expect(command, done, ok)
+        expect(command, done, ok)
         return done
 
     def out(self, *arguments: object, **options: Any) -> str:

@@ -145,7 +145,7 @@ class Network:
             stdin=subprocess.PIPE,
             start_new_session=True,  # what kills the group of the test does not kill it
         )
-        self._hosts = 0
+        self.hosts: dict[str, Host] = {}
         try:
             _ip("netns", "add", self.switch)
             _ip("-n", self.switch, "link", "add", "switch", "type", "bridge")
@@ -156,8 +156,8 @@ class Network:
 
     def host(self, name: str) -> Host:
         """A new host; ``name`` has at most 15 characters, as the name of a link."""
-        self._hosts += 1
-        return Host(self, name, self._hosts)
+        self.hosts[name] = Host(self, name, len(self.hosts) + 1)
+        return self.hosts[name]
 
     def cut(self, one: Host, other: Host) -> None:
         """From now on neither hears the other. Nothing tells them."""
