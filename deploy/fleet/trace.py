@@ -11,7 +11,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from client import bars, span_words, trace_views
 from client.fleet_remote import FleetView, Member
@@ -23,10 +23,10 @@ from deploy.verbs.images import age, timestamp
 from deploy.verbs.trace import duration
 from services.fleet.config import Config
 from services.fleet.told import number, text
-from services.images.registry.host import TLS
-from services.images.registry.transport import USER_AGENT, Role, Session
-from services.images.registry_timeouts import Timeouts
 from services.kit import errors, settings
+
+if TYPE_CHECKING:
+    from services.images.registry.transport import Session
 
 HELP = "print the latest pulls of all nodes side by side, the slowest first, and what each waited for"
 
@@ -150,6 +150,11 @@ def _described(pull: Pull) -> dict[str, Any]:
 
 async def _found(node: Place) -> tuple[list[Pull], dict[str, str], int]:
     """The pulls of all nodes, why some nodes tell of none, and how many have answered."""
+    # the HTTP client, which no other action needs
+    from services.images.registry.host import TLS
+    from services.images.registry.transport import Session
+    from services.images.registry_timeouts import Timeouts
+
     async with asking.connected(node) as channel:
         nodes = [each async for each in FleetView(channel, asking.PATIENCE).nodes()]
     config = settings.load(Config, settings.read(node.config), "fleet")
@@ -180,6 +185,8 @@ async def _found(node: Place) -> tuple[list[Pull], dict[str, str], int]:
 
 
 async def _document(session: Session, node: Member) -> bytes:
+    from services.images.registry.transport import USER_AGENT, Role
+
     answer = await session.exchange(
         "GET",
         f"https://{node.address}/v2/pulls",
