@@ -1,0 +1,157 @@
+"""A fleet of three nodes on one machine (tests/fleets): a pull on all at once beside a pull on one, and pulls and runs
+of a node whose fleet's etcd is down beside those of a node without a fleet.
+
+    python -m bench.fleet [--rounds N] [--rate MB] [--scratch DIR] [--no-unpack] [--only pulls|etcd]
+
+The registry's link has ``--rate`` MB/s (50), by tc tbf, and the image is that of ``make bench``. All three nodes share
+this machine's processors, which real ones do not: ``--no-unpack`` leaves out what they unpack. Files are in memory
+(SPLITD_TEST_DIR names another place), so that three nodes do not share one disk. Each row has medians, the ratio and
+its aim; the exit code is 1 if an aim is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bench import image
+from deploy.samples import Image
+from tests.fleets.nodes import Fleet, FleetMember, fleet, made, size_of
+from tests.support import eventually
+
+SECONDS = 600.0
+TIMES, BYTES, DOWN = 1.3, 1.2, 1.03
+"""The aims: three at once to one in time and in the registry's bytes, etcd down to no fleet."""
+RUNS = 5
+"""Runs that are measured together: one takes a fifth of a second."""
+
+
+class Table:
+    """Rows of medians."""
+
+    def __init__(self) -> None:
+        self.missed = False
+
+    def row(self, name: str, one: Sequence[float], other: Sequence[float], aim: float) -> None:
+        """Print the medians of ``other`` and ``one``, and their ratio."""
+        base, found = statistics.median(one), statistics.median(other)
+        self.missed |= found > aim * base
+        print(f"{name:52}{base:12.2f}{found:12.2f}{found / base:8.3f}   <= {aim}", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="bench.fleet", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rate", type=float, default=50.0, help="MB/s of the registry's link")
+    parser.add_argument("--scratch", type=Path, default=Path(os.environ.get("BENCH_DIR", "/var/tmp/splitd-bench")))
+    parser.add_argument("--no-unpack", action="store_true", help="do not unpack what is pulled")
+    parser.add_argument("--only", choices=("pulls", "etcd"))
+    options = parser.parse_args()
+    os.environ.setdefault("SPLITD_TEST_DIR", "/dev/shm")
+    table = Table()
+    words = ("--no-unpack",) if options.no_unpack else ()
+    with fleet() as whole, tempfile.TemporaryDirectory() as nodes:
+        os.environ["SPLITD_NODES"] = nodes
+        if options.only != "etcd":
+            box = image.bench_image(options.scratch / "image")
+            pulls(table, whole, box, options.rounds, options.rate, words)
+        if options.only != "pulls":
+            down(table, whole, options.rounds)
+    return int(table.missed)
+
+
+def pulls(table: Table, whole: Fleet, box: Image, rounds: int, rate: float, words: Sequence[str]) -> None:
+    """One node alone and three at once, in turn."""
+    nodes = [whole.node(f"n{number}") for number in range(1, 4)]
+    whole.up(*nodes)
+    reference = whole.registry.push(box, "bench:1")
+    whole.registry.host.limit(int(rate * 1e6))
+    eventually(lambda: all(len(node.known()) == len(nodes) for node in nodes), "they do not know each other", 60)
+    seconds: dict[int, list[float]] = {1: [], 3: []}
+    sent: dict[int, list[float]] = {1: [], 3: []}
+    for number in range(rounds):
+        for count in (1, 3):
+            chosen = [nodes[(number + place) % 3] for place in range(count)]
+            before, begun = whole.registry.host.sent(), time.perf_counter()
+            _pull(chosen, reference, words)
+            seconds[count].append(time.perf_counter() - begun)
+            sent[count].append((whole.registry.host.sent() - before) / 1e6)
+            assert all(node.has(box) for node in chosen), "an image is not complete"
+            for node in chosen:
+                node.ctr("images", "rm", "--sync", reference)
+            _gone(nodes, box)
+    name = f"bench image, {size_of(box) / 1e6:.0f} MB, {rate:g} MB/s" + (", not unpacked" if words else "")
+    print(f"{'':52}{'one node':>12}{'three':>12}{'ratio':>8}   aim")
+    table.row(f"{name}, s", seconds[1], seconds[3], TIMES)
+    table.row("  from the registry, MB", sent[1], sent[3], BYTES)
+    whole.registry.host.limit(None)
+    for node in nodes:
+        node.down()
+
+
+def _gone(nodes: Sequence[FleetMember], box: Image) -> None:
+    """Wait until no node has anything of the image, and none says so."""
+
+    def gone() -> bool:
+        return not any(node.blob(digest).exists() for node in nodes for digest in box.blobs)
+
+    eventually(gone, "the image is not collected", 60)
+    eventually(lambda: not any(nodes[0].why(digest) for digest in box.blobs), "the fleet still tells of it", 120)
+
+
+def _pull(nodes: Sequence[FleetMember], reference: str, words: Sequence[str] = ()) -> None:
+    for pull in [node.begin(reference, *words) for node in nodes]:
+        if said := pull.end(SECONDS):
+            raise RuntimeError(f"{pull.node.host.name}: {said}")
+
+
+def down(table: Table, whole: Fleet, rounds: int) -> None:
+    """Pulls and runs of a node without a fleet, and of one whose etcd is down, in turn."""
+    plain, member = whole.node("plain", fleet=False), whole.node("member")
+    whole.up(plain, member)
+    eventually(lambda: member.known() == {"member"}, "the node is not in the fleet", 60)
+    whole.etcd.stop()
+    eventually(lambda: "etcd" in member.splitd("status", ok=None).stdout, "the node does not see it", 60)
+    box = made(2)
+    reference = whole.registry.push(box, "down:1")
+    took: dict[str, dict[str, list[float]]] = {what: {"plain": [], "member": []} for what in ("pull", "run")}
+
+    def measured(what: str, node: FleetMember, work: Callable[..., object], *words: object) -> None:
+        begun = time.perf_counter()
+        work(*words)
+        took[what][node.host.name].append(time.perf_counter() - begun)
+
+    for number in range(5 * rounds):
+        turn = [plain, member] if number % 2 else [member, plain]
+        for node in turn:
+            measured("pull", node, node.ctr, "images", "pull", "--plain-http", reference)
+        for node in turn:
+            measured("run", node, _run, node, reference, number)
+        for node in turn:
+            node.ctr("images", "rm", "--sync", reference)
+    print(f"{'':52}{'no fleet':>12}{'etcd down':>12}{'ratio':>8}   aim")
+    table.row(f"pull of {size_of(box) / 1e6:.0f} MB, ms", *_ms(took["pull"]), DOWN)
+    table.row(f"{RUNS} runs, ms", *_ms(took["run"]), DOWN)
+    whole.etcd.heal()
+
+
+def _ms(took: dict[str, list[float]]) -> tuple[list[float], list[float]]:
+    one, other = ([1000 * each for each in took[name]] for name in ("plain", "member"))
+    return one, other
+
+
+def _run(node: FleetMember, reference: str, number: int) -> None:
+    for each in range(RUNS):
+        node.ctr("run", "--rm", reference, f"{node.host.name}-{number}-{each}", "true")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
