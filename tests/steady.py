@@ -38,10 +38,24 @@ class SteadyClock:
             self._seen = now
             return now - self._left_out
 
+    def left_out(self) -> float:
+        """Seconds that it has left out so far."""
+        self.monotonic()
+        return self._left_out
+
+
+def left_out() -> float:
+    """Seconds that this process's clock has left out so far: another clock is that much ahead."""
+    return 0.0 if _installed is None else _installed.left_out()
+
+
+_installed: SteadyClock | None = None
+
 
 def install() -> None:
     """Make ``time.monotonic`` steady in this process."""
-    clock = SteadyClock(time.monotonic)
+    global _installed
+    clock = _installed = SteadyClock(time.monotonic)
 
     def look() -> None:
         while True:
