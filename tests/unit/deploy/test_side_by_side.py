@@ -76,7 +76,7 @@ def test_waits():
     for name in ("one.py", "two.py"):
         (place / name).write_text(waits)
     with subprocess.Popen(COMMAND, cwd=place, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as process:
-        pids = eventually(lambda: found if len(found := list(place.glob("*.pid"))) == 2 else None)
+        pids = eventually(lambda: found if len(found := list(place.glob("*.pid"))) == 2 else None, "not both wait", 60)
         process.terminate()
         said, _ = process.communicate(timeout=60)
     assert process.returncode == 143
