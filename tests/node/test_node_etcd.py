@@ -102,15 +102,12 @@ def test_a_damaged_mirror_is_made_anew(node: Node, box: str) -> None:
 def test_the_records_move_to_sqlite_and_back(node: Node, box: str, cluster: Cluster) -> None:
     """They are compared on the way, and containers run on."""
     assert node.config is not None
-    before, sums = (containers(node), node.out("images", "ls"), node.tasks()), set()
+    before = containers(node), node.out("images", "ls"), node.tasks()
     for to in ("sqlite", "etcd"):
         node.down(containers=False)
         moved = node.splitd("metadata", "migrate", "--to", to).stdout
-        found = re.search(r"it has now (\d+ records.*?);", moved)
-        assert found, moved
-        sums.add(found[1])
+        assert re.search(r"it has now \d+ records", moved), moved
         node.config.write_text(CONFIG.format(to, cluster.endpoints[0]))
         node.up()
         assert (containers(node), node.out("images", "ls"), node.tasks()) == before
-        assert ("records in etcd: in step" in node.splitd("status").stdout) is (to == "etcd")
-    assert sums
+        assert (node.state / "metadata" / "mirror.db").exists() is (to == "etcd")
