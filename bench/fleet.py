@@ -132,7 +132,7 @@ def down(table: Table, whole: Fleet, rounds: int) -> None:
     for number in range(5 * rounds):
         turn = [plain, member] if number % 2 else [member, plain]
         for node in turn:
-            measured("pull", node, node.ctr, "images", "pull", "--plain-http", reference)
+            measured("pull", node, _pull, [node], reference)
         for node in turn:
             measured("run", node, _run, node, reference, number)
         for node in turn:
