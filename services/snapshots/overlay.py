@@ -72,11 +72,15 @@ class OverlaySnapshotter(DirectorySnapshotter):
         self._asking = asyncio.Lock()
 
     async def start(self) -> None:
-        self._trouble = await kernel.overlay_trouble(self.root)
-        self._checked = time.monotonic()
-        if self._trouble:
-            log.error("snapshotter overlayfs does not work: %s", self._trouble)
+        self._failed(await kernel.overlay_trouble(self.root))
         self._options = await mount_options(self.root, self._configured)  # after the trial, which loads the module
+
+    def _failed(self, trouble: str) -> None:
+        """Note why it does not work here; "" if it does."""
+        self._trouble = trouble
+        self._checked = time.monotonic()
+        if trouble:
+            log.error("snapshotter %s does not work: %s", self.NAME, trouble)
 
     async def trouble(self) -> str:
         if self._trouble:

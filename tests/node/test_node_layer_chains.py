@@ -1,5 +1,5 @@
-"""The same layers give the same tree in three ways: by Transfer, which unpacks them side by side, by our Diff.Apply,
-layer upon layer, and by containerd.
+"""The same layers give the same tree in four ways: by Transfer, which unpacks them side by side, by our Diff.Apply,
+layer upon layer, also onto erofs, which makes no files, and by containerd.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ from tests.support import Node, short_directory
 pytestmark = [pytest.mark.node, pytest.mark.root]
 
 CHAINS = int(os.environ.get("LAYER_CHAINS", "25"))
+EROFS = 4
+"""One of so many chains is unpacked onto erofs as well, which takes as long as all others together: in memory, each
+layer's mount takes two loop devices.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +50,14 @@ async def everybody(node: Node, peers: dict[str, Path], place: Path) -> AsyncIte
         ours, *theirs = [
             await stack.enter_async_context(Channel(path, pings="never")) for path in (node.socket, *peers.values())
         ]
-        registry = await stack.enter_async_context(FakeRegistry())
+        registry, writing = await stack.enter_async_context(FakeRegistry()), asyncio.Lock()
         yield {
             **{
                 name: Applying(channel, place / name.replace(" ", ""))
                 for name, channel in zip(peers, theirs, strict=True)
             },
-            "Diff.Apply": Applying(ours, place / "apply"),
+            "Diff.Apply": Applying(ours, place / "apply", writing=writing),
+            "erofs": Applying(ours, place / "erofs", "erofs", writing),
             "import": Importing(ours, place / "import"),
             "pull": Pulling(ours, place / "pull", registry),
         }
@@ -139,7 +144,7 @@ def test_random_chains_become_what_containerd_makes_of_them(node: Node, peers: d
     with asyncio.Runner() as runner:
         stack = contextlib.AsyncExitStack()
         all_of_them = runner.run(stack.enter_async_context(everybody(node, peers, place)))
-        made = []
+        made: list[dict[bytes, File]] = []
 
         @settings(
             max_examples=CHAINS,
@@ -152,7 +157,8 @@ def test_random_chains_become_what_containerd_makes_of_them(node: Node, peers: d
         )
         @given(chains())
         def check(chain: list[list[Entry]]) -> None:
-            made.append(runner.run(compare(all_of_them, chain)))
+            here = all_of_them if len(made) % EROFS == 0 else {n: m for n, m in all_of_them.items() if n != "erofs"}
+            made.append(runner.run(compare(here, chain)))
 
         try:
             check()

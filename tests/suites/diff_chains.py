@@ -4,6 +4,7 @@ pulls), or layer by layer, as clients do that unpack themselves (Prepare, Apply,
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import struct
@@ -157,32 +158,38 @@ def layers(chain: Sequence[Sequence[Entry]]) -> list[bytes]:
 
 @dataclass
 class Snapshots:
-    """Overlayfs of a node or a containerd, as one namespace sees it. ``place`` is an empty directory to mount on."""
+    """A snapshotter of a node or a containerd, as one namespace sees it. ``place`` is an empty directory to mount
+    on.
+    """
 
     channel: Channel
     namespace: str
     place: Path
+    snapshotter: str = "overlayfs"
 
     def __post_init__(self) -> None:
         self._client = self.channel.client(SNAPSHOTS)
         self._headers = {NAMESPACE: self.namespace}
 
     async def prepared(self, key: str, parent: str) -> Sequence[mount_pb2.Mount]:
-        request = pb.PrepareSnapshotRequest(snapshotter="overlayfs", key=key, parent=parent, labels=KEPT)
+        request = pb.PrepareSnapshotRequest(snapshotter=self.snapshotter, key=key, parent=parent, labels=KEPT)
         return (await self._client.Prepare(request, headers=self._headers)).mounts
 
     async def commit(self, name: str, key: str) -> None:
         await self._client.Commit(
-            pb.CommitSnapshotRequest(snapshotter="overlayfs", name=name, key=key, labels=KEPT), headers=self._headers
+            pb.CommitSnapshotRequest(snapshotter=self.snapshotter, name=name, key=key, labels=KEPT),
+            headers=self._headers,
         )
 
     async def remove(self, key: str) -> None:
-        await self._client.Remove(pb.RemoveSnapshotRequest(snapshotter="overlayfs", key=key), headers=self._headers)
+        await self._client.Remove(
+            pb.RemoveSnapshotRequest(snapshotter=self.snapshotter, key=key), headers=self._headers
+        )
 
     async def tree(self, name: str) -> dict[bytes, Node]:
         """The tree that a container on the committed snapshot ``name`` sees."""
         key = f"view {name}"
-        request = pb.ViewSnapshotRequest(snapshotter="overlayfs", key=key, parent=name, labels=KEPT)
+        request = pb.ViewSnapshotRequest(snapshotter=self.snapshotter, key=key, parent=name, labels=KEPT)
         mounts = (await self._client.View(request, headers=self._headers)).mounts
         try:
             with mounted(mounts, self.place):
@@ -207,9 +214,13 @@ def mounted(mounts: Sequence[mount_pb2.Mount], place: Path) -> Iterator[None]:
 class Applying:
     """A client that unpacks layer by layer."""
 
-    def __init__(self, channel: Channel, place: Path) -> None:
+    def __init__(
+        self, channel: Channel, place: Path, snapshotter: str = "overlayfs", writing: asyncio.Lock | None = None
+    ) -> None:
+        """Of several that write the same blobs, those with the same lock ``writing`` do so one after the other."""
         place.mkdir()
-        self._snapshots = Snapshots(channel, HEADERS[NAMESPACE], place)
+        self._writing = writing or asyncio.Lock()
+        self._snapshots = Snapshots(channel, HEADERS[NAMESPACE], place, snapshotter)
         self._side = Side("", channel.client(DIFF), channel.client(CONTENT), place)
 
     async def tree(self, layers: Sequence[bytes]) -> dict[bytes, Node]:
@@ -219,7 +230,8 @@ class Applying:
             key = f"extract {name}"
             mounts = await self._snapshots.prepared(key, parent)
             try:
-                await self._side.apply(layer, list(mounts))
+                async with self._writing:
+                    await self._side.apply(layer, list(mounts))
             except BaseException:
                 await self._snapshots.remove(key)
                 raise

@@ -55,6 +55,8 @@ from services.snapshots.diff.extract import EntryError, Extractor
 from services.snapshots.diff.mounted import Mounted
 from services.snapshots.diff.mounts import MountError
 from services.snapshots.diff.spent import Account
+from services.snapshots.erofs import place
+from services.snapshots.erofs.image import ImageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -306,7 +308,7 @@ def _carry_out(arguments: Sequence[str], files: Sequence[int], directory: str) -
     try:
         answer = _apply(arguments, files[1:], directory)
         reusable = arguments[2] == "alone"
-    except (EntryError, MountError, tar.TarError, inflate.CompressionError) as error:
+    except (EntryError, MountError, ImageError, tar.TarError, inflate.CompressionError) as error:
         answer = _error(str(error))
     except OSError as error:
         name = f"{os.fsdecode(error.filename)}: " if error.filename else ""
@@ -359,6 +361,13 @@ def unpack(
     """
     faults = os.open(asked, os.O_PATH | os.O_DIRECTORY) if (asked := os.environ.get("SPLITD_FAULTS")) else None
     chunks = stream.Digested(source, account, detect=detect)
+    upper = _upper(target)
+    layer = "" if alone else _layer_of(upper or _bound(target))
+    if layer:
+        tree = place.unpack(chunks, upper or _bound(target), _opened(target) if upper else (), layer, lowest=not upper)
+        if sync:
+            _synced(layer)
+        return chunks, tree.unnamed
     extractor, mounted = _enter(target, directory, alone=alone)
     tape = tar.Stream(chunks)
     extractor.extract(tar.Reader(tape))
@@ -367,9 +376,7 @@ def unpack(
         _fault("diff.unpacked", faults)
         os.close(faults)
     if sync:
-        fd = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
-        mounts.syncfs(fd)
-        os.close(fd)
+        _synced("/")
     if mounted is not None and mounted.served:
         mounted.end()
     return chunks, extractor.unnamed
@@ -384,12 +391,7 @@ def _enter(target: Sequence[Mount], directory: str, *, alone: bool) -> tuple[Ext
         _change_root(upper.source)
         return Extractor(overlay="trusted.overlay."), None
     if upper_directory := _upper(target):
-        lowers = []
-        for lower in target[0].option("lowerdir").split(":"):
-            try:
-                lowers.append(os.open(lower, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-            except FileNotFoundError:
-                continue
+        lowers = _opened(target)
         _change_root(upper_directory)
         return Extractor(
             overlay="user.overlay." if "userxattr" in target[0].options else "trusted.overlay.", lowers=lowers
@@ -405,6 +407,41 @@ def _enter(target: Sequence[Mount], directory: str, *, alone: bool) -> tuple[Ext
 def _upper(target: Sequence[Mount]) -> str:
     """The upper directory of an overlay, into which a layer is written directly; "" for other targets."""
     return target[0].option("upperdir") if len(target) == 1 and target[0].type == "overlay" else ""
+
+
+def _bound(target: Sequence[Mount]) -> str:
+    """The directory that the only mount binds; "" for other targets."""
+    return target[0].source if len(target) == 1 and {"bind", "rbind"} & {target[0].type, *target[0].options} else ""
+
+
+def _layer_of(upper: str) -> str:
+    """The directory into which a layer for ``upper`` goes as it is; "" if its files are made. MountError if one is
+    there.
+    """
+    layer = place.beside(upper) if upper else ""
+    if layer and place.is_unpacked(layer):
+        raise MountError(f"a layer was unpacked into {layer} already: commit it, and unpack the next one on top")
+    return "" if layer and os.listdir(upper) else layer
+
+
+def _opened(target: Sequence[Mount]) -> list[int]:
+    """The lower directories of an overlay, topmost first."""
+    lowers = []
+    for lower in target[0].option("lowerdir").split(":"):
+        try:
+            lowers.append(os.open(lower, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        except FileNotFoundError:
+            continue
+    return lowers
+
+
+def _synced(directory: str) -> None:
+    """Wait until everything on the file system of ``directory`` is on the disk."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        mounts.syncfs(fd)
+    finally:
+        os.close(fd)
 
 
 def _in_place(target: Sequence[Mount], *, alone: bool) -> bool:

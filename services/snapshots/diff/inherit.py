@@ -81,7 +81,7 @@ def inherit(upper: str, below: Sequence[str], unnamed: Iterable[Unnamed], *, lin
                 for name in path.split(b"/")[1:]:
                     fd = _open(inner, name, _DIRECTORY, fd)
                 handed.pop(path, None)
-                source = _found(path, lowers, links=links)
+                source = topmost(path, lowers, links=links)
                 if source is not None:
                     inner.callback(os.close, source)
                     _copy_late(source, fd, named=each.named)
@@ -114,7 +114,7 @@ def inherited(directory: int, path: bytes, lowers: Iterable[int]) -> bool:
     """Give the open, just made ``directory`` the attributes of ``path`` in the layers below. False if no layer has it,
     or the topmost that has ``path`` has something else there.
     """
-    source = _found(path, lowers, links=True)
+    source = topmost(path, lowers, links=True)
     if source is None:
         return False
     try:
@@ -124,7 +124,7 @@ def inherited(directory: int, path: bytes, lowers: Iterable[int]) -> bool:
     return True
 
 
-def _found(path: bytes, lowers: Iterable[int], *, links: bool) -> int | None:
+def topmost(path: bytes, lowers: Iterable[int], *, links: bool) -> int | None:
     """The directory ``path`` of the topmost layer that has anything there, opened. None if that is no directory, or
     there is none.
     """

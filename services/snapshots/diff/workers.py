@@ -36,6 +36,7 @@ _FILES = (
     "services/__init__.py",
     "services/snapshots/__init__.py",
     "services/snapshots/diff/*.py",
+    *(f"services/snapshots/erofs/{name}.py" for name in ("__init__", "image", "layer", "place")),
     "services/oci/__init__.py",
     "services/oci/mounts.py",
     *(f"services/kit/{name}.py" for name in ("__init__", "at_work", "inflate", "tar")),

@@ -47,6 +47,7 @@ _XATTR = struct.Struct("<BBH")
 """struct erofs_xattr_entry: the length of the name, the number of its prefix, the length of the value."""
 _AT_ONCE = 2000
 """Parts that are written at once."""
+_64_BITS = (1 << 64) - 1
 _MAGIC = 0xE0F5E1E2
 _COMPAT_MTIME, _INCOMPAT_CHUNKED, _INCOMPAT_DEVICES = 0x2, 0x4, 0x8
 _EXTENDED = 1
@@ -135,6 +136,11 @@ def image(root: Node, blob_size: int, read: Callable[[int, int], bytes]) -> Iter
         raise ImageError(f"a blob device of {blob_size} bytes")
     writer = _Writer(root)
     return writer.written(blob_size >> BITS, read)
+
+
+def inodes_of(begin: bytes) -> int:
+    """The number of inodes of an image that begins with these bytes: 1,152 or more."""
+    return int(_SUPER.unpack_from(begin, 1024)[6])
 
 
 class _Inode:
@@ -324,7 +330,7 @@ class _Writer:
             inode.number,
             node.uid,
             node.gid,
-            seconds,
+            seconds & _64_BITS,
             nanoseconds,
             node.links,
         )

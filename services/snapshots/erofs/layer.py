@@ -15,16 +15,20 @@ import struct
 from services.kit import tar
 from services.snapshots.diff import extract
 from services.snapshots.diff.extract import EntryError
-from services.snapshots.diff.inherit import Unnamed
+from services.snapshots.diff.inherit import Unnamed, topmost, xattrs
 from services.snapshots.diff.paths import Resolver, clean, go_clean
 from services.snapshots.erofs.image import NAME, Node, prefix_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 _PATH_MAX = 4095
 """Bytes of a path that the kernel takes."""
+ENTRIES, BYTES = 1_000_000, 256 << 20
+"""Entries of a layer, and bytes of their names, links and attributes, at most: the tree is in memory, with some 700
+bytes for an entry.
+"""
 _LINKS = 40
 """Symbolic links in one path that the kernel follows."""
 _PARENTS = 4096
@@ -34,6 +38,7 @@ _ID = 0xFFFFFFFF
 _TYPE = {tar.DIR: stat.S_IFDIR, tar.SYMLINK: stat.S_IFLNK, tar.CHAR: stat.S_IFCHR, tar.BLOCKDEV: stat.S_IFBLK,
          tar.FIFO: stat.S_IFIFO}  # fmt: skip
 _ACCESS, _DEFAULT, _CAPABILITY = b"system.posix_acl_access", b"system.posix_acl_default", b"security.capability"
+_OPAQUE = b"trusted.overlay.opaque"
 _ACL_VERSION = b"\2\0\0\0"
 _ACE = struct.Struct("<HHI")
 _USER_OBJ, _USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 1, 2, 4, 8, 16, 32
@@ -42,10 +47,14 @@ _USER_OBJ, _USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 1, 2, 4, 8, 16, 32
 class LayerTree:
     """A layer, once :meth:`read` has returned."""
 
-    def __init__(self, *, opaque: bytes = b"trusted.overlay.opaque") -> None:
-        """``opaque`` is the name of the attribute by which overlays know an opaque directory."""
+    def __init__(self, *, lowest: bool = False, lowers: Sequence[int] = ()) -> None:
+        """``lowest``: there are no layers below, so nothing is left of whiteouts. ``lowers`` are file descriptors of
+        the layers below, topmost first.
+        """
         self.root = _new(stat.S_IFDIR | 0o755)
-        self._opaque = opaque
+        self._lowest = lowest
+        self._lowers = lowers
+        self._entries = self._bytes = 0
         self._unnamed: dict[bytes, Unnamed] = {}
         self._resolver = _InMemory(self)
         self._parents: dict[bytes, tuple[bytes, Node]] = {}
@@ -66,6 +75,7 @@ class LayerTree:
         try:
             while (entry := reader.next()) is not None:
                 last = entry.name
+                self._count(entry)
                 try:
                     self._entry(entry, reader)
                 except OSError as error:
@@ -79,6 +89,15 @@ class LayerTree:
                 self._existing(self._resolved(path)).modified = modified
             except OSError as error:
                 raise EntryError(f"{extract.quoted(path)}: failed to set times: {extract.words_of(error)}") from None
+
+    def _count(self, entry: tar.Entry) -> None:
+        self._entries += 1
+        self._bytes += len(entry.name) + len(entry.linkname) + sum(map(len, entry.records.values()))
+        if self._entries > ENTRIES or self._bytes > BYTES:
+            raise EntryError(
+                f"more than {ENTRIES} entries, or {BYTES >> 20} MiB of names and attributes, which an erofs layer "
+                f"cannot have: use another snapshotter (at {extract.quoted(entry.name)})"
+            )
 
     # ------------------------------------------------------------------------ entries
 
@@ -155,7 +174,9 @@ class LayerTree:
 
     def _whiteout(self, entry: tar.Entry, path: bytes, parent: Node, base: bytes) -> None:
         if base == extract.OPAQUE:
-            parent.xattrs = {**(parent.xattrs or {}), self._opaque: b"y"}
+            if self._lowest:
+                return
+            parent.xattrs = {**(parent.xattrs or {}), _OPAQUE: b"y"}
             return
         hidden = base[len(extract.WHITEOUT) :]
         if hidden in (b"", b".", b".."):
@@ -163,6 +184,10 @@ class LayerTree:
         try:
             _check(path, hidden)
             assert parent.children is not None
+            if self._lowest:
+                if hidden in parent.children:
+                    self._remove(path[: -len(base)] + hidden, parent, hidden)
+                return
             if hidden in parent.children:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         except OSError as error:
@@ -225,6 +250,8 @@ class LayerTree:
             assert parent.children is not None
             parent.children[new[cut + 1 :]] = node
             parent.links += 1
+            if self._lowers and (source := topmost(new, self._lowers, links=True)) is not None:
+                _take_over(source, node)
             outer = self._unnamed.get(new[:cut])
             self._unnamed[new] = Unnamed(new, inside=outer is not None and not outer.named)
         assert node is not None
@@ -323,6 +350,16 @@ def _new(mode: int) -> Node:
         node.children = {}
         node.links = 2
     return node
+
+
+def _take_over(source: int, node: Node) -> None:
+    """Give a directory the attributes that an open one of the layers below has. Its file is closed."""
+    try:
+        info = os.fstat(source)
+        node.mode, node.uid, node.gid, node.modified = info.st_mode, info.st_uid, info.st_gid, info.st_mtime_ns
+        node.xattrs = {os.fsencode(key): os.getxattr(source, key) for key in xattrs(source)}
+    finally:
+        os.close(source)
 
 
 def _check(path: bytes, base: bytes) -> None:

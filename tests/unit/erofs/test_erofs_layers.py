@@ -14,17 +14,19 @@ import pytest
 
 from services.kit import tar
 from services.snapshots.diff.extract import EntryError, Extractor
+from services.snapshots.erofs import layer
 from services.snapshots.erofs.image import BLOCK, image
 from services.snapshots.erofs.layer import LayerTree
 from tests.suites import diff_layers, diff_sides
-from tests.suites.diff_tars import Case
+from tests.suites.diff_tars import Case, reg
+from tests.suites.diff_tars import tar as tar_of
 
 pytestmark = pytest.mark.root  # it mounts
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _READ_ONLY = 1
 
 
-def extracted(layer: bytes, place: Path) -> str:
+def extracted(stream: bytes, place: Path) -> str:
     """Unpack a layer as an overlay's upper directory, in a process with another root; returns the error, if any."""
     place.mkdir()
     ours, theirs = os.pipe()
@@ -33,7 +35,7 @@ def extracted(layer: bytes, place: Path) -> str:
             os.umask(0)
             os.chroot(place)
             os.chdir("/")
-            Extractor(overlay="trusted.overlay.").extract(tar.Reader(tar.Stream([layer])))
+            Extractor(overlay="trusted.overlay.").extract(tar.Reader(tar.Stream([stream])))
         except EntryError as error:
             os.write(theirs, str(error).encode("utf-8", "surrogateescape"))
         except BaseException as error:
@@ -49,15 +51,15 @@ def extracted(layer: bytes, place: Path) -> str:
     return said.decode("utf-8", "surrogateescape")
 
 
-def indexed(layer: bytes, place: Path) -> None:
+def indexed(stream: bytes, place: Path) -> None:
     """Write a layer and its index below ``place``."""
     place.mkdir()
     tree = LayerTree()
-    tree.read(tar.Reader(tar.Stream([layer])))
-    blob = layer + bytes(-len(layer) % BLOCK)
+    tree.read(tar.Reader(tar.Stream([stream])))
+    blob = stream + bytes(-len(stream) % BLOCK)
     (place / "tar").write_bytes(blob)
     with (place / "index").open("wb") as file:
-        file.writelines(image(tree.root, len(blob), lambda offset, length: layer[offset : offset + length]))
+        file.writelines(image(tree.root, len(blob), lambda offset, length: stream[offset : offset + length]))
 
 
 @contextlib.contextmanager
@@ -91,3 +93,11 @@ def test_a_layer_is_what_the_extractor_makes_of_it(case: Case, tmp_path: Path) -
             assert found[name].modified == 0
             found[name] = dataclasses.replace(found[name], modified=None)
     assert found == made
+
+
+@pytest.mark.parametrize(("limit", "value"), [("ENTRIES", 2), ("BYTES", 10)])
+def test_a_layer_is_bounded(limit: str, value: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tree is in memory."""
+    monkeypatch.setattr(layer, limit, value)
+    with pytest.raises(EntryError, match=r"which an erofs layer cannot have: .* \(at \"three\"\)$"):
+        indexed(tar_of(reg(b"one"), reg(b"two"), reg(b"three"), reg(b"four")), tmp_path / "image")

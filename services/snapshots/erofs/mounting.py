@@ -1,0 +1,102 @@
+"""Mounts indices with their data, and finds out how this machine does it.
+
+From Linux 6.12 on, if it is built so, the kernel mounts both from their files; before that, and where they lie on a
+file system without what it needs (tmpfs, overlayfs), by loop devices. Nothing is read from its version: a small layer
+is mounted and read at start.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from services.kit import errors, tar
+from services.snapshots.diff import loop, mounts
+from services.snapshots.diff.mounts import MountError
+from services.snapshots.erofs.image import Node
+from services.snapshots.erofs.place import DATA, INDEX, write_index
+
+_MAGIC = 0xE0F5E1E2
+_TRIAL = ".erofs-trial-"
+_SAID = b"a file of the trial"
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Way(NamedTuple):
+    """How layers are mounted. ``direct``: the data are not cached a second time, as those of a file."""
+
+    loop: bool
+    direct: bool
+
+
+def is_mounted(directory: str | Path) -> bool:
+    """Whether an EROFS image is mounted there."""
+    buffer = ctypes.create_string_buffer(512)
+    if _libc.statfs(os.fsencode(directory), buffer):
+        return False
+    (found,) = struct.unpack_from("=Q", buffer.raw)
+    return bool(found & 0xFFFFFFFF == _MAGIC)
+
+
+def mount(way: Way, layer: Path, target: Path) -> None:
+    """Mount the layer in the directory ``layer``. MountError, OSError."""
+    index, data, direct = str(layer / INDEX), str(layer / DATA), ",directio" if way.direct else ""
+    if way.loop:
+        with (
+            loop.attached(index, read_only=True, direct=way.direct) as first,
+            loop.attached(data, read_only=True, direct=way.direct) as second,
+        ):
+            mounts.mount(first, str(target), "erofs", mounts.RDONLY, f"device={second}")
+    else:
+        mounts.mount(index, str(target), "erofs", mounts.RDONLY, f"device={data}{direct}")
+    # the call succeeds over an empty directory where a security module or a namespace hides what it did
+    if not is_mounted(target):
+        raise MountError(f"{target}: the kernel says that {layer} is mounted there, and it is not")
+
+
+def unmount(target: str | Path) -> bool:
+    """Unmount what is mounted there; False if somebody uses it."""
+    return not _libc.umount2(os.fsencode(target), 0)
+
+
+def tried(directory: Path, *, force_loop: bool = False) -> Way | str:
+    """How layers below ``directory``, which exists, can be mounted; a sentence if they cannot. It blocks."""
+    if "," in str(directory):
+        return f"{directory}: mount options cannot hold a path with a comma"
+    why = ""
+    for way in (Way(False, True), Way(False, False), Way(True, True), Way(True, False)):
+        if force_loop and not way.loop:
+            continue
+        try:
+            _try(directory, way)
+        except (MountError, OSError) as error:
+            if isinstance(error, OSError) and errors.is_full(error):
+                return errors.words_of_path(error)
+            why = errors.words_of_path(error) if isinstance(error, OSError) else str(error)
+        else:
+            return way
+    return why
+
+
+def _try(directory: Path, way: Way) -> None:
+    with tempfile.TemporaryDirectory(prefix=_TRIAL, dir=directory) as place:
+        layer, target = Path(place, "layer"), Path(place, "mounted")
+        for each in (layer, target):
+            each.mkdir()
+        (layer / DATA).write_bytes(bytes(tar.BLOCK) + _SAID)
+        root, file = Node(0o40755), Node(0o100644)
+        root.children = {b"file": file}
+        root.links = 2
+        file.size = len(_SAID)
+        file.pieces = [(0, tar.BLOCK, file.size)]
+        write_index(root, str(layer), tar.BLOCK + file.size)
+        mount(way, layer, target)
+        try:
+            if (target / "file").read_bytes() != _SAID:
+                raise MountError(f"{directory}: a file of a layer that is mounted there has other bytes")
+        finally:
+            mounts.unmount_all(str(target))
