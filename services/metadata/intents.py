@@ -79,12 +79,12 @@ class Intents:
         gateway.
         """
         transactions = self._database.transactions
-        if self._resolving is not None:
-            self._resolving.cancel()
         away = transactions.standing.away is not None
         store_id = self._database.view(schema.STORE.get) if away else None
         if store_id is None:
             await self._note(gateway)
+        if self._resolving is not None:
+            self._resolving.cancel()
         self._resolving = loops.start(
             "the resolving of intents", functools.partial(self._resolve_all, known, gateway if store_id else None)
         )

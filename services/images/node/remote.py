@@ -266,7 +266,7 @@ class RemoteNode:
                             growth=Growth(following.news, following.size, following.span),
                         )
                     except errors.NodeError as error:
-                        if not isinstance(error, errors.ResourceExhausted):
+                        if isinstance(error, errors.Unknown):  # the worker's own word, not that it was killed
                             await following.judged.wait()  # wrong bytes may be the reason: they are fetched again
                         if not following.broken:
                             raise

@@ -59,7 +59,7 @@ def test_fuzz_is_given_the_time_that_it_is_to_take() -> None:
 def parts() -> list[list[str]]:
     """The paths of each part of ``make test``."""
     said = subprocess.run(
-        ["make", "-n", "test"], cwd=TOP, capture_output=True, text=True, timeout=60, check=True
+        ["make", "-n", "test", "ARGS="], cwd=TOP, capture_output=True, text=True, timeout=60, check=True
     ).stdout
     (line,) = re.findall(r"-m tests\.side_by_side (.*)", said)
     *found, options = parted(line.split())
