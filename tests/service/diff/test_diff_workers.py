@@ -474,7 +474,7 @@ async def test_a_worker_answers_though_its_files_are_still_being_written(applier
     (place / "blob").write_bytes(tar(*(reg(b"%d" % number, bytes(4096)) for number in range(writeback._FILES))))
     with disk(place) as mounted, (place / "blob").open("rb") as file:
         (mounted / "fs").mkdir()
-        with recorded() as spans, slow_disk(mounted, 3 << 20):
+        with recorded() as spans, slow_disk(mounted, 1 << 20):
             await appliers.apply(onto(mounted / "fs"), file.fileno(), detect=False)
             assert children(appliers)
             span = spans.one("diff.unpack")
