@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from api.splitd.fleet.v1 import fleet_pb2 as pb
+from services.fleet import told
 from services.fleet.orders import News, NodePull, Order, State
 from services.fleet.store import Claim, Container, Image, Peer, Standing, Target
 
@@ -55,9 +56,9 @@ def node_to_pb(name: str, said: Mapping[str, Any]) -> pb.Node:
     since = said.get("since")
     return pb.Node(
         name=name,
-        address=str(said.get("address", "")),
+        address=told.text(said.get("address")),
         since=since if type(since) is int and 0 <= since < 1 << 63 else 0,
-        version=str(said.get("version", "")),
+        version=told.text(said.get("version")),
     )
 
 

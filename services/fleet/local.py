@@ -450,7 +450,13 @@ def _after(prefix: bytes, pair: KeyValue) -> str:
 
 def _peer(pair: KeyValue) -> Peer | None:
     value = told.read(pair)
-    size, have, address = value.get("size"), value.get("have"), value.get("address")
-    if type(size) is int and type(have) is int and isinstance(address, str) and 0 <= have <= size:
-        return Peer(pair.key.rpartition(b"/")[2].decode(errors="replace"), address, size, have)
+    size, have = value.get("size"), value.get("have")
+    if (
+        type(size) is int
+        and type(have) is int
+        and isinstance(value.get("address"), str)
+        and 0 <= have <= size < 1 << 63
+    ):
+        node = pair.key.rpartition(b"/")[2].decode(errors="replace")
+        return Peer(node, told.text(value["address"]), size, have)
     return None

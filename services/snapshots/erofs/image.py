@@ -48,7 +48,7 @@ _XATTR = struct.Struct("<BBH")
 _AT_ONCE = 2000
 """Parts that are written at once."""
 _64_BITS = (1 << 64) - 1
-_MAGIC = 0xE0F5E1E2
+MAGIC = 0xE0F5E1E2
 _COMPAT_MTIME, _INCOMPAT_CHUNKED, _INCOMPAT_DEVICES = 0x2, 0x4, 0x8
 _EXTENDED = 1
 _PLAIN, _INLINE, _CHUNKED = 0 << 1, 2 << 1, 4 << 1
@@ -274,7 +274,7 @@ class _Writer:
         self, blob_blocks: int, contents: int, copies: int, blocks: int, read: Callable[[int, int], bytes]
     ) -> Iterator[bytes]:
         head = _SUPER.pack(
-            _MAGIC, 0, _COMPAT_MTIME, BITS, 0, self._inodes[0].nid, len(self._inodes), 0, 0, blocks, _META, 0,
+            MAGIC, 0, _COMPAT_MTIME, BITS, 0, self._inodes[0].nid, len(self._inodes), 0, 0, blocks, _META, 0,
             b"", b"", _INCOMPAT_CHUNKED | _INCOMPAT_DEVICES, 0, 1, 1152 // _DEVICE.size, 0, 0, 0, 0, 0,
         )  # fmt: skip
         yield bytes(1024) + (head + _DEVICE.pack(b"", blob_blocks, 0)).ljust(_META * BLOCK - 1024, b"\0")

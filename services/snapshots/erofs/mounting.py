@@ -17,10 +17,9 @@ from typing import NamedTuple
 from services.kit import errors, tar
 from services.snapshots.diff import loop, mounts
 from services.snapshots.diff.mounts import MountError
-from services.snapshots.erofs.image import Node
+from services.snapshots.erofs.image import MAGIC, Node
 from services.snapshots.erofs.place import DATA, INDEX, write_index
 
-_MAGIC = 0xE0F5E1E2
 _TRIAL = ".erofs-trial-"
 _SAID = b"a file of the trial"
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -39,7 +38,7 @@ def is_mounted(directory: str | Path) -> bool:
     if _libc.statfs(os.fsencode(directory), buffer):
         return False
     (found,) = struct.unpack_from("=Q", buffer.raw)
-    return bool(found & 0xFFFFFFFF == _MAGIC)
+    return bool(found & 0xFFFFFFFF == MAGIC)
 
 
 def mount(way: Way, layer: Path, target: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
+from services.snapshots.diff.extract import device
 from services.snapshots.diff.mounts import MountError
 from services.snapshots.erofs.image import Node, prefix_of
 
@@ -83,8 +84,7 @@ class _Collector:
         if link is not None:
             node.target = os.readlink(link, dir_fd=fd)
         if stat.S_ISCHR(info.st_mode) or stat.S_ISBLK(info.st_mode):
-            major, minor = os.major(info.st_rdev), os.minor(info.st_rdev)
-            node.device = (major & 0xFFF) << 8 | minor & 0xFF | (minor & 0xFFF00) << 12
+            node.device = device(os.major(info.st_rdev), os.minor(info.st_rdev))
         return node
 
     def _copied(self, file: int, size: int) -> list[tuple[int, int, int]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from services.etcd.memory import MemoryEtcd
 from services.etcd.store import Put
+from services.fleet import convert
 from services.fleet.local import FleetNode
 from services.fleet.remote import RemoteFleet, RemoteOverview
 from services.fleet.server import FleetServicer
@@ -175,6 +176,22 @@ async def test_what_etcd_has_makes_no_sense() -> None:
             async with asked(other, directory) as (_, overview):
                 found = [each async for page in overview.containers() for each in page]
         assert found == [Container("a", "default", "c", "\N{SNOWMAN}" * 512, 1), Container("z", "default", "c", "?", 0)]
+
+
+async def test_what_a_node_says_of_itself_can_be_passed_on() -> None:
+    """JSON may have strings and numbers that no message can have."""
+    etcd = MemoryEtcd()
+    async with member(etcd, "a") as node:
+        odd = '"address":"\\ud800:1","version":"\\udfff","since":1180591620717411303424'
+        await etcd.commit([Put(f"{PREFIX}/nodes/z".encode(), f'{{"v":1,{odd}}}'.encode())])
+        for name, size in (("y", 10), ("x", 1 << 70)):
+            value = f'{{"v":1,{odd},"size":{size},"have":1}}'
+            await etcd.commit([Put(f"{PREFIX}/has/{BLOB}/{name}".encode(), value.encode())])
+        told_of = {name: convert.node_to_pb(name, said) async for name, said in node.nodes()}
+        assert (told_of["z"].address, told_of["z"].version, told_of["z"].since) == ("?:1", "?", 0)
+        async with node.find("default", BLOB) as found:
+            peers = await anext(found)
+        assert [convert.peer_to_pb(peer).address for peer in peers] == ["?:1"]
 
 
 def test_no_more_is_told_than_the_limit() -> None:
