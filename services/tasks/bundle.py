@@ -124,8 +124,13 @@ class Bundle:
         _remove(self.work)
 
     def mounted(self) -> bool:
-        """Return whether the root filesystem is mounted; to unmount it may take long."""
-        return os.path.ismount(self.path / "rootfs")
+        """Return whether the root filesystem is mounted; to unmount it may take long. It is not asked itself, as stat(2)
+        would: one that hangs would keep the caller.
+        """
+        try:
+            return _mount_id(self.path / "rootfs") != _mount_id(self.path)
+        except FileNotFoundError:
+            return False
 
     # -- what is remembered about the shim
 
@@ -250,3 +255,13 @@ def _unmount_below(directory: Path) -> None:
         if _libc.umount2(os.fsencode(point), 2) != 0:
             code = ctypes.get_errno()
             raise OSError(code, f"unmount {point}: {os.strerror(code)}")
+
+
+def _mount_id(directory: Path) -> str:
+    """The number of the mount that a directory is in."""
+    fd = os.open(directory, os.O_PATH | os.O_CLOEXEC)
+    try:
+        lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
+    finally:
+        os.close(fd)
+    return next(line for line in lines if line.startswith("mnt_id:"))

@@ -83,11 +83,13 @@ def test_mounts_are_undone_and_nothing_in_them_deleted(place: Path) -> None:
     bundle = of(place)
     bundle.create(None)
     rootfs = bundle.path / "rootfs"
+    assert not bundle.mounted()
     for target in (rootfs, rootfs, rootfs / "inner"):
         subprocess.run(["mount", "--bind", source, target], check=True)
+        assert bundle.mounted()
     with (rootfs / "file").open():
         bundle.delete()
-    assert not bundle.path.exists()
+    assert not bundle.path.exists() and not bundle.mounted()
     assert (source / "file").read_text() == "kept"
 
 
