@@ -147,8 +147,11 @@ def _calls(peer: Peer, which: str, clients: int, calls: int) -> dict[str, float]
 
 def caller(peer: Peer, *arguments: str) -> dict[str, float]:
     """Measure with grpc-go (bench/caller), the same fast client for both peers."""
+    program = Path(sys.prefix) / "peers/caller"
+    if not program.exists():
+        raise RuntimeError(f"{program} does not exist: make bench builds it")
     done = subprocess.run(
-        [str(Path(sys.prefix) / "peers/caller"), "-socket", str(peer.socket), *arguments],
+        [str(program), "-socket", str(peer.socket), *arguments],
         capture_output=True,
         text=True,
         check=False,

@@ -49,9 +49,13 @@ class Injection:
     """Parts of the kind that count; all, if empty."""
     names: str = ""
     """What the sentence must name: the registry's host, unless it says otherwise; "layer" is any layer."""
+    holder: str = ""
+    """Who holds the locks that count too; nobody, if empty."""
     image: Callable[[], Image] = plain
 
     def is_named_by(self, cause: Cause) -> bool:
+        if self.holder and cause.kind is Kind.LOCK:
+            return self.holder in cause.holder
         return cause.kind is self.kind and (not self.parts or cause.part in self.parts)
 
 

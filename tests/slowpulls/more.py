@@ -146,6 +146,14 @@ MORE = (
     ),
     Injection("verifier", "a verifier that takes 3 s", slow_verifier, Kind.VERIFIER, 2.9, names="policy"),
     Injection("same", "another pull of the same layers", same_layers, Kind.LOCK, 1.5, names="other:2"),
-    Injection("frozen", "the content service stands still for 3 s", frozen_content, Kind.NODE, 1.5, names="content"),
+    Injection(
+        "frozen",
+        "the content service stands still for 3 s",
+        frozen_content,
+        Kind.NODE,
+        1.5,
+        names="content",
+        holder="service content",
+    ),
     Injection("user", "a user who needs 2 s for a password", slow_user, Kind.CLIENT, 1.9, names="client"),
 )

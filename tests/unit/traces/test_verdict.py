@@ -333,6 +333,15 @@ def test_a_collection_held_a_lock() -> None:
     assert judge(pull.trace()).sentence.startswith("3.0 of 3.5 s: waiting for a lock that the collection held")
 
 
+def test_a_service_that_was_away_held_a_call() -> None:
+    """A wait without a link names its holder as it was noted, as a clause of its own."""
+    pull = Pull(3500)
+    commit = pull.add("content.commit", 0, 3200, pull.unpacks, service="splitd-content")
+    pull.add("wait.lock", 0, 3000, commit, splitd__wait__for="service content, which is away")
+    sentence = judge(pull.trace()).sentence
+    assert sentence.startswith("3.0 of 3.5 s: waiting for a lock that service content, which is away, held")
+
+
 def test_spans_without_parents_say_what_went_on_meanwhile() -> None:
     """The spans above them were dropped: time of which nothing is known is theirs, other time is not."""
     spans = Spans()
