@@ -151,10 +151,7 @@ def caller(peer: Peer, *arguments: str) -> dict[str, float]:
     if not program.exists():
         raise RuntimeError(f"{program} does not exist: make bench builds it")
     done = subprocess.run(
-        [str(program), "-socket", str(peer.socket), *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
+        [str(program), "-socket", str(peer.socket), *arguments], capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise RuntimeError(f"{peer.name}: {done.stderr.strip()}")

@@ -124,8 +124,8 @@ class Bundle:
         _remove(self.work)
 
     def mounted(self) -> bool:
-        """Return whether the root filesystem is mounted; to unmount it may take long. It is not asked itself, as stat(2)
-        would: one that hangs would keep the caller.
+        """Return whether the root filesystem is mounted; to unmount it may take long. It is not asked itself, as
+        stat(2) would: one that hangs would keep the caller.
         """
         try:
             return _mount_id(self.path / "rootfs") != _mount_id(self.path)
