@@ -11,7 +11,7 @@ import shutil
 import stat
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -199,9 +199,15 @@ class Node:
     xattrs: tuple[tuple[str, bytes], ...]
 
 
-def tree(root: Path) -> dict[bytes, Node]:
+def digest(path: bytes) -> str:
+    """Of a whole file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tree(root: Path, content: Callable[[bytes], str] = digest) -> dict[bytes, Node]:
     """Everything below ``root``, as values by which two trees can be compared; a directory's size depends on the
-    filesystem.
+    filesystem. ``content`` stands for the bytes of a regular file.
     """
     found: dict[bytes, os.stat_result] = {}
     names: dict[tuple[int, int], list[bytes]] = {}
@@ -212,7 +218,9 @@ def tree(root: Path) -> dict[bytes, Node]:
         if not stat.S_ISDIR(info.st_mode):
             names.setdefault((info.st_dev, info.st_ino), []).append(name)
     return {
-        name: _node(os.fsencode(root) + b"/" + name, info, tuple(sorted(names.get((info.st_dev, info.st_ino), ()))))
+        name: _node(
+            os.fsencode(root) + b"/" + name, info, tuple(sorted(names.get((info.st_dev, info.st_ino), ()))), content
+        )
         for name, info in found.items()
     }
 
@@ -220,11 +228,10 @@ def tree(root: Path) -> dict[bytes, Node]:
 _BEGAN = time.time_ns()
 
 
-def _node(path: bytes, info: os.stat_result, links: tuple[bytes, ...]) -> Node:
+def _node(path: bytes, info: os.stat_result, links: tuple[bytes, ...], content_of: Callable[[bytes], str]) -> Node:
     content = ""
     if stat.S_ISREG(info.st_mode):
-        with open(path, "rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
+        content = content_of(path)
     elif stat.S_ISLNK(info.st_mode):
         content = os.fsdecode(os.readlink(path))
     xattrs = tuple(

@@ -82,6 +82,10 @@ _PREFIXES = (
 """The beginnings of attributes' names that have a number; others cannot be stored."""
 TABLE = 1 << 16
 """Chunks of one file in which no data are copied, at most; and about as many if some are."""
+CHUNKS = 1 << 21
+"""Chunks of all files, at most: most files have one."""
+ATTRIBUTES = 1 << 27
+"""Bytes of all extended attributes, at most."""
 COPIED = 1 << 28
 """Bytes that are copied into an image, at most."""
 _name = itemgetter(0)
@@ -178,6 +182,7 @@ class _Writer:
         self._copies: list[tuple[Node, int, int]] = []
         """Chunks that are copied: their file, where they begin in it, their length."""
         self._copied = 0
+        self._chunks = self._attributes = 0
         self._collect(root)
         self._end = _META * BLOCK
         for inode in self._inodes:
@@ -204,6 +209,9 @@ class _Writer:
         node, head = inode.node, _INODE.size
         if node.xattrs:
             inode.attributes = _attributes(node.xattrs)
+            self._attributes += len(inode.attributes)
+            if self._attributes > ATTRIBUTES:
+                raise ImageError(f"more than {ATTRIBUTES >> 20} MiB of extended attributes")
             head += len(inode.attributes)
         length = _length(inode) if node.children is not None else len(node.target)
         end = self._end
@@ -238,8 +246,13 @@ class _Writer:
         copied = fits < BITS or (node.size - 1) >> BITS + bits >= TABLE
         if copied:
             bits = max(0, one - TABLE.bit_length() + 1)
+        if bits > _CHUNK_BITS:
+            raise ImageError(f"a file of {node.size} bytes")
         size = BLOCK << bits
         inode.bits = bits
+        self._chunks += -(-node.size // size)
+        if self._chunks > CHUNKS:
+            raise ImageError("sparse files of too many pieces")
         inode.table = table = [(0, NOWHERE)] * (-(-node.size // size))
         for start, place, length in pieces:
             for number in range(start // size, -(-(start + length) // size)):

@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 _PATH_MAX = 4095
 """Bytes of a path that the kernel takes."""
 ENTRIES, BYTES = 1_000_000, 256 << 20
-"""Entries of a layer, and bytes of their names, links and attributes, at most: the tree is in memory, with some 700
-bytes for an entry.
+"""Entries of a layer, with the directories that it does not name, and bytes of their names, links and attributes, at
+most: the tree is in memory, with some 700 bytes for an entry.
 """
+_EACH = 160
+"""Bytes for an attribute, or a piece of a sparse file, beside its own."""
 _LINKS = 40
 """Symbolic links in one path that the kernel follows."""
 _PARENTS = 4096
@@ -38,6 +40,8 @@ _ID = 0xFFFFFFFF
 _TYPE = {tar.DIR: stat.S_IFDIR, tar.SYMLINK: stat.S_IFLNK, tar.CHAR: stat.S_IFCHR, tar.BLOCKDEV: stat.S_IFBLK,
          tar.FIFO: stat.S_IFIFO}  # fmt: skip
 _ACCESS, _DEFAULT, _CAPABILITY = b"system.posix_acl_access", b"system.posix_acl_default", b"security.capability"
+_NAMELESS = (b"user.", b"security.")
+"""Names of attributes that are only the beginning of one: the kernel knows them, and refuses them."""
 _OPAQUE = b"trusted.overlay.opaque"
 _ACL_VERSION = b"\2\0\0\0"
 _ACE = struct.Struct("<HHI")
@@ -91,12 +95,19 @@ class LayerTree:
                 raise EntryError(f"{extract.quoted(path)}: failed to set times: {extract.words_of(error)}") from None
 
     def _count(self, entry: tar.Entry) -> None:
-        self._entries += 1
-        self._bytes += len(entry.name) + len(entry.linkname) + sum(map(len, entry.records.values()))
+        size = len(entry.name) + len(entry.linkname) + _EACH * len(entry.sparse or ())
+        if entry.records:
+            size += sum(_EACH + len(key) + len(value) for key, value in entry.xattrs())
+        self._take(entry.name, 1, size)
+
+    def _take(self, name: bytes, entries: int, size: int) -> None:
+        """Count what is kept in memory for an entry."""
+        self._entries += entries
+        self._bytes += size
         if self._entries > ENTRIES or self._bytes > BYTES:
             raise EntryError(
                 f"more than {ENTRIES} entries, or {BYTES >> 20} MiB of names and attributes, which an erofs layer "
-                f"cannot have: use another snapshotter (at {extract.quoted(entry.name)})"
+                f"cannot have: use another snapshotter (at {extract.quoted(name)})"
             )
 
     # ------------------------------------------------------------------------ entries
@@ -135,7 +146,7 @@ class LayerTree:
         else:
             node = _special(entry)
         if _DEFAULT in (parent.xattrs or ()) and kind != tar.LINK:
-            _hand_down(parent, node)
+            self._hand_down(path, parent, node)
         children[base] = node
         if kind == tar.DIR:
             parent.links += 1
@@ -182,7 +193,7 @@ class LayerTree:
         if hidden in (b"", b".", b".."):
             raise EntryError(f"invalid whiteout name: {os.fsdecode(base)}: invalid archive")
         try:
-            _check(path, hidden)
+            _check(path[: -len(base)] + hidden, hidden)
             assert parent.children is not None
             if self._lowest:
                 if hidden in parent.children:
@@ -240,12 +251,13 @@ class LayerTree:
             cut = new.rfind(b"/")
             parent = self._directory(new[:cut])
             _check(new, new[cut + 1 :])
+            self._take(new, 1, len(new))
             node = _new(stat.S_IFDIR | 0o755)
             node.links = 2
             if parent.mode & stat.S_ISGID:
                 node.gid = parent.gid
             if _DEFAULT in (parent.xattrs or ()):
-                _hand_down(parent, node)
+                self._hand_down(new, parent, node)
                 _chmod(node, 0o755)
             assert parent.children is not None
             parent.children[new[cut + 1 :]] = node
@@ -311,6 +323,19 @@ class LayerTree:
             node = inner
             trail.append(inner)
         return node
+
+    def _hand_down(self, path: bytes, parent: Node, node: Node) -> None:
+        """Give a new inode what its directory's default access control list says."""
+        if stat.S_ISLNK(node.mode):
+            return
+        assert parent.xattrs is not None
+        value = parent.xattrs[_DEFAULT]
+        self._take(path, 0, 2 * len(value))
+        node.xattrs = {}
+        if len(_acl(value)) > 3:
+            node.xattrs[_ACCESS] = value
+        if node.children is not None:
+            node.xattrs[_DEFAULT] = value
 
     # ------------------------------------------------------------------------ removing
 
@@ -411,23 +436,27 @@ def _pieces(entry: tar.Entry, place: int) -> list[tuple[int, int, int]]:
 
 def _set_xattrs(entry: tar.Entry, node: Node) -> None:
     """As the Extractor, and the kernel, set them."""
-    for key, value in entry.xattrs():
-        if key.startswith(b"trusted.") or (key and prefix_of(key) is None):
+    given = entry.xattrs()
+    if not given:
+        return
+    node.xattrs = xattrs = dict(node.xattrs or {})
+    for key, value in given:
+        if key.startswith(b"trusted.") or (key and key not in _NAMELESS and prefix_of(key) is None):
             continue
         if key.startswith(b"user.") and not (stat.S_ISREG(node.mode) or stat.S_ISDIR(node.mode)):
             continue
         try:
             found = _accepted(key, value, node)
         except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                continue
             raise EntryError(
                 f"failed to setxattr {extract.quoted(entry.name)} for key {extract.quoted(key)}: "
                 f"{extract.words_of(error)}"
             ) from None
-        xattrs = dict(node.xattrs or {})
         xattrs.pop(key, None)
         if found is not None:
             xattrs[key] = found
-        node.xattrs = xattrs
 
 
 def _accepted(key: bytes, value: bytes, node: Node) -> bytes | None:
@@ -436,6 +465,8 @@ def _accepted(key: bytes, value: bytes, node: Node) -> bytes | None:
         raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
     if len(value) >= 1 << 16:
         raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
+    if key in _NAMELESS:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     if key == _CAPABILITY:
         revision = value[3:4], len(value)
         if revision not in ((b"\2", 20), (b"\3", 24)):
@@ -457,10 +488,10 @@ def _acl(value: bytes) -> list[tuple[int, int, int]]:
     if not value:
         return []
     invalid = OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-    if len(value) < 4 or len(value) % 8 != 4:
-        raise invalid
-    if value[:4] != _ACL_VERSION:
+    if len(value) >= 4 and value[:4] != _ACL_VERSION:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+    if len(value) % 8 != 4:
+        raise invalid
     entries = list(_ACE.iter_unpack(value[4:]))
     tags = [tag for tag, _, _ in entries]
     if entries and (
@@ -473,19 +504,6 @@ def _acl(value: bytes) -> list[tuple[int, int, int]]:
     ):
         raise invalid
     return entries
-
-
-def _hand_down(parent: Node, node: Node) -> None:
-    """Give a new inode what its directory's default access control list says."""
-    if stat.S_ISLNK(node.mode):
-        return
-    assert parent.xattrs is not None
-    value = parent.xattrs[_DEFAULT]
-    node.xattrs = {}
-    if len(_acl(value)) > 3:
-        node.xattrs[_ACCESS] = value
-    if node.children is not None:
-        node.xattrs[_DEFAULT] = value
 
 
 def _chmod(node: Node, mode: int) -> None:

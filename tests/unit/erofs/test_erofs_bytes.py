@@ -1,0 +1,176 @@
+"""Indices, byte for byte: as the strict reader of the tests reads them, and as fsck.erofs does."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from services.kit import tar
+from services.snapshots.diff.extract import EntryError
+from services.snapshots.erofs import layer
+from services.snapshots.erofs.image import BLOCK, ImageError, Node, image
+from services.snapshots.erofs.layer import LayerTree
+from tests.suites import diff_layers
+from tests.suites.diff_chains import DEFAULT_ACL
+from tests.suites.diff_tars import Case, device, directory, link, pax, reg, symlink
+from tests.suites.diff_tars import tar as tar_of
+from tests.suites.erofs_images import Image, WrongError
+
+SMALL = tar_of(
+    pax({b"SCHILY.xattr.user.a": b"12345", b"SCHILY.xattr.security.b": b""}),
+    directory(b"d"),
+    reg(b"d/file", b"x" * 700),
+    link(b"d/link", b"d/file"),
+    symlink(b"symlink", b"d/file"),
+    pax({b"linkpath": b"t" * 600}),
+    symlink(b"long", b""),
+    device(b"null", b"3", 1, 3),
+    *(reg(b"e/%0130d" % number) for number in range(4)),
+)
+
+
+def indexed(stream: bytes) -> tuple[bytes, bytes]:
+    """The index, and the layer as long as whole blocks. EntryError, ImageError."""
+    tree = LayerTree()
+    tree.read(tar.Reader(tar.Stream([stream])))
+    blob = stream.ljust(max(BLOCK, len(stream) + -len(stream) % BLOCK), b"\0")
+    return b"".join(image(tree.root, len(blob), lambda at, length: blob[at : at + length])), blob
+
+
+@pytest.mark.parametrize("case", diff_layers.ALL, ids=lambda case: case.name)
+def test_each_byte_of_an_index_means_what_it_says(case: Case) -> None:
+    """Each field has the one value that it can have, tables are within bounds, names are in order, nothing lies on
+    something else.
+    """
+    try:
+        made, blob = indexed(case.layer)
+    except EntryError:
+        return  # which one, test_erofs_layers.py compares
+    Image(made, len(blob)).tree(lambda at, length: blob[at : at + length])
+
+
+def test_no_byte_can_change_unseen() -> None:
+    """The reader above finds it, or reads another tree: so it reads every byte."""
+    made, blob = indexed(SMALL)
+
+    def read(data: bytes) -> object:
+        return Image(data, len(blob)).tree(lambda at, length: blob[at : at + length])
+
+    right = read(made)
+    unseen = []
+    for at in range(len(made)):
+        changed = bytearray(made)
+        changed[at] ^= 1 << at % 8
+        try:
+            if read(bytes(changed)) == right:
+                unseen.append(at)
+        except (WrongError, struct.error, OverflowError):
+            continue
+    # a tree does not tell the mode, the owner and the time of its root
+    root = 1536 + 32 * struct.unpack_from("<H", made, 1024 + 14)[0]
+    assert {at - root for at in unseen} <= {4, 5, *range(24, 44)}, unseen
+
+
+def fsck() -> list[str]:
+    """The program of erofs-utils 1.8 or newer; older ones know no blocks of 512 bytes."""
+    given = os.environ.get("SPLITD_TEST_EROFS")
+    if not given:
+        pytest.skip(
+            "no fsck.erofs that reads such images: name the directory of trixie's erofs-utils in SPLITD_TEST_EROFS"
+        )
+    path = Path(given) / "usr/bin/fsck.erofs"
+    if not path.exists():
+        raise FileNotFoundError(f"SPLITD_TEST_EROFS={given} has no usr/bin/fsck.erofs")
+    return [str(path)]
+
+
+def test_fsck_finds_no_fault(tmp_path: Path) -> None:
+    """In the index of any layer of the suite; and it does in one whose root is elsewhere."""
+    program, index, data = fsck(), tmp_path / "index", tmp_path / "data"
+    command = [*program, f"--device={data}", "--extract", str(index)]
+    checked = 0
+    for case in diff_layers.ALL:
+        try:
+            made, blob = indexed(case.layer)
+        except EntryError:
+            continue
+        index.write_bytes(made)
+        data.write_bytes(blob)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert not done.returncode, f"{case.name}: {done.stdout}{done.stderr}"
+        checked += 1
+    assert checked > 100
+    index.write_bytes(made[:1038] + b"\xff\x0f" + made[1040:])
+    assert subprocess.run(command, capture_output=True, check=False).returncode
+
+
+def sparse(size: int, *pieces: tuple[int, int, int]) -> Node:
+    """A root with one file."""
+    root, file = Node(0o40755), Node(0o100644)
+    root.children, root.links = {b"file": file}, 2
+    file.size, file.pieces = size, pieces
+    return root
+
+
+@pytest.mark.parametrize("size", [(1 << 56) + 1, (1 << 63) - 1])
+@pytest.mark.parametrize("pieces", [(), ((0, 0, 512),)])
+def test_a_file_that_no_table_can_have_is_refused(size: int, pieces: tuple[tuple[int, int, int], ...]) -> None:
+    """A chunk has at most 2**31 blocks, and a file 65,536 chunks."""
+    with pytest.raises(ImageError, match="a file of [0-9]+ bytes"):
+        list(image(sparse(size, *pieces), 512, lambda at, length: bytes(length)))
+
+
+@pytest.mark.parametrize("size", [1, 513, 1 << 20, 1 << 40, 1 << 56])
+def test_holes_are_as_large_as_they_are(size: int) -> None:
+    """Up to the largest file."""
+    made = b"".join(image(sparse(size), 512, lambda at, length: bytes(length)))
+    assert Image(made, 512).tree(lambda at, length: b"")[b"file"].size == size
+
+
+def test_tables_are_bounded() -> None:
+    """A header of 512 bytes can make a table of half a megabyte."""
+    root = Node(0o40755)
+    root.children, root.links = {}, 2
+    for number in range(33):
+        file = Node(0o100644)
+        file.size, file.pieces = 1 << 25, [(512, 0, 512)]
+        root.children[b"%d" % number] = file
+    with pytest.raises(ImageError, match="sparse files of too many pieces"):
+        list(image(root, 512, lambda at, length: bytes(length)))
+
+
+def test_attributes_are_bounded() -> None:
+    """A few bytes can make each file inherit an access control list of 64 KiB."""
+    root, value = Node(0o40755), bytes(65_000)
+    root.children, root.links = {}, 2
+    for number in range(530):
+        file = root.children[b"%04d" % number] = Node(0o100644)
+        file.xattrs = {b"user.%d" % each: value for each in range(4)}
+    with pytest.raises(ImageError, match="more than 128 MiB of extended attributes"):
+        list(image(root, 512, lambda at, length: bytes(length)))
+
+
+ACL = b"SCHILY.xattr.system.posix_acl_default"
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [reg(b"/".join([b"d"] * 50))],
+        [pax({b"SCHILY.xattr.user.%d" % number: b"" for number in range(8)}), reg(b"a")],
+        [pax({b"GNU.sparse.map": b",".join(b"%d,1" % at for at in range(0, 20, 2)), b"GNU.sparse.size": b"100",
+              b"GNU.sparse.numblocks": b"10"}), reg(b"a", bytes(10))],
+        [pax({ACL: DEFAULT_ACL}), directory(b"d"), *(reg(b"d/%d" % number) for number in range(10))],
+    ],
+    ids=["unnamed directories", "attributes", "pieces", "inherited lists"],
+)  # fmt: skip
+def test_whatever_is_kept_in_memory_counts(members: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only what an entry says itself."""
+    indexed(tar_of(*members))
+    monkeypatch.setattr(layer, "BYTES", 1000)
+    with pytest.raises(EntryError, match="which an erofs layer cannot have"):
+        indexed(tar_of(*members))
