@@ -8,6 +8,7 @@ python -m bench --against CHECKOUT       this build beside an older one, and tha
 python -m bench --tracing                this build with tracing beside itself without: what does it cost?
 python -m bench --trials                 a node with candidates, shadows and a snapshotter that hangs, and without them
 python -m bench --etcd                   a node with its records in etcd beside one with its records in SQLite
+python -m bench --erofs                  a node with --snapshotter erofs beside containerd 2 (bench/erofs.py)
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench import against, etcd, peers, pulls, side_by_side, trials
+from bench import against, erofs, etcd, peers, pulls, side_by_side, trials
 from deploy.samples import Registry
 from services.kit import errors
 
@@ -91,6 +92,19 @@ def main() -> int:
         action="store_true",
         help="measure a node whose records are in etcd (bench/etcd.py); exit code 1 if a bound is not met",
     )
+    mode.add_argument(
+        "--erofs",
+        action="store_true",
+        help="measure pulls onto the snapshotter erofs, and reading from it, beside containerd 2 (bench/erofs.py)",
+    )
+    parser.add_argument(
+        "--erofs-utils",
+        type=Path,
+        metavar="DIR",
+        default=os.environ.get("BENCH_EROFS_UTILS") or None,
+        help="with --erofs: where trixie's erofs-utils is unpacked, with the libraries that it needs "
+        "(or BENCH_EROFS_UTILS), for containerd's own snapshotter erofs; default: mkfs.erofs in PATH",
+    )
     parser.add_argument(
         "--away",
         type=float,
@@ -129,6 +143,8 @@ def main() -> int:
         parser.error(
             f"--only {options.only}: no pull is called so; there are: {'; '.join(row.name for row in pulls.ROWS)}"
         )
+    if options.erofs and not erofs.wanted(options.only):
+        parser.error(f"--only {options.only}: no row of --erofs is called so")
     if options.against and not (options.against / "deploy/__main__.py").exists():
         parser.error(f"--against {options.against}: no checkout of splitd")
     if options.containerd2 is not None and (
@@ -156,7 +172,9 @@ def main() -> int:
         mounts = Path(tempfile.mkdtemp(prefix="bn", dir="/tmp"))  # short: sockets are below it
         stack.callback(shutil.rmtree, mounts, ignore_errors=True)
         registry = stack.enter_context(Registry(options.scratch / "registry"))
-        rows = (against if beside_itself else side_by_side).compare(stack, registry, mounts, options)
+        rows = (against if beside_itself else erofs if options.erofs else side_by_side).compare(
+            stack, registry, mounts, options
+        )
         if options.json:
             options.json.write_text(json.dumps(rows, indent=1))
         return int(any(row.get("failed") or row.get("worse") for row in rows))

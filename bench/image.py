@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import os
 import random
@@ -22,7 +23,7 @@ from pathlib import Path
 
 import zstandard
 
-from deploy.samples import Image
+from deploy.samples import Image, busybox_layer
 from services.oci.media_types import CONFIG, LAYER, MANIFEST
 
 _SKIPPED = {"proc", "sys", "dev", "run", "tmp"}
@@ -52,6 +53,25 @@ def many_layers(directory: Path) -> Image:
     """60 layers of 1 MiB, about 12 files in each."""
     generator = random.Random(12)
     return _kept(directory, (_mixed(generator, 1 << 20, 160 << 10, f"srv/step{number}") for number in range(60)))
+
+
+def tiny_files(directory: Path) -> Image:
+    """Busybox, and a layer of 60,000 files of up to 300 bytes, 200 in each directory."""
+    generator = random.Random(13)
+    files = (
+        (
+            f"srv/tiny/d{number // 200:03d}/f{number % 200:03d}",
+            b"%x" % generator.getrandbits(generator.randint(8, 1200)),
+        )
+        for number in range(60_000)
+    )
+    return _kept(directory, (layer() for layer in (busybox_layer, lambda: _files(files))))
+
+
+def runnable(directory: Path, of: Image) -> Image:
+    """The layers of ``of`` on busybox."""
+    layers = (gzip.decompress(of.blobs[digest]) for digest in of.layers)
+    return _kept(directory, itertools.chain([busybox_layer()], layers))
 
 
 def _kept(directory: Path, layers: Iterable[bytes], compression: str = "gzip") -> Image:

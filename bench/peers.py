@@ -22,13 +22,19 @@ TOP = Path(__file__).resolve().parent.parent
 @dataclass(frozen=True, slots=True)
 class Peer:
     """A daemon under test: its name, its socket, the arguments by which its processes are found, and the ctr that
-    drives it.
+    drives it. ``snapshotter`` unpacks its pulls; "": ctr's default.
     """
 
     name: str
     socket: Path
     marks: tuple[str, ...]
     ctr: str = "ctr"
+    snapshotter: str = ""
+
+    @property
+    def chosen(self) -> list[str]:
+        """The flags of ctr that choose the snapshotter."""
+        return ["--snapshotter", self.snapshotter] if self.snapshotter else []
 
     def pids(self) -> list[int]:
         """Its processes: those with one of ``marks`` among their arguments, except shims."""
@@ -105,9 +111,9 @@ def containerd_2() -> Path | None:
 
 
 @contextlib.contextmanager
-def containerd(directory: Path, programs: Path | None = None) -> Iterator[Peer]:
+def containerd(directory: Path, programs: Path | None = None, more: str = "", path: str = "") -> Iterator[Peer]:
     """Debian's containerd, or the one in ``programs`` with the ctr beside it. CRI is disabled; all else is the
-    default.
+    default, but for ``more`` of its configuration. ``path`` is searched for programs before PATH.
     """
     state = directory / "state"
     state.mkdir()
@@ -119,15 +125,15 @@ def containerd(directory: Path, programs: Path | None = None) -> Iterator[Peer]:
     )
     config.write_text(
         f'version = 2\nroot = "{directory}/root"\nstate = "{state}"\ndisabled_plugins = {cri}\n'
-        f'[grpc]\naddress = "{socket}"\n'
+        f'[grpc]\naddress = "{socket}"\n{more}'
     )
-    path = os.environ["PATH"] if programs is None else f"{programs}:{os.environ['PATH']}"
+    search = ":".join([*filter(None, (path, str(programs or ""))), os.environ["PATH"]])
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(
             [str(programs / "containerd") if programs else "containerd", "-c", str(config)],
             stdout=log,
             stderr=log,
-            env={**os.environ, "PATH": path},
+            env={**os.environ, "PATH": search},
         )
     try:
         _wait(socket, directory / "log")

@@ -78,27 +78,33 @@ def rows(peers: Sequence[Peer], registry: Registry, scratch: Path, only: str, ro
     measured is None, with the reason in ``failed``.
     """
     *others, ours = peers
-    print(
-        f"{'':62}"
-        + "".join(f"{peer.name:>16}" for peer in peers)
-        + "".join(f"{'to ' + peer.name.split()[-1]:>9}" for peer in others)
-        + "   aim",
-        flush=True,
-    )
+    heading(peers)
     found = []
     for row in wanted(only):
-        reference = _pushed(registry, row.image, scratch)
+        reference = pushed(registry, row.image, scratch)
         with contextlib.ExitStack() as stack:
             if row.far:
                 port = stack.enter_context(distant.distant(registry.port))
                 reference = reference.replace(f":{registry.port}/", f":{port}/")
-            found.append(_row(row, others, ours, registry, reference, rounds))
+            found.append(measure(row, others, ours, registry, reference, rounds))
     return found
 
 
-def _row(
+def heading(peers: Sequence[Peer]) -> None:
+    """Print what the columns of :func:`measure` are; the last peer is ours."""
+    print(
+        f"{'':62}"
+        + "".join(f"{peer.name:>16}" for peer in peers)
+        + "".join(f"{'to ' + peer.name.split()[-1]:>9}" for peer in peers[:-1])
+        + "   aim",
+        flush=True,
+    )
+
+
+def measure(
     row: Row, others: Sequence[Peer], ours: Peer, registry: Registry, reference: str, rounds: int
 ) -> dict[str, object]:
+    """Measure and print one row; the result is as that of :func:`rows`."""
     peers = [*others, ours]
     pulled: dict[str, list[Pull]] = {peer.name: [] for peer in peers}
     peaks: dict[str, list[Mapping[str, float]]] = {peer.name: [] for peer in peers}
@@ -110,7 +116,7 @@ def _row(
             if peer.name in failed:
                 continue
             try:
-                with _removed(peer, reference):
+                with removed(peer, reference):
                     if number < rounds:
                         pulled[peer.name].append(_pull(peer, registry, reference, row.clients))
                     else:
@@ -191,7 +197,7 @@ def _ctr(peer: Peer, reference: str, clients: int) -> None:
     """Run ``clients`` times ``ctr images pull`` at once, until the last has ended."""
     each = [
         subprocess.Popen(
-            command(peer, "images", "pull", "--plain-http", reference),
+            command(peer, "images", "pull", "--plain-http", *peer.chosen, reference),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -206,7 +212,7 @@ def _ctr(peer: Peer, reference: str, clients: int) -> None:
 
 
 @contextlib.contextmanager
-def _removed(peer: Peer, reference: str) -> Iterator[None]:
+def removed(peer: Peer, reference: str) -> Iterator[None]:
     """Before the block nothing is there. After it, what it pulled is gone, also from the disk's queue."""
     _gone(peer)
     try:
@@ -221,7 +227,8 @@ def _removed(peer: Peer, reference: str) -> Iterator[None]:
 def _gone(peer: Peer) -> None:
     end = time.monotonic() + GONE
     while True:
-        blobs, snapshots = ctr(peer, "content", "ls", "-q").split(), ctr(peer, "snapshots", "ls").splitlines()[1:]
+        blobs = ctr(peer, "content", "ls", "-q").split()
+        snapshots = ctr(peer, "snapshots", *peer.chosen, "ls").splitlines()[1:]
         if not blobs and not snapshots:
             return
         if time.monotonic() > end:
@@ -264,7 +271,7 @@ def _peak(peer: Peer, reference: str, clients: int) -> Mapping[str, float]:
 # ------------------------------------------------------------------------------------------ images
 
 
-def _pushed(registry: Registry, name: str, scratch: Path) -> str:
+def pushed(registry: Registry, name: str, scratch: Path) -> str:
     """The reference of an image in the registry. It is pushed if the registry does not have it yet."""
     reference = f"{name}-image:1"
     kept = scratch / ("image" if name == "bench" else name)
@@ -284,4 +291,6 @@ IMAGE: dict[str, Callable[[Path], Image]] = {
     "one-layer": lambda scratch: image.one_layer(scratch / "one-layer"),
     "many-layers": lambda scratch: image.many_layers(scratch / "many-layers"),
     "zstd": lambda scratch: image.zstd_image(scratch / "zstd", _bench(scratch)),
+    "tiny-files": lambda scratch: image.tiny_files(scratch / "tiny-files"),
+    "one-layer-run": lambda scratch: image.runnable(scratch / "one-layer-run", image.one_layer(scratch / "one-layer")),
 }
