@@ -33,7 +33,7 @@ from services.kit.addresses import Address
 from services.kit.rpc import LEASE, NAMESPACE, Channel
 from services.shadows.remote import Shadows
 
-CALLS, PIECES = 5_000, 10
+CALLS, PIECES = 5_000, 50
 """Calls of each kind in a round of the row about routes, and the pieces in which these are made, with the route and
 without it in turn: the speed of a machine changes within seconds by more than the bound.
 """
