@@ -287,11 +287,13 @@ class UnpackModes(NamedTuple):
     snapshotter can chain them afterwards.
 
     ``wants_origin``: the snapshotter may fetch layers by itself when they are used, and so must know where they are.
+    ``shares``: a layer that is there on one parent need not be unpacked on another.
     """
 
     follows: bool
     side_by_side: bool
     wants_origin: bool = False
+    shares: bool = False
 
 
 class Applied(NamedTuple):

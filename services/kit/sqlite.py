@@ -37,6 +37,8 @@ class Layout:
     """Stored in the file's user_version. A file with another version is refused."""
     tables: tuple[str, ...]
     """Statements that make the tables, in a new file."""
+    also: tuple[int, ...] = ()
+    """Other versions that are not refused: the owner sets them himself."""
     pragmas: tuple[str, ...] = ()
     """``NAME = VALUE``, for each connection."""
     prepare: Callable[[Connection], None] = lambda _: None
@@ -99,7 +101,7 @@ class File:
         if connection.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
             raise errors.FailedPrecondition(f"{self.path}: this filesystem has no shared memory for SQLite's WAL")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version not in (0, layout.version):
+        if version not in (0, layout.version, *layout.also):
             raise errors.FailedPrecondition(f"{self.path} has layout {version}, this splitd knows {layout.version}")
         if version == 0:
             connection.execute("BEGIN IMMEDIATE")

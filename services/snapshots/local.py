@@ -11,8 +11,9 @@ records.
 A *thing* is the data of one snapshot: a directory (``directories.py``), a subvolume, a disk image. Its name is the
 snapshot's id, or ``new-ID`` while it is made. To make a snapshot, its thing is made, gets its final name, and the
 snapshot is recorded. To remove a snapshot, its record is removed; its thing, now without a record, is removed in the
-background. Ids are never used twice, so a thing without a record can be removed at any time by anybody, unless records
-were lost. In that case all things without a record stay, since they may hold the only copy of what containers wrote.
+background. Several snapshots may share a thing (``sharing.py``), which goes with the last of them. Ids are never used
+twice, so a thing without a record can be removed at any time by anybody, unless records were lost. In that case all
+things without a record stay, since they may hold the only copy of what containers wrote.
 
 A new snapshotter is a subclass. It says how its things are made, kept, measured, frozen, mounted and discarded (the
 methods below *what a snapshotter decides*). The rules, the records, and what a crash leaves are handled here.
@@ -24,10 +25,12 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -38,8 +41,9 @@ from services.kit.slices import Lane
 from services.oci.mounts import Mount
 from services.snapshots import disk, kernel, rules
 from services.snapshots.durable import FilesystemSync, Synced
+from services.snapshots.sharing import Sharing
 from services.snapshots.soundness import Server, Soundness
-from services.snapshots.store import REBASE, About, Info, Kind, Usage, kept_labels
+from services.snapshots.store import REBASE, SHARES, TARGET, About, Info, Kind, Usage, kept_labels
 from services.snapshots.tree import Row, Rows, Tree
 
 log = logging.getLogger(__name__)
@@ -75,6 +79,8 @@ class LocalSnapshotter(ABC):
     """The platforms that its files are for, each as ``os/architecture[/variant]``; none means this machine's."""
     FILESYSTEM: ClassVar[str] = ""
     """The only file system that its root may be on, by the kernel's name; "": any."""
+    SHARES: ClassVar[bool] = False
+    """A layer that was unpacked on one parent may be shared on others: :meth:`same` says which."""
     Settings: ClassVar[type[Any]] = NoSettings
     """The dataclass of its settings, table [snapshots.NAME]."""
 
@@ -125,6 +131,7 @@ class LocalSnapshotter(ABC):
         """The snapshots that are being committed, by name; done once the record is queued. Records are written in queue
         order.
         """
+        self._sharing = Sharing(self._tree, self._ids, self.same)
         self._lane = Lane()
         self._trash: set[str] = set()
         self._emptying: asyncio.Task[None] | None = None
@@ -159,9 +166,8 @@ class LocalSnapshotter(ABC):
 
     async def about(self) -> About:
         """The snapshotter's announcement of itself."""
-        return About(
-            self.NAME, self.PLATFORMS, {"root": str(self.root)}, tuple(self.capabilities()), await self.trouble()
-        )
+        exports = {"root": str(self.root), **({SHARES: "true"} if self.SHARES else {})}
+        return About(self.NAME, self.PLATFORMS, exports, tuple(self.capabilities()), await self.trouble())
 
     async def _check(self) -> None:
         if trouble := await self.trouble():
@@ -224,6 +230,12 @@ class LocalSnapshotter(ABC):
         snapshotter may do its slow work here; if the commit fails, the snapshot stays as it is.
         """
 
+    def same(self, thing: int, below: Sequence[int], others: Sequence[int]) -> bool:
+        """Whether the layer in ``thing``, which was unpacked on the things ``below``, would be the same on the things
+        ``others``; topmost first. OSErrors are passed on. It blocks, in a thread.
+        """
+        return False
+
     async def freeze(self, numbers: Sequence[int]) -> None:  # noqa: B027 - not every snapshotter can
         """Make committed snapshots unchangeable. Called once their records are written, before the commit is answered.
         Called again at the next start for all committed snapshots, since a crash may have come in between; it should
@@ -275,7 +287,11 @@ class LocalSnapshotter(ABC):
     # ---------------------------------------------------------------- making
 
     async def prepare(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
-        return await self._create(Kind.ACTIVE, key, parent, kept_labels(labels or {}))
+        kept = kept_labels(labels or {})
+        with prefixed("failed to create snapshot"):
+            if self.SHARES and key and TARGET in kept and await self._sharing.made(key, parent, kept):
+                raise errors.AlreadyExists(f"target snapshot {kept[TARGET]}")
+        return await self._create(Kind.ACTIVE, key, parent, kept)
 
     async def view(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
         return await self._create(Kind.VIEW, key, parent, kept_labels(labels or {}))
@@ -290,7 +306,7 @@ class LocalSnapshotter(ABC):
 
         def record(rows: Rows) -> tuple[Row, list[int]]:
             base = rules.base(rows, key, parent)
-            ancestors = [] if base is None else [base.id, *rows.ancestors(base)]
+            ancestors = [] if base is None else rows.stack(base.id)
             if staged or self._made(name, kind, ancestors, labels, broken):
                 fault("snapshots.before-rename")
                 self.keep(name, number, rows)
@@ -397,8 +413,16 @@ class LocalSnapshotter(ABC):
                 await asyncio.shield(below[0])
         with prefixed(self.error_words("commit", key)):
             written.set_result(None)
-            await self._write(lambda rows: rules.commit(rows, measured, name, labels, usage, parent))
+            await self._write(lambda rows: self.record_commit(rows, measured, name, labels, usage, parent))
         await self._freeze_or_log([measured.id])
+
+    def record_commit(
+        self, rows: Rows, active: Row, name: str, labels: Mapping[str, str], usage: Usage, parent: str
+    ) -> None:
+        """Record a commit, as :func:`.rules.commit` does. It may be refused here for the last time. In the tree's
+        thread.
+        """
+        rules.commit(rows, active, name, labels, usage, parent)
 
     async def _freeze_or_log(self, numbers: Sequence[int]) -> None:
         try:
@@ -447,16 +471,16 @@ class LocalSnapshotter(ABC):
 
     async def remove(self, key: str) -> None:
         with prefixed(self.error_words("remove", key)):
-            number = await self._write(lambda rows: rules.remove(rows, key, self._copying_from))
-        await self._discard_removed([number])
+            left = await self._write(lambda rows: rules.remove(rows, key, self._copying_from))
+        await self._discard_removed(left)
 
     async def remove_all(self, things: Sequence[tuple[str, str]]) -> Sequence[BaseException | None]:
         """Remove snapshots (pairs of kind, which is always the same here, and key), in this order and in one
         transaction. Returns the error of each, or None.
         """
 
-        def record(rows: Rows) -> list[int | errors.NodeError]:
-            found: list[int | errors.NodeError] = []
+        def record(rows: Rows) -> list[list[int] | errors.NodeError]:
+            found: list[list[int] | errors.NodeError] = []
             for _, key in things:
                 try:
                     with prefixed(self.error_words("remove", key)):
@@ -466,11 +490,11 @@ class LocalSnapshotter(ABC):
             return found
 
         done = await self._write(record)
-        await self._discard_removed([number for number in done if isinstance(number, int)])
-        return [None if isinstance(each, int) else each for each in done]
+        await self._discard_removed([number for each in done if isinstance(each, list) for number in each])
+        return [None if isinstance(each, list) else each for each in done]
 
     async def _discard_removed(self, numbers: Sequence[int]) -> None:
-        """Remove the things of snapshots whose records are gone."""
+        """Remove things that no snapshot uses any more."""
         fault("snapshots.before-discard")
         names = [str(number) for number in numbers]
         if self._sync_remove:
@@ -513,7 +537,7 @@ class LocalSnapshotter(ABC):
         """The names of all things without a record. In the tree's thread only staged things are incompletely
         recorded.
         """
-        recorded = {str(number) for number in rows.ids()} | self._staged
+        recorded = {str(number) for number in rows.things()} | self._staged
         return [name for name in self.names() if name not in recorded]
 
     def _sweep(self) -> None:
@@ -550,13 +574,23 @@ class LocalSnapshotter(ABC):
     # ---------------------------------------------------------------- last, since its name hides the type's
 
     async def list(self, sources: Iterable[str] = ()) -> AsyncIterator[Info]:
+        sources = list(sources)
         wanted = await filters.parsed(sources, self._lane)
-        for number, columns in enumerate(self._tree.view(Rows.all)):
+        of = _PARENT.search(sources[0]) if len(sources) == 1 else None
+        for number, columns in enumerate(self._tree.view(Rows.all if of is None else partial(_children, of.group(1)))):
             if number % 100 == 99:
                 await asyncio.sleep(0)  # let other calls run
             row = self._tree.row(columns)
             if wanted.match(row.info.field):
                 yield self.visible(row)
+
+
+_PARENT = re.compile(r',parent=="([^"\\]+)"$')
+"""The end of a filter that selects children of one parent, as the gateway's for a target: only these are read."""
+
+
+def _children(parent: str, rows: Rows) -> list[tuple[Any, ...]]:
+    return rows.children(parent)
 
 
 def _is_empty(path: Path) -> bool:

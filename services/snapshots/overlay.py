@@ -4,6 +4,8 @@
 
     snapshots/ID/fs      the snapshot's changes: an overlay's upper directory, or a lower directory of its descendants
     snapshots/ID/work    the kernel's work directory, beside the upper directory (not in a view)
+    snapshots/ID/layer   what layer it is, if one was unpacked (``diff/note.py``)
+    notes                an empty file: workers are to write that
 
 A snapshot without a parent, or a view of a single layer, is mounted as a bind: an overlay needs a layer below.
 """
@@ -21,10 +23,23 @@ from pathlib import Path
 
 from services.kit import errors
 from services.oci.mounts import Mount
-from services.snapshots import disk, kernel
+from services.snapshots import disk, kernel, rules
+from services.snapshots.diff import note
+from services.snapshots.diff.inherit import alike
 from services.snapshots.directories import DirectorySnapshotter
-from services.snapshots.store import GID_MAPPING, ONLY_REMAP_IDS, REBASE, REMAP_IDS, UID_MAPPING, UPPERDIR, Info, Kind
-from services.snapshots.tree import Row
+from services.snapshots.sharing import is_layer
+from services.snapshots.store import (
+    GID_MAPPING,
+    ONLY_REMAP_IDS,
+    REBASE,
+    REMAP_IDS,
+    UID_MAPPING,
+    UPPERDIR,
+    Info,
+    Kind,
+    Usage,
+)
+from services.snapshots.tree import Layer, Row, Rows
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +64,7 @@ class OverlaySnapshotter(DirectorySnapshotter):
     """A ``Snapshotter`` of overlays below ``root``."""
 
     NAME = "overlayfs"
+    SHARES = True
     Settings = Overlayfs
 
     def __init__(
@@ -70,6 +86,8 @@ class OverlaySnapshotter(DirectorySnapshotter):
         self._checked = 0.0
         self._ask_again = ask_again
         self._asking = asyncio.Lock()
+        if self.SHARES:
+            (root / note.WANTED).touch()
 
     async def start(self) -> None:
         self._failed(await kernel.overlay_trouble(self.root))
@@ -117,6 +135,31 @@ class OverlaySnapshotter(DirectorySnapshotter):
     def changes(self, number: int) -> str:
         return f"{self.path(number)}/fs"
 
+    def record_commit(
+        self, rows: Rows, active: Row, name: str, labels: Mapping[str, str], usage: Usage, parent: str
+    ) -> None:
+        super().record_commit(rows, active, name, labels, usage, parent)
+        try:
+            found = note.read(self.path(active.id)) if self.SHARES else None
+        except OSError as error:
+            log.warning("layer %s cannot be shared: %s", name, errors.words_of_path(error))
+            return
+        if found is not None and is_layer(name, rules.existing(rows, name).info.parent, found.diff_id):
+            rows.add_layer(Layer(active.id, found.diff_id, active.id))
+
+    def same(self, thing: int, below: Sequence[int], others: Sequence[int]) -> bool:
+        """Whiteouts are files and attributes of an upper directory, whatever is below. Directories that the layer does
+        not name have their attributes from below; and the root directory has the owner of that below.
+        """
+        found = note.read(self.path(thing))
+        overlay = "user.overlay." if "userxattr" in self._options else "trusted.overlay."
+        if found is None or (found.hides and found.overlay != overlay):
+            return False
+        own, under = os.stat(self.changes(thing)), os.stat(self.changes(others[0]))
+        return (own.st_uid, own.st_gid, own.st_mode) == (under.st_uid, under.st_gid, under.st_mode) and alike(
+            found.unnamed, [*map(self.changes, below)], [*map(self.changes, others)]
+        )
+
     def mounts_of(self, row: Row, ancestors: Sequence[int]) -> list[Mount]:
         """With options in containerd 2's order; 1.6 has index=off first."""
         info = row.info
@@ -141,13 +184,14 @@ class OverlaySnapshotter(DirectorySnapshotter):
         if not self.settings.upperdir_label:
             return row.info
         info = row.info
+        thing = self._tree.view(lambda rows: rows.thing(row.id))
         return Info(
             info.name,
             info.kind,
             info.created_at,
             info.updated_at,
             info.parent,
-            {**info.labels, UPPERDIR: self.changes(row.id)},
+            {**info.labels, UPPERDIR: self.changes(thing)},
         )
 
 

@@ -28,10 +28,10 @@ from typing import TypeVar
 
 from services.kit import damage, errors, wal
 from services.kit.files import replace, sync_directory
-from services.kit.sqlite import File, undo
+from services.kit.sqlite import undo
 from services.snapshots import rules
 from services.snapshots.store import Info, Kind, Usage
-from services.snapshots.tree import LAYOUT, Row, Rows, row_of
+from services.snapshots.tree import Row, Rows, opened, row_of
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -63,7 +63,7 @@ class Records:
         self._new = not path.exists() or not path.stat().st_size
         self._checked = False
         """All pages of the file have been looked at, since this process began."""
-        self._file = File(path, "snapshot records", LAYOUT, log.error)
+        self._file = opened(path)
         sync_directory(path.parent)
         if self._file.lost:
             self._hold(self._file.lost)
@@ -154,7 +154,8 @@ class Records:
         """Remove the record of a snapshot. Returns its id: what belongs to it can now be removed. NotFound, or
         FailedPrecondition while it has children.
         """
-        return self._write(lambda rows: rules.remove(rows, key, self._used))
+        (number,) = self._write(lambda rows: rules.remove(rows, key, self._used))
+        return number
 
     # ---------------------------------------------------------------- what a crash left
 
@@ -176,7 +177,7 @@ class Records:
         if self._held.exists():
             log.error("%s: what has no record is kept, until %s is removed", self._held.read_text().strip(), self._held)
             return ()
-        making, known = self._read(lambda rows: (set(self._making.values()), rows.ids()))
+        making, known = self._read(lambda rows: (set(self._making.values()), rows.things()))
         return [name for name in names if not (_id(name) in making or (name.isdecimal() and int(name) in known))]
 
     def _hold(self, why: str) -> None:

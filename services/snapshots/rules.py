@@ -91,14 +91,15 @@ def update(rows: Rows, key: str, labels: Mapping[str, str], paths: Sequence[str]
     return row
 
 
-def remove(rows: Rows, key: str, used: Mapping[int, int]) -> int:
-    """Remove the record of a snapshot and return its id. ``used`` counts, by id, the children that have no records
-    yet.
+def remove(rows: Rows, key: str, used: Mapping[int, int]) -> list[int]:
+    """Remove the record of a snapshot. The result is its thing, unless others use that. ``used`` counts, by id, the
+    children that have no records yet.
     """
     row = rows.get(key)
     if row is None:
         raise errors.NotFound(f"snapshot {key}")
     if used.get(row.id) or rows.has_children(row):
         raise errors.FailedPrecondition("cannot remove snapshot with child")
+    thing = rows.thing(row.id)
     rows.delete(row)
-    return row.id
+    return [thing] if rows.left(row, thing) else []

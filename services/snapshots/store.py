@@ -32,6 +32,8 @@ Promises:
   reach the disk when the kernel writes them back, as any program's files do.
 - A name belongs to one snapshot only. If two clients want it at once, one gets AlreadyExists.
 - A parent stays as long as it has children, including views and snapshots that are not finished.
+- A layer that is there on one parent need not be unpacked on another (``sharing.py``): then AlreadyExists answers its
+  prepare, and it is there.
 - Labels are kept as given, except empty ones. A commit sets new labels and inherits none.
 """
 
@@ -48,6 +50,11 @@ from services.oci.mounts import Mount
 UID_MAPPING = "containerd.io/snapshot/uidmapping"
 GID_MAPPING = "containerd.io/snapshot/gidmapping"
 """Labels of a snapshot whose files belong to a user namespace: ``CONTAINER:HOST:SIZE``, several joined by commas."""
+
+TARGET, DIFF_ID = "containerd.io/snapshot.ref", "containerd.io/snapshot/diff-id"
+"""Labels of a snapshot into which a layer is to be unpacked: the name under which it will be committed, and the layer's
+diff id.
+"""
 
 UPPERDIR = "containerd.io/snapshot/overlay.upperdir"
 """Label with the path of a snapshot's ``fs`` directory, set if overlay's configuration asks for it."""
@@ -93,6 +100,11 @@ REBASE, REMAP_IDS, ONLY_REMAP_IDS = "rebase", "remap-ids", "only-remap-ids"
 be mapped in no other way.
 """
 
+SHARES = "shares_layers"
+"""Exported as ``true`` by a snapshotter that makes a snapshot of a layer itself, if that is there on another parent and
+the label :data:`TARGET` names it.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class About:
@@ -112,7 +124,7 @@ class About:
 @dataclass(frozen=True, slots=True)
 class Usage:
     """The space that a snapshot takes without its parents: bytes of allocated blocks, and inodes. Hard links count
-    once.
+    once, and so do files that several snapshots share: for one of these.
     """
 
     size: int = 0
@@ -166,8 +178,9 @@ class Snapshotter(Protocol):
         ...
 
     async def prepare(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
-        """Make an active snapshot on ``parent``. AlreadyExists for a key that is taken, InvalidArgument for a parent
-        that is not committed.
+        """Make an active snapshot on ``parent``. AlreadyExists for a key that is taken, and if the snapshot that the
+        label :data:`TARGET` names is there on this parent, or could be made at once; InvalidArgument for a parent that
+        is not committed.
         """
         ...
 

@@ -5,7 +5,12 @@ the requests that arrive while the disk is busy form one *batch*. Work may also 
 example to make a snapshot's directory. It calls :meth:`Rows.sync_first` for directories that must be on disk before its
 rows are; each of these is fsynced once for a batch.
 
-    metadata.db        table "snapshots", one row for each; -wal and -shm beside it are SQLite's own
+    metadata.db        table "snapshots", one row for each; table "layers", one for each committed snapshot of which is
+                       known which layer it is; -wal and -shm beside it are SQLite's own
+
+The *thing* of a snapshot is its data (``local.py``). It has the snapshot's id as its name, but the same layer on
+another parent may need no data of its own: such snapshots *share* the thing of the first. While there are any, the file
+has another version, so that an older splitd, which would remove the thing together with the first of them, refuses it.
 """
 
 from __future__ import annotations
@@ -45,8 +50,24 @@ CREATE TABLE snapshots (
     inodes INTEGER NOT NULL DEFAULT 0
 )"""
 
+_LAYERS = (
+    """
+CREATE TABLE IF NOT EXISTS layers (
+    id INTEGER PRIMARY KEY REFERENCES snapshots (id) ON DELETE CASCADE,
+    diff_id TEXT NOT NULL,                 -- of the layer that was unpacked, and nothing else
+    thing INTEGER NOT NULL                 -- whose data it uses: its own id, or that of another, which may be gone
+)""",
+    "CREATE INDEX IF NOT EXISTS unpacked ON layers (diff_id)",
+    "CREATE INDEX IF NOT EXISTS users ON layers (thing)",
+)
+_ALONE, _SHARED = 1, 2
+"""Versions of the file: each snapshot has its own thing, or some share one."""
+
 LAYOUT = Layout(
-    version=1, tables=(_SCHEMA, "CREATE INDEX children ON snapshots (parent)"), pragmas=("foreign_keys = ON",)
+    version=_ALONE,
+    also=(_SHARED,),
+    tables=(_SCHEMA, "CREATE INDEX children ON snapshots (parent)"),
+    pragmas=("foreign_keys = ON",),
 )
 
 _SELECT = """
@@ -54,6 +75,15 @@ SELECT s.id, s.key, s.parent, coalesce(p.key, ''), s.kind, s.created_at, s.updat
 FROM snapshots AS s LEFT JOIN snapshots AS p ON p.id = s.parent """
 
 _BATCH = 64
+
+
+class Layer(NamedTuple):
+    """A committed snapshot that is nothing but a layer on its parent."""
+
+    snapshot: int
+    diff_id: str
+    thing: int
+    """The thing with its files."""
 
 
 class Row(NamedTuple):
@@ -86,23 +116,74 @@ class Rows:
         """
         return self._execute(_SELECT + "ORDER BY s.key").fetchall()
 
-    def ids(self) -> set[int]:
-        """The ids of all snapshots."""
-        return {row[0] for row in self._execute("SELECT id FROM snapshots")}
+    def children(self, key: str) -> list[tuple[Any, ...]]:
+        """As :meth:`all`, for the snapshots on the parent ``key``."""
+        return self._execute(_SELECT + "WHERE p.key = ? ORDER BY s.key", (key,)).fetchall()
+
+    def things(self) -> set[int]:
+        """The things of all snapshots."""
+        return {row[0] for row in self._execute("SELECT id FROM snapshots UNION SELECT thing FROM layers")}
+
+    def thing(self, number: int) -> int:
+        """The thing of a snapshot."""
+        found = self._execute("SELECT thing FROM layers WHERE id = ?", (number,)).fetchone()
+        return number if found is None else int(found[0])
 
     def ancestors(self, row: Row) -> list[int]:
-        """The ids of a snapshot's ancestors, its parent first."""
-        if row.parent is None:
-            return []
+        """The things of a snapshot's ancestors, its parent's first."""
+        return [] if row.parent is None else self.stack(row.parent)
+
+    def stack(self, number: int) -> list[int]:
+        """The things of a snapshot and of its ancestors, from its own on."""
         return [
             found[0]
             for found in self._execute(
                 "WITH RECURSIVE up (id, depth) AS (SELECT ?, 0 UNION ALL SELECT s.parent, depth + 1 FROM up JOIN "
-                "snapshots AS s ON s.id = up.id "
-                "WHERE s.parent IS NOT NULL) SELECT id FROM up ORDER BY depth",
-                (row.parent,),
+                "snapshots AS s ON s.id = up.id WHERE s.parent IS NOT NULL) "
+                "SELECT coalesce(l.thing, up.id) FROM up LEFT JOIN layers AS l ON l.id = up.id ORDER BY depth",
+                (number,),
             )
         ]
+
+    # ---------------------------------------------------------------- layers
+
+    def layers(self, diff_id: str) -> list[tuple[Row, Layer]]:
+        """The snapshots that are this layer, on whatever parent, in the order in which they were made."""
+        return [
+            (row_of(*columns), Layer(columns[0], diff_id, thing))
+            for *columns, thing in self._execute(
+                _SELECT.replace("s.inodes", "s.inodes, l.thing")
+                + "JOIN layers AS l ON l.id = s.id WHERE l.diff_id = ? ORDER BY s.id",
+                (diff_id,),
+            )
+        ]
+
+    def diff_ids(self) -> list[str]:
+        """The diff ids of all layers that are here."""
+        return [row[0] for row in self._execute("SELECT DISTINCT diff_id FROM layers")]
+
+    def add_layer(self, layer: Layer) -> None:
+        """Note which layer a committed snapshot is."""
+        self._execute("INSERT INTO layers (id, diff_id, thing) VALUES (?, ?, ?)", layer)
+        if layer.thing != layer.snapshot:
+            self._execute(f"PRAGMA user_version = {_SHARED}")
+
+    def left(self, row: Row, thing: int) -> bool:
+        """Whether nothing uses the ``thing`` of a snapshot that was just deleted. Who does use it takes it over: the
+        space that the snapshot took is from now on its.
+        """
+        heir = self._execute(
+            "SELECT id FROM (SELECT id FROM layers WHERE thing = ? UNION SELECT id FROM snapshots WHERE id = ?) "
+            "ORDER BY id LIMIT 1",
+            (thing, thing),
+        ).fetchone()
+        if heir is not None and row.usage.inodes:
+            self._execute(
+                "UPDATE snapshots SET size = ?, inodes = ? WHERE id = ?", (row.usage.size, row.usage.inodes, heir[0])
+            )
+        if thing != row.id and self._execute("SELECT 1 FROM layers WHERE thing != id LIMIT 1").fetchone() is None:
+            self._execute(f"PRAGMA user_version = {_ALONE}")
+        return heir is None
 
     def has_children(self, row: Row) -> bool:
         """Whether any snapshot has this one as its parent."""
@@ -153,7 +234,10 @@ class Rows:
 
 
 def readable(columns: Sequence[Any]) -> bool:
-    """Whether a row of the table can be decoded: rows that come from damaged pages may not."""
+    """Whether a row of a table can be decoded: rows that come from damaged pages may not."""
+    if len(columns) == len(Layer._fields):
+        number, diff_id, thing = columns
+        return isinstance(number, int) and isinstance(diff_id, str) and isinstance(thing, int)
     number, key, parent, kind, created_at, updated_at, labels, size, inodes = columns
     try:
         row_of(number, key, parent, "", kind, created_at, updated_at, labels, size, inodes)
@@ -193,6 +277,18 @@ def _dump(labels: Mapping[str, str]) -> str:
 _Work: TypeAlias = "Work[Rows]"
 
 
+def opened(path: Path, damaged: Callable[[str], None] = log.error) -> File:
+    """Open a file of records; errors are those of :class:`~services.kit.sqlite.File`."""
+    file = File(path, "snapshot records", LAYOUT, damaged)
+    try:
+        for statement in _LAYERS:  # files that are older do not have it
+            file.writer.execute(statement)
+    except sqlite3.Error as error:
+        file.close()
+        raise damage.unusable(path, error) from None
+    return file
+
+
 class Tree:
     """The records in ``path``, created if they do not exist. Used in one event loop, by one process
     (``kit.process.owned``).
@@ -202,7 +298,7 @@ class Tree:
         """DataLoss if the file is damaged, FailedPrecondition if it cannot be used. ``damaged`` is called, in the
         loop's thread, with a message about damaged pages and records; the request gets the same words.
         """
-        self.file = File(path, "snapshot records", LAYOUT, damaged)
+        self.file = opened(path, damaged)
         """The database file, which also says what was lost of it."""
         self._writer, self._reader = self.file.writer, self.file.reader
         self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()

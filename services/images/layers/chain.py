@@ -59,6 +59,9 @@ class Chain:
         self._end = end
         self._complete = {number: asyncio.Event() for number in range(lowest, end)}
         self._committed = {number: asyncio.Event() for number in range(lowest, end)}
+        self._shareable = {number: asyncio.Event() for number in range(lowest, end)}
+        """Set once the layer below is committed, or sharing has been given up."""
+        self._shares = True
         self._commits: dict[int, _Ready] = {}
         self._more = asyncio.Event()
         self._under_way: list[asyncio.Task[bool]] = []
@@ -81,6 +84,21 @@ class Chain:
     async def wait_committed_below(self, number: int) -> None:
         """Return when all layers below a layer are committed."""
         await self._wait_below(number, self._committed)
+
+    async def may_share(self, number: int) -> bool:
+        """Return True once all layers below a layer are committed: the layer may be there on others, and is asked for
+        on these. False, at once, if sharing was given up.
+        """
+        if not self._shareable[number].is_set():
+            with self._waiting(number):
+                await self._shareable[number].wait()
+        return self._shares
+
+    def share_no_more(self) -> None:
+        """Give up sharing: layers that wait for that are better unpacked side by side."""
+        self._shares = False
+        for each in self._shareable.values():
+            each.set()
 
     async def _wait_below(self, number: int, state: Mapping[int, asyncio.Event]) -> None:
         reached = state.get(number - 1)
@@ -168,6 +186,8 @@ class Chain:
                 return False
             self._committed[self._next].set()
             self._next += 1
+            if (above := self._shareable.get(self._next)) is not None:
+                above.set()
             if not each.done.done():
                 each.done.set_result(None)
         return True

@@ -14,6 +14,9 @@ once that exists.
 
 A snapshotter that can make the layer itself (stargz, nydus) answers that it exists, since the label
 ``containerd.io/snapshot.ref`` told it the chain id; or it answers read-only mounts, which are committed as they are.
+Our own can if they have the same layer on another parent (``snapshots/sharing.py``). So a layer whose diff id is there
+already waits until the one below is committed, and is prepared on that; the others are unpacked meanwhile. Once that
+was in vain, no other layer of the image waits.
 
 At the end, the blob of each unpacked layer is labelled with its diff id, and the config's blob with the topmost chain
 id (``containerd.io/gc.ref.snapshot.NAME``). Because of that label the collector keeps the snapshots as long as the
@@ -27,7 +30,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
@@ -51,19 +54,17 @@ from services.oci.mounts import Mount
 from services.oci.platforms import OnlySystem
 from services.snapshots.diff.inherit import Unnamed
 from services.snapshots.diff.media import UNCOMPRESSED
-from services.snapshots.store import GID_MAPPING, UID_MAPPING, UPPERDIR, Snapshotter
+from services.snapshots.store import DIFF_ID, GID_MAPPING, TARGET, UID_MAPPING, UPPERDIR, Kind, Snapshotter
 
 log = logging.getLogger(__name__)
 
 SNAPSHOTTER = "overlayfs"
 """The snapshotter if the client asked for none."""
 
-_REF = "containerd.io/snapshot.ref"
-_DIFF_ID = "containerd.io/snapshot/diff-id"
 _PARENT = "containerd.io/snapshot/parent-chain-id"
 _INHERITED = "containerd.io/snapshot/"
 _LAYERS = f"{_INHERITED}cri.image-layers"
-_NOT_THE_IMAGES = frozenset({UID_MAPPING, GID_MAPPING, UPPERDIR, _REF, _DIFF_ID, _PARENT, f"{_INHERITED}max-size"})
+_NOT_THE_IMAGES = frozenset({UID_MAPPING, GID_MAPPING, UPPERDIR, TARGET, DIFF_ID, _PARENT, f"{_INHERITED}max-size"})
 """Labels of snapshots that only the node and its clients may set. An image must not choose the host's ids that own its
 files (containerd drops these since 2.4.1), nor state facts that only we know.
 """
@@ -238,6 +239,7 @@ class Unpacker:
                 name,
                 node.snapshotter(name),
                 how.follows,
+                how.shares,
                 blobs or CompleteBlobs(),
                 extracting or _no_extracting,
                 self._locks,
@@ -306,6 +308,8 @@ class _Stack:
     snapshotter: Snapshotter
     follows: bool
     """Layers may be read while they arrive."""
+    shares: bool
+    """The snapshotter may share a layer that is there on another parent."""
     blobs: Blobs
     extracting: Extracting
     locks: KeyedLocks
@@ -350,9 +354,27 @@ class _Stack:
         self.blobs.wanted(first)
         self.node.expect()
         chain = Chain(first, len(self.layers))
+        there = await self._there({layer.diff_id for layer in self.layers[first + 1 :] if self.shares})
         await run_all(
-            [chain.run(), *(self._chained(layer, chain, turn) for turn, layer in enumerate(self.layers[first:]))]
+            [
+                chain.run(),
+                *(
+                    self._chained(layer, chain, turn, shared=bool(turn) and layer.diff_id in there)
+                    for turn, layer in enumerate(self.layers[first:])
+                ),
+            ]
         )
+
+    async def _there(self, diff_ids: Collection[str]) -> Collection[str]:
+        """Those of the layers ``diff_ids`` that the namespace has, on whatever layers below."""
+        if not diff_ids:
+            return ()
+        selecting = [f'labels."{DIFF_ID}"=={diff_id}' for diff_id in sorted(diff_ids)]
+        return {
+            info.labels.get(DIFF_ID, "")
+            async for info in self.snapshotter.list(selecting)
+            if info.kind is Kind.COMMITTED
+        }
 
     async def _check_kept(self, layer: _Layer) -> None:
         """FailedPrecondition if a layer whose record exists is missing: its snapshotter has lost it. If it exists,
@@ -369,12 +391,13 @@ class _Stack:
         except errors.Unimplemented:
             return
 
-    async def _chained(self, layer: _Layer, chain: Chain, turn: int) -> None:
+    async def _chained(self, layer: _Layer, chain: Chain, turn: int, *, shared: bool) -> None:
         with layer.span() as span:
             chain.made_by(layer.number, span.ref())
             await may_start(turn)
             async with self.locks.held((self.node.namespace, self.name, layer.chain_id)):
-                await _Extraction(self, layer, chain).run(alone=turn > 0)
+                shared = shared and await chain.may_share(layer.number)
+                await _Extraction(self, layer, chain).run(alone=turn > 0 and not shared, shared=shared)
 
     async def _missing(self) -> int:
         """The number of the lowest missing layer: mostly the lowest of all, or none."""
@@ -418,14 +441,18 @@ class _Extraction:
             if key.startswith(_INHERITED) and key not in _NOT_THE_IMAGES
         }
         self._labels = (
-            labels | {_REF: layer.chain_id, _DIFF_ID: layer.diff_id} | ({_PARENT: layer.parent} if layer.parent else {})
+            labels
+            | {TARGET: layer.chain_id, DIFF_ID: layer.diff_id}
+            | ({_PARENT: layer.parent} if layer.parent else {})
         )
 
-    async def run(self, *, alone: bool = False) -> None:
-        """Make the snapshot. ``alone``: without waiting for the layer below."""
+    async def run(self, *, alone: bool = False, shared: bool = False) -> None:
+        """Make the snapshot. ``alone``: without waiting for the layer below. ``shared``: the layer is there on others,
+        so the snapshotter may be able to make it.
+        """
         while True:
             try:
-                await self._run(alone=alone)
+                await self._run(alone=alone, shared=shared)
                 return
             except IngestRestarted:  # as often as the fetch is restarted: a few times at most
                 await self._stack.blobs.there(self._layer.number)
@@ -433,12 +460,17 @@ class _Extraction:
                 alone = False
                 await self._chain.wait_committed_below(self._layer.number)
 
-    async def _run(self, *, alone: bool) -> None:
+    async def _run(self, *, alone: bool, shared: bool = False) -> None:
         layer, chain = self._layer, self._chain
         mounts = await self._prepared("" if alone else layer.parent)
         if mounts is None:
             chain.complete(layer.number)
             await chain.commit(layer.number, None)
+            return
+        if shared:  # in vain: as the others, it is unpacked without waiting for those below
+            chain.share_no_more()
+            await self._removed(self._key)
+            await self._run(alone=True)
             return
         self._stack.made[layer.number] = _Made(_directories(mounts), alone=alone)
         # a snapshotter that rebases in another way than overlayfs

@@ -38,6 +38,7 @@ from services.snapshots.diff.inherit import DefaultAclError, LinkError, Unnamed,
 from services.snapshots.diff.media import UNCOMPRESSED
 from services.snapshots.diff.workers import Appliers, Growth
 from services.snapshots.remote import RemoteSnapshotter
+from services.snapshots.store import SHARES
 
 T = TypeVar("T")
 
@@ -237,6 +238,7 @@ class RemoteNode:
             self._here,
             self._here and any("rebase" in plugin.capabilities for plugin in of),
             any(plugin.exports.get("enable_remote_snapshot_annotations") == "true" for plugin in of),
+            any(plugin.exports.get(SHARES) == "true" for plugin in of),
         )
 
     def expect(self) -> None:

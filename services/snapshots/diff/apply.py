@@ -49,7 +49,7 @@ import time
 
 from services.kit import inflate, tar
 from services.oci.mounts import Mount
-from services.snapshots.diff import mounts, standstill, stream
+from services.snapshots.diff import mounts, note, standstill, stream
 from services.snapshots.diff.blocked import Sampler
 from services.snapshots.diff.extract import EntryError, Extractor
 from services.snapshots.diff.mounted import Mounted
@@ -368,6 +368,7 @@ def unpack(
         if sync:
             _synced(layer)
         return chunks, tree.unnamed
+    place_of_note = note.place_of(upper or _bound(target))
     extractor, mounted = _enter(target, directory, alone=alone)
     tape = tar.Stream(chunks)
     extractor.extract(tar.Reader(tape))
@@ -375,6 +376,10 @@ def unpack(
     if faults is not None:
         _fault("diff.unpacked", faults)
         os.close(faults)
+    if place_of_note is not None:
+        found = note.Note(chunks.digest, extractor.overlay or "", extractor.hides, extractor.unnamed)
+        note.write(place_of_note, found)
+        os.close(place_of_note)
     if sync:
         _synced("/")
     if mounted is not None and mounted.served:

@@ -58,10 +58,12 @@ class Extractor:
     def __init__(self, *, overlay: str | None = None, lowers: Sequence[int] = ()) -> None:
         self._unnamed: dict[bytes, Unnamed] = {}
         """By path, in the order in which they were made."""
-        self._overlay = overlay
+        self._overlay = self.overlay = overlay
         self._lowers = lowers
         self._here = Resolver()
         self._writeback = Writeback()
+        self.hides = False
+        """Whiteouts or opaque markers came."""
         self._plain = (
             overlay is not None
             and not os.getegid()
@@ -225,6 +227,7 @@ class Extractor:
         return clean(self._resolved(directory + slash) + b"/" + base)
 
     def _whiteout(self, entry: tar.Entry, parent: bytes, base: bytes) -> None:
+        self.hides = True
         if base == OPAQUE:
             if self._overlay is not None:
                 os.setxattr(parent or b"/", f"{self._overlay}opaque", b"y")

@@ -56,6 +56,7 @@ class ErofsSnapshotter(OverlaySnapshotter):
     """A ``Snapshotter`` of layers that the kernel mounts."""
 
     NAME = "erofs"
+    SHARES = False
     Settings = Erofs
 
     def __init__(

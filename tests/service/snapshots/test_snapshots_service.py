@@ -54,7 +54,10 @@ async def test_the_process_says_which_snapshotters_it_has(process: ServiceProces
     async with Channel(process.state / "snapshots.sock") as channel:
         found = await snapshotters(channel, 10)
     assert [each.name for each in found] == NAMES
-    assert [each.exports for each in found] == [{"root": str(process.root / "snapshots" / name)} for name in NAMES]
+    assert [each.exports for each in found] == [
+        {"root": str(process.root / "snapshots" / name)} | ({"shares_layers": "true"} if name == "overlayfs" else {})
+        for name in NAMES
+    ]
     assert {each.name: set(each.capabilities) - {"remap-ids"} for each in found if each.capabilities} == {
         "overlayfs": {"only-remap-ids", "rebase"}
     }
@@ -227,7 +230,7 @@ class Crashing:
     def recorded(self) -> set[str]:
         """Return the ids of the records; no other process may write meanwhile."""
         tree = Tree(self.root / "metadata.db")
-        ids = tree.view(lambda rows: rows.ids())
+        ids = tree.view(lambda rows: rows.things())
         tree._reader.close()
         tree._writer.close()
         return {str(number) for number in ids}

@@ -185,6 +185,54 @@ async def test_a_snapshotter_may_make_the_layer_itself(node: MemoryNode, snap: M
     assert not node.applied
 
 
+def elsewhere(snap: MemorySnapshotter) -> None:
+    """Let the layers but for the lowest be there on other parents."""
+    for number, diff_id in enumerate(DIFF_IDS[1:]):
+        snap.committed[f"other-{number}"] = ("", {"containerd.io/snapshot/diff-id": diff_id})
+
+
+async def test_layers_that_are_there_on_other_parents_are_asked_for(
+    node: MemoryNode, snap: MemorySnapshotter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is prepared on its parent, once that is there; the snapshotter says that it has it."""
+    node.how = UnpackModes(follows=True, side_by_side=True, shares=True)
+    elsewhere(snap)
+    snap.makes = set(CHAIN[1:])
+    prepare, parents = snap.prepare, list[str]()
+
+    async def noted(key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> Sequence[Mount]:
+        assert not parent or parent in snap.committed
+        parents.append(parent)
+        return await prepare(key, parent, labels)
+
+    monkeypatch.setattr(snap, "prepare", noted)
+    assert await Unpacker().unpack(node, config(node), LAYERS, SNAP) == CHAIN[-1]
+    assert parents == ["", *CHAIN[:-1]]
+    assert node.applied == [LAYERS[0].digest]
+    assert not snap.active
+    assert not node.labels[LAYERS[1].digest], "nobody has looked at these bytes"
+
+
+async def test_once_a_layer_is_not_shared_the_others_do_not_wait(
+    node: MemoryNode, snap: MemorySnapshotter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are unpacked side by side, as if they were not there."""
+    node.how = UnpackModes(follows=True, side_by_side=True, shares=True)
+    elsewhere(snap)
+    alone: dict[str, bool] = {}
+    apply = node.apply
+
+    async def noted(layer: Descriptor, mounts: Sequence[Mount], **how: Any) -> Applied:
+        alone[layer.digest] = how["alone"]
+        return await apply(layer, mounts, **how)
+
+    monkeypatch.setattr(node, "apply", noted)
+    assert await Unpacker().unpack(node, config(node), LAYERS, SNAP) == CHAIN[-1]
+    assert alone == dict(zip([layer.digest for layer in LAYERS], [False, True, True], strict=True))
+    assert [snap.committed[name][0] for name in CHAIN] == ["", *CHAIN[:-1]]
+    assert not snap.active
+
+
 async def test_read_only_mounts_are_committed_as_they_are(node: MemoryNode, snap: MemorySnapshotter) -> None:
     snap.read_only = True
     await Unpacker().unpack(node, config(node), LAYERS, SNAP)

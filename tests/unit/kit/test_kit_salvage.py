@@ -89,7 +89,7 @@ async def test_snapshots_whose_parents_are_lost_are_left_out(tmp_path: Path) -> 
     assert damage.quick_check(new) == ""
     tree = Tree(new)
     try:
-        there = tree.view(lambda rows: rows.ids())
+        there = tree.view(lambda rows: rows.things())
         assert 900 < len(there) == saved.rows - saved.orphans < 999
         assert all(number - 1 in there for number in there if number % 10 != 1)
         assert tree.last_id() == 1000

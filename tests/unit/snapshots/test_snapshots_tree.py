@@ -52,7 +52,7 @@ async def test_work_that_fails_changes_nothing_of_others(tree: Tree) -> None:
         return_exceptions=True,
     )
     assert [type(outcome) for outcome in outcomes] == [type(None), errors.AlreadyExists, type(None)]
-    assert tree.view(lambda rows: rows.ids()) == {1, 3}
+    assert tree.view(lambda rows: rows.things()) == {1, 3}
     found = tree.view(lambda rows: rows.get("a"))
     assert found is not None
     assert found.info.labels == {"a": "ü\U0001f600"}
@@ -99,7 +99,7 @@ async def test_requests_made_together_are_committed_together(tree: Tree) -> None
     await asyncio.sleep(0)
     go.set()
     await asyncio.gather(first, *rest)
-    assert len(tree.view(lambda rows: rows.ids())) == 100
+    assert len(tree.view(lambda rows: rows.things())) == 100
     assert 1 <= commits <= 3
 
 
@@ -161,9 +161,9 @@ async def test_a_database_that_is_none(place: Path) -> None:
         Tree(place / "metadata.db")
     assert (place / "metadata.db").read_bytes() == bolt
     newer = sqlite3.connect(place / "newer.db")
-    newer.execute("PRAGMA user_version = 2")
+    newer.execute("PRAGMA user_version = 3")
     newer.close()
-    with pytest.raises(errors.FailedPrecondition, match="layout 2"):
+    with pytest.raises(errors.FailedPrecondition, match="layout 3"):
         Tree(place / "newer.db")
 
 
