@@ -81,10 +81,8 @@ class Disk:
         """Unmount it once nothing uses it, in no mount namespace either, for example of another node's worker that
         began meanwhile: otherwise it would be mounted again as it is, shut down.
         """
-        eventually(
-            lambda: subprocess.run(["umount", str(self.top)], check=False, capture_output=True).returncode == 0,
-            "the disk is busy",
-        )
+        umount = ["umount", "--recursive", str(self.top)]  # with layers that are mounted on it
+        eventually(lambda: subprocess.run(umount, check=False, capture_output=True).returncode == 0, "the disk is busy")
         eventually(
             lambda: (
                 not subprocess.run(["losetup", "--associated", str(self._file)], check=True, capture_output=True).stdout
@@ -141,8 +139,9 @@ class Acknowledged:
 class Workload:
     """Clients that write as fast as they are answered."""
 
-    def __init__(self, registry: FakeRegistry, generator: random.Random) -> None:
+    def __init__(self, registry: FakeRegistry, generator: random.Random, snapshotter: str = "overlayfs") -> None:
         self._registry = registry
+        self._snapshotter = snapshotter
         self._generator = generator
         self.known = Acknowledged()
 
@@ -171,7 +170,7 @@ class Workload:
     async def _pull(self, client: Client, _: Channel) -> None:
         reference, what = self._offered()
         self.known.doubt[reference] = what
-        await client.pull(reference)
+        await client.pull(reference, snapshotter=self._snapshotter)
         self.known.images[reference] = self.known.doubt.pop(reference)
 
     def _offered(self) -> tuple[str, tuple[str, Sequence[Files], Sequence[str]]]:
@@ -225,7 +224,7 @@ class Workload:
 
     async def _commit(self, client: Client, channel: Channel) -> None:
         """Commit as ``nerdctl commit`` or a build does: only the client knows what was written."""
-        snapshotter = RemoteSnapshotter(channel, snapshotter="overlayfs", headers=client.headers)
+        snapshotter = RemoteSnapshotter(channel, snapshotter=self._snapshotter, headers=client.headers)
         name, files = uuid.uuid4().hex, {f"{n}": self._generator.randbytes(1 + 3_000 * n) for n in range(8)}
         [mount] = await snapshotter.prepare(f"{name}-key", "", _ROOTED)
         for file, data in files.items():
@@ -246,21 +245,22 @@ class Workload:
         found += [f"lease {each} is gone" for each in self.known.leases - set(await client.leases())]
         for digest, data in self.known.blobs.items():
             found += await _blob_lost(channel, client, digest, data)
+        snapshotter = RemoteSnapshotter(channel, snapshotter=self._snapshotter, headers=client.headers)
         for name, files in self.known.snapshots.items():
-            found += await _snapshot_lost(channel, client, name, [files])
+            found += await _snapshot_lost(snapshotter, name, [files])
         for reference, (digest, layers, chain) in self.known.images.items():
             record = (await client.images()).get(reference, images_pb2.Image())
             if record.target.digest != digest:
                 found.append(f"image {reference} is {record.target.digest or 'gone'}")
                 continue
-            found += await _snapshot_lost(channel, client, chain[-1], layers)
+            found += await _snapshot_lost(snapshotter, chain[-1], layers)
         for path in (node.root / "content/blobs").glob("*/*"):
             if f"{path.parent.name}:{path.name}" != digest_of(path.read_bytes()):
                 found.append(f"{path} is damaged")
         for reference in list(self.known.doubt):
-            await client.pull(reference)
+            await client.pull(reference, snapshotter=self._snapshotter)
             self.known.images[reference] = digest, layers, chain = self.known.doubt.pop(reference)
-            found += [f"pulled again: {each}" for each in await _snapshot_lost(channel, client, chain[-1], layers)]
+            found += [f"pulled again: {each}" for each in await _snapshot_lost(snapshotter, chain[-1], layers)]
         return found
 
 
@@ -272,11 +272,10 @@ async def _blob_lost(channel: Channel, client: Client, digest: str, data: bytes)
     return [] if there == data else [f"blob {digest} has other bytes"]
 
 
-async def _snapshot_lost(channel: Channel, client: Client, name: str, layers: Sequence[Files]) -> list[str]:
+async def _snapshot_lost(snapshotter: RemoteSnapshotter, name: str, layers: Sequence[Files]) -> list[str]:
     """Files of a committed snapshot that are missing, empty or wrong. ``layers``: its own and those below it, the
     lowest first.
     """
-    snapshotter = RemoteSnapshotter(channel, snapshotter="overlayfs", headers=client.headers)
     key = uuid.uuid4().hex
     try:
         directories = list(_directories(await snapshotter.view(key, name, _ROOTED)))

@@ -257,12 +257,14 @@ class Client(Transfers):
         platforms: tuple[Platform, ...] = (HERE,),
         auth: str = "",
         hosts: Path | None = None,
+        snapshotter: str = UNPACK.snapshotter,
         **store: Any,
     ) -> None:
+        onto = imagestore_pb2.UnpackConfiguration(platform=UNPACK.platform, snapshotter=snapshotter)
         await self.transfer(
             self.registry(reference, auth, hosts),
             imagestore_pb2.ImageStore(
-                name=name or reference, unpacks=[UNPACK] if unpack else [], platforms=platforms, **store
+                name=name or reference, unpacks=[onto] if unpack else [], platforms=platforms, **store
             ),
             told=told,
         )

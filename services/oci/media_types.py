@@ -34,7 +34,7 @@ DOCKER_LAYERS = frozenset(
     f"application/vnd.docker.image.rootfs.{kind}"
     for kind in ("diff.tar", "diff.tar.gzip", "diff.tar.zstd", "foreign.diff.tar", "foreign.diff.tar.gzip")
 )
-_EROFS_LAYER = "application/vnd.erofs.layer.v1"
+EROFS_LAYER = "application/vnd.erofs.layer.v1"
 
 
 def is_index(media_type: str) -> bool:
@@ -61,7 +61,7 @@ def is_layer(media_type: str) -> bool:
     """Whether it is a layer. Suffixes of Docker's types, such as ``+encrypted``, are ignored."""
     return media_type.startswith("application/vnd.oci.image.layer.") or media_type.partition("+")[
         0
-    ] in DOCKER_LAYERS | {_EROFS_LAYER}
+    ] in DOCKER_LAYERS | {EROFS_LAYER}
 
 
 def is_non_distributable(media_type: str) -> bool:

@@ -21,17 +21,18 @@ CUTS = int(os.environ.get("POWERCUTS", "2"))
 SEED = int(os.environ.get("POWERCUT_SEED", "1"))
 
 
-async def test_nothing_answered_is_lost(fake: FakeRegistry) -> None:
+@pytest.mark.parametrize(("snapshotter", "cuts"), [("overlayfs", CUTS), ("erofs", max(1, CUTS // 2))])
+async def test_nothing_answered_is_lost(fake: FakeRegistry, snapshotter: str, cuts: int) -> None:
     """After each cut all operations that were ever answered are checked, and interrupted pulls are repeated: none of
     their files is empty or wrong.
     """
     generator = random.Random(SEED)
-    workload = powercut.Workload(fake, generator)
+    workload = powercut.Workload(fake, generator, snapshotter)
     with short_directory() as directory:
         machine = powercut.Machine(directory)
         try:
             await asyncio.to_thread(machine.node.up)
-            for cut in range(CUTS):
+            for cut in range(cuts):
                 async with Channel(machine.node.socket) as channel:
                     await workload.until_cut(channel, machine.cut, generator.uniform(0.3, 2.5))
                 await asyncio.to_thread(machine.start)

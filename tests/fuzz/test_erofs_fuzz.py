@@ -29,6 +29,7 @@ import pytest
 
 from services.kit import tar
 from services.snapshots.diff.extract import EntryError, Extractor
+from services.snapshots.erofs.below import Mounted, of_layers
 from services.snapshots.erofs.image import BLOCK, ImageError, image
 from services.snapshots.erofs.layer import LayerTree
 from tests.fuzz.layer_mutations import Author
@@ -61,7 +62,7 @@ def streamed(layer: bytes) -> Iterator[bytes]:
 
 def read(layer: bytes, way: str, lowers: Sequence[int]) -> Outcome:
     """As the snapshotter erofs reads a layer."""
-    tree = LayerTree(lowest=way == "lowest", lowers=lowers if way == "above" else ())
+    tree = LayerTree(lowest=way == "lowest", below=of_layers(list(map(Mounted, lowers))) if way == "above" else None)
     try:
         tree.read(tar.Reader(tar.Stream(streamed(layer))))
     except EntryError as error:

@@ -260,15 +260,16 @@ class Importing:
 class Pulling:
     """A client that lets the node pull, and unpack layers as they arrive."""
 
-    def __init__(self, channel: Channel, place: Path, registry: FakeRegistry) -> None:
+    def __init__(self, channel: Channel, place: Path, registry: FakeRegistry, snapshotter: str = "overlayfs") -> None:
         place.mkdir()
         self._registry = registry
-        self._snapshots = Snapshots(channel, "pulls", place)
+        self._snapshots = Snapshots(channel, "pulls", place, snapshotter)
         self._client = Client(channel, "pulls")
 
     async def tree(self, layers: Sequence[bytes]) -> dict[bytes, Node]:
         """As :meth:`Applying.tree`."""
-        await self._client.pull(self._registry.add(image(layers), f"chain:{next(_cases)}"))
+        reference = self._registry.add(image(layers), f"chain:{next(_cases)}")
+        await self._client.pull(reference, snapshotter=self._snapshots.snapshotter)
         return await self._snapshots.tree(chain_ids(list(map(digest_of, layers)))[-1])
 
 

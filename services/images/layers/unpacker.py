@@ -5,18 +5,19 @@ A layer whose snapshot exists is not unpacked again, and its blob is not even fe
 key of its own, ``extract-UNIQUE CHAINID``; apply the layer to its mounts while its blob arrives; compare the diff id;
 commit once the snapshot below is committed.
 
-If the snapshotter has the capability ``rebase``, as overlayfs has, layers are unpacked side by side: each *alone*, on
-no parent, and the commit sets the parent (``chain.py``); if that is refused, since the node put the two into different
-backends, the layer is unpacked once more. Before the commit, directories that the layer uses but does
-not name get owners and modes from the layers below (``snapshots/diff/inherit.py``). A layer for which that comes too
-late is unpacked once more, on the layers below it. Without the capability, each layer is prepared on the chain id below
-once that exists.
+If the snapshotter has the capability ``rebase``, as overlayfs and erofs have, layers are unpacked side by side: each
+*alone*, on no parent, and the commit sets the parent (``chain.py``); if that is refused, since the node put the two
+into different backends, the layer is unpacked once more. Before the commit, directories that the layer uses but does
+not name get owners and modes from the layers below (``snapshots/diff/inherit.py``; erofs does it by itself). A layer
+for which that comes too late is unpacked once more, on the layers below it. Without the capability, each layer is
+prepared on the chain id below once that exists.
 
 A snapshotter that can make the layer itself (stargz, nydus) answers that it exists, since the label
 ``containerd.io/snapshot.ref`` told it the chain id; or it answers read-only mounts, which are committed as they are.
-Our own can if they have the same layer on another parent (``snapshots/sharing.py``). So a layer whose diff id is there
-already waits until the one below is committed, and is prepared on that; the others are unpacked meanwhile. Once that
-was in vain, no other layer of the image waits.
+Our own can if they have the same layer. overlayfs may have it on another parent (``snapshots/sharing.py``). So a layer
+whose diff id is there already waits until the one below is committed, and is prepared on that; the others are unpacked
+meanwhile. Once that was in vain, no other layer of the image waits. erofs needs no parent for it: it answers read-only
+mounts.
 
 At the end, the blob of each unpacked layer is labelled with its diff id, and the config's blob with the topmost chain
 id (``containerd.io/gc.ref.snapshot.NAME``). Because of that label the collector keeps the snapshots as long as the
@@ -240,6 +241,7 @@ class Unpacker:
                 node.snapshotter(name),
                 how.follows,
                 how.shares,
+                how.wants_origin,
                 blobs or CompleteBlobs(),
                 extracting or _no_extracting,
                 self._locks,
@@ -310,6 +312,8 @@ class _Stack:
     """Layers may be read while they arrive."""
     shares: bool
     """The snapshotter may share a layer that is there on another parent."""
+    remote: bool
+    """The snapshotter may fetch layers itself: those that it makes need no blob."""
     blobs: Blobs
     extracting: Extracting
     locks: KeyedLocks
@@ -479,12 +483,14 @@ class _Extraction:
             await chain.wait_committed_below(layer.number)
             await self._run(alone=False)
             return
-        staged = bool(mounts) and "ro" in mounts[-1].options
+        staged = _is_staged(mounts)
         unnamed: Sequence[Unnamed] = ()
         try:
             if not staged:
                 unnamed = await self._applied(mounts, alone=alone)
                 await self._stack.blobs.there(layer.number)
+            elif not self._stack.remote:
+                self._stack.blobs.wanted(layer.number)
             await chain.wait_complete_below(layer.number)
             if unnamed:
                 await self._inherited(mounts, unnamed)
@@ -598,7 +604,8 @@ class _Extraction:
         mounts = await self._prepared(self._layer.parent)
         if mounts is not None:
             self._stack.made[number] = _Made(_directories(mounts), alone=False)
-            await self._applied(mounts, alone=False)
+            if not _is_staged(mounts):
+                await self._applied(mounts, alone=False)
             await self._committed("")
 
     async def _removed(self, key: str) -> None:
@@ -608,6 +615,11 @@ class _Extraction:
             pass
         except errors.NodeError as error:
             log.error("failed to cleanup %s: %s", quoted(key), error)
+
+
+def _is_staged(mounts: Sequence[Mount]) -> bool:
+    """Whether the snapshotter made the layer."""
+    return bool(mounts) and "ro" in mounts[-1].options
 
 
 def _directories(mounts: Sequence[Mount]) -> list[str]:

@@ -252,10 +252,11 @@ class RemoteNode:
             request = diff_pb2.ApplyRequest(diff=descriptor_to_pb(layer), mounts=mounts_to_pb(mounts))
             return Applied((await self._diff.Apply(request, headers=self.headers, timeout=None)).applied.digest)
         target, detect = list(mounts), media.may_be_compressed(layer.media_type)
+        image = media.is_image(layer.media_type)
         with tracing.span("images.apply", **{"oci.layer.digest": layer.digest}):
             if ingest is None:
                 async with self.reading(layer.digest) as blob:
-                    applied = await self._appliers.apply(target, blob, detect=detect, alone=alone)
+                    applied = await self._appliers.apply(target, blob, detect=detect, alone=alone, image=image)
             else:
                 assert isinstance(ingest, FileIngest)
                 with ingest.followed() as following:
@@ -265,6 +266,7 @@ class RemoteNode:
                             following.blob,
                             detect=detect,
                             alone=alone,
+                            image=image,
                             growth=Growth(following.news, following.size, following.span),
                         )
                     except errors.NodeError as error:

@@ -6,7 +6,7 @@ PARENT is the pid of the process that it must not outlive. DIRECTORY is an empty
 LIMIT is the number of seconds without progress after which a worker is killed (``standstill.py``). Standard input is a
 socket of packets; ``workers.py`` has the other end. Requests are:
 
-    apply ID detect|plain sync|nosync alone|whole SIZE MOUNT...
+    apply ID detect|plain sync|nosync alone|whole tar|image SIZE MOUNT...
                       with files: where to write the answer; the blob; and, if the blob is still growing, its news
     kill ID
 
@@ -21,7 +21,8 @@ Answers are:
 
 A *worker* inflates a layer, digests it, and makes the tree, with its target as its root directory. If it has to mount
 the target, it does so in a mount namespace of its own, so that all workers can share DIRECTORY. ``alone`` means that
-the target is bound, and will be the upper directory of an overlay whose lower layers come later. The worker's answer,
+the target is bound, and will be the upper directory of an overlay whose lower layers come later. An ``image`` is one
+of EROFS, which only the snapshotter erofs takes. The worker's answer,
 in the file for it, is ``ok DIGEST SIZE SPENT`` or ``error TEXT``. Digest and size are those of the uncompressed layer;
 SPENT says what its time went for (``spent.py``). If ``alone``, the directories follow that the layer uses but does not
 name, each after a zero byte, for ``inherit.py``.
@@ -285,7 +286,7 @@ def work(arguments: Sequence[str], files: Sequence[int], line: socket.socket, di
         goes_on = _carry_out(arguments, files, directory) and left
         _close(files)
         if not goes_on:
-            if _in_place(mounts.from_arguments(arguments[4:]), alone=arguments[2] == "alone"):
+            if _in_place(mounts.from_arguments(arguments[5:]), alone=arguments[2] == "alone"):
                 # said before the end: a thread that waits for the disk (writeback.py) may hold that for minutes
                 line.send(b"last")
             break
@@ -330,17 +331,18 @@ def _error(text: str) -> bytes:
 
 
 def _apply(arguments: Sequence[str], files: Sequence[int], directory: str) -> bytes:
-    detect, sync, alone, size = arguments[:4]
+    detect, sync, alone, kind, size = arguments[:5]
     blob, *news = files
     account = Account()
     chunks, unnamed = unpack(
-        mounts.from_arguments(arguments[4:]),
+        mounts.from_arguments(arguments[5:]),
         directory,
         stream.Growing(blob, news[0], int(size), account) if news else blob,
         account,
         detect=detect == "detect",
         sync=sync == "sync",
         alone=alone == "alone",
+        image=kind == "image",
     )
     answer = f"ok {chunks.digest} {chunks.size} {account.close()}".encode()
     return b"\0".join((answer, *(each.encoded() for each in unnamed))) if alone == "alone" else answer
@@ -355,6 +357,7 @@ def unpack(
     detect: bool,
     sync: bool,
     alone: bool,
+    image: bool = False,
 ) -> tuple[stream.Digested, Iterable[Unnamed]]:
     """Apply the layer in ``source`` to ``target``. Returns its digest and size, and the directories that it does not
     name. Afterwards the process has another root directory.
@@ -362,12 +365,18 @@ def unpack(
     faults = os.open(asked, os.O_PATH | os.O_DIRECTORY) if (asked := os.environ.get("SPLITD_FAULTS")) else None
     chunks = stream.Digested(source, account, detect=detect)
     upper = _upper(target)
-    layer = "" if alone else _layer_of(upper or _bound(target))
-    if layer:
-        tree = place.unpack(chunks, upper or _bound(target), _opened(target) if upper else (), layer, lowest=not upper)
+    if layer := _layer_of(upper or _bound(target)):
+        lowers, lowest = _opened(target) if upper else (), not (upper or alone)
+        if image:
+            place.take_image(chunks, layer, digest=lambda: chunks.digest)
+        else:
+            place.unpack(chunks, upper or _bound(target), lowers, layer, lowest=lowest, digest=lambda: chunks.digest)
         if sync:
             _synced(layer)
-        return chunks, tree.unnamed
+        gc.collect()  # the tree has cycles, and the worker may get more layers
+        return chunks, ()  # its snapshotter knows what it does not name
+    if image:
+        raise MountError("a layer that is an EROFS image can be unpacked by the snapshotter erofs only")
     place_of_note = note.place_of(upper or _bound(target))
     extractor, mounted = _enter(target, directory, alone=alone)
     tape = tar.Stream(chunks)

@@ -164,15 +164,20 @@ def topmost(path: bytes, lowers: Iterable[int], *, links: bool) -> int | None:
     """
     for lower in lowers:
         try:
-            try:
-                return _straight(lower, path)
-            except LinkError:
-                if not links:
-                    raise
-                return _by_links(lower, path)
+            return in_layer(path, lower, links=links)
         except FileNotFoundError:
             continue
     return None
+
+
+def in_layer(path: bytes, lower: int, *, links: bool) -> int | None:
+    """The directory ``path`` of one layer, opened. None if it is something else; FileNotFoundError."""
+    try:
+        return _straight(lower, path)
+    except LinkError:
+        if not links:
+            raise
+        return _by_links(lower, path)
 
 
 def _straight(lower: int, path: bytes) -> int | None:

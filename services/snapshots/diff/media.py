@@ -5,7 +5,7 @@ compressed layer.
 from __future__ import annotations
 
 from services.kit import errors
-from services.oci.media_types import DOCKER_LAYERS, LAYER, LAYER_GZIP, LAYER_NON_DISTRIBUTABLE, LAYER_ZSTD
+from services.oci.media_types import DOCKER_LAYERS, EROFS_LAYER, LAYER, LAYER_GZIP, LAYER_NON_DISTRIBUTABLE, LAYER_ZSTD
 
 UNCOMPRESSED = "containerd.io/uncompressed"
 """Label of a layer's blob: its diff id, which is the digest of its uncompressed data."""
@@ -24,6 +24,10 @@ def may_be_compressed(media_type: str) -> bool:
     is not trusted, so its bytes decide. A Docker type with a suffix is not inflated.
     """
     base, *suffixes = media_type.split("+")
+    if base == EROFS_LAYER:
+        if suffixes not in ([], ["zstd"]):
+            raise errors.Unknown(f"unsupported erofs layer suffix: {'+'.join(suffixes)}")
+        return bool(suffixes)
     if base in _OCI:
         if "encrypted" in suffixes:
             raise errors.Unimplemented(f"failed to get stream processor for {media_type}: decryption of layers")
@@ -31,6 +35,11 @@ def may_be_compressed(media_type: str) -> bool:
     if base in DOCKER_LAYERS:
         return not suffixes
     raise errors.Unknown(f"failed to get stream processor for {media_type}: no processor for media-type")
+
+
+def is_image(media_type: str) -> bool:
+    """Whether a layer of this type is no tar, but an EROFS image."""
+    return media_type.partition("+")[0] == EROFS_LAYER
 
 
 def compression_of(media_type: str) -> str:

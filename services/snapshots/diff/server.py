@@ -65,10 +65,15 @@ class DiffServicer:
                     mounts_from_pb(request.mounts),
                     file,
                     detect=media.may_be_compressed(layer.media_type),
+                    image=(image := media.is_image(layer.media_type)),
                     sync=request.sync_fs,
                 )
         return pb.ApplyResponse(
-            applied=descriptor_pb2.Descriptor(media_type=media_types.LAYER, digest=applied.diff_id, size=applied.size)
+            applied=descriptor_pb2.Descriptor(
+                media_type=media_types.EROFS_LAYER if image else media_types.LAYER,
+                digest=applied.diff_id,
+                size=applied.size,
+            )
         )
 
     async def Diff(self, request: pb.DiffRequest, call: Call) -> pb.DiffResponse:

@@ -36,7 +36,7 @@ _FILES = (
     "services/__init__.py",
     "services/snapshots/__init__.py",
     "services/snapshots/diff/*.py",
-    *(f"services/snapshots/erofs/{name}.py" for name in ("__init__", "image", "layer", "place")),
+    *(f"services/snapshots/erofs/{name}.py" for name in ("__init__", "below", "image", "layer", "place")),
     "services/oci/__init__.py",
     "services/oci/mounts.py",
     *(f"services/kit/{name}.py" for name in ("__init__", "at_work", "inflate", "tar")),
@@ -106,12 +106,13 @@ class Appliers:
         detect: bool,
         sync: bool = False,
         alone: bool = False,
+        image: bool = False,
         growth: Growth | None = None,
     ) -> Applied:
         """Unpack the layer in the file ``blob`` onto ``mounts``.
 
         ``detect``: it may be compressed. ``sync``: return when its files are durable. ``alone``: the only mount binds
-        the future upper directory of an overlay.
+        the future upper directory of an overlay. ``image``: the layer is an EROFS image.
 
         An error that the worker reports is Unknown, with its text, as containerd classifies such errors, or
         Unimplemented. A worker that ends without an answer, or is killed because it makes no progress
@@ -122,6 +123,7 @@ class Appliers:
             "detect" if detect else "plain",
             "sync" if sync else "nosync",
             "alone" if alone else "whole",
+            "image" if image else "tar",
             str(growth.size if growth else 0),
         ]
         program = await self._running()

@@ -29,21 +29,21 @@ if TYPE_CHECKING:
 BITS = 9
 BLOCK = 1 << BITS
 """Bytes of a block."""
-_META = 3
+META = 3
 """The block at which inodes begin."""
-_SLOT = 32
+SLOT = 32
 """Bytes in which inodes are counted: an inode's number (nid) is its distance from the first, in these."""
-_INODE = struct.Struct("<HHHHQIIIIQII16x")
+INODE = struct.Struct("<HHHHQIIIIQII16x")
 """struct erofs_inode_extended: format, attributes' size, mode, reserved; size; data; number, owner, group; modified
 (seconds, nanoseconds); links.
 """
-_DIRENT = struct.Struct("<QHBx")
+DIRENT = struct.Struct("<QHBx")
 """struct erofs_dirent: nid, the offset of its name in the block, type."""
 _SUPER = struct.Struct("<IIIBBHQQIIII16s16sIHHHBBIQB23x")
 _DEVICE = struct.Struct("<64sII56x")
 _CHUNK = struct.Struct("<xxHI")
 """struct erofs_inode_chunk_index: the device (0: the image itself), the block."""
-_XATTR = struct.Struct("<BBH")
+XATTR = struct.Struct("<BBH")
 """struct erofs_xattr_entry: the length of the name, the number of its prefix, the length of the value."""
 _AT_ONCE = 2000
 """Parts that are written at once."""
@@ -51,7 +51,7 @@ _64_BITS = (1 << 64) - 1
 MAGIC = 0xE0F5E1E2
 _COMPAT_MTIME, _INCOMPAT_CHUNKED, _INCOMPAT_DEVICES = 0x2, 0x4, 0x8
 _EXTENDED = 1
-_PLAIN, _INLINE, _CHUNKED = 0 << 1, 2 << 1, 4 << 1
+_PLAIN, INLINE, _CHUNKED = 0 << 1, 2 << 1, 4 << 1
 _INDEXES = 0x20
 _CHUNK_BITS = 31
 """Powers of two that a chunk has blocks, at most."""
@@ -63,7 +63,7 @@ NAME = 255
 """Bytes of a name, at most."""
 XATTRS = 4 * 65534
 """Bytes of the extended attributes of one inode, at most."""
-_TYPES = {
+TYPES = {
     stat.S_IFREG: 1,
     stat.S_IFDIR: 2,
     stat.S_IFCHR: 3,
@@ -72,7 +72,7 @@ _TYPES = {
     stat.S_IFSOCK: 6,
     stat.S_IFLNK: 7,
 }
-_PREFIXES = (
+PREFIXES = (
     (b"system.posix_acl_access", 2),
     (b"system.posix_acl_default", 3),
     (b"user.", 1),
@@ -124,7 +124,7 @@ class Node:
 
 def prefix_of(name: bytes) -> tuple[int, bytes] | None:
     """The number of an attribute's prefix, and what follows it; None if EROFS has no attributes of such a name."""
-    for prefix, number in _PREFIXES:
+    for prefix, number in PREFIXES:
         if name.startswith(prefix):
             rest = name[len(prefix) :]
             return (number, rest) if bool(rest) is prefix.endswith(b".") else None
@@ -145,6 +145,25 @@ def image(root: Node, blob_size: int, read: Callable[[int, int], bytes]) -> Iter
 def inodes_of(begin: bytes) -> int:
     """The number of inodes of an image that begins with these bytes: 1,152 or more."""
     return int(_SUPER.unpack_from(begin, 1024)[6])
+
+
+def trouble(begin: bytes, size: int) -> str:
+    """Why a file of ``size`` bytes that begins with these, 1,152 or more if it has them, cannot be mounted alone; "" if
+    nothing in its super block says so.
+    """
+    if len(begin) < 1152:
+        return f"it has {size} bytes"
+    magic, _, _, bits, *_ = found = _SUPER.unpack_from(begin, 1024)
+    if magic != MAGIC:
+        return "it does not begin as one"
+    blocks, incompatible, devices = found[9], found[14], found[16]
+    if not BITS <= bits <= 16:
+        return f"blocks of two to the power of {bits} bytes"
+    if devices or incompatible & _INCOMPAT_DEVICES:
+        return "it needs other devices"
+    if blocks << bits > size:
+        return f"it should have {blocks} blocks of {1 << bits} bytes, and has {size} bytes"
+    return ""
 
 
 class _Inode:
@@ -171,7 +190,7 @@ class _Inode:
 
     @property
     def nid(self) -> int:
-        return (self.at - _META * BLOCK) // _SLOT
+        return (self.at - META * BLOCK) // SLOT
 
 
 class _Writer:
@@ -184,7 +203,7 @@ class _Writer:
         self._copied = 0
         self._chunks = self._attributes = 0
         self._collect(root)
-        self._end = _META * BLOCK
+        self._end = META * BLOCK
         for inode in self._inodes:
             self._place(inode)
         self._end += -self._end % BLOCK
@@ -206,7 +225,7 @@ class _Writer:
                 waiting += [(child, inode) for _, child in reversed(inode.entries)]
 
     def _place(self, inode: _Inode) -> None:
-        node, head = inode.node, _INODE.size
+        node, head = inode.node, INODE.size
         if node.xattrs:
             inode.attributes = _attributes(node.xattrs)
             self._attributes += len(inode.attributes)
@@ -218,10 +237,10 @@ class _Writer:
         if length:
             tail = length % BLOCK
             # it must not reach into the next block; the record can be moved by whole slots
-            inode.tail = tail if tail <= BLOCK - head % _SLOT else 0
+            inode.tail = tail if tail <= BLOCK - head % SLOT else 0
             inode.whole = length - inode.tail
             while inode.tail and (end + head) % BLOCK + inode.tail > BLOCK:
-                end += _SLOT
+                end += SLOT
             size = head + inode.tail
         elif node.size:
             self._divide(inode)
@@ -229,7 +248,7 @@ class _Writer:
         else:
             size = head
         inode.at = end
-        self._end = end + size + -size % _SLOT
+        self._end = end + size + -size % SLOT
 
     def _divide(self, inode: _Inode) -> None:
         """Find the chunks of a file: the largest that lie in the blob device as they are, if they do not take too long
@@ -287,12 +306,12 @@ class _Writer:
         self, blob_blocks: int, contents: int, copies: int, blocks: int, read: Callable[[int, int], bytes]
     ) -> Iterator[bytes]:
         head = _SUPER.pack(
-            MAGIC, 0, _COMPAT_MTIME, BITS, 0, self._inodes[0].nid, len(self._inodes), 0, 0, blocks, _META, 0,
+            MAGIC, 0, _COMPAT_MTIME, BITS, 0, self._inodes[0].nid, len(self._inodes), 0, 0, blocks, META, 0,
             b"", b"", _INCOMPAT_CHUNKED | _INCOMPAT_DEVICES, 0, 1, 1152 // _DEVICE.size, 0, 0, 0, 0, 0,
         )  # fmt: skip
-        yield bytes(1024) + (head + _DEVICE.pack(b"", blob_blocks, 0)).ljust(_META * BLOCK - 1024, b"\0")
+        yield bytes(1024) + (head + _DEVICE.pack(b"", blob_blocks, 0)).ljust(META * BLOCK - 1024, b"\0")
         later: list[bytes] = []
-        at, parts = _META * BLOCK, []
+        at, parts = META * BLOCK, []
         for inode in self._inodes:
             record, whole = self._record(inode, contents, copies)
             if whole:
@@ -329,11 +348,11 @@ class _Writer:
                 whole = data[: inode.whole]
                 whole += bytes(-len(whole) % BLOCK)
             if inode.tail:
-                layout, rest = _INLINE, data[inode.whole :]
+                layout, rest = INLINE, data[inode.whole :]
         elif stat.S_ISCHR(node.mode) or stat.S_ISBLK(node.mode):
             where = node.device
         seconds, nanoseconds = divmod(node.modified, 1_000_000_000)
-        head = _INODE.pack(
+        head = INODE.pack(
             layout | _EXTENDED,
             (len(attributes) - 12 >> 2) + 1 if attributes else 0,
             node.mode,
@@ -354,10 +373,10 @@ class _Writer:
         of = self._of
         blocks: list[bytes] = []
         for names in _blocks(inode):
-            at = len(names) * _DIRENT.size
+            at = len(names) * DIRENT.size
             heads = []
             for name, node in names:
-                heads.append(_DIRENT.pack(of[id(node)].nid, at, _TYPES[node.mode & 0o170000]))
+                heads.append(DIRENT.pack(of[id(node)].nid, at, TYPES[node.mode & 0o170000]))
                 at += len(name)
             blocks.append(b"".join([*heads, *(name for name, _ in names)]))
         return b"".join([*(block.ljust(BLOCK, b"\0") for block in blocks[:-1]), blocks[-1]])
@@ -365,7 +384,7 @@ class _Writer:
 
 def _length(inode: _Inode) -> int:
     """Bytes of a directory's contents."""
-    *full, last = [sum(len(name) for name, _ in names) + len(names) * _DIRENT.size for names in _blocks(inode)]
+    *full, last = [sum(len(name) for name, _ in names) + len(names) * DIRENT.size for names in _blocks(inode)]
     return len(full) * BLOCK + last
 
 
@@ -375,7 +394,7 @@ def _blocks(inode: _Inode) -> Iterator[list[tuple[bytes, Node]]]:
     here: list[tuple[bytes, Node]] = []
     room = BLOCK
     for name in names:
-        size = _DIRENT.size + len(name[0])
+        size = DIRENT.size + len(name[0])
         if size > room:
             yield here
             here, room = [], BLOCK
@@ -395,7 +414,7 @@ def _attributes(xattrs: dict[bytes, bytes]) -> bytes:
         if len(rest) > 255 or len(value) >= 1 << 16:
             raise ImageError(f"an extended attribute with {len(rest)} bytes of a name and {len(value)} of a value")
         size = 4 + len(rest) + len(value)
-        parts.append(_XATTR.pack(len(rest), prefix, len(value)) + rest + value + bytes(-size % 4))
+        parts.append(XATTR.pack(len(rest), prefix, len(value)) + rest + value + bytes(-size % 4))
     data = b"".join(parts)
     if len(data) > XATTRS:
         raise ImageError(f"{len(data)} bytes of extended attributes")

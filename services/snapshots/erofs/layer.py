@@ -15,13 +15,15 @@ import struct
 from services.kit import tar
 from services.snapshots.diff import extract
 from services.snapshots.diff.extract import EntryError
-from services.snapshots.diff.inherit import Unnamed, topmost, xattrs
+from services.snapshots.diff.inherit import Unnamed
 from services.snapshots.diff.paths import Resolver, clean, go_clean
 from services.snapshots.erofs.image import NAME, Node, prefix_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
+
+    from services.snapshots.erofs.below import Below
 
 _PATH_MAX = 4095
 """Bytes of a path that the kernel takes."""
@@ -51,15 +53,23 @@ _USER_OBJ, _USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 1, 2, 4, 8, 16, 32
 class LayerTree:
     """A layer, once :meth:`read` has returned."""
 
-    def __init__(self, *, lowest: bool = False, lowers: Sequence[int] = ()) -> None:
-        """``lowest``: there are no layers below, so nothing is left of whiteouts. ``lowers`` are file descriptors of
-        the layers below, topmost first.
+    def __init__(self, *, lowest: bool = False, below: Below | None = None) -> None:
+        """``lowest``: there are no layers below, so nothing is left of whiteouts. ``below`` says what the layers below
+        have, if they are known.
         """
         self.root = _new(stat.S_IFDIR | 0o755)
+        self.whiteouts = False
+        """It had some."""
+        self.patchable = True
+        """Were it made again over layers below that give its unnamed directories no extended attributes, only the
+        inodes of these directories would differ.
+        """
         self._lowest = lowest
-        self._lowers = lowers
+        self._below = below
         self._entries = self._bytes = 0
         self._unnamed: dict[bytes, Unnamed] = {}
+        self._groups: dict[bytes, int] = {}
+        """The groups of unnamed directories that have them from others, by path."""
         self._resolver = _InMemory(self)
         self._parents: dict[bytes, tuple[bytes, Node]] = {}
         """From a directory as an entry names it to its path, and itself. Emptied whenever a directory or a link is
@@ -72,6 +82,12 @@ class LayerTree:
     def unnamed(self) -> list[Unnamed]:
         """The directories that were made for entries in them, and that the layer did not name at that time."""
         return list(self._unnamed.values())
+
+    def group(self, unnamed: Unnamed) -> int:
+        """The group that an unnamed directory has if the layers below say nothing about it, nor about the one in which
+        it is.
+        """
+        return self._groups.get(unnamed.path, 0)
 
     def read(self, reader: tar.Reader) -> None:
         """Take all entries of a stream. EntryError names the entry that is not possible."""
@@ -131,6 +147,8 @@ class LayerTree:
         kind = entry.type
         if kind == tar.DIR and old is not None and old.children is not None:
             self._attributes(entry, old)
+            if path in self._unnamed and _ID in (entry.uid & _ID, entry.gid & _ID):
+                self.patchable = False  # it keeps an owner of the layers below
             self._named(name, path, old.modified)
             return
         if old is not None:
@@ -184,6 +202,7 @@ class LayerTree:
         node.modified = extract.times(entry)[1]
 
     def _whiteout(self, entry: tar.Entry, path: bytes, parent: Node, base: bytes) -> None:
+        self.whiteouts = True
         if base == extract.OPAQUE:
             if self._lowest:
                 return
@@ -262,10 +281,17 @@ class LayerTree:
             assert parent.children is not None
             parent.children[new[cut + 1 :]] = node
             parent.links += 1
-            if self._lowers and (source := topmost(new, self._lowers, links=True)) is not None:
-                _take_over(source, node)
             outer = self._unnamed.get(new[:cut])
-            self._unnamed[new] = Unnamed(new, inside=outer is not None and not outer.named)
+            self._unnamed[new] = made = Unnamed(new, inside=outer is not None and not outer.named)
+            self._groups.pop(new, None)
+            if node.gid and not made.inside:
+                self._groups[new] = node.gid
+            if node.xattrs:
+                self.patchable = False
+            if self._below is not None and (found := self._below(new)) is not None:
+                node.mode, node.uid, node.gid, node.modified = found[:4]
+                node.xattrs = dict(found.xattrs)
+                self._take(new, 0, sum(_EACH + len(key) + len(value) for key, value in node.xattrs.items()))
         assert node is not None
         return node
 
@@ -375,16 +401,6 @@ def _new(mode: int) -> Node:
         node.children = {}
         node.links = 2
     return node
-
-
-def _take_over(source: int, node: Node) -> None:
-    """Give a directory the attributes that an open one of the layers below has. Its file is closed."""
-    try:
-        info = os.fstat(source)
-        node.mode, node.uid, node.gid, node.modified = info.st_mode, info.st_uid, info.st_gid, info.st_mtime_ns
-        node.xattrs = {os.fsencode(key): os.getxattr(source, key) for key in xattrs(source)}
-    finally:
-        os.close(source)
 
 
 def _check(path: bytes, base: bytes) -> None:

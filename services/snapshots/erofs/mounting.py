@@ -18,7 +18,7 @@ from services.kit import errors, tar
 from services.snapshots.diff import loop, mounts
 from services.snapshots.diff.mounts import MountError
 from services.snapshots.erofs.image import MAGIC, Node
-from services.snapshots.erofs.place import DATA, INDEX, write_index
+from services.snapshots.erofs.place import DATA, INDEX, is_image, write_index
 
 _TRIAL = ".erofs-trial-"
 _SAID = b"a file of the trial"
@@ -43,15 +43,21 @@ def is_mounted(directory: str | Path) -> bool:
 
 def mount(way: Way, layer: Path, target: Path) -> None:
     """Mount the layer in the directory ``layer``. MountError, OSError."""
-    index, data, direct = str(layer / INDEX), str(layer / DATA), ",directio" if way.direct else ""
-    if way.loop:
+    index, data, direct = str(layer / INDEX), str(layer / DATA), "directio" if way.direct else ""
+    if is_image(str(layer)):
+        if way.loop:
+            with loop.attached(index, read_only=True, direct=way.direct) as only:
+                mounts.mount(only, str(target), "erofs", mounts.RDONLY, "")
+        else:
+            mounts.mount(index, str(target), "erofs", mounts.RDONLY, direct)
+    elif way.loop:
         with (
             loop.attached(index, read_only=True, direct=way.direct) as first,
             loop.attached(data, read_only=True, direct=way.direct) as second,
         ):
             mounts.mount(first, str(target), "erofs", mounts.RDONLY, f"device={second}")
     else:
-        mounts.mount(index, str(target), "erofs", mounts.RDONLY, f"device={data}{direct}")
+        mounts.mount(index, str(target), "erofs", mounts.RDONLY, f"device={data}" + (f",{direct}" if direct else ""))
     # the call succeeds over an empty directory where a security module or a namespace hides what it did
     if not is_mounted(target):
         raise MountError(f"{target}: the kernel says that {layer} is mounted there, and it is not")

@@ -4,13 +4,20 @@
 
     snapshots/ID/fs, work          an active snapshot's changes, as overlayfs has them; empty in a committed one
     snapshots/ID/erofs/data        the uncompressed layer
-    snapshots/ID/erofs/index       its index
-    snapshots/ID/erofs/written     both were made of what was in fs
+    snapshots/ID/erofs/index       its index; or the layer itself, if that is an EROFS image
+    snapshots/ID/erofs/about       what was unpacked; place.py has the files that say how the index was made
+    snapshots/ID/erofs/written     data and index were made of what was in fs
+    layers/DIFFID                  the same files, once for all snapshots that have the layer (shelf.py)
     mounts/ID                      where a committed snapshot is mounted while active ones or views stand on it
 
 Diff.Apply finds the directory ``erofs`` beside the upper directory that it is given, and puts the layer there: no file
 of it is made. What was written by hand becomes a layer at its commit. Active snapshots are overlays over the mounted
 layers, so clients need to know nothing of EROFS.
+
+Layers are unpacked side by side, each on no parent. What an index has from the layers below, it gets when the snapshot
+is committed on its parent (chaining.py). A client that names a layer's diff id when it prepares a snapshot, in the
+label of containerd's unpacker, gets read-only mounts if the layer is here: the snapshot has it, and is committed as it
+is.
 """
 
 from __future__ import annotations
@@ -20,28 +27,36 @@ import contextlib
 import logging
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from services.kit import errors, loops, tracing
+from services.kit.faults import fault
 from services.oci.mounts import Mount
 from services.snapshots import disk, rules
+from services.snapshots.diff import workers
 from services.snapshots.diff.mounts import MountError
-from services.snapshots.erofs import mounting, written
+from services.snapshots.erofs import chaining, mounting, place, written
 from services.snapshots.erofs.image import ImageError
 from services.snapshots.erofs.mounting import Way
-from services.snapshots.erofs.place import DATA, LAYER, WRITTEN, is_unpacked, used, write_index
+from services.snapshots.erofs.place import ABOUT, DATA, INDEX, LAYER, STAGED, WRITTEN, is_unpacked, used, write_index
+from services.snapshots.erofs.shelf import Shelf
 from services.snapshots.local import prefixed
 from services.snapshots.overlay import Overlayfs, OverlaySnapshotter
-from services.snapshots.store import Kind, Usage
+from services.snapshots.store import DIFF_ID, REBASE, Kind, Usage
 from services.snapshots.tree import Row, Rows
 
 log = logging.getLogger(__name__)
 
 IDLE = 30.0
 """Seconds for which a layer stays mounted after its last use."""
+_TRIES = 3
+
+
+class _ParentReplacedError(errors.FailedPrecondition):
+    """The parent of a commit is another snapshot than the one whose layers were looked at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +71,7 @@ class ErofsSnapshotter(OverlaySnapshotter):
     """A ``Snapshotter`` of layers that the kernel mounts."""
 
     NAME = "erofs"
-    SHARES = False
+    SHARES = False  # by records; shelf.py shares files
     Settings = Erofs
 
     def __init__(
@@ -83,9 +98,17 @@ class ErofsSnapshotter(OverlaySnapshotter):
         self._letting_go: asyncio.TimerHandle | None = None
         self._making: Counter[int] = Counter()
         self._made_layers = asyncio.Condition()
+        self._shelf = Shelf(root / "layers")
+        self._final: dict[str, asyncio.Future[list[int] | None]] = {}
+        """By the names of snapshots that are being committed: done once the index is right, with the ids of the
+        snapshot and its ancestors; None if it will not be.
+        """
+        self._chained_to: dict[int, list[int]] = {}
+        """The ids of the ancestors for which a snapshot's index was made, while it is being committed."""
 
     async def __aenter__(self) -> Self:
         await super().__aenter__()
+        await asyncio.to_thread(self._tidied)
         with contextlib.suppress(errors.NodeError):  # damaged records: the next reader gets the error
             for row in map(self._tree.row, self._tree.view(Rows.all)):
                 if row.info.kind is not Kind.COMMITTED:
@@ -109,21 +132,23 @@ class ErofsSnapshotter(OverlaySnapshotter):
             self._options = (*self._options, "xino=on")  # all files of a tree have one device number
 
     def capabilities(self) -> Sequence[str]:
-        """None of overlayfs's: an index is made for the layers below it, and ids would have to be mapped there."""
-        return ()
+        """Of overlayfs's the one: ids cannot be mapped, since the layers below an overlay would have to be."""
+        return (REBASE,)
 
     # ---------------------------------------------------------------- making
 
     def make(self, name: str, kind: Kind, ancestors: Sequence[int], labels: Mapping[str, str]) -> bool:
         super().make(name, kind, ancestors, labels)
         if kind is Kind.ACTIVE:
-            os.mkdir(f"{self.at(name)}/{LAYER}", 0o700)
+            os.mkdir(layer := f"{self.at(name)}/{LAYER}", 0o700)
+            self._shelf.take(labels.get(DIFF_ID, ""), layer)
         return True
 
     async def _create(self, kind: Kind, key: str, parent: str, labels: Mapping[str, str]) -> list[Mount]:
         made = await super()._create(kind, key, parent, labels)
         try:
-            await self._mounted(key)
+            if not self._is_staged(self._get(key)):
+                await self._mounted(key)
         except BaseException:
             with contextlib.suppress(errors.NodeError):
                 await self.remove(key)
@@ -132,11 +157,18 @@ class ErofsSnapshotter(OverlaySnapshotter):
 
     async def mounts(self, key: str) -> list[Mount]:
         found = await super().mounts(key)
-        await self._mounted(key)
+        if not self._is_staged(self._get(key)):
+            await self._mounted(key)
         return found
+
+    def _is_staged(self, row: Row) -> bool:
+        """Whether a snapshot that is not committed has a layer already."""
+        return row.info.kind is Kind.ACTIVE and place.is_marked(f"{self.path(row.id)}/{LAYER}", STAGED)
 
     def mounts_of(self, row: Row, ancestors: Sequence[int]) -> list[Mount]:
         active = row.info.kind is Kind.ACTIVE
+        if self._is_staged(row):
+            return [Mount("bind", self.changes(row.id), ("ro", "rbind"))]
         if not ancestors:
             return [Mount("bind", self.changes(row.id), ("rw" if active else "ro", "rbind"))]
         if not active and len(ancestors) == 1:
@@ -149,15 +181,92 @@ class ErofsSnapshotter(OverlaySnapshotter):
 
     async def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:
         row = self._get(key)
-        if row.info.kind is Kind.ACTIVE and name:
-            async with self._alone(row.id):
-                if self._get(key).info.kind is Kind.ACTIVE:
-                    with prefixed(self.error_words("commit", key)), tracing.span("snapshots.layer"):
-                        await asyncio.to_thread(_layered, Path(self.path(row.id)))
-                await super().commit(name, key, labels, parent)
-        else:
+        if row.info.kind is not Kind.ACTIVE or not name:
             await super().commit(name, key, labels, parent)
+            return
+        # both before anything is waited for: so no two commits can wait for each other
+        below = self._final.get(parent)
+        mine: asyncio.Future[list[int] | None] = asyncio.get_running_loop().create_future()
+        if first := name not in self._final:
+            self._final[name] = mine
+        try:
+            async with self._alone(row.id):
+                for left in reversed(range(_TRIES)):
+                    with prefixed(self.error_words("commit", key)):
+                        ancestors = await self._ancestors(row, parent, below)
+                        if self._get(key).info.kind is Kind.ACTIVE:
+                            await self._made_final(row, ancestors)
+                    self._chained_to[row.id] = ancestors
+                    if not mine.done():
+                        mine.set_result([row.id, *ancestors])  # whoever waits for it finds this commit under way
+                    try:
+                        await super().commit(name, key, labels, parent)
+                        break
+                    except _ParentReplacedError:
+                        if not left:
+                            raise
+                        below = None
+        finally:
+            self._chained_to.pop(row.id, None)
+            if first:
+                del self._final[name]
+            if not mine.done():
+                mine.set_result(None)
         self._released(row.id)
+
+    async def _ancestors(self, row: Row, parent: str, below: asyncio.Future[list[int] | None] | None) -> list[int]:
+        """The ids of the snapshots on which one will be once it is committed. ``below``: the commit of the parent is
+        under way.
+        """
+        if row.parent is None and parent and below is not None and (found := await asyncio.shield(below)) is not None:
+            return found
+
+        def read(rows: Rows) -> list[int]:
+            number = rules.rebased(rows, row, parent)
+            return [] if number is None else rows.ancestors(row._replace(parent=number))
+
+        return self._tree.view(read)
+
+    async def _made_final(self, row: Row, ancestors: Sequence[int]) -> None:
+        """Make the layer of an active snapshot right on top of these layers. What was not unpacked as one becomes one
+        first.
+        """
+        layer = Path(self.path(row.id), LAYER)
+        with tracing.span("snapshots.layer"):
+            images = await asyncio.to_thread(self._layered, row.id, ancestors)
+            if row.id in images:
+                async with self._kept_mounted([row.id]):
+                    return  # the kernel takes it
+            lowers = [
+                self._point(number) if number in images else f"{self.path(number)}/{LAYER}/{INDEX}"
+                for number in ancestors
+            ]
+            async with self._kept_mounted(images):
+                try:
+                    right = await asyncio.to_thread(chaining.chained, str(layer), lowers, fixed=row.parent is not None)
+                except OSError as error:
+                    raise disk.disk_error(error, f"the index of {layer} cannot be made") from None
+                if not right:
+                    with (layer / DATA).open("rb") as data:
+                        await workers.run(
+                            "reindex", str(layer), self.changes(row.id), *lowers, file=data.fileno(), started=_nothing
+                        )
+        fault("snapshots.after-index")
+
+    def _layered(self, number: int, ancestors: Sequence[int]) -> list[int]:
+        """Make the layer of an active snapshot, if it was not unpacked as one. Returns which of it and its ancestors
+        came as images. It blocks.
+        """
+        _layered(Path(self.path(number), LAYER))
+        return [each for each in (number, *ancestors) if place.is_image(f"{self.path(each)}/{LAYER}")]
+
+    def record_commit(
+        self, rows: Rows, active: Row, name: str, labels: Mapping[str, str], usage: Usage, parent: str
+    ) -> None:
+        super().record_commit(rows, active, name, labels, usage, parent)
+        right = self._chained_to.get(active.id)
+        if right is not None and rows.ancestors(rules.existing(rows, name)) != right:
+            raise _ParentReplacedError(f'parent "{parent}" of snapshot "{name}" is another one than a moment ago')
 
     @contextlib.asynccontextmanager
     async def _alone(self, number: int) -> AsyncIterator[None]:
@@ -180,9 +289,16 @@ class ErofsSnapshotter(OverlaySnapshotter):
             raise disk.disk_error(error, "failed to compute usage") from None
 
     async def freeze(self, numbers: Sequence[int]) -> None:
-        """Remove the files that a layer was made of."""
+        """Remove the files that a layer was made of. Keep equal layers once, if what is committed is durable."""
 
-        def left() -> list[str]:
+        def frozen() -> list[str]:
+            for number in numbers if self._sync_commit else ():
+                try:
+                    self._shelf.put(f"{self.path(number)}/{LAYER}")
+                except FileNotFoundError:  # it was removed meanwhile
+                    continue
+                except OSError as error:
+                    log.error("a layer is not shared: %s", errors.words_of_path(error))
             return [
                 entry.path
                 for number in numbers
@@ -190,7 +306,7 @@ class ErofsSnapshotter(OverlaySnapshotter):
                 for entry in os.scandir(self.changes(number))
             ]
 
-        await disk.remove(await asyncio.to_thread(left))
+        await disk.remove(await asyncio.to_thread(frozen))
 
     # ---------------------------------------------------------------- mounts of layers
 
@@ -206,7 +322,10 @@ class ErofsSnapshotter(OverlaySnapshotter):
         """A snapshot does not stand on layers any more. They are let go a little later: most often the next one comes
         at once.
         """
-        ancestors = self._needs.pop(number, ())
+        self._left(self._needs.pop(number, ()))
+
+    def _left(self, ancestors: Sequence[int]) -> None:
+        """As :meth:`_released`, of these layers."""
         self._users.subtract(ancestors)
         self._users = +self._users
         if ancestors and self._letting_go is None:
@@ -223,6 +342,19 @@ class ErofsSnapshotter(OverlaySnapshotter):
 
         number, ancestors = self._tree.view(read)
         self._stands(number, ancestors)
+        await self._all_mounted(ancestors)
+
+    @contextlib.asynccontextmanager
+    async def _kept_mounted(self, numbers: Sequence[int]) -> AsyncIterator[None]:
+        """These layers are mounted during the block. FailedPrecondition if one cannot be."""
+        self._users.update(numbers)
+        try:
+            await self._all_mounted(numbers)
+            yield
+        finally:
+            self._left(numbers)
+
+    async def _all_mounted(self, ancestors: Sequence[int]) -> None:
         async with self._mounting:
             missing = [each for each in ancestors if not mounting.is_mounted(self._point(each))]
             if missing:
@@ -256,7 +388,24 @@ class ErofsSnapshotter(OverlaySnapshotter):
             used = await asyncio.to_thread(lambda: [name for name in names if not _unmounted(str(self._points / name))])
         if used:
             log.warning("layers that are mounted and in use stay: %s", ", ".join(used))
-        return [*used, *await super().discard([name for name in names if name not in used])]
+        diff_ids = await asyncio.to_thread(lambda: {*map(self._diff_id, names)} - {""})
+        left = await super().discard([name for name in names if name not in used])
+        await asyncio.to_thread(self._tidied, diff_ids)
+        return [*used, *left]
+
+    def _diff_id(self, name: str) -> str:
+        """The diff id of the layer that a thing has; "" if there is none."""
+        try:
+            known = place.about(f"{self.at(name)}/{LAYER}")
+        except OSError:
+            return ""
+        return known.diff_id if known is not None else ""
+
+    def _tidied(self, diff_ids: Iterable[str] | None = None) -> None:
+        try:
+            self._shelf.tidy(diff_ids)
+        except OSError as error:
+            log.error("layers that no snapshot has stay: %s", errors.words_of_path(error))
 
 
 def _unmounted(point: str) -> bool:
@@ -268,21 +417,22 @@ def _unmounted(point: str) -> bool:
     return True
 
 
-def _layered(thing: Path) -> None:
+def _layered(layer: Path) -> None:
     """Make the layer of an active snapshot, if it was not unpacked as one. It blocks."""
-    layer, upper = thing / LAYER, thing / "fs"
+    upper = layer.parent / "fs"
     with os.scandir(upper) as entries:
         changed = next(entries, None) is not None
     try:
-        if is_unpacked(str(layer)):
+        if is_unpacked(str(layer)) or (layer / ABOUT).exists():
             if changed:
                 raise errors.FailedPrecondition(
                     f"a layer was unpacked into {layer}, and files were written to {upper} as well: write them to a "
                     "snapshot of the committed layer"
                 )
             return
-        (layer / WRITTEN).touch()
-        fd = os.open(layer / DATA, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        place.emptied(str(layer))
+        place.mark(str(layer), WRITTEN)
+        fd = os.open(layer / DATA, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             root, size = written.collect(str(upper), fd)
         finally:
@@ -292,3 +442,7 @@ def _layered(thing: Path) -> None:
         raise errors.Unknown(f"no layer can be made of {upper}: {error}") from None
     except OSError as error:
         raise disk.disk_error(error, f"no layer can be made of {upper}") from None
+
+
+def _nothing() -> None:
+    """Called when a worker has its file."""

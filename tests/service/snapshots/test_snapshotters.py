@@ -121,5 +121,6 @@ class TestErofs(EveryLife):
     """A commit makes a layer of what was written."""
 
     name = "erofs"
+    rebases = True
     renames = False
     lives = (STORE, PROCESS, GATEWAY)

@@ -1,0 +1,194 @@
+"""Layers that several snapshots have are on the disk once, and go with the last of these."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from services.oci.digests import digest_of
+from services.oci.mounts import Mount
+from services.snapshots.erofs import place as layout
+from services.snapshots.erofs.shelf import Shelf
+from services.snapshots.erofs.snapshotter import ErofsSnapshotter
+from services.snapshots.store import DIFF_ID
+from tests.suites.diff_tars import directory, reg, whiteout
+from tests.suites.diff_tars import tar as tar_of
+
+pytestmark = pytest.mark.root  # it mounts
+
+WHOLE = tar_of(directory(b"d/"), reg(b"d/a", b"one"))
+UNNAMED = tar_of(reg(b"d/b", b"two"))
+"""What is below decides about ``d``."""
+GONE = tar_of(whiteout(b"d"), reg(b"c"))
+PARENTS = {mode: tar_of(directory(b"d/", mode=mode)) for mode in (0o700, 0o711)}
+
+
+@pytest.fixture
+async def snapshotter(place: Path) -> AsyncIterator[ErofsSnapshotter]:
+    async with ErofsSnapshotter(place / "e", idle=0.0, sync_remove=True) as made:
+        yield made
+
+
+def unpacked(mounts: list[Mount], layer: bytes) -> None:
+    """Do what Diff.Apply does with a layer that is unpacked alone."""
+    upper = mounts[0].source
+    layout.unpack([layer], upper, (), layout.beside(upper), lowest=False, digest=lambda: digest_of(layer))
+
+
+async def committed(snapshotter: ErofsSnapshotter, name: str, layer: bytes, parent: str = "") -> None:
+    unpacked(await snapshotter.prepare(f"{name} key"), layer)
+    await snapshotter.commit(name, f"{name} key", {}, parent)
+
+
+async def taken(snapshotter: ErofsSnapshotter, name: str, layer: bytes, parent: str = "") -> None:
+    """Make a snapshot of a layer that is there."""
+    (mount,) = await snapshotter.prepare(f"{name} key", "", {DIFF_ID: digest_of(layer)})
+    assert "ro" in mount.options
+    assert await snapshotter.mounts(f"{name} key") == [mount]
+    await snapshotter.commit(name, f"{name} key", {}, parent)
+
+
+def files(snapshotter: ErofsSnapshotter, name: str) -> list[int]:
+    """The inodes of a file of all layers, in the order of the snapshots' ids."""
+    things = sorted(snapshotter.names(), key=int)
+    return [os.stat(f"{snapshotter.directory}/{thing}/{layout.LAYER}/{name}").st_ino for thing in things]
+
+
+def shelved(snapshotter: ErofsSnapshotter) -> list[int]:
+    """How many files are kept for each layer."""
+    return sorted(len(os.listdir(each)) for each in (snapshotter.root / "layers").iterdir())
+
+
+async def mode_of(snapshotter: ErofsSnapshotter, name: str) -> int:
+    """The permissions of ``d``, as a container sees them."""
+    (mount,) = await snapshotter.view(f"{name} view", name)
+    top = mount.source if mount.type == "bind" else mount.option("lowerdir").split(":")[0]
+    found = os.stat(f"{top}/d").st_mode & 0o7777
+    await snapshotter.remove(f"{name} view")
+    return found
+
+
+async def test_a_layer_is_kept_once(snapshotter: ErofsSnapshotter) -> None:
+    """At any height and in any chain; it stays as long as one snapshot has it."""
+    await committed(snapshotter, "one", WHOLE)
+    await committed(snapshotter, "two", GONE, "one")
+    await committed(snapshotter, "three", WHOLE, "two")
+    for name in (layout.DATA, layout.INDEX, layout.ABOUT):
+        first, other, last = files(snapshotter, name)
+        assert first == last != other
+    assert shelved(snapshotter) == [3, 3]
+    for name in ("three", "two"):
+        await snapshotter.remove(name)
+    assert shelved(snapshotter) == [3]
+    assert await mode_of(snapshotter, "one") == 0o755
+    await snapshotter.remove("one")
+    assert shelved(snapshotter) == []
+
+
+async def test_a_layer_that_is_there_is_taken(snapshotter: ErofsSnapshotter) -> None:
+    """Without its tar; and the snapshot has its mounts, its usage and its files."""
+    await committed(snapshotter, "one", WHOLE)
+    await taken(snapshotter, "other", WHOLE)
+    assert len(set(files(snapshotter, layout.DATA))) == 1
+    assert (await snapshotter.usage("other")) == (await snapshotter.usage("one"))
+    await snapshotter.remove("one")
+    (view,) = await snapshotter.view("view", "other")
+    assert Path(view.source, "d/a").read_bytes() == b"one"
+
+
+async def test_one_that_is_not_there_is_not(snapshotter: ErofsSnapshotter) -> None:
+    """Nor one with a name that is none."""
+    for name in (digest_of(WHOLE), "sha256:../../x", "../x", "sha256:", ""):
+        (mount,) = await snapshotter.prepare(f"key {name}", "", {DIFF_ID: name})
+        assert "rw" in mount.options
+
+
+async def test_an_index_for_each_answer_of_the_layers_below(snapshotter: ErofsSnapshotter) -> None:
+    """An index goes with the last snapshot that has it; the tar stays for the others."""
+    for mode, parent in PARENTS.items():
+        await committed(snapshotter, f"{mode:o}", parent)
+    await committed(snapshotter, "first", UNNAMED, "700")
+    await taken(snapshotter, "second", UNNAMED, "711")
+    await taken(snapshotter, "third", UNNAMED, "700")
+    await taken(snapshotter, "none", UNNAMED)
+    assert len(set(files(snapshotter, layout.DATA)[2:])) == 1
+    first, second, third, none = files(snapshotter, layout.INDEX)[2:]
+    assert first == third
+    assert len({first, second, none}) == 3
+    assert [await mode_of(snapshotter, name) for name in ("first", "second", "third", "none")] == [
+        0o700, 0o711, 0o700, 0o755,
+    ]  # fmt: skip
+    assert shelved(snapshotter) == [3, 3, 5]
+    for name in ("second", "first"):
+        await snapshotter.remove(name)
+    assert shelved(snapshotter) == [3, 3, 4]
+    assert await mode_of(snapshotter, "third") == 0o700
+
+
+async def test_a_lowest_layer_with_whiteouts_has_its_own_index(snapshotter: ErofsSnapshotter) -> None:
+    """Others do not begin with it."""
+    await committed(snapshotter, "lowest", GONE)
+    (mount,) = await snapshotter.prepare("key", "", {DIFF_ID: digest_of(GONE)})
+    assert "rw" in mount.options
+    await snapshotter.remove("key")
+    await committed(snapshotter, "one", WHOLE)
+    await committed(snapshotter, "upper", GONE, "one")
+    await taken(snapshotter, "again", GONE)
+    lowest, _, upper, again = files(snapshotter, layout.INDEX)
+    assert lowest == again != upper
+
+
+async def test_what_a_crash_left_goes(place: Path) -> None:
+    """At the next start; and links that were not made are made."""
+    async with ErofsSnapshotter(place / "e") as before:
+        await committed(before, "one", WHOLE)
+        await committed(before, "two", UNNAMED)
+    left = place / "e/layers" / ("0" * 64)
+    left.mkdir()
+    (left / "data").touch()
+    for index in (place / "e/layers").glob("*/*"):
+        if index.name not in ("data", "about"):
+            index.unlink()
+    async with ErofsSnapshotter(place / "e") as after:
+        assert shelved(after) == [3, 3]
+        assert not left.exists()
+
+
+async def test_layers_that_may_not_be_durable_are_not_shared(place: Path) -> None:
+    """After a power cut they might be damaged, and a pull would not make them again."""
+    async with ErofsSnapshotter(place / "e", sync_commit=False) as made:
+        await committed(made, "one", WHOLE)
+        (mount,) = await made.prepare("key", "", {DIFF_ID: digest_of(WHOLE)})
+        assert "rw" in mount.options
+
+
+async def test_a_shared_file_is_never_written_to(snapshotter: ErofsSnapshotter) -> None:
+    """A layer that is unpacked into a snapshot which has one already is another file."""
+    await committed(snapshotter, "one", WHOLE)
+    before = files(snapshotter, layout.DATA)
+    unpacked(await snapshotter.prepare("key", "", {DIFF_ID: digest_of(WHOLE)}), UNNAMED)
+    (view,) = await snapshotter.view("view", "one")
+    assert Path(view.source, "d/a").read_bytes() == b"one"
+    await snapshotter.remove("view")
+    assert before == files(snapshotter, layout.DATA)[:1]
+
+
+def test_a_full_count_of_links_keeps_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system counts 65,000, or more."""
+    upper = tmp_path / "one/fs"
+    upper.mkdir(parents=True)
+    (tmp_path / "one/erofs").mkdir()
+    layout.unpack([WHOLE], str(upper), (), str(tmp_path / "one/erofs"), lowest=True, digest=lambda: digest_of(WHOLE))
+    shelf = Shelf(tmp_path / "layers")
+    shelf.put(str(tmp_path / "one/erofs"))
+    (tmp_path / "two").mkdir()
+
+    def full(*_: object) -> None:
+        raise OSError(31, os.strerror(31))
+
+    monkeypatch.setattr(os, "link", full)
+    assert not shelf.take(digest_of(WHOLE), str(tmp_path / "two"))
+    assert not os.listdir(tmp_path / "two")
