@@ -158,6 +158,8 @@ class EtcdTransactions:
         """The transaction that is on its way, and the keys that it writes."""
         self._away: float | None = stands.step if stands.revision else etcd_mirror.now()
         """When the mirror was last in step with etcd, if it is not now."""
+        self._lost: float | None = None
+        """When the watch ended; None: it has not, or another member has gone on since."""
         self._why = "it was not reached yet"
         self._tried = self._answers = False
         self._read = False
@@ -434,14 +436,14 @@ class EtcdTransactions:
     def _left(self, why: str) -> None:
         if self._away is None:
             log.error("etcd is away: %s", why)
-            self._away = etcd_mirror.now()
+            self._away = self._lost or etcd_mirror.now()
         self._why, self._tried, self._answers = why, True, False
         self._tell()
 
     def _reached(self) -> None:
         if self._away is not None:
             log.info("etcd is there, at revision %d", self._shown.revision)
-        self._away, self._why, self._refused = None, "", None
+        self._away, self._lost, self._why, self._refused = None, None, "", None
         self._patience.worked()
         self._tell()
 
@@ -466,6 +468,10 @@ class EtcdTransactions:
                     if not limit.expired():
                         raise
                 except errors.Unavailable as error:
+                    if self._away is None and self._lost is None:
+                        # only the member that was watched may be away: another one is asked at once
+                        self._lost = etcd_mirror.now()
+                        continue
                     self._left(short(error))
                     await asyncio.sleep(min(PAUSE, self._longest))
 
@@ -480,7 +486,7 @@ class EtcdTransactions:
                 self._reached()
             async for each in changes:
                 await self._apply(each.revision, each.changes)
-                if self._away is not None and self._shows(wanted):
+                if (self._away is not None or self._lost is not None) and self._shows(wanted):
                     self._reached()
 
     async def _claim(self, lease: int) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from api.splitd.records.v1 import records_pb2, records_stubs
 from services.etcd.memory import MemoryEtcd
-from services.etcd.store import Committed, Conflict, Delete, Mod, Operation, Put, Uncertain
+from services.etcd.store import Changes, Committed, Conflict, Delete, Mod, Operation, Put, Uncertain
 from services.kit import errors, loops, metrics
 from services.kit.transport import NOT_SERVING, SERVING, Methods, Server
 from services.metadata import schema
@@ -87,6 +87,54 @@ async def test_a_process_that_starts_while_etcd_is_away_reads_on(tmp_path: Path)
         assert store.standing.away is None
     async with opened(etcd, tmp_path / "two.db") as store:
         assert set(shown(store)) == {("a",), ("b",), ("c",)}
+
+
+class Parting(MemoryEtcd):
+    """A cluster whose members die one after the other: a watch ends, and another member answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.watches = 0
+        self.dies = asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def watch(self, prefix: bytes, *, after: int) -> AsyncIterator[AsyncIterator[Changes]]:
+        self.watches += 1
+        async with super().watch(prefix, after=after) as changes:
+            yield self._until_it_dies(changes)
+
+    async def _until_it_dies(self, changes: AsyncIterator[Changes]) -> AsyncIterator[Changes]:
+        dies = asyncio.ensure_future(self.dies.wait())
+        try:
+            while True:
+                change = asyncio.ensure_future(anext(changes))
+                await asyncio.wait((change, dies), return_when=asyncio.FIRST_COMPLETED)
+                if dies.done():
+                    change.cancel()
+                    await asyncio.wait((change,))
+                    self.dies.clear()
+                    raise errors.Unavailable("etcd m1: it is gone")
+                yield change.result()
+        finally:
+            dies.cancel()
+
+
+async def test_a_member_that_dies_is_no_etcd_that_is_away(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The mirror goes on at another one. Nobody is told anything, and what was written meanwhile is seen."""
+    etcd = Parting()
+    async with opened(etcd, tmp_path / "one.db") as store:
+        for number in range(1, 4):
+            await put(store, f"a{number}")
+            etcd.dies.set()
+            await etcd.commit([Put(KEYS.records + encode((f"b{number}",)), b"\0v"), Put(KEYS.last, b"%d" % number)])
+            await eventually_async(lambda: asyncio.sleep(0, (f"b{number}",) in shown(store)))  # noqa: B023
+            assert etcd.watches == number + 1
+            assert store.standing.away is None
+        assert "etcd is away" not in caplog.text
+        etcd.cut()
+        await is_away(store)
+        etcd.cut(away=False)
+        await store.writable()
 
 
 async def test_what_was_written_before_a_restart_without_etcd_is_caught_up(tmp_path: Path) -> None:
