@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from services.content.blobs_remote import open_locked
 from services.content.local import LocalFiles, LocalStore
-from services.fleet.arriving import Arriving, Part
-from services.fleet.peer_server import LIMITS, PATIENCE, PeerServer, tls
+from services.fleet.arriving import SILENCE, Arriving, Part
+from services.fleet.peer_server import LIMITS, WAIT, PeerServer, tls
 from services.fleet.upload_limit import UploadLimit
-from services.images.concurrency.budget import Budget
+from services.images.concurrency.budget import CONNECTIONS, Budget
 from services.images.distribution.fetcher import Fetched, Fetcher
 from services.images.distribution.peers import TIMEOUTS, Peers, Source
 from services.images.node.ingest import FileIngest
@@ -58,14 +58,15 @@ async def peer_node(
     authority: Authority,
     *,
     rate: float = 0.0,
-    patience: float = 0.5,
+    silence: float = 0.5,
+    wait: float = WAIT,
     limits: Limits = LIMITS,
     name: str = "n",
 ) -> AsyncIterator[PeerNode]:
     """Serve ``root``'s blobs as those of a shared namespace."""
     certificate = authority.issue(name)
-    store, arriving = LocalStore(root), Arriving()
-    peers = PeerServer({"default": LocalFiles(store)}, arriving, UploadLimit(rate), patience=patience)
+    store, arriving = LocalStore(root), Arriving(silence)
+    peers = PeerServer({"default": LocalFiles(store)}, arriving, UploadLimit(rate), wait=wait)
     files = Address(
         address="127.0.0.1:1", ca=str(authority.certificate), cert=str(certificate[0]), key=str(certificate[1])
     )
@@ -104,16 +105,34 @@ class Book:
 
 @dataclass
 class BookClaim:
-    holder: Source | None
-    part: Part | None
-    finished: Callable[[], None]
+    fleet: BookFleet
+    digest: str
+    path: str
+    size: int
+    part: Part | None = None
+
+    async def holder(self, left: Collection[str]) -> Source | None:
+        book, me = self.fleet.book, self.fleet.name
+        book.asked.append(("claim", self.digest))
+        holder, known = book.claims.get(self.digest, (me, self.size))
+        if holder != me and holder not in left:
+            return Source(holder, book.addresses[holder], 0, known)
+        book.claims[self.digest] = me, self.size
+        self.part = self.part or self.fleet.node.arriving.begin(Digest.parse(self.digest), self.path, self.size)
+        return None
 
     def arrived(self, have: int, received: int) -> None:
         assert self.part is not None
         self.part.grown(have, received)
 
     def complete(self) -> None:
-        self.finished()
+        self.fleet.book.complete.setdefault(self.digest, {})[self.fleet.name] = self.size
+
+    def end(self) -> None:
+        if self.part is not None:
+            self.fleet.node.arriving.end(Digest.parse(self.digest))
+        if self.fleet.book.claims.get(self.digest, ("", 0))[0] == self.fleet.name:
+            del self.fleet.book.claims[self.digest]
 
 
 class BookFleet:
@@ -137,21 +156,11 @@ class BookFleet:
 
     @contextlib.asynccontextmanager
     async def claim(self, digest: str, namespace: str, path: str, size: int) -> AsyncIterator[BookClaim]:
-        self.book.asked.append(("claim", digest))
-        holder, known = self.book.claims.setdefault(digest, (self.name, size))
-
-        def finished() -> None:
-            self.book.complete.setdefault(digest, {})[self.name] = size
-
-        if holder != self.name:
-            yield BookClaim(Source(holder, self.book.addresses[holder], 0, known), None, finished)
-            return
-        parsed = Digest.parse(digest)
+        claim = BookClaim(self, digest, path, size)
         try:
-            yield BookClaim(None, self.node.arriving.begin(parsed, path, size), finished)
+            yield claim
         finally:
-            self.node.arriving.end(parsed)
-            del self.book.claims[digest]
+            claim.end()
 
 
 class RootNode:
@@ -221,18 +230,22 @@ async def puller(
     name: str,
     *,
     rate: float = 0.0,
-    patience: float = PATIENCE,
+    silence: float = SILENCE,
+    wait: float = WAIT,
     limits: Limits = LIMITS,
     timeouts: Timeouts = TIMEOUTS,
+    connections: int = CONNECTIONS,
 ) -> AsyncIterator[Puller]:
     """A node with its content below ``root``, that pulls and serves its peers."""
     async with (
-        peer_node(root, authority, rate=rate, patience=patience, limits=limits, name=name) as peer,
+        peer_node(root, authority, rate=rate, silence=silence, wait=wait, limits=limits, name=name) as peer,
         Registry(retry=HASTY) as registry,
     ):
         trusted = TLS(
             (str(authority.certificate),), ((str(peer.certificate[0]), str(peer.certificate[1])),), alone=True
         )
-        peers = Peers(BookFleet(book, peer, name), registry, trusted, ["default"], timeouts=timeouts)
-        fetcher = Fetcher(Budget(), peers=peers)
+        fleet = BookFleet(book, peer, name)
+        # on a machine that is busy, too, a slow peer is one
+        peers = Peers(fleet, registry, trusted, ["default"], timeouts=timeouts, starved=1.0)
+        fetcher = Fetcher(Budget(connections), peers=peers)
         yield Puller(name, peer, RootNode(peer.store), registry.client(default_scheme="http"), peers, fetcher, registry)

@@ -70,7 +70,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
                 etcd,
                 config.etcd.prefix,
                 config.node,
-                config.advertised,
+                "",
                 config.namespaces,
                 version.VERSION,
                 identity(directory / "id"),
@@ -79,8 +79,8 @@ async def serve(file: settings.File, node: settings.Node) -> None:
             traces = await stack.enter_async_context(rpc.Channel(node.state / "traces.sock", "traces"))
             pulls = Pulls(traces, config.namespaces)
             peers = PeerServer(files, fleet.arriving, UploadLimit(config.upload), pulls=pulls.document)
-            door = Door(config, peers)
-            blobs = SharedBlobs(gateway, config.namespaces, fleet)
+            door = Door(config, peers, fleet.serve)
+            blobs = SharedBlobs(gateway, files, fleet)
 
             def standing() -> Standing:
                 found = fleet.standing()

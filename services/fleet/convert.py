@@ -20,11 +20,11 @@ def peer_from_pb(message: pb.Peer) -> Peer:
 
 
 def claim_to_pb(claim: Claim) -> pb.FetchResponse:
-    return pb.FetchResponse(node=claim.node, ours=claim.ours)
+    return pb.FetchResponse(node=claim.node, ours=claim.ours, address=claim.address)
 
 
 def claim_from_pb(message: pb.FetchResponse) -> Claim:
-    return Claim(message.node, message.ours)
+    return Claim(message.node, message.ours, message.address)
 
 
 def standing_to_pb(standing: Standing) -> pb.StatusResponse:

@@ -10,6 +10,9 @@ Below the prefix, all keys have the node's lease, and values are JSON with a ver
 The keys that should be there are kept here. Those that changed since they were written go to etcd together, some times
 a second at most; what etcd has is not written again. With a new lease all are written. Nothing waits for etcd but the
 answer to a claim, and whoever asks for that has a limit.
+
+A claim is written at once, if nobody has it: for this node, or in the place of another that gives it nothing. So it may
+have passed to another node by the time that it is ended.
 """
 
 from __future__ import annotations
@@ -45,10 +48,14 @@ FIRST, LONGEST = 0.5, 5.0
 """Seconds until etcd is tried again after a failure: at first, and at most."""
 NODES = 1000
 """Nodes of which it is asked what they have as an image."""
+STEPS = 8
+"""How often it is told that a blob has grown, at most: who reads it learns that from the bytes."""
+TRIES = 4
+"""How often a claim is tried while others take it or leave it."""
 
 
 class FleetNode:
-    """A ``Fleet``, by an etcd. ``address`` is where peers reach it, empty if it serves nothing."""
+    """A ``Fleet``, by an etcd. ``address`` is where peers reach it, empty if it serves nothing (yet)."""
 
     def __init__(
         self,
@@ -78,8 +85,10 @@ class FleetNode:
         self._wanted: dict[bytes, bytes] = {}
         self._written: dict[bytes, bytes] = {}
         self._changed: dict[bytes, None] = {}
-        self._doubtful: set[bytes] = set()
-        """Claims of which it is not known whether etcd has them."""
+        self._claims: dict[bytes, int] = {}
+        """The revision of each claim that this node has; 0: it may have it."""
+        self._ended: dict[bytes, int] = {}
+        """The same of those that are over, and are still to be taken out of etcd."""
         self._wake = asyncio.Event()
         self._blobs: dict[str, int] = {}
         self._fetches: dict[str, LocalFetch] = {}
@@ -92,6 +101,16 @@ class FleetNode:
         leaves its name to the next.
         """
         self._want(self._me, self._own)
+
+    def serve(self, address: str) -> None:
+        """Peers reach this node at ``address`` from now on; empty: nowhere."""
+        if address == self.address:
+            return
+        self.address = address
+        self._own = {**self._own, "address": address}
+        self._want(self._me, self._own)
+        for digest in {*self._blobs, *self._fetches}:
+            self._tell(digest)
 
     def _key(self, *parts: str) -> bytes:
         return (self._prefix + "/".join(parts)).encode()
@@ -171,6 +190,10 @@ class FleetNode:
         self._written = {self._me: put.value}
         self._changed = dict.fromkeys(self._wanted)
         self._wake.set()
+        for key in list(self._claims):
+            self._claims[key] = 0
+            if (await self._held(key, lease, ()))[0] != self.node:
+                self._claims.pop(key, None)
 
     async def _write(self, lease: int) -> None:
         """Write what has changed."""
@@ -202,15 +225,18 @@ class FleetNode:
             for each in operations:
                 if isinstance(each, Put):
                     self._written[each.key] = each.value
-        while self._doubtful:
-            await self._end_claim(key := next(iter(self._doubtful)))
-            self._doubtful.discard(key)
+        for key, mod in list(self._ended.items()):
+            await self._end_claim(key, mod)
+            if self._ended.get(key) == mod:
+                del self._ended[key]
 
-    async def _end_claim(self, key: bytes) -> None:
-        """Let etcd not have a claim that this node has unknowingly."""
-        found = await self._etcd.get(key)
-        if found is not None and key not in self._wanted and told.read(found).get("node") == self.node:
-            await self._etcd.commit([Delete(key)], [Mod(key, found.mod)])
+    async def _end_claim(self, key: bytes, mod: int) -> None:
+        """Let etcd not have a claim of this node any more."""
+        if not mod:
+            found = await self._etcd.get(key)
+            mod = found.mod if found is not None and told.read(found).get("node") == self.node else 0
+        if mod and key not in self._claims:
+            await self._etcd.commit([Delete(key)], [Mod(key, mod)])
 
     def standing(self) -> Standing:
         """How this node stands in the fleet."""
@@ -364,31 +390,50 @@ class FleetNode:
         finally:
             fetch.end()
 
-    async def claim(self, digest: Digest) -> Claim:
-        """Claim a blob for this node. The claim lasts until :meth:`release`."""
+    async def claim(self, digest: Digest, left: Collection[str] = ()) -> Claim:
+        """Claim a blob for this node, in the place of ``left`` if need be. The claim lasts until :meth:`release`."""
         key, lease = self._key("fetching", str(digest)), self._lease
         if not lease:
             return NOBODY
-        value = json.dumps({"v": 1, "node": self.node}, separators=(",", ":")).encode()
         try:
-            if isinstance(await self._etcd.commit([Put(key, value, lease)], [Mod(key, 0)]), Committed):
-                owner = self.node
-            else:
-                owner = await self.fetcher(digest)
+            owner, address = await self._held(key, lease, left)
         except BaseException as error:
-            self._doubtful.add(key)
-            self._wake.set()
+            self._claims.setdefault(key, 0)
             if not isinstance(error, errors.NodeError):
                 raise
             log.debug("%s is not claimed: %s", digest, error)
             return NOBODY
-        if owner == self.node:  # just now, or for a fetch before, whose claim was about to end
-            self._wanted[key] = self._written[key] = value
-        return Claim(owner, owner in ("", self.node))
+        return Claim(owner, owner in ("", self.node), address)
+
+    async def _held(self, key: bytes, lease: int, left: Collection[str]) -> tuple[str, str]:
+        """The node that has a claim, and its address: this node, if it can have it; empty: nobody."""
+        said = {"v": 1, "node": self.node, "address": self.address}
+        put = Put(key, json.dumps(said, separators=(",", ":")).encode(), lease)
+        mod = 0
+        for _ in range(TRIES if self.address else 1):
+            # who serves nothing would keep the others from fetching it
+            if self.address and isinstance(done := await self._etcd.commit([put], [Mod(key, mod)]), Committed):
+                self._claims[key] = done.revision
+                return self.node, self.address
+            found = await self._etcd.get(key)
+            if found is None:
+                mod = 0
+                continue
+            value, mod = told.read(found), found.mod
+            owner = told.text(value.get("node"))
+            if owner == self.node and self._claims.get(key) == mod:
+                return self.node, self.address
+            # a claim of a fetch before is written anew, so that the end of that one does not end it
+            if owner and owner != self.node and owner not in left:
+                return owner, told.text(value.get("address"))
+        return "", ""
 
     def release(self, digest: Digest) -> None:
         """End this node's claim, if it has one."""
-        self._want(self._key("fetching", str(digest)), None)
+        key = self._key("fetching", str(digest))
+        if key in self._claims:
+            self._ended[key] = self._claims.pop(key)
+            self._wake.set()
 
     def began(self, fetch: LocalFetch) -> bool:
         """Whether peers may read of this fetch; of two of one digest only of the first."""
@@ -416,14 +461,23 @@ class LocalFetch:
         self._fleet = fleet
         self._shared = shared
         self._claims = False
+        self._told: int | None = None
+        """Bytes of which the others were told."""
+        self._expected = contextlib.ExitStack()
         self._path = ""
         self._part: Part | None = None
 
-    async def claim(self) -> Claim:
+    async def claim(self, left: Collection[str] = ()) -> Claim:
         if not self._shared:
             return NOBODY
         self._claims = True
-        return await self._fleet.claim(self.digest)
+        # before etcd knows it: then the others ask for it
+        self._expected.close()
+        self._expected.enter_context(self._fleet.arriving.expected(self.digest))
+        found = await self._fleet.claim(self.digest, left)
+        if not found.ours:
+            self._expected.close()
+        return found
 
     def arrived(self, path: str, have: int, received: int = 0) -> None:
         """As ``Fetch`` says. InvalidArgument for a file that is none."""
@@ -435,13 +489,17 @@ class LocalFetch:
             self._path = path
         self.have = min(have, self.size)
         self._part.grown(have, received)
-        self._fleet.moved(self)
+        told = self._told
+        if told is None or have < told or have == self.size or have - told >= max(self.size // STEPS, 1):
+            self._told = self.have
+            self._fleet.moved(self)
 
     def end(self) -> None:
         """It is over, and so is its claim."""
         self._fleet.ended(self)
         if self._claims:
             self._fleet.release(self.digest)
+        self._expected.close()
 
 
 def _after(prefix: bytes, pair: KeyValue) -> str:

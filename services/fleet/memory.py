@@ -19,7 +19,7 @@ class Village:
     def __init__(self) -> None:
         self.has: dict[str, dict[str, Peer]] = {}
         """The peers of each digest, by node."""
-        self.claims: dict[str, str] = {}
+        self.claims: dict[str, Peer] = {}
         """The node that fetches a digest from the registry."""
         self.images: dict[str, Sequence[Image]] = {}
         """By node."""
@@ -40,7 +40,7 @@ class Village:
         """A node has died: its lease has ended."""
         for peers in self.has.values():
             peers.pop(node, None)
-        self.claims = {digest: owner for digest, owner in self.claims.items() if owner != node}
+        self.claims = {digest: owner for digest, owner in self.claims.items() if owner.node != node}
         self.images.pop(node, None)
         self.containers.pop(node, None)
         self.tell()
@@ -66,12 +66,15 @@ class MemoryFetch:
         self._digest = digest
         self._shared = shared
 
-    async def claim(self) -> Claim:
+    async def claim(self, left: Collection[str] = ()) -> Claim:
         await asyncio.sleep(0)
         if not self._shared:
             return NOBODY
-        owner = self._village.claims.setdefault(str(self._digest), self._me.node)
-        return Claim(owner, owner == self._me.node)
+        claims, me = self._village.claims, self._me
+        if claims.get(str(self._digest), me).node in (*left, me.node):
+            claims[str(self._digest)] = me
+        owner = claims[str(self._digest)]
+        return Claim(owner.node, owner is me, owner.address)
 
     def arrived(self, path: str, have: int, received: int = 0) -> None:
         self.path = path
@@ -125,7 +128,7 @@ class MemoryFleet:
             yield MemoryFetch(self._village, me, digest, shared)
         finally:
             if shared:
-                if self._village.claims.get(str(digest)) == self._node:
+                if self._village.claims.get(str(digest)) is me:
                     del self._village.claims[str(digest)]
                 kept = self._village.has.get(str(digest), {}).get(self._node)
                 if kept is not None and kept.have < kept.size:

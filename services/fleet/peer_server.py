@@ -11,11 +11,11 @@ as unknown as one that nobody has. An error says a number and fixed words, and n
 404  no such blob, or none for peers
 416  a range beyond its end
 503  more is being sent than the limit allows, or the wanted bytes of an arriving blob do not come: another source is
-     better
+     better. With the header ``Splitd-Arriving``: they have not come yet, and the fetch is alive, so ask again
 ===  ==================================================================================================================
 
 The body of a blob that is still arriving comes as it arrives. If it ends before the stated length, the node's own fetch
-has ended, stands still, or has begun again.
+has ended, has begun again, or nothing has come for a while: who asks again, from there on, learns whether it is alive.
 
 An answer with bytes of an arriving blob has the header ``Splitd-Arriving`` with the number of bytes that were there.
 They are not verified yet. The bytes of other blobs were verified when the node committed them.
@@ -45,9 +45,9 @@ log = logging.getLogger(__name__)
 LIMITS = Limits(connections=128, departure=20.0, making=30.0)
 """A peer takes 64 KiB in 20 s, or is given up. One pull of another node uses some ten connections."""
 
-PATIENCE = 3.0
-"""Seconds that a reader waits for an arriving blob of which no byte comes: after that the registry is better. The
-reader's own limit is longer, so it learns of this one.
+WAIT = 10.0
+"""Seconds that a request or a body waits for bytes of a fetch that is alive. A peer's own limit is longer, so it learns
+of this one.
 """
 BACKLOG = 2.0
 """Seconds of waiting to send, at most, with which a further request is taken."""
@@ -71,7 +71,7 @@ class PeerServer:
         upload: UploadLimit,
         *,
         pulls: Callable[[], Awaitable[bytes]] | None = None,
-        patience: float = PATIENCE,
+        wait: float = WAIT,
     ) -> None:
         self.sent = 0
         """Bytes of blobs that were sent."""
@@ -79,7 +79,7 @@ class PeerServer:
         self._arriving = arriving
         self._upload = upload
         self._pulls = pulls
-        self._patience = patience
+        self._wait = wait
 
     async def answer(self, request: Request) -> Response:
         """The answer to a request (a ``Handler`` of the HTTP server)."""
@@ -110,9 +110,11 @@ class PeerServer:
     async def _blob(self, digest: Digest, request: Request) -> Response:
         if self._upload.backlog > BACKLOG:
             return failure(503, "busy", **{"Retry-After": "5"})
-        part = self._arriving.get(str(digest))
+        part = await self._arriving.begun(str(digest), self._wait)
         if part is not None:
             fd, size = part.opened(), part.size
+        elif self._arriving.expects(str(digest)):
+            return _not_yet(0)
         else:
             fd, size = await self._opened(digest)
         with contextlib.ExitStack() as stack:
@@ -125,7 +127,9 @@ class PeerServer:
             if part is not None:
                 have = part.have
                 if request.method == "GET":
-                    have = await part.beyond(start, self._patience)
+                    have = await part.beyond(start, self._wait)
+                    if have <= start and part.alive:
+                        return _not_yet(have)
                     if part.broken or have <= start:
                         return failure(503, "these bytes have not arrived", **{"Retry-After": "5"})
                 headers[ARRIVING] = str(have)
@@ -156,7 +160,7 @@ class PeerServer:
     async def _pieces(self, fd: int, part: Part | None, start: int, end: int) -> AsyncGenerator[bytes]:
         loop = asyncio.get_running_loop()
         while start < end:
-            there = end if part is None else min(end, await part.beyond(start, self._patience))
+            there = end if part is None else min(end, await part.beyond(start, self._wait))
             # a fetch that began again has overwritten the file, or cut it
             if there <= start or (part is not None and part.broken):
                 return
@@ -170,6 +174,11 @@ class PeerServer:
                 self.sent += len(piece)
                 yield piece
             start += len(data)
+
+
+def _not_yet(have: int) -> Response:
+    """The bytes have not arrived, and the fetch is alive."""
+    return failure(503, "these bytes have not arrived yet", **{"Retry-After": "0", ARRIVING: str(have)})
 
 
 def _wanted(said: str, size: int) -> tuple[int, int] | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
 
 from google.protobuf.empty_pb2 import Empty
 
@@ -13,7 +14,8 @@ from api.splitd.fleet.v1 import fleet_pb2 as pb
 from api.splitd.fleet.v1 import fleet_stubs
 from services.fleet import convert
 from services.fleet.orders import News, Order
-from services.fleet.store import IMPATIENCE, NOBODY, PATIENCE, SAYING, Claim, Container, Image, Peer, Target
+from services.fleet.patience import Patience
+from services.fleet.store import IMPATIENCE, LONGEST, NOBODY, PATIENCE, SAYING, Claim, Container, Image, Peer, Target
 from services.kit import errors, loops, tracing
 from services.kit.rpc import Channel, Stream
 from services.oci.digests import Digest
@@ -27,14 +29,26 @@ LAST = 5.0
 
 
 class _Patience:
-    """How long a question may take: less, once one was not answered, until one is."""
+    """How long a question may take: as answers took lately suggest. Once one was not answered in time it is less, until
+    an answer comes, however late.
+    """
 
     def __init__(self) -> None:
-        self.seconds = PATIENCE
+        self._answers = Patience(PATIENCE, LONGEST)
+        self._silent = False
 
-    def answered(self, *, in_time: bool) -> None:
-        """A question was answered, or not."""
-        self.seconds = PATIENCE if in_time else IMPATIENCE
+    @property
+    def seconds(self) -> float:
+        return IMPATIENCE if self._silent else self._answers.seconds
+
+    def answered(self, seconds: float) -> None:
+        """An answer came after so many seconds."""
+        self._silent = False
+        self._answers.took(seconds)
+
+    def missed(self) -> None:
+        """A question was not answered in time."""
+        self._silent = True
 
 
 class RemoteFetch:
@@ -44,6 +58,9 @@ class RemoteFetch:
         self._first: pb.FetchRequest | None = begin
         self._patience = patience
         self._claiming = False
+        self._left: Collection[str] = ()
+        self._asked = 0.0
+        """When it was asked for the claim, last."""
         self._path = ""
         self._arrived: tuple[str, int, int] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -53,18 +70,18 @@ class RemoteFetch:
         self._finished = False
         self._limit: asyncio.Timeout | None = None
 
-    async def claim(self) -> Claim:
+    async def claim(self, left: Collection[str] = ()) -> Claim:
         if self._over:
             return NOBODY
         while not self._answers.empty():
             self._answers.get_nowait()  # it came too late for the question before
-        self._claiming = True
+        self._claiming, self._left, self._asked = True, left, time.monotonic()
         self._wake.set()
         try:
             async with asyncio.timeout(self._patience.seconds):
                 return await self._answers.get()
         except TimeoutError:
-            self._patience.answered(in_time=False)
+            self._patience.missed()
             return NOBODY
 
     def arrived(self, path: str, have: int, received: int = 0) -> None:
@@ -123,6 +140,7 @@ class RemoteFetch:
         message, self._first = self._first or pb.FetchRequest(), None
         if self._claiming:
             self._claiming, message.claim = False, True
+            message.left.extend(self._left)
         if self._arrived is not None:
             (message.path, message.have, message.received), self._arrived = self._arrived, None
         if message.ByteSize():
@@ -134,7 +152,7 @@ class RemoteFetch:
                 if self._answers.full():
                     self._answers.get_nowait()
                 self._answers.put_nowait(convert.claim_from_pb(answer))
-                self._patience.answered(in_time=True)
+                self._patience.answered(time.monotonic() - self._asked)
         finally:
             self._end()
             self._wake.set()
@@ -153,6 +171,8 @@ class RemoteFleet:
         self._fleet = channel.client(fleet_stubs.FLEET)
         self._patience = _Patience()
         self._telling = loops.Tasks()
+        self._late = loops.Tasks()
+        """Questions that nobody waits for any more: how long their answers take is worth knowing."""
 
     @contextlib.asynccontextmanager
     async def find(self, namespace: str, digest: Digest) -> AsyncIterator[AsyncIterator[Sequence[Peer]]]:
@@ -161,25 +181,45 @@ class RemoteFleet:
 
     async def _found(self, namespace: str, digest: Digest) -> AsyncGenerator[Sequence[Peer]]:
         request = pb.FindRequest(namespace=namespace, digest=str(digest))
-        async with contextlib.aclosing(self._fleet.Find(request)) as answers:
-            first: asyncio.Task[pb.FindResponse | None] = loops.task("finding peers", anext(answers, None))
-            try:
-                if not (await asyncio.wait((first,), timeout=self._patience.seconds))[0]:
-                    self._patience.answered(in_time=False)
-                    yield ()
-                answer = await first
-                self._patience.answered(in_time=True)
-                if answer is None:
-                    yield ()
-                while answer is not None:
-                    yield [convert.peer_from_pb(peer) for peer in answer.peers]
-                    answer = await anext(answers, None)
-            except errors.NodeError as error:
-                log.debug("the fleet does not say who has %s: %s", digest, error)
+        answers, asked = self._fleet.Find(request), time.monotonic()
+        first = loops.task("finding peers", self._first(answers, asked))
+        try:
+            if not (await asyncio.wait((first,), timeout=self._patience.seconds))[0]:
+                self._patience.missed()
                 yield ()
-            finally:
-                first.cancel()
-                await asyncio.wait((first,))
+            answer = await first
+            if answer is None:
+                yield ()
+            while answer is not None:
+                yield [convert.peer_from_pb(peer) for peer in answer.peers]
+                answer = await anext(answers, None)
+        except errors.NodeError as error:
+            log.debug("the fleet does not say who has %s: %s", digest, error)
+            yield ()
+        finally:
+            ended = self._ended(first, answers, asked)
+            if first.done():
+                await ended
+            else:
+                self._late.start("a question to the fleet", ended)
+
+    async def _first(self, answers: AsyncIterator[pb.FindResponse], asked: float) -> pb.FindResponse | None:
+        answer = await anext(answers, None)
+        self._patience.answered(time.monotonic() - asked)
+        return answer
+
+    async def _ended(
+        self, first: asyncio.Task[pb.FindResponse | None], answers: AsyncGenerator[pb.FindResponse], asked: float
+    ) -> None:
+        """End a question, once its first answer has come, or does not come any more."""
+        try:
+            await asyncio.wait((first,), timeout=max(asked + LONGEST - time.monotonic(), 0))
+        finally:
+            first.cancel()
+            await asyncio.wait((first,))
+            if not first.cancelled():
+                first.exception()  # marked as seen: nobody waits for it
+            await answers.aclose()
 
     @contextlib.asynccontextmanager
     async def fetching(self, namespace: str, digest: Digest, size: int) -> AsyncIterator[RemoteFetch]:

@@ -48,7 +48,7 @@ class FleetServicer:
                 if request.path:
                     fetch.arrived(request.path, request.have, request.received)
                 if request.claim:
-                    yield convert.claim_to_pb(await fetch.claim())
+                    yield convert.claim_to_pb(await fetch.claim(request.left))
                 request = await anext(requests, None)
 
     async def Image(self, request: pb.ImageRequest, call: Call) -> pb.ImageResponse:

@@ -3,6 +3,9 @@
 The gateway is asked for a list of each namespace, and tells afterwards which blobs come and go. Nobody tells what the
 collector removes, so the lists are asked for again now and then, and soon after an image was removed. A blob that is
 told too long costs a peer one question.
+
+Peers are served from files. If another content service has taken the place of the node's own, and has none here,
+nothing is told: peers would get 404 for each blob.
 """
 
 from __future__ import annotations
@@ -10,16 +13,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from api.containerd.events import content_pb2
 from api.containerd.services.events.v1 import events_pb2, events_stubs
 from api.containerd.types.event_pb2 import Envelope
 from services.content.remote import RemoteStore
+from services.content.store import Files
 from services.kit import errors, loops
 from services.kit.any import unpack
 from services.kit.rpc import NAMESPACE, Channel, Stream, method_path
+from services.oci.digests import Digest
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +57,10 @@ class Told(Protocol):
 
 
 class SharedBlobs:
-    """Follows the blobs of ``namespaces`` behind ``gateway``, and tells ``told``."""
+    """Follows the blobs of the namespaces behind ``gateway`` whose ``files`` peers get, and tells ``told``."""
 
     def __init__(
-        self, gateway: Channel, namespaces: Collection[str], told: Told, *, tick: float = TICK, most: int = MOST
+        self, gateway: Channel, files: Mapping[str, Files], told: Told, *, tick: float = TICK, most: int = MOST
     ) -> None:
         self.trouble = "the gateway has not told yet which blobs this node has"
         """Why the blobs are not known, or are those from before; else empty."""
@@ -63,7 +68,10 @@ class SharedBlobs:
         self._told = told
         self._tick = tick
         self._most = most
-        self._found: dict[str, dict[str, int]] = {namespace: {} for namespace in namespaces}
+        self._files = files
+        self._local: dict[str, bool] = {}
+        """By namespace, whether its blobs are files here, as the last one was that was asked for."""
+        self._found: dict[str, dict[str, int]] = {namespace: {} for namespace in files}
         """Sizes by namespace and digest."""
         self._since: dict[tuple[str, str], int | None] = {}
         """What changed since the lists were asked for."""
@@ -92,7 +100,7 @@ class SharedBlobs:
                 while not reading.done():
                     begun = time.monotonic()
                     await self._list()
-                    self.trouble = ""
+                    self.trouble = self._foreign()
                     took = time.monotonic() - begun
                     pause = min(2 * pause, AGAIN)  # the collector may take its time after an image was removed
                     await self._wait(reading, max(self._tick, took / MOST_SHARE), max(pause, took / SHARE))
@@ -101,7 +109,8 @@ class SharedBlobs:
             finally:
                 reading.cancel()
                 await asyncio.wait((reading,))
-            await reading
+                if not reading.cancelled():
+                    reading.result()  # its error, too, if there is another one
         raise errors.Unavailable("it has ended the events")
 
     async def _wait(self, reading: asyncio.Task[None], least: float, most: float) -> None:
@@ -125,6 +134,9 @@ class SharedBlobs:
                     kept += 1
                 else:
                     more += 1
+            if (one := next(iter(found[namespace]), None)) and not await self._is_file(namespace, one):
+                kept -= len(found[namespace])
+                found[namespace] = {}
         for (namespace, digest), size in self._since.items():
             _set(found[namespace], digest, size)
         self._found = found
@@ -136,15 +148,38 @@ class SharedBlobs:
     async def _read(self, events: Stream[Any, Any]) -> None:
         async for envelope in events:
             try:
-                self._take(envelope)
+                await self._take(envelope)
             except errors.InvalidArgument as error:
                 log.warning("an event of %s makes no sense: %s", envelope.topic, error)
 
-    def _take(self, envelope: Envelope) -> None:
-        if envelope.namespace not in self._found:
+    async def _is_file(self, namespace: str, digest: str) -> bool:
+        """Whether the namespace's blobs are files here; this is one of them."""
+        try:
+            await self._files[namespace].locate(Digest.parse(digest))
+        except errors.Unimplemented:
+            self._local[namespace] = False
+        except (errors.NodeError, ValueError) as error:  # it says nothing of the others
+            log.debug("whether %s is a file is not known: %s", digest, error)
+            return self._local.get(namespace, True)
+        else:
+            self._local[namespace] = True
+        return self._local[namespace]
+
+    def _foreign(self) -> str:
+        """Which namespaces are not shared though they should be; empty: none."""
+        names = [namespace for namespace, local in self._local.items() if not local]
+        if not names:
+            return ""
+        return f"peers get no blobs of {', '.join(names)}: the content service that has them gives no files"
+
+    async def _take(self, envelope: Envelope) -> None:
+        namespace = envelope.namespace
+        if namespace not in self._found:
             return
         if (made := unpack(envelope.event, content_pb2.ContentCreate)) is not None:
-            self._change(envelope.namespace, made.digest, made.size)
+            if self._local.get(namespace) or await self._is_file(namespace, made.digest):
+                self._change(namespace, made.digest, made.size)
+            self.trouble = self._foreign() or self.trouble
         elif (gone := unpack(envelope.event, content_pb2.ContentDelete)) is not None:
             self._change(envelope.namespace, gone.digest, None)
         else:

@@ -4,31 +4,38 @@ Each node's truth stays its own. The fleet says which other nodes (*peers*) have
 said last: that can be old, and wrong. So whoever asks a peer checks what it gets, by the digest, and goes to the
 registry where a peer fails.
 
-Nothing here waits for the fleet: where it does not answer within ``PATIENCE`` seconds, nobody has the blob, and this
-node is to fetch it from the registry. A namespace that is not shared has no peers, and the fleet learns nothing of it.
+A question waits for the fleet as long as answers took lately suggest, at least ``PATIENCE`` seconds. Without an answer
+nobody has the blob, and this node is to fetch it from the registry; further questions then wait ``IMPATIENCE``, until
+one is answered. Where the fleet is known to be away, nothing waits. A namespace that is not shared has no peers, and
+the fleet learns nothing of it.
 
 The fleet knows which images and containers each node has, too. If the registry of an image is away, a pull learns from
 that what the image's name stands for.
 
 The nodes that want one blob at the same time agree on who fetches it from the registry, by a *claim*. The others read
-from that node while it arrives there, and from each other. A claim ends with the fetch, or with its node. It saves
-bytes and decides nothing: two nodes may well fetch the same blob.
+from that node while it arrives there. A claim ends with the fetch, or with its node; and who cannot get the bytes from
+that node takes its place, so that of all who are left without a source one asks the registry and the others follow it.
+A claim saves bytes and decides nothing: two nodes may well fetch the same blob.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
 from services.oci.digests import Digest
 
-PATIENCE = 0.5
-"""Seconds that a pull waits for the fleet. An etcd that is far away, or busy, takes a tenth of that."""
+PATIENCE = 2.0
+"""Seconds that a pull waits for the fleet at least, where nothing says that it is away: an etcd that says nothing costs
+them once. An etcd that is far away takes a tenth of a second, one on a machine whose processors are busy a whole one.
+"""
+LONGEST = 6.0
+"""The same, at most."""
 IMPATIENCE = 0.05
-"""As ``PATIENCE``, from the first question that was not answered in time to the next that is."""
+"""As ``PATIENCE``, from the first question that was not answered in time to the next that is answered at all."""
 SAYING = 2.0
 """Seconds that a pull waits for what the fleet has as an image, if its registry is away."""
 PEERS = 64
@@ -75,6 +82,8 @@ class Claim:
     """Empty: nobody can say, so it is this node."""
     ours: bool
     """Whether it is this node."""
+    address: str = ""
+    """HOST:PORT where that node gives what has arrived of it; empty: nowhere."""
 
 
 NOBODY = Claim("", True)
@@ -127,16 +136,16 @@ def agreed(images: Iterable[Image]) -> Target | None:
 class Fetch(Protocol):
     """A blob that this node is fetching, from whatever source. Its claim, if it has one, ends with it."""
 
-    async def claim(self) -> Claim:
-        """Who is to fetch it from the registry: this node, if no other claims it. It may be asked again, as when the
-        other node has gone: then this node may get the claim.
+    async def claim(self, left: Collection[str] = ()) -> Claim:
+        """Who is to fetch it from the registry: this node, if no other claims it, or one of ``left``, which give this
+        node nothing. It may be asked again. A node that serves nothing gets no claim.
         """
         ...
 
     def arrived(self, path: str, have: int, received: int = 0) -> None:
         """The file ``path`` has the first ``have`` bytes, without a gap, so peers may read them. Fewer than before: the
-        fetch has begun again. ``received`` bytes came in all: if only that grows, the fetch is alive, and peers wait on
-        for what they need. What is told in quick succession is told as one.
+        fetch has begun again. ``received`` is another number at each sign of life, such as the bytes that came in all:
+        if only that changes, the fetch is alive, and peers wait on. What is told in quick succession is told as one.
         """
         ...
 
@@ -146,7 +155,7 @@ class Fleet(Protocol):
 
     def find(self, namespace: str, digest: Digest) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Peer]]]:
         """The peers that have a blob or are fetching it, without this node; and all of them again whenever they change.
-        The first answer comes within ``PATIENCE``, if need be without peers. It ends when the fleet is away.
+        The first answer comes within ``LONGEST``, if need be without peers. It ends when the fleet is away.
         """
         ...
 

@@ -43,13 +43,15 @@ async def peering(file: settings.File, node: settings.Node, registry: Registry) 
         yield None
         return
     from services.fleet.remote import RemoteFleet
+    from services.images.distribution.blamed import Blamed
     from services.images.distribution.fleet_sources import FleetSources
     from services.images.distribution.peers import Peers
     from services.images.registry.host import TLS
 
     async with rpc.Channel(node.state / "fleet.sock", "fleet") as channel:
         tls = TLS((fleet.ca,), ((fleet.cert, fleet.key),), alone=True)
-        yield Peers(FleetSources(RemoteFleet(channel)), registry, tls, fleet.namespaces)
+        liars = Blamed(node.state / "images" / "blamed-peers.json")
+        yield Peers(FleetSources(RemoteFleet(channel)), registry, tls, fleet.namespaces, liars=liars)
 
 
 async def serve(file: settings.File, node: settings.Node) -> None:

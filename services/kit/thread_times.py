@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from services.kit import tracing
 
@@ -69,6 +70,27 @@ class _Own(threading.local):
 
 
 _own = _Own()
+
+
+class Starved:
+    """The share of the time in which this thread wanted a processor and had none, each time since the one before. It
+    opens no counters: a main thread may be a copy of another process's, with that one's open files.
+    """
+
+    def __init__(self) -> None:
+        self._seen = time.monotonic_ns(), self._runqueue()
+
+    def share(self) -> float:
+        """0 to 1; 0 without the kernel's counters."""
+        before, self._seen = self._seen, (time.monotonic_ns(), self._runqueue())
+        return (self._seen[1] - before[1]) / max(self._seen[0] - before[0], 1)
+
+    @staticmethod
+    def _runqueue() -> int:
+        try:
+            return int(Path("/proc/thread-self/schedstat").read_text().split()[1])
+        except OSError:
+            return 0
 
 
 @contextlib.contextmanager

@@ -166,6 +166,11 @@ class FleetMember(Node):
         except errors.NodeError:
             return set()
 
+    def holders(self, reference: str) -> set[str]:
+        """The nodes that have an image, as it knows."""
+        found = json.loads(self.splitd("fleet", "images", "--json", ok=None).stdout or "[]")
+        return {each["name"] for image in found if image["name"] == reference for each in image["nodes"]}
+
     def knows(self, reference: str) -> bool:
         """Whether it knows of a node that has an image."""
         return reference in self.splitd("fleet", "images", ok=None).stdout
@@ -245,6 +250,14 @@ class Fleet:
         config = self._table(host, settings) if fleet else ""
         self.nodes[name] = FleetMember(host, config + more)
         return self.nodes[name]
+
+    def plain(self) -> Path:
+        """A config_path by which nodes know that the registry speaks plain http."""
+        place = self.network.directory / "certs.d"
+        hosts = place / self.registry.name / "hosts.toml"
+        hosts.parent.mkdir(parents=True, exist_ok=True)
+        hosts.write_text(f'server = "http://{self.registry.name}"\n')
+        return place
 
     def _table(self, host: Host, settings: Mapping[str, object]) -> str:
         certificate, key = self.authority.issue(host.name, names=f"IP:{host.address}")

@@ -50,11 +50,11 @@ async def until(found: AsyncIterator[Sequence[Peer]], wanted: Sequence[Peer]) ->
     raise AssertionError(f"it ended before it told of {wanted}")
 
 
-async def claimed(fetch: Fetch, wanted: Claim) -> None:
+async def claimed(fetch: Fetch, wanted: Claim, left: Sequence[str] = ()) -> None:
     """Ask until this is the answer: where the fleet is slow, it is another."""
 
     async def look() -> bool:
-        return await fetch.claim() == wanted
+        return await fetch.claim(left) == wanted
 
     await eventually_async(look)
 
@@ -117,11 +117,24 @@ class FleetSuite(ABC):
         a, b = fleets
         async with contextlib.AsyncExitStack() as first, b.fetching("default", BLOB, 100) as other:
             one = await first.enter_async_context(a.fetching("default", BLOB, 100))
-            await claimed(one, Claim("a", True))
-            await claimed(other, Claim("a", False))
-            await claimed(one, Claim("a", True))
+            await claimed(one, Claim("a", True, "a:1"))
+            await claimed(other, Claim("a", False, "a:1"))
+            await claimed(one, Claim("a", True, "a:1"))
             await first.aclose()
-            await claimed(other, Claim("b", True))
+            await claimed(other, Claim("b", True, "b:1"))
+
+    async def test_who_gives_nothing_is_replaced(self, fleets: tuple[Fleet, Fleet]) -> None:
+        """The other node takes the claim, and keeps it when the first one's fetch ends."""
+        a, b = fleets
+        async with b.fetching("default", BLOB, 100) as other:
+            async with a.fetching("default", BLOB, 100) as one:
+                await claimed(one, Claim("a", True, "a:1"))
+                await claimed(other, Claim("a", False, "a:1"), ["c"])
+                await claimed(other, Claim("b", True, "b:1"), ["c", "a"])
+                await claimed(one, Claim("b", False, "b:1"))
+            await claimed(other, Claim("b", True, "b:1"))
+            async with a.fetching("default", BLOB, 100) as third:
+                await claimed(third, Claim("b", False, "b:1"))
 
     async def test_a_namespace_that_is_not_shared(self, fleets: tuple[Fleet, Fleet], file: str) -> None:
         """Nobody is told of its blobs, nor asked for them."""
@@ -131,7 +144,7 @@ class FleetSuite(ABC):
             assert await fetch.claim() == NOBODY
             assert list(await anext(found)) == []
             async with b.fetching("default", BLOB, 100) as other:
-                await claimed(other, Claim("b", True))
+                await claimed(other, Claim("b", True, "b:1"))
                 other.arrived(file, 1)
                 async with a.find("private", BLOB) as none:
                     assert list(await anext(none)) == []

@@ -29,7 +29,7 @@ from services.images.registry.client import Client
 from services.images.registry.download import Body, NoParts, WrongBytes
 from services.images.registry.limits import BLOB_LIMIT
 from services.images.transfer import Ingest, Node
-from services.kit import errors
+from services.kit import errors, loops
 from services.kit.faults import fault
 from services.kit.identifiers import quoted
 from services.oci.descriptors import Descriptor
@@ -49,6 +49,9 @@ little.
 """
 LARGE = 3 * PART
 """Bytes from which a second connection is worth it."""
+
+SILENT = 5.0
+"""Seconds without a byte of a registry after which it is looked whether a peer has the blob by now."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 """Characters that no header may have."""
@@ -257,16 +260,52 @@ class _Fetching:
         async with self._budget.layer(self._number):
             if sharing is None:
                 await self._from_registry(offset)
-            elif not await self._from_peers(sharing):
-                try:
-                    with sharing.throughput.registry(self._reference.host):
-                        await self._from_registry(self._ingest.offset)
-                except WrongBytes:
+            else:
+                await self._from_all(sharing)
+
+    async def _from_all(self, sharing: Sharing) -> None:
+        """Fetch from peers and the registry what is missing."""
+        while not await self._from_peers(sharing):
+            try:
+                with sharing.throughput.registry(self._reference.host):
+                    if not await self._left_for_a_peer(sharing):
+                        return
+            except WrongBytes:
+                raise
+            except errors.NodeError:
+                await self._ingest.shorten()
+                if not await self._from_peers(sharing, last=True):
                     raise
-                except errors.NodeError:
-                    await self._ingest.shorten()
-                    if not await self._from_peers(sharing, last=True):
-                        raise
+                return
+            await self._ingest.shorten()
+            if await self._from_peers(sharing, last=True):
+                return
+
+    async def _left_for_a_peer(self, sharing: Sharing) -> bool:
+        """Fetch from the registry what is missing; whether it was left, since it gives nothing, and a peer has all of
+        the blob by now: the network may be cut between this node and the registry alone.
+        """
+        ingest = self._ingest
+        fetching = loops.task("the fetch of a blob from a registry", self._from_registry(ingest.offset))
+        try:
+            while True:
+                before = sharing.signs(ingest)
+                if (await asyncio.wait((fetching,), timeout=SILENT))[0]:
+                    await fetching
+                    return False
+                if sharing.signs(ingest) == before and await sharing.elsewhere():
+                    log.warning(
+                        "blob %s: %s has given nothing for %g s, and a peer has it",
+                        self._descriptor.digest,
+                        self._reference.host,
+                        SILENT,
+                    )
+                    return True
+        finally:
+            fetching.cancel()
+            await asyncio.wait((fetching,))
+            if not fetching.cancelled():
+                fetching.exception()  # marked as seen: what ends this counts
 
     async def _from_peers(self, sharing: Sharing, *, last: bool = False) -> bool:
         """Fetch from peers what they give; whether that was all."""
@@ -319,15 +358,15 @@ class _Fetching:
         """Fetch the bytes from ``start`` to ``end``. ``answered`` is called when the head of the answer has come.
         ``part_only``: NoParts from a host that serves whole blobs only.
         """
-        async with (
-            self._budget.connection(self._number),
-            self._client.fetch(self._reference, self._descriptor, start, end - start, part_only=part_only) as body,
-        ):
-            self._bodies.append(body)
-            answered(body)
-            sharing = self._sharing
-            came = None if sharing is None else functools.partial(sharing.throughput.came, registry=True)
-            await self._received(body, start, came)
+        sharing = self._sharing
+        fetch = self._client.fetch(self._reference, self._descriptor, start, end - start, part_only=part_only)
+        async with self._budget.connection(self._number):
+            with contextlib.nullcontext() if sharing is None else sharing.connected():
+                async with fetch as body:
+                    self._bodies.append(body)
+                    answered(body)
+                    came = None if sharing is None else functools.partial(sharing.throughput.came, registry=True)
+                    await self._received(body, start, came)
 
     async def _received(self, body: Body, start: int, came: Callable[[int], None] | None) -> None:
         """Put a body into the ingest, from ``start`` on; ``came`` is told of each piece."""

@@ -1,14 +1,15 @@
 """The other nodes of the fleet as sources of blobs, beside the registry.
 
 A blob is asked of the peers first. Who has all of it is asked for it. If nobody has, a *claim* in the fleet decides who
-fetches it from the registry: its holder does, and the other nodes follow that node's arriving bytes. Whatever a peer
-does wrong, the registry is asked at once, for the bytes that are still missing:
+fetches it from the registry: its holder does, and the other nodes follow that node's arriving bytes, as long as its
+fetch is alive. Whatever a peer does wrong, another source is asked at once, for the bytes that are still missing: a
+peer that has all of it, or the registry, by who takes the place of the holder that is left:
 
 - it ends, stalls, refuses, or cannot be reached;
 - it is slower than the registry would be (:class:`Throughput`);
 - its bytes turn out wrong. The digest of the whole blob decides, before anything uses it. The blob is then fetched from
-  the registry alone. If that has the right bytes, the peer that gave the others is not asked again for anything
-  (:meth:`Peers.blame`).
+  the registry alone. If that has the right bytes, the peer that gave the others is not asked for anything for a while
+  (:mod:`.blamed`).
 
 If the registry fails as well, each peer is tried once more, however slow. Bytes that come from a peer are not offered
 to others before the blob is complete and verified: so who gives wrong bytes is who made them.
@@ -30,6 +31,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator, Seque
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from services.images.distribution.blamed import Blamed
 from services.images.documents.manifests import media_type_in
 from services.images.documents.parser_program import read
 from services.images.node.ingest import FileIngest
@@ -41,6 +43,7 @@ from services.images.registry.peer import PeerPlace, peer_key
 from services.images.registry_timeouts import Retry, Timeouts
 from services.images.transfer import Ingest
 from services.kit import errors, gojson, loops, tracing
+from services.kit.thread_times import Starved
 from services.oci.descriptors import Descriptor
 from services.oci.media_types import is_root
 from services.oci.references import Reference
@@ -59,12 +62,13 @@ NODES = 1000
 STRIKES = 3
 """Blobs with wrong bytes in which a node had a part, of others or unverified ones: after so many it is not asked."""
 
-TELLING = 0.05
+TELLING = 0.1
 """Seconds from one look at how much has arrived to the next, for those who follow."""
 
 TIMEOUTS = Timeouts(connect=2.0, stall=5.0, mirror_stall=15.0, slow_window=3.0)
-"""Of peers: they are near, and the registry can be asked instead. ``mirror_stall`` is that of a peer which fetches the
-blob itself: its bytes come in pieces of a MiB, and it says within three seconds if its own source stalls.
+"""Of peers: they are near, and the registry can be asked instead. ``connect`` is for the network and the peer's kernel;
+the peer's process has as long as for an answer. ``mirror_stall`` is that of a peer which fetches the blob itself: its
+bytes come in pieces of a MiB, and it says within ten seconds whether its own fetch is alive.
 """
 
 SHARE, ARRIVING_SHARE = 0.5, 0.125
@@ -73,8 +77,15 @@ left: one that has the blob, or one that gets it from the registry itself. Of th
 in steps, and if it is left the registry sends the blob twice.
 """
 
+STARVED = 0.1
+"""The share of the time without a processor from which a rate says more of this machine than of a peer."""
+
 _ONCE = Retry(rounds=1)
 """The registry is the second attempt."""
+_AGAIN = Retry(rounds=2, first=0.1, longest=0.1, hopeless=1.0)
+"""Of a peer that fetches the blob itself: the end of its bytes does not say whether more will come. Its next answer
+does, and if another source is better, that asks to wait.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +104,17 @@ class Source:
 
 
 class Claim(Protocol):
-    """The outcome of a claim."""
+    """A claim, which lasts until its block ends."""
 
-    @property
-    def holder(self) -> Source | None:
-        """The node that fetches the blob from the registry; None: this one."""
+    async def holder(self, left: Collection[str]) -> Source | None:
+        """The node that fetches the blob from the registry; None: this one, as nobody does, or one of ``left``. It is
+        asked again when that node is left.
+        """
         ...
 
     def arrived(self, have: int, received: int) -> None:
-        """Tell those who follow this node how many bytes are there without a gap, and how many came in all, which shows
-        that the fetch is alive.
+        """Tell those who follow this node how many bytes are there without a gap, and another number at each sign of
+        life.
         """
         ...
 
@@ -125,19 +137,23 @@ class Fleet(Protocol):
         ...
 
     def claim(self, digest: str, namespace: str, path: str, size: int) -> contextlib.AbstractAsyncContextManager[Claim]:
-        """Claim to fetch a blob, until the block ends. It arrives in the file ``path``, from which others may read it
-        if the claim is this node's.
+        """A claim to a blob. It arrives in the file ``path``, from which others may read it if this node is the
+        claim's holder.
         """
         ...
 
 
 @contextlib.asynccontextmanager
-async def telling(ingest: Ingest, claim: Claim, interval: float = TELLING) -> AsyncIterator[None]:
-    """During the block, tell those who follow how much of the ingest has arrived."""
+async def telling(
+    ingest: Ingest, claim: Claim, signs: Callable[[], int], interval: float = TELLING
+) -> AsyncIterator[None]:
+    """During the block, tell those who follow how much of the ingest has arrived; ``signs`` is another number at each
+    sign of life.
+    """
 
     async def tell() -> None:
         while True:
-            claim.arrived(ingest.offset, ingest.received)
+            claim.arrived(ingest.offset, signs())
             await asyncio.sleep(interval)
 
     async with loops.running("the telling of what has arrived", tell):
@@ -157,6 +173,8 @@ class Throughput:
     """Seconds that :meth:`now` looks back."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.total = 0
+        """Bytes that came, from anywhere."""
         self._clock = clock
         self._active = 0
         self._since = 0.0
@@ -193,6 +211,7 @@ class Throughput:
 
     def came(self, size: int, *, registry: bool) -> None:
         """Bytes came from a registry, or from a peer."""
+        self.total += size
         if registry:
             self._came += size
         second = int(self._clock())
@@ -226,14 +245,17 @@ class Peers:
         *,
         timeouts: Timeouts = TIMEOUTS,
         throughput: Throughput | None = None,
+        liars: Blamed | None = None,
+        starved: float = STARVED,
     ) -> None:
         self.fleet = fleet
         self.tls = tls
         self.timeouts = timeouts
         self.throughput = throughput or Throughput()
+        self.starved = starved
         self.registry = registry
-        self.liars: dict[str, str] = {}
-        """The nodes that gave wrong bytes, and what is known of it: they are not asked again."""
+        self.liars = Blamed() if liars is None else liars
+        """The nodes that gave wrong bytes: they are not asked."""
         self._strikes: dict[str, int] = {}
         self._shared = frozenset(shared)
 
@@ -269,10 +291,9 @@ class Peers:
         return replace(described, media_type=media_type) if is_root(media_type) else None
 
     def blame(self, node: str, why: str) -> None:
-        """The node gave wrong bytes: it is not asked again, until the process ends."""
-        if len(self.liars) < NODES:
-            self.liars[node] = why
-        log.error("peer %s is not asked for blobs any more: %s", node, why)
+        """The node gave wrong bytes: it is not asked for a while."""
+        seconds = self.liars.add(node, why)
+        log.error("peer %s is not asked for blobs for %.0f minutes: %s", node, seconds / 60, why)
 
     def strike(self, nodes: Collection[str], why: str) -> None:
         """One of the nodes gave wrong bytes, or passed on those of a registry."""
@@ -299,6 +320,10 @@ class Sharing:
         self._namespace = namespace
         self._claiming = contextlib.AsyncExitStack()
         self._claim: Claim | None = None
+        self._ours = False
+        """Whether the claim is this node's."""
+        self._connections = 0
+        """Places among the node's connections that this blob has, for the registry."""
         self._asked: set[str] = set()
         self._asked_last: set[str] = set()
         self._gave: dict[str, bool] = {}
@@ -316,8 +341,22 @@ class Sharing:
             await self._release()
 
     async def _release(self) -> None:
-        claiming, self._claiming, self._claim = self._claiming, contextlib.AsyncExitStack(), None
+        claiming, self._claiming = self._claiming, contextlib.AsyncExitStack()
+        self._claim, self._ours = None, False
         await claiming.aclose()
+
+    @contextlib.contextmanager
+    def connected(self) -> Iterator[None]:
+        """During the block, the blob has a place among the node's connections."""
+        self._connections += 1
+        try:
+            yield
+        finally:
+            self._connections -= 1
+
+    def signs(self, ingest: Ingest) -> int:
+        """Another number at each sign of life: bytes of this blob or, while others have its turn, of any."""
+        return ingest.received if self._connections else ingest.received + self.throughput.total
 
     async def next(self, ingest: Ingest, *, last: bool = False) -> Source | None:
         """The peer to ask now; None: the registry. ``last``: the registry has failed, too, so even peers that were
@@ -327,11 +366,18 @@ class Sharing:
             return None
         asked = self._asked_last if last else self._asked
         source = await self._complete(asked, last=last)
-        if source is None and self._claim is None and isinstance(ingest, FileIngest):
+        if source is None and not self._ours and isinstance(ingest, FileIngest):
             source = await self._claimed(ingest, asked, last=last)
         if source is not None:
             asked.add(source.node)
         return source
+
+    async def elsewhere(self) -> bool:
+        """Whether a peer has all of it that was not asked as the last resort."""
+        if self._alone:
+            return False
+        source = await self._complete(self._asked_last, last=True)
+        return source is not None and source.complete
 
     async def _complete(self, asked: set[str], *, last: bool) -> Source | None:
         """A peer that has all of it; if it is the ``last`` resort, at least the one that has most."""
@@ -348,25 +394,30 @@ class Sharing:
         return last or not self._peers.registry.memory.is_avoided(peer_key(source.node))
 
     async def _claimed(self, ingest: FileIngest, asked: set[str], *, last: bool) -> Source | None:
-        """Claim the blob, if it is worth it. The peer that has the claim, if it is not this node."""
-        size = self._descriptor.size
+        """Claim the blob, if it is worth it, in the place of peers that cannot be used. The peer that has the claim, if
+        it is not this node.
+        """
+        size, left = self._descriptor.size, set(asked)
         if size < CLAIMED or last:
             return None
         with tracing.span("fleet.claim", **{"oci.layer.digest": self._descriptor.digest}) as traced:
-            claim = await self._claiming.enter_async_context(
-                self._peers.fleet.claim(self._descriptor.digest, self._namespace, ingest.path, size)
-            )
-            holder = claim.holder
+            if (claim := self._claim) is None:
+                claim = self._claim = await self._claiming.enter_async_context(
+                    self._peers.fleet.claim(self._descriptor.digest, self._namespace, ingest.path, size)
+                )
+            while (holder := await claim.holder(left)) is not None and not self._usable(holder, asked, last=last):
+                if len(left) >= 2 * ASKED:
+                    return None
+                left.add(holder.node)
             traced.set(**{"splitd.peer": "" if holder is None else holder.node})
         if holder is not None:
-            await self._release()
-            return holder if self._usable(holder, asked, last=last) else None
+            return holder
         # it may have been completed between the question and the claim
         if (source := await self._complete(asked, last=last)) is not None:
             await self._release()
             return source
-        self._claim = claim
-        await self._claiming.enter_async_context(telling(ingest, claim))
+        self._ours = True
+        await self._claiming.enter_async_context(telling(ingest, claim, lambda: self.signs(ingest)))
         return None
 
     def fetch(self, source: Source, offset: int) -> Download:
@@ -374,6 +425,7 @@ class Sharing:
         peers, node = self._peers, source.node
         about = {} if source.complete else {"splitd.peer.arriving": True}
         timeouts = peers.timeouts if source.complete else replace(peers.timeouts, stall=peers.timeouts.mirror_stall)
+        starved = Starved()
 
         async def places() -> Sequence[PeerPlace]:
             session = await peers.registry.sessions.of(peers.tls)
@@ -381,7 +433,7 @@ class Sharing:
             return [PeerPlace(node, source.address, session, timeouts)]
 
         def too_slow(rate: float) -> str:
-            return self._too_slow(source, rate)
+            return self._too_slow(source, rate, starved=starved.share() > peers.starved)
 
         return Download(
             self._reference,
@@ -391,18 +443,21 @@ class Sharing:
             places,
             peers.registry.memory,
             timeouts,
-            _ONCE,
+            _ONCE if source.complete else _AGAIN,
             optional=True,
+            breaks=not source.complete,
             too_slow=None if node in self._asked_last else too_slow,
         )
 
-    def _too_slow(self, source: Source, rate: float) -> str:
-        """Why the registry is better than a peer that gives ``rate`` bytes a second on this connection."""
-        if rate < self._peers.timeouts.slow_floor:
-            return f"only {rate / 1024:.1f} KiB/s"
+    def _too_slow(self, source: Source, rate: float, *, starved: bool) -> str:
+        """Why the registry is better than a peer that gives ``rate`` bytes a second on this connection. A peer that
+        fetches the blob itself gives nothing while that has not its turn. ``starved``: this process had no processor.
+        """
         host = self._reference.host
         would, comes = self.throughput.of_registry(host), self.throughput.now()
-        if comes >= would * (SHARE if source.complete else ARRIVING_SHARE):
+        if (rate if source.complete else max(rate, comes)) < self._peers.timeouts.slow_floor:
+            return f"only {rate / 1024:.1f} KiB/s"
+        if starved or comes >= would * (SHARE if source.complete else ARRIVING_SHARE):
             return ""
         return (
             f"{rate / 1e6:.2f} MB/s, and {comes / 1e6:.2f} MB/s from all sources together; {host} gave "
@@ -423,7 +478,7 @@ class Sharing:
         """The blob is verified. If its bytes were wrong before, and came from the registry alone this time, somebody
         gave the wrong ones.
         """
-        if self._claim is not None:
+        if self._claim is not None and self._ours:
             self._claim.arrived(self._descriptor.size, self._descriptor.size)
             self._claim.complete()
         if len(self._suspects) == 1:

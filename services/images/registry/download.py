@@ -125,10 +125,12 @@ class Download:
         *,
         part_only: bool = False,
         optional: bool = False,
+        breaks: bool = False,
         too_slow: Callable[[float], str] | None = None,
     ) -> None:
-        """``optional``: if it fails, another source is asked, so that is no error of the operation. ``too_slow`` says
-        why so many bytes a second of one connection are too few, if they are; asked after each ``slow_window``.
+        """``optional``: if it fails, another source is asked, so that is no error of the operation. ``breaks``: a lost
+        connection is no trouble of the host, which says so that it has no more. ``too_slow`` says why so many bytes a
+        second of one connection are too few, if they are; asked after each ``slow_window``.
         """
         descriptor.checked()
         self.descriptor = descriptor
@@ -137,6 +139,7 @@ class Download:
         self._length = length
         self._part_only = part_only
         self._optional = optional
+        self._breaks = breaks
         self._too_slow = too_slow
         self._memory = memory
         self._timeouts = timeouts
@@ -254,7 +257,10 @@ class Download:
             try:
                 chunk = await read()
             except Exception as error:
-                raise answer.failure(error, f" after {self._at} of {self.body.size} bytes") from None
+                failure = answer.failure(error, f" after {self._at} of {self.body.size} bytes")
+                if self._breaks and failure.named == "lost":
+                    failure.blame = Blame.NOBODY
+                raise failure from None
             waited = answer.waited - before
             if (
                 not chunk

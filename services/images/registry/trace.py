@@ -36,10 +36,12 @@ class Timings:
     __slots__ = (
         "_began",
         "_closed",
+        "_handshake",
         "_limit",
         "_sent",
         "_spans",
         "_uploads",
+        "allowed",
         "deadline",
         "host",
         "peer",
@@ -48,8 +50,10 @@ class Timings:
         "took",
     )
 
-    def __init__(self, host: str, limit: float, *, uploads: bool) -> None:
-        """``uploads``: the request has a body."""
+    def __init__(self, host: str, limit: float, *, uploads: bool, handshake: float | None = None) -> None:
+        """``uploads``: the request has a body. ``handshake``: seconds for TLS alone, once the other side's kernel has
+        answered; None: it shares the limit.
+        """
         self.host = host
         self.phase = "the queue"
         self.reused = False
@@ -58,7 +62,8 @@ class Timings:
         self.took: dict[str, float] = {}
         self.deadline = asyncio.timeout(None)
         """Runs while a connection is made, for ``limit`` seconds: name, connection and TLS together."""
-        self._limit = limit
+        self._limit = self.allowed = limit
+        self._handshake = handshake
         self._closed = False
         self._uploads = uploads
         self._sent = (0, 0)
@@ -93,6 +98,14 @@ class Timings:
     def limit(self, on: bool) -> None:
         """The time limit for making a connection begins, or ends."""
         self.deadline.reschedule(asyncio.get_running_loop().time() + self._limit if on else None)
+
+    def shaking(self) -> None:
+        """There is a connection, and the TLS handshake begins."""
+        self.end("connect")
+        self.begin("tls", "the TLS handshake")
+        if self._handshake is not None and not self._closed:
+            self.allowed = self._handshake
+            self.deadline.reschedule(asyncio.get_running_loop().time() + self._handshake)
 
     @property
     def failed_in(self) -> str:
@@ -150,8 +163,7 @@ class TimedContext(ssl.SSLContext):
         """The TLS object of a new connection."""
         timings = _current.get()
         if timings is not None:
-            timings.end("connect")
-            timings.begin("tls", "the TLS handshake")
+            timings.shaking()
         return super().wrap_bio(*args, **kwargs)
 
 

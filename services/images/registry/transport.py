@@ -295,6 +295,7 @@ class Session:
         body: Any = None,
         connect: float,
         stall: float,
+        handshake: float | None = None,
         foreign: bool = False,
         watch: HttpDebug = NO_DEBUG,
         private: bool = False,
@@ -302,7 +303,8 @@ class Session:
     ) -> Answer:
         """Send a request and await the head of its answer, whatever its status; a :class:`Failure` if there is none.
 
-        ``connect`` and ``stall`` are in seconds, as in :class:`Timeouts`. ``foreign``: without our client certificate.
+        ``connect`` and ``stall`` are in seconds, as in :class:`Timeouts`; so is ``handshake``, for TLS alone, which
+        else shares the limit of ``connect``. ``foreign``: without our client certificate.
         ``private``: the answer's body is not shown to ``watch``.
         """
         if self._http is None:
@@ -321,7 +323,7 @@ class Session:
         if role.peer:
             about["splitd.peer"] = role.peer
         traced = tracing.span("registry.request", **about)
-        timings = Timings(host, connect, uploads=body is not None)
+        timings = Timings(host, connect, uploads=body is not None, handshake=handshake)
         proxy = None if role.peer else proxy_for(url)
         exchange, headers = Exchange(watch, private=private), list(headers)
         if role.traceparent:
@@ -352,7 +354,7 @@ class Session:
                     traced.set(**{"splitd.registry.request_id": named})
                 return answer
             except (aiohttp.ClientError, OSError, ValueError) as error:
-                failure = _failure(host, timings, error, connect, stall, proxy)
+                failure = _failure(host, timings, error, stall, proxy)
                 if failure.plain and role.perhaps_plain:
                     traced.set(**{"splitd.registry.plain_http": True})
                 else:
@@ -469,14 +471,14 @@ def _signature(path: str) -> tuple[str, int, int]:
     return path, status.st_mtime_ns, status.st_size
 
 
-def _failure(host: str, timings: Timings, error: Exception, connect: float, stall: float, proxy: str | None) -> Failure:
+def _failure(host: str, timings: Timings, error: Exception, stall: float, proxy: str | None) -> Failure:
     """The failure that a missing answer means."""
     via = f" through the proxy {yarl.URL(proxy).with_user(None)}" if proxy else ""
     if isinstance(error, TimeoutError):
         if timings.deadline.expired():
             return Failure(
                 host,
-                f"{timings.phase}{via} took longer than {connect:g} s",
+                f"{timings.phase}{via} took longer than {timings.allowed:g} s",
                 transient=True,
                 blame=Blame.DEAD,
                 named=timings.failed_in,

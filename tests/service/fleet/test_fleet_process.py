@@ -166,12 +166,25 @@ async def test_two_nodes_of_one_name(running: Running, one: ServiceProcess, tmp_
 
 
 async def test_what_keeps_peers_out_does_not_end_the_process(running: Running) -> None:
-    """An address that is taken, and certificates that are missing: each is told, and is over when it is mended."""
+    """An address that is taken, and certificates that are missing: each is told, and is over when it is mended. The
+    others are told of an address only while it serves.
+    """
+
+    async def told(address: str) -> None:
+        async def look() -> bool:
+            async with rpc.Channel(process.sockets[0], "fleet") as channel:
+                said = {node.name: node.address async for node in FleetView(channel, 5.0).nodes()}
+            return said.get("d") == address
+
+        await eventually_async(look, f"the address is not {address!r}", 30)
+
     with socket.create_server(("127.0.0.1", 0)) as taken:
         with running.process("d", port=taken.getsockname()[1]) as process:
             await says(process, "address already in use", GATEWAY)
+            await told("")
             taken.close()
             await says(process, GATEWAY)
+            await told("d:1")
             process.stop()
             (running.place / "d.crt").unlink()
             process.start()

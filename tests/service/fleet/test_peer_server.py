@@ -169,6 +169,59 @@ async def test_a_fetch_that_stands_still_or_ends_ends_its_readers(node: PeerNode
     node.arriving.end(digest)
 
 
+async def test_a_reader_learns_that_the_fetch_is_alive(tmp_path: Path, authority: Authority) -> None:
+    """Though none of its bytes come, as while others have its turn. It may ask again, until no sign of life comes."""
+    async with (
+        peer_node(tmp_path / "node", authority, silence=2.0, wait=0.1) as node,
+        peer_of(node, client(authority, node.certificate)) as peer,
+    ):
+        digest, file = Digest.parse(digest_of(DATA)), tmp_path / "data"
+        file.write_bytes(DATA)
+        part = node.arriving.begin(digest, str(file), len(DATA))
+        signs = 0
+
+        async def asked() -> bool:
+            nonlocal signs
+            part.grown(5, signs := signs + 1)
+            status, headers, _ = await peer.get(digest, "bytes=5-")
+            assert (status, headers[ARRIVING], headers["Retry-After"]) == (503, "5", "0")
+            return signs == 10
+
+        await eventually_async(asked)
+
+        async def silent() -> bool:
+            status, headers, _ = await peer.get(digest, "bytes=5-")
+            return status == 503 and ARRIVING not in headers and headers["Retry-After"] == "5"
+
+        await eventually_async(silent)
+        part.grown(len(DATA))
+        assert (await peer.get(digest, "bytes=5-"))[2] == DATA[5:]
+        node.arriving.end(digest)
+
+
+async def test_a_blob_that_is_about_to_arrive_is_waited_for(tmp_path: Path, authority: Authority) -> None:
+    """The others learn that a node is to fetch a blob before its own process does."""
+    async with (
+        peer_node(tmp_path / "node", authority, wait=0.2) as node,
+        peer_of(node, client(authority, node.certificate)) as peer,
+    ):
+        digest, file = Digest.parse(digest_of(DATA)), tmp_path / "data"
+        file.write_bytes(DATA)
+        with node.arriving.expected(digest), node.arriving.expected(digest):
+            status, headers, _ = await peer.get(digest)
+            assert (status, headers[ARRIVING]) == (503, "0")
+            reading = asyncio.ensure_future(peer.get(digest))
+            await asyncio.sleep(0)
+            node.arriving.begin(digest, str(file), len(DATA)).grown(len(DATA))
+            status, _, body = await reading
+            while status == 503:  # it was asked before, on a machine that is slow
+                status, _, body = await peer.get(digest)
+            assert body == DATA
+            node.arriving.end(digest)
+        assert not node.arriving.expects(str(digest))
+        assert (await peer.get(digest))[0] == 404
+
+
 async def _is(fact: bool) -> bool:
     return fact
 

@@ -12,12 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from services.fleet.upload_limit import UploadLimit
+from services.images.distribution.peers import Source
 from services.images.registry.host import TLS
 from services.images.registry.host_memory import SLOW
 from services.kit import errors
 from services.kit.loops import task
 from services.oci.digests import digest_of
-from tests.fake_registry import Authority, FakeRegistry, slow
+from services.oci.references import Reference
+from tests.fake_registry import Authority, FakeRegistry, silent, slow
 from tests.fleet import QUICK, Book, Puller, puller
 from tests.service.images.registry.pulls import described
 from tests.spans import attribute, recorded
@@ -127,7 +130,7 @@ async def test_a_peer_that_lies_is_named_and_not_asked_again(
     await two.fetch(f"{registry.host}/box:1", LAYER)
     assert await two.has(DATA)
     assert sent(registry) == [""]
-    assert "peer one is not asked for blobs any more" in caplog.text
+    assert "peer one is not asked for blobs for 60 minutes" in caplog.text
     assert list(two.peers.liars) == ["one"]
     more = os.urandom(1000)
     registry.add_blob("box", more)
@@ -157,7 +160,7 @@ async def test_a_registry_with_wrong_bytes_is_not_a_peers_fault(
     registry.blobs[LAYER.digest] = DATA[:-1] + b"?"
     with pytest.raises(errors.FailedPrecondition, match=registry.host):
         await two.fetch(f"{registry.host}/box:1", LAYER)
-    assert not two.peers.liars
+    assert not list(two.peers.liars)
     assert book.claims == {}
 
 
@@ -241,6 +244,70 @@ async def test_who_is_followed_fails(one: Puller, two: Puller, book: Book, regis
     assert book.complete[LAYER.digest] == {"two": len(DATA)}
 
 
+@pytest.mark.parametrize("how", ["it dies", "it gives no more, and goes on"])
+async def test_only_one_takes_the_place_of_who_is_left(
+    one: Puller, two: Puller, book: Book, registry: FakeRegistry, tmp_path: Path, authority: Authority, how: str
+) -> None:
+    """Two nodes lose the one that they follow. The registry is asked once more, and not for each of them."""
+    registry.inject("blob", slow(1e6, 65536), times=2)
+    async with puller(book, tmp_path / "three", authority, "three") as three:
+        first = task("a fetch", one.fetch(f"{registry.host}/box:1", LAYER))
+        await eventually_async(lambda: _is(LAYER.digest in book.claims))
+        others = [task("a fetch", node.fetch(f"{registry.host}/box:1", LAYER)) for node in (two, three)]
+        for node in (two, three):
+            await eventually_async(lambda node=node: _is(node.fetcher.moving.get(LAYER.digest, (0, 0))[0] > 100_000))  # type: ignore[misc]
+        one.peer.peers._upload = UploadLimit(1.0)
+        one.peer.peers._upload._free = float("inf")  # from now on it refuses
+        await one.peer.server.close(0)
+        if how == "it dies":
+            first.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await first
+        found = await asyncio.gather(*others)
+        assert await two.has(DATA) and await three.has(DATA)
+    assert len(sent(registry)) == 2
+    assert len(DATA) in [each.peers for each in found]
+    if how != "it dies":
+        await first
+        assert await one.has(DATA)
+
+
+async def test_who_has_no_turn_yet_is_followed(
+    two: Puller, book: Book, registry: FakeRegistry, tmp_path: Path, authority: Authority
+) -> None:
+    """Its fetch of another blob shows that it is alive, for longer than it may show nothing."""
+    before = os.urandom(3_000_000)
+    registry.add_blob("box", before)
+    registry.inject("blob", slow(1e6, 65536))
+    async with puller(book, tmp_path / "busy", authority, "busy", silence=1.0, wait=0.5, connections=1) as busy:
+        first = task("a fetch", busy.fetch(f"{registry.host}/box:1", described(before)))
+        await eventually_async(lambda: _is(busy.fetcher.moving.get(digest_of(before), (0, 0))[0] > 100_000))
+        waiting = task("a fetch", busy.fetch(f"{registry.host}/box:1", LAYER))
+        await eventually_async(lambda: _is(LAYER.digest in book.claims))
+        found = await two.fetch(f"{registry.host}/box:1", LAYER)
+        await asyncio.gather(first, waiting)
+    assert found.peers == len(DATA)
+    assert sent(registry) == [""]
+
+
+async def test_a_rate_on_a_machine_without_a_free_processor_says_nothing_of_a_peer(
+    two: Puller, registry: FakeRegistry
+) -> None:
+    """It is left only if it gives next to nothing; a peer that fetches the blob itself if nothing else comes either."""
+    throughput = two.peers.throughput
+    throughput._registries[registry.host] = 50e6, throughput._clock()
+    sharing = two.peers.sharing(Reference.parse(f"{registry.host}/box:1"), LAYER, "default")
+    assert sharing is not None
+    has, fetches = Source("one", "", LAYER.size, LAYER.size), Source("one", "", 0, LAYER.size)
+    for source in (has, fetches):
+        assert "50.00 MB/s" in sharing._too_slow(source, 1e6, starved=False)
+        assert sharing._too_slow(source, 1e6, starved=True) == ""
+        assert "only 1.0 KiB/s" in sharing._too_slow(source, 1024, starved=True)
+    throughput.came(4_000_000, registry=True)
+    assert sharing._too_slow(fetches, 1024, starved=True) == ""
+    assert "only 1.0 KiB/s" in sharing._too_slow(has, 1024, starved=True)
+
+
 async def test_who_is_followed_begins_again(one: Puller, two: Puller, book: Book, registry: FakeRegistry) -> None:
     """Bytes that turn out wrong at the first node are used by none; nobody is called a liar for passing them on."""
     registry.blobs[LAYER.digest] = DATA[:100] + b"?" + DATA[101:]
@@ -252,7 +319,7 @@ async def test_who_is_followed_begins_again(one: Puller, two: Puller, book: Book
     registry.blobs[LAYER.digest] = DATA
     await asyncio.gather(first, second)
     assert await one.has(DATA) and await two.has(DATA)
-    assert not two.peers.liars and not one.peers.liars
+    assert not [*two.peers.liars, *one.peers.liars]
 
 
 async def test_a_namespace_that_is_not_shared_knows_nothing_of_the_fleet(
@@ -278,6 +345,21 @@ async def test_the_registry_is_away_after_one_node_has_it(
     with pytest.raises(errors.Unavailable, match=registry.host):
         await two.fetch(f"{registry.host}/box:1", unknown)
     assert book.claims == {}
+
+
+async def test_a_registry_that_gives_nothing_is_left_for_a_peer(
+    one: Puller, two: Puller, book: Book, registry: FakeRegistry
+) -> None:
+    """The network is cut between it and one node, and the other has the blob by then. What has arrived is kept."""
+    registry.inject("blob", silent(after=1_000_000))
+    first = task("a fetch", one.fetch(f"{registry.host}/box:1", LAYER))
+    await eventually_async(lambda: _is(one.fetcher.moving.get(LAYER.digest, (0, 0))[0] >= 1_000_000))
+    await give(two, book)
+    with within(20):
+        found = await first
+    assert await one.has(DATA)
+    assert len(DATA) / 2 < found.peers < len(DATA) == found.came
+    assert len(sent(registry)) == 1
 
 
 async def test_a_slow_peer_is_the_last_resort(

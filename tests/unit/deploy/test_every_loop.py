@@ -598,7 +598,8 @@ async def telling_arrivals(place: Path) -> AsyncIterator[Works]:
     ingest = SharedIngest(7, commit)
 
     class Told:
-        holder = None
+        async def holder(self, left: object) -> None:
+            raise AssertionError
 
         def arrived(self, have: int, received: int) -> None:
             told.append(have)
@@ -610,7 +611,7 @@ async def telling_arrivals(place: Path) -> AsyncIterator[Works]:
         told.clear()
         await eventually_async(lambda: asyncio.sleep(0, told[:1] == [7]), "who follows is told nothing")
 
-    async with telling(ingest, Told(), interval=0.001):
+    async with telling(ingest, Told(), lambda: 7, interval=0.001):
         yield works
 
 
@@ -823,7 +824,12 @@ async def following_blobs(place: Path) -> AsyncIterator[Works]:
         await asyncio.sleep(0)
         yield content_pb2.ListContentResponse()
 
-    blobs = SharedBlobs(Gateway(List=listed), ["default"], Kept(), tick=0.01)  # type: ignore[arg-type]
+    class Located:
+        async def locate(self, digest: object) -> tuple[str, int]:
+            await asyncio.sleep(0)
+            return "/file", 7
+
+    blobs = SharedBlobs(Gateway(List=listed), {"default": Located()}, Kept(), tick=0.01)  # type: ignore[arg-type,dict-item]
 
     async def works() -> None:
         async def told() -> bool:
@@ -916,7 +922,8 @@ async def serving_peers(place: Path) -> AsyncIterator[Works]:
         key=str(key),
         etcd=FleetEtcd(endpoints=("127.0.0.1:1",)),
     )
-    door = Door(config, PeerServer({}, Arriving(), UploadLimit()))
+    told: list[str] = []
+    door = Door(config, PeerServer({}, Arriving(), UploadLimit()), told.append)
     context = ssl.create_default_context(cafile=authority.certificate)
     context.load_cert_chain(cert, key)
 
@@ -926,7 +933,7 @@ async def serving_peers(place: Path) -> AsyncIterator[Works]:
             writer.write(b"GET /v2/blobs/x HTTP/1.0\r\n\r\n")
             answer = await reader.readline()
             writer.close()
-            return answer.startswith(b"HTTP/1.1 404") and not door.trouble
+            return answer.startswith(b"HTTP/1.1 404") and not door.trouble and told[-1] == f"127.0.0.1:{port}"
 
         await eventually_async(answers, "nothing is served")
 

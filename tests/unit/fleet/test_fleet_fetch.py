@@ -12,12 +12,15 @@ from api.splitd.fleet.v1 import fleet_stubs
 from services.etcd.memory import MemoryEtcd
 from services.etcd.store import Committed, Conflict, Delete, Mod, Operation, Uncertain
 from services.fleet.remote import RemoteFleet
-from services.fleet.store import NOBODY, PATIENCE, Claim
+from services.fleet.store import LONGEST, NOBODY, PATIENCE, Claim
 from services.kit import rpc
 from services.kit.rpc import Call
+from services.oci.digests import Digest
 from tests.suites.fleet import BLOB
 from tests.support import eventually_async, within
 from tests.unit.fleet.test_fleet_node import has_keys, member
+
+OTHER = Digest.parse("sha256:" + "9" * 64)
 
 
 class SlowServicer:
@@ -74,7 +77,7 @@ async def test_what_is_told_last_arrives_and_the_pull_does_not_wait_for_it(place
 async def test_a_silent_fleet_is_waited_for_once(place: Path) -> None:
     """Further questions get a moment, until one is answered."""
     async with slow(place) as (servicer, fleet):
-        with within(5 * PATIENCE, at_least=PATIENCE):
+        with within(LONGEST, at_least=PATIENCE):
             for _ in range(10):
                 async with fleet.find("default", BLOB) as found:
                     assert list(await anext(found)) == []
@@ -107,15 +110,61 @@ class LossyEtcd(MemoryEtcd):
         return found
 
 
+async def test_a_late_answer_makes_the_next_question_wait_longer(place: Path) -> None:
+    """A machine whose processors are busy is no fleet that is away."""
+    async with slow(place) as (servicer, fleet):
+        async with fleet.find("default", BLOB) as found:
+            assert list(await anext(found)) == []
+        assert fleet._patience.seconds < PATIENCE
+        servicer.idle.set()
+        await eventually_async(lambda: asyncio.sleep(0, fleet._patience.seconds > PATIENCE))
+        await eventually_async(lambda: asyncio.sleep(0, not fleet._late))
+
+
 async def test_a_claim_whose_answer_is_lost_does_not_stay() -> None:
     """The node does not know that it has it, so it would claim the blob for as long as the node lives."""
     etcd = LossyEtcd()
-    async with member(etcd, "a") as node, node.fetching("default", BLOB, 100) as fetch:
-        etcd.losing = True
-        assert await fetch.claim() == NOBODY
-        etcd.losing = False
+    async with member(etcd, "a") as node:
+        async with node.fetching("default", BLOB, 100) as fetch:
+            etcd.losing = True
+            assert await fetch.claim() == NOBODY
+            etcd.losing = False
+            assert await fetch.claim() == Claim("a", True, "a:1")
+            etcd.losing = True
+            async with node.fetching("default", OTHER, 100) as unknown:
+                assert await unknown.claim() == NOBODY
+            etcd.losing = False
+            await has_keys(etcd, "fetching/", lambda found: found == [str(BLOB)])
         await has_keys(etcd, "fetching/", lambda found: not found)
-        assert await fetch.claim() == Claim("a", True)
+
+
+async def test_a_claim_that_was_taken_over_is_not_ended_by_who_had_it() -> None:
+    """Nor by the end of the lease of that one, which writes all its keys anew then."""
+    etcd = MemoryEtcd()
+    async with member(etcd, "a") as a, member(etcd, "b") as b, b.fetching("default", BLOB, 100) as other:
+        async with a.fetching("default", BLOB, 100) as one, a.fetching("default", OTHER, 100) as kept:
+            assert (await one.claim()).ours and (await kept.claim()).ours
+            assert await other.claim(["a"]) == Claim("b", True, "b:1")
+            etcd.revoke(a._lease)
+            await eventually_async(lambda: asyncio.sleep(0, bool(a.trouble)))
+            await eventually_async(lambda: asyncio.sleep(0, not a.trouble))
+            assert await a.fetcher(BLOB) == "b"
+            await has_keys(etcd, "fetching/", lambda found: len(found) == 2)
+            assert await a.fetcher(OTHER) == "a"
+        await has_keys(etcd, "fetching/", lambda found: found == [str(BLOB)])
+        assert await a.fetcher(BLOB) == "b"
+
+
+async def test_a_node_that_serves_nothing_claims_nothing() -> None:
+    """The others would wait for it in vain. It is told who fetches the blob all the same."""
+    etcd = MemoryEtcd()
+    async with member(etcd, "a") as a, member(etcd, "b") as b:
+        a.serve("")
+        async with a.fetching("default", BLOB, 100) as one, b.fetching("default", BLOB, 100) as other:
+            assert await one.claim() == NOBODY
+            assert await other.claim() == Claim("b", True, "b:1")
+            assert await one.claim() == Claim("b", False, "b:1")
+            assert await one.claim(["b"]) == NOBODY
 
 
 async def test_a_claim_that_is_made_again_while_it_is_ended_ends_too() -> None:
@@ -123,10 +172,10 @@ async def test_a_claim_that_is_made_again_while_it_is_ended_ends_too() -> None:
     etcd = LossyEtcd()
     async with member(etcd, "a") as node:
         async with node.fetching("default", BLOB, 100) as fetch:
-            assert await fetch.claim() == Claim("a", True)
+            assert await fetch.claim() == Claim("a", True, "a:1")
             etcd.holding = asyncio.Event()
         await has_keys(etcd, "fetching/", lambda found: not found)
         async with node.fetching("default", BLOB, 100) as fetch:
-            assert await fetch.claim() == Claim("a", True)
+            assert await fetch.claim() == Claim("a", True, "a:1")
             etcd.holding.set()
         await has_keys(etcd, "fetching/", lambda found: not found)

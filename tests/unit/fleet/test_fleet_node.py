@@ -121,6 +121,21 @@ async def test_a_lost_lease_brings_all_back() -> None:
             await until(found, [Peer("a", "a:1", 7, 7)])
 
 
+async def test_where_a_node_serves_is_told_when_it_changes() -> None:
+    """A node whose peer server cannot listen is asked for nothing; once it listens, for all that it has."""
+    etcd = MemoryEtcd()
+    async with member(etcd, "a") as node, member(etcd, "b") as other:
+        node.blobs({str(BLOB): 7})
+        async with other.find("default", BLOB) as found:
+            await until(found, [Peer("a", "a:1", 7, 7)])
+            node.serve("")
+            await until(found, [])
+            node.serve("elsewhere:2")
+            await until(found, [Peer("a", "elsewhere:2", 7, 7)])
+        assert {name: said["address"] async for name, said in other.nodes()} == {"a": "elsewhere:2", "b": "b:1"}
+        assert node.standing().address == "elsewhere:2"
+
+
 async def test_two_nodes_of_one_name() -> None:
     """The second is told, and takes the name once the first has gone."""
     etcd = MemoryEtcd()
@@ -219,9 +234,9 @@ async def test_bytes_behind_a_gap_keep_readers_waiting(tmp_path: Path) -> None:
                 part = node.arriving.get(str(BLOB))
                 assert part is not None
                 await has_keys(etcd, "has/", bool)
-                alive, revision = part._alive, etcd.revision
+                sign, revision = part._sign, etcd.revision
                 fetch.arrived(str(file), 10, 50)
-                await holds(lambda: part._alive > alive)
+                await holds(lambda: part._sign > sign)
                 assert (part.have, etcd.revision) == (10, revision)
             await has_keys(etcd, "has/", lambda found: not found)
             assert node.standing().arriving == 0

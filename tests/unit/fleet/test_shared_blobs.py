@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,8 +16,9 @@ from api.containerd.services.content.v1 import content_pb2 as pb
 from api.containerd.services.content.v1 import content_stubs
 from gateway.events import EventsServicer, Exchange
 from services.fleet.shared_remote import SharedBlobs
-from services.kit import loops, rpc
+from services.kit import errors, loops, rpc
 from services.kit.any import pack
+from services.oci.digests import Digest
 from tests.support import eventually_async, short_directory
 
 A, B, C = (f"sha256:{digit * 64}" for digit in "abc")
@@ -57,6 +59,20 @@ class Kept:
             self.found[digest] = size
 
 
+class Located:
+    """Where blobs are; ``foreign``: their content service gives no files."""
+
+    def __init__(self) -> None:
+        self.foreign = False
+        self.asked = 0
+
+    async def locate(self, digest: Digest) -> tuple[str, int]:
+        self.asked += 1
+        if self.foreign:
+            raise errors.Unimplemented("files of service content")
+        return "/file", 1
+
+
 class Gateway:
     """A gateway's side, with what it was told to have."""
 
@@ -65,6 +81,7 @@ class Gateway:
         self.content = Content()
         self.events = Exchange()
         self.kept = Kept()
+        self.files: Any = Located()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -84,7 +101,7 @@ class Gateway:
 @contextlib.asynccontextmanager
 async def following(gateway: Gateway, *, most: int = 100) -> AsyncIterator[SharedBlobs]:
     async with rpc.Channel(gateway.socket, "gateway") as channel:
-        shared = SharedBlobs(channel, ["one", "two"], gateway.kept, tick=0.05, most=most)
+        shared = SharedBlobs(channel, {"one": gateway.files, "two": gateway.files}, gateway.kept, tick=0.05, most=most)
         async with loops.running("the blobs of the fleet", shared.follow):
             yield shared
 
@@ -177,3 +194,21 @@ async def test_an_event_that_makes_no_sense(gateway: Gateway, caplog: pytest.Log
         gateway.create("one", B, 2)
         await holds(lambda: gateway.kept.found == {B: 2})
     assert "an event of /content/create makes no sense" in caplog.text
+
+
+async def test_blobs_that_are_no_files_here_are_not_told(gateway: Gateway) -> None:
+    """Another content service has them, so peers would get 404. Once the node's own has them, they are told."""
+    gateway.files.foreign = True
+    gateway.content.blobs["one"] = {A: 1}
+    async with gateway.running(), following(gateway) as shared:
+        await holds(lambda: "peers get no blobs of one: the content service" in shared.trouble)
+        gateway.create("two", B, 2)
+        await holds(lambda: "peers get no blobs of one, two: " in shared.trouble)
+        assert gateway.kept.found == {}
+        gateway.files.foreign = False
+        gateway.events.publish("one", "/images/delete", pack(image_events.ImageDelete(name="x")))
+        await holds(lambda: gateway.kept.found == {A: 1, B: 2} and not shared.trouble)
+        asked = gateway.files.asked
+        gateway.create("two", C, 3)
+        await holds(lambda: C in gateway.kept.found)
+        assert gateway.files.asked - asked <= 2, "each new blob is asked for"

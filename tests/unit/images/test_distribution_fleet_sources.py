@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from services.fleet.memory import MemoryFleet, Village
 from services.images.distribution.fleet_sources import FleetSources
 from services.images.distribution.peers import Source
@@ -18,10 +16,10 @@ async def test_one_node_fetches_and_the_other_follows() -> None:
     one, two = (FleetSources(MemoryFleet(village, name, f"{name}:1")) for name in ("one", "two"))
     assert list(await one.sources(DIGEST, "default")) == []
     async with one.claim(DIGEST, "default", "/file", 4) as ours:
-        assert ours.holder is None
-        asyncio.get_running_loop().call_later(0.02, ours.arrived, 3, 3)
+        assert await ours.holder(()) is None
         async with two.claim(DIGEST, "default", "/other", 4) as theirs:
-            assert theirs.holder is not None
-            assert (theirs.holder.node, theirs.holder.address, theirs.holder.size) == ("one", "one:1", 4)
+            assert await theirs.holder(()) == Source("one", "one:1", 0, 4)
+            assert await theirs.holder({"one"}) is None
+            assert await ours.holder(()) == Source("two", "two:1", 0, 4)
         ours.complete()
         assert list(await two.sources(DIGEST, "default")) == [Source("one", "one:1", 4, 4)]

@@ -34,7 +34,7 @@ class Peer(_message.Message):
     def __init__(self, node: _Optional[str] = ..., address: _Optional[str] = ..., size: _Optional[int] = ..., have: _Optional[int] = ...) -> None: ...
 
 class FetchRequest(_message.Message):
-    __slots__ = ("namespace", "digest", "size", "claim", "path", "have", "received")
+    __slots__ = ("namespace", "digest", "size", "claim", "path", "have", "received", "left")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -42,6 +42,7 @@ class FetchRequest(_message.Message):
     PATH_FIELD_NUMBER: _ClassVar[int]
     HAVE_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
     namespace: str
     digest: str
     size: int
@@ -49,7 +50,8 @@ class FetchRequest(_message.Message):
     path: str
     have: int
     received: int
-    def __init__(self, namespace: _Optional[str] = ..., digest: _Optional[str] = ..., size: _Optional[int] = ..., claim: _Optional[bool] = ..., path: _Optional[str] = ..., have: _Optional[int] = ..., received: _Optional[int] = ...) -> None: ...
+    left: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, namespace: _Optional[str] = ..., digest: _Optional[str] = ..., size: _Optional[int] = ..., claim: _Optional[bool] = ..., path: _Optional[str] = ..., have: _Optional[int] = ..., received: _Optional[int] = ..., left: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class StatusResponse(_message.Message):
     __slots__ = ("node", "address", "troubles", "blobs", "left_out", "arriving", "sent")
@@ -70,12 +72,14 @@ class StatusResponse(_message.Message):
     def __init__(self, node: _Optional[str] = ..., address: _Optional[str] = ..., troubles: _Optional[_Iterable[str]] = ..., blobs: _Optional[int] = ..., left_out: _Optional[int] = ..., arriving: _Optional[int] = ..., sent: _Optional[int] = ...) -> None: ...
 
 class FetchResponse(_message.Message):
-    __slots__ = ("node", "ours")
+    __slots__ = ("node", "ours", "address")
     NODE_FIELD_NUMBER: _ClassVar[int]
     OURS_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
     node: str
     ours: bool
-    def __init__(self, node: _Optional[str] = ..., ours: _Optional[bool] = ...) -> None: ...
+    address: str
+    def __init__(self, node: _Optional[str] = ..., ours: _Optional[bool] = ..., address: _Optional[str] = ...) -> None: ...
 
 class NodesResponse(_message.Message):
     __slots__ = ("nodes",)
