@@ -16,6 +16,7 @@ from services.kit.rpc import NAMESPACE, Channel
 from services.oci.digests import chain_ids, digest_of
 from services.snapshots.diff import note
 from tests.fake_registry import FakeRegistry
+from tests.node.test_node_layer_chains import without_times
 from tests.pulls import Client
 from tests.suites.diff_chains import Snapshots
 from tests.suites.diff_sides import Node as File
@@ -149,3 +150,37 @@ async def test_two_images_at_once(node: Node, channel: Channel, fake: FakeRegist
     for each in images[1:]:
         await fresh.pull(each)
         assert not differences(await pulls.tree(each), await fresh.tree(each))
+
+
+async def test_erofs_takes_layers_that_are_there(node: Node, channel: Channel, fake: FakeRegistry, place: Path) -> None:
+    """On any others, also if these decide about a directory, and in any namespace: they are on the disk once. The blobs
+    are fetched all the same. The files go with the last image.
+    """
+    root = node.root / "snapshots/erofs"
+
+    def unpacked() -> set[str]:
+        there = {path.name for path in (root / "snapshots").iterdir() if (path / "erofs/about").exists()}
+        return there - {path.parent.parent.name for path in (root / "snapshots").glob("*/erofs/staged")}
+
+    fresh, shared = Pulls(node, channel, fake, place), above()
+    one, two, alone = [lowest(), *shared], [lowest(mode=0o700), *shared], [shared[0]]
+    await fresh.pull(two)
+    clients = []
+    for layers, count in ((one, len(one)), (two, 1), (alone, 0)):
+        client, box, before = Client(channel, f"erofs{os.getpid()}-{next(_ids)}"), image(layers), unpacked()
+        clients.append((client, fake.add(box, f"shared:{next(_ids)}")))
+        await client.pull(clients[-1][1], snapshotter="erofs")
+        assert len(unpacked() - before) == count
+        assert set(box.blobs) <= set(await client.blobs())
+    assert len({path.stat().st_ino for path in (root / "snapshots").glob("*/erofs/data")}) == len(shared) + 2
+    (place / "m").mkdir()
+    for (client, _), layers in zip(clients, (one, two), strict=False):
+        found = Snapshots(channel, client.namespace, place / "m", "erofs")
+        made = await found.tree(chain_ids(list(map(digest_of, layers)))[-1])
+        if layers is two:
+            right = await fresh.tree(two)
+            assert not differences(right, without_times(made, right))
+    for client, reference in clients:
+        await client.delete_image(reference)
+        await client.collect()
+    eventually(lambda: not os.listdir(root / "layers"), "files of removed images stay", 30)
