@@ -65,14 +65,14 @@ def compare(stack: ExitStack, registry: Registry, mounts: Path, options: argpars
     def disk(name: str) -> Path:
         return stack.enter_context(peers.xfs(options.scratch / f"{name}.xfs", mounts / name))
 
-    version = "containerd {}.{}".format(*(peers.version(programs) or ("?", "?")))
+    version = "{}.{}".format(*(peers.version(programs) or ("?", "?")))
     theirs = [
-        _named(stack.enter_context(peers.containerd(disk("o"), programs)), version),
+        _named(stack.enter_context(peers.containerd(disk("o"), programs)), f"{version} overlayfs"),
         _named(stack.enter_context(peers.containerd(disk("t"), programs, tuned(programs))), f"{version} tuned"),
     ]
     utils, why = mkfs(options.erofs_utils, mounts)
     if utils is None:
-        print(f"{version} with its own snapshotter erofs is not measured: {why}", flush=True)
+        print(f"containerd {version} with its own snapshotter erofs is not measured: {why}", flush=True)
     else:
         daemon = peers.containerd(disk("e"), programs, own_erofs(), str(utils))
         theirs.append(_named(stack.enter_context(daemon), f"{version} erofs", EROFS))

@@ -228,6 +228,8 @@ def test_both_make_the_same_of_layers_that_are_nearly_right() -> None:
                     continue
                 assert isinstance(right[1], dict)
                 assert isinstance(found[1], dict)
+                if way == "lowest":
+                    drop_empty(found[1], right[1])
                 wrong = diff_sides.differences(right[1], without_times(found[1], right[1]))
                 assert not wrong, "\n".join((what, *wrong))
     assert counts.pop("other words") <= counts["refused"] / 10, (
@@ -242,6 +244,16 @@ def test_both_make_the_same_of_layers_that_are_nearly_right() -> None:
 def packed(layer: bytes) -> str:
     """A layer as text, which `zlib.decompress(base64.b85decode(text))` undoes."""
     return base64.b85encode(zlib.compress(layer)).decode()
+
+
+def drop_empty(found: dict[bytes, Node], right: dict[bytes, Node]) -> None:
+    """Take unnamed directories away that the Extractor removed, since an opaque marker came when only whiteouts were in
+    them.
+    """
+    for name in found.keys() - right.keys():
+        node = found[name]
+        if stat.S_ISDIR(node.mode) and not node.modified:
+            del found[name]
 
 
 def without_times(found: dict[bytes, Node], right: dict[bytes, Node]) -> dict[bytes, Node]:
