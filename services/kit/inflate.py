@@ -17,10 +17,6 @@ CHUNK = 1 << 18
 """Bytes that are read at once, and a quarter of those that are inflated at once. It bounds the memory of a caller that
 takes one chunk after the other.
 """
-ZSTD_PIECE = 1 << 9
-"""Compressed bytes that are inflated at once. All that they contain comes out at once, and four of them may contain 128
-KiB.
-"""
 
 WINDOW = 1 << 29
 """Bytes of a zstd frame's window, which is the memory that it takes, however small the frame is. This is more than
@@ -116,36 +112,83 @@ def _unzstd(data: bytes, rest: Iterator[bytes], window: int) -> Iterator[bytes]:
     """Inflate any number of frames."""
     import zstandard
 
-    decompressor = zstandard.ZstdDecompressor(max_window_size=window)
+    source = _Frames(data, rest)
+    reader = zstandard.ZstdDecompressor(max_window_size=window).stream_reader(
+        source,  # type: ignore[arg-type]  # it calls read() and no more
+        read_across_frames=True,
+    )
 
-    def chunks(data: bytes) -> Iterator[bytes]:
-        frame = decompressor.decompressobj()
-        made: list[bytes] = []
-        size = 0
+    def chunks() -> Iterator[bytes]:
         try:
-            while data:
-                for start in range(0, len(data), ZSTD_PIECE):
-                    piece = data[start : start + ZSTD_PIECE]
-                    while piece:
-                        if frame.eof:
-                            frame = decompressor.decompressobj()
-                        out = frame.decompress(piece)
-                        piece = frame.unused_data if frame.eof else b""
-                        made.append(out)
-                        size += len(out)
-                        if size >= CHUNK:
-                            if len(made) > 1:
-                                out = b"".join(made)
-                            made.clear()
-                            size = 0
-                            for at in range(0, len(out), 4 * CHUNK):
-                                yield out[at : at + 4 * CHUNK]
-                data = next(rest, b"")
-            if not frame.eof:
-                raise CompressionError("unexpected EOF")
-            if size:
-                yield b"".join(made)
+            while out := reader.read(4 * CHUNK):
+                yield out
         except zstandard.ZstdError as error:
             raise CompressionError(f"zstd: {error}") from None
+        if not source.complete:
+            raise CompressionError("unexpected EOF")
 
-    return chunks(data)
+    return chunks()
+
+
+class _Frames:
+    """The bytes of a zstd stream, as its decompressor reads them. That does not say whether the last frame has ended,
+    so this class follows frames and blocks (RFC 8878, 3.1). What it does not know, the decompressor refuses.
+    """
+
+    __slots__ = ("_checksum", "_data", "_head", "_rest", "_skip", "_step", "_wanted")
+
+    def __init__(self, data: bytes, rest: Iterator[bytes]) -> None:
+        self._data = data
+        self._rest = rest
+        self._head = b""
+        self._skip = 0
+        """Bytes that come before the next header."""
+        self._wanted = 4
+        self._step = self._magic
+        self._checksum = 0
+
+    def read(self, _count: int) -> bytes:
+        """The next chunk, of any size."""
+        data = self._data or next(self._rest, b"")
+        self._data = b""
+        at = 0
+        while at < len(data):
+            if self._skip:
+                skip = min(self._skip, len(data) - at)
+                at += skip
+                self._skip -= skip
+                continue
+            more = data[at : at + self._wanted - len(self._head)]
+            at += len(more)
+            self._head += more
+            if len(self._head) == self._wanted:
+                head, self._head = self._head, b""
+                self._step(head)
+        return data
+
+    @property
+    def complete(self) -> bool:
+        """Whether what was read ends with a frame."""
+        return not self._skip and not self._head and self._step == self._magic
+
+    def _magic(self, head: bytes) -> None:
+        skippable = head[1:] == b"\x2a\x4d\x18"
+        self._wanted, self._step = (4, self._size) if skippable else (1, self._descriptor)
+
+    def _size(self, head: bytes) -> None:
+        self._skip = int.from_bytes(head, "little")
+        self._wanted, self._step = 4, self._magic
+
+    def _descriptor(self, head: bytes) -> None:
+        flags = head[0]
+        single = flags >> 5 & 1
+        self._skip = (1 - single) + (0, 1, 2, 4)[flags & 3] + (single, 2, 4, 8)[flags >> 6]
+        self._checksum = flags & 4
+        self._wanted, self._step = 3, self._block
+
+    def _block(self, head: bytes) -> None:
+        header = int.from_bytes(head, "little")
+        self._skip = 1 if header >> 1 & 3 == 1 else header >> 3
+        if header & 1:
+            self._skip += self._checksum
+            self._wanted, self._step = 4, self._magic

@@ -19,62 +19,94 @@ from __future__ import annotations
 import struct
 from zlib import adler32
 
+from services.kit.tarheaders import (
+    BLOCK,
+    BLOCKDEV,
+    CHAR,
+    DIR,
+    FIFO,
+    GNU_SPARSE,
+    HEADER_ONLY,
+    LINK,
+    LONG_LINK,
+    LONG_NAME,
+    NANO,
+    NONE,
+    PAX_GLOBAL,
+    PAX_HEADER,
+    REG,
+    SYMLINK,
+    XATTR,
+    Entry,
+    TarError,
+    decimal,
+    forget_numbers,
+    form_of,
+    invalid,
+    merge,
+    numeric,
+    octal,
+    parse,
+    parse_pax,
+    string,
+    truncated,
+)
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from typing import TypeVar
 
-BLOCK = 512
+    T = TypeVar("T")
+
+__all__ = [
+    "BLOCK",
+    "BLOCKDEV",
+    "CHAR",
+    "DIR",
+    "FIFO",
+    "GNU_SPARSE",
+    "LINK",
+    "PAX_GLOBAL",
+    "REG",
+    "SYMLINK",
+    "XATTR",
+    "Entry",
+    "Reader",
+    "Stream",
+    "TarError",
+    "forget",
+]
+
 SPECIAL_LIMIT = 1 << 20
 """Bytes of a PAX header, a GNU long name or a sparse map. More is an error, in Go as in libarchive."""
-
-REG, LINK, SYMLINK, CHAR, BLOCKDEV, DIR, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
-GNU_SPARSE, PAX_HEADER, PAX_GLOBAL, LONG_NAME, LONG_LINK = b"S", b"x", b"g", b"L", b"K"
-_HEADER_ONLY = frozenset((LINK, SYMLINK, CHAR, BLOCKDEV, DIR, FIFO))
-"""Types without data, whatever their size field says."""
-
-XATTR = b"SCHILY.xattr."
-
 _ZERO = bytes(BLOCK)
-_V7 = struct.Struct("100s8s8s8s12s12s8s1s100s")
-_NANO = 1_000_000_000
-
-
-class TarError(Exception):
-    """The stream is not a tar that containerd would read. The message is Go's."""
-
-
-def _invalid() -> TarError:
-    return TarError("archive/tar: invalid tar header")
-
-
-def _truncated() -> TarError:
-    return TarError("unexpected EOF")
 
 
 class Stream:
     """The uncompressed bytes of a layer, from an iterator of chunks. Reads join no more chunks than necessary."""
 
-    __slots__ = ("_before", "_buffer", "_chunks", "_position")
+    __slots__ = ("_before", "_chunks", "buffer", "position")
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self._chunks = iter(chunks)
         self._before = 0
         """Bytes of the stream before those in the buffer."""
-        self._buffer = b""
-        self._position = 0
+        self.buffer = b""
+        self.position = 0
 
     @property
     def offset(self) -> int:
         """The bytes that were read or skipped so far."""
-        return self._before + self._position
+        return self._before + self.position
 
     def read(self, count: int) -> bytes:
         """``count`` bytes, or fewer at the end of the stream."""
-        position = self._position
+        position = self.position
         end = position + count
-        if end <= len(self._buffer):
-            self._position = end
-            return self._buffer[position:end]
+        if end <= len(self.buffer):
+            self.position = end
+            return self.buffer[position:end]
         return b"".join(self.pieces(count))
 
     def pieces(self, count: int) -> Iterator[memoryview]:
@@ -82,73 +114,35 @@ class Stream:
         next.
         """
         while count:
-            have = len(self._buffer) - self._position
+            have = len(self.buffer) - self.position
             if not have:
                 chunk = next(self._chunks, None)
                 if chunk is None:
                     return
-                self._before += self._position
-                self._buffer = chunk
-                self._position = 0
+                self._before += self.position
+                self.buffer = chunk
+                self.position = 0
                 continue
             take = min(have, count)
-            position = self._position
-            self._position += take
+            position = self.position
+            self.position += take
             count -= take
-            yield memoryview(self._buffer)[position : position + take]
+            yield memoryview(self.buffer)[position : position + take]
 
     def skip(self, count: int) -> int:
         """Skip ``count`` bytes, and return how many there were."""
-        end = self._position + count
-        if end <= len(self._buffer):
-            self._position = end
+        end = self.position + count
+        if end <= len(self.buffer):
+            self.position = end
             return count
         return sum(len(piece) for piece in self.pieces(count))
 
     def drain(self) -> None:
         """Read to the end of the stream: what follows the archive belongs to the diff id."""
-        self._buffer = b""
-        self._position = 0
+        self.buffer = b""
+        self.position = 0
         for _ in self._chunks:
             pass
-
-
-class Entry:
-    """One member. Times are nanoseconds since 1970; ``accessed`` is None if the header has none."""
-
-    __slots__ = (
-        "accessed",
-        "gid",
-        "linkname",
-        "major",
-        "minor",
-        "mode",
-        "modified",
-        "name",
-        "records",
-        "size",
-        "sparse",
-        "type",
-        "uid",
-    )
-
-    name: bytes
-    linkname: bytes
-    type: bytes
-    size: int
-    mode: int
-    uid: int
-    gid: int
-    modified: int
-    accessed: int | None
-    major: int
-    minor: int
-    records: dict[bytes, bytes]
-    sparse: list[tuple[int, int]] | None
-    """(offset, length) of each piece of data in a sparse file, in order."""
-
-    def xattrs(self) -> list[tuple[bytes, bytes]]:
-        return [(key[len(XATTR) :], value) for key, value in self.records.items() if key.startswith(XATTR)]
 
 
 class Reader:
@@ -159,17 +153,87 @@ class Reader:
         self._left = 0
         """Unread bytes of the current entry's data."""
         self._padding = 0
-        self._sparse_map: list[tuple[int, int]] | None = None
 
     def next(self) -> Entry | None:
-        """The next entry; None at the end of the archive."""
+        """The next entry; None at the end of the archive.
+
+        Nearly all entries are read here: a header of ASCII, with numbers in octal, and perhaps a short PAX header
+        before it, whose bytes are all in the stream's buffer. Whatever else comes, :meth:`_any` reads, from the same
+        place on. This function raises nothing that the other would not raise.
+        """
+        stream = self._stream
+        buffer = stream.buffer
+        start = stream.position + self._left + self._padding
+        records = NONE
+        while (at := start + BLOCK) <= len(buffer):
+            block = buffer[start:at]
+            name, owner, digits, after, time, high, low, kind, linkname, middle, rest = _USUAL.unpack(block)
+            try:
+                mode, uid, gid = _owners[owner]
+                total = _high[high] + _low[low]
+                ustar = _middles[middle]
+            except KeyError:
+                if _learn(owner, high, low, middle):
+                    continue
+                break
+            # the lower half of adler32 is 1 and the sum, which is less than 1 << 16 for ASCII
+            if not block.isascii() or adler32(block) & 0xFFFF != total or kind not in _USUAL_TYPES:
+                break
+            if not digits.isdigit() or after not in _ENDS or (rest != _NO_REST and (not ustar or rest[-4:] == _STAR)):
+                break
+            try:
+                size = int(digits, 8)
+            except ValueError:
+                break
+            if (modified := _times.get(time)) is None:
+                modified = _time_of(time)
+            if kind == PAX_HEADER:
+                end = at + size
+                found = _short_records(buffer[at:end]) if size <= _SHORT and end <= len(buffer) else None
+                if found is None:
+                    break
+                records = found
+                start = end + -size % BLOCK
+                continue
+            if (end := name.find(b"\0")) >= 0:
+                name = name[:end]
+            if rest != _NO_REST and (prefix := string(rest[:155])):
+                name = prefix + b"/" + name
+            entry = Entry()
+            entry.name = name
+            entry.linkname = string(linkname) if linkname != _NO_NAME else b""
+            entry.type = kind
+            entry.size = size
+            entry.mode = mode
+            entry.uid = uid
+            entry.gid = gid
+            entry.modified = modified
+            entry.accessed = None
+            entry.major = entry.minor = 0
+            entry.records = records
+            entry.sparse = None
+            if records:
+                merge(entry, records)
+                size = entry.size
+            if kind != REG:
+                size = 0
+            elif size < 0:
+                break
+            self._left = size
+            self._padding = -size % BLOCK
+            stream.position = at
+            return entry
+        return self._any()
+
+    def _any(self) -> Entry | None:
+        """:meth:`next`, for entries of all kinds."""
         stream = self._stream
         records: dict[bytes, bytes] = {}
         long_name = long_link = b""
         while True:
             if self._left:
                 if stream.skip(self._left) < self._left:
-                    raise _truncated()
+                    raise truncated()
                 self._left = 0
             if self._padding:
                 # for Go, a stream that ends within padding is at its end
@@ -179,24 +243,24 @@ class Reader:
             block = self._header()
             if block is None:
                 return None
-            entry = _parse(block)
+            entry = parse(block)
             self._begin(entry)
             kind = entry.type
             if kind in (PAX_HEADER, PAX_GLOBAL):
-                records = _parse_pax(self._special())
+                records = parse_pax(self._special())
                 if kind == PAX_GLOBAL:
                     # Ignored, but it is an entry; the records before it are forgotten.
                     entry.name = records.get(b"path") or entry.name
                     return entry
                 continue
             if kind == LONG_NAME:
-                long_name = _string(self._special())
+                long_name = string(self._special())
                 continue
             if kind == LONG_LINK:
-                long_link = _string(self._special())
+                long_link = string(self._special())
                 continue
             if records:
-                _merge(entry, records)
+                merge(entry, records)
             if long_name:
                 entry.name = long_name
             if long_link:
@@ -220,16 +284,29 @@ class Reader:
             self._left = left
             yield piece
         if left:
-            raise _truncated()
+            raise truncated()
 
     def whole(self) -> bytes:
         """Everything that :meth:`data` yields, at once."""
         size = self._left
         data = self._stream.read(size)
         if len(data) < size:
-            raise _truncated()
+            raise truncated()
         self._left = 0
         return data
+
+    def buffered(self) -> bytes | memoryview | None:
+        """Everything that :meth:`data` yields, at once; None if it is not all in the stream's buffer. Use it before you
+        ask for more.
+        """
+        stream = self._stream
+        position, size = stream.position, self._left
+        end = position + size
+        if end > len(stream.buffer):
+            return None
+        stream.position = end
+        self._left = 0
+        return stream.buffer[position:end] if size <= _COPIED else memoryview(stream.buffer)[position:end]
 
     def stored(self) -> int:
         """The number of bytes that :meth:`data` will yield."""
@@ -243,30 +320,30 @@ class Reader:
         block = self._stream.read(BLOCK)
         if len(block) < BLOCK:
             if block:
-                raise _truncated()
+                raise truncated()
             return None
         if block != _ZERO:
             return block
         block = self._stream.read(BLOCK)
         if len(block) < BLOCK:
             if block:
-                raise _truncated()
+                raise truncated()
             return None
         if block != _ZERO:
-            raise _invalid()  # one block of zeros, then more
+            raise invalid()  # one block of zeros, then more
         return None
 
     def _begin(self, entry: Entry) -> None:
-        size = 0 if entry.type in _HEADER_ONLY else entry.size
+        size = 0 if entry.type in HEADER_ONLY else entry.size
         if size < 0:
-            raise _invalid()
+            raise invalid()
         self._left = size
         self._padding = -size % BLOCK
 
     def _special(self) -> bytes:
         if self._left > SPECIAL_LIMIT:
             if self._stream.skip(SPECIAL_LIMIT + 1) <= SPECIAL_LIMIT:
-                raise _truncated()
+                raise truncated()
             raise TarError("archive/tar: header field too long")
         return self.whole()
 
@@ -274,9 +351,9 @@ class Reader:
 
     def _old_sparse(self, entry: Entry, block: bytes) -> None:
         """GNU's first format: four pieces in the header, more in blocks after it, which the size does not include."""
-        if _format(block) != "gnu":
-            raise _invalid()
-        entry.size = _numeric(block[483:495])
+        if form_of(block) != "gnu":
+            raise invalid()
+        entry.size = numeric(block[483:495])
         found: list[tuple[int, int]] = []
         table, count, total = block[386:483], 4, 97
         while True:
@@ -284,14 +361,14 @@ class Reader:
                 offset = table[24 * i : 24 * i + 12]
                 if offset[:1] == b"\0":
                     break
-                found.append((_numeric(offset), _numeric(table[24 * i + 12 : 24 * i + 24])))
+                found.append((numeric(offset), numeric(table[24 * i + 12 : 24 * i + 24])))
             if table[24 * count] == 0:
                 break
             if total >= SPECIAL_LIMIT:
                 raise TarError("archive/tar: sparse map too long")
             table, count = self._stream.read(BLOCK), 21
             if len(table) < BLOCK:
-                raise _truncated()
+                raise truncated()
             total += BLOCK
         self._set_sparse(entry, found)
 
@@ -307,16 +384,16 @@ class Reader:
         if name := records.get(b"GNU.sparse.name"):
             entry.name = name
         if size := records.get(b"GNU.sparse.size") or records.get(b"GNU.sparse.realsize"):
-            entry.size = _decimal(size)
+            entry.size = decimal(size)
         if in_records:
             numbers = records.get(b"GNU.sparse.map", b"").split(b",")
             if numbers == [b""]:
                 numbers = []
-            if len(numbers) != 2 * _decimal(records.get(b"GNU.sparse.numblocks", b"")):
-                raise _invalid()
+            if len(numbers) != 2 * decimal(records.get(b"GNU.sparse.numblocks", b"")):
+                raise invalid()
         else:
             numbers = self._stored_map()
-        values = [_decimal(number) for number in numbers]
+        values = [decimal(number) for number in numbers]
         self._set_sparse(entry, list(zip(values[::2], values[1::2], strict=True)))
 
     def _stored_map(self) -> list[bytes]:
@@ -326,9 +403,9 @@ class Reader:
         while True:
             if lines >= wanted:
                 if wanted == 1:
-                    entries = _decimal(b"".join(blocks).split(b"\n", 1)[0])
+                    entries = decimal(b"".join(blocks).split(b"\n", 1)[0])
                     if entries < 0:
-                        raise _invalid()
+                        raise invalid()
                     if not entries:
                         return []
                     wanted = 1 + 2 * entries
@@ -337,21 +414,21 @@ class Reader:
             if (len(blocks) + 1) * BLOCK > SPECIAL_LIMIT:
                 raise TarError("archive/tar: sparse map too long")
             if self._left < BLOCK:
-                raise _truncated()
+                raise truncated()
             block = self._stream.read(BLOCK)
             if len(block) < BLOCK:
-                raise _truncated()
+                raise truncated()
             self._left -= BLOCK
             blocks.append(block)
             lines += block.count(b"\n")
 
     def _set_sparse(self, entry: Entry, found: list[tuple[int, int]]) -> None:
         end = 0
-        if entry.type in _HEADER_ONLY or entry.size < 0:
-            raise _invalid()
+        if entry.type in HEADER_ONLY or entry.size < 0:
+            raise invalid()
         for offset, length in found:
             if offset < end or length < 0 or offset + length > entry.size:
-                raise _invalid()
+                raise invalid()
             end = offset + length
         stored = sum(length for _, length in found)
         if stored > self._left:
@@ -361,200 +438,97 @@ class Reader:
         entry.sparse = found
 
 
-# ---------------------------------------------------------------------------------------------- headers
+# ---------------------------------------------------------------------------------------------- usual headers
+
+_USUAL = struct.Struct("100s24s11sc12s3s5sc100s88s167s")
+"""Name; mode, owner and group; size; time; checksum; type; link; magic, names of owner and group, and device numbers;
+the rest.
+"""
+_USUAL_TYPES = frozenset((REG, LINK, SYMLINK, DIR, PAX_HEADER))
+_ENDS = (b"\0", b" ")
+_STAR = b"tar\0"
+_NO_NAME, _NO_REST = bytes(100), bytes(167)
+_COPIED = 1 << 13
+"""Bytes that are copied sooner than two views are made."""
+_LONG = 200
+"""Bytes of a usual PAX record's length and key, at most."""
+_SHORT = 4096
+"""Bytes of a usual PAX header, at most."""
+_REMEMBERED = 4096
+"""Entries of each of the tables that follow, at most: what is in headers repeats throughout a layer."""
+_owners: dict[bytes, tuple[int, int, int]] = {}
+"""Mode, owner and group, by their 24 bytes."""
+_times: dict[bytes, int] = {}
+"""Nanoseconds, by the 12 bytes of a time."""
+_high: dict[bytes, int] = {}
+"""What the first three bytes of the checksum's field say that the lower half of the block's adler32 is, if the last
+five say 0: the field counts as eight spaces.
+"""
+_low: dict[bytes, int] = {}
+"""What the last five bytes add."""
+_heads: dict[bytes, tuple[int, bytes]] = {}
+"""The length of a PAX record, without its newline, and its key, by what is before its ``=``."""
+_middles: dict[bytes, bool] = {}
+"""Whether a header is ustar's, or else GNU's, by the 88 bytes from its magic to its device numbers, which are 0."""
 
 
-def _format(block: bytes) -> str:
-    """The header format of a block; TarError if its checksum is wrong."""
-    # zlib's checksum of at most 256 bytes has their sum in its lower half, plus one, and takes a tenth of the time of
-    # sum()
-    total = (adler32(block[:256]) & 0xFFFF) + (adler32(block[256:]) & 0xFFFF) - 2 - sum(block[148:156]) + 8 * 32
-    expected = _octal(block[148:156])
-    if expected != total:
-        high = sum(1 for byte in block[:148] + block[156:] if byte & 0x80)
-        if expected != total - 256 * high:  # summed as signed bytes, as Sun's tar did
-            raise _invalid()
-    magic = block[257:265]
-    if magic[:6] == b"ustar\0":
-        return "star" if block[508:] == b"tar\0" else "ustar"
-    return "gnu" if magic == b"ustar  \0" else "v7"
+def _learn(owner: bytes, high: bytes, low: bytes, middle: bytes) -> bool:
+    """Put into the tables what these fields say; False if they are unusual."""
+    if not (high.isdigit() and low[:3].isdigit() and low[3:] in (b"\0 ", b" \0", b"\0\0", b"  ")):
+        return False
+    magic = middle[:8]
+    if magic[:6] != b"ustar\0" and magic != b"ustar  \0":
+        return False
+    try:
+        if numeric(middle[72:80]) or numeric(middle[80:]):
+            return False
+        _remember(_owners, owner, (numeric(owner[:8]), numeric(owner[8:16]), numeric(owner[16:])))
+        _remember(_high, high, 512 * octal(high) + sum(high) - 8 * 32 + 1)
+        _remember(_low, low, octal(low[:3]) + sum(low))
+    except TarError:
+        return False
+    _remember(_middles, middle, magic != b"ustar  \0")
+    return True
 
 
-def _parse(block: bytes) -> Entry:
-    form = _format(block)
-    name, mode, uid, gid, size, modified, _, kind, linkname = _V7.unpack_from(block)
-    entry = Entry()
-    entry.name = _string(name)
-    entry.linkname = _string(linkname)
-    entry.type = kind
-    entry.size = _numeric(size)
-    entry.mode = _numeric(mode)
-    entry.uid = _numeric(uid)
-    entry.gid = _numeric(gid)
-    entry.modified = _numeric(modified) * _NANO
-    entry.accessed = None
-    entry.major = entry.minor = 0
-    entry.records = _NONE
-    entry.sparse = None
-    if form == "v7":
-        return entry
-    devices = block[329:345]
-    if devices != _NO_DEVICE and devices != bytes(16):
-        entry.major = _numeric(devices[:8])
-        entry.minor = _numeric(devices[8:])
-    prefix = b""
-    if form == "ustar":
-        prefix = _string(block[345:500])
-    elif form == "star":
-        prefix = _string(block[345:476])
-        entry.accessed = _numeric(block[476:488]) * _NANO
-        _numeric(block[488:500])
-    else:
-        try:
-            if block[345]:
-                entry.accessed = _numeric(block[345:357]) * _NANO
-            if block[357]:
-                _numeric(block[357:369])
-        except TarError:
-            # Old Go writers put a prefix where GNU has these times (golang.org/issues/12594).
-            entry.accessed = None
-            prefix = _string(block[345:500])
-            if not prefix.isascii():
-                prefix = b""
-    if prefix:
-        entry.name = prefix + b"/" + entry.name
-    return entry
+def _time_of(field: bytes) -> int:
+    return _remember(_times, field, numeric(field) * NANO)
 
 
-_NONE: dict[bytes, bytes] = {}
-_NO_DEVICE = b"0000000\x000000000\0"
-
-
-def _string(field: bytes) -> bytes:
-    end = field.find(b"\0")
-    return field if end < 0 else field[:end]
-
-
-def _numeric(field: bytes) -> int:
-    """A number in octal, or in base 256 if the first bit is set (two's complement)."""
-    value = _known.get(field)
-    if value is None:
-        value = _parse_numeric(field)
-        if len(_known) < 4096:
-            _known[field] = value
+def _remember(table: dict[bytes, T], key: bytes, value: T) -> T:
+    if len(table) >= _REMEMBERED:
+        table.clear()
+    table[key] = value
     return value
 
 
-_known: dict[bytes, int] = {}
-"""Numbers parsed before: owners, modes and times repeat throughout a layer."""
+def _short_records(data: bytes) -> dict[bytes, bytes] | None:
+    """The records of a PAX header; None if :func:`parse_pax` must look: there are zero bytes, a sparse map, values of
+    several lines, or errors.
+    """
+    if b"\0" in data or b"GNU.sparse." in data:
+        return None
+    records = {}
+    *lines, last = data.split(b"\n")
+    for line in lines:
+        head, equals, value = line.partition(b"=")
+        if (known := _heads.get(head)) is None:
+            length, _, key = head.partition(b" ")
+            if not key or not length.isdigit() or len(head) > _LONG:
+                return None
+            known = _remember(_heads, head, (int(length) - 1, key))
+        if known[0] != len(line) or not equals:
+            return None
+        records[known[1]] = value
+    return records if not last else None
 
 
 def forget() -> None:
-    """Forget the numbers of archives that were read, in a process that lives on."""
-    _known.clear()
-
-
-def _parse_numeric(field: bytes) -> int:
-    if not field[0] & 0x80:
-        return _octal(field)
-    value = int.from_bytes(field, "big", signed=False) & ((1 << (8 * len(field) - 1)) - 1)
-    if field[0] & 0x40:
-        value -= 1 << (8 * len(field) - 1)
-    if not -(1 << 63) <= value < 1 << 63:
-        raise _invalid()
-    return value
-
-
-def _octal(field: bytes) -> int:
-    digits = _string(field.strip(b" \0"))
-    if not digits:
-        return 0
-    if not digits.isdigit() or len(digits) > 400:
-        raise _invalid()
-    try:
-        value = int(digits, 8)
-    except ValueError:
-        raise _invalid() from None
-    if value >= 1 << 64:
-        raise _invalid()
-    return value - (1 << 64) if value >> 63 else value
-
-
-def _decimal(text: bytes) -> int:
-    """Parse as Go's strconv.ParseInt(text, 10, 64), and accept nothing else."""
-    digits = text[1:] if text[:1] in (b"+", b"-") else text
-    if not digits.isdigit() or len(digits) > 4000:
-        raise _invalid()
-    value = int(text)
-    if not -(1 << 63) <= value < 1 << 63:
-        raise _invalid()
-    return value
-
-
-def _time(text: bytes) -> int:
-    """A PAX time, ``seconds[.fraction]``, in nanoseconds. Digits beyond the ninth are dropped."""
-    seconds, _, fraction = text.partition(b".")
-    value = _decimal(seconds) * _NANO
-    if fraction:
-        if not fraction.isdigit():
-            raise _invalid()
-        nanos = int(fraction[:9].ljust(9, b"0"))
-        value += -nanos if seconds[:1] == b"-" else nanos
-    return value
-
-
-def _parse_pax(data: bytes) -> dict[bytes, bytes]:
-    """Records, each ``LENGTH KEY=VALUE`` and a newline. Of several with the same key the last counts. Sparse format 0.0
-    is returned as 0.1.
-    """
-    records: dict[bytes, bytes] = {}
-    sparse: list[bytes] = []
-    position = 0
-    while position < len(data):
-        space = data.find(b" ", position)
-        if space < 0:
-            raise _invalid()
-        length = _decimal(data[position:space])
-        end = position + length
-        if length < 5 or end > len(data) or end <= space + 1 or data[end - 1 : end] != b"\n":
-            raise _invalid()
-        key, equals, value = data[space + 1 : end - 1].partition(b"=")
-        if not equals or not key or b"\0" in (value if key in _NAMES else key):
-            raise _invalid()
-        if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):
-            if (key == b"GNU.sparse.offset") == bool(len(sparse) % 2) or b"," in value:
-                raise _invalid()
-            sparse.append(value)
-        else:
-            records[key] = value
-        position = end
-    if sparse:
-        records[b"GNU.sparse.map"] = b",".join(sparse)
-    return records
-
-
-_NAMES = frozenset((b"path", b"linkpath", b"uname", b"gname"))
-
-
-def _merge(entry: Entry, records: dict[bytes, bytes]) -> None:
-    """Records override the header; an empty one does not."""
-    entry.records = records
-    for key, value in records.items():
-        if not value:
-            continue
-        if key == b"path":
-            entry.name = value
-        elif key == b"linkpath":
-            entry.linkname = value
-        elif key == b"uid":
-            entry.uid = _decimal(value)
-        elif key == b"gid":
-            entry.gid = _decimal(value)
-        elif key == b"mtime":
-            entry.modified = _time(value)
-        elif key == b"atime":
-            entry.accessed = _time(value)
-        elif key == b"ctime":
-            _time(value)
-        elif key == b"size":
-            entry.size = _decimal(value)
+    """Forget what headers of archives said, in a process that lives on."""
+    forget_numbers()
+    _owners.clear()
+    _times.clear()
+    _high.clear()
+    _low.clear()
+    _middles.clear()
+    _heads.clear()

@@ -34,12 +34,13 @@ if TYPE_CHECKING:
 
 WHITEOUT = b".wh."
 OPAQUE = b".wh..wh..opq"
+_NO_NAMES = (b"", b".", b"..")
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 _PATH_MAX = 4095
 """Bytes of a path that the kernel takes."""
 _PARENTS = 4096
 """Directories that are remembered, so that the next entry's need not be looked up."""
-_LATEST = (1 << 63) - 1
+LATEST = (1 << 63) - 1
 """Nanoseconds since 1970. Times out of this range, or before 1970, are replaced by 1970, as in containerd."""
 
 
@@ -83,8 +84,10 @@ class Extractor:
         """Absolute paths of existing directories without a link in them. Without this, a name of two thousand
         components would take as many system calls, each on a path with all components before it.
         """
-        self._directories: dict[bytes, tuple[int, int]] = {}
-        """Times by name, in the order in which they were last set."""
+        self._directories: dict[bytes, tuple[tuple[int, int], bool]] = {}
+        """Times by name, in the order in which they were last set; and whether there is no link in the name."""
+        self._turned = False
+        """A directory or a link was removed, so a name may lead to another directory now."""
         self._unpacked: set[int] = set()
         """Hashes of paths: a layer may have millions of paths, of up to 4 KiB each."""
         self._holding: set[bytes] = {b""}
@@ -117,41 +120,42 @@ class Extractor:
 
     def _finish(self) -> None:
         """Set the times of directories last, since making files in them changes these."""
-        for path, when in self._directories.items():
+        for name, (when, straight) in self._directories.items():
             try:
-                where = self._resolved(path)
+                where = self._resolved(name) if self._turned or not straight else b"/" + name.lstrip(b"/")
                 os.utime(where, ns=when, follow_symlinks=False)
             except OSError as error:
-                raise EntryError(f"{quoted(path)}: failed to set times: {words_of(error)}") from None
+                raise EntryError(f"{quoted(name)}: failed to set times: {words_of(error)}") from None
 
     def _entry(self, entry: tar.Entry, reader: tar.Reader) -> None:
-        name = go_clean(entry.name)
-        cut = name.rfind(b"/")
-        base = name[cut + 1 :]
-        if base in (b"", b".", b".."):
-            return  # the root itself
-        directory = name[: cut + 1]
-        parent = self._parents.get(directory)
+        raw = entry.name.rstrip(b"/")
+        cut = raw.rfind(b"/") + 1
+        directory, base = raw[:cut], raw[cut:]
+        parent = self._parents.get(directory) if base not in _NO_NAMES else None
         if parent is None:
-            parent = self._enter(directory)
+            name = go_clean(raw)
+            cut = name.rfind(b"/") + 1
+            if name[cut:] in _NO_NAMES:
+                return  # the root itself
+            parent = self._enter(name[:cut])
+            if name[cut:] == base:
+                self._remember(directory, parent)  # for the next entry there
+            base = name[cut:]
         path = parent + b"/" + base
         if base.startswith(WHITEOUT):
             self._whiteout(entry, parent, base)
             return
         kind = entry.type
-        merged = False
         if kind in (tar.REG, tar.GNU_SPARSE):
             self._regular(entry, reader, path)
+        elif kind == tar.DIR:
+            self._directory(entry, path)
+            self._remember(raw + b"/", path)
+        elif kind == tar.PAX_GLOBAL:
+            self._clear(path)
+            return
         else:
-            merged = self._clear(path, keep_directory=kind == tar.DIR)
-            if kind == tar.PAX_GLOBAL:
-                return
-            self._special(entry, path, merged=merged)
-        if kind == tar.DIR:
-            self._directories.pop(name, None)
-            self._directories[name] = times(entry)
-            if merged and (made := self._unnamed.get(path)) is not None:
-                self._unnamed[path] = made._replace(named=True)
+            self._special(entry, path)
         if self._overlay is None:
             self._unpacked.add(hash(path))
             if parent not in self._holding:
@@ -169,8 +173,9 @@ class Extractor:
         try:
             if entry.sparse is not None:
                 _write_sparse(fd, entry, reader)
-            elif entry.size <= 1 << 18:
-                data = reader.whole()
+            elif (data := reader.buffered()) is not None or entry.size <= 1 << 18:
+                if data is None:
+                    data = reader.whole()
                 if data:
                     _write(fd, data)
             else:
@@ -183,35 +188,63 @@ class Extractor:
                         begun = done
             if not self._plain or entry.uid or entry.gid:
                 os.fchown(fd, _id(entry.uid), _id(entry.gid))
-            if entry.records:
+            if attributes := entry.records and entry.xattrs():
                 _set_xattrs(entry, fd)
-            if not self._plain or entry.records or mode & ~0o777:
+            if not self._plain or attributes or mode & ~0o777:
                 os.fchmod(fd, mode)
             os.utime(fd, ns=times(entry))
             self._writeback.written(fd, entry.size)
         finally:
             os.close(fd)
 
-    def _special(self, entry: tar.Entry, path: bytes, *, merged: bool) -> None:
-        kind = entry.type
+    def _directory(self, entry: tar.Entry, path: bytes) -> None:
         mode = entry.mode & 0o7777
-        if kind == tar.DIR:
+        merged = False
+        try:
+            os.mkdir(path, mode & 0o777)
+        except FileExistsError:
+            merged = self._clear(path, keep_directory=True)
             if not merged:
                 os.mkdir(path, mode & 0o777)
-        elif kind == tar.SYMLINK:
-            os.symlink(entry.linkname, path)
+        if merged or not self._plain or entry.uid or entry.gid:
+            os.chown(path, _id(entry.uid), _id(entry.gid), follow_symlinks=False)
+        attributes = entry.records and entry.xattrs()
+        if mode & stat.S_ISGID or attributes:
+            self._plain = False
+        if attributes:
+            _set_xattrs(entry, path)
+        if merged or not self._plain or mode & ~0o777:
+            os.chmod(path, mode)
+        name, when = go_clean(entry.name), times(entry)
+        straight = path == b"/" + name.lstrip(b"/")
+        if not straight:
+            os.utime(path, ns=when, follow_symlinks=False)
+        self._directories.pop(name, None)
+        self._directories[name] = when, straight
+        if merged and (made := self._unnamed.get(path)) is not None:
+            self._unnamed[path] = made._replace(named=True)
+
+    def _special(self, entry: tar.Entry, path: bytes) -> None:
+        kind = entry.type
+        mode = entry.mode & 0o7777
+        if kind == tar.SYMLINK:
+            try:
+                os.symlink(entry.linkname, path)
+            except FileExistsError:
+                self._clear(path)
+                os.symlink(entry.linkname, path)
         elif kind == tar.LINK:
+            self._clear(path)
             os.link(self._link_target(entry.linkname), path)
         elif kind in (tar.CHAR, tar.BLOCKDEV, tar.FIFO):
+            self._clear(path)
             check_device(entry)
             what = {tar.CHAR: stat.S_IFCHR, tar.BLOCKDEV: stat.S_IFBLK, tar.FIFO: stat.S_IFIFO}[kind]
             os.mknod(path, mode | what, device(entry.major, entry.minor))
         else:
             raise EntryError(f"{quoted(entry.name)}: unhandled tar header type {kind[0]}")
-        if kind == tar.LINK or merged or not self._plain or entry.uid or entry.gid:
+        if kind == tar.LINK or not self._plain or entry.uid or entry.gid:
             os.chown(path, _id(entry.uid), _id(entry.gid), follow_symlinks=False)
-        if kind == tar.DIR and (mode & stat.S_ISGID or entry.records):
-            self._plain = False
         if entry.records:
             _set_xattrs(entry, path)
         # a hard link to a symbolic link, which has no mode
@@ -256,10 +289,13 @@ class Extractor:
             path = b""
         else:
             self._make_parents(path)
+        self._remember(directory, path)
+        return path
+
+    def _remember(self, directory: bytes, path: bytes) -> None:
         if len(self._parents) >= _PARENTS:
             self._parents.clear()
         self._parents[directory] = path
-        return path
 
     def _resolved(self, directory: bytes) -> bytes:
         """The resolved path of a directory. A name without links is returned unchanged."""
@@ -343,6 +379,7 @@ class Extractor:
             os.unlink(path)
         if stat.S_ISDIR(mode) or stat.S_ISLNK(mode):
             self._parents.clear()
+            self._turned = True
 
     def _remove_tree(self, path: bytes) -> None:
         with os.scandir(path) as found:
@@ -406,7 +443,7 @@ def times(entry: tar.Entry) -> tuple[int, int]:
     """Access and modification time. Like in containerd's reader, the access time is at least the modification time."""
     modified = entry.modified
     accessed = modified if entry.accessed is None or entry.accessed < modified else entry.accessed
-    return (accessed if 0 <= accessed <= _LATEST else 0), (modified if 0 <= modified <= _LATEST else 0)
+    return (accessed if 0 <= accessed <= LATEST else 0), (modified if 0 <= modified <= LATEST else 0)
 
 
 def _id(number: int) -> int:

@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import stat
 import struct
-from operator import itemgetter
+from bisect import bisect_right
+from itertools import accumulate
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,17 +38,20 @@ INODE = struct.Struct("<HHHHQIIIIQII16x")
 """struct erofs_inode_extended: format, attributes' size, mode, reserved; size; data; number, owner, group; modified
 (seconds, nanoseconds); links.
 """
+_FILE = struct.Struct("<HHHHQIIIIQII16x xxHI 24x")
+"""The same, with one entry of a table of chunks, up to the next inode."""
 DIRENT = struct.Struct("<QHBx")
 """struct erofs_dirent: nid, the offset of its name in the block, type."""
+_DIRENTS = tuple("<" + "QHBx" * count for count in range(40))
+"""Those of a block, by their number."""
 _SUPER = struct.Struct("<IIIBBHQQIIII16s16sIHHHBBIQB23x")
 _DEVICE = struct.Struct("<64sII56x")
 _CHUNK = struct.Struct("<xxHI")
 """struct erofs_inode_chunk_index: the device (0: the image itself), the block."""
 XATTR = struct.Struct("<BBH")
 """struct erofs_xattr_entry: the length of the name, the number of its prefix, the length of the value."""
-_AT_ONCE = 2000
-"""Parts that are written at once."""
 _64_BITS = (1 << 64) - 1
+_NANO = 1_000_000_000
 MAGIC = 0xE0F5E1E2
 _COMPAT_MTIME, _INCOMPAT_CHUNKED, _INCOMPAT_DEVICES = 0x2, 0x4, 0x8
 _EXTENDED = 1
@@ -55,6 +59,8 @@ _PLAIN, INLINE, _CHUNKED = 0 << 1, 2 << 1, 4 << 1
 _INDEXES = 0x20
 _CHUNK_BITS = 31
 """Powers of two that a chunk has blocks, at most."""
+_ONE_CHUNK = BLOCK << _CHUNK_BITS
+"""Bytes of a file that is one chunk, at most."""
 NOWHERE = 0xFFFFFFFF
 """The address of a hole."""
 ADDRESSES = NOWHERE
@@ -72,6 +78,8 @@ TYPES = {
     stat.S_IFSOCK: 6,
     stat.S_IFLNK: 7,
 }
+_TYPE_OF = tuple(TYPES.get(number << 12, 0) for number in range(16))
+"""The same, by the highest four bits of the mode."""
 PREFIXES = (
     (b"system.posix_acl_access", 2),
     (b"system.posix_acl_default", 3),
@@ -83,12 +91,11 @@ PREFIXES = (
 TABLE = 1 << 16
 """Chunks of one file in which no data are copied, at most; and about as many if some are."""
 CHUNKS = 1 << 21
-"""Chunks of all files, at most: most files have one."""
+"""Chunks of all files that have several, at most."""
 ATTRIBUTES = 1 << 27
 """Bytes of all extended attributes, at most."""
 COPIED = 1 << 28
 """Bytes that are copied into an image, at most."""
-_name = itemgetter(0)
 
 
 class ImageError(Exception):
@@ -98,7 +105,10 @@ class ImageError(Exception):
 class Node:
     """An inode. ``mode`` has its type; ``modified`` is in nanoseconds since 1970."""
 
-    __slots__ = ("children", "device", "gid", "links", "mode", "modified", "pieces", "size", "target", "uid", "xattrs")
+    __slots__ = (
+        "children", "device", "gid", "links", "mode", "modified", "nid", "pieces", "place", "size", "target", "uid",
+        "xattrs",
+    )  # fmt: skip
 
     def __init__(self, mode: int, uid: int = 0, gid: int = 0, modified: int = 0) -> None:
         self.mode = mode
@@ -107,9 +117,11 @@ class Node:
         self.modified = modified
         self.size = 0
         """Bytes of a regular file."""
+        self.place = -1
+        """Where a regular file's data are in the blob device, if they are in one piece that begins at a block of it."""
         self.pieces: Sequence[tuple[int, int, int]] = ()
-        """Where a regular file's data are: the offset in the file, the offset in the blob device, the length; in order.
-        What is in none of them is a hole.
+        """Otherwise: the offset in the file, the offset in the blob device, the length of each piece, in order. What is
+        in none of them is a hole.
         """
         self.target = b""
         """Of a symbolic link."""
@@ -120,6 +132,8 @@ class Node:
         self.xattrs: dict[bytes, bytes] | None = None
         self.children: dict[bytes, Node] | None = None
         """Of a directory."""
+        self.nid = 0
+        """Its place in an image, once that is written."""
 
 
 def prefix_of(name: bytes) -> tuple[int, bytes] | None:
@@ -131,7 +145,7 @@ def prefix_of(name: bytes) -> tuple[int, bytes] | None:
     return None
 
 
-def image(root: Node, blob_size: int, read: Callable[[int, int], bytes]) -> Iterator[bytes]:
+def image(root: Node, blob_size: int, read: Callable[[int, int], bytes]) -> Iterator[bytes | bytearray]:
     """The bytes of an image of the tree ``root``, in pieces. The blob device has ``blob_size`` bytes, a multiple of
     :data:`BLOCK`; ``read(offset, length)`` gives some of them, for what must be copied. ImageError if the tree does not
     fit; nothing has been yielded then.
@@ -166,96 +180,175 @@ def trouble(begin: bytes, size: int) -> str:
     return ""
 
 
-class _Inode:
-    """A node in its place. Its record has ``head`` bytes of inode and attributes, and then, beginning at a multiple of
-    8, its table, or the last bytes of its contents.
+class _Contents:
+    """A directory or a long link, in its place ``at``: its data are made once all inodes have theirs. ``whole`` bytes
+    of them lie in blocks of their own, the others after its inode. The names of a directory, with its own and its
+    parent's, are in the order of their bytes; each of ``starts`` is the first of a block.
     """
 
-    __slots__ = ("at", "attributes", "bits", "entries", "node", "number", "parent", "table", "tail", "whole")
+    __slots__ = ("at", "attributes", "names", "node", "nodes", "number", "starts", "whole")
 
-    def __init__(self, node: Node, number: int, parent: _Inode | None) -> None:
+    def __init__(self, node: Node, number: int, attributes: bytes) -> None:
         self.node = node
         self.number = number
-        self.parent = parent or self
-        self.at = 0
-        self.attributes = b""
-        self.entries: list[tuple[bytes, Node]] = []
-        """Of a directory, in the order of their names."""
-        self.whole = 0
-        """Bytes of its contents that lie in blocks of their own."""
-        self.tail = 0
-        self.bits = 0
-        self.table: list[tuple[int, int]] = []
-        """Of a file: the device and the block of each chunk."""
+        self.attributes = attributes
+        self.at = self.whole = 0
+        self.names: list[bytes] = []
+        self.nodes: list[Node] = []
+        self.starts = [0]
 
-    @property
-    def nid(self) -> int:
-        return (self.at - META * BLOCK) // SLOT
+
+class _Chunked:
+    """A file with a table of chunks: the device and the block of each."""
+
+    __slots__ = ("at", "attributes", "bits", "node", "number", "table")
+
+    def __init__(self, node: Node, number: int, attributes: bytes) -> None:
+        self.node = node
+        self.number = number
+        self.attributes = attributes
+        self.at = self.bits = 0
+        self.table: list[tuple[int, int]] = []
 
 
 class _Writer:
     def __init__(self, root: Node) -> None:
-        self._inodes: list[_Inode] = []
-        self._of: dict[int, _Inode] = {}
-        """By the id of a node."""
+        self._out = bytearray()
+        """From the block :data:`META` on: the inodes, each in its place."""
+        self._root = root
+        self._number = 0
+        self._contents: list[_Contents] = []
+        self._chunked: list[_Chunked] = []
         self._copies: list[tuple[Node, int, int]] = []
         """Chunks that are copied: their file, where they begin in it, their length."""
         self._copied = 0
         self._chunks = self._attributes = 0
-        self._collect(root)
-        self._end = META * BLOCK
-        for inode in self._inodes:
-            self._place(inode)
-        self._end += -self._end % BLOCK
+        self._place(root)
+        self._out += bytes(-len(self._out) % BLOCK)
 
     # ------------------------------------------------------------------------ layout
 
-    def _collect(self, root: Node) -> None:
-        """All inodes, each once, the root first; the files of a directory are near each other."""
-        waiting: list[tuple[Node, _Inode | None]] = [(root, None)]
-        inodes, of = self._inodes, self._of
+    def _place(self, root: Node) -> None:
+        """Give all inodes their places, the root first, and after each directory what is in it. A usual file is packed
+        at once.
+        """
+        out, number = self._out, 0
+        seen: set[int] = set()
+        above, waiting = [root], [iter([root])]
         while waiting:
-            node, parent = waiting.pop()
-            if id(node) in of:
-                continue
-            of[id(node)] = inode = _Inode(node, len(inodes) + 1, parent)
-            inodes.append(inode)
-            if node.children:
-                inode.entries = sorted(node.children.items(), key=_name)
-                waiting += [(child, inode) for _, child in reversed(inode.entries)]
+            for node in waiting[-1]:
+                if node.links > 1 and node.children is None:
+                    if id(node) in seen:
+                        continue
+                    seen.add(id(node))
+                number += 1
+                if node.place >= 0 and 0 < node.size <= _ONE_CHUNK and not node.xattrs:
+                    node.nid = len(out) // SLOT
+                    seconds, nanoseconds = divmod(node.modified, _NANO)
+                    out += _FILE.pack(
+                        _CHUNKED | _EXTENDED,
+                        0,
+                        node.mode,
+                        0,
+                        node.size,
+                        max(0, (node.size - 1).bit_length() - BITS) | _INDEXES,
+                        number,
+                        node.uid,
+                        node.gid,
+                        seconds & _64_BITS,
+                        nanoseconds,
+                        node.links,
+                        1,
+                        node.place >> BITS,
+                    )
+                elif node.children is None:
+                    self._place_other(node, number)
+                else:
+                    waiting.append(iter(self._place_directory(node, number, above[-1])))
+                    above.append(node)
+                    break
+            else:
+                waiting.pop()
+                above.pop()
+        self._number = number
 
-    def _place(self, inode: _Inode) -> None:
-        node, head = inode.node, INODE.size
-        if node.xattrs:
-            inode.attributes = _attributes(node.xattrs)
-            self._attributes += len(inode.attributes)
-            if self._attributes > ATTRIBUTES:
-                raise ImageError(f"more than {ATTRIBUTES >> 20} MiB of extended attributes")
-            head += len(inode.attributes)
-        length = _length(inode) if node.children is not None else len(node.target)
-        end = self._end
-        if length:
-            tail = length % BLOCK
-            # it must not reach into the next block; the record can be moved by whole slots
-            inode.tail = tail if tail <= BLOCK - head % SLOT else 0
-            inode.whole = length - inode.tail
-            while inode.tail and (end + head) % BLOCK + inode.tail > BLOCK:
-                end += SLOT
-            size = head + inode.tail
+    def _place_other(self, node: Node, number: int) -> None:
+        attributes = self._attributes_of(node)
+        if node.target:
+            contents = _Contents(node, number, attributes)
+            self._reserve(contents, len(node.target))
+            if contents.whole:
+                self._contents.append(contents)
+            else:
+                self._put(contents.at, node, number, INLINE, attributes, len(node.target), NOWHERE, node.target)
         elif node.size:
-            self._divide(inode)
-            size = head + -head % 8 + 8 * len(inode.table)
+            chunked = _Chunked(node, number, attributes)
+            self._divide(chunked)
+            head = INODE.size + len(attributes)
+            chunked.at = self._room(node, head + -head % 8 + 8 * len(chunked.table))
+            self._chunked.append(chunked)
         else:
-            size = head
-        inode.at = end
-        self._end = end + size + -size % SLOT
+            where = node.device if stat.S_ISCHR(node.mode) or stat.S_ISBLK(node.mode) else NOWHERE
+            at = self._room(node, INODE.size + len(attributes))
+            self._put(at, node, number, _PLAIN, attributes, 0, where, b"")
 
-    def _divide(self, inode: _Inode) -> None:
+    def _attributes_of(self, node: Node) -> bytes:
+        if not node.xattrs:
+            return b""
+        attributes = _attributes(node.xattrs)
+        self._attributes += len(attributes)
+        if self._attributes > ATTRIBUTES:
+            raise ImageError(f"more than {ATTRIBUTES >> 20} MiB of extended attributes")
+        return attributes
+
+    def _place_directory(self, node: Node, number: int, parent: Node) -> list[Node]:
+        """Returns what is in it, in order."""
+        children = node.children or {}
+        contents = _Contents(node, number, self._attributes_of(node))
+        contents.names = names = sorted(children)
+        inner = [children[name] for name in names]
+        contents.nodes = [*inner]
+        for name, each in ((b".", node), (b"..", parent)):
+            at = bisect_right(names, name)
+            names.insert(at, name)
+            contents.nodes.insert(at, each)
+        ends = [*accumulate(map(DIRENT.size.__add__, map(len, names)))]
+        begun = 0
+        while ends[-1] - begun > BLOCK:
+            start = bisect_right(ends, begun + BLOCK)
+            contents.starts.append(start)
+            begun = ends[start - 1]
+        self._reserve(contents, (len(contents.starts) - 1) * BLOCK + ends[-1] - begun)
+        self._contents.append(contents)
+        return inner
+
+    def _reserve(self, contents: _Contents, length: int) -> None:
+        """Give a directory or a link with ``length`` bytes of contents its place."""
+        head = INODE.size + len(contents.attributes)
+        tail = length % BLOCK
+        # it must not reach into the next block; the record can be moved by whole slots
+        if tail > BLOCK - head % SLOT:
+            tail = 0
+        begin = (len(self._out) + head) % BLOCK
+        if tail and begin + tail > BLOCK:
+            self._out += bytes(BLOCK - begin + begin % SLOT)
+        contents.whole = length - tail
+        contents.at = self._room(contents.node, head + tail)
+
+    def _room(self, node: Node, size: int) -> int:
+        """Where ``size`` bytes for an inode, and what belongs to it, begin."""
+        at = len(self._out)
+        node.nid = at // SLOT
+        self._out += bytes(size + -size % SLOT)
+        return at
+
+    def _divide(self, chunked: _Chunked) -> None:
         """Find the chunks of a file: the largest that lie in the blob device as they are, if they do not take too long
         a table. Else chunks are copied.
         """
-        node, one = inode.node, max(0, (inode.node.size - 1).bit_length() - BITS)
-        pieces = [piece for piece in node.pieces if piece[2]]
+        node = chunked.node
+        one = max(0, (node.size - 1).bit_length() - BITS)
+        pieces = [(0, node.place, node.size)] if node.place >= 0 else [piece for piece in node.pieces if piece[2]]
         fits = BITS + _CHUNK_BITS
         for start, place, length in pieces:
             # a chunk begins where a piece does, at a block of the device; only the file's last one may end within
@@ -268,11 +361,11 @@ class _Writer:
         if bits > _CHUNK_BITS:
             raise ImageError(f"a file of {node.size} bytes")
         size = BLOCK << bits
-        inode.bits = bits
+        chunked.bits = bits
         self._chunks += -(-node.size // size)
         if self._chunks > CHUNKS:
             raise ImageError("sparse files of too many pieces")
-        inode.table = table = [(0, NOWHERE)] * (-(-node.size // size))
+        chunked.table = table = [(0, NOWHERE)] * (-(-node.size // size))
         for start, place, length in pieces:
             for number in range(start // size, -(-(start + length) // size)):
                 if not copied:
@@ -293,10 +386,10 @@ class _Writer:
 
     # ------------------------------------------------------------------------ bytes
 
-    def written(self, blob_blocks: int, read: Callable[[int, int], bytes]) -> Iterator[bytes]:
+    def written(self, blob_blocks: int, read: Callable[[int, int], bytes]) -> Iterator[bytes | bytearray]:
         """All of it."""
-        contents = self._end >> BITS
-        copies = contents + sum(-(-inode.whole // BLOCK) for inode in self._inodes)
+        contents = META + (len(self._out) >> BITS)
+        copies = contents + sum(-(-each.whole // BLOCK) for each in self._contents)
         blocks = copies + (self._copied >> BITS)
         if blocks >= ADDRESSES:
             raise ImageError(f"an index of {blocks} blocks")
@@ -304,103 +397,75 @@ class _Writer:
 
     def _pieces(
         self, blob_blocks: int, contents: int, copies: int, blocks: int, read: Callable[[int, int], bytes]
-    ) -> Iterator[bytes]:
+    ) -> Iterator[bytes | bytearray]:
         head = _SUPER.pack(
-            MAGIC, 0, _COMPAT_MTIME, BITS, 0, self._inodes[0].nid, len(self._inodes), 0, 0, blocks, META, 0,
+            MAGIC, 0, _COMPAT_MTIME, BITS, 0, self._root.nid, self._number, 0, 0, blocks, META, 0,
             b"", b"", _INCOMPAT_CHUNKED | _INCOMPAT_DEVICES, 0, 1, 1152 // _DEVICE.size, 0, 0, 0, 0, 0,
         )  # fmt: skip
         yield bytes(1024) + (head + _DEVICE.pack(b"", blob_blocks, 0)).ljust(META * BLOCK - 1024, b"\0")
-        later: list[bytes] = []
-        at, parts = META * BLOCK, []
-        for inode in self._inodes:
-            record, whole = self._record(inode, contents, copies)
-            if whole:
-                later.append(whole)
-                contents += len(whole) >> BITS
-            if inode.at != at:
-                parts.append(bytes(inode.at - at))
-            parts.append(record)
-            at = inode.at + len(record)
-            if len(parts) >= _AT_ONCE:
-                yield b"".join(parts)
-                parts = []
-        parts.append(bytes(self._end - at))
-        yield b"".join(parts)
+        for file in self._chunked:
+            table = b"".join(
+                _CHUNK.pack(device, block if device or block == NOWHERE else block + copies)
+                for device, block in file.table
+            )
+            self._put(
+                file.at, file.node, file.number, _CHUNKED, file.attributes, file.node.size, file.bits | _INDEXES,
+                bytes(-len(file.attributes) % 8) + table,
+            )  # fmt: skip
+        later = []
+        for each in self._contents:
+            data = _entries(each) if each.names else each.node.target
+            where = NOWHERE
+            if each.whole:
+                where = contents
+                whole = data[: each.whole]
+                later.append(whole + bytes(-len(whole) % BLOCK))
+                contents += len(later[-1]) >> BITS
+            layout = INLINE if each.whole < len(data) else _PLAIN
+            self._put(each.at, each.node, each.number, layout, each.attributes, len(data), where, data[each.whole :])
+        yield self._out
         yield from later
         for node, start, length in self._copies:
             yield _copied(node, start, length, read)
 
-    def _record(self, inode: _Inode, contents: int, copies: int) -> tuple[bytes, bytes]:
-        """A node's record, and the blocks of its contents, of which the first is ``contents``."""
-        node, attributes = inode.node, inode.attributes
-        layout, where, size, rest, whole = _PLAIN, NOWHERE, 0, b"", b""
-        if inode.table:
-            layout, where, size = _CHUNKED, inode.bits | _INDEXES, node.size
-            rest = bytes(-len(attributes) % 8) + b"".join(
-                _CHUNK.pack(device, block if device or block == NOWHERE else block + copies)
-                for device, block in inode.table
-            )
-        elif inode.whole or inode.tail:
-            data = self._directory(inode) if node.children is not None else node.target
-            size = len(data)
-            if inode.whole:
-                where = contents
-                whole = data[: inode.whole]
-                whole += bytes(-len(whole) % BLOCK)
-            if inode.tail:
-                layout, rest = INLINE, data[inode.whole :]
-        elif stat.S_ISCHR(node.mode) or stat.S_ISBLK(node.mode):
-            where = node.device
-        seconds, nanoseconds = divmod(node.modified, 1_000_000_000)
-        head = INODE.pack(
+    def _put(
+        self, at: int, node: Node, number: int, layout: int, attributes: bytes, size: int, where: int, rest: bytes
+    ) -> None:
+        """Write an inode into its place, with what follows it there."""
+        seconds, nanoseconds = divmod(node.modified, _NANO)
+        INODE.pack_into(
+            self._out,
+            at,
             layout | _EXTENDED,
             (len(attributes) - 12 >> 2) + 1 if attributes else 0,
             node.mode,
             0,
             size,
             where,
-            inode.number,
+            number,
             node.uid,
             node.gid,
             seconds & _64_BITS,
             nanoseconds,
             node.links,
         )
-        return head + attributes + rest, whole
-
-    def _directory(self, inode: _Inode) -> bytes:
-        """The contents of a directory."""
-        of = self._of
-        blocks: list[bytes] = []
-        for names in _blocks(inode):
-            at = len(names) * DIRENT.size
-            heads = []
-            for name, node in names:
-                heads.append(DIRENT.pack(of[id(node)].nid, at, TYPES[node.mode & 0o170000]))
-                at += len(name)
-            blocks.append(b"".join([*heads, *(name for name, _ in names)]))
-        return b"".join([*(block.ljust(BLOCK, b"\0") for block in blocks[:-1]), blocks[-1]])
+        at += INODE.size
+        follows = attributes + rest
+        self._out[at : at + len(follows)] = follows
 
 
-def _length(inode: _Inode) -> int:
-    """Bytes of a directory's contents."""
-    *full, last = [sum(len(name) for name, _ in names) + len(names) * DIRENT.size for names in _blocks(inode)]
-    return len(full) * BLOCK + last
-
-
-def _blocks(inode: _Inode) -> Iterator[list[tuple[bytes, Node]]]:
-    """A directory's names, with its own and its parent's, block by block."""
-    names = sorted([(b".", inode.node), (b"..", inode.parent.node), *inode.entries], key=_name)
-    here: list[tuple[bytes, Node]] = []
-    room = BLOCK
-    for name in names:
-        size = DIRENT.size + len(name[0])
-        if size > room:
-            yield here
-            here, room = [], BLOCK
-        here.append(name)
-        room -= size
-    yield here
+def _entries(contents: _Contents) -> bytes:
+    """The contents of a directory."""
+    names, nodes, starts = contents.names, contents.nodes, contents.starts
+    blocks = []
+    for start, end in zip(starts, [*starts[1:], len(names)], strict=True):
+        count = end - start
+        fields = [0] * (3 * count)
+        fields[::3] = [node.nid for node in nodes[start:end]]
+        fields[1::3] = [*accumulate(map(len, names[start : end - 1]), initial=count * DIRENT.size)]
+        fields[2::3] = [_TYPE_OF[node.mode >> 12] for node in nodes[start:end]]
+        blocks.append(struct.pack(_DIRENTS[count], *fields) + b"".join(names[start:end]))
+    return b"".join([*(block.ljust(BLOCK, b"\0") for block in blocks[:-1]), blocks[-1]])
 
 
 def _attributes(xattrs: dict[bytes, bytes]) -> bytes:

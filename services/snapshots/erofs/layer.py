@@ -35,6 +35,7 @@ _EACH = 160
 """Bytes for an attribute, or a piece of a sparse file, beside its own."""
 _LINKS = 40
 """Symbolic links in one path that the kernel follows."""
+_NO_NAMES = (b"", b".", b"..")
 _PARENTS = 4096
 """Directories that are remembered, so that the next entry's need not be looked up."""
 _ID = 0xFFFFFFFF
@@ -77,6 +78,10 @@ class LayerTree:
         """
         self._directories: dict[bytes, int] = {}
         """Times by name, in the order in which they were last set."""
+        self._turned = False
+        """A name may lead to another directory in the end than it did before: links are in the way, or a directory or a
+        link was removed.
+        """
 
     @property
     def unnamed(self) -> list[Unnamed]:
@@ -96,6 +101,8 @@ class LayerTree:
             while (entry := reader.next()) is not None:
                 last = entry.name
                 self._count(entry)
+                if self._usual(entry, reader):
+                    continue
                 try:
                     self._entry(entry, reader)
                 except OSError as error:
@@ -104,6 +111,8 @@ class LayerTree:
             raise EntryError(
                 f"{error} (at or after {extract.quoted(last)})" if last is not None else str(error)
             ) from None
+        if not self._turned:
+            return
         for path, modified in self._directories.items():
             try:
                 self._existing(self._resolved(path)).modified = modified
@@ -111,7 +120,9 @@ class LayerTree:
                 raise EntryError(f"{extract.quoted(path)}: failed to set times: {extract.words_of(error)}") from None
 
     def _count(self, entry: tar.Entry) -> None:
-        size = len(entry.name) + len(entry.linkname) + _EACH * len(entry.sparse or ())
+        size = len(entry.name) + len(entry.linkname)
+        if entry.sparse:
+            size += _EACH * len(entry.sparse)
         if entry.records:
             size += sum(_EACH + len(key) + len(value) for key, value in entry.xattrs())
         self._take(entry.name, 1, size)
@@ -128,14 +139,63 @@ class LayerTree:
 
     # ------------------------------------------------------------------------ entries
 
+    def _usual(self, entry: tar.Entry, reader: tar.Reader) -> bool:
+        """Take an entry that is a new file, directory or symbolic link in a directory that is known, where nothing
+        needs a closer look; False if it is anything else. :meth:`_entry` would do the same.
+        """
+        kind, uid, gid, modified = entry.type, entry.uid, entry.gid, entry.modified
+        name = entry.name if kind != tar.DIR else entry.name.rstrip(b"/")
+        cut = name.rfind(b"/") + 1
+        base = name[cut:]
+        found = self._parents.get(name[:cut])
+        if found is None or base.startswith(extract.WHITEOUT) or base in _NO_NAMES or len(base) > NAME:
+            return False
+        above, parent = found
+        children = parent.children
+        if (
+            children is None
+            or base in children
+            or parent.xattrs
+            or len(above) + len(base) >= _PATH_MAX
+            or not (0 <= uid < _ID and 0 <= gid < _ID)
+            or (entry.records and entry.xattrs())
+        ):
+            return False
+        if not 0 <= modified <= extract.LATEST:
+            modified = 0
+        if kind == tar.REG:
+            if entry.sparse is not None:
+                return False
+            children[base] = node = Node(stat.S_IFREG | entry.mode & 0o7777, uid, gid, modified)
+            if size := entry.size:
+                node.size = size
+                node.place = reader.offset()
+        elif kind == tar.DIR:
+            children[base] = node = Node(stat.S_IFDIR | entry.mode & 0o7777, uid, gid, modified)
+            node.children = {}
+            node.links = 2
+            parent.links += 1
+            self._named(go_clean(entry.name), b"", modified)
+            self._remember(name + b"/", (above + b"/" + base, node))
+        elif kind == tar.SYMLINK and 0 < len(entry.linkname) <= _PATH_MAX:
+            children[base] = node = Node(stat.S_IFLNK | 0o777, uid, gid, modified)
+            node.target = entry.linkname
+        else:
+            return False
+        return True
+
     def _entry(self, entry: tar.Entry, reader: tar.Reader) -> None:
         name = go_clean(entry.name)
         cut = name.rfind(b"/")
         base = name[cut + 1 :]
-        if base in (b"", b".", b".."):
+        if base in _NO_NAMES:
             return  # the root itself
         directory = name[: cut + 1]
-        above, parent = self._parents.get(directory) or self._enter(directory)
+        above, parent = found = self._parents.get(directory) or self._enter(directory)
+        raw = entry.name.rstrip(b"/")
+        cut = raw.rfind(b"/") + 1
+        if raw[cut:] == base:  # for the next one there, which need not be cleaned
+            self._remember(raw[:cut], found)
         path = above + b"/" + base
         if base.startswith(extract.WHITEOUT):
             self._whiteout(entry, path, parent, base)
@@ -156,7 +216,7 @@ class LayerTree:
         if kind in (tar.REG, tar.GNU_SPARSE):
             node = _new(stat.S_IFREG)
             node.size = entry.size
-            node.pieces = _pieces(entry, reader.offset())
+            _set_data(node, entry, reader.offset())
         elif kind == tar.PAX_GLOBAL:
             return
         elif kind == tar.LINK:
@@ -233,10 +293,15 @@ class LayerTree:
         """The path of an entry's directory, without a trailing slash, and itself; it is made if it does not exist."""
         path = self._resolved(directory)
         found = (b"", self.root) if path == b"/" else (path, self._made(path))
+        if path != b"/" + directory.strip(b"/"):
+            self._turned = True
+        self._remember(directory, found)
+        return found
+
+    def _remember(self, directory: bytes, found: tuple[bytes, Node]) -> None:
         if len(self._parents) >= _PARENTS:
             self._parents.clear()
         self._parents[directory] = found
-        return found
 
     def _resolved(self, directory: bytes) -> bytes:
         path = clean(directory)
@@ -379,6 +444,7 @@ class LayerTree:
             node.links -= 1
         if node.children is not None or stat.S_ISLNK(node.mode):
             self._parents.clear()
+            self._turned = True
 
 
 class _InMemory(Resolver):
@@ -436,15 +502,16 @@ def _special(entry: tar.Entry) -> Node:
     return node
 
 
-def _pieces(entry: tar.Entry, place: int) -> list[tuple[int, int, int]]:
+def _set_data(node: Node, entry: tar.Entry, place: int) -> None:
     if entry.sparse is None:
-        return [(0, place, entry.size)] if entry.size else []
+        node.place = place if entry.size else -1
+        return
     pieces = []
     for offset, length in entry.sparse:
         if length:
             pieces.append((offset, place, length))
         place += length
-    return pieces
+    node.pieces = pieces
 
 
 # ---------------------------------------------------------------------------------------------- attributes

@@ -15,7 +15,7 @@ import pytest
 import zstandard
 
 from services.kit import errors
-from services.kit.inflate import CompressionError
+from services.kit.inflate import CompressionError, inflated
 from services.oci.mounts import Mount
 from services.snapshots.diff import media, stream
 from services.snapshots.diff.mounted import _compact, _target, read_only_option
@@ -181,6 +181,35 @@ def test_a_stream_cut_off_is_an_error(cut: int) -> None:
     for packed in (gzip.compress(data), zstandard.ZstdCompressor(write_checksum=True).compress(data)):
         with pytest.raises(CompressionError):
             taken(packed[:-cut])
+
+
+@pytest.mark.parametrize("made", ["sized", "stream", "checksum", "frames", "skippable", "zeros", "stored", "empty"])
+def test_a_zstd_stream_ends_with_a_frame(made: str) -> None:
+    """Wherever it is cut off within a frame, that is an error, in chunks of any size; between frames it is none."""
+    data = os.urandom(300) + b"text " * 60_000
+    whole, checked = zstandard.ZstdCompressor(), zstandard.ZstdCompressor(write_checksum=True)
+    skippable = struct.pack("<II", 0x184D2A50, 3) + b"abc"
+    stream = whole.compressobj()
+    frames = {
+        "sized": [whole.compress(data)],
+        "stream": [stream.compress(data) + stream.flush()],
+        "checksum": [checked.compress(data)],
+        "frames": [whole.compress(data[:5]), checked.compress(data), whole.compress(b"")],
+        "skippable": [skippable, whole.compress(data), skippable],
+        "zeros": [whole.compress(bytes(1 << 20))],
+        "stored": [whole.compress(os.urandom(500))],
+        "empty": [checked.compress(b"")],
+    }[made]
+    ends = {sum(map(len, frames[:number])): number for number in range(1, len(frames) + 1)}
+    packed = b"".join(frames)
+    for end in range(10, len(packed) + 1):
+        for size in (1 << 20, 7) if end % 5 == 0 or end in ends else (1 << 20,):
+            source = iter([packed[at : min(at + size, end)] for at in range(0, end, size)])
+            if end in ends:
+                b"".join(inflated(source))
+            else:
+                with pytest.raises(CompressionError, match="unexpected EOF"):
+                    b"".join(inflated(source))
 
 
 @pytest.mark.slow

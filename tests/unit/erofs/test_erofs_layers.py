@@ -101,3 +101,12 @@ def test_a_layer_is_bounded(limit: str, value: int, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(layer, limit, value)
     with pytest.raises(EntryError, match=r"which an erofs layer cannot have: .* \(at \"three\"\)$"):
         indexed(tar_of(reg(b"one"), reg(b"two"), reg(b"three"), reg(b"four")), tmp_path / "image")
+
+
+@pytest.mark.parametrize("count", [0, 1, *range(12, 18), 40])
+def test_a_root_of_any_size_is_found(count: int, tmp_path: Path) -> None:
+    """With 14 or 15 names it does not begin the image: it is moved, since its contents must lie within a block."""
+    names = [b"a name of 20 bytes%02d" % number for number in range(count)]
+    indexed(tar_of(*map(reg, names)), tmp_path / "image")
+    with mounted(tmp_path / "image") as root:
+        assert sorted(os.listdir(os.fsencode(root))) == names
