@@ -79,14 +79,14 @@ def start(node: Node, box: str, name: str) -> None:
 def test_each_process_is_killed_three_times_while_ten_containers_run(
     node: Node, box: str, subscriber: Subscriber
 ) -> None:
-    """After each kill -9: healthy, at best within 5 s, the containers' pids unchanged and RUNNING, exec works, and an exit
-    is delivered.
+    """After each kill -9: healthy, for each service at best within 5 s, the containers' pids unchanged and RUNNING, exec
+    works, and an exit is delivered.
     """
     names = [f"c{i}" for i in range(CONTAINERS)]
     for name in names:
         start(node, box, name)
     serial = CONTAINERS
-    healing = []
+    healing: dict[str, list[float]] = {}
     for round_number in range(3):
         for service in SERVICES:
             before = {n: pid for n, (pid, _) in node.tasks().items()}
@@ -94,7 +94,7 @@ def test_each_process_is_killed_three_times_while_ten_containers_run(
             old = node.kill(service)
             killed = time.monotonic()
             node.wait_healthy()
-            healing.append(time.monotonic() - killed)
+            healing.setdefault(service, []).append(time.monotonic() - killed)
             assert node.pid(service) not in (0, old)
             assert node.tasks() == {n: (pid, "RUNNING") for n, pid in before.items()}, f"after {service} was killed"
             assert all(os.path.exists(f"/proc/{pid}") for pid in before.values())
@@ -111,8 +111,8 @@ def test_each_process_is_killed_three_times_while_ten_containers_run(
             names.append(f"c{serial}")
             start(node, box, names[-1])
             serial += 1
-    # a machine that is busy with other tests takes longer, now and then or always
-    assert min(healing) < HEAL_SECONDS, f"seconds to heal: {healing}"
+    # a machine that is busy with other tests takes longer now and then
+    assert all(min(each) < HEAL_SECONDS for each in healing.values()), f"seconds to heal: {healing}"
 
 
 def test_a_container_that_exits_while_tasks_is_down_is_reported(node: Node, box: str, subscriber: Subscriber) -> None:
