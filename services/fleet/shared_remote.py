@@ -106,6 +106,10 @@ class SharedBlobs:
                     await self._wait(reading, max(self._tick, took / MOST_SHARE), max(pause, took / SHARE))
                     if self._stale:
                         pause = self._tick
+            except Exception:
+                if reading.done() and not reading.cancelled() and (lost := reading.exception()) is not None:
+                    log.error("the events of shared blobs failed too", exc_info=lost)
+                raise
             finally:
                 reading.cancel()
                 await asyncio.wait((reading,))
