@@ -30,6 +30,7 @@ from deploy import health as health_of_nodes
 from deploy.place import Place
 from deploy.supervision import NotUp, Supervisor
 from services.kit import errors, rpc
+from tests import copies
 
 T = TypeVar("T")
 TOP = Path(__file__).resolve().parent.parent
@@ -223,7 +224,8 @@ class ServiceProcess:
     """``python -m MODULE --root ROOT --state STATE``, started alone and at once; a context manager that ends it.
 
     ``sockets`` are names below the state directory that must accept connections before the constructor returns. The log
-    goes to ``STATE/MODULE.log``.
+    goes to ``STATE/MODULE.log``. It is a copy (tests/copies.py), unless ``copied`` is False, for what is not the same in one:
+    its memory.
     """
 
     def __init__(
@@ -236,21 +238,21 @@ class ServiceProcess:
         config: Path | None = None,
         env: Mapping[str, str] | None = None,
         seconds: float = 20.0,
+        copied: bool = True,
     ) -> None:
         self.module, self.root, self.state, self.config = module, root, state, config
         self.sockets = [state / name for name in sockets or (module.rpartition(".")[2] + ".sock",)]
         self.env = {**os.environ, "PYTHONPATH": str(TOP), **(env or {})}
         self.log = state / f"{module}.log"
         state.mkdir(parents=True, exist_ok=True)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._start = copies.start if copied else copies.execute
+        self._process: copies.Copy | subprocess.Popen[bytes] | None = None
         self.start(seconds)
 
     def start(self, seconds: float = 20.0) -> None:
         """Start it and wait until its sockets accept connections."""
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                self.command(), cwd=TOP, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
+        with self.log.open("ab") as log, open(os.devnull, "rb") as nothing:
+            self._process = self._start(self.command(), self.env, nothing.fileno(), log.fileno(), log.fileno())
 
         def up() -> bool:
             assert self._process is not None
@@ -329,16 +331,7 @@ def splitd(
 ) -> subprocess.CompletedProcess[str]:
     """Run the splitd command. If ``ok`` is True its exit code must be 0, if False it must not be."""
     command = [sys.executable, "-m", "deploy", *map(str, arguments)]
-    done = subprocess.run(
-        command,
-        cwd=TOP,
-        env={**os.environ, **(env or {})},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-        check=False,
-    )
+    done = copies.run(command, {**os.environ, **(env or {})}, seconds)
     expect(command, done, ok)
     return done
 

@@ -137,7 +137,7 @@ def instead_of(execve: Execute, loaded: Mapping[str, Identity], parent: int) -> 
     def begin(options: ServerOptions, filename: str, argv: list[str], environment: dict[str, str]) -> Any:
         if argv[1 : 1 + len(_COMMAND)] == _COMMAND and _unchanged(loaded):
             try:
-                _named(argv[3:], environment)
+                named(argv[3:], environment)
             except OSError:
                 pass
             else:
@@ -188,7 +188,7 @@ _told: list[Any] = []
 """The memory in which the kernel finds command line and environment of this process."""
 
 
-def _named(command: Sequence[str], environment: Mapping[str, str]) -> None:
+def named(command: Sequence[str], environment: Mapping[str, str]) -> None:
     """Give this process another command line and environment in /proc, as if it had been executed with them. Nothing
     else changes. Raises OSError if the kernel does not allow it (it does from 3.18 on, without privileges, if it can
     checkpoint processes).
@@ -247,17 +247,22 @@ def _run(module: str, arguments: list[str], environment: Mapping[str, str], pare
     os.environ.update(environment)
     if environment.get("PYTHONMALLOC") == "malloc":
         memory.from_malloc()
-    sys.argv = [module, *arguments]
+    go_on(lambda: runpy.run_module(module, run_name="__main__", alter_sys=True), [module, *arguments])
+
+
+def go_on(program: Callable[[], object], arguments: list[str]) -> NoReturn:
+    """Run a program in this process, which is a copy, and ends as Python does with a program."""
+    sys.argv = arguments
     code = 1
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        program()
         code = 0
     except SystemExit as error:
         code = _code(error.code)
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
-        # as Python ends, but without freeing what supervisord left
+        # as Python ends, but without freeing what the original left
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):

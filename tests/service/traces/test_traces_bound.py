@@ -69,7 +69,7 @@ async def test_the_store_stays_within_its_size(capsys: pytest.CaptureFixture[str
     with short_directory() as directory:
         (directory / "c.toml").write_text(f"[traces]\nsize = {SIZE}\n")
         with ServiceProcess(
-            "services.traces", directory / "r", directory / "s", config=directory / "c.toml"
+            "services.traces", directory / "r", directory / "s", config=directory / "c.toml", copied=False
         ) as running:
             async with rpc.Channel(running.sockets[0], "traces") as channel:
                 store, before = RemoteStore(channel), used(running.pid)

@@ -163,7 +163,7 @@ def test_where_a_process_cannot_have_another_command_line_it_is_executed(monkeyp
     def named(*_: object) -> None:
         raise OSError(22, "Invalid argument")
 
-    monkeypatch.setattr(copies, "_named", named)
+    monkeypatch.setattr(copies, "named", named)
     with pytest.raises(Executed):
         copies.instead_of(execve, {}, os.getpid())(SimpleNamespace(), "setpriv", [*COMMAND, "services.content"], {})
 
