@@ -18,13 +18,16 @@ PEERS := $(VENV)/peers
 PYTEST := $(BIN)/python -m pytest
 SIDE_BY_SIDE := $(BIN)/python -m tests.side_by_side
 STRANGERS := tests/fuzz tests/hostile tests/peers/test_crane.py
-# Parts of the tests that run side by side, each about as long. Those whose containers have ctr's cgroups, named as the containers
-# are, are one part.
+# Parts of the tests, the longest first: four run side by side, and the next begins when one has ended. Those whose containers have
+# ctr's cgroups, named as the containers are, are one part.
 NODES := $(wildcard tests/node/test_*.py tests/crash/test_*.py) tests/hostile tests/peers/test_crane.py
 CONTAINERS := $(shell grep -lE '"(run|tasks)"' $(filter %.py,$(NODES)))
-STORES := $(addprefix tests/service/,etcd events fleet gateway gc kit metadata tasks ttrpc wire)
-SERVICES := $(filter-out $(STORES) %__pycache__,$(patsubst %/,%,$(wildcard tests/service/*/)))
-PARTS := $(CONTAINERS) -- $(filter-out $(CONTAINERS),$(NODES)) tests/unit -- $(STORES) -- $(SERVICES) tests/fuzz tests/fleets
+FILES := $(addprefix tests/service/,diff snapshots)
+STORES := $(addprefix tests/service/,gc metadata tasks)
+KIT := $(addprefix tests/service/,etcd events fleet gateway kit ttrpc wire)
+SERVICES := $(filter-out $(FILES) $(STORES) $(KIT) %__pycache__,$(patsubst %/,%,$(wildcard tests/service/*/)))
+PARTS := $(CONTAINERS) -- $(filter-out $(CONTAINERS),$(NODES)) -- $(STORES) -- $(SERVICES) -- $(FILES) -- $(KIT) -- tests/unit -- \
+	tests/fuzz tests/fleets
 # The tests of the second transport: the kit, the gateway and one service behind it, and a node whose calls cross every process.
 GRPCIO := $(addprefix tests/node/test_node_,transfers.py killed_processes.py) -- \
 	$(addprefix tests/node/test_node_,api.py snapshots.py writes.py pulls.py) -- \
@@ -95,7 +98,7 @@ deb: run-machine ## build a Debian package in dist/: splitd below /opt/splitd, t
 ##-- development
 
 .PHONY: test
-test: $(VENV)/dev test-machine peers ## run all tests, four parts of them side by side; needs root
+test: $(VENV)/dev test-machine peers ## run all tests, four parts at a time; needs root
 	@$(SIDE_BY_SIDE) $(PARTS) -- $(ARGS)
 
 .PHONY: test-unit test-service test-node test-crash test-strangers test-grpcio
@@ -164,11 +167,11 @@ traces-bound: $(VENV)/dev ## send the spans of PULLS=10000 pulls to the traces s
 check: $(VENV)/dev test-machine ## check with ruff and mypy, and check that generated modules are fresh, that our API equals containerd's, and the import rules
 	@$(BIN)/ruff format --check --quiet . || { echo "not formatted: $(BIN)/ruff format ." >&2; exit 1; }
 	$(BIN)/ruff check .
-	$(BIN)/mypy services gateway deploy client conform splitd examples bench tests
-	$(BIN)/mypy --scripts-are-modules scripts/build_nerdctl scripts/compare_api scripts/protos scripts/screenshots
+	{ $(BIN)/mypy services gateway deploy client conform splitd examples bench tests; $(BIN)/mypy --scripts-are-modules scripts/build_nerdctl scripts/compare_api scripts/protos scripts/screenshots; } & types=$$!
 	$(BIN)/python scripts/protos --check
 	$(BIN)/python scripts/compare_api
 	$(PYTEST) $(addprefix tests/unit/deploy/test_,imports.py circles.py loops.py)
+	wait $$types
 
 .PHONY: bench
 bench: $(VENV)/dev bench-machine peers ## measure beside Debian's containerd (ARGS=--pulls: only pulls; ARGS='--against CHECKOUT': beside an older build; ARGS=--help: more); needs root, takes an hour
