@@ -277,7 +277,8 @@ def _begin(asked: tuple[list[str], dict[str, str]], standard: list[int]) -> NoRe
         os.closerange(3, max(os.sysconf("SC_OPEN_MAX"), 1 << 16))
         signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
-            copies.named(command, environment)
+            names = copies.Names()
+            names.give(command, environment)
         except OSError:
             os.execve(command[0], command, environment)
         os.environ.clear()

@@ -12,11 +12,12 @@ import signal
 
 from supervisor import supervisord
 
-from deploy.inside import children, copies, logs
+from deploy.inside import children, copies, logs, seeds
 
 if __name__ == "__main__":
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     logs.install()
     children.install()
-    copies.install()
+    if (made := copies.install()) is not None:
+        seeds.install(made)
     supervisord.main()

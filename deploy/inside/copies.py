@@ -12,6 +12,7 @@ way to give a process another command line, and where the modules could not be l
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # signal, without a search of an enum for each number
 import atexit
 import ctypes
 import faulthandler
@@ -22,13 +23,13 @@ import runpy
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from supervisor.options import ServerOptions
 
 from deploy.inside.logs import complain
-from services.kit import memory
+from services.kit import memory, version
 
 SHARED = (
     "api.containerd.services.containers.v1.containers_pb2",
@@ -71,28 +72,27 @@ _COMMAND = ["--pdeathsig", "TERM", sys.executable, "-m"]
 _PR_SET_PDEATHSIG = 1
 _PR_SET_MM, _PR_SET_MM_MAP = 35, 14
 
-Identity = tuple[int, int, int, int]
-"""Device, inode, size and time of a change of a file."""
-
 Execute = Callable[[ServerOptions, str, list[str], dict[str, str]], Any]
 
 
-def install() -> None:
+def install() -> Copies | None:
     """Load the shared modules, and start processes as copies of this one from now on. Called before supervisord's main
-    function. If they cannot be loaded, processes are started as programs.
+    function. If they cannot be loaded, processes are started as programs, and None is returned.
     """
     try:
         for name in SHARED:
             importlib.import_module(name)
-        loaded = dict(files())
+        files = [getattr(each, "__file__", None) for each in [*sys.modules.values()]]
+        made = Copies(path for path in files if path)
     except Exception as error:  # supervisord must run in any case; the processes will say the same, each in its log
         complain(f"modules cannot be loaded in advance: {error!r}")
-        return
+        return None
     gc.collect()
     _libc().malloc_trim(0)
     _kept.extend(fillings())
     gc.freeze()  # a collection would write to each object, and so take its page from the others
-    ServerOptions.execve = instead_of(ServerOptions.execve, loaded, os.getpid())
+    ServerOptions.execve = made.instead_of(ServerOptions.execve)
+    return made
 
 
 _kept: list[bytes] = []
@@ -119,39 +119,48 @@ _PLACES = 1000
 """Free ones of one size that are looked for; there were at most 300."""
 
 
-def files() -> Iterator[tuple[str, Identity]]:
-    """The files of all loaded modules. Raises OSError if one is no longer there."""
-    for module in [*sys.modules.values()]:
-        if path := getattr(module, "__file__", None):
-            yield path, identity(path)
+class Copies:
+    """Processes begin as copies while these files, of loaded modules, are as they were."""
+
+    def __init__(self, files: Iterable[str]) -> None:
+        """Raises OSError if a file is not there."""
+        self._parent = os.getpid()
+        self._names = Names()
+        # Each copy makes pieces of one string: the strings of the modules lie in as many pages as there are modules,
+        # and a copy that used each of them would have these pages for itself.
+        self._loaded = "\0".join(word for path in files for word in (path, identity(path)))
+        self.sure = False
+        """Whether somebody has just found the files unchanged."""
+
+    def unchanged(self) -> bool:
+        words = self._loaded.split("\0") if self._loaded else []
+        try:
+            return all(identity(path) == known for path, known in zip(words[::2], words[1::2], strict=True))
+        except OSError:
+            return False
+
+    def instead_of(self, execve: Execute) -> Execute:
+        """The method of supervisord by which a forked process executes its program."""
+
+        def begin(options: ServerOptions, filename: str, argv: list[str], environment: dict[str, str]) -> Any:
+            if argv[1 : 1 + len(_COMMAND)] == _COMMAND and (self.sure or self.unchanged()):
+                try:
+                    self._names.give(argv[3:], environment)
+                except OSError:
+                    pass
+                else:
+                    if not self.sure:  # files that supervisord has not loaded may be others than they were
+                        version.revision.cache_clear()
+                    _run(argv[5], argv[6:], environment, self._parent)
+            return execve(options, filename, argv, environment)
+
+        return begin
 
 
-def identity(path: str) -> Identity:
+def identity(path: str) -> str:
+    """Device, inode, size and time of the last change of a file."""
     found = os.stat(path)
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def instead_of(execve: Execute, loaded: Mapping[str, Identity], parent: int) -> Execute:
-    """The method of supervisord by which a forked process executes its program."""
-
-    def begin(options: ServerOptions, filename: str, argv: list[str], environment: dict[str, str]) -> Any:
-        if argv[1 : 1 + len(_COMMAND)] == _COMMAND and _unchanged(loaded):
-            try:
-                named(argv[3:], environment)
-            except OSError:
-                pass
-            else:
-                _run(argv[5], argv[6:], environment, parent)
-        return execve(options, filename, argv, environment)
-
-    return begin
-
-
-def _unchanged(loaded: Mapping[str, Identity]) -> bool:
-    try:
-        return all(identity(path) == known for path, known in loaded.items())
-    except OSError:
-        return False
+    return f"{found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns}"
 
 
 def _libc() -> Any:
@@ -184,48 +193,37 @@ class _Map(ctypes.Structure):
     )
 
 
-_told: list[Any] = []
-"""The memory in which the kernel finds command line and environment of this process."""
+class Names:
+    """What it takes to give a copy another command line and environment, asked of the kernel in advance."""
 
+    def __init__(self) -> None:
+        libc = _libc()
+        libc.sbrk.restype = ctypes.c_void_p
+        with open("/proc/self/stat", "rb") as stat:
+            fields = stat.read().rpartition(b")")[2].split()
+        # proc_pid_stat(5) counts from 1, and the two before the parenthesis are cut off
+        code, end_code, stack, data, end_data, brk = (int(fields[each - 3]) for each in (26, 27, 28, 45, 46, 47))
+        self._map = _Map(code, end_code, data, end_data, brk, 0, stack, exe_fd=-1)
+        self._sbrk, self._prctl = libc.sbrk, libc.prctl
+        self._text: Any = None
+        """The memory in which the kernel finds command line and environment of this process."""
 
-def named(command: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Give this process another command line and environment in /proc, as if it had been executed with them. Nothing
-    else changes. Raises OSError if the kernel does not allow it (it does from 3.18 on, without privileges, if it can
-    checkpoint processes).
-    """
-    libc = _libc()
-    libc.sbrk.restype = ctypes.c_void_p
-    words = b"".join(os.fsencode(word) + b"\0" for word in command)
-    variables = b"".join(os.fsencode(f"{name}={value}") + b"\0" for name, value in environment.items())
-    text = ctypes.create_string_buffer(words + variables)
-    start = ctypes.addressof(text)
-    middle = start + len(words)
-    with open("/proc/self/stat", "rb") as stat:
-        fields = stat.read().rpartition(b")")[2].split()
-    # proc_pid_stat(5) counts from 1, and the two before the parenthesis are cut off
-    start_code, end_code, start_stack, start_data, end_data, start_brk = (
-        int(fields[number - 3]) for number in (26, 27, 28, 45, 46, 47)
-    )
-    told = _Map(
-        start_code,
-        end_code,
-        start_data,
-        end_data,
-        start_brk,
-        libc.sbrk(0),
-        start_stack,
-        start,
-        middle,
-        middle,
-        middle + len(variables),
-        0,
-        0,
-        -1,
-    )
-    if libc.prctl(_PR_SET_MM, _PR_SET_MM_MAP, ctypes.byref(told), ctypes.c_ulong(ctypes.sizeof(told)), 0):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    _told.append(text)
+    def give(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        """Give this process another command line and environment in /proc, as if it had been executed with them.
+        Nothing else changes. Raises OSError if the kernel does not allow it (it does from 3.18 on, without privileges,
+        if it can checkpoint processes).
+        """
+        words = b"".join(os.fsencode(word) + b"\0" for word in command)
+        variables = b"".join(os.fsencode(f"{name}={value}") + b"\0" for name, value in environment.items())
+        text, told = ctypes.create_string_buffer(words + variables), self._map
+        told.brk = self._sbrk(0)
+        told.arg_start = ctypes.addressof(text)
+        told.arg_end = told.env_start = told.arg_start + len(words)
+        told.env_end = told.env_start + len(variables)
+        if self._prctl(_PR_SET_MM, _PR_SET_MM_MAP, ctypes.byref(told), ctypes.c_ulong(ctypes.sizeof(told)), 0):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        self._text = text
 
 
 def _run(module: str, arguments: list[str], environment: Mapping[str, str], parent: int) -> NoReturn:
@@ -234,9 +232,9 @@ def _run(module: str, arguments: list[str], environment: Mapping[str, str], pare
     # files of this process.
     memory.shares()
     signal.set_wakeup_fd(-1)
-    for number in signal.valid_signals():
-        if callable(signal.getsignal(number)):
-            signal.signal(number, signal.SIG_DFL)
+    for number in range(1, signal.NSIG):
+        if callable(_signal.getsignal(number)):
+            _signal.signal(number, _signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     faulthandler.unregister(signal.SIGUSR1)
     # setpriv is asked to do this where a program is executed: if supervisord is killed, its processes end

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from deploy.processes import NAMES
-from tests.support import TOP, short_directory
+from services.kit import version
+from tests.support import TOP, eventually, short_directory
 
 pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(300)]
 
@@ -39,15 +41,26 @@ class Installed:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def change(self, file: str) -> None:
+    def change(self, file: str, line: str = "# of another release") -> None:
         """Install another release of it."""
         with (self.top / file).open("a") as source:
-            source.write("# of another release\n")
+            source.write(f"{line}\n")
 
     def runs(self) -> tuple[str, dict[str, str]]:
         """Return the installed revision, and the revision that each service runs."""
         status = json.loads(self.splitd("status", "--json"))
         return status["revision"], {each["name"]: each["revision"] for each in status["services"]}
+
+    def versions(self) -> dict[str, tuple[str, bool]]:
+        """The version that each service tells, and whether it has memory in common with supervisord."""
+        status = json.loads(self.splitd("status", "--json"))
+        return {each["name"]: (each["version"], shares(each["pid"])) for each in status["services"]}
+
+
+def shares(pid: int) -> bool:
+    """Whether the process has pages of its parent, which have no file."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return "Shared_Dirty:          0 kB" not in rollup
 
 
 @pytest.fixture
@@ -91,6 +104,33 @@ def test_a_node_reports_its_revision_and_switches_to_the_installed_one(installed
     assert "supervisord runs what was installed" in installed.splitd("restart", "--all")
     installed.splitd("down")
     assert "supervisord" not in installed.splitd("up")
+
+
+def test_a_service_that_is_started_again_runs_the_installed_code_alone(installed: Installed) -> None:
+    """supervisord, whose copies the services are, has loaded the earlier release. A service that is restarted, or dies,
+    runs the new one and shares nothing. After the next start of the node the services share what is new.
+    """
+    old, new = version.VERSION, f"{version.VERSION}.new"
+    assert installed.versions() == dict.fromkeys(NAMES, (old, True))
+    installed.splitd("restart", "content")
+    assert installed.versions() == dict.fromkeys(NAMES, (old, True))
+
+    installed.change("services/kit/version.py", 'VERSION += ".new"')
+    assert installed.versions() == dict.fromkeys(NAMES, (old, True))
+    installed.splitd("restart", "content")
+    assert installed.versions() == {**dict.fromkeys(NAMES, (old, True)), "content": (new, False)}
+    status = json.loads(installed.splitd("status", "--json"))
+    os.kill(next(each["pid"] for each in status["services"] if each["name"] == "images"), signal.SIGKILL)
+    others = dict.fromkeys(NAMES, (old, True))
+    eventually(
+        lambda: installed.versions() == {**others, "content": (new, False), "images": (new, False)},
+        "images does not run the new release",
+        60,
+    )
+
+    installed.splitd("down")
+    installed.splitd("up")
+    assert installed.versions() == dict.fromkeys(NAMES, (new, True))
 
 
 def test_services_stopped_on_purpose_stay_stopped(installed: Installed) -> None:

@@ -141,7 +141,7 @@ def test_a_process_whose_code_has_changed_is_executed(tmp_path: Path) -> None:
     """After an upgrade, a service that is started again must not have old modules beside new ones."""
     module = tmp_path / "module.py"
     module.write_text("A = 1\n")
-    begin = copies.instead_of(execve, {str(module): copies.identity(str(module))}, os.getpid())
+    begin = copies.Copies([str(module)]).instead_of(execve)
     for change in (lambda: module.write_text("A = 22\n"), module.unlink):
         change()
         with pytest.raises(Executed) as error:
@@ -151,7 +151,7 @@ def test_a_process_whose_code_has_changed_is_executed(tmp_path: Path) -> None:
 
 def test_another_program_is_executed() -> None:
     """supervisord may be given programs of others."""
-    begin = copies.instead_of(execve, {}, os.getpid())
+    begin = copies.Copies([]).instead_of(execve)
     for argv in (["sleep", "1"], ["/usr/bin/setpriv", "--pdeathsig", "TERM", "/usr/bin/python3", "-m", "x"]):
         with pytest.raises(Executed):
             begin(SimpleNamespace(), argv[0], argv, {})
@@ -163,9 +163,9 @@ def test_where_a_process_cannot_have_another_command_line_it_is_executed(monkeyp
     def named(*_: object) -> None:
         raise OSError(22, "Invalid argument")
 
-    monkeypatch.setattr(copies, "named", named)
+    monkeypatch.setattr(copies.Names, "give", named)
     with pytest.raises(Executed):
-        copies.instead_of(execve, {}, os.getpid())(SimpleNamespace(), "setpriv", [*COMMAND, "services.content"], {})
+        copies.Copies([]).instead_of(execve)(SimpleNamespace(), "setpriv", [*COMMAND, "services.content"], {})
 
 
 def test_modules_that_cannot_be_loaded_do_not_stop_supervisord(
