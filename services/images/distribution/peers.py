@@ -38,6 +38,7 @@ from services.images.node.ingest import FileIngest
 from services.images.registry.client import Registry
 from services.images.registry.download import Download
 from services.images.registry.host import TLS
+from services.images.registry.host_memory import DEAD
 from services.images.registry.limits import MANIFEST_LIMIT
 from services.images.registry.peer import PeerPlace, peer_key
 from services.images.registry_timeouts import Retry, Timeouts
@@ -65,7 +66,10 @@ STRIKES = 3
 TELLING = 0.1
 """Seconds from one look at how much has arrived to the next, for those who follow."""
 
-TIMEOUTS = Timeouts(connect=2.0, stall=5.0, mirror_stall=15.0, slow_window=3.0)
+HEARD = 10.0
+"""Seconds for which bytes from a peer show that it can be reached, although a connection to it was not made in time."""
+
+TIMEOUTS = Timeouts(connect=5.0, stall=5.0, mirror_stall=15.0, slow_window=3.0)
 """Of peers: they are near, and the registry can be asked instead. ``connect`` is for the network and the peer's kernel;
 the peer's process has as long as for an answer. ``mirror_stall`` is that of a peer which fetches the blob itself: its
 bytes come in pieces of a MiB, and it says within ten seconds whether its own fetch is alive.
@@ -254,6 +258,8 @@ class Peers:
         self.throughput = throughput or Throughput()
         self.starved = starved
         self.registry = registry
+        self.heard: dict[str, float] = {}
+        """When bytes came from a node last."""
         self.liars = Blamed() if liars is None else liars
         """The nodes that gave wrong bytes: they are not asked."""
         self._strikes: dict[str, int] = {}
@@ -289,6 +295,13 @@ class Peers:
         except gojson.Malformed:
             return None
         return replace(described, media_type=media_type) if is_root(media_type) else None
+
+    def hear(self, node: str) -> None:
+        """Bytes have come from a node."""
+        self.heard.pop(node, None)
+        if len(self.heard) >= NODES:
+            del self.heard[next(iter(self.heard))]
+        self.heard[node] = time.monotonic()
 
     def blame(self, node: str, why: str) -> None:
         """The node gave wrong bytes: it is not asked for a while."""
@@ -391,7 +404,13 @@ class Sharing:
             return False
         if source.size != self._descriptor.size:
             return False
-        return last or not self._peers.registry.memory.is_avoided(peer_key(source.node))
+        if last:
+            return True
+        memory, key = self._peers.registry.memory, peer_key(source.node)
+        # where processors are busy, a connection may take its time, and the next one works
+        if memory.state(key) == DEAD and time.monotonic() < self._peers.heard.get(source.node, 0.0) + HEARD:
+            return True
+        return not memory.is_avoided(key)
 
     async def _claimed(self, ingest: FileIngest, asked: set[str], *, last: bool) -> Source | None:
         """Claim the blob, if it is worth it, in the place of peers that cannot be used. The peer that has the claim, if
@@ -467,6 +486,7 @@ class Sharing:
     def gave(self, source: Source, size: int) -> None:
         """The peer gave so many bytes."""
         self.came += size
+        self._peers.hear(source.node)
         self._gave[source.node] = self._gave.get(source.node, True) and source.complete
         self.throughput.came(size, registry=False)
 

@@ -290,6 +290,20 @@ async def test_who_has_no_turn_yet_is_followed(
     assert sent(registry) == [""]
 
 
+async def test_a_connection_that_was_not_made_in_time_is_no_death_of_who_gives_bytes(
+    one: Puller, two: Puller, book: Book, registry: FakeRegistry
+) -> None:
+    """Its other blobs are followed all the same. A peer that gives nothing is dead for a while."""
+    memory, more = two.registry.memory, os.urandom(2_000_000)
+    registry.add_blob("box", more)
+    await give(one, book)
+    await give(one, book, more)
+    memory.failed("peer://one", "connecting took longer than 5 s", dead=True)
+    assert (await two.fetch(f"{registry.host}/box:1", LAYER)).peers == 0
+    two.peers.hear("one")
+    assert (await two.fetch(f"{registry.host}/box:1", described(more))).peers == len(more)
+
+
 async def test_a_rate_on_a_machine_without_a_free_processor_says_nothing_of_a_peer(
     two: Puller, registry: FakeRegistry
 ) -> None:
