@@ -86,6 +86,15 @@ def about(layer: str) -> About | None:
         return None
 
 
+def has_its_size(layer: str) -> bool:
+    """Whether the data of a layer that was unpacked are as long as they were; for an image, the image."""
+    known = about(layer)
+    if known is None:
+        return False
+    size = os.stat(f"{layer}/{DATA}").st_size
+    return os.stat(f"{layer}/{INDEX}").st_size == known.size if not size else size == _padded(known.size)
+
+
 def is_unpacked(layer: str) -> bool:
     """Whether a layer was unpacked into the directory ``layer``."""
     return os.path.exists(f"{layer}/{INDEX}") and not is_marked(layer, WRITTEN)
@@ -131,7 +140,7 @@ def write_index(root: Node, layer: str, size: int) -> None:
     """Write the index of the tree ``root``, whose data of ``size`` bytes are in the directory ``layer``. Their file is
     made as long as whole blocks, of which there is one at least. ImageError, OSError.
     """
-    size = max(BLOCK, size + -size % BLOCK)
+    size = _padded(size)
     fd = os.open(f"{layer}/{DATA}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         if os.fstat(fd).st_size != size:
@@ -141,6 +150,11 @@ def write_index(root: Node, layer: str, size: int) -> None:
             file.writelines(pieces)
     finally:
         os.close(fd)
+
+
+def _padded(size: int) -> int:
+    """As many bytes as whole blocks have, of which there is one at least."""
+    return max(BLOCK, size + -size % BLOCK)
 
 
 @contextlib.contextmanager

@@ -83,6 +83,9 @@ class Shelf:
                 if error.errno in (errno.ENOENT, errno.EMLINK):
                     return False
                 raise
+        if not place.has_its_size(layer):  # it was cut off: it is unpacked again, and takes its place
+            place.emptied(layer)
+            return False
         place.mark(layer, STAGED)
         return True
 
@@ -114,11 +117,15 @@ def _is_index(name: str) -> bool:
 
 
 def _same(common: str, own: str) -> None:
-    """Make two files with the same bytes one: the common one, if it exists."""
+    """Make two files with the same bytes one: the common one, if it exists and was not cut off."""
     try:
         os.link(own, common)
     except FileExistsError:
         if os.path.samefile(own, common):
+            return
+        if os.stat(common).st_size != os.stat(own).st_size:
+            os.unlink(common)
+            os.link(own, common)
             return
         with contextlib.suppress(FileNotFoundError):
             os.unlink(own + _LINK)

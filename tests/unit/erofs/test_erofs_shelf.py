@@ -157,6 +157,20 @@ async def test_what_a_crash_left_goes(place: Path) -> None:
         assert not left.exists()
 
 
+async def test_a_layer_that_was_cut_off_is_unpacked_again(snapshotter: ErofsSnapshotter) -> None:
+    """And takes the place of the other one, for those that come later."""
+    await committed(snapshotter, "one", WHOLE)
+    (data,) = (snapshotter.root / "layers").glob("*/data")
+    os.truncate(data, 512)
+    (mount,) = await snapshotter.prepare("key", "", {DIFF_ID: digest_of(WHOLE)})
+    assert "rw" in mount.options
+    unpacked([mount], WHOLE)
+    await snapshotter.commit("two", "key")
+    await taken(snapshotter, "three", WHOLE)
+    (view,) = await snapshotter.view("view", "three")
+    assert Path(view.source, "d/a").read_bytes() == b"one"
+
+
 async def test_layers_that_may_not_be_durable_are_not_shared(place: Path) -> None:
     """After a power cut they might be damaged, and a pull would not make them again."""
     async with ErofsSnapshotter(place / "e", sync_commit=False) as made:
