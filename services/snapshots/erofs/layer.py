@@ -45,6 +45,7 @@ _TYPE = {tar.DIR: stat.S_IFDIR, tar.SYMLINK: stat.S_IFLNK, tar.CHAR: stat.S_IFCH
 _ACCESS, _DEFAULT, _CAPABILITY = b"system.posix_acl_access", b"system.posix_acl_default", b"security.capability"
 _NAMELESS = (b"user.", b"security.")
 """Names of attributes that are only the beginning of one: the kernel knows them, and refuses them."""
+_NOBODY = b"\xff" * 4
 _OPAQUE = b"trusted.overlay.opaque"
 _ACL_VERSION = b"\2\0\0\0"
 _ACE = struct.Struct("<HHI")
@@ -551,41 +552,48 @@ def _accepted(key: bytes, value: bytes, node: Node) -> bytes | None:
     if key in _NAMELESS:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     if key == _CAPABILITY:
-        revision = value[3:4], len(value)
-        if revision not in ((b"\2", 20), (b"\3", 24)):
+        revision = value[1:4], len(value)
+        if (
+            revision not in ((b"\0\0\2", 20), (b"\0\0\3", 24)) or value[0] > 1 or value[20:] == _NOBODY
+        ):  # what capability(7) calls version 2, and 3 with its user, and the flag "effective"
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     if key not in (_ACCESS, _DEFAULT):
         return value
+    shape = _shape(value)
     if stat.S_ISLNK(node.mode):
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-    entries = _acl(value)
     if key == _DEFAULT and node.children is None:
-        if entries:
+        if shape:
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
         return None
+    entries = _acl(value)
     return value if len(entries) > (3 if key == _ACCESS else 0) else None
+
+
+def _shape(value: bytes) -> list[tuple[int, int, int]]:
+    """What may be the entries of an access control list. An OSError says that it is none."""
+    if not value:
+        return []
+    if len(value) >= 4 and value[:4] != _ACL_VERSION:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+    entries = list(_ACE.iter_unpack(value[4:])) if len(value) % 8 == 4 else None
+    if entries is None or not {_USER_OBJ, _USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER}.issuperset(e[0] for e in entries):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    return entries
 
 
 def _acl(value: bytes) -> list[tuple[int, int, int]]:
     """The entries of an access control list. An OSError says that it is none."""
-    if not value:
-        return []
-    invalid = OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-    if len(value) >= 4 and value[:4] != _ACL_VERSION:
-        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-    if len(value) % 8 != 4:
-        raise invalid
-    entries = list(_ACE.iter_unpack(value[4:]))
+    entries = _shape(value)
     tags = [tag for tag, _, _ in entries]
     if entries and (
         tags != sorted(tags)
         or any(permissions > 7 for _, permissions, _ in entries)
         or any(tags.count(tag) != 1 for tag in (_USER_OBJ, _GROUP_OBJ, _OTHER))
         or tags.count(_MASK) > 1
-        or not {_USER_OBJ, _USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER}.issuperset(tags)
         or (_MASK not in tags and len(tags) > 3)
     ):
-        raise invalid
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     return entries
 
 

@@ -92,7 +92,7 @@ def has_its_size(layer: str) -> bool:
     if known is None:
         return False
     size = os.stat(f"{layer}/{DATA}").st_size
-    return os.stat(f"{layer}/{INDEX}").st_size == known.size if not size else size == _padded(known.size)
+    return os.stat(f"{layer}/{INDEX}").st_size == known.size if not size else size == padded(known.size)
 
 
 def is_unpacked(layer: str) -> bool:
@@ -136,11 +136,16 @@ def used(layer: str) -> tuple[int, int]:
     return sum(os.stat(f"{layer}/{name}").st_blocks * 512 for name in (DATA, INDEX)), inodes
 
 
+def padded(size: int) -> int:
+    """The bytes of a file of data, of which the layer has ``size``: whole blocks, and one at least."""
+    return max(BLOCK, size + -size % BLOCK)
+
+
 def write_index(root: Node, layer: str, size: int) -> None:
     """Write the index of the tree ``root``, whose data of ``size`` bytes are in the directory ``layer``. Their file is
     made as long as whole blocks, of which there is one at least. ImageError, OSError.
     """
-    size = _padded(size)
+    size = padded(size)
     fd = os.open(f"{layer}/{DATA}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         if os.fstat(fd).st_size != size:
@@ -150,11 +155,6 @@ def write_index(root: Node, layer: str, size: int) -> None:
             file.writelines(pieces)
     finally:
         os.close(fd)
-
-
-def _padded(size: int) -> int:
-    """As many bytes as whole blocks have, of which there is one at least."""
-    return max(BLOCK, size + -size % BLOCK)
 
 
 @contextlib.contextmanager
@@ -208,11 +208,20 @@ def remake(layer: str, upper: str, below: Below | None) -> None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{layer}/{ABOUT}")
     tree = _tree(upper, below, lowest=below is None)
     with open(f"{layer}/{DATA}", "rb") as file:
-        _read(tree, _beginning(file, known.size))
+        _read(tree, beginning(file, known.size))
     with contextlib.suppress(FileNotFoundError):  # what is said of it now does not hold for the new one
         os.unlink(f"{layer}/{INDEX}")
     _marked(layer, known, lowest=below is None, chained=below is not None)
     write_index(tree.root, layer, known.size)
+
+
+def index_again(layer: str, upper: str, below: Below | None, known: About) -> Iterator[bytes | bytearray]:
+    """The bytes that :func:`remake` would write. EntryError, ImageError, OSError."""
+    tree = _tree(upper, below, lowest=below is None)
+    with open(f"{layer}/{DATA}", "rb") as file:
+        _read(tree, beginning(file, known.size))
+        fd = file.fileno()
+        yield from image(tree.root, padded(known.size), lambda offset, length: os.pread(fd, length, offset))
 
 
 def take_image(chunks: Iterable[bytes], layer: str, *, digest: Callable[[], str]) -> None:
@@ -260,7 +269,8 @@ def _marked(layer: str, known: About, *, lowest: bool, chained: bool) -> None:
     mark(layer, *marks, *([CHAINED] if chained and known.made else []))
 
 
-def _beginning(file: BinaryIO, size: int) -> Iterator[bytes]:
+def beginning(file: BinaryIO, size: int) -> Iterator[bytes]:
+    """The first ``size`` bytes of a file, or as many as it has, in pieces."""
     while size and (data := file.read(min(size, _CHUNK))):
         size -= len(data)
         yield data

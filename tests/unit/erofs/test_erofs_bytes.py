@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import subprocess
 from pathlib import Path
@@ -14,11 +15,16 @@ from services.snapshots.diff.extract import EntryError
 from services.snapshots.erofs import layer
 from services.snapshots.erofs.image import BLOCK, ImageError, Node, image
 from services.snapshots.erofs.layer import LayerTree
-from tests.suites import diff_layers
+from tests.suites import diff_layers, diff_sides
 from tests.suites.diff_chains import DEFAULT_ACL
+from tests.suites.diff_layers import CAPABILITY
 from tests.suites.diff_tars import Case, device, directory, link, pax, reg, symlink
 from tests.suites.diff_tars import tar as tar_of
 from tests.suites.erofs_images import Image, WrongError
+from tests.support import directory_with_attributes
+from tests.unit.erofs.test_erofs_layers import extracted
+
+pytestmark = pytest.mark.root  # it changes its root directory
 
 SMALL = tar_of(
     pax({b"SCHILY.xattr.user.a": b"12345", b"SCHILY.xattr.security.b": b""}),
@@ -176,3 +182,33 @@ def test_whatever_is_kept_in_memory_counts(members: list[bytes], monkeypatch: py
     monkeypatch.setattr(layer, "BYTES", 1000)
     with pytest.raises(EntryError, match="which an erofs layer cannot have"):
         indexed(tar_of(*members))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (b"user.", b"1"),
+        (b"security.", b"1"),
+        (b"security.capability", b"\n" + CAPABILITY[1:]),
+        (b"security.capability", CAPABILITY[:1] + b"\1" + CAPABILITY[2:]),
+        (b"security.capability", CAPABILITY[:3] + b"\3" + CAPABILITY[4:] + b"\xff" * 4),
+        (b"system.posix_acl_access", b"\1\0\0\0"),
+        (b"system.posix_acl_access", b"70000"),
+        (b"system.posix_acl_access", b"700"),
+        (b"system.posix_acl_default", b"70000"),
+    ],
+)
+@pytest.mark.parametrize("member", [reg(b"a"), directory(b"a"), symlink(b"a", b"b")], ids=["file", "directory", "link"])
+def test_odd_attributes_are_what_the_kernel_makes_of_them(key: bytes, value: bytes, member: bytes) -> None:
+    """It refuses some, and lacks others, which are left out."""
+    stream = tar_of(pax({b"SCHILY.xattr." + key: value}), member)
+    with directory_with_attributes() as place:
+        said = extracted(stream, place / "tree")
+        if said:
+            with pytest.raises(EntryError, match=f"^{re.escape(said)}$"):
+                indexed(stream)
+            return
+        made = diff_sides.tree(place / "tree")[b"a"]
+    index, blob = indexed(stream)
+    found = Image(index, len(blob)).tree(lambda at, length: blob[at : at + length])[b"a"]
+    assert (found.mode, found.xattrs) == (made.mode, made.xattrs)
