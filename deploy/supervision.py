@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploy import configuration, running
+from deploy import compiled, configuration, running
 from deploy.failure import Failure
 from deploy.place import TOP, Place, load_node, recall, same
 from deploy.processes import ALL, STOP_SECONDS, Process, of, optional
@@ -442,6 +442,7 @@ def prepare(place: Place) -> list[str]:
     place.root.chmod(0o700)
     claim_root(place)
     place.supervisord_conf.write_text(render(place))
+    compiled.ready(TOP)
     running.keep(place)
     place.remember()
     score = load_node(place.config).oom_score
