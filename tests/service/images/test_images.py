@@ -29,10 +29,13 @@ Processes = tuple[Path, ServiceProcess, ServiceProcess]
 def processes() -> Iterator[Processes]:
     """State directory, metadata and images."""
     with short_directory() as place:
-        state = place / "state"
+        state, config = place / "state", place / "images.toml"
+        config.write_text(
+            '[images]\nhold = "30s"\n'
+        )  # a busy machine may start metadata in more than the 5 s of the default
         with (
             ServiceProcess("services.metadata", place / "root", state) as metadata,
-            ServiceProcess("services.images", place / "root", state) as images,
+            ServiceProcess("services.images", place / "root", state, config=config) as images,
         ):
             yield state, metadata, images
 
