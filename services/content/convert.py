@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
 from api.containerd.services.content.v1 import content_pb2 as pb
 from services.content.store import Info, Status
 from services.kit import errors
@@ -42,6 +46,57 @@ def status_from_pb(message: pb.Status) -> Status:
         started_at=time_from_pb(message.started_at),
         updated_at=time_from_pb(message.updated_at),
     )
+
+
+class PlainWrite(NamedTuple):
+    """A WriteContentRequest that only brings bytes, as most do. protobuf would copy them twice."""
+
+    offset: int
+    data: memoryview
+    action: int = pb.WRITE
+    expected: str = ""
+    total: int = 0
+    labels: Mapping[str, str] = MappingProxyType({})
+
+
+def write_request_from_wire(message: bytes) -> pb.WriteContentRequest | PlainWrite:
+    """A message of a Write. DecodeError if it is none."""
+    plain = _plain_write(message)
+    return pb.WriteContentRequest.FromString(message) if plain is None else plain
+
+
+def _plain_write(message: bytes) -> PlainWrite | None:
+    """None for a message with other fields than action, offset and data, or in another order than clients write
+    them.
+    """
+    at, offset = 2, 0
+    if message[:2] != _ACTION:
+        return None
+    try:
+        if message[at] == _OFFSET:
+            offset, at = _number_at(message, at + 1)
+        if message[at] != _DATA:
+            return None
+        size, at = _number_at(message, at + 1)
+    except IndexError:
+        return None
+    return PlainWrite(offset, memoryview(message)[at:]) if 0 < size == len(message) - at and offset >= 0 else None
+
+
+def _number_at(message: bytes, at: int) -> tuple[int, int]:
+    """A number, and where it ends. Below 0 if it is longer than any that is meant here."""
+    number = 0
+    for shift in range(0, 63, 7):
+        byte = message[at]
+        at += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, at
+    return -1, at
+
+
+_ACTION, _OFFSET, _DATA = bytes((0x08, pb.WRITE)), 0x28, 0x32
+"""The fields of such a message: action, with its value; and the tags of offset and data."""
 
 
 def expected_from_pb(text: str) -> Digest | None:

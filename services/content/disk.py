@@ -40,7 +40,7 @@ from services.content import ingest_notes
 from services.content.store import CHUNK, Info, Status
 from services.kit import errors
 from services.kit.faults import fault
-from services.kit.files import sync_directory
+from services.kit.files import start_writeback, sync_directory
 from services.kit.thread_times import step
 from services.oci.digests import ALGORITHMS, CANONICAL, Digest
 
@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 
 _CANONICAL = re.compile(rf"{CANONICAL}:[0-9a-f]{{{ALGORITHMS[CANONICAL]}}}")
 _HEX = len(f"{CANONICAL}:")
+_EACH = 8 << 20
+"""Bytes of an ingest after which their writing to the disk is started."""
 _DIGEST_OF_REF = re.compile(r"[0-9a-f]{64}")
 
 
@@ -398,7 +400,7 @@ class Ingest:
                 status = self._begin(total)
             elif total and not status.total:
                 ingest_notes.write(self._directory, "total", str(total))
-            self.offset = status.offset
+            self.offset = self._on_its_way = status.offset
             # bytes beyond a gap: the process that filled the file in several places has died
             if create and os.fstat(self._fd).st_size > status.offset:
                 os.ftruncate(self._fd, status.offset)
@@ -497,7 +499,7 @@ class Ingest:
     def status(self) -> Status:
         return Status(self.ref, self.offset, self.total, self.started_at, self.updated_at)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Append and hash. After a failure the ingest is as it was before."""
         rest = memoryview(data)
         begun = time.perf_counter_ns()
@@ -516,11 +518,14 @@ class Ingest:
         self.hashing += time.perf_counter_ns() - written
         self.offset = at
         self.updated_at = time.time_ns()
+        if at - self._on_its_way >= _EACH:  # the commit's fsync waits for the rest only
+            start_writeback(self._fd, self._on_its_way, at - self._on_its_way)
+            self._on_its_way = at
 
     def truncate(self) -> None:
         """Go back to offset 0."""
         os.ftruncate(self._fd, 0)
-        self.offset = 0
+        self.offset = self._on_its_way = 0
         self._hash = hashlib.new(self._hash.name)
         self.updated_at = time.time_ns()
 

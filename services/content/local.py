@@ -303,6 +303,9 @@ class LocalStore:
 class LocalWriter:
     """A ``Writer`` of a LocalStore."""
 
+    takes_views = True
+    """It writes a memoryview as it writes bytes. Writers of others need not."""
+
     def __init__(self, store: LocalStore, ingest: Ingest) -> None:
         self._store = store
         self._ingest = ingest
@@ -328,7 +331,7 @@ class LocalWriter:
     async def status(self) -> Status:
         return self._ingest.status()
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes | memoryview) -> None:
         await self._run(self._ingest.write, data)
 
     async def truncate(self) -> None:

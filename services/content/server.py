@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
+from types import MappingProxyType
+from typing import Any
 
 from google.protobuf.empty_pb2 import Empty
 
@@ -38,6 +40,7 @@ class ContentServicer:
     """The raw content service. It ignores namespaces and leases in the headers."""
 
     SERVICE = content_stubs.CONTENT
+    DECODERS = MappingProxyType({"Write": convert.write_request_from_wire})
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -93,13 +96,13 @@ class ContentServicer:
         return Pieces((*pieces, pb.ListStatusesResponse(statuses=some).SerializeToString()))
 
     async def Write(
-        self, requests: AsyncIterator[pb.WriteContentRequest], call: Call
+        self, requests: AsyncIterator[pb.WriteContentRequest | convert.PlainWrite], call: Call
     ) -> AsyncIterator[pb.WriteContentResponse]:
         """Each message is answered before the next is looked at. A commit ends the call."""
         opening = await anext(requests, None)
         if opening is None:
             return
-        if not opening.ref:
+        if isinstance(opening, convert.PlainWrite) or not opening.ref:
             raise errors.InvalidArgument.verbatim("first message must have a reference")
         try:
             expected = convert.expected_from_pb(opening.expected)
@@ -140,7 +143,7 @@ class _Write:
         self._expected = ""
         self._absent = opening.expected  # the store has just looked for this digest
 
-    async def answer(self, request: pb.WriteContentRequest) -> pb.WriteContentResponse:
+    async def answer(self, request: pb.WriteContentRequest | convert.PlainWrite) -> pb.WriteContentResponse:
         writer = self._writer
         if request.expected:
             self._expected = request.expected
@@ -149,14 +152,13 @@ class _Write:
         if request.action == pb.STAT:
             return await self._stat()
         await self._seek(request.offset)
-        data = request.data  # protobuf copies the bytes at each access
+        data: Any = request.data  # protobuf copies the bytes at each access
         if data:
-            await writer.write(data)
+            await writer.write(data if getattr(writer, "takes_views", False) else bytes(data))
         if request.action == pb.COMMIT:
             await writer.commit(self._total, convert.expected_from_pb(self._expected), dict(request.labels))
-        return pb.WriteContentResponse(
-            action=request.action, offset=writer.offset, digest=writer.digest, total=self._total
-        )
+        action: Any = request.action
+        return pb.WriteContentResponse(action=action, offset=writer.offset, digest=writer.digest, total=self._total)
 
     async def _refuse_existing(self) -> None:
         """AlreadyExists if the blob exists by now: the client need not go on."""

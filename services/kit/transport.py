@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import copy
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -75,6 +75,7 @@ class Methods:
         self._long = long
         self._methods: dict[str, Method] = {}
         for servicer in servicers:
+            decoders: Mapping[str, Callable[[bytes], Any]] = getattr(servicer, "DECODERS", {})
             for method in servicer.SERVICE.methods:
                 handler = getattr(servicer, method.name, None)
                 if handler is not None:
@@ -83,7 +84,7 @@ class Methods:
                         path,
                         Arity(method.client_streaming, method.server_streaming),
                         handler,
-                        message_factory.GetMessageClass(method.input_type).FromString,
+                        decoders.get(method.name) or message_factory.GetMessageClass(method.input_type).FromString,
                         message_factory.GetMessageClass(method.output_type).SerializeToString,
                         method.name in long,
                     )

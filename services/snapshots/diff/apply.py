@@ -33,8 +33,8 @@ are there by now. If they end before SIZE, no more bytes will come.
 A worker is a process of its own (design, rule 8): chroot, namespaces and umask belong to a process, several workers run
 side by side, and a crash fails only one layer. It is forked because starting a program takes 25 ms of a core, as long
 as unpacking a small layer; this program has one thread and no gRPC, so it may fork. A fork and its end take 5 ms. So a
-worker that has unpacked a layer alone, and has to undo nothing but its chroot, returns to the node's root directory and
-waits for the next layer.
+worker that has mounted nothing, and has to undo nothing but its chroot, returns to the node's root directory and waits
+for the next layer.
 """
 
 from __future__ import annotations
@@ -65,6 +65,8 @@ if TYPE_CHECKING:
 
     from services.snapshots.diff.inherit import Unnamed
 
+_BINDING = frozenset(("bind", "rbind", "rw"))
+"""Options of a mount that only binds."""
 _LAYERS = 100
 """Layers that one worker unpacks; its memory is freed when it ends."""
 
@@ -305,10 +307,9 @@ def _carry_out(arguments: Sequence[str], files: Sequence[int], directory: str) -
     """Carry out a request and answer it. True if the process can take another. An unexpected exception ends the
     process.
     """
-    reusable = False
+    reusable = _is_reusable(mounts.from_arguments(arguments[5:]), alone=arguments[2] == "alone")  # in this root
     try:
         answer = _apply(arguments, files[1:], directory)
-        reusable = arguments[2] == "alone"
     except (EntryError, MountError, ImageError, tar.TarError, inflate.CompressionError) as error:
         answer = _error(str(error))
     except OSError as error:
@@ -317,8 +318,11 @@ def _carry_out(arguments: Sequence[str], files: Sequence[int], directory: str) -
     except BaseException:
         sys.excepthook(*sys.exc_info())
         os._exit(1)
+    else:
+        os.write(files[0], answer)
+        return reusable
     os.write(files[0], answer)
-    return reusable
+    return False
 
 
 def _close(files: Sequence[int]) -> None:
@@ -393,6 +397,7 @@ def unpack(
         _synced("/")
     if mounted is not None and mounted.served:
         mounted.end()
+    extractor.close()
     return chunks, extractor.unnamed
 
 
@@ -410,6 +415,9 @@ def _enter(target: Sequence[Mount], directory: str, *, alone: bool) -> tuple[Ext
         return Extractor(
             overlay="user.overlay." if "userxattr" in target[0].options else "trusted.overlay.", lowers=lowers
         ), None
+    if _needs_no_mount(target):
+        _change_root(target[0].source)
+        return Extractor(), None
     mounts.unshare_mounts()
     # Without mounts: like containerd, unpack into a directory that nobody sees.
     mounted = Mounted(target or [Mount("tmpfs", "none")], directory)
@@ -426,6 +434,19 @@ def _upper(target: Sequence[Mount]) -> str:
 def _bound(target: Sequence[Mount]) -> str:
     """The directory that the only mount binds; "" for other targets."""
     return target[0].source if len(target) == 1 and {"bind", "rbind"} & {target[0].type, *target[0].options} else ""
+
+
+def _needs_no_mount(target: Sequence[Mount]) -> bool:
+    """Whether the files are made right in a directory: the upper one of an overlay, or one that would only be bound."""
+    if _upper(target):
+        return True
+    bound = _bound(target)
+    return bool(bound) and not target[0].target and {*target[0].options} <= _BINDING and os.path.isdir(bound)
+
+
+def _is_reusable(target: Sequence[Mount], *, alone: bool) -> bool:
+    """Whether a worker can unpack other layers after this one."""
+    return alone or (bool(_upper(target)) and not place.beside(_upper(target)))
 
 
 def _layer_of(upper: str) -> str:

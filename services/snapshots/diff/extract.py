@@ -97,6 +97,11 @@ class Extractor:
         opaque markers there are.
         """
 
+    def close(self) -> None:
+        """Close the lower directories. The object is of no use afterwards."""
+        for lower in self._lowers:
+            os.close(lower)
+
     @property
     def unnamed(self) -> list[Unnamed]:
         """The directories that were made for entries in them, and that the layer did not name at that time. They take

@@ -122,6 +122,40 @@ def test_any_cut_of_the_bytes_means_the_same() -> None:
         assert conversation(piece) == whole
 
 
+def test_equal_frames_that_came_together_are_one_piece() -> None:
+    """As of a message of grpc-go, which comes in frames of 16 KiB. Each counts against the windows, and against the
+    frames of a turn; the last, and one that is cut, come alone.
+    """
+    wire = Wire()
+    wire.feed(headers(1))
+    connection = wire.connection
+    stream = connection.streams[1]
+    frame, rest = data(1, b"x" * 1000), data(1, b"y" * 10, end=True)
+    whole = frame * 7 + rest
+    events = wire.feed(whole[: 5 * len(frame) + 100])
+    assert [(len(e.chunk), e.end) for e in events if type(e) is Data] == [(5000, False), (91, False)]
+    assert stream.receive_window == Limits().window - 6000
+    events = wire.feed(whole[5 * len(frame) + 100 :])
+    assert [(len(e.chunk), e.end) for e in events if type(e) is Data] == [(909, False), (1000, False), (10, True)]
+
+    wire.feed(headers(3))
+    told = connection.receive(data(3, b"z" * 100) * 10, 4)
+    assert [len(e.chunk) for e in told if type(e) is Data] == [400]
+    assert connection.more
+    told = connection.receive(b"", 4)
+    assert [len(e.chunk) for e in told if type(e) is Data] == [400]
+
+
+def test_equal_frames_beyond_a_window_are_a_fault() -> None:
+    """Those within it come first."""
+    wire = Wire()
+    wire.feed(headers(1))
+    wire.connection.streams[1].receive_window = 2500
+    events = wire.feed(data(1, b"x" * 1000) * 4)
+    assert [len(e.chunk) for e in events if type(e) is Data] == [2000]
+    assert [frame.number() for frame in wire.sent() if frame.kind == RST_STREAM] == [Code.FLOW_CONTROL_ERROR]
+
+
 # ---------------------------------------------------------------------------------------------- a call
 
 
