@@ -105,6 +105,11 @@ class Blobs:
         info: pb.Info = (await self._content.Info(pb.InfoRequest(digest=digest), headers=headers)).info
         return info
 
+    async def labelled(self, key: str, value: str, headers: Headers) -> list[pb.Info]:
+        """The blobs with this label."""
+        request = pb.ListContentRequest(filters=[f'labels."{key}"=={value}'])
+        return [info async for answer in self._content.List(request, headers=headers) for info in answer.info]
+
     async def label(self, digest: str, key: str, value: str, headers: Headers) -> None:
         """Set one label of a blob."""
         request = pb.UpdateRequest(info=pb.Info(digest=digest, labels={key: value}))

@@ -58,7 +58,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
         )
         for snapshotter, server in zip(snapshotters, servers, strict=True):
             snapshotter.report_to(server, whole)
-        diff = DiffServicer(node.state / "internal.sock", top / "diff")
+        diff = DiffServicer(node.state / "internal.sock", top / "diff", sync_commit=config.sync_commit)
         stack.push_async_callback(diff.close)
         await stack.enter_async_context(rpc.serving(node.state / "diff.sock", [diff], grace=config.grace, relayed=True))
         metrics_stores.measured(

@@ -31,17 +31,18 @@ from services.kit.timestamps import time_from_pb
 from services.oci import media_types
 from services.oci.mounts_convert import mounts_from_pb
 from services.snapshots.diff import media, workers
+from services.snapshots.diff.ahead import Ahead
 from services.snapshots.diff.mounts import read_only, to_arguments
 
 
 class DiffServicer:
     """Diff over the gateway at ``gateway_socket``. ``scratch`` is a directory, created if needed, on which workers
-    mount (in their namespaces).
+    mount (in their namespaces), and where layers are unpacked ahead. ``sync_commit``: as for the snapshotters.
     """
 
     SERVICE = diff_stubs.DIFF
 
-    def __init__(self, gateway_socket: Path, scratch: Path) -> None:
+    def __init__(self, gateway_socket: Path, scratch: Path, *, sync_commit: bool = True) -> None:
         self._gateway = blobs.channel(gateway_socket)
         self._blobs = blobs.Blobs(self._gateway)
         self._left = scratch / "left"
@@ -49,25 +50,27 @@ class DiffServicer:
         for directory in (self._left, self._right):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._appliers = workers.Appliers(str(self._right))
+        self._ahead = Ahead(self._appliers, self._blobs, scratch / "ahead", sync=sync_commit)
 
     async def close(self) -> None:
         """End the programs, and close the channel to the gateway."""
+        await self._ahead.aclose()
         await self._appliers.aclose()
         await self._gateway.close()
 
     async def Apply(self, request: pb.ApplyRequest, call: Call) -> pb.ApplyResponse:
-        layer = request.diff
+        layer, headers, target = request.diff, call.passed_on(), mounts_from_pb(request.mounts)
         with tracing.span("diff.apply", **{"oci.layer.digest": layer.digest}):
             async with contextlib.AsyncExitStack() as held:
                 with _explained("failed to get reader from content store"):
-                    file = await held.enter_async_context(self._blobs.reading(layer.digest, call.passed_on()))
-                applied = await self._appliers.apply(
-                    mounts_from_pb(request.mounts),
-                    file,
-                    detect=media.may_be_compressed(layer.media_type),
-                    image=(image := media.is_image(layer.media_type)),
-                    sync=request.sync_fs,
-                )
+                    file = await held.enter_async_context(self._blobs.reading(layer.digest, headers))
+                detect, image = media.may_be_compressed(layer.media_type), media.is_image(layer.media_type)
+                await held.enter_async_context(self._ahead.around(layer.digest, target, headers))
+                applied = None
+                if detect and not (image or request.sync_fs):
+                    applied = await self._ahead.taken(layer.digest, target, headers)
+                if applied is None:
+                    applied = await self._appliers.apply(target, file, detect=detect, image=image, sync=request.sync_fs)
         return pb.ApplyResponse(
             applied=descriptor_pb2.Descriptor(
                 media_type=media_types.EROFS_LAYER if image else media_types.LAYER,
