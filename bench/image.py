@@ -74,6 +74,25 @@ def runnable(directory: Path, of: Image) -> Image:
     return _kept(directory, itertools.chain([busybox_layer()], layers))
 
 
+def rebased(directory: Path, of: Image) -> Image:
+    """The layers of ``of`` on another lowest one, which has one more file: as an image that was built on a newer base
+    from layers that do not depend on it.
+    """
+    return _kept(directory, _rebased(of))
+
+
+def _rebased(of: Image) -> Iterator[bytes]:
+    lowest, *others = of.layers
+    buffer = io.BytesIO(gzip.decompress(of.blobs[lowest]))
+    with tarfile.open(fileobj=buffer, mode="a", format=tarfile.PAX_FORMAT) as tar:
+        entry = tarfile.TarInfo("usr/share/newer")
+        entry.size, entry.mtime = 5, 1_700_000_000
+        tar.addfile(entry, io.BytesIO(b"newer"))
+    yield buffer.getvalue()
+    for digest in others:
+        yield gzip.decompress(of.blobs[digest])
+
+
 def _kept(directory: Path, layers: Iterable[bytes], compression: str = "gzip") -> Image:
     kept, blobs = directory / "image.json", directory / "blobs"
     if not kept.exists():

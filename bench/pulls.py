@@ -34,7 +34,7 @@ FAILED = float("nan")
 @dataclass(frozen=True, slots=True)
 class Row:
     """A pull: the image's name, whether it is far away, and how many clients pull at once. ``aim`` is the ratio, ours
-    to theirs.
+    to theirs. ``after`` names an image that is pulled before, and not measured.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Row:
     aim: float
     far: bool = False
     clients: int = 1
+    after: str = ""
 
 
 ROWS = (
@@ -51,6 +52,7 @@ ROWS = (
     Row("pull, zstd layers", "zstd", 0.7),
     Row("pull, 20 ms away, 100 MB/s", "bench", 0.7, far=True),
     Row("pull, 10 clients at once", "bench", 0.7, clients=10),
+    Row("pull, second image, all but the lowest layer are there", "rebased", 0.3, after="bench"),
 )
 MEMORY_AIM = 250
 
@@ -82,11 +84,12 @@ def rows(peers: Sequence[Peer], registry: Registry, scratch: Path, only: str, ro
     found = []
     for row in wanted(only):
         reference = pushed(registry, row.image, scratch)
+        before = [pushed(registry, row.after, scratch)] if row.after else []
         with contextlib.ExitStack() as stack:
             if row.far:
                 port = stack.enter_context(distant.distant(registry.port))
                 reference = reference.replace(f":{registry.port}/", f":{port}/")
-            found.append(measure(row, others, ours, registry, reference, rounds))
+            found.append(measure(row, others, ours, registry, reference, rounds, before))
     return found
 
 
@@ -102,9 +105,15 @@ def heading(peers: Sequence[Peer]) -> None:
 
 
 def measure(
-    row: Row, others: Sequence[Peer], ours: Peer, registry: Registry, reference: str, rounds: int
+    row: Row,
+    others: Sequence[Peer],
+    ours: Peer,
+    registry: Registry,
+    reference: str,
+    rounds: int,
+    before: Sequence[str] = (),
 ) -> dict[str, object]:
-    """Measure and print one row; the result is as that of :func:`rows`."""
+    """Measure and print one row; the result is as that of :func:`rows`. The images ``before`` are pulled first."""
     peers = [*others, ours]
     pulled: dict[str, list[Pull]] = {peer.name: [] for peer in peers}
     peaks: dict[str, list[Mapping[str, float]]] = {peer.name: [] for peer in peers}
@@ -116,7 +125,10 @@ def measure(
             if peer.name in failed:
                 continue
             try:
-                with removed(peer, reference):
+                with removed(peer, reference, *before):
+                    for each in before:
+                        _ctr(peer, each, 1)
+                        os.sync()  # what containerd leaves to the kernel is not part of the next pull
                     if number < rounds:
                         pulled[peer.name].append(_pull(peer, registry, reference, row.clients))
                     else:
@@ -212,14 +224,14 @@ def _ctr(peer: Peer, reference: str, clients: int) -> None:
 
 
 @contextlib.contextmanager
-def removed(peer: Peer, reference: str) -> Iterator[None]:
+def removed(peer: Peer, *references: str) -> Iterator[None]:
     """Before the block nothing is there. After it, what it pulled is gone, also from the disk's queue."""
     _gone(peer)
     try:
         yield
     finally:
         if ctr(peer, "images", "ls", "-q").strip():
-            ctr(peer, "images", "rm", "--sync", reference)
+            ctr(peer, "images", "rm", "--sync", *references)
         _gone(peer)
         os.sync()
 
@@ -291,6 +303,7 @@ IMAGE: dict[str, Callable[[Path], Image]] = {
     "one-layer": lambda scratch: image.one_layer(scratch / "one-layer"),
     "many-layers": lambda scratch: image.many_layers(scratch / "many-layers"),
     "zstd": lambda scratch: image.zstd_image(scratch / "zstd", _bench(scratch)),
+    "rebased": lambda scratch: image.rebased(scratch / "rebased", _bench(scratch)),
     "tiny-files": lambda scratch: image.tiny_files(scratch / "tiny-files"),
     "one-layer-run": lambda scratch: image.runnable(scratch / "one-layer-run", image.one_layer(scratch / "one-layer")),
 }
