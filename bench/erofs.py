@@ -69,7 +69,7 @@ def compare(stack: ExitStack, registry: Registry, mounts: Path, options: argpars
 
     version = "{}.{}".format(*(peers.version(programs) or ("?", "?")))
     theirs = [
-        _named(stack.enter_context(peers.containerd(disk("o"), programs)), f"{version} overlayfs"),
+        _named(stack.enter_context(peers.containerd(disk("o"), programs)), f"containerd {version}"),
         _named(stack.enter_context(peers.containerd(disk("t"), programs, tuned(programs))), f"{version} tuned"),
     ]
     utils, why = mkfs(options.erofs_utils, mounts)
