@@ -525,11 +525,14 @@ def _set_xattrs(entry: tar.Entry, node: Node) -> None:
         return
     node.xattrs = xattrs = dict(node.xattrs or {})
     for key, value in given:
-        if key.startswith(b"trusted.") or (key and key not in _NAMELESS and prefix_of(key) is None):
-            continue
-        if key.startswith(b"user.") and not (stat.S_ISREG(node.mode) or stat.S_ISDIR(node.mode)):
+        if key.startswith(b"trusted."):
             continue
         try:
+            _check_lengths(key, value)
+            if key not in _NAMELESS and prefix_of(key) is None:
+                continue
+            if key.startswith(b"user.") and not (stat.S_ISREG(node.mode) or stat.S_ISDIR(node.mode)):
+                continue
             found = _accepted(key, value, node)
         except OSError as error:
             if error.errno == errno.EOPNOTSUPP:
@@ -543,12 +546,16 @@ def _set_xattrs(entry: tar.Entry, node: Node) -> None:
             xattrs[key] = found
 
 
-def _accepted(key: bytes, value: bytes, node: Node) -> bytes | None:
-    """The value that the kernel stores; None if it stores none."""
+def _check_lengths(key: bytes, value: bytes) -> None:
+    """What the kernel looks at first."""
     if not 0 < len(key) <= 255:
         raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
     if len(value) >= 1 << 16:
         raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
+
+
+def _accepted(key: bytes, value: bytes, node: Node) -> bytes | None:
+    """The value that the kernel stores; None if it stores none."""
     if key in _NAMELESS:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     if key == _CAPABILITY:

@@ -188,6 +188,9 @@ def test_whatever_is_kept_in_memory_counts(members: list[bytes], monkeypatch: py
     ("key", "value"),
     [
         (b"user.", b"1"),
+        (b"user." + b"k" * 251, b"1"),
+        (b"other." + b"k" * 250, b"1"),
+        (b"other", b"1" * 70_000),
         (b"security.", b"1"),
         (b"security.capability", b"\n" + CAPABILITY[1:]),
         (b"security.capability", CAPABILITY[:1] + b"\1" + CAPABILITY[2:]),
