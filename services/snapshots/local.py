@@ -230,6 +230,12 @@ class LocalSnapshotter(ABC):
         snapshotter may do its slow work here; if the commit fails, the snapshot stays as it is.
         """
 
+    def told(self, rows: Rows, key: str, labels: Mapping[str, str]) -> Mapping[str, str]:
+        """The labels of a snapshot that :meth:`make` is to know; all, if a snapshotter does not say otherwise. In the
+        tree's thread.
+        """
+        return labels
+
     def same(self, thing: int, below: Sequence[int], others: Sequence[int]) -> bool:
         """Whether the layer in ``thing``, which was unpacked on the things ``below``, would be the same on the things
         ``others``; topmost first. OSErrors are passed on. It blocks, in a thread.
@@ -307,7 +313,7 @@ class LocalSnapshotter(ABC):
         def record(rows: Rows) -> tuple[Row, list[int]]:
             base = rules.base(rows, key, parent)
             ancestors = [] if base is None else rows.stack(base.id)
-            if staged or self._made(name, kind, ancestors, labels, broken):
+            if staged or self._made(name, kind, ancestors, self.told(rows, key, labels), broken):
                 fault("snapshots.before-rename")
                 self.keep(name, number, rows)
             row = rules.new(number, base, kind, key, labels)

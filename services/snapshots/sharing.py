@@ -117,7 +117,7 @@ def _found(rows: Rows, key: str, parent: str, labels: Mapping[str, str]) -> _Fou
     if not diff_id:
         return None
     stack = rows.stack(base.id)
-    there = [(row, layer) for row, layer in rows.layers(diff_id) if _space(row.info.name) == _space(parent)]
+    there = [(row, layer) for row, layer in rows.layers(diff_id) if space_of(row.info.name) == space_of(parent)]
     others: dict[int, tuple[Row, Layer]] = {}
     for row, layer in there:
         if layer.thing not in stack:
@@ -141,7 +141,7 @@ def _diff_id(rows: Rows, parent: str, labels: Mapping[str, str]) -> str:
     return ""
 
 
-def _space(name: str) -> str:
-    """The namespace of a snapshot; "" without a gateway."""
+def space_of(name: str) -> str:
+    """The namespace of a snapshot, by its name or key; "" without a gateway."""
     found = _RAW.match(name)
     return found.group(1) if found else ""

@@ -45,8 +45,9 @@ from services.snapshots.erofs.place import ABOUT, DATA, INDEX, LAYER, STAGED, WR
 from services.snapshots.erofs.shelf import Shelf
 from services.snapshots.local import prefixed
 from services.snapshots.overlay import Overlayfs, OverlaySnapshotter
+from services.snapshots.sharing import space_of
 from services.snapshots.store import DIFF_ID, REBASE, Kind, Usage
-from services.snapshots.tree import Row, Rows
+from services.snapshots.tree import Layer, Row, Rows
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +144,17 @@ class ErofsSnapshotter(OverlaySnapshotter):
             os.mkdir(layer := f"{self.at(name)}/{LAYER}", 0o700)
             self._shelf.take(labels.get(DIFF_ID, ""), layer)
         return True
+
+    def told(self, rows: Rows, key: str, labels: Mapping[str, str]) -> Mapping[str, str]:
+        """A diff id only if the namespace has that layer: an image's config may name any, and whoever runs the image
+        would see the files of others.
+        """
+        space = space_of(key)
+        if (diff_id := labels.get(DIFF_ID)) and not any(
+            space_of(row.info.name) == space for row, _ in rows.layers(diff_id)
+        ):
+            return {label: value for label, value in labels.items() if label != DIFF_ID}
+        return labels
 
     async def _create(self, kind: Kind, key: str, parent: str, labels: Mapping[str, str]) -> list[Mount]:
         made = await super()._create(kind, key, parent, labels)
@@ -264,6 +276,8 @@ class ErofsSnapshotter(OverlaySnapshotter):
         self, rows: Rows, active: Row, name: str, labels: Mapping[str, str], usage: Usage, parent: str
     ) -> None:
         super().record_commit(rows, active, name, labels, usage, parent)
+        if (known := place.about(f"{self.path(active.id)}/{LAYER}")) is not None:
+            rows.add_layer(Layer(active.id, known.diff_id, active.id))
         right = self._chained_to.get(active.id)
         if right is not None and rows.ancestors(rules.existing(rows, name)) != right:
             raise _ParentReplacedError(f'parent "{parent}" of snapshot "{name}" is another one than a moment ago')

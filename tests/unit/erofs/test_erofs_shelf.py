@@ -99,6 +99,19 @@ async def test_a_layer_that_is_there_is_taken(snapshotter: ErofsSnapshotter) -> 
     assert Path(view.source, "d/a").read_bytes() == b"one"
 
 
+async def test_a_namespace_takes_its_own_layers_only(snapshotter: ErofsSnapshotter) -> None:
+    """Whoever names another's diff id unpacks a layer; then both have one copy of it."""
+    await committed(snapshotter, "one/1/layer", WHOLE)
+    (mount,) = await snapshotter.prepare("other/2/key", "", {DIFF_ID: digest_of(WHOLE)})
+    assert "rw" in mount.options
+    unpacked([mount], WHOLE)
+    await snapshotter.commit("other/3/layer", "other/2/key")
+    assert len(set(files(snapshotter, layout.DATA))) == 1
+    await taken(snapshotter, "other/4/again", WHOLE)
+    await snapshotter.remove("one/1/layer")
+    await taken(snapshotter, "other/5/again", WHOLE)
+
+
 async def test_one_that_is_not_there_is_not(snapshotter: ErofsSnapshotter) -> None:
     """Nor one with a name that is none."""
     for name in (digest_of(WHOLE), "sha256:../../x", "../x", "sha256:", ""):
