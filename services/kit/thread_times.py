@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from services.kit import tracing
 
@@ -65,38 +64,37 @@ class _Counters:
 
 
 class _Own(threading.local):
-    def __init__(self) -> None:
-        self.counters = _Counters()
+    counters: _Counters | None = None
 
 
 _own = _Own()
 
 
-class Starved:
-    """The share of the time in which this thread wanted a processor and had none, each time since the one before. It
-    opens no counters: a main thread may be a copy of another process's, with that one's open files.
+def _counters() -> _Counters:
+    """This thread's. They are opened by their first use and not at import, since a process may be a copy of one that has
+    imported this: what that had open is another's.
     """
+    if _own.counters is None:
+        _own.counters = _Counters()
+    return _own.counters
+
+
+class Starved:
+    """The share of the time in which this thread wanted a processor and had none, each time since the one before."""
 
     def __init__(self) -> None:
-        self._seen = time.monotonic_ns(), self._runqueue()
+        self._seen = time.monotonic_ns(), _counters().runqueue()
 
     def share(self) -> float:
         """0 to 1; 0 without the kernel's counters."""
-        before, self._seen = self._seen, (time.monotonic_ns(), self._runqueue())
+        before, self._seen = self._seen, (time.monotonic_ns(), _counters().runqueue())
         return (self._seen[1] - before[1]) / max(self._seen[0] - before[0], 1)
-
-    @staticmethod
-    def _runqueue() -> int:
-        try:
-            return int(Path("/proc/thread-self/schedstat").read_text().split()[1])
-        except OSError:
-            return 0
 
 
 @contextlib.contextmanager
 def measured() -> Iterator[Times]:
     """Measure the block."""
-    times, counters = Times(), _own.counters
+    times, counters = Times(), _counters()
     begun, ran, late = time.monotonic_ns(), time.thread_time_ns(), counters.runqueue()
     try:
         yield times

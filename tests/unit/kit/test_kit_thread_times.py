@@ -55,3 +55,16 @@ def test_a_thread_without_a_processor_says_so() -> None:
     assert times.disk < 0.2 * times.whole
     files = [os.readlink(each) for each in Path("/proc/self/fd").iterdir() if each.exists()]
     assert not [each for each in files if f"/task/{thread.native_id}/" in each]
+
+
+def test_importing_it_opens_nothing() -> None:
+    """A process may be forked from one that imported it, and would read that one's counters."""
+    program = "import os; import services.kit.thread_times; print(os.listdir('/proc/self/fd'))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import os; print(os.listdir('/proc/self/fd')); {program}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    before, after = done.stdout.splitlines()
+    assert before == after
