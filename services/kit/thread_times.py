@@ -71,8 +71,8 @@ _own = _Own()
 
 
 def _counters() -> _Counters:
-    """This thread's. They are opened by their first use and not at import, since a process may be a copy of one that has
-    imported this: what that had open is another's.
+    """Those of the calling thread. They are opened by their first use and not at import, since a process may be a copy
+    of one that has imported this: what that had open is another's.
     """
     if _own.counters is None:
         _own.counters = _Counters()
