@@ -382,6 +382,8 @@ class Reader:
         if not in_records and version != (b"1", b"0"):
             return
         if name := records.get(b"GNU.sparse.name"):
+            if b"\0" in name:  # Go takes it, and no file can have it
+                raise invalid()
             entry.name = name
         if size := records.get(b"GNU.sparse.size") or records.get(b"GNU.sparse.realsize"):
             entry.size = decimal(size)

@@ -215,3 +215,15 @@ def test_odd_attributes_are_what_the_kernel_makes_of_them(key: bytes, value: byt
     index, blob = indexed(stream)
     found = Image(index, len(blob)).tree(lambda at, length: blob[at : at + length])[b"a"]
     assert (found.mode, found.xattrs) == (made.mode, made.xattrs)
+
+
+def test_a_name_with_a_zero_byte_is_refused() -> None:
+    """A sparse file's name may come from a record that Go does not look at."""
+    records = {
+        b"GNU.sparse.major": b"1",
+        b"GNU.sparse.minor": b"0",
+        b"GNU.sparse.name": b"a\0b",
+        b"GNU.sparse.realsize": b"0",
+    }
+    with pytest.raises(EntryError, match="invalid tar header"):
+        indexed(tar_of(pax(records), reg(b"a", b"0\n" + bytes(510))))
