@@ -153,8 +153,8 @@ async def test_two_images_at_once(node: Node, channel: Channel, fake: FakeRegist
 
 
 async def test_erofs_takes_layers_that_are_there(node: Node, channel: Channel, fake: FakeRegistry, place: Path) -> None:
-    """On any others, also if these decide about a directory, and in any namespace: they are on the disk once. The blobs
-    are fetched all the same. The files go with the last image.
+    """On any others, also if these decide about a directory: they are on the disk once. The blobs are fetched all the
+    same. Another namespace unpacks them, and yet there is one copy. The files go with the last image.
     """
     root = node.root / "snapshots/erofs"
 
@@ -165,22 +165,23 @@ async def test_erofs_takes_layers_that_are_there(node: Node, channel: Channel, f
     fresh, shared = Pulls(node, channel, fake, place), above()
     one, two, alone = [lowest(), *shared], [lowest(mode=0o700), *shared], [shared[0]]
     await fresh.pull(two)
-    clients = []
-    for layers, count in ((one, len(one)), (two, 1), (alone, 0)):
-        client, box, before = Client(channel, f"erofs{os.getpid()}-{next(_ids)}"), image(layers), unpacked()
-        clients.append((client, fake.add(box, f"shared:{next(_ids)}")))
-        await client.pull(clients[-1][1], snapshotter="erofs")
+    client, other = (Client(channel, f"erofs{os.getpid()}-{next(_ids)}") for _ in range(2))
+    references = []
+    for who, layers, count in ((client, one, len(one)), (client, two, 1), (client, alone, 0), (other, two, len(two))):
+        box, before = image(layers), unpacked()
+        references.append((who, fake.add(box, f"shared:{next(_ids)}")))
+        await who.pull(references[-1][1], snapshotter="erofs")
         assert len(unpacked() - before) == count
-        assert set(box.blobs) <= set(await client.blobs())
+        assert set(box.blobs) <= set(await who.blobs())
     assert len({path.stat().st_ino for path in (root / "snapshots").glob("*/erofs/data")}) == len(shared) + 2
     (place / "m").mkdir()
-    for (client, _), layers in zip(clients, (one, two), strict=False):
+    for layers in (one, two):
         found = Snapshots(channel, client.namespace, place / "m", "erofs")
         made = await found.tree(chain_ids(list(map(digest_of, layers)))[-1])
         if layers is two:
             right = await fresh.tree(two)
             assert not differences(right, without_times(made, right))
-    for client, reference in clients:
-        await client.delete_image(reference)
-        await client.collect()
+    for who, reference in references:
+        await who.delete_image(reference)
+        await who.collect()
     eventually(lambda: not os.listdir(root / "layers"), "files of removed images stay", 30)
