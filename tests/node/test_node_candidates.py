@@ -114,7 +114,9 @@ def test_half_of_everything_goes_to_candidates_and_back(tried: Tried) -> None:
     tried.pull("c")
     for space in (*spaces, "c"):
         assert tried.run(space) == "words\n"
-    assert (tried.their_snapshots(), tried.their_blobs()) == before
+    # what the last runs left may go meanwhile, but nothing new comes
+    assert tried.their_snapshots() <= before[0]
+    assert tried.their_blobs() <= before[1]
     assert {each["state"] for each in tried.candidates().values()} == {"draining"}
 
     said = node.splitd("restore", ROUTE, "--forget", "--yes").stdout

@@ -117,7 +117,7 @@ async def test_the_parts_of_a_workers_time_add_up(traced: Node, collector: Colle
         spent = {name: float(worker.attributes[f"splitd.time.{name}_ms"]) for name in PARTS}
         whole = (worker.end - worker.start) / 1e6
         assert sum(spent.values()) == pytest.approx(whole, rel=0.02, abs=5), spent
-        assert spent["bytes"] > 0.5 * whole, spent
+        assert spent["bytes"] + spent["runqueue"] > 0.5 * whole, spent  # bytes may come while no processor is free
     assert {span.attributes["splitd.layer"] for span in named("unpack.layer")} == {0, 1}
     assert not [span for span in collector.spans(trace) if span.error]
 

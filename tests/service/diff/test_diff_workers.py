@@ -352,7 +352,7 @@ def begun() -> None:
 
 
 async def test_a_worker_without_a_processor_says_so(appliers: Appliers, place: Path) -> None:
-    """It shares one processor with a program that never rests: about half of its time it could have run, and did
+    """It shares one processor with a program that never rests: about as long as it ran, it could have run and did
     not.
     """
     (place / "blob").write_bytes(tar(reg(b"f", os.urandom(1 << 20) * 60)))
@@ -369,7 +369,7 @@ async def test_a_worker_without_a_processor_says_so(appliers: Appliers, place: P
             busy.wait()
         span = spans.one("diff.unpack")
     check_parts(span)
-    assert part(span, "runqueue") > 0.25 * milliseconds(span)
+    assert part(span, "runqueue") > 0.5 * part(span, "cpu")
     assert part(span, "disk") < 0.1 * milliseconds(span)
 
 

@@ -59,7 +59,8 @@ async def test_the_process_says_which_snapshotters_it_has(process: ServiceProces
         for name in NAMES
     ]
     assert {each.name: set(each.capabilities) - {"remap-ids"} for each in found if each.capabilities} == {
-        "overlayfs": {"only-remap-ids", "rebase"}
+        "overlayfs": {"only-remap-ids", "rebase"},
+        "erofs": {"rebase"},
     }
     assert not [each.name for each in found if each.trouble and each.name in ("overlayfs", "native")]
 
