@@ -4,6 +4,7 @@ megabytes of what that took, and supervisord gives them to its copies.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -11,13 +12,20 @@ from importlib.util import cache_from_source
 from pathlib import Path
 
 CODE = ("api", "client", "deploy", "gateway", "services")
+_SECONDS = 60.0
+"""For compiling, at most: it takes some seconds."""
 
 
 def ready(top: Path) -> None:
-    """Compile what is not compiled, in a process of its own. Nothing happens where that cannot be written."""
-    if not all(_compiled(f"{top}/{name}") for name in CODE):
-        directories = [str(top / name) for name in CODE]
-        subprocess.run([sys.executable, "-m", "compileall", "-qq", *directories], check=False, stdin=subprocess.DEVNULL)
+    """Compile what is not compiled, in a process of its own, for a while. Nothing happens where that cannot be written.
+    Without it the node works as well, and takes more memory.
+    """
+    if not os.access(top, os.W_OK) or all(_compiled(f"{top}/{name}") for name in CODE):
+        return
+    directories = [str(top / name) for name in CODE]
+    command = [sys.executable, "-m", "compileall", "-qq", *directories]
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        subprocess.run(command, check=False, stdin=subprocess.DEVNULL, timeout=_SECONDS)
 
 
 def _compiled(directory: str) -> bool:

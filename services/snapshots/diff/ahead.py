@@ -85,7 +85,7 @@ class Ahead:
         """
         shutil.rmtree(directory, ignore_errors=True)
         self._directory = directory / "layers"
-        self._directory.mkdir(mode=0o700, parents=True)
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # some of it may not have gone
         (directory / note.WANTED).touch()
         self._appliers = appliers
         self._blobs = blobs
