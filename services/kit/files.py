@@ -1,10 +1,15 @@
-"""Writes small files so that a power cut leaves either the old file or the new one, whole."""
+"""Writes files so that they survive a power cut; small ones so that it leaves either the old file or the new one,
+whole. Workers import this, so it imports little.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import os
-from pathlib import Path
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
@@ -28,9 +33,9 @@ def replace(path: Path, text: str) -> None:
     sync_directory(path.parent)
 
 
-def start_writeback(fd: int, offset: int, size: int) -> None:
-    """Start writing a part of an open file to the disk, so that a later fsync waits for less. That fsync reports
-    failures.
+def start_writeback(fd: int, offset: int = 0, size: int = 0) -> None:
+    """Start writing an open file to the disk, from ``offset`` on; all of it, or ``size`` bytes. A later fsync or syncfs
+    waits for less, and reports failures.
     """
     _libc.sync_file_range(fd, offset, size, _SYNC_FILE_RANGE_WRITE)
 

@@ -22,9 +22,10 @@ import os
 import stat
 
 from services.kit import tar
+from services.kit.files import start_writeback
 from services.kit.inflate import CompressionError
 from services.snapshots.diff.inherit import DEFAULT_ACL, Unnamed, inherited, xattrs
-from services.snapshots.diff.mounts import start_writeback, words
+from services.snapshots.diff.mounts import words
 from services.snapshots.diff.paths import Resolver, clean, go_clean
 from services.snapshots.diff.writeback import EACH, Writeback
 

@@ -18,13 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
 RDONLY, NOSUID, NODEV, NOEXEC, SYNCHRONOUS, REMOUNT, MANDLOCK, DIRSYNC = 1, 2, 4, 8, 16, 32, 64, 128
 NOATIME, NODIRATIME, BIND, REC, SILENT = 1024, 2048, 4096, 16384, 32768
 UNBINDABLE, PRIVATE, SLAVE, SHARED, RELATIME, STRICTATIME = 1 << 17, 1 << 18, 1 << 19, 1 << 20, 1 << 21, 1 << 24
 _DETACH = 2
-_SYNC_FILE_RANGE_WRITE = 2
 _NEWNS, _NEWPID, _FS = 0x00020000, 0x20000000, 0x00000200
 
 OPTIONS_LIMIT = 4095
@@ -128,13 +126,6 @@ def unmount_all(directory: str) -> None:
 def syncfs(fd: int) -> None:
     """Write all data of the filesystem of ``fd`` to its disk."""
     _check(_libc.syncfs(fd), "syncfs")
-
-
-def start_writeback(fd: int) -> None:
-    """Start writing an open file's data to the disk, so that a later syncfs waits for less. That syncfs reports
-    failures.
-    """
-    _libc.sync_file_range(fd, 0, 0, _SYNC_FILE_RANGE_WRITE)
 
 
 def die_with_parent(parent: int) -> None:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import _thread  # the module threading cannot be imported any more once the root directory is another
 import os
 
-from services.snapshots.diff.mounts import MountError, start_writeback, syncfs
+from services.kit.files import start_writeback
+from services.snapshots.diff.mounts import MountError, syncfs
 
 LARGE = 1 << 20
 """Bytes from which the writing of a file is started on its own."""

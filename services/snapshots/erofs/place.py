@@ -8,8 +8,9 @@ import os
 from collections import namedtuple
 
 from services.kit import tar
+from services.kit.files import start_writeback
 from services.snapshots.diff.inherit import Unnamed
-from services.snapshots.diff.mounts import MountError, start_writeback
+from services.snapshots.diff.mounts import MountError
 from services.snapshots.erofs.below import Mounted, of_layers
 from services.snapshots.erofs.image import BLOCK, Node, image, inodes_of, trouble
 from services.snapshots.erofs.layer import LayerTree
