@@ -14,7 +14,7 @@ import pytest
 from api.containerd.services.content.v1 import content_pb2 as pb
 from api.containerd.services.content.v1 import content_stubs
 from services.kit import errors, process, rpc
-from services.snapshots.diff.mounts import start_writeback
+from services.kit.files import start_writeback
 from tests.support import frozen_disk, loop_disk, short_directory, slow_disk
 
 SERVICE = content_stubs.CONTENT
