@@ -71,6 +71,9 @@ SLACK = 14
 """MiB that a process may keep after a load, of tens to hundreds. Python's allocator keeps a megabyte for each object
 that lives on in it, and caches fill at the first use: up to 10 are seen after the first load, and no more after the
 second. 5,000 connections that were not forgotten would be 25, a Read 0.5 each.
+
+Where one process was slow for a moment, another had more to hold, and up to 30 stay with the allocator: the next load
+takes them. So what a load left is asked of the loads after it, see `loaded`.
 """
 
 
@@ -111,10 +114,16 @@ class Watched:
         return len(os.listdir(f"/proc/{self._pids['gateway']}/fd"))
 
 
+class MemoryKeptError(AssertionError):
+    """A process has more memory than before the load."""
+
+
 @contextlib.asynccontextmanager
-async def others(node: Node) -> AsyncIterator[Watched]:
+async def others(node: Node, patience: float = 30) -> AsyncIterator[Watched]:
     """While the block runs, another client calls the gateway and, through it, metadata; afterwards the resources are as
     before.
+
+    Raises MemoryKeptError where a process still has more memory after ``patience`` seconds.
     """
     watched = Watched(node)
     files, memory = watched.files(), watched.memory()
@@ -150,19 +159,39 @@ async def others(node: Node) -> AsyncIterator[Watched]:
             calling.cancel()
             await asyncio.wait([calling])
 
-    def back() -> bool:
+    def closed() -> bool:
         # services connect to the gateway when they first need it
         assert watched.files() <= files + 5, f"{watched.files()} files, not {files}"
-        kept = {name: (memory[name], now) for name, now in watched.memory().items() if now > memory[name] + SLACK}
-        assert not kept, f"MiB before and after: {kept}"
         return True
 
-    await asyncio.to_thread(eventually, back, "the node is not as before", 30)
+    def kept() -> dict[str, tuple[int, int]]:
+        return {name: (memory[name], now) for name, now in watched.memory().items() if now > memory[name] + SLACK}
+
+    await asyncio.to_thread(eventually, closed, "the node's files are not as before", 30)
+    try:
+        await asyncio.to_thread(eventually, lambda: not kept(), seconds=patience)
+    except AssertionError as error:
+        raise MemoryKeptError(f"MiB before and after: {kept()}") from error
 
 
 async def in_thread(work: Callable[[], Any]) -> Any:
     """Run a hostile client in a thread: the other client has the loop."""
     return await asyncio.to_thread(work)
+
+
+async def loaded(node: Node, load: Callable[[], Any]) -> None:
+    """Run a load beside another client. What it leaks, it leaks each time: memory may be more after a first and a second
+    load, but not after the third.
+    """
+    for _ in range(2):
+        try:
+            async with others(node, patience=3):
+                await in_thread(load)
+        except MemoryKeptError:
+            continue
+        return
+    async with others(node):
+        await in_thread(load)
 
 
 @contextlib.contextmanager
@@ -300,8 +329,7 @@ async def test_a_hundred_thousand_resets(node: Node, path: str) -> None:
                         assert time.monotonic() - begun > 9
                         opened += 20_000
 
-    async with others(node):
-        await in_thread(load)
+    await loaded(node, load)
 
 
 async def test_three_thousand_calls_that_one_client_gives_up(node: Node) -> None:
@@ -327,8 +355,7 @@ async def test_three_thousand_calls_that_one_client_gives_up(node: Node) -> None
         message = request.SerializeToString()
         return messages.prefix(message), message
 
-    async with others(node):
-        await in_thread(load)
+    await loaded(node, load)
 
 
 async def test_a_message_of_64_mib(node: Node) -> None:
@@ -486,8 +513,7 @@ async def test_floods_of_a_client_that_never_reads(node: Node, frame: bytes) -> 
                 away = raw.until(sent_away)[0]
                 assert (away.code, away.reason) == (Code.ENHANCE_YOUR_CALM, "too many frames without content")
 
-    async with others(node):
-        await in_thread(load)
+    await loaded(node, load)
 
 
 async def test_a_client_that_asks_and_never_reads(node: Node) -> None:
@@ -515,5 +541,4 @@ async def test_a_client_that_asks_and_never_reads(node: Node) -> None:
                         del left[raw]
             assert not left, "it is still there"
 
-    async with others(node):
-        await in_thread(load)
+    await loaded(node, load)
