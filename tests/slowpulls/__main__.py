@@ -1,9 +1,10 @@
 """``make slow-pulls``: inject what makes pulls slow, one cause at a time, and check that the verdict names it.
 
 Each image is pulled three times with nothing injected, and once with each cause; the benchmark's, whose pulls take
-longer at one time than at another, three times with it, too. The verdict on that pull, or on that of median length,
-must name the cause in its sentence, with the host, the layer or the holder, and put at least 80 % of what the pull took
-longer to it. The pulls with nothing injected must name no registry, mirror, limit, lock or queue. Needs root.
+longer at one time than at another, three times with it and three times without it, in turn. The verdict on that pull,
+or on that of median length, must name the cause in its sentence, with the host, the layer or the holder, and put at
+least 80 % of what the pull took longer to it. The pulls with nothing injected must name no registry, mirror, limit,
+lock or queue. Needs root.
 """
 
 from __future__ import annotations
@@ -36,7 +37,11 @@ async def run(names: Sequence[str], pulls: int, image: Image | None = None) -> i
             found = []
             if injection.image().digest not in here.medians:
                 found.append(await undisturbed(here, injection.image(), pulls))
-            for judged in (*found, await with_cause(here, injection, pulls if image is not None else 1)):
+            if image is None:
+                found.append(await with_cause(here, injection))
+            else:
+                found.append(await with_cause(here, injection, pulls, in_turn=True))
+            for judged in found:
                 wrong += bool(judged.wrong)
                 _print(judged)
     return wrong

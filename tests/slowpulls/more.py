@@ -34,9 +34,9 @@ async def slow_storage(scene: Scene, image: Image) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def lost(scene: Scene, image: Image) -> AsyncIterator[None]:
-    """The registry hangs up four times when it is asked for a layer, for each layer."""
-    for layer in image.layers:
-        scene.registry.inject(layer, hang_up(), times=4)
+    """The registry hangs up four times when it is asked for the manifest, and then for each layer."""
+    for where in ("manifest", *image.layers):
+        scene.registry.inject(where, hang_up(), times=4)
     try:
         yield
     finally:
@@ -136,7 +136,7 @@ class _Thinking:
 
 MORE = (
     Injection("storage", "a redirect to a slow storage", slow_storage, Kind.NETWORK, 3.0, frozenset({"bandwidth"})),
-    Injection("lost", "four connections are lost", lost, Kind.REGISTRY, 0.3, frozenset({"retry"})),
+    Injection("lost", "four connections are lost, and four more", lost, Kind.REGISTRY, 0.3, frozenset({"retry"})),
     Injection(
         "overloaded",
         "503 with Retry-After 2",
