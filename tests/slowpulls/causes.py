@@ -248,7 +248,8 @@ async def collection(scene: Scene, image: Image) -> AsyncIterator[None]:
     reference = scene.registry.add(image, NAME)
     await scene.pulled(reference)
     # A collection that the pull began may be under way: the fault is for the one that follows.
-    await scene.command(scene.node.ctr, "images", "rm", "--sync", "none", ok=None)
+    await scene.command(scene.node.ctr, "images", "tag", "--force", reference, "none")
+    await scene.command(scene.node.ctr, "images", "rm", "--sync", "none")
     (scene.faults / "content.before-remove").write_text("sleep 3")
     await scene.command(scene.node.ctr, "images", "rm", reference)
     async with asyncio.timeout(20):
