@@ -100,7 +100,8 @@ def _etcd(here: Place, config: configuration.Config, *, take_over: bool = False)
     @contextlib.asynccontextmanager
     async def opened() -> AsyncIterator[Transactions]:
         from services.etcd.client import connect  # which only a node with etcd needs
-        from services.metadata.etcd import EtcdTransactions, this_node
+        from services.metadata.etcd import EtcdTransactions
+        from services.metadata.etcd_owner import this_node
 
         # a mirror that is made anew, so that each opening reads what etcd has; a killed command may have left one
         mirror = where / "moving"

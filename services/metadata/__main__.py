@@ -55,8 +55,9 @@ async def stored(
         return
     # a node with the embedded store does without this code and its messages
     from services.etcd.client import connect
-    from services.metadata.etcd import Claims, EtcdTransactions, this_node
+    from services.metadata.etcd import EtcdTransactions
     from services.metadata.etcd_node import EtcdNode
+    from services.metadata.etcd_owner import Claims, this_node
 
     await moving.check_beside(directory / "metadata.db")
     etcd = connect(config.etcd)

@@ -2,7 +2,8 @@
 
 Everything is read from a *mirror* in SQLite (``sqlite.py``), in STATE, also while etcd is away.
 The work of a write runs on the mirror, too, in an open transaction. What it changed goes to etcd as one transaction,
-and is committed in the mirror when etcd has it. So the mirror has nothing that etcd does not have.
+and is committed in the mirror when etcd has it. So the mirror has nothing that etcd does not have; but for changes that
+need not last, which go to etcd some moments later (``etcd_later``).
 
 A transaction compares two keys. ``owner``: this node still owns the records. ``last``: nothing was written since the
 state that the work has seen, by whomever. That is stronger than a compare of each key that was read, and as cheap for
@@ -26,11 +27,10 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import socket
 import sqlite3
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, MutableSequence
+from collections.abc import AsyncIterator, Callable, MutableSequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
@@ -50,13 +50,15 @@ from services.etcd.store import (
     Uncertain,
     end_of,
 )
-from services.kit import errors, files, loops, metrics
+from services.kit import errors, loops, metrics
 from services.kit.faults import fault
-from services.metadata import etcd_mirror
+from services.metadata import etcd_later, etcd_mirror
+from services.metadata.etcd_later import OvertakenError, Payments
+from services.metadata.etcd_owner import Claims, NotOwnerError
 from services.metadata.etcd_patience import PATIENCE, Patience
 from services.metadata.etcd_rows import ALIVE, LEAST, Keys, Owner, Pieces, Written, decode, joined
 from services.metadata.etcd_shown import NONE, Last, Shown
-from services.metadata.sqlite import Again
+from services.metadata.sqlite import Again, Changes
 from services.metadata.transactions import Key, Reader, Snapshot, Standing, Transaction
 
 log = logging.getLogger(__name__)
@@ -76,54 +78,14 @@ _CAUGHT_UP = 10.0
 """Seconds that a write waits for changes that somebody else has made."""
 
 
-class NotOwnerError(errors.FailedPrecondition):
-    """Another node owns the records."""
-
-
-class Claims:
-    """Where a node has had records: the prefixes in ``directory``/claimed."""
-
-    def __init__(self, directory: Path) -> None:
-        self._path = directory / "claimed"
-
-    def has(self, prefix: str) -> bool:
-        """Whether there were records."""
-        try:
-            return prefix in self._path.read_text().splitlines()
-        except FileNotFoundError:
-            return False
-
-    def add(self, prefix: str) -> None:
-        """There are now. It writes a file."""
-        if not self.has(prefix):
-            before = self._path.read_text() if self._path.exists() else ""
-            files.replace(self._path, f"{before}{prefix}\n")
-
-    def __str__(self) -> str:
-        return str(self._path)
-
-
-def this_node(directory: Path) -> Owner:
-    """The node of ROOT/metadata, which is ``directory``. Its id is in the file owner, which is made once."""
-    path = directory / "owner"
-    try:
-        node = path.read_text().strip()
-    except FileNotFoundError:
-        node = uuid.uuid4().hex
-        files.replace(path, f"{node}\n")
-    machine = ""
-    with contextlib.suppress(OSError):
-        machine = Path("/etc/machine-id").read_text().strip()
-    return Owner(node=node, host=socket.gethostname(), machine=machine, root=str(directory.parent))
-
-
 class EtcdTransactions:
     """The records of ``node`` below ``prefix`` in etcd, with a mirror in ``path``, which may vanish whenever no process
     uses it. Use it within :meth:`running`.
 
     ``stale_reads``: seconds for which reads go on while etcd is away. ``patience``: seconds that a write waits for it.
     ``longest``: seconds of the longest pause between attempts to reach it. ``noted``: seconds after which the mirror
-    notes again that it is in step. ``claims`` remembers that there were records.
+    notes again that it is in step. ``later``: seconds for which etcd may be owed what need not last. ``claims``
+    remembers that there were records.
     """
 
     def __init__(
@@ -138,6 +100,7 @@ class EtcdTransactions:
         patience: float = PATIENCE,
         longest: float = LONGEST,
         noted: float = NOTED,
+        later: float = etcd_later.SECONDS,
         claims: Claims | None = None,
     ) -> None:
         self._etcd = etcd
@@ -149,13 +112,16 @@ class EtcdTransactions:
         self._longest = longest
         self._noted = noted
         self._instance = uuid.uuid4().hex.encode()
-        self.mirror, stands = etcd_mirror.opened(path, caller, self, self._keys.prefix)
+        self.mirror, stands, self._later = etcd_mirror.opened(path, caller, self, self._keys.prefix)
         self.file = self.mirror.file
         self._owner = 0
         """The revision of our claim, which every transaction compares; 0: there is none yet."""
         self._shown = Shown(stands.revision, stands.last)
-        self._next: tuple[Last, Collection[bytes]] = NONE, ()
-        """The transaction that is on its way, and the keys that it writes."""
+        self._payments = Payments(self._later, self, later)
+        self._next: tuple[Last, Changes] = NONE, {}
+        """The transaction that is on its way, and what it writes; NONE: the mirror alone has it."""
+        self._doubted: Last | None = None
+        """After it a transaction may have been written, or may be yet: nothing else is left for later."""
         self._away: float | None = stands.step if stands.revision else etcd_mirror.now()
         """When the mirror was last in step with etcd, if it is not now."""
         self._lost: float | None = None
@@ -244,29 +210,44 @@ class EtcdTransactions:
                 "back; splitd status shows its members. Meanwhile containers run on, and reads are answered"
             )
 
-    async def commit(self, changes: Mapping[bytes, bytes | None], connection: sqlite3.Connection) -> None:
+    async def commit(self, changes: Changes, connection: sqlite3.Connection, *, lasting: bool) -> None:
         """Write what the mirror is about to commit (``sqlite.Original``)."""
+        if not changes and not (lasting and self._later):
+            self._next = NONE, {}
+            return
         self._check_writable()
         if not self._shown.revision:  # all records are listed
             raise Again
+        large, later = self._large(changes), self._later
+        if not lasting and self._shown.last != self._doubted and later.takes(changes, large):
+            self._next = NONE, changes
+            later.note(connection, changes)
+            return
         end = self._patience.end(self._away)
-        written = Written(self._keys, changes, self._large(changes))
-        if len(written.operations) > _MANY:
-            written.operations = etcd_mirror.ranges(written.operations, self._keys, connection)
         try:
+            if later and not later.fits_beside(changes):
+                owed = dict(later.owed)
+                self._shown.committed(await self._write(Written(self._keys, owed, frozenset()), end), owed)
+                later.clear()
+            changes = {**later.owed, **changes}
+            written = Written(self._keys, changes, large)
+            if len(written.operations) > _MANY:
+                written.operations = etcd_mirror.ranges(written.operations, self._keys, connection)
             for piece in written.pieces:
                 await self._put_piece(piece, end)
                 fault("metadata.etcd.piece")
             fault("metadata.etcd.before")
             last = await self._write(written, end)
         except Uncertain as error:
+            self._doubted = self._shown.last
             raise errors.Unavailable(f"metadata store: it may have been written: {short(error)}") from None
         except errors.Unavailable as error:
             words = short(error).removeprefix("metadata store: ")
             raise errors.Unavailable(f"metadata store: nothing was written: {words}") from None
         fault("metadata.etcd.written")
-        self._next = last, changes.keys()
+        self._next = last, changes
         etcd_mirror.note(connection, self._keys.prefix, self._shown.revision, last)
+        later.note_none(connection)
         for operation in written.rest:
             try:
                 await self._etcd.commit(
@@ -277,10 +258,16 @@ class EtcdTransactions:
 
     def committed(self) -> None:
         """The mirror shows the last transaction."""
-        self._shown.committed(*self._next)
+        last, changes = self._next
+        if last == NONE:
+            self._later.add(changes)
+            self._payments.begin()
+        else:
+            self._shown.committed(last, changes.keys())
+            self._later.clear()
         fault("metadata.etcd.mirrored")
 
-    def _large(self, changes: Mapping[bytes, bytes | None]) -> frozenset[bytes]:
+    def _large(self, changes: Changes) -> frozenset[bytes]:
         """The keys whose value in etcd may have pieces."""
         lengths = "SELECT length(value) FROM records WHERE key = ?"
         found = ((key, self.file.reader.execute(lengths, (key,)).fetchone()) for key in changes)
@@ -398,7 +385,11 @@ class EtcdTransactions:
                     async with asyncio.timeout(1.0):
                         await self._moved.wait()
             self._read = True
-            yield
+            self._payments.begin()
+            try:
+                yield
+            finally:
+                await self._payments.end()
 
     async def _keep_time(self) -> None:
         """Note in the mirror that it is in step, for the next process."""
@@ -467,6 +458,9 @@ class EtcdTransactions:
                 except TimeoutError:
                     if not limit.expired():
                         raise
+                except OvertakenError as error:
+                    log.warning("%s: all records are listed", error)
+                    self._shown.revision = 0
                 except errors.Unavailable as error:
                     if self._away is None and self._lost is None:
                         # only the member that was watched may be away: another one is asked at once
@@ -551,11 +545,14 @@ class EtcdTransactions:
                 rows.append((key, each.revision, value))
 
         def work(connection: sqlite3.Connection) -> list[bytes]:
+            if self._later and last.mod > shown.last.mod:
+                raise OvertakenError(f"at revision {last.mod} another hand has written the records in etcd")
             etcd_mirror.note(connection, keys.prefix, revision, max(last, shown.last, key=lambda each: each.mod))
             return [
                 key
                 for key, at, value in rows
                 if not shown.has(key, at)  # an own commit may have ended meanwhile
+                and key not in self._later
                 and etcd_mirror.apply(connection, key, value)
             ]
 
@@ -618,10 +615,12 @@ class EtcdTransactions:
 
         def work(connection: sqlite3.Connection) -> list[bytes]:
             etcd_mirror.note(connection, keys.prefix, revision, last)
+            self._later.note_none(connection)
             return listing.end(connection)
 
         await self.mirror.replicate(work)
         self._shown.listed(revision, last)
+        self._later.lose()
         self.listed = True
         self._tell()
         log.info("%d records were listed in %.1f s, at revision %d", count, time.monotonic() - begun, revision)

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from services.etcd.store import Delete, Operation
 from services.kit import errors
-from services.metadata import sqlite
+from services.metadata import etcd_later, sqlite
+from services.metadata.etcd_later import Later
 from services.metadata.etcd_rows import Keys
 from services.metadata.etcd_shown import NONE, Last
 from services.metadata.sqlite import Original, SqliteTransactions
@@ -27,10 +28,12 @@ log = logging.getLogger(__name__)
 
 LAYOUT = replace(
     sqlite.LAYOUT,
+    version=2,  # a splitd that did not know the table later would not write what is owed
     tables=(
         *sqlite.LAYOUT.tables,
         "CREATE TABLE mirror (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
         "CREATE TABLE incoming (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID",
+        etcd_later.TABLE,
     ),
     pragmas=(*sqlite.LAYOUT.pragmas, "synchronous = OFF"),
 )
@@ -55,8 +58,10 @@ class Stands:
 
 def opened(
     path: Path, caller: Callable[[], str], original: Original, prefix: bytes
-) -> tuple[SqliteTransactions, Stands]:
-    """The mirror in ``path`` of the records below ``prefix``, made anew if it cannot be used, and what it shows."""
+) -> tuple[SqliteTransactions, Stands, Later]:
+    """The mirror in ``path`` of the records below ``prefix``, made anew if it cannot be used, what it shows, and what
+    etcd is still to get.
+    """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
         found = SqliteTransactions(path, caller, layout=LAYOUT, original=original)
@@ -66,13 +71,14 @@ def opened(
         why = found.file.lost
         try:
             if not why:
-                return found, _stands(found.file.reader, prefix)
+                return found, _stands(found.file.reader, prefix), Later(found.file.reader)
         except (sqlite3.Error, ValueError, LookupError, TypeError) as error:
             why = f"what it shows cannot be read: {error}"
         found.file.close()
     log.warning("the mirror of etcd's records is made anew: %s", why)
     remove(path)
-    return SqliteTransactions(path, caller, layout=LAYOUT, original=original), Stands()
+    made = SqliteTransactions(path, caller, layout=LAYOUT, original=original)
+    return made, Stands(), Later(made.file.reader)
 
 
 def remove(path: Path) -> None:

@@ -83,12 +83,17 @@ class Again(Exception):
     """The original has changed since this store was brought up to date. Nothing was written: the works run again."""
 
 
+Changes: TypeAlias = Mapping[bytes, bytes | None]
+"""Encoded keys and their new values; None: removed."""
+
+
 class Original(Protocol):
     """Another store, of which this one is the mirror."""
 
-    async def commit(self, changes: Mapping[bytes, bytes | None], connection: sqlite3.Connection) -> None:
-        """Take these encoded keys and their new values (None: removed), all or none. They are committed here after
-        that, in the open transaction of ``connection``. :class:`Again`, or the error for all who wait.
+    async def commit(self, changes: Changes, connection: sqlite3.Connection, *, lasting: bool) -> None:
+        """Take these changes, if any, all or none; those that need not be ``lasting`` at once or later. They are
+        committed here after that, in the open transaction of ``connection``. :class:`Again`, or the error for all who
+        wait.
         """
         ...
 
@@ -521,16 +526,14 @@ class SqliteTransactions:
             if not wrote:
                 self._writer.execute("ROLLBACK")
             elif self._original is not None:
-                if changes := self._changes(wrote):
-                    self._in_flight = waited = True
-                    try:
-                        await self._original.commit(changes, self._writer)
-                        self._writer.execute("COMMIT")
-                        self._original.committed()
-                    finally:
-                        self._in_flight = False
-                else:
-                    self._writer.execute("ROLLBACK")
+                changes, lasting = self._changes(wrote), any(each.lasting for each in batch)
+                self._in_flight, waited = True, lasting and bool(changes)
+                try:
+                    await self._original.commit(changes, self._writer, lasting=lasting)
+                    self._writer.execute("COMMIT")
+                    self._original.committed()
+                finally:
+                    self._in_flight = False
             elif self._lasting:
                 self._in_flight = waited = True
                 try:

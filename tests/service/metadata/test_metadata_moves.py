@@ -15,7 +15,8 @@ from services.etcd.client import connect
 from services.etcd.config import EtcdConfig
 from services.kit.process import owned
 from services.metadata import moving, schema
-from services.metadata.etcd import EtcdTransactions, this_node
+from services.metadata.etcd import EtcdTransactions
+from services.metadata.etcd_owner import this_node
 from services.metadata.store import Image
 from services.metadata.transactions import Key, Reader, Transaction
 from tests.etcd_servers import etcd

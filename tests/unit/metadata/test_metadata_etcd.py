@@ -13,7 +13,8 @@ import pytest
 from services.etcd.memory import MemoryEtcd
 from services.etcd.store import Changes, Delete, Put
 from services.kit import errors
-from services.metadata.etcd import Claims, EtcdTransactions, NotOwnerError, this_node
+from services.metadata.etcd import EtcdTransactions
+from services.metadata.etcd_owner import Claims, NotOwnerError, this_node
 from services.metadata.etcd_rows import PIECE, WHOLE, Keys, Owner
 from services.metadata.transactions import Key, Reader, Transaction, Transactions, encode
 from tests.suites.records_transactions import TransactionsSuite
