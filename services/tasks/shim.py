@@ -8,7 +8,6 @@ the same messages), over ttrpc or gRPC.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
@@ -32,7 +31,7 @@ from services.oci.mounts import Mount
 from services.oci.mounts_convert import mounts_to_pb
 from services.oci.opaque import Opaque
 from services.oci.opaque_convert import opaque_from_pb, opaque_to_pb
-from services.tasks import convert
+from services.tasks import convert, programs
 from services.tasks.bundle import Address, Bundle, address_of
 from services.tasks.store import IO, Exit, Process, ProcessInfo
 
@@ -210,31 +209,19 @@ class Program:
         """
         with _memory_file(stdin) as given, _memory_file() as output, _memory_file() as trouble:
             try:
-                process = await asyncio.create_subprocess_exec(
-                    *cgroups.leaving(os.environ),
-                    self.path,
-                    *arguments,
-                    cwd=self.bundle.path,
-                    env=self._environment.variables(self.bundle.namespace),
+                code = await programs.run(
+                    [*cgroups.leaving(os.environ), self.path, *arguments],
+                    self.bundle.path,
+                    self._environment.variables(self.bundle.namespace),
+                    timeout,
                     stdin=given,
                     stdout=output,
                     stderr=trouble,
-                    start_new_session=True,
                 )
+            except TimeoutError:
+                raise errors.DeadlineExceeded(f"{self.path} {arguments[-1]}: not done after {timeout:g} s") from None
             except OSError as error:
                 raise _os_error(f"fork/exec {self.path}", error) from None
-            try:
-                async with asyncio.timeout(timeout):
-                    code = await process.wait()
-            except (TimeoutError, asyncio.CancelledError) as error:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-                # a process that waits for a disk dies only when that answers
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(process.wait(), 1.0)
-                if isinstance(error, asyncio.CancelledError):
-                    raise
-                raise errors.DeadlineExceeded(f"{self.path} {arguments[-1]}: not done after {timeout:g} s") from None
             return code, os.pread(output, _STDOUT_LIMIT, 0), os.pread(trouble, _STDOUT_LIMIT, 0)
 
 
