@@ -18,11 +18,13 @@ import ctypes
 import faulthandler
 import gc
 import importlib
+import math
 import os
 import runpy
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -134,7 +136,7 @@ def install() -> Copies | None:
         for name in SHARED:
             importlib.import_module(name)
         files = [getattr(each, "__file__", None) for each in [*sys.modules.values()]]
-        made = Copies(path for path in files if path)
+        made = Copies((path for path in files if path), began())
     except Exception as error:  # supervisord must run in any case; the processes will say the same, each in its log
         complain(f"modules cannot be loaded in advance: {error!r}")
         return None
@@ -173,13 +175,19 @@ _PLACES = 1000
 class Copies:
     """Processes begin as copies while these files, of loaded modules, are as they were."""
 
-    def __init__(self, files: Iterable[str]) -> None:
-        """Raises OSError if a file is not there."""
+    def __init__(self, files: Iterable[str], since: float = math.inf) -> None:
+        """Raises OSError if a file is not there, or was changed after ``since`` (nanoseconds of the clock of files'
+        times): what was loaded may be what it was before, or a part of it.
+        """
         self._parent = os.getpid()
         self._names = Names()
         # Each copy makes pieces of one string: the strings of the modules lie in as many pages as there are modules,
         # and a copy that used each of them would have these pages for itself.
+        files = list(files)
         self._loaded = "\0".join(word for path in files for word in (path, identity(path)))
+        for path in files:  # after that: what is changed later has another identity
+            if os.stat(path).st_ctime_ns > since:
+                raise OSError(f"{path} was changed while it was loaded")
         self.sure = False
         """Whether somebody has just found the files unchanged."""
 
@@ -206,6 +214,20 @@ class Copies:
             return execve(options, filename, argv, environment)
 
         return begin
+
+
+def began() -> int:
+    """When this process began, or a tick later, in nanoseconds of the clock of files' times. Nothing of ours is loaded
+    so soon.
+    """
+    since_boot = (int(_stat()[19]) + 1) * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+    return time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME) + since_boot
+
+
+def _stat() -> list[bytes]:
+    """What /proc says of this process, from its state on: the third field in proc_pid_stat(5) is the first here."""
+    with open("/proc/self/stat", "rb") as stat:
+        return stat.read().rpartition(b")")[2].split()
 
 
 def identity(path: str) -> str:
@@ -250,8 +272,7 @@ class Names:
     def __init__(self) -> None:
         libc = _libc()
         libc.sbrk.restype = ctypes.c_void_p
-        with open("/proc/self/stat", "rb") as stat:
-            fields = stat.read().rpartition(b")")[2].split()
+        fields = _stat()
         # proc_pid_stat(5) counts from 1, and the two before the parenthesis are cut off
         code, end_code, stack, data, end_data, brk = (int(fields[each - 3]) for each in (26, 27, 28, 45, 46, 47))
         self._map = _Map(code, end_code, data, end_data, brk, 0, stack, exe_fd=-1)

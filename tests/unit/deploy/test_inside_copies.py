@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -177,3 +178,19 @@ def test_modules_that_cannot_be_loaded_do_not_stop_supervisord(
     copies.install()
     assert ServerOptions.execve is before
     assert "No module named 'services.no_such_module'" in capsys.readouterr().err
+
+
+def test_a_file_that_was_changed_while_it_was_loaded_makes_no_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """During an upgrade: what supervisord has loaded may be the old file, or a part of the new one, and nothing that is
+    looked at later would show it. The processes are executed then, from the files as they are.
+    """
+    (tmp_path / "changed_meanwhile.py").write_text("A = 1\n")
+    copies.Copies([str(tmp_path / "changed_meanwhile.py")], time.time_ns() + 10**9)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(copies, "SHARED", ("changed_meanwhile",))  # written after this process began
+    before = ServerOptions.execve
+    assert copies.install() is None
+    assert ServerOptions.execve is before
+    assert "changed_meanwhile.py was changed while it was loaded" in capsys.readouterr().err
