@@ -17,7 +17,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 
 from services.kit import errors, threads, tracing
@@ -36,6 +36,37 @@ _APART = "cleaning up after a dead shim"
 """This work has threads of its own: processes and filesystems that hang keep them, and must not delay other tasks."""
 AGAIN, AGAIN_AT_MOST = 0.25, 60.0
 """Seconds between two attempts: after the first one, and at most."""
+_AT_ONCE = 16
+_MOVING = 3.0
+"""Attempts that are made at once, each with a process and a thread, apart from those that have taken longer than so
+many seconds: what hangs must not delay the others. A node may lose all its shims at the same time.
+"""
+
+
+class Limit:
+    """At most ``count`` blocks at once, apart from those that have taken longer than ``seconds``."""
+
+    def __init__(self, count: int, seconds: float) -> None:
+        self._free, self._seconds = asyncio.Semaphore(count), seconds
+
+    @contextlib.asynccontextmanager
+    async def block(self) -> AsyncIterator[None]:
+        """Waits until one may begin, and is one."""
+        await self._free.acquire()
+        counts = True
+
+        def counts_no_more() -> None:
+            nonlocal counts
+            if counts:
+                counts = False
+                self._free.release()
+
+        late = asyncio.get_running_loop().call_later(self._seconds, counts_no_more)
+        try:
+            yield
+        finally:
+            late.cancel()
+            counts_no_more()
 
 
 class Burial:
@@ -44,10 +75,16 @@ class Burial:
     """
 
     def __init__(
-        self, service: Service, names: Names, *, end: Callable[[Sighting, float], list[int]] = dead_shim.end
+        self,
+        service: Service,
+        names: Names,
+        *,
+        end: Callable[[Sighting, float], list[int]] = dead_shim.end,
+        limit: Limit | None = None,
     ) -> None:
         self._service, self._names = service, names
         self._end = end
+        self._limit = limit or Limit(_AT_ONCE, _MOVING)
 
     def begin(self, task: Task, *, told: bool = True) -> None:
         """Start to bury a dead shim. The task is DEAD from now on, and its name is taken until it is GONE. Its end is
@@ -123,7 +160,8 @@ class Burial:
         cleaning = task.cleaning
         cleaning.underway = True
         try:
-            died, trouble = await self._cleaned(task)
+            async with self._limit.block():
+                died, trouble = await self._cleaned(task)
         # such as no more threads: on any failure the task is neither forgotten nor given up
         except Exception as error:
             if not isinstance(error, OSError):
@@ -184,7 +222,8 @@ class Burial:
                 service.notes.forget_sighting(bundle)  # first: a bundle without a sighting is only loaded again
             with _logged(task):
                 if task.life is Life.DEAD or bundle.mounted():
-                    await threads.apart(_APART, bundle.delete)
+                    async with self._limit.block():
+                        await threads.apart(_APART, bundle.delete)
                 else:
                     bundle.delete()  # a dozen small files take less time than a thread
             with _logged(task):

@@ -11,7 +11,7 @@ import pytest
 
 from services.kit import errors
 from services.tasks.bundle import Bundle
-from services.tasks.burial import Burial
+from services.tasks.burial import Burial, Limit
 from services.tasks.dead_shim import Sighting
 from services.tasks.names import Names
 from services.tasks.store import Exit, Status
@@ -143,3 +143,52 @@ async def test_processes_that_do_not_die_delay_no_other_task(place: Path) -> Non
     finally:
         going_on.set()
     await asyncio.wait_for(around.background.wait(), 10)
+
+
+async def test_of_many_dead_shims_a_few_are_buried_at_once(place: Path) -> None:
+    """A node may lose all its shims at the same time, and has no processes and threads for all of them."""
+    underway, most = 0, 0
+
+    async def delete(_timeout: float) -> Exit:
+        nonlocal underway, most
+        underway += 1
+        most = max(most, underway)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        underway -= 1
+        return Exit(137, 1, 7)
+
+    around, names = service(place), Names()
+    burial = Burial(around, names, end=lambda _seen, _seconds: [], limit=Limit(3, 60))
+    dead = [task(around, f"c{number}", delete=delete) for number in range(12)]
+    for each in dead:
+        burial.begin(each)
+    await asyncio.wait_for(around.background.wait(), 20)
+    assert {each.life for each in dead} == {Life.GONE}
+    assert most == 3
+
+
+async def test_what_hangs_delays_no_other(place: Path) -> None:
+    """However many cannot be ended, a task that can be ended is gone soon."""
+    over = threading.Event()
+
+    def end(seen: Sighting, _seconds: float) -> list[int]:
+        if seen.program == "hangs":
+            over.wait(60)
+        return []
+
+    around, names = service(place), Names()
+    burial = Burial(around, names, end=end, limit=Limit(2, 0.05))
+    for number in range(5):
+        hangs = task(around, f"c{number}", delete=deleted)
+        hangs.seen = Sighting("hangs")
+        burial.begin(hangs)
+    ends = task(around, "ends", delete=deleted)
+    burial.begin(ends)
+    try:
+        assert await ends.until(lambda: ends.life is Life.GONE, 20)
+        assert len(names.tasks) == 5
+    finally:
+        over.set()
+    await asyncio.wait_for(around.background.wait(), 20)
+    assert not names.tasks
