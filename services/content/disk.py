@@ -40,7 +40,7 @@ from services.content import ingest_notes
 from services.content.store import CHUNK, Info, Status
 from services.kit import errors
 from services.kit.faults import fault
-from services.kit.files import start_writeback, sync_directory
+from services.kit.files import replace, start_writeback, sync_directory
 from services.kit.thread_times import step
 from services.oci.digests import ALGORITHMS, CANONICAL, Digest
 
@@ -91,16 +91,6 @@ def make_directory(directory: str) -> None:
     with contextlib.suppress(FileExistsError):
         os.mkdir(directory, 0o755)
         sync_directory(os.path.dirname(directory))
-
-
-def write_durably(path: str, data: bytes, temporary: str) -> None:
-    """Make or replace a small file by way of ``temporary``: after a crash it has the old contents or the new."""
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(temporary, path)
-    sync_directory(os.path.dirname(path))
 
 
 def disk_error(error: OSError, what: str) -> errors.NodeError | OSError:
@@ -239,7 +229,7 @@ class Disk:
             return
         path = self.labels_path(digest)
         make_directory(os.path.dirname(path))
-        write_durably(path, json.dumps(dict(labels), sort_keys=True).encode(), self._scratch())
+        replace(path, json.dumps(dict(labels), sort_keys=True), self._scratch())
 
     # ---------------------------------------------------------------- ingests
 

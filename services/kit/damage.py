@@ -22,7 +22,7 @@ import struct
 import time
 from pathlib import Path
 
-from services.kit import errors
+from services.kit import errors, files
 
 log = logging.getLogger(__name__)
 
@@ -180,21 +180,11 @@ class Log:
                 os.truncate(kept, 0)
                 raise
             finally:
-                _synced(kept)
+                files.sync(kept)
         except OSError as error:
             log.error("%s: its log is damaged, and cannot be kept: %s", self._database, error)
         else:
             log.error("%s: its log is damaged, and kept as %s", self._database, kept)
-
-
-def _synced(path: Path) -> None:
-    """Make a file, and its name, durable."""
-    for each in (path, path.parent):
-        fd = os.open(each, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
 
 def is_damage(error: sqlite3.Error) -> bool:

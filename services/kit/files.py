@@ -16,21 +16,31 @@ _libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, 
 _SYNC_FILE_RANGE_WRITE = 2
 
 
-def replace(path: Path, text: str) -> None:
-    """Replace the file ``path`` by one with ``text``, durably. If the power is cut meanwhile, the old file stays. If
+def replace(path: Path | str, data: str | bytes, new: str = "") -> None:
+    """Replace the file ``path`` by one with ``data``, durably. If the power is cut meanwhile, the old file stays. If
     this fails with OSError, as on a full disk, the old file stays too, and the unfinished new one is removed.
+
+    ``new`` is the path of the unfinished one, on the same filesystem: else that of ``path`` with ``.new`` behind it.
     """
-    new = path.with_name(f"{path.name}.new")
+    new = new or f"{path}.new"
     try:
-        with new.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with open(new, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
-        new.replace(path)
+        os.replace(new, path)
     except OSError:
-        new.unlink(missing_ok=True)
+        _remove(new)
         raise
-    sync_directory(path.parent)
+    sync_directory(os.path.dirname(path) or ".")
+
+
+def _remove(path: Path | str) -> None:
+    """Remove a file, if it exists."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
 
 
 def start_writeback(fd: int, offset: int = 0, size: int = 0) -> None:
@@ -40,9 +50,19 @@ def start_writeback(fd: int, offset: int = 0, size: int = 0) -> None:
     _libc.sync_file_range(fd, offset, size, _SYNC_FILE_RANGE_WRITE)
 
 
-def sync_directory(directory: str | Path) -> None:
+def sync(path: Path | str) -> None:
+    """Make a file and its name survive a power cut."""
+    _sync(path, 0)
+    sync_directory(os.path.dirname(path) or ".")
+
+
+def sync_directory(directory: Path | str) -> None:
     """Make the entries of ``directory`` survive a power cut: what was made, renamed or removed in it."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    _sync(directory, os.O_DIRECTORY)
+
+
+def _sync(path: Path | str, flags: int) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
     try:
         os.fsync(fd)
     finally:

@@ -14,19 +14,19 @@ from services.kit import files
 def test_a_file_is_replaced_by_one_that_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """First its bytes are on the disk, then its name, then the directory."""
     path, done = tmp_path / "kept.json", list[str]()
-    fsync, rename = os.fsync, Path.replace
+    fsync, rename = os.fsync, os.replace
 
     def synced(fd: int) -> None:
         done.append(os.path.relpath(os.readlink(f"/proc/self/fd/{fd}"), tmp_path))
         fsync(fd)
 
-    def renamed(self: Path, target: Path) -> Path:
-        assert self.read_text() == "words"
-        done.append(f"{self.name} -> {target.name}")
-        return rename(self, target)
+    def renamed(source: str, target: Path) -> None:
+        assert Path(source).read_text() == "words"
+        done.append(f"{os.path.basename(source)} -> {target.name}")
+        rename(source, target)
 
     monkeypatch.setattr(os, "fsync", synced)
-    monkeypatch.setattr(Path, "replace", renamed)
+    monkeypatch.setattr(os, "replace", renamed)
     files.replace(path, "words")
     assert path.read_text() == "words"
     assert done == ["kept.json.new", "kept.json.new -> kept.json", "."]
