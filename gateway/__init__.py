@@ -2,7 +2,8 @@
 
 It names, routes, bounds and coordinates; it stores only its UUID and which snapshotters there are. Read in this order:
 ``routes`` (which service serves what), ``hop`` (the one way out), ``upstream`` (one service behind the gateway, which
-may be down), ``relay`` (the calls that need no coordination), ``store`` (how a raw service and its records are joined),
-``intents`` and ``remote``, ``content``, ``writes`` and ``snapshots`` (the calls that need it), ``smallblobs``,
-``openblobs``, ``mounts``, ``localfiles``, ``events``, ``introspection``, ``__main__``.
+may be down), ``relay`` (the calls that need no coordination), ``remembered`` (answers that stay right for a while),
+``store`` (how a raw service and its records are joined), ``intents`` and ``remote``, ``content``, ``writes`` and
+``snapshots`` (the calls that need it), ``smallblobs``, ``openblobs``, ``mounts``, ``localfiles``, ``events``,
+``introspection``, ``__main__``.
 """

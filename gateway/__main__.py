@@ -16,6 +16,7 @@ from gateway.introspection import IntrospectionServicer
 from gateway.localfiles import LocalFilesServicer
 from gateway.operations import Operations
 from gateway.relay import Relay
+from gateway.remembered import remembered
 from gateway.remote import RemoteRecords
 from gateway.replacing import Replacing
 from gateway.routes import Routes
@@ -41,8 +42,14 @@ async def serve(file: settings.File, node: settings.Node) -> None:
     routes = Routes(node.state, config, proxies)
     exchange = Exchange(subscribers_bytes=config.subscribers_bytes)
     snapshotters = Snapshotters(routes, node.root)
+    answers = remembered(node.state, routes["metadata"])
     records = RemoteRecords(
-        routes["metadata"], exchange, content="content", snapshotters=routes.snapshotters, known=routes.known
+        routes["metadata"],
+        exchange,
+        content="content",
+        snapshotters=routes.snapshotters,
+        known=routes.known,
+        remembered=answers,
     )
     routes.changed.append(lambda: records.snapshotters(routes.snapshotters))
     containers = Containers(routes["tasks"], node.root, timeout=config.task_timeout)
@@ -72,6 +79,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
             coordinated=content.coordinated,
             joined=content.joined,
             containers=containers,
+            remembered=answers,
         )
         for internal in (False, True)
     }

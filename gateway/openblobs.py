@@ -1,11 +1,11 @@
 """The gateway has the files of those blobs open that clients read piece by piece: bulk bytes go by file, so a piece
 need not come through the content service.
 
-``docker save`` reads a layer in thousands of pieces of 32 KiB, each a Read of its own. metadata is asked each time
-whether the namespace has the blob; while it looks, the piece is read. The content service is asked once for many Reads
-where the file is, behind the first of them, which is answered as any other. A piece is taken only if the kernel has it
-in memory (RWF_NOWAIT): the loop never waits for a disk. All other pieces the content service reads, in its threads;
-after that the kernel has them, and those that follow.
+``docker save`` reads a layer in thousands of pieces of 32 KiB, each a Read of its own. metadata says whether the
+namespace has the blob, and is asked each time that it might say otherwise (:mod:`gateway.remembered`); while it looks,
+the piece is read. The content service is asked once for many Reads where the file is, behind the first of them, which
+is answered as any other. A piece is taken only if the kernel has it in memory (RWF_NOWAIT): the loop never waits for a
+disk. All other pieces the content service reads, in its threads; after that the kernel has them, and those that follow.
 
 A blob that was deleted is no longer read, and its file is closed after a moment, so that the disk gets its space back.
 All files are closed when the content service comes back or is replaced: it may be another one, with its files

@@ -17,7 +17,7 @@ from gateway.containers import Containers
 from gateway.routes import Routes
 from gateway.upstream import onward
 from services.kit import errors
-from services.kit.rpc import LONG, RAW, STREAMS, UNARY, Arity, Call, Coordinated, Route
+from services.kit.rpc import LONG, RAW, STREAMS, UNARY, Arity, Call, Coordinated, Remembered, Route
 
 READS = frozenset(
     {
@@ -58,6 +58,7 @@ class Relay:
 
     The gateway answers the streaming methods in ``coordinated`` message by message; of those in ``joined`` it reads the
     request, and then relays them. So it does with tasks while they have candidates: ``containers`` knows where each is.
+    ``remembered`` has what is remembered of the answers of a method (:mod:`gateway.remembered`).
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Relay:
         coordinated: Mapping[str, Coordinated] = {},
         joined: Mapping[str, Callable[[Call], Route]] = {},
         containers: Containers | None = None,
+        remembered: Mapping[str, Remembered] = {},
     ) -> None:
         self._routes = routes
         self._config = config
@@ -76,6 +78,7 @@ class Relay:
         self._coordinated = coordinated
         self._joined = joined
         self._containers = containers
+        self._remembered = remembered
 
     def arity(self, method: str) -> Arity:
         """As the descriptors say; two streams for a method that they do not know."""
@@ -112,4 +115,5 @@ class Relay:
         if call.method in UNBOUNDED or (self.arity(call.method) != UNARY and raw is None):
             return Route(hop, headers, repeats=repeats)
         stall = self._config.unary_timeout if raw is None else self._config.raw_timeout
-        return Route(hop, headers, stall=stall, repeats=repeats)
+        remembered = self._remembered.get(call.method) if raw is None else None
+        return Route(hop, headers, stall=stall, repeats=repeats, remembered=remembered)

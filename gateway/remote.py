@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from google.protobuf.empty_pb2 import Empty
@@ -24,7 +24,7 @@ from gateway.hop import Hop
 from gateway.store import Blob, Committed, Ingest, Intent, Labels, Objects, Outcome, Snapshot, Updated
 from gateway.upstream import Upstream
 from services.kit import errors, loops, rpc, tracing
-from services.kit.rpc import Call, Question, method_path
+from services.kit.rpc import Call, Question, Remembered, method_path
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -81,8 +81,10 @@ class RemoteRecords:
         known: Callable[[], Awaitable[None]] = _at_once,
         pause: float = _PAUSE,
         full: float = _FULL,
+        remembered: Mapping[str, Remembered] = {},
     ) -> None:
-        """``content`` names the backend of new blobs, ``snapshotters`` those of the node.
+        """``content`` names the backend of new blobs, ``snapshotters`` those of the node. ``remembered`` has what is
+        remembered of metadata's answers, by method (:mod:`gateway.remembered`).
 
         ``known`` returns once it is known which snapshotters there are (:meth:`snapshotters`), or need not be waited
         for any longer; before that the gateway is not announced. ``pause`` and ``full`` are in seconds: until the end
@@ -91,6 +93,7 @@ class RemoteRecords:
         self._known = known
         self._pause = pause
         self._full = full
+        self._remembered = remembered
         self._hop = metadata
         self._metadata = metadata.usual
         """To whom this gateway announces itself."""
@@ -195,7 +198,15 @@ class RemoteRecords:
                 meanwhile,
             )
 
-        return Question(self._hop, _RESOLVE_BLOB, call.passed_on(), _STALL, self._is_ready, asked)
+        return Question(
+            self._hop,
+            _RESOLVE_BLOB,
+            call.passed_on(),
+            _STALL,
+            self._is_ready,
+            asked,
+            self._remembered.get(_RESOLVE_BLOB),
+        )
 
     async def delete_blob(self, call: Call, digest: str) -> None:
         self._publish(await self._asked("DeleteBlob", pb.ResolveBlobRequest(digest=digest), call))

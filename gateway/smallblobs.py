@@ -2,7 +2,7 @@
 
 ``ctr run`` reads ten such blobs. Each Read is a call to metadata (may the namespace have the blob?) and another one to
 the raw store. A blob's digest says what its bytes are, for ever, so the second call need not be made again, whatever
-raw store is behind the hop. metadata is asked each time; its answer is never remembered here.
+raw store is behind the hop. metadata is asked each time, unless it would answer as before (:mod:`gateway.remembered`).
 """
 
 from __future__ import annotations

@@ -140,6 +140,13 @@ def inside(observed: Observed) -> AbstractContextManager[Any]:
     return nullcontext() if span is None else span.inside()
 
 
+def remembered(observed: Observed) -> None:
+    """The call is answered without asking anybody: with what was answered before."""
+    span: tracing.Span | None = getattr(observed, "outer", None)
+    if span is not None:
+        span.put({"splitd.remembered": True})
+
+
 def over_ttrpc(observed: Observed) -> None:
     """The call goes over ttrpc, not gRPC. Its attributes have the names that containerd's otelttrpc gives them."""
     span: tracing.Span | None = getattr(observed, "outer", None)

@@ -85,6 +85,26 @@ class Question:
     interpretation is the result of ``admit``, or False if the answer does not settle the call. In that case, and if the
     question fails, ``admit`` is asked.
     """
+    remembered: Remembered | None = None
+    """Its answers, not DATA but messages."""
+
+
+Note = Callable[[bytes], None]
+"""Takes an answer, to remember it."""
+
+
+class Remembered(Protocol):
+    """Answers of an upstream that a gateway remembers, as they came (``gateway/remembered.py``): for calls of one
+    method whose answer depends on nothing but their namespace, their request and what they ask about.
+    """
+
+    def find(self, upstream: Upstream, path: str, namespace: str, request: bytes) -> bytes | None:
+        """What the upstream would answer now, all of its DATA as ``request`` is; None if that is not known."""
+        ...
+
+    def asked(self, upstream: Upstream, path: str, namespace: str, request: bytes) -> Note | None:
+        """The upstream is asked now. The result takes its answer; None if that is not to be remembered."""
+        ...
 
 
 @dataclass(slots=True, frozen=True)
@@ -109,6 +129,8 @@ class Route:
     :class:`Elsewhere` to another one.
     """
     question: Question | None = None
+    remembered: Remembered | None = None
+    """Asked about unary calls whose upstream has nobody around it."""
 
 
 async def relayed(route: Route, request: bytes, call: Call, *, together: bool = False) -> bytes:

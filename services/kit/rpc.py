@@ -66,7 +66,18 @@ from services.kit.call import (
 from services.kit.channel import Channel, Client, Stream
 from services.kit.chosen import TRANSPORTS, choose, transport
 from services.kit.observer import Entrance
-from services.kit.relays import Answers, Coordinated, Elsewhere, Hop, Meaning, Question, Relay, Route, Upstream
+from services.kit.relays import (
+    Answers,
+    Coordinated,
+    Elsewhere,
+    Hop,
+    Meaning,
+    Question,
+    Relay,
+    Remembered,
+    Route,
+    Upstream,
+)
 from services.kit.shielding import shielded, shielded_work_done
 from services.kit.transport import SERVING, Answering, CarriedStream, Method, Methods, Pings, Server
 
@@ -113,6 +124,7 @@ __all__ = [
     "Pings",
     "Question",
     "Relay",
+    "Remembered",
     "Route",
     "Server",
     "Servicer",

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from services.kit import memory, metrics_stores, process, rpc, settings
+from services.kit.editions import Editions
 from services.kit.publisher import Publisher
 from services.metadata import config as configuration
-from services.metadata import moving
+from services.metadata import moving, schema
 from services.metadata.backends import RemoteBackends
 from services.metadata.convert import event_to_pb
 from services.metadata.database import Database
@@ -39,21 +40,28 @@ _SWITCH = 0.0005
 time it has waited for anything; the collector looks at all records in a thread.
 """
 
+_REMEMBERED = (schema.BLOBS.name, schema.CONTAINERS.name, schema.IMAGES.name, schema.NAMESPACES.name)
+"""The tables with editions (``kit.editions``): what is asked for much more often than it changes."""
+
 
 @contextlib.asynccontextmanager
 async def stored(
     config: configuration.Config, directory: Path, state: Path
 ) -> AsyncIterator[tuple[SqliteTransactions | EtcdTransactions, EtcdNode | None]]:
     """The records, where the configuration wants them, and what a node does around those in etcd."""
+    editions = Editions(state, _REMEMBERED)
     if config.store == "sqlite":
         shutil.rmtree(state / "metadata", ignore_errors=True)  # a mirror of records that were in etcd
-        transactions = SqliteTransactions(directory / "metadata.db", rpc.caller)
+        transactions = SqliteTransactions(directory / "metadata.db", rpc.caller, changing=editions.changing)
+        editions.begin()
         try:
             yield transactions, None
         finally:
             await transactions.close()
+            editions.close()
         return
-    # a node with the embedded store does without this code and its messages
+    # Other nodes change what is in etcd, so editions do not begin. A node with the embedded store does without this
+    # code and its messages.
     from services.etcd.client import connect
     from services.metadata.etcd import EtcdTransactions
     from services.metadata.etcd_node import EtcdNode

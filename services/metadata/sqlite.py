@@ -28,6 +28,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol, TypeAlias, TypeVar
 
@@ -325,9 +326,10 @@ class SqliteTransactions:
         quiet: float = 10.0,
         layout: Layout = LAYOUT,
         original: Original | None = None,
+        changing: Callable[[Iterable[str]], AbstractContextManager[object]] = contextlib.nullcontext,
     ) -> None:
         """``quiet``: seconds without a write after which free pages are given back. The mirror of an ``original`` does
-        not wait for the disk.
+        not wait for the disk. ``changing``, around each COMMIT that is no mirror's, gets the first parts of the keys.
         """
         self.file = File(path, "metadata store", layout)
         """The database file: it says what was lost, and is told of damage."""
@@ -342,6 +344,7 @@ class SqliteTransactions:
         """Idle connections for snapshots."""
         self._caller = caller
         self._original = original
+        self._changing = changing
         self._exclusive = asyncio.Lock()
         """Held while the writing connection has an open transaction."""
         self._queue = _Queue()
@@ -537,11 +540,12 @@ class SqliteTransactions:
             elif self._lasting:
                 self._in_flight = waited = True
                 try:
-                    await asyncio.get_running_loop().run_in_executor(self._thread, self._write_out, group)
+                    await asyncio.get_running_loop().run_in_executor(self._thread, self._write_out, group, wrote)
                 finally:
                     self._in_flight = False
             else:
-                self._writer.execute("COMMIT")
+                with self._changing({key[0] for key in wrote}):
+                    self._writer.execute("COMMIT")
         except Again:
             undo(self._writer)
             self._queue.put_back([each for each in batch if not each.future.cancelled()])
@@ -589,8 +593,8 @@ class SqliteTransactions:
                 found[encoded] = now
         return found
 
-    def _write_out(self, group: Group) -> None:
-        with measured() as group.times:
+    def _write_out(self, group: Group, wrote: set[Key]) -> None:
+        with measured() as group.times, self._changing({key[0] for key in wrote}):
             self._writer.execute("COMMIT")
 
     def _wait_for_disk(self, lasting: bool) -> None:

@@ -25,7 +25,7 @@ from services.kit import errors, logs, loops, observer
 from services.kit.around import Around, standing
 from services.kit.call import CURRENT, NAMESPACE, STOPPING, TOLD, Call, shorter
 from services.kit.observer import Observed
-from services.kit.relays import Answers, Elsewhere, Meaning, Upstream
+from services.kit.relays import Answers, Elsewhere, Meaning, Note, Remembered, Upstream
 from services.wire import eager, headers, messages, outcomes
 from services.wire.answers import HEAD, OK, refusal
 from services.wire.channel import ClientLink, WireCarrier
@@ -35,6 +35,7 @@ from services.wire.frames import Code
 from services.wire.headers import Head
 from services.wire.plans import Plan
 from services.wire.relay_messages import Attempt
+from services.wire.relay_upstream import Answering, Noting
 from services.wire.streams import Chunk, Stream
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class Passage:
         "_heard",
         "_kept",
         "_link",
+        "_note",
         "_observed",
         "_part",
         "_plan",
@@ -116,13 +118,15 @@ class Passage:
         self._observed: Observed | None = None
         """None until the call has room; its request has mostly come by then."""
         self._size = 0
+        self._note: Note | None = None
+        """Takes the answer, if it is to be remembered."""
         self._asked: Unary | None = None
         self._target: Upstream | None = None  # that the route names for this call, in the place of the hop's
         self._to: Upstream | None = None
         """The upstream that answers, once the hop was asked. A repeated call may have another."""
         self._by_messages: Attempt | None = None
         """Set while the call passes message by message."""
-        self._up: _Upstream | None = None
+        self._up: Answering | None = None
         self._up_link: ClientLink | None = None
         self._up_stream: Stream | None = None
         self.deadline: float | None = None
@@ -166,6 +170,8 @@ class Passage:
         self._observe()
         chosen = self._chosen() if self._admitted else None
         if chosen is not None and chosen.is_ready() and standing(chosen.channel.around, self.head.path) is None:
+            if self._plan.route.remembered is not None and self._remembers(self._plan.route.remembered, chosen):
+                return
             link = self._carrier().link
             if link is not None and not link.full:
                 self._start(link, limit)
@@ -200,6 +206,15 @@ class Passage:
             request, meaning, meanwhile = question.ask(found[0])
         except DecodeError:
             return False
+        note = None
+        if question.remembered is not None:
+            asked = upstream, question.method, self._plan.namespace, request
+            known = question.remembered.find(*asked)
+            if known is not None:
+                meanwhile()
+                self._learnt(meaning, known)
+                return True
+            note = question.remembered.asked(*asked)
         carrier = cast("WireCarrier", upstream.channel.carrier)
         observed = self._observe()
         asking = observer.asking(observed, question.method) if observed.inside else None
@@ -209,11 +224,13 @@ class Passage:
             if asking is not None:
                 asking.left()
             return False
-        self._asked.answer.add_done_callback(partial(self._told, meaning, asking))
+        self._asked.answer.add_done_callback(partial(self._told, meaning, asking, note))
         self._link.loop.call_soon(meanwhile)  # the question is sent before that
         return True
 
-    def _told(self, meaning: Meaning, asking: Observed | None, answer: asyncio.Future[bytes]) -> None:
+    def _told(
+        self, meaning: Meaning, asking: Observed | None, note: Note | None, answer: asyncio.Future[bytes]
+    ) -> None:
         self._asked = None
         if answer.cancelled():  # the call that it was asked for has ended
             if asking is not None:
@@ -222,10 +239,15 @@ class Passage:
         failed = (error := answer.exception()) is not None
         if asking is not None:
             asking.ended(error.code if isinstance(error, errors.NodeError) else 2 * failed, str(error or ""))
-        if self.over:
-            return
+        if not failed and note is not None:
+            note(answer.result())
+        if not self.over:
+            self._learnt(meaning, None if failed else answer.result())
+
+    def _learnt(self, meaning: Meaning, answer: bytes | None) -> None:
+        """Go on with the answer to the question; None: there is none."""
         try:
-            answers = False if failed else meaning(answer.result())
+            answers = False if answer is None else meaning(answer)
         except Exception as error:
             self._failed(error)
             return
@@ -347,6 +369,27 @@ class Passage:
         self._link.flush()  # the answer is complete: waiting for another turn of the loop gains nothing
         self._finish(0, "")
 
+    def _remembers(self, remembered: Remembered, upstream: Upstream) -> bool:
+        """Answer as the upstream did before, if it would again; else its answer is to be remembered. The result is
+        whether the call was answered.
+        """
+        stream = self._stream
+        if not self._ended or self.head.encoding or upstream.channel.around is not None:
+            return False
+        asked = upstream, self.head.path, self._plan.namespace, bytes(self._early)
+        answer = remembered.find(*asked)
+        if answer is None:
+            self._note = remembered.asked(*asked)
+            return False
+        if len(answer) > self._link.connection.room(stream):  # as in :meth:`_has_room`
+            return False
+        observer.remembered(self._observe())
+        self._link.connection.answer(stream, HEAD, answer, OK)
+        self._link.flush()
+        self._size += len(answer)
+        self._finish(0, "")
+        return True
+
     async def _first_message(self) -> bytes:
         assembler = messages.Assembler(self._link.limits.message, self.head.encoding)
         seen = 0
@@ -373,14 +416,14 @@ class Passage:
         along = self._observe().headers()
         if along:
             block += headers.plain(along)
-        self._up = _Upstream(self)
+        self._up = Answering(self) if self._note is None else Noting(self, self._note)
         self._up_link = link
         self._up_stream = stream = link.open(self._up, block)
         stream.low = self._stream.low = _ANY
         early, self._early = bytes(self._early), bytearray()
         if early or self._ended:
             link.connection.send(stream, early, end=self._ended)
-            self._settle()
+            self.settle()
         link.flush_soon()
 
     def _watched(self, limit: float | None) -> float | None:
@@ -424,13 +467,13 @@ class Passage:
         if link is None or self._up_stream is None:
             self._early += chunk
             if self._begun and self._task is None:
-                self._task = eager.start(self._prepare(), self._link.loop)
+                self.start(self._call().remaining())
             elif self._reader is not None and not self._reader.done():
                 self._reader.set_result(None)
             return
         link.connection.send(self._up_stream, chunk, end=end)
         link.flush_soon()
-        self._settle()
+        self.settle()
 
     def _fits(self, size: int, *, end: bool) -> bool:
         """Count a part of the one request. The upstream joins the parts, for many clients; this bound is for each
@@ -456,7 +499,7 @@ class Passage:
         """The request is still not complete."""
         self.fail(outcomes.overdue(self.head.path, self._link.limits.request))
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Give back to the client's window what the upstream's stream has sent."""
         assert self._up_stream is not None
         sent = self._debt - self._up_stream.queued
@@ -487,7 +530,10 @@ class Passage:
         if not self.over:
             self._finish(errors.Cancelled.code, "cancelled")
 
-    # -- the upstream's side
+    # -- the upstream's side: Passing
+
+    def heeds(self, owner: object) -> bool:
+        return self._up is owner and not self.over
 
     def answer_head(self, head: Head) -> None:
         self._heard = self._answered = True
@@ -600,49 +646,3 @@ class Passage:
         self._observe().ended(code, message, self._size)
         client_of(self._stream).ended(self)
         self._link.on_idle()
-
-
-class _Upstream:
-    """The owner of the upstream's stream of a passage. A repeated call has another."""
-
-    __slots__ = ("_passage",)
-
-    def __init__(self, passage: Passage) -> None:
-        self._passage = passage
-
-    def _is_current(self) -> bool:
-        return self._passage._up is self and not self._passage.over
-
-    def on_head(self, head: Head, end: bool) -> None:
-        if not self._is_current():
-            return
-        if end:
-            self._passage.answer_tail(head)
-        else:
-            self._passage.answer_head(head)
-
-    def on_data(self, chunk: Chunk, end: bool) -> None:
-        if self._is_current():
-            self._passage.answer_data(chunk)
-            if end:
-                self._passage.fail(errors.Internal("server closed the stream without sending trailers"))
-
-    def on_trailers(self, head: Head) -> None:
-        if self._is_current():
-            self._passage.answer_tail(head)
-
-    def on_reset(self, code: int, reason: str, *, local: bool) -> None:
-        if not self._is_current():
-            return
-        if code == Code.REFUSED_STREAM and not local:
-            self._passage.lost(reason or "stream refused", unseen=True)
-        else:
-            self._passage.fail(outcomes.of_reset(code, reason))
-
-    def on_drained(self) -> None:
-        if self._is_current():
-            self._passage._settle()
-
-    def on_lost(self, reason: str) -> None:
-        if self._is_current():
-            self._passage.lost(reason)

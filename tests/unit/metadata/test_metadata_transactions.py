@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import _sqlite3
 import asyncio
+import contextlib
 import ctypes
 import random
 import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,47 @@ async def test_writes_that_need_not_last_do_not_wait_for_the_disk(tmp_path: Path
     store = SqliteTransactions(tmp_path / "copy.db")
     assert store.view(lambda tx: tx.get(("a",))) == b"1"
     await store.close()
+
+
+@pytest.mark.parametrize("lasting", [True, False])
+async def test_what_is_around_a_commit_knows_what_it_changes(tmp_path: Path, lasting: bool) -> None:
+    """It begins before anybody can see the change, and ends behind that, before the writer is answered. Works that change
+    nothing have none.
+    """
+    told: list[object] = []
+
+    def seen() -> bytes:
+        with contextlib.closing(sqlite3.connect(tmp_path / "metadata.db")) as connection:
+            return b"".join(value for (value,) in connection.execute("SELECT value FROM records ORDER BY key"))
+
+    @contextlib.contextmanager
+    def changing(tables: Iterable[str]) -> Iterator[None]:
+        told.append((sorted(tables), seen()))
+        yield
+        told.append(seen())
+
+    store = SqliteTransactions(tmp_path / "metadata.db", changing=changing)
+    await store.write(lambda tx: tx.put(("image", "a"), b"1"), lasting=lasting)
+    assert told == [(["image"], b""), b"1"]
+    told.clear()
+
+    def both(tx: Transaction) -> None:
+        tx.delete_all(("image",))
+        tx.put_many([(("lease", "a"), b"2")])
+
+    await store.write(both, lasting=lasting)
+    assert told == [(["image", "lease"], b"1"), b"2"]
+    told.clear()
+    await store.write(lambda tx: tx.get(("lease", "a")), lasting=lasting)
+    with pytest.raises(errors.NotFound):
+        await store.write(refused, lasting=lasting)
+    assert told == []
+    await store.close()
+
+
+def refused(tx: Transaction) -> None:
+    tx.put(("lease", "a"), b"3")
+    raise errors.NotFound("lease")
 
 
 async def test_a_full_disk_fails_the_writers_and_not_the_store(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import struct
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from services.kit import errors, rpc
 from services.kit.deadlines import Deadlines
 from services.kit.hops import Hop
 from services.wire import headers as ours
+from services.wire.answers import HEAD
+from services.wire.answers import OK as STATUS_OK
 from services.wire.channel import ClientLink, WireCarrier
 from services.wire.frames import Code
 from services.wire.limits import Limits
@@ -390,7 +393,12 @@ class Passing:
     """A server that relays, its client, and its upstream; the latter two at the level of bytes."""
 
     def __init__(
-        self, hello: bytes | None = None, repeats: int = 0, answers: list[bytes] | None = None, meaning: Any = None
+        self,
+        hello: bytes | None = None,
+        repeats: int = 0,
+        answers: list[bytes] | None = None,
+        meaning: Any = None,
+        remembered: Any = None,
     ) -> None:
         """``meaning``: the meaning of the answer to a question that is asked first."""
         self.meanwhile: list[bool] = []
@@ -421,7 +429,10 @@ class Passing:
                     admit=None if answers is None else admit,
                     question=None
                     if meaning is None
-                    else rpc.Question(Hop("asked", upstream), "/ask", {"who": "n"}, 30.0, lambda _: True, ask),
+                    else rpc.Question(
+                        Hop("asked", upstream), "/ask", {"who": "n"}, 30.0, lambda _: True, ask, remembered
+                    ),
+                    remembered=remembered,
                 )
 
         self.name = "upstream"
@@ -453,6 +464,65 @@ async def test_a_call_passes() -> None:
     passing.up.answer(1, b"answer")
     await turns()
     assert [(f.kind, f.payload) for f in passing.down.transport.frames() if f.kind == DATA] == [(DATA, grpc(b"answer"))]
+    await passing.gone()
+
+
+class Remembered:
+    """Remembers all answers."""
+
+    def __init__(self) -> None:
+        self.answers: dict[Any, bytes] = {}
+
+    def find(self, upstream: Any, path: str, namespace: str, request: bytes) -> bytes | None:
+        return self.answers.get((path, namespace, request))
+
+    def asked(self, upstream: Any, path: str, namespace: str, request: bytes) -> Any:
+        return partial(self.answers.__setitem__, (path, namespace, request))
+
+
+async def test_an_answer_that_is_remembered() -> None:
+    """It is given as the upstream gave it, in the read that brings the request; if the client gives no window for it, the
+    upstream is asked.
+    """
+    remembered = Remembered()
+    passing = Passing(remembered=remembered)
+    for number, asks in ((1, True), (3, False), (5, True)):
+        if number == 5:
+            passing.down.feed(settings(initial_window_size=10_000))
+            passing.down.transport.frames()
+        passing.down.call(number, PATH, b"question")
+        at_once = passing.down.transport.frames()
+        await turns()
+        assert [f.payload for f in passing.up.transport.frames() if f.kind == DATA] == [grpc(b"question")] * asks
+        if asks:
+            assert at_once == []
+            passing.up.answer(number if number == 1 else 3, b"x" * 16_000)
+            await turns()
+            passing.down.transport.frames()
+        else:
+            assert b"".join(f.payload for f in at_once if f.kind == DATA) == grpc(b"x" * 16_000)
+            assert [f.payload for f in at_once if f.kind == HEADERS] == [HEAD, STATUS_OK]
+    assert remembered.answers == {(PATH, "", grpc(b"question")): grpc(b"x" * 16_000)}
+    await passing.gone()
+
+
+async def test_the_answer_to_a_question_that_is_remembered() -> None:
+    """The call is answered in the read that brings it, after what is done meanwhile."""
+    remembered = Remembered()
+    passing = Passing(answers=[], meaning=lambda answer: [answer], remembered=remembered)
+    passing.down.call(1, PATH, b"question")
+    await turns()
+    assert passing.meanwhile == [True]
+    passing.up.answer(1, b"yes")
+    await turns()
+    passing.up.transport.frames()
+    passing.down.transport.frames()
+    passing.down.call(3, PATH, b"question")
+    assert [f.payload for f in passing.down.transport.frames() if f.kind == DATA] == [grpc(b"yes")]
+    assert len(passing.meanwhile) == 2
+    await turns()
+    assert passing.up.transport.frames() == []
+    assert remembered.answers == {("/ask", "", b"may question"): b"yes"}
     await passing.gone()
 
 
