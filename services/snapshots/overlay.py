@@ -87,7 +87,7 @@ class OverlaySnapshotter(DirectorySnapshotter):
         self._ask_again = ask_again
         self._asking = asyncio.Lock()
         if self.SHARES:
-            (root / note.WANTED).touch()
+            note.want(root)
 
     async def start(self) -> None:
         self._failed(await kernel.overlay_trouble(self.root))

@@ -358,7 +358,29 @@ def test_a_note_belongs_to_one_layer_in_an_empty_directory(place: Path) -> None:
     note.write(fd, written)
     os.close(fd)
     assert note.read(str(upper.parent)) == written
+    _check_cut(upper.parent)
     (upper / "file").touch()
     assert note.place_of(str(upper)) is None
     assert note.read(str(upper.parent)) is None
     assert note.place_of(str(place)) is None
+
+
+def _check_cut(snapshot: Path) -> None:
+    """Check that no part of a note is taken for a whole one: its last directory would have another name."""
+    whole = (snapshot / note.NAME).read_bytes()
+    for end in range(len(whole)):
+        for cut in (whole[:end], whole[:end] + bytes(len(whole) - end)):
+            (snapshot / note.NAME).write_bytes(cut)
+            assert note.read(str(snapshot)) is None
+    (snapshot / note.NAME).write_bytes(whole)
+
+
+def test_without_a_note_everything_else_works(place: Path) -> None:
+    """It may not be possible to write one, as on a full disk."""
+    (place / "gone").mkdir()
+    fd = os.open(place / "gone", os.O_RDONLY)
+    (place / "gone").rmdir()
+    note.write(fd, note.Note(LAYER, "", False, []))
+    os.close(fd)
+    note.want(place / "gone")
+    assert os.listdir(place) == []
