@@ -38,3 +38,17 @@ async def apart(name: str, work: Callable[[], T]) -> T:
 
     loops.thread(name, run)
     return await done
+
+
+async def to_its_end(work: Callable[[], T]) -> T:
+    """As ``asyncio.to_thread``, but a caller that is cancelled goes on only once the work has ended."""
+    working = loops.task("work in a thread", asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        while not working.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait((working,))
+        if not working.cancelled():
+            working.exception()  # nobody waits for it
+        raise

@@ -13,6 +13,7 @@ from services.kit.stamp import StampServicer
 from services.snapshots.broken import BrokenSnapshotter, started
 from services.snapshots.config import Config
 from services.snapshots.diff.server import DiffServicer
+from services.snapshots.directories import DirectorySnapshotter
 from services.snapshots.server import SnapshotsServicer, SnapshottersServicer
 from services.snapshots.snapshotters import SNAPSHOTTERS
 from services.snapshots.tree import sizes
@@ -58,7 +59,12 @@ async def serve(file: settings.File, node: settings.Node) -> None:
         )
         for snapshotter, server in zip(snapshotters, servers, strict=True):
             snapshotter.report_to(server, whole)
-        diff = DiffServicer(node.state / "internal.sock", top / "diff", sync_commit=config.sync_commit)
+        diff = DiffServicer(
+            node.state / "internal.sock",
+            top / "diff",
+            sync_commit=config.sync_commit,
+            givers=[each for each in snapshotters if isinstance(each, DirectorySnapshotter)],
+        )
         stack.push_async_callback(diff.close)
         await stack.enter_async_context(rpc.serving(node.state / "diff.sock", [diff], grace=config.grace, relayed=True))
         metrics_stores.measured(

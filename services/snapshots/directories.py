@@ -22,6 +22,9 @@ from services.snapshots.local import LocalSnapshotter
 from services.snapshots.store import Usage
 from services.snapshots.tree import Row, Rows
 
+_DIGITS = 19
+"""Digits that no id has: SQLite's numbers end before."""
+
 
 class DirectorySnapshotter(LocalSnapshotter):
     """Directories below ``root/snapshots``: listed there, kept by a rename, measured by a walk, discarded by ``rm``."""
@@ -44,6 +47,18 @@ class DirectorySnapshotter(LocalSnapshotter):
     @abstractmethod
     def changes(self, number: int) -> str:
         """The directory with the changes of a snapshot."""
+
+    def number_of(self, changes: str) -> int | None:
+        """The id of the snapshot whose changes are in a directory; None if that is no snapshot's."""
+        name = os.path.basename(os.path.dirname(changes))
+        number = int(name) if name.isdecimal() and len(name) < _DIGITS else 0
+        return number if number and self.changes(number) == changes else None
+
+    async def give(self, number: int, diff_id: str, *, image: bool) -> int | None:
+        """Put a layer that the namespace of an active snapshot has into that, as if it were unpacked there. ``image``:
+        it is an EROFS image. Returns its uncompressed size in bytes; None if that cannot be: nothing is there then.
+        """
+        return None
 
     def names(self) -> Sequence[str]:
         return os.listdir(self.directory)

@@ -116,6 +116,11 @@ class Rows:
         """
         return self._execute(_SELECT + "ORDER BY s.key").fetchall()
 
+    def by_id(self, number: int) -> Row | None:
+        """The snapshot with this id."""
+        row = self._execute(_SELECT + "WHERE s.id = ?", (number,)).fetchone()
+        return None if row is None else row_of(*row)
+
     def children(self, key: str) -> list[tuple[Any, ...]]:
         """As :meth:`all`, for the snapshots on the parent ``key``."""
         return self._execute(_SELECT + "WHERE p.key = ? ORDER BY s.key", (key,)).fetchall()

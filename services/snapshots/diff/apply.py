@@ -454,7 +454,7 @@ def _layer_of(upper: str) -> str:
     there.
     """
     layer = place.beside(upper) if upper else ""
-    if layer and place.is_unpacked(layer):
+    if layer and (place.is_unpacked(layer) or place.is_taken(layer)):
         raise MountError(f"a layer was unpacked into {layer} already: commit it, and unpack the next one on top")
     return "" if layer and os.listdir(upper) else layer
 

@@ -17,8 +17,9 @@ import base64
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from api.containerd.services.diff.v1 import diff_pb2 as pb
 from api.containerd.services.diff.v1 import diff_stubs
@@ -29,10 +30,24 @@ from services.kit.faults import fault
 from services.kit.rpc import Call
 from services.kit.timestamps import time_from_pb
 from services.oci import media_types
+from services.oci.mounts import Mount
 from services.oci.mounts_convert import mounts_from_pb
 from services.snapshots.diff import media, workers
 from services.snapshots.diff.ahead import Ahead
 from services.snapshots.diff.mounts import read_only, to_arguments
+from services.snapshots.diff.workers import Applied
+
+
+class Giver(Protocol):
+    """A snapshotter that can put layers which are there into its snapshots (``services/snapshots/directories.py``)."""
+
+    def number_of(self, changes: str) -> int | None:
+        """The id of the snapshot whose changes are in a directory; None if that is no snapshot's."""
+        ...
+
+    async def give(self, number: int, diff_id: str, *, image: bool) -> int | None:
+        """Put a layer into it. Returns its size, or None."""
+        ...
 
 
 class DiffServicer:
@@ -42,7 +57,11 @@ class DiffServicer:
 
     SERVICE = diff_stubs.DIFF
 
-    def __init__(self, gateway_socket: Path, scratch: Path, *, sync_commit: bool = True) -> None:
+    def __init__(
+        self, gateway_socket: Path, scratch: Path, *, sync_commit: bool = True, givers: Sequence[Giver] = ()
+    ) -> None:
+        """``givers`` are asked for layers that need not be unpacked once more."""
+        self._givers = givers
         self._gateway = blobs.channel(gateway_socket)
         self._blobs = blobs.Blobs(self._gateway)
         self._left = scratch / "left"
@@ -65,10 +84,12 @@ class DiffServicer:
                 with _explained("failed to get reader from content store"):
                     file = await held.enter_async_context(self._blobs.reading(layer.digest, headers))
                 detect, image = media.may_be_compressed(layer.media_type), media.is_image(layer.media_type)
-                await held.enter_async_context(self._ahead.around(layer.digest, target, headers))
                 applied = None
-                if detect and not (image or request.sync_fs):
-                    applied = await self._ahead.taken(layer.digest, target, headers)
+                if not (image or request.sync_fs):
+                    ahead = self._ahead.around(layer.digest, target, headers, detect=detect)
+                    applied = await (await held.enter_async_context(ahead))()
+                if applied is None and not request.sync_fs:
+                    applied = await self._given(layer, target, headers, detect=detect, image=image)
                 if applied is None:
                     applied = await self._appliers.apply(target, file, detect=detect, image=image, sync=request.sync_fs)
         return pb.ApplyResponse(
@@ -78,6 +99,39 @@ class DiffServicer:
                 size=applied.size,
             )
         )
+
+    async def _given(
+        self,
+        layer: descriptor_pb2.Descriptor,
+        target: Sequence[Mount],
+        headers: blobs.Headers,
+        *,
+        detect: bool,
+        image: bool,
+    ) -> Applied | None:
+        """A layer that its namespace has already, put into the target by the snapshotter whose snapshot that is. None
+        if it must be unpacked.
+
+        Which layer a blob is says its label. If that were wrong, the answer would name another layer than the
+        image's config does, or the one that the config names: then that one is what the client gets.
+        """
+        changes = _changes(target)
+        for giver in self._givers if changes else ():
+            if (number := giver.number_of(changes)) is None:
+                continue
+            diff_id = layer.digest
+            if detect:
+                with _explained("failed to get info from content store"):
+                    diff_id = (await self._blobs.info(layer.digest, headers)).labels.get(media.UNCOMPRESSED, "")
+            if not diff_id:
+                return None
+            with tracing.span("diff.give", **{"splitd.diff_id": diff_id}) as span:
+                size = await giver.give(number, diff_id, image=image)
+                span.put({"splitd.given": size is not None})
+            if size is not None:
+                fault("diff.given")
+            return None if size is None else Applied(diff_id, size)
+        return None
 
     async def Diff(self, request: pb.DiffRequest, call: Call) -> pb.DiffResponse:
         media_type = request.media_type or media_types.LAYER_GZIP
@@ -118,6 +172,13 @@ class DiffServicer:
                 with _explained("error setting uncompressed label"):
                     await self._blobs.label(digest, media.UNCOMPRESSED, diff_id, headers)
         return pb.DiffResponse(diff=descriptor_pb2.Descriptor(media_type=media_type, digest=digest, size=info.size))
+
+
+def _changes(target: Sequence[Mount]) -> str:
+    """The directory into which a layer for a target goes, as it is that of a snapshot; "" if that is not known."""
+    if len(target) != 1 or "ro" in target[0].options:
+        return ""
+    return target[0].option("upperdir") if target[0].type == "overlay" else target[0].source
 
 
 def _unique_ref() -> str:

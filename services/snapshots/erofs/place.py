@@ -101,6 +101,11 @@ def is_unpacked(layer: str) -> bool:
     return os.path.exists(f"{layer}/{INDEX}") and not is_marked(layer, WRITTEN)
 
 
+def is_taken(layer: str) -> bool:
+    """Whether a layer that was there is in the directory ``layer``. Its index may have to be made."""
+    return is_marked(layer, STAGED) and os.path.exists(f"{layer}/{ABOUT}")
+
+
 def is_marked(layer: str, mark: str) -> bool:
     """Whether one of the files that say how the index was made is there."""
     return os.path.exists(f"{layer}/{mark}")

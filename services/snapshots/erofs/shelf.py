@@ -64,19 +64,22 @@ class Shelf:
                 os.rename(f"{here}/{name}{_OWN}", f"{here}/{name}")
             _same(f"{here}/{name}{_OWN if own else ''}", f"{layer}/{INDEX}")
 
-    def take(self, diff_id: str, layer: str) -> bool:
+    def take(self, diff_id: str, layer: str, *, without: bool = False) -> bool:
         """Put the layer with this diff id into the directory of a new snapshot's; False if it is not here. The index
-        may be one for other layers below. OSError.
+        may be one for other layers below. False also if others cannot begin with what index there is; or ``without`` an
+        index, which is then to be made. OSError.
         """
         if _DIFF_ID.fullmatch(diff_id) is None:
             return False
         here = self._directory(diff_id)
+        place.mark(layer, STAGED)  # first: after a crash the files are not taken for those of this snapshot alone
         with self._lock:
             try:
                 name = next((each for each in os.listdir(here) if _is_index(each)), None)
-                if name is None:
+                if name is None and not without:
+                    place.emptied(layer)
                     return False
-                for file, link in ((DATA, DATA), (ABOUT, ABOUT), (name, INDEX)):
+                for file, link in ((DATA, DATA), (ABOUT, ABOUT), *([(name, INDEX)] if name else [])):
                     os.link(f"{here}/{file}", f"{layer}/{link}")
             except OSError as error:
                 place.emptied(layer)
@@ -86,7 +89,6 @@ class Shelf:
         if not place.has_its_size(layer):  # it was cut off: it is unpacked again, and takes its place
             place.emptied(layer)
             return False
-        place.mark(layer, STAGED)
         return True
 
     def tidy(self, diff_ids: Iterable[str] | None = None) -> None:

@@ -29,10 +29,11 @@ import os
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self
 
-from services.kit import errors, loops, tracing
+from services.kit import errors, loops, threads, tracing
 from services.kit.faults import fault
 from services.oci.mounts import Mount
 from services.snapshots import disk, rules
@@ -41,7 +42,18 @@ from services.snapshots.diff.mounts import MountError
 from services.snapshots.erofs import chaining, mounting, place, written
 from services.snapshots.erofs.image import ImageError
 from services.snapshots.erofs.mounting import Way
-from services.snapshots.erofs.place import ABOUT, DATA, INDEX, LAYER, STAGED, WRITTEN, is_unpacked, used, write_index
+from services.snapshots.erofs.place import (
+    ABOUT,
+    DATA,
+    INDEX,
+    LAYER,
+    STAGED,
+    WRITTEN,
+    is_taken,
+    is_unpacked,
+    used,
+    write_index,
+)
 from services.snapshots.erofs.shelf import Shelf
 from services.snapshots.local import prefixed
 from services.snapshots.overlay import Overlayfs, OverlaySnapshotter
@@ -149,10 +161,7 @@ class ErofsSnapshotter(OverlaySnapshotter):
         """A diff id only if the namespace has that layer: an image's config may name any, and whoever runs the image
         would see the files of others.
         """
-        space = space_of(key)
-        if (diff_id := labels.get(DIFF_ID)) and not any(
-            space_of(row.info.name) == space for row, _ in rows.layers(diff_id)
-        ):
+        if (diff_id := labels.get(DIFF_ID)) and not _has_layer(rows, key, diff_id):
             return {label: value for label, value in labels.items() if label != DIFF_ID}
         return labels
 
@@ -188,6 +197,33 @@ class ErofsSnapshotter(OverlaySnapshotter):
         writable = [f"workdir={self.path(row.id)}/work", f"upperdir={self.changes(row.id)}"] if active else []
         lower = "lowerdir=" + ":".join(map(self._point, ancestors))
         return [Mount("overlay", "overlay", (*writable, lower, *self._options))]
+
+    async def give(self, number: int, diff_id: str, *, image: bool) -> int | None:
+        async with self._alone(number):
+            row = self._tree.view(lambda rows: rows.by_id(number))
+            if row is None or row.info.kind is not Kind.ACTIVE:
+                return None
+            key = row.info.name
+            if not self._tree.view(lambda rows: _has_layer(rows, key, diff_id)):
+                return None
+            try:
+                return await threads.to_its_end(partial(self._taken, number, diff_id, image=image))
+            except OSError as error:
+                log.warning("layer %s is unpacked once more: %s", diff_id, errors.words_of_path(error))
+                return None
+
+    def _taken(self, number: int, diff_id: str, *, image: bool) -> int | None:
+        layer = f"{self.path(number)}/{LAYER}"
+        if is_unpacked(layer) or is_taken(layer) or os.listdir(self.changes(number)):
+            return None  # whoever unpacks it there gets the error
+        place.emptied(layer)
+        if not self._shelf.take(diff_id, layer, without=True):
+            return None
+        known = place.about(layer)
+        if known is None or place.is_image(layer) is not image:
+            place.emptied(layer)
+            return None
+        return known.size
 
     # ---------------------------------------------------------------- committing
 
@@ -420,6 +456,12 @@ class ErofsSnapshotter(OverlaySnapshotter):
             self._shelf.tidy(diff_ids)
         except OSError as error:
             log.error("layers that no snapshot has stay: %s", errors.words_of_path(error))
+
+
+def _has_layer(rows: Rows, key: str, diff_id: str) -> bool:
+    """Whether the namespace of the snapshot ``key`` has this layer."""
+    space = space_of(key)
+    return any(space_of(row.info.name) == space for row, _ in rows.layers(diff_id))
 
 
 def _unmounted(point: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -219,3 +219,83 @@ def test_a_full_count_of_links_keeps_a_copy(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(os, "link", full)
     assert not shelf.take(digest_of(WHOLE), str(tmp_path / "two"))
     assert not os.listdir(tmp_path / "two")
+
+
+async def given(snapshotter: ErofsSnapshotter, mounts: list[Mount], layer: bytes, *, image: bool = False) -> int | None:
+    """Do what Diff.Apply does with a layer that may be there."""
+    (mount,) = mounts
+    number = snapshotter.number_of(mount.option("upperdir") or mount.source)
+    assert number is not None
+    return await snapshotter.give(number, digest_of(layer), image=image)
+
+
+async def whole(snapshotter: ErofsSnapshotter, name: str, layer: bytes, parent: str) -> None:
+    """Make a snapshot as ctr 1.6 does: its layer is unpacked on those below."""
+    (mount,) = await snapshotter.prepare(f"{name} key", parent)
+    upper = mount.option("upperdir") or mount.source
+    lowers = [os.open(each, os.O_PATH) for each in mount.option("lowerdir").split(":") if each]
+    layout.unpack([layer], upper, lowers, layout.beside(upper), lowest=not parent, digest=lambda: digest_of(layer))
+    for fd in lowers:
+        os.close(fd)
+    await snapshotter.commit(name, f"{name} key")
+
+
+@pytest.mark.parametrize("first", [committed, whole])
+async def test_a_layer_that_is_there_is_given_to_who_unpacks_it(
+    snapshotter: ErofsSnapshotter, first: Callable[[ErofsSnapshotter, str, bytes, str], Awaitable[None]]
+) -> None:
+    """On layers below that differ, each snapshot has its index, and all have one tar."""
+    for mode, parent in PARENTS.items():
+        await committed(snapshotter, f"{mode:o}", parent)
+    await first(snapshotter, "first", UNNAMED, "700")
+    await first(snapshotter, "gone", GONE, "" if first is whole else "700")
+    for name, on, layer in (
+        ("second", "711", UNNAMED), ("third", "700", UNNAMED), ("none", "", UNNAMED), ("above", "711", GONE),
+        ("lowest", "", GONE),
+    ):  # fmt: skip
+        assert await given(snapshotter, await snapshotter.prepare(f"{name} key", on), layer) == len(layer)
+        await snapshotter.commit(name, f"{name} key")
+    assert len(set(files(snapshotter, layout.DATA))) == 4
+    assert [await mode_of(snapshotter, name) for name in ("first", "second", "third", "none")] == [
+        0o700, 0o711, 0o700, 0o755,
+    ]  # fmt: skip
+    (view,) = await snapshotter.view("view", "lowest")
+    assert os.listdir(view.source) == ["c"]
+
+
+@pytest.mark.parametrize(
+    "why", ["another namespace", "written to", "unpacked", "not there", "cut off", "no image", "a view", "committed"]
+)
+async def test_a_layer_that_is_not_given(snapshotter: ErofsSnapshotter, why: str) -> None:
+    """It is unpacked then, as ever, and nothing of it is there before."""
+    await committed(snapshotter, "one/1/layer", WHOLE)
+    key = f"{'other' if why == 'another namespace' else 'one'}/2/key"
+    mounts = await (snapshotter.view(key) if why == "a view" else snapshotter.prepare(key))
+    layer, image = WHOLE, False
+    match why:
+        case "written to":
+            Path(mounts[0].source, "mine").touch()
+        case "unpacked":
+            unpacked(mounts, UNNAMED)
+        case "not there":
+            layer = UNNAMED
+        case "cut off":
+            (data,) = (snapshotter.root / "layers").glob("*/data")
+            os.truncate(data, 512)
+        case "no image":
+            image = True
+        case "committed":
+            await snapshotter.commit("one/3/other", key)
+    assert await given(snapshotter, mounts, layer, image=image) is None
+    thing = Path(mounts[0].source).parent / layout.LAYER
+    if why == "unpacked":
+        assert (thing / layout.DATA).stat().st_nlink == 1
+    elif why not in ("a view", "committed"):
+        assert os.listdir(thing) == []
+
+
+def test_which_directory_is_a_snapshots(snapshotter: ErofsSnapshotter) -> None:
+    at = snapshotter.directory
+    assert snapshotter.number_of(f"{at}/12/fs") == 12
+    for other in (f"{at}/12", f"{at}/012/fs", f"{at}/x/fs", f"{at}/{'9' * 5000}/fs", "/12/fs", "12/fs", "fs", ""):
+        assert snapshotter.number_of(other) is None
