@@ -34,7 +34,7 @@ from services.oci.digests import Digest
 from services.oci.mounts import Mount
 from services.oci.mounts_convert import mounts_to_pb
 from services.snapshots.diff import media
-from services.snapshots.diff.inherit import DefaultAclError, LinkError, Unnamed, inherit
+from services.snapshots.diff.inherit import LONG, DefaultAclError, LinkError, Unnamed, inherit, lookups
 from services.snapshots.diff.media import UNCOMPRESSED
 from services.snapshots.diff.workers import Appliers, Growth
 from services.snapshots.remote import RemoteSnapshotter
@@ -280,9 +280,12 @@ class RemoteNode:
 
     async def inherit(self, mounts: Sequence[Mount], below: Sequence[str], unnamed: Sequence[Unnamed]) -> None:
         upper = mounts[0].source
+        work = lookups(unnamed, len(below))
+        if work > LONG:
+            raise NeedsLowerLayers
         try:
             try:
-                if len(below) * sum(each.path.count(b"/") for each in unnamed) > _FEW:
+                if work > _FEW:
                     raise LinkError
                 inherit(upper, below, unnamed, links=False)
             except LinkError:

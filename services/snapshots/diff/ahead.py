@@ -40,7 +40,7 @@ from services.kit.faults import fault
 from services.oci.mounts import Mount
 from services.snapshots import disk
 from services.snapshots.diff import note
-from services.snapshots.diff.inherit import DefaultAclError, Unnamed, inherit
+from services.snapshots.diff.inherit import LONG, DefaultAclError, Unnamed, inherit, lookups
 from services.snapshots.diff.media import UNCOMPRESSED
 from services.snapshots.diff.mounts import MountError, syncfs
 from services.snapshots.diff.workers import Applied, Appliers
@@ -419,15 +419,16 @@ def _moved(directory: Path, overlay: Mount, unnamed: Sequence[Unnamed]) -> bool:
     then. Unknown, if it is. It blocks.
     """
     source, upper = str(directory / "fs"), overlay.option("upperdir")
+    lowers = overlay.option("lowerdir").split(":")
     moved = []
     try:
-        if os.listdir(upper):
+        if os.listdir(upper) or lookups(unnamed, len(lowers)) > LONG:
             return False
         for name in os.listdir(source):
             os.rename(f"{source}/{name}", f"{upper}/{name}")
             moved.append(name)
             fault("diff.ahead-moving")
-        inherit(upper, overlay.option("lowerdir").split(":"), unnamed)
+        inherit(upper, lowers, unnamed)
         for key in os.listxattr(source):
             if key.startswith("trusted.overlay."):
                 os.setxattr(upper, key, os.getxattr(source, key))

@@ -24,9 +24,9 @@ import stat
 from services.kit import tar
 from services.kit.files import start_writeback
 from services.kit.inflate import CompressionError
-from services.snapshots.diff.inherit import DEFAULT_ACL, Unnamed, inherited, xattrs
+from services.snapshots.diff.inherit import DEFAULT_ACL, PATHS, UNNAMED, Unnamed, inherited, xattrs
 from services.snapshots.diff.mounts import words
-from services.snapshots.diff.paths import Resolver, clean, go_clean
+from services.snapshots.diff.paths import Resolver, Steps, clean, go_clean
 from services.snapshots.diff.writeback import EACH, Writeback
 
 TYPE_CHECKING = False
@@ -41,6 +41,8 @@ _PATH_MAX = 4095
 """Bytes of a path that the kernel takes."""
 _PARENTS = 4096
 """Directories that are remembered, so that the next entry's need not be looked up."""
+KEPT, _NAME, _HASH = 512 << 20, 350, 100
+"""Bytes kept in memory for the entries of a layer, at most; for a name, beside its own; for a hash."""
 LATEST = (1 << 63) - 1
 """Nanoseconds since 1970. Times out of this range, or before 1970, are replaced by 1970, as in containerd."""
 
@@ -57,12 +59,18 @@ class Extractor:
     topmost first. If they are not known yet, :func:`.inherit.inherit` is called later.
     """
 
-    def __init__(self, *, overlay: str | None = None, lowers: Sequence[int] = ()) -> None:
+    def __init__(
+        self, *, overlay: str | None = None, lowers: Sequence[int] = (), kept: int = KEPT, paths: int = PATHS
+    ) -> None:
+        """``kept``: bytes that may be kept in memory; ``paths``: bytes of paths of unnamed directories."""
         self._unnamed: dict[bytes, Unnamed] = {}
         """By path, in the order in which they were made."""
+        self._paths_left, self._kept_left = paths, kept
+        """How much is left of these."""
         self._overlay = self.overlay = overlay
         self._lowers = lowers
-        self._here = Resolver()
+        self._steps = Steps()
+        self._here = Resolver(steps=self._steps)
         self._writeback = Writeback()
         self.hides = False
         """Whiteouts or opaque markers came."""
@@ -164,6 +172,7 @@ class Extractor:
             self._special(entry, path)
         if self._overlay is None:
             self._unpacked.add(hash(path))
+            self._keep(path, 0)
             if parent not in self._holding:
                 self._hold(parent)
 
@@ -225,7 +234,8 @@ class Extractor:
         straight = path == b"/" + name.lstrip(b"/")
         if not straight:
             os.utime(path, ns=when, follow_symlinks=False)
-        self._directories.pop(name, None)
+        if self._directories.pop(name, None) is None:
+            self._keep(name, _NAME + len(name))
         self._directories[name] = when, straight
         if merged and (made := self._unnamed.get(path)) is not None:
             self._unnamed[path] = made._replace(named=True)
@@ -344,20 +354,29 @@ class Extractor:
             os.chmod(new, 0o755)  # noqa: S103 - without the set-group-id bit that it may have from its parent
             outer = self._unnamed.get(new[: new.rfind(b"/")])
             self._unnamed[new] = Unnamed(new, inside=outer is not None and not outer.named)
+            self._paths_left -= len(new)
+            check_unnamed(len(self._unnamed), self._paths_left, new)
             if self._lowers:
                 self._inherited(new)
 
     def _inherited(self, path: bytes) -> None:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            if inherited(fd, path, self._lowers):
+            if inherited(fd, path, self._lowers, self._steps):
                 self._plain = False  # it may hand down more than its mode shows
         finally:
             os.close(fd)
 
+    def _keep(self, name: bytes, size: int) -> None:
+        """Count what is kept in memory. EntryError if that is too much."""
+        self._kept_left -= size
+        if self._kept_left < _HASH * len(self._unpacked):
+            raise EntryError(f"the layer has too many directories and files to remember them (at {quoted(name)})")
+
     def _hold(self, directory: bytes) -> None:
         while directory not in self._holding:
             self._holding.add(directory)
+            self._keep(directory, _NAME + len(directory))
             directory = directory[: directory.rfind(b"/")]
 
     # ------------------------------------------------------------------------ removing
@@ -389,8 +408,9 @@ class Extractor:
 
     def _remove_tree(self, path: bytes) -> None:
         with os.scandir(path) as found:
-            children = [(e.path, e.is_dir(follow_symlinks=False)) for e in found]
-        for child, is_directory in children:
+            children = [(e.name, e.is_dir(follow_symlinks=False)) for e in found]
+        for name, is_directory in children:  # not paths: each may have four thousand bytes
+            child = path + b"/" + name
             if is_directory:
                 self._remove_tree(child)
             else:
@@ -412,8 +432,9 @@ class Extractor:
         """Remove everything that this layer has not unpacked."""
         self._cleared.add(directory)
         with os.scandir(directory or b"/") as found:
-            children = [(directory + b"/" + e.name, e.is_dir(follow_symlinks=False)) for e in found]
-        for path, is_directory in children:
+            children = [(e.name, e.is_dir(follow_symlinks=False)) for e in found]
+        for name, is_directory in children:  # not paths, as above
+            path = directory + b"/" + name
             if hash(path) not in self._unpacked and path not in self._holding:
                 self._remove(path)
             elif is_directory and path not in self._cleared:
@@ -443,6 +464,17 @@ def _write_sparse(fd: int, entry: tar.Entry, reader: tar.Reader) -> None:
             _write(fd, piece[:left])
             piece, left = piece[left:], left - min(left, len(piece))
     os.ftruncate(fd, entry.size)
+
+
+def check_unnamed(count: int, left: int, path: bytes) -> None:
+    """EntryError if a layer leaves more directories unnamed than others are told of: ``count``, and ``left`` bytes are
+    left for their paths.
+    """
+    if count > UNNAMED or left < 0:
+        raise EntryError(
+            f"the layer leaves more than {UNNAMED} directories unnamed, or {PATHS >> 20} MiB of their paths (at "
+            f"{quoted(path)})"
+        )
 
 
 def times(entry: tar.Entry) -> tuple[int, int]:

@@ -17,7 +17,7 @@ import os
 import stat
 from collections import namedtuple
 
-from services.snapshots.diff.paths import Resolver
+from services.snapshots.diff.paths import Resolver, Steps, TooManyLinksError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,8 +27,18 @@ _ACL, DEFAULT_ACL = "system.posix_acl_access", "system.posix_acl_default"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-_LOOKUPS = 20_000
-"""Names that are looked up in layers to compare these: some tenths of a second."""
+_LOOKUPS, _STEPS = 200_000, 2_000_000
+"""Components of paths that are looked up in layers to compare these, and to follow links there: some tenths of a second
+each.
+"""
+LONG = 5_000_000
+"""Lookups, ten seconds of a processor, from which on a layer is unpacked on those below it, by a worker: that can be
+killed.
+"""
+UNNAMED, PATHS = 250_000, 32 << 20
+"""Directories that a layer may leave unnamed, and bytes of their paths: they are kept in memory, also by the services
+that are told of them. One entry can have two thousand above it, with four megabytes of paths.
+"""
 
 
 class LinkError(OSError):
@@ -75,6 +85,7 @@ def inherit(upper: str, below: Sequence[str], unnamed: Iterable[Unnamed], *, lin
     """
     handed: dict[bytes, int] = {}
     """The group that a directory of ``unnamed`` hands down."""
+    steps = Steps(more=1000)
     with contextlib.ExitStack() as opened:
         lowers = [_open(opened, directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for directory in below]
         for each in unnamed:
@@ -85,7 +96,7 @@ def inherit(upper: str, below: Sequence[str], unnamed: Iterable[Unnamed], *, lin
                 for name in path.split(b"/")[1:]:
                     fd = _open(inner, name, _DIRECTORY, fd)
                 handed.pop(path, None)
-                source = topmost(path, lowers, links=links)
+                source = topmost(path, lowers, links=links, steps=steps)
                 if source is not None:
                     inner.callback(os.close, source)
                     _copy_late(source, fd, named=each.named)
@@ -100,22 +111,30 @@ def alike(unnamed: Sequence[Unnamed], one: Sequence[str], other: Sequence[str]) 
     """Whether the ``unnamed`` directories of a layer have the same attributes on the layers in the directories ``one``
     as on those in ``other``; topmost first. False where that would take long to say. OSError.
     """
-    if len(unnamed) * (len(one) + len(other)) > _LOOKUPS:
+    if lookups(unnamed, len(one) + len(other)) > _LOOKUPS:
         return False
+    steps = Steps(_STEPS, more=0)
     with contextlib.ExitStack() as opened:
         both = [
             [_open(opened, directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for directory in each]
             for each in (one, other)
         ]
         try:
-            return all(_handed_down(each.path, both[0]) == _handed_down(each.path, both[1]) for each in unnamed)
-        except (NotADirectoryError, LinkError):  # whoever unpacks it gets the error
+            return all(
+                _handed_down(each.path, both[0], steps) == _handed_down(each.path, both[1], steps) for each in unnamed
+            )
+        except (NotADirectoryError, LinkError, TooManyLinksError):  # whoever unpacks it gets the error
             return False
 
 
-def _handed_down(path: bytes, lowers: Sequence[int]) -> object:
+def lookups(unnamed: Iterable[Unnamed], layers: int) -> int:
+    """Components that are looked up to find directories in so many layers, at most, where there are no links."""
+    return layers * sum(each.path.count(b"/") for each in unnamed)
+
+
+def _handed_down(path: bytes, lowers: Sequence[int], steps: Steps) -> object:
     """Everything that a directory gets from the layers below, but for the time of the last access."""
-    source = topmost(path, lowers, links=True)
+    source = topmost(path, lowers, links=True, steps=steps)
     if source is None:
         return None
     try:
@@ -144,11 +163,11 @@ def _open(opened: contextlib.ExitStack, path: str | bytes, flags: int, directory
     return fd
 
 
-def inherited(directory: int, path: bytes, lowers: Iterable[int]) -> bool:
+def inherited(directory: int, path: bytes, lowers: Iterable[int], steps: Steps) -> bool:
     """Give the open, just made ``directory`` the attributes of ``path`` in the layers below. False if no layer has it,
     or the topmost that has ``path`` has something else there.
     """
-    source = topmost(path, lowers, links=True)
+    source = topmost(path, lowers, links=True, steps=steps)
     if source is None:
         return False
     try:
@@ -158,26 +177,26 @@ def inherited(directory: int, path: bytes, lowers: Iterable[int]) -> bool:
     return True
 
 
-def topmost(path: bytes, lowers: Iterable[int], *, links: bool) -> int | None:
+def topmost(path: bytes, lowers: Iterable[int], *, links: bool, steps: Steps) -> int | None:
     """The directory ``path`` of the topmost layer that has anything there, opened. None if that is no directory, or
-    there is none.
+    there is none. ``steps`` bounds the following of links.
     """
     for lower in lowers:
         try:
-            return in_layer(path, lower, links=links)
+            return in_layer(path, lower, links=links, steps=steps)
         except FileNotFoundError:
             continue
     return None
 
 
-def in_layer(path: bytes, lower: int, *, links: bool) -> int | None:
+def in_layer(path: bytes, lower: int, *, links: bool, steps: Steps) -> int | None:
     """The directory ``path`` of one layer, opened. None if it is something else; FileNotFoundError."""
     try:
         return _straight(lower, path)
     except LinkError:
         if not links:
             raise
-        return _by_links(lower, path)
+        return _by_links(lower, path, steps)
 
 
 def _straight(lower: int, path: bytes) -> int | None:
@@ -204,9 +223,9 @@ def _straight(lower: int, path: bytes) -> int | None:
     return at
 
 
-def _by_links(lower: int, path: bytes) -> int | None:
+def _by_links(lower: int, path: bytes, steps: Steps) -> int | None:
     """As :func:`_straight`, with links followed as containerd follows them."""
-    resolver = Resolver(lower)
+    resolver = Resolver(lower, steps)
     found = resolver.resolve(path)
     if not stat.S_ISDIR(resolver.lstat(found).st_mode):
         return None

@@ -13,10 +13,11 @@ import stat
 
 _LINKS = 255
 """Symbolic links in one path; more count as a loop."""
+_DOTS = (b".", b"..")
 
 
 class TooManyLinksError(OSError):
-    """A path with too many symbolic links: a loop."""
+    """A path with too many symbolic links: a loop, or one of many paths that take too long."""
 
 
 def clean(path: bytes) -> bytes:
@@ -48,6 +49,19 @@ def go_clean(path: bytes) -> bytes:
     return b"/".join(parts) or b"."
 
 
+class Steps:
+    """How many components of paths may still be looked up, by all resolvers that share this; ``more`` are added with
+    each path. Fifty million take some seconds. Without a bound, one path of two thousand components with a chain of
+    links at its end would take minutes.
+    """
+
+    __slots__ = ("left", "more")
+
+    def __init__(self, left: int = 50_000_000, more: int = 10_000) -> None:
+        self.left = left
+        self.more = more
+
+
 class Resolver:
     """Resolves symbolic links below a directory, given as a file descriptor, or below the process's root.
 
@@ -55,10 +69,11 @@ class Resolver:
     is cleaned.
     """
 
-    __slots__ = ("_fd", "_walked")
+    __slots__ = ("_fd", "_steps", "_walked")
 
-    def __init__(self, fd: int | None = None) -> None:
+    def __init__(self, fd: int | None = None, steps: Steps | None = None) -> None:
         self._fd = fd
+        self._steps = steps or Steps()
         self._walked = 0
 
     def lstat(self, path: bytes) -> os.stat_result:
@@ -74,10 +89,11 @@ class Resolver:
         return os.open(path[1:] or b".", flags | os.O_NOFOLLOW, dir_fd=self._fd)
 
     def resolve(self, path: bytes) -> bytes:
-        """``path`` with every symbolic link followed, the last component's too."""
+        """``path`` with every symbolic link followed, the last component's too. TooManyLinksError."""
         if not path:
             return b"/"
         self._walked = 0
+        self._steps.left += self._steps.more
         while True:
             before = self._walked
             path = self._walk(path)
@@ -87,17 +103,21 @@ class Resolver:
     def _walk(self, path: bytes) -> bytes:
         """One pass over the components: each link is replaced by its target, which may contain links again."""
         first, *names = path.split(b"/")
-        new = self._follow(first)[0] if first else b"/"  # not clean if it is the link of a relative path
+        new, link = self._follow(clean(first)) if first else (b"/", False)
+        is_clean = not link and new != b"/"  # the target of a relative path's first link is not
         for name in names:
             if name:
-                found, link = self._follow(new + b"/" + name)
+                below = new + b"/" + name
+                found, link = self._follow(below if is_clean and name not in _DOTS else clean(below))
                 new = found if not link else clean(found if found.startswith(b"/") else new + b"/" + found)
+                is_clean = new != b"/"
         return new
 
     def _follow(self, path: bytes) -> tuple[bytes, bool]:
-        if self._walked > _LINKS:
+        """The target of the link at a clean path, and True; or the path itself."""
+        self._steps.left -= path.count(b"/")
+        if self._walked > _LINKS or self._steps.left < 0:
             raise TooManyLinksError(errno.ELOOP, "too many links")
-        path = clean(path)
         if path == b"/":
             return path, False
         target = self.link(path)

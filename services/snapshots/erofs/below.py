@@ -11,7 +11,7 @@ import struct
 from collections import namedtuple
 
 from services.snapshots.diff.inherit import LinkError, in_layer, xattrs
-from services.snapshots.diff.paths import Resolver
+from services.snapshots.diff.paths import Resolver, Steps
 from services.snapshots.erofs.image import BLOCK, DIRENT, INLINE, INODE, MAGIC, META, PREFIXES, SLOT, TYPES, XATTR
 
 TYPE_CHECKING = False
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _LINKS = 40
 """Symbolic links in one path that the kernel follows."""
+_STEPS = 5_000_000
+"""Components that are looked up in an index to follow links: a minute of reading it."""
 _DIRECTORY, _LINK = TYPES[stat.S_IFDIR], TYPES[stat.S_IFLNK]
 
 
@@ -55,18 +57,19 @@ def of_layers(lowers: Sequence[Mounted | Index]) -> Below:
     return below
 
 
-def opened(path: str) -> Mounted | Index:
-    """A layer, by its mount or its index. OSError."""
+def opened(path: str, steps: Steps | None = None) -> Mounted | Index:
+    """A layer, by its mount or its index. ``steps`` bounds the following of links. OSError."""
     if os.path.isdir(path):
-        return Mounted(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-    return Index(path)
+        return Mounted(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), steps)
+    return Index(path, steps)
 
 
 class Mounted:
     """A layer whose root directory is open as ``fd``."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, steps: Steps | None = None) -> None:
         self._fd = fd
+        self._steps = steps or Steps()
 
     def close(self) -> None:
         """Close the directory."""
@@ -74,9 +77,9 @@ class Mounted:
 
     def given(self, path: bytes) -> Attributes | None:
         """The attributes of the directory at an absolute path; None if something else is there. FileNotFoundError,
-        NotADirectoryError.
+        NotADirectoryError, TooManyLinksError.
         """
-        source = in_layer(path, self._fd, links=True)
+        source = in_layer(path, self._fd, links=True, steps=self._steps)
         if source is None:
             return None
         try:
@@ -92,9 +95,11 @@ class Index:
     written so.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, steps: Steps | None = None) -> None:
         self._path = path
+        self.steps = steps or Steps(_STEPS, more=1000)
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._size = os.fstat(self._fd).st_size
         self._root: int
         try:
             magic, self._root = struct.unpack("<I10xH", self._read(1024, 16))
@@ -233,13 +238,15 @@ class Index:
 
     def _xattrs(self, number: int) -> dict[bytes, bytes]:
         data = self._read(self.offset(number) + INODE.size, _length(self._inode(number)[1]))
-        return {name: value for name, value in _pairs(data) if not name.startswith(b"trusted.")}
+        try:
+            return {name: value for name, value in _pairs(data) if not name.startswith(b"trusted.")}
+        except (struct.error, KeyError):
+            raise self._damaged() from None
 
     def _read(self, at: int, size: int) -> bytes:
-        data = os.pread(self._fd, size, at)
-        if len(data) != size:
+        if size and not 0 <= at <= at + size <= self._size:
             raise self._damaged()
-        return data
+        return os.pread(self._fd, size, at)
 
     def _damaged(self) -> OSError:
         return OSError(errno.EUCLEAN, os.strerror(errno.EUCLEAN), self._path)
@@ -251,7 +258,7 @@ class _Links(Resolver):
     __slots__ = ("_index",)
 
     def __init__(self, index: Index) -> None:
-        super().__init__()
+        super().__init__(steps=index.steps)
         self._index = index
 
     def link(self, path: bytes) -> bytes | None:

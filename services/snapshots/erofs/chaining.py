@@ -14,17 +14,24 @@ import stat
 from collections.abc import Mapping, Sequence
 
 from services.kit import errors
+from services.snapshots.diff.inherit import lookups
+from services.snapshots.diff.paths import Steps, TooManyLinksError
 from services.snapshots.erofs import place
 from services.snapshots.erofs.below import Attributes, Below, Index, of_layers, opened, patched
 from services.snapshots.erofs.image import INODE
 from services.snapshots.erofs.place import CHAINED, INDEX, LOWEST, STAGED, About
 
 _COPY = 1 << 30
+LOOKUPS = 100_000
+"""Components of paths that are looked up in this process, and as many to follow links: some seconds. Another process
+makes an index that needs more.
+"""
 
 
-def chained(layer: str, lowers: Sequence[str], *, fixed: bool) -> bool:
+def chained(layer: str, lowers: Sequence[str], *, fixed: bool, most: int = LOOKUPS) -> bool:
     """Make the index of the layer in the directory ``layer`` right on top of the layers ``lowers``, topmost first, each
-    an index or a mount. False if it must be made again for that. ``fixed``: it was unpacked on these layers.
+    an index or a mount. False if it must be made again for that. ``fixed``: it was unpacked on these layers. ``most``:
+    components of paths that are looked up.
 
     Unknown names a directory that is none in one of these layers. OSError. It blocks.
     """
@@ -41,8 +48,11 @@ def chained(layer: str, lowers: Sequence[str], *, fixed: bool) -> bool:
         return True
     if not known.patchable:
         return not lowers and not place.is_marked(layer, STAGED)
+    if lookups([each.unnamed for each in known.made], len(lowers)) > most:
+        return False
+    steps = Steps(most, more=0)
     with contextlib.ExitStack() as held:
-        below = of_layers([held.enter_context(contextlib.closing(opened(each))) for each in lowers])
+        below = of_layers([held.enter_context(contextlib.closing(opened(each, steps))) for each in lowers])
         own = held.enter_context(contextlib.closing(Index(f"{layer}/{INDEX}")))
         found = _answers(known, below)
         if found is None:
@@ -63,13 +73,17 @@ def chained(layer: str, lowers: Sequence[str], *, fixed: bool) -> bool:
 
 
 def _answers(known: About, below: Below) -> Mapping[bytes, Attributes] | None:
-    """What the inodes of directories that the layer does not name get, by path. None if that is not all."""
+    """What the inodes of directories that the layer does not name get, by path. None if that is not all, or takes
+    long.
+    """
     found: dict[bytes, Attributes] = {}
     handed: dict[bytes, int] = {}
     """The group that a directory hands down."""
     for (path, inside, named), group in known.made:
         try:
             given = below(path)
+        except TooManyLinksError:
+            return None
         except OSError as error:
             where = path.lstrip(b"/").decode("utf-8", "backslashreplace")
             raise errors.Unknown(f'directory "{where}": {errors.words(error)}') from None

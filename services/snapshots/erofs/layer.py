@@ -15,8 +15,8 @@ import struct
 from services.kit import tar
 from services.snapshots.diff import extract
 from services.snapshots.diff.extract import EntryError
-from services.snapshots.diff.inherit import Unnamed
-from services.snapshots.diff.paths import Resolver, clean, go_clean
+from services.snapshots.diff.inherit import PATHS, Unnamed
+from services.snapshots.diff.paths import Resolver, Steps, clean, go_clean
 from services.snapshots.erofs.image import NAME, Node, prefix_of
 
 TYPE_CHECKING = False
@@ -31,7 +31,7 @@ ENTRIES, BYTES = 1_000_000, 256 << 20
 """Entries of a layer, with the directories that it does not name, and bytes of their names, links and attributes, at
 most: the tree is in memory, with some 700 bytes for an entry.
 """
-_EACH = 160
+EACH = 160
 """Bytes for an attribute, or a piece of a sparse file, beside its own."""
 _LINKS = 40
 """Symbolic links in one path that the kernel follows."""
@@ -55,9 +55,9 @@ _USER_OBJ, _USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 1, 2, 4, 8, 16, 32
 class LayerTree:
     """A layer, once :meth:`read` has returned."""
 
-    def __init__(self, *, lowest: bool = False, below: Below | None = None) -> None:
+    def __init__(self, *, lowest: bool = False, below: Below | None = None, steps: Steps | None = None) -> None:
         """``lowest``: there are no layers below, so nothing is left of whiteouts. ``below`` says what the layers below
-        have, if they are known.
+        have, if they are known. ``steps`` bounds the following of links.
         """
         self.root = _new(stat.S_IFDIR | 0o755)
         self.whiteouts = False
@@ -70,9 +70,11 @@ class LayerTree:
         self._below = below
         self._entries = self._bytes = 0
         self._unnamed: dict[bytes, Unnamed] = {}
+        self._paths_left = PATHS
+        """Bytes that are left for their paths."""
         self._groups: dict[bytes, int] = {}
         """The groups of unnamed directories that have them from others, by path."""
-        self._resolver = _InMemory(self)
+        self._resolver = _InMemory(self, steps)
         self._parents: dict[bytes, tuple[bytes, Node]] = {}
         """From a directory as an entry names it to its path, and itself. Emptied whenever a directory or a link is
         removed, and when it is full.
@@ -123,9 +125,9 @@ class LayerTree:
     def _count(self, entry: tar.Entry) -> None:
         size = len(entry.name) + len(entry.linkname)
         if entry.sparse:
-            size += _EACH * len(entry.sparse)
+            size += EACH * len(entry.sparse)
         if entry.records:
-            size += sum(_EACH + len(key) + len(value) for key, value in entry.xattrs())
+            size += sum(EACH + len(key) + len(value) for key, value in entry.xattrs())
         self._take(entry.name, 1, size)
 
     def _take(self, name: bytes, entries: int, size: int) -> None:
@@ -322,56 +324,46 @@ class LayerTree:
         return path if node.children is not None else self._resolver.resolve(directory)
 
     def _made(self, path: bytes) -> Node:
-        node = self.find(path)
-        if node is not None:
+        """The directory at a resolved path, which has no links. What is missing is made."""
+        _check(path, b"")
+        node, at = self.root, b""
+        for name in path.split(b"/")[1:]:
+            if len(name) > NAME:
+                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), path)
             if node.children is None:
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
-            return node
-        missing = [path]
-        above = path[: path.rfind(b"/")]
-        while above and self.find(above) is None:
-            missing.append(above)
-            above = above[: above.rfind(b"/")]
-        for new in reversed(missing):
-            cut = new.rfind(b"/")
-            parent = self._directory(new[:cut])
-            _check(new, new[cut + 1 :])
-            self._take(new, 1, len(new))
-            node = _new(stat.S_IFDIR | 0o755)
-            node.links = 2
-            if parent.mode & stat.S_ISGID:
-                node.gid = parent.gid
-            if _DEFAULT in (parent.xattrs or ()):
-                self._hand_down(new, parent, node)
-                _chmod(node, 0o755)
-            assert parent.children is not None
-            parent.children[new[cut + 1 :]] = node
-            parent.links += 1
-            outer = self._unnamed.get(new[:cut])
-            self._unnamed[new] = made = Unnamed(new, inside=outer is not None and not outer.named)
-            self._groups.pop(new, None)
-            if node.gid and not made.inside:
-                self._groups[new] = node.gid
-            if node.xattrs:
-                self.patchable = False
-            if self._below is not None and (found := self._below(new)) is not None:
-                node.mode, node.uid, node.gid, node.modified = found[:4]
-                node.xattrs = dict(found.xattrs)
-                self._take(new, 0, sum(_EACH + len(key) + len(value) for key, value in node.xattrs.items()))
-        assert node is not None
-        return node
-
-    def _directory(self, path: bytes) -> Node:
-        node = self._existing(path or b"/")
-        hops = 0
-        while stat.S_ISLNK(node.mode):
-            hops += 1
-            path = clean(node.target if node.target.startswith(b"/") else path[: path.rfind(b"/")] + b"/" + node.target)
-            if hops > _LINKS:
-                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
-            node = self._existing(path)
+            inner = node.children.get(name)
+            node = self._unnamed_directory(at, node, name) if inner is None else inner
+            at += b"/" + name
         if node.children is None:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+        return node
+
+    def _unnamed_directory(self, above: bytes, parent: Node, name: bytes) -> Node:
+        new = above + b"/" + name
+        self._take(new, 1, len(new))
+        node = _new(stat.S_IFDIR | 0o755)
+        if parent.mode & stat.S_ISGID:
+            node.gid = parent.gid
+        if _DEFAULT in (parent.xattrs or ()):
+            self._hand_down(new, parent, node)
+            _chmod(node, 0o755)
+        assert parent.children is not None
+        parent.children[name] = node
+        parent.links += 1
+        outer = self._unnamed.get(above)
+        self._unnamed[new] = made = Unnamed(new, inside=outer is not None and not outer.named)
+        self._paths_left -= len(new)
+        extract.check_unnamed(len(self._unnamed), self._paths_left, new)
+        self._groups.pop(new, None)
+        if node.gid and not made.inside:
+            self._groups[new] = node.gid
+        if node.xattrs:
+            self.patchable = False
+        if self._below is not None and (found := self._below(new)) is not None:
+            node.mode, node.uid, node.gid, node.modified = found[:4]
+            node.xattrs = dict(found.xattrs)
+            self._take(new, 0, sum(EACH + len(key) + len(value) for key, value in node.xattrs.items()))
         return node
 
     def _existing(self, path: bytes) -> Node:
@@ -453,8 +445,8 @@ class _InMemory(Resolver):
 
     __slots__ = ("_tree",)
 
-    def __init__(self, tree: LayerTree) -> None:
-        super().__init__()
+    def __init__(self, tree: LayerTree, steps: Steps | None) -> None:
+        super().__init__(steps=steps)
         self._tree = tree
 
     def link(self, path: bytes) -> bytes | None:
@@ -476,12 +468,18 @@ def _check(path: bytes, base: bytes) -> None:
 
 
 def _walk(path: bytes, node: Node) -> Iterator[tuple[bytes, Node]]:
-    """A directory and everything below it."""
-    waiting = [(path, node)]
+    """A directory and everything below it. Paths are made one by one: each may have four thousand bytes."""
+    yield path, node
+    waiting = [(path, iter((node.children or {}).items()))]
     while waiting:
-        path, node = waiting.pop()
-        yield path, node
-        waiting += [(path + b"/" + name, inner) for name, inner in (node.children or {}).items()]
+        path, entries = waiting[-1]
+        for name, inner in entries:
+            yield (below := path + b"/" + name), inner
+            if inner.children:
+                waiting.append((below, iter(inner.children.items())))
+                break
+        else:
+            waiting.pop()
 
 
 def _special(entry: tar.Entry) -> Node:

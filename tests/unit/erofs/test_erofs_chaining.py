@@ -234,3 +234,37 @@ def said(known: Below, path: bytes) -> object:
         return known(path)
     except OSError as error:
         return error.errno
+
+
+def test_what_takes_long_is_left_to_another_process(tmp_path: Path) -> None:
+    """Many lookups, or links that lead to links. It makes the same index."""
+    base = alone(BASE, tmp_path / "base")
+    for name, stream, enough in (("many", tar_of(reg(b"d/e/f")), 3), ("links", tar_of(reg(b"to/f")), 2)):
+        layer = alone(stream, tmp_path / name)
+        assert not chaining.chained(layer, [f"{base}/index"], fixed=False, most=enough - 1)
+        assert chaining.chained(layer, [f"{base}/index"], fixed=False, most=enough)
+        assert Path(layer, place.INDEX).read_bytes() == made_again(layer, [base])
+
+
+def test_damage_of_an_index_is_never_more_than_an_error(tmp_path: Path) -> None:
+    """Whatever its bytes say, no more is read than there is."""
+    layer = alone(
+        tar_of(
+            USER + directory(b"d/", mode=0o700),
+            symlink(b"to", b"d"),
+            pax({b"linkpath": b"./" * 400 + b"d"}) + symlink(b"long", b""),
+            *(reg(b"d/%040d" % number) for number in range(12)),
+        ),
+        tmp_path / "layer",
+    )
+    right = Path(layer, place.INDEX).read_bytes()
+    refused = 0
+    for at in range(1024, len(right), 3):
+        Path(layer, place.INDEX).write_bytes(right[:at] + bytes([right[at] ^ 0xFF]) + right[at + 1 :])
+        try:
+            with indices([layer]) as read:
+                for path in (b"/d", b"/to", b"/long", b"/d/%040d" % 7, b"/x"):
+                    read(path)
+        except OSError:
+            refused += 1
+    assert refused > 20
