@@ -72,7 +72,7 @@ def tried(directory: Path, *, force_loop: bool = False) -> Way | str:
     """How layers below ``directory``, which exists, can be mounted; a sentence if they cannot. It blocks."""
     if "," in str(directory):
         return f"{directory}: mount options cannot hold a path with a comma"
-    why = ""
+    why: dict[bool, str] = {}
     for way in (Way(False, True), Way(False, False), Way(True, True), Way(True, False)):
         if force_loop and not way.loop:
             continue
@@ -81,10 +81,10 @@ def tried(directory: Path, *, force_loop: bool = False) -> Way | str:
         except (MountError, OSError) as error:
             if isinstance(error, OSError) and errors.is_full(error):
                 return errors.words_of_path(error)
-            why = errors.words_of_path(error) if isinstance(error, OSError) else str(error)
+            why[way.loop] = errors.words_of_path(error) if isinstance(error, OSError) else str(error)
         else:
             return way
-    return why
+    return "; ".join(f"{'by loop devices' if each else 'from files'}: {words}" for each, words in why.items())
 
 
 def _try(directory: Path, way: Way) -> None:
