@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import stat
 import struct
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from itertools import accumulate
 
 TYPE_CHECKING = False
@@ -494,7 +494,11 @@ def _zeros(number: int) -> int:
 def _copied(node: Node, begin: int, length: int, read: Callable[[int, int], bytes]) -> bytes:
     """A part of a file, with zeros for its holes."""
     data = bytearray(length)
-    for start, place, size in node.pieces:
+    pieces = node.pieces
+    for number in range(max(0, bisect_left(pieces, (begin,)) - 1), len(pieces)):  # one before may reach into it
+        start, place, size = pieces[number]
+        if start >= begin + length:
+            break
         first, last = max(start, begin), min(start + size, begin + length)
         if first < last:
             data[first - begin : last - begin] = read(place + first - start, last - first)

@@ -6,7 +6,9 @@ import os
 import re
 import struct
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +22,7 @@ from tests.suites.diff_chains import DEFAULT_ACL
 from tests.suites.diff_layers import CAPABILITY
 from tests.suites.diff_tars import Case, device, directory, link, pax, reg, symlink
 from tests.suites.diff_tars import tar as tar_of
-from tests.suites.erofs_images import Image, WrongError
+from tests.suites.erofs_images import Image, WrongError, content
 from tests.support import directory_with_attributes
 from tests.unit.erofs.test_erofs_layers import extracted
 
@@ -227,3 +229,31 @@ def test_a_name_with_a_zero_byte_is_refused() -> None:
     }
     with pytest.raises(EntryError, match="invalid tar header"):
         indexed(tar_of(pax(records), reg(b"a", b"0\n" + bytes(510))))
+
+
+class Counted(list[tuple[int, int, int]]):
+    """Pieces of a file, and how often one was looked at."""
+
+    looked = 0
+
+    def __getitem__(self, index: Any) -> Any:
+        self.looked += 1
+        return super().__getitem__(index)
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        self.looked += len(self)
+        return super().__iter__()
+
+
+def test_each_piece_that_is_copied_is_found_at_once() -> None:
+    """A file may have a hundred thousand, none of them at a block."""
+    count = 2000
+    pieces = Counted((1024 * number + 7, 512 * number, 300) for number in range(count))
+    root, data = sparse(1024 * count), os.urandom(512 * count)
+    assert root.children is not None
+    root.children[b"file"].pieces = pieces
+    made = b"".join(image(root, 512 * count, lambda at, length: data[at : at + length]))
+    assert pieces.looked < 40 * count
+    found = Image(made, len(data)).tree(lambda at, length: data[at : at + length])
+    right = [(1024 * number + 7, data[512 * number : 512 * number + 300]) for number in range(count)]
+    assert found[b"file"].content == content(right)
