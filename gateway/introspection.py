@@ -38,6 +38,10 @@ from services.kit.slices import Lane
 from services.oci import platforms
 from services.snapshots.store import REMAP_IDS, About
 
+EROFS = "erofs"
+"""A snapshotter of ours. containerd has a differ of the same name beside "walking", for its snapshots, and users look
+whether it is there. Here one service does the work of both.
+"""
 SKIP = "skip plugin"
 """By these words at the end of its error, clients tell a plugin that was not started on purpose from a broken one."""
 
@@ -126,7 +130,7 @@ def rows(
     """The plugins of a node, those that others require first. ``snapshotters`` are those of the snapshots service; a
     proxy plugin takes the place of the one that has its name. What clients may use of a snapshotter its candidates
     must have, too. While Diff has candidates it is called by the name of one: images unpacks by the calls of any but
-    our own.
+    our own. A foreign Diff knows nothing of our erofs.
 
     ``metadata.v1 bolt`` is SQLite here; clients know the metadata store by that id.
     """
@@ -188,6 +192,11 @@ def rows(
         proxied(DIFFER, differ, "diff", (METADATA,))
         if differ
         else Row(DIFFER, diffs or "walking", "diff", (METADATA,), (here,)),
+        *(
+            Row(DIFFER, about.name, "diff", (METADATA,), (here,), trouble=about.trouble)
+            for about in snapshotters
+            if about.name == EROFS and about.name not in proxies and not (differ or diffs)
+        ),
         Row(LEASE, "manager", "metadata", (METADATA, GC)),
         Row(SERVICE, "containers-service", "metadata", (EVENT, METADATA)),
         Row(SERVICE, "content-service", "content", (METADATA,)),
