@@ -35,6 +35,8 @@ them, whiteouts are in it, and the layers below were not looked at.
 """
 _NEW = ".new"
 """The end of the name of a file that is being written."""
+_HEAD = 256
+"""Bytes of the file about a layer in which all is but the directories."""
 _CHUNK = 1 << 20
 _EACH = 8 << 20
 """Bytes after which the kernel is told to begin to write."""
@@ -78,18 +80,28 @@ class About(namedtuple("About", "diff_id size whiteouts patchable made")):  # no
         return cls(diff_id.decode(), int(size), bool(int(flags) & 1), bool(int(flags) & 2), tuple(made))
 
 
-def about(layer: str) -> About | None:
-    """What was unpacked into the directory ``layer``; None if nothing was, or before this was noted."""
+def about(layer: str, *, made: bool = True) -> About | None:
+    """What was unpacked into the directory ``layer``; None if nothing was, or before this was noted. Without ``made``,
+    its directories are left out: there may be many. OSError, EUCLEAN if that is not what was noted.
+    """
+    path = f"{layer}/{ABOUT}"
     try:
-        with open(f"{layer}/{ABOUT}", "rb") as file:
-            return About.parse(file.read())
+        with open(path, "rb") as file:
+            return About.parse(file.read() if made else file.read(_HEAD).partition(b"\0")[0])
     except FileNotFoundError:
         return None
+    except ValueError:
+        raise OSError(errno.EUCLEAN, "it is not what was written there", path) from None
 
 
 def has_its_size(layer: str) -> bool:
-    """Whether the data of a layer that was unpacked are as long as they were; for an image, the image."""
-    known = about(layer)
+    """Whether the data of a layer that was unpacked are as long as they were; for an image, the image. OSError."""
+    try:
+        known = about(layer, made=False)
+    except OSError as error:
+        if error.errno != errno.EUCLEAN:
+            raise
+        return False
     if known is None:
         return False
     size = os.stat(f"{layer}/{DATA}").st_size
@@ -136,9 +148,11 @@ def beside(upper: str) -> str:
 
 
 def used(layer: str) -> tuple[int, int]:
-    """The bytes that a layer takes on the disk, and the number of its inodes."""
+    """The bytes that a layer takes on the disk, and the number of its inodes. OSError."""
     with open(f"{layer}/{INDEX}", "rb") as file:
-        inodes = inodes_of(file.read(1152))
+        if len(begin := file.read(1152)) < 1152:
+            raise OSError(errno.EUCLEAN, "it is cut off", file.name)
+        inodes = inodes_of(begin)
     return sum(os.stat(f"{layer}/{name}").st_blocks * 512 for name in (DATA, INDEX)), inodes
 
 

@@ -46,7 +46,7 @@ class Shelf:
         """
         if all(os.stat(f"{layer}/{name}").st_nlink > 1 for name in (DATA, INDEX)):
             return
-        known = place.about(layer)
+        known = place.about(layer, made=False)
         if known is None:
             return
         own = any(place.is_marked(layer, each) for each in (LOWEST, CHAINED))

@@ -126,6 +126,8 @@ class ErofsSnapshotter(OverlaySnapshotter):
             for row in map(self._tree.row, self._tree.view(Rows.all)):
                 if row.info.kind is not Kind.COMMITTED:
                     self._stands(row.id, self._tree.view(lambda rows, row=row: rows.ancestors(row)))  # type: ignore[misc]
+        if os.listdir(self._points):  # a killed process may have left more than are needed
+            self._let_go_later()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -312,7 +314,7 @@ class ErofsSnapshotter(OverlaySnapshotter):
         self, rows: Rows, active: Row, name: str, labels: Mapping[str, str], usage: Usage, parent: str
     ) -> None:
         super().record_commit(rows, active, name, labels, usage, parent)
-        if (known := place.about(f"{self.path(active.id)}/{LAYER}")) is not None:
+        if (known := place.about(f"{self.path(active.id)}/{LAYER}", made=False)) is not None:
             rows.add_layer(Layer(active.id, known.diff_id, active.id))
         right = self._chained_to.get(active.id)
         if right is not None and rows.ancestors(rules.existing(rows, name)) != right:
@@ -378,7 +380,11 @@ class ErofsSnapshotter(OverlaySnapshotter):
         """As :meth:`_released`, of these layers."""
         self._users.subtract(ancestors)
         self._users = +self._users
-        if ancestors and self._letting_go is None:
+        if ancestors:
+            self._let_go_later()
+
+    def _let_go_later(self) -> None:
+        if self._letting_go is None:
             self._letting_go = asyncio.get_running_loop().call_later(
                 self._idle, lambda: loops.aside("the end of layers' mounts", self._let_go())
             )
@@ -446,7 +452,7 @@ class ErofsSnapshotter(OverlaySnapshotter):
     def _diff_id(self, name: str) -> str:
         """The diff id of the layer that a thing has; "" if there is none."""
         try:
-            known = place.about(f"{self.at(name)}/{LAYER}")
+            known = place.about(f"{self.at(name)}/{LAYER}", made=False)
         except OSError:
             return ""
         return known.diff_id if known is not None else ""

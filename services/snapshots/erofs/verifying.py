@@ -40,8 +40,6 @@ def damage(layer: str, upper: str, lowers: Sequence[str]) -> str | None:
             found = found or _of_index(layer, upper, lowers, known)
     except OSError as error:
         found = f"{error.filename or layer}: {errors.words(error)}"
-    except ValueError:
-        found = f"{layer}/{place.ABOUT} is not what was written there"
     return f"{name} is damaged: {found}; {PULL_AGAIN}" if found else ""
 
 

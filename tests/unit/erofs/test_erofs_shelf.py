@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from services.kit import errors
 from services.oci.digests import digest_of
 from services.oci.mounts import Mount
 from services.snapshots.erofs import place as layout
@@ -299,3 +300,27 @@ def test_which_directory_is_a_snapshots(snapshotter: ErofsSnapshotter) -> None:
     assert snapshotter.number_of(f"{at}/12/fs") == 12
     for other in (f"{at}/12", f"{at}/012/fs", f"{at}/x/fs", f"{at}/{'9' * 5000}/fs", "/12/fs", "12/fs", "fs", ""):
         assert snapshotter.number_of(other) is None
+
+
+async def test_a_layer_of_which_nothing_is_known_any_more_goes_as_others(place: Path) -> None:
+    """A power cut may leave zeros where a file was not durable. The layer is unpacked again."""
+    async with ErofsSnapshotter(place / "e", idle=0.0, sync_remove=True) as made:
+        await committed(made, "one", WHOLE)
+        (about,) = (made.root / "layers").glob("*/about")
+        about.write_bytes(bytes(50))
+        (mount,) = await made.prepare("key", "", {DIFF_ID: digest_of(WHOLE)})
+        assert "rw" in mount.options
+        for name in ("one", "key"):
+            await made.remove(name)
+        assert not os.listdir(made.directory)
+    async with ErofsSnapshotter(place / "e") as after:
+        assert shelved(after) == []
+
+
+async def test_an_index_that_is_cut_off_is_named(snapshotter: ErofsSnapshotter) -> None:
+    """By who asks how much room it takes."""
+    unpacked(await snapshotter.prepare("key"), WHOLE)
+    (index,) = Path(snapshotter.directory).glob(f"*/{layout.LAYER}/{layout.INDEX}")
+    os.truncate(index, 1000)
+    with pytest.raises(errors.NodeError, match=f"{index}: it is cut off"):
+        await snapshotter.usage("key")

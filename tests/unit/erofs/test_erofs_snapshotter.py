@@ -189,3 +189,23 @@ def test_the_index_is_the_same_each_time(tmp_path: Path) -> None:
     assert (tmp_path / "one" / place.LAYER / place.DATA).read_bytes() == LAYER
     assert len(LAYER) % tar.BLOCK == 0
     assert not processes_naming(tmp_path)
+
+
+async def test_what_a_killed_process_left_mounted_is_let_go(place: Path) -> None:
+    """Unless something stands on it."""
+    async with ErofsSnapshotter(place / "e") as before:
+        for name in ("one", "two"):
+            await committed(before, name)
+        await before.prepare("container", "one")
+    way = mounting.tried(place)
+    assert isinstance(way, Way)
+    (left := place / "e/mounts/2").mkdir()
+    mounting.mount(way, place / "e/snapshots/2/erofs", left)
+    async with ErofsSnapshotter(place / "e", idle=0.0) as after:
+
+        async def needed() -> bool:
+            return layers_mounted(after) == ["1"]
+
+        await eventually_async(needed, "a layer is still mounted")
+        await after.remove("container")
+        await none_mounted(after)

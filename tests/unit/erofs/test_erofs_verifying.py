@@ -106,7 +106,9 @@ def test_damage_of_what_is_known_of_a_layer_is_named(layers: tuple[Path, Path]) 
     (base / LAYER / ABOUT).write_bytes(b"nothing")
     found = damage(base)
     assert found
-    assert found.startswith(f"the layer in {base}/erofs is damaged: {base}/erofs/about is not what was written there;")
+    assert found.startswith(
+        f"the layer in {base}/erofs is damaged: {base}/erofs/about: it is not what was written there;"
+    )
 
 
 def test_an_index_for_other_layers_is_found(layers: tuple[Path, Path]) -> None:
