@@ -77,7 +77,11 @@ class Platform:
         )
 
     def __str__(self) -> str:
-        return "/".join(part for part in (self.os, self.architecture, self.variant) if part) if self.os else "unknown"
+        if not self.os:
+            return "unknown"
+        features = "".join(f"+{each}" for each in self.os_features)
+        system = f"{self.os}({features})" if features else self.os
+        return "/".join(part for part in (system, self.architecture, self.variant) if part)
 
 
 def default() -> Platform:
@@ -86,6 +90,8 @@ def default() -> Platform:
     return Platform("linux", *_MACHINES.get(machine, (machine, "")))
 
 
+EROFS = "erofs"
+"""The feature of a platform whose images have layers that are EROFS images; the snapshotter of this name takes them."""
 _SYSTEMS = frozenset({"linux", "windows", "darwin", "macos", "freebsd"})
 _SPECIFIER = re.compile(
     r"(?P<os>[A-Za-z0-9_.-]+)(?:\((?P<options>[A-Za-z0-9_.:+-]*)\))?(?:/(?P<architecture>[A-Za-z0-9_.-]+)(?:/(?P<variant>[A-Za-z0-9_.-]+))?)?"
@@ -169,6 +175,11 @@ class OnlySystem:
     def before(self, one: Platform, other: Platform) -> bool:
         first, second = self.matches(one), self.matches(other)
         return self._order.before(one, other) if first and second else first
+
+
+def runs(platform: Platform, features: Iterable[str] = (EROFS,)) -> bool:
+    """Whether this machine runs images for a platform, whatever their architecture, if it has these ``features``."""
+    return OnlySystem(replace(default(), os_features=tuple(features))).matches(platform)
 
 
 def wanted(platforms: Iterable[Platform]) -> Matcher:

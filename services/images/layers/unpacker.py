@@ -52,7 +52,7 @@ from services.oci.descriptors import Descriptor
 from services.oci.digests import Digest, chain_ids
 from services.oci.media_types import is_config, is_layer
 from services.oci.mounts import Mount
-from services.oci.platforms import OnlySystem
+from services.oci.platforms import EROFS, OnlySystem
 from services.snapshots.diff.inherit import Unnamed
 from services.snapshots.diff.media import UNCOMPRESSED
 from services.snapshots.store import DIFF_ID, GID_MAPPING, TARGET, UID_MAPPING, UPPERDIR, Kind, Snapshotter
@@ -177,10 +177,11 @@ class Unpacker:
         return found
 
     def _accepted(self, wanted: Unpacking) -> Unpacking | None:
-        if not OnlySystem(platforms.default()).matches(wanted.platform):
+        if not platforms.runs(wanted.platform):
             return None
         if not self._supported:
-            return Unpacking(wanted.platform, wanted.snapshotter or SNAPSHOTTER)
+            usual = EROFS if EROFS in wanted.platform.os_features else SNAPSHOTTER
+            return Unpacking(wanted.platform, wanted.snapshotter or usual)
         able = [each.snapshotter for each in self._supported if OnlySystem(each.platform).matches(wanted.platform)]
         usual = SNAPSHOTTER if SNAPSHOTTER in able else next(iter(able), "")
         name = wanted.snapshotter or usual
@@ -222,11 +223,7 @@ class Unpacker:
             # an error about the document, which does not say whose it is
             except (errors.Unknown, errors.InvalidArgument, errors.ResourceExhausted) as error:
                 raise _explained(error, origin.reference) if origin is not None else error from None
-            if (
-                not wanted
-                or what.kind not in ("", "layers")
-                or not OnlySystem(platforms.default()).matches(what.platform)
-            ):
+            if not wanted or what.kind not in ("", "layers") or not platforms.runs(what.platform):
                 return ""
             name = wanted[0].snapshotter
             chain = chain_ids(what.diff_ids)

@@ -89,9 +89,16 @@ def test_no_wish_is_every_wish() -> None:
 
 
 def test_a_platform_is_written_as_people_write_it() -> None:
-    assert [str(p) for p in (Platform("linux", "arm", "v7"), Platform("linux"), Platform())] == [
-        "linux/arm/v7",
-        "linux",
-        "unknown",
-    ]
+    """With the features that tell it from others."""
+    given = (Platform("linux", "arm", "v7"), Platform("linux"), Platform(), platforms.parse("linux(+erofs+x)/amd64"))
+    assert [str(each) for each in given] == ["linux/arm/v7", "linux", "unknown", "linux(+erofs+x)/amd64"]
     assert platforms.default().os == "linux"
+
+
+def test_this_machine_runs_images_of_erofs_layers() -> None:
+    """Of its system, and of any architecture; not what needs another feature."""
+    runs = {
+        text: platforms.runs(platforms.parse(text))
+        for text in ("linux/s390x", "linux(+erofs)/amd64", "linux(+x)", "windows")
+    }
+    assert runs == {"linux/s390x": True, "linux(+erofs)/amd64": True, "linux(+x)": False, "windows": False}
