@@ -2,7 +2,8 @@
 run``.
 
 The mounts of a snapshot of our own snapshotters never change, and a raw key means one snapshot for ever. Another
-process may answer otherwise, so all are forgotten when the snapshotter's hop has changed. metadata is asked each time
+process may answer otherwise, so all are forgotten when the snapshotter's hop has changed. Those of erofs are not kept:
+somebody may unmount a layer, and its directory would be taken for it. metadata is asked each time
 whether the namespace has the snapshot; its answer is never remembered here.
 """
 
@@ -19,13 +20,15 @@ T = TypeVar("T")
 
 LIMIT = 256
 """Snapshots of a snapshotter whose mounts are kept."""
+_LOOKS = "snapshots.erofs"
+"""The route of a snapshotter that looks at each call whether its layers are still mounted, and mounts them again."""
 
 
 class Mounts(Generic[T]):
     """Mounts by raw key, of the snapshotter behind ``hop``: those that were answered last."""
 
     def __init__(self, hop: Hop, *, limit: int = LIMIT) -> None:
-        self._limit = limit
+        self._limit = 0 if hop.name == _LOOKS else limit
         self._kept: OrderedDict[str, tuple[Upstream, Sequence[T]]] = OrderedDict()
         hop.changed.append(self._kept.clear)
 

@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import os
 import signal
+import subprocess
 from functools import partial
 
 from client.shown import say
@@ -67,8 +68,18 @@ def run(arguments: argparse.Namespace) -> int:
         say(f"stopped {stopped} container{'' if stopped == 1 else 's'}")
     end()
     _wait_for_end(here, pid)
+    _unmount_layers(here)
     say(f"the node at {here.state} is down{'' if arguments.containers else '; containers keep running'}")
     return 0
+
+
+def _unmount_layers(here: Place) -> None:
+    """Unmount the layers of the snapshotter erofs, so that nothing of the node is mounted while it is down. Containers
+    that keep running have mounts of their own; the node mounts layers again when they are asked for.
+    """
+    points = [*(here.root / "snapshots/erofs/mounts").glob("*")]
+    if points:
+        subprocess.run(["umount", "--", *points], check=False, capture_output=True)  # what somebody uses stays
 
 
 def _wait_for_end(here: Place, pid: int) -> None:
