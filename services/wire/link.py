@@ -34,8 +34,8 @@ _MUCH = 64 << 10
 """Bytes that arrive at once from a peer that has more. Such peers share a slice of each turn."""
 _SLOW = 0.02
 """Seconds for which a peer that resets very many streams is not read from, before the next of them."""
-_MOMENT = 0.02
-"""Seconds that the answer to a PING may wait for the answer to a call."""
+_MOMENT, _PINGS = 0.02, 8
+"""Seconds for which the answers to PINGs are held back, and how many at most."""
 _HANG_UP = 1.0
 
 
@@ -151,10 +151,9 @@ class Link(asyncio.Protocol):
         elif self._held:
             self._held = False
             self._listen()
-        if connection.unhurried and connection.streams:
-            self._flush_later()
-        else:
-            self.flush()
+        if connection.pinged:
+            self._answer_pings_later()
+        self.flush()
 
     def _take_more(self) -> None:
         """A peer that has sent very much at once gets a slice of time. All such peers of the process share one slice
@@ -318,6 +317,8 @@ class Link(asyncio.Protocol):
         while self.connection.pending:
             parts = self.connection.take()
             size = sum(map(len, parts))
+            if size > _JOIN:  # a reader that measures how fast it gets this must not be misled
+                self.connection.patient = False
             # a client's requests are not what its peer makes it send; and if neither side read, both would wait for
             # ever
             if self._full and not self.connection.client:
@@ -338,12 +339,20 @@ class Link(asyncio.Protocol):
             self._scheduled = True
             self.loop.call_soon(self._flush_scheduled)
 
-    def _flush_later(self) -> None:
-        if self._later is None:
-            self._later = self.loop.call_later(_MOMENT, self._flush_late)
+    def _answer_pings_later(self) -> None:
+        """grpc-go pings with each answer that it gets, until its ping is answered. So while small messages go to and
+        fro, one ping in a moment comes instead of one for each call.
+        """
+        connection = self.connection
+        if connection.pinged > _PINGS:
+            connection.patient = False
+        elif self._later is None:
+            connection.patient = True
+            self._later = self.loop.call_later(_MOMENT, self._answer_pings)
 
-    def _flush_late(self) -> None:
+    def _answer_pings(self) -> None:
         self._later = None
+        self.connection.patient = False
         self.flush()
 
     def _flush_scheduled(self) -> None:

@@ -53,6 +53,7 @@ class Sender:
         "closed",
         "last",
         "limits",
+        "patient",
         "peer_streams",
         "streams",
     )
@@ -72,6 +73,8 @@ class Sender:
         self._events: list[Event] = []
         self._out: list[Chunk] = []
         self._acks: list[Chunk] = []
+        self.patient = False
+        """Whether answers to PING are held back."""
         self._last_words = 0
         """The number of pieces that may still be sent when the connection is over: up to its GOAWAY."""
         self._reset: dict[int, int] = {}
@@ -96,21 +99,21 @@ class Sender:
         if self.closed:
             del out[self._last_words :]
             self._last_words = 0
-        elif self._acks:
+        elif self._acks and not self.patient:
             out[:0], self._acks = self._acks, []
         return out
 
     @property
     def pending(self) -> bool:
         """Whether :meth:`take` has something."""
-        return bool(self._last_words if self.closed else self._out or self._acks)
+        if self.closed:
+            return bool(self._last_words)
+        return bool(self._out) or (bool(self._acks) and not self.patient)
 
     @property
-    def unhurried(self) -> bool:
-        """Whether everything to send is answers to PING. They may wait a moment for other bytes in the same direction,
-        since grpc-go pings at each answer that it gets.
-        """
-        return not self._out and bool(self._acks) and not self.closed
+    def pinged(self) -> int:
+        """The number of PINGs whose answers have not been taken."""
+        return len(self._acks)
 
     # ------------------------------------------------------------------------------------------ orders
 

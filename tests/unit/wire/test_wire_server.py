@@ -300,6 +300,30 @@ async def test_too_many_connections() -> None:
     await served.gone()
 
 
+async def test_a_ping_is_answered_after_a_moment() -> None:
+    """Not with each small message, since grpc-go then sends another one. Many are answered at once, and those beside
+    much DATA.
+    """
+    served, ping = Served(), bytes(Frame(PING, 0, 0, bytes(8)))
+    served.feed(ping)
+    served.call(1, SAY, b"hello")
+    served.feed(ping)
+    assert served.said() == [(HEADERS, 1), (DATA, 1), (HEADERS, 1)]
+
+    async def answered() -> list[tuple[int, int]]:
+        return served.said()
+
+    assert await eventually_async(answered) == [(PING, 0)] * 2
+    served.feed(ping * 9)
+    assert served.said() == [(PING, 0)] * 9
+    served.feed(ping)
+    body = grpc(b"x" * 40_000)
+    parts = [data(3, body[at : at + 16_000], end=at == 32_000) for at in range(0, len(body), 16_000)]
+    served.feed(headers(3, literal([*REQUEST[:2], (":path", SAY), *REQUEST[3:]])), *parts)
+    assert served.said()[-1] == (PING, 0)
+    await served.gone()
+
+
 async def test_a_client_that_never_reads_is_not_read() -> None:
     """Its socket is full, and its requests make us answer: beyond ``unread`` its bytes stay in the kernel; once it
     reads, everything goes on.
