@@ -88,7 +88,8 @@ class File:
             self.path, isolation_level=None, check_same_thread=False, timeout=2.0, cached_statements=32
         )
         try:
-            for pragma in ("synchronous = FULL", *self._layout.pragmas):
+            # Debian's SQLite would overwrite deleted pages with zeros, and write these to the log
+            for pragma in ("synchronous = FULL", "secure_delete = FAST", *self._layout.pragmas):
                 connection.execute(f"PRAGMA {pragma}")
         except sqlite3.Error:
             connection.close()
