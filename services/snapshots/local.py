@@ -535,6 +535,8 @@ class LocalSnapshotter(ABC):
                 f"{held}: directories without a record are kept, until {self.root / HELD} is removed (splitd gc "
                 "--release)"
             )
+        if self._emptying is not None:  # otherwise the same things would be removed twice at the same time
+            await asyncio.wait([self._emptying])
         left = await self.discard(await self._tree.write(self._unrecorded)) if await self._sound() else []
         if left:
             log.warning("%s: %d directories without a record could not be removed", self.root, len(left))
