@@ -265,9 +265,13 @@ class Database:
         return await self.transactions.write(work)
 
     async def collect_now(self) -> None:
-        """Run a collection that begins now, and wait for it: a synchronous delete promises that."""
-        if self.collector is not None:
-            await self.collector.collect(everything=False)
+        """Run a collection that begins now, and wait for it: a synchronous delete promises that. All that was written
+        before is durable then; the collection does not wait for it.
+        """
+        if self.collector is None:
+            await self.transactions.settle()
+        else:
+            await asyncio.gather(self.transactions.settle(), self.collector.collect(everything=False))
 
 
 # ---------------------------------------------------------------------------------------------- pieces of work

@@ -160,6 +160,9 @@ class EtcdTransactions:
         while self._away is not None:
             await self._moved.wait()
 
+    async def settle(self) -> None:
+        """All that was written is in etcd."""
+
     async def reached(self) -> None:
         """Wait while etcd does not answer. It may answer though the mirror does not get in step."""
         while not self._answers:

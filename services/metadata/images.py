@@ -105,7 +105,7 @@ class Images:
             release(tx, namespace, lease, Resource("images", name))
             schema.IMAGES.delete(tx, namespace, name)
 
-        await self._database.write(work, None if sync else "deletion")
+        await self._database.write(work, None if sync else "deletion", lasting=not sync)
         if sync:
             await self._database.collect_now()
 

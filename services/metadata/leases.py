@@ -50,7 +50,7 @@ class Leases:
             _required(tx, namespace, id_)
             schema.delete_lease(tx, namespace, id_)
 
-        await self._database.write(work, None if sync else "deletion")
+        await self._database.write(work, None if sync else "deletion", lasting=not sync)
         if sync:
             await self._database.collect_now()
 

@@ -107,5 +107,8 @@ class MemoryTransactions:
     async def writable(self) -> None:
         """It always is."""
 
+    async def settle(self) -> None:
+        """Nothing outlives its process."""
+
     async def close(self) -> None:
         """Nothing to release."""

@@ -442,6 +442,15 @@ class SqliteTransactions:
     async def writable(self) -> None:
         """It always is."""
 
+    async def settle(self) -> None:
+        if self._closed:
+            raise errors.Unavailable("metadata store: closed")
+        if self._original is None:  # it has all that was written
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._thread, wal.settle, self._path)
+            except OSError as error:
+                raise wal.failure(error, "metadata store") from None
+
     async def close(self) -> None:
         self._closed = True
         if self._timer is not None:

@@ -138,6 +138,12 @@ class Transactions(Protocol):
         """Wait while it is away. A write that the caller begins at once comes before all others."""
         ...
 
+    async def settle(self) -> None:
+        """Return once everything that was written is durable, also what need not be lasting. Errors are those of
+        :meth:`write`.
+        """
+        ...
+
     async def close(self) -> None:
         """Wait for writes under way, and close the store."""
         ...

@@ -277,3 +277,30 @@ async def test_where_nothing_can_be_begun_everybody_is_told(tmp_path: Path) -> N
     results = await asyncio.gather(*(store.write(lambda tx: None) for _ in range(3)), return_exceptions=True)
     assert [type(result) for result in results] == [errors.Unavailable] * 3
     await store.close()
+
+
+class Unsettled(MemoryTransactions):
+    """A store whose disk is slow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writing, self.written = asyncio.Event(), asyncio.Event()
+
+    async def settle(self) -> None:
+        self.writing.set()
+        await self.written.wait()
+
+
+async def test_a_synchronous_delete_is_answered_once_it_is_on_the_disk() -> None:
+    """It begins to collect before."""
+    store = Unsettled()
+    local = LocalMetadata(store)
+    leases = local.client(leases_stubs.LEASES)
+    await leases.Create(leases_pb2.CreateRequest(id="l"), headers=headers("ns"))
+    deleting = asyncio.ensure_future(leases.Delete(leases_pb2.DeleteRequest(id="l", sync=True), headers=headers("ns")))
+    await asyncio.wait_for(store.writing.wait(), 15)
+    assert not store.view(lambda tx: schema.LEASES.has(tx, "ns", "l"))
+    assert not deleting.done()
+    store.written.set()
+    await asyncio.wait_for(deleting, 15)
+    await local.close()

@@ -6,6 +6,8 @@ import _sqlite3
 import asyncio
 import contextlib
 import ctypes
+import errno
+import os
 import random
 import shutil
 import sqlite3
@@ -216,6 +218,30 @@ async def test_what_is_around_a_commit_knows_what_it_changes(tmp_path: Path, las
 def refused(tx: Transaction) -> None:
     tx.put(("lease", "a"), b"3")
     raise errors.NotFound("lease")
+
+
+async def test_what_need_not_last_can_be_settled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log is written to the disk then, without another commit. A disk that fails is an error."""
+    path, synced, fdatasync = tmp_path / "metadata.db", list[str](), os.fdatasync
+
+    def noted(fd: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        fdatasync(fd)
+
+    monkeypatch.setattr(os, "fdatasync", noted)
+    store = SqliteTransactions(path)
+    await store.write(lambda tx: tx.put(("a",), b""), lasting=False)
+    assert synced == []
+    await store.settle()
+    assert synced == [f"{path}-wal"]
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fdatasync", full)
+    with pytest.raises(errors.ResourceExhausted, match="no space left"):
+        await store.settle()
+    await store.close()
 
 
 async def test_a_full_disk_fails_the_writers_and_not_the_store(tmp_path: Path) -> None:
