@@ -25,7 +25,6 @@ import contextlib
 import logging
 import sqlite3
 import time
-from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -36,6 +35,8 @@ from services.kit import errors, loops, tracing, wal
 from services.kit.sqlite import File, Group, Layout, Work, reading, run, undo
 from services.kit.thread_times import measured
 from services.metadata import freeing
+from services.metadata.callers import Queue
+from services.metadata.deletes import DELETE, RANGE, delete_keys
 from services.metadata.transactions import Key, Reader, Snapshot, Standing, Transaction, decode, encode, span
 
 log = logging.getLogger(__name__)
@@ -68,16 +69,10 @@ _PUT = (
     "INSERT INTO records VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value WHERE value != "
     "excluded.value"
 )
-_DELETE = "DELETE FROM records WHERE key = ?"
 _GET = "SELECT value FROM records WHERE key = ?"
 _MOST_KEYS = 500
 _MOST_BYTES = 256 << 10
 """Keys and bytes of one commit, if an original has to take it, apart from those of its last work."""
-_SOME = 128
-"""Keys that one statement deletes: in large statements each key costs a quarter less, and Python's other threads are
-let in less often.
-"""
-_DELETE_SOME = f"DELETE FROM records WHERE key IN ({','.join('?' * _SOME)})"  # noqa: S608 - nothing but question marks
 
 
 class Again(Exception):
@@ -145,21 +140,17 @@ class _Rows:
 
     def delete(self, key: Key) -> None:
         self.wrote.add(key)
-        self._execute(_DELETE, (encode(key),))
+        self._execute(DELETE, (encode(key),))
 
     def delete_many(self, keys: Sequence[Key]) -> None:
         self.wrote.update(keys)
-        encoded = [encode(key) for key in keys]
-        whole = len(encoded) - len(encoded) % _SOME
-        for start in range(0, whole, _SOME):
-            self._execute(_DELETE_SOME, encoded[start : start + _SOME])
-        self._connection.executemany(_DELETE, [(key,) for key in encoded[whole:]])
+        delete_keys(self._connection, map(encode, keys))
 
     def delete_all(self, prefix: Key, *, limit: int | None = None) -> None:
         self.wrote.add(prefix)
         self.cleared = True
         if limit is None:
-            self._execute("DELETE FROM records WHERE key >= ? AND key < ?", span(prefix, None))
+            self._execute(RANGE, span(prefix, None))
         else:
             self._execute(
                 (
@@ -270,47 +261,6 @@ class _CachedReader:
 _Waiting: TypeAlias = "Work[_Rows]"  # not a call: typing takes a microsecond for that
 
 
-class _Queue:
-    """The work that waits for a commit. Each caller has a queue of its own, and the queues take turns: a caller of a
-    thousand operations does not delay a caller of one.
-    """
-
-    def __init__(self) -> None:
-        self._callers: OrderedDict[str, deque[_Waiting]] = OrderedDict()
-
-    def __bool__(self) -> bool:
-        return bool(self._callers)
-
-    def add(self, caller: str, waiting: _Waiting) -> None:
-        """Add to the queue of ``caller``."""
-        self._callers.setdefault(caller, deque()).append(waiting)
-
-    def put_back(self, batch: Sequence[_Waiting]) -> None:
-        """Let these be the next, in their order."""
-        self._callers.setdefault("", deque()).extendleft(reversed(batch))
-        self._callers.move_to_end("", last=False)
-
-    def first(self) -> _Waiting:
-        """The next work."""
-        return next(iter(self._callers.values()))[0]
-
-    def take(self) -> _Waiting:
-        """Take the next work; then it is another caller's turn."""
-        caller, queue = next(iter(self._callers.items()))
-        waiting = queue.popleft()
-        if queue:
-            self._callers.move_to_end(caller)
-        else:
-            del self._callers[caller]
-        return waiting
-
-    def take_all(self) -> list[_Waiting]:
-        """Take all work."""
-        found = [waiting for queue in self._callers.values() for waiting in queue]
-        self._callers.clear()
-        return found
-
-
 class SqliteTransactions:
     """The store in ``path``, created if it does not exist. FailedPrecondition if it cannot be used, DataLoss if it is
     damaged. It is used in one event loop, by one process (``kit.process.owned``).
@@ -347,7 +297,7 @@ class SqliteTransactions:
         self._changing = changing
         self._exclusive = asyncio.Lock()
         """Held while the writing connection has an open transaction."""
-        self._queue = _Queue()
+        self._queue = Queue()
         self._lasting = True
         self._values: dict[Key, bytes | None] = {}
         """The cache of committed values."""
@@ -650,8 +600,8 @@ class SqliteTransactions:
                 continue
             if rows.cleared:
                 self._values.clear()
-            for key in rows.wrote:
-                self._values.pop(key, None)
+            for key in self._values.keys() & rows.wrote:
+                del self._values[key]
             wrote |= rows.wrote
             if isinstance(rows, _ListedRows):
                 size += rows.size

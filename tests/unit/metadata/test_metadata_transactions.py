@@ -140,6 +140,25 @@ async def test_damaged_values_are_told_of(tmp_path: Path) -> None:
     await store.close()
 
 
+@pytest.mark.parametrize("staying", [0, 1, 30, 700])
+async def test_of_many_keys_those_that_are_named_are_removed(tmp_path: Path, staying: int) -> None:
+    """Whatever lies between them, and whether they exist or not: few others are left by ranges, many are not looked
+    at.
+    """
+    chance = random.Random(staying)
+    keys = [("a", f"{n:04}") for n in range(1400)]
+    stay = set(chance.sample(keys, staying))
+    there = [key for key in keys if chance.random() < 0.9 or key in stay]
+    below = [(*key, "x") for key in chance.sample(keys, 5)]
+    named = [key for key in keys if key not in stay]
+    chance.shuffle(named)
+    store = SqliteTransactions(tmp_path / "metadata.db")
+    await store.write(lambda tx: tx.put_many([(key, b"") for key in (*there, *below, ("a",), ("b",))]))
+    await store.write(lambda tx: tx.delete_many([*named, *named[:3]]))
+    assert store.view(lambda tx: [key for key, _ in tx.scan(())]) == sorted([*stay, *below, ("a",), ("b",)])
+    await store.close()
+
+
 async def test_commits_are_grouped(tmp_path: Path) -> None:
     """A hundred writers that come at once wait for a few commits, not for a hundred."""
     store = SqliteTransactions(tmp_path / "metadata.db")
