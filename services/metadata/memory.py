@@ -32,6 +32,10 @@ class _State:
             if key in self.values:
                 yield decode(key), self.values[key]
 
+    def scan_encoded(self, prefix: Key) -> Iterator[Sequence[tuple[bytes, bytes]]]:
+        for key, value in self.scan(prefix):
+            yield [(encode(key), value)]
+
     def put(self, key: Key, value: bytes) -> None:
         self._put(encode(key), value)
         for watch in self.watches:

@@ -54,7 +54,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 from functools import lru_cache
 from itertools import islice
 from json.decoder import scanstring  # type: ignore[attr-defined]
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from services.kit import damage, errors, memory
 from services.kit.slices import Steps
@@ -77,7 +77,7 @@ from services.metadata.store import (
     Sandbox,
     Snapshot,
 )
-from services.metadata.transactions import Key, Reader, Transaction, decode
+from services.metadata.transactions import Key, Reader, Transaction, decode, encode, last_part
 from services.oci.opaque import Opaque
 
 V = TypeVar("V")
@@ -403,31 +403,54 @@ _PLAIN = re.compile(rb'\{"size":\d+,"backend":"([^"\\]+)"(?:,"created":(\d+))?(?
 """The encoded record of a blob without labels."""
 
 
-def blob_facts(tx: Reader) -> Iterator[tuple[Key, str, Labels, int] | None]:
-    """The namespace and digest, the backend, the labels and the time of creation of each blob, for the collector. Blobs
-    are the most numerous records, and most have no labels; only the others are decoded. None comes between the steps in
-    which a large one is.
+class BlobFacts(NamedTuple):
+    """A blob, as far as the collector needs it."""
+
+    backend: str
+    labels: Labels
+    created: int = 0
+    """Nanoseconds since the epoch."""
+
+
+def blob_facts(tx: Reader) -> Iterator[Sequence[tuple[str, str, BlobFacts]]]:
+    """The namespace, the digest and what the collector needs of each blob, some at a time. Blobs are the most numerous
+    records, and most have no labels; only the others are decoded, each by itself. None at all comes between the steps
+    in which a large one is.
     """
     backends: dict[bytes, str] = {}
-    for key, value in tx.scan((BLOBS.name,)):
-        plain = _PLAIN.fullmatch(value)
-        backend = backends.get(plain[1]) if plain is not None else None
-        if backend is not None:
-            yield key[1:], backend, _NO_LABELS, int(plain[2] or 0)  # type: ignore[index]
-            continue
-        if len(value) > LARGE:
-            reading = read_blob_in_steps(key[1:], value)
-            while True:
-                try:
-                    yield next(reading)
-                except StopIteration as end:
-                    blob = end.value
-                    break
-        else:
-            blob = BLOBS.decode(key[1:], value) if BLOBS.read is None else BLOBS.read(key[1:], value)
-        if plain is not None:
-            backends[plain[1]] = blob.backend
-        yield key[1:], blob.backend, blob.labels, blob.created
+    namespace, prefix = "", b"\xff"
+    for rows in tx.scan_encoded((BLOBS.name,)):
+        found: list[tuple[str, str, BlobFacts]] = []
+        for key, value in rows:
+            if not key.startswith(prefix):
+                namespace = decode(key)[1]
+                prefix = encode((BLOBS.name, namespace))
+            digest = last_part(key, prefix)
+            plain = _PLAIN.fullmatch(value)
+            backend = backends.get(plain[1]) if plain is not None else None
+            if backend is not None:
+                # BlobFacts(...) takes twice as long
+                facts = tuple.__new__(BlobFacts, (backend, _NO_LABELS, int(plain[2] or 0)))  # type: ignore[index]
+                found.append((namespace, digest, facts))
+                continue
+            if len(value) > LARGE:
+                reading = read_blob_in_steps((namespace, digest), value)
+                while True:
+                    try:
+                        next(reading)
+                        yield ()
+                    except StopIteration as end:
+                        blob = end.value
+                        break
+            else:
+                blob = (BLOBS.read or BLOBS.decode)((namespace, digest), value)
+            if plain is not None:
+                backends[plain[1]] = blob.backend
+            found.append((namespace, digest, BlobFacts(blob.backend, blob.labels, blob.created)))
+            if blob.labels:
+                yield found
+                found = []
+        yield found
 
 
 _NO_LABELS: Labels = {}

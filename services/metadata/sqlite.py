@@ -60,6 +60,8 @@ and the loop's other work comes between.
 """
 _TURN = 0.002
 """Seconds of it without the loop's other work, so that readers do not wait for writers."""
+_ROWS = 200
+"""Rows that are read at once where very many are."""
 _IDLE = 2
 """Idle connections that are kept for snapshots."""
 _CHECKPOINT = 1000
@@ -122,6 +124,11 @@ class _Rows:
     def scan(self, prefix: Key, *, after: Key | None = None, limit: int | None = None) -> Iterator[tuple[Key, bytes]]:
         for key, value in self._select(prefix, after, limit).fetchall():
             yield decode(key), value
+
+    def scan_encoded(self, prefix: Key) -> Iterator[Sequence[tuple[bytes, bytes]]]:
+        cursor = self._select(prefix, None, None)
+        while rows := cursor.fetchmany(_ROWS):
+            yield rows
 
     def _select(self, prefix: Key, after: Key | None, limit: int | None) -> sqlite3.Cursor:
         return self._execute(
@@ -200,12 +207,22 @@ class _Snapshot(_Rows):
         connection.execute("BEGIN")
 
     def scan(self, prefix: Key, *, after: Key | None = None, limit: int | None = None) -> Iterator[tuple[Key, bytes]]:
+        with self._cursor(prefix, after, limit) as cursor:
+            for key, value in cursor:
+                yield decode(key), value
+
+    def scan_encoded(self, prefix: Key) -> Iterator[Sequence[tuple[bytes, bytes]]]:
+        with self._cursor(prefix, None, None) as cursor:
+            while rows := cursor.fetchmany(_ROWS):
+                yield rows
+
+    @contextlib.contextmanager
+    def _cursor(self, prefix: Key, after: Key | None, limit: int | None) -> Iterator[sqlite3.Cursor]:
         try:
             cursor = self._select(prefix, after, limit)
             self._reading.add(cursor)
             try:
-                for key, value in cursor:
-                    yield decode(key), value
+                yield cursor
             finally:
                 self._reading.discard(cursor)
         except sqlite3.DatabaseError as error:
@@ -252,6 +269,9 @@ class _CachedReader:
 
     def scan(self, prefix: Key, *, after: Key | None = None, limit: int | None = None) -> Iterator[tuple[Key, bytes]]:
         return self._opened().scan(prefix, after=after, limit=limit)
+
+    def scan_encoded(self, prefix: Key) -> Iterator[Sequence[tuple[bytes, bytes]]]:
+        return self._opened().scan_encoded(prefix)
 
     def close(self) -> None:
         if self._rows is not None:

@@ -40,6 +40,12 @@ class Reader(Protocol):
         """
         ...
 
+    def scan_encoded(self, prefix: Key) -> Iterator[Sequence[tuple[bytes, bytes]]]:
+        """The same with encoded keys, some rows at a time, for callers that read very many. For the last part of a key
+        see :func:`last_part`.
+        """
+        ...
+
 
 class Snapshot(Reader, Protocol):
     """A state that stays as it is until it is closed, whatever is written meanwhile. Its scans read while they are
@@ -172,6 +178,16 @@ def decode(data: bytes) -> Key:
         raise errors.DataLoss(
             f"metadata store: the key {data[:100]!r} is damaged ({error.reason}): {damage.WHAT_TO_DO}"
         ) from None
+
+
+def last_part(key: bytes, prefix: bytes) -> str:
+    """The part of an encoded key behind ``prefix``, the other parts. This takes a third of the time of
+    :func:`decode`.
+    """
+    try:
+        return key[len(prefix) : -1].decode()
+    except UnicodeDecodeError:  # it has a NUL, or is damaged
+        return decode(key)[-1]
 
 
 def span(prefix: Key, after: Key | None) -> tuple[bytes, bytes]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
 from services.kit import errors
-from services.metadata.transactions import Key, Reader, Transaction, Transactions
+from services.metadata.transactions import Key, Reader, Transaction, Transactions, decode, encode, last_part
 
 
 class TransactionsSuite:
@@ -135,6 +136,21 @@ class TransactionsSuite:
         await store.write(lambda tx: tx.delete_all(("a",), limit=2))
         assert store.view(lambda tx: tx.get(keys[0])) is None
         assert self.keys(store) == [*keys[2:], ("b",)]
+
+    async def test_encoded_rows_are_those_of_a_scan(self, store: Transactions) -> None:
+        """They come some at a time, and the last part of a key can be read alone, whatever characters it has."""
+        parts = ["", "\0", "a\0b", "\0\0", "ä", "\U0001f600", *map(str, range(500))]
+        await self.put(store, *(("a", "b", part) for part in parts), ("a", "c"))
+
+        def read(tx: Reader) -> tuple[list[tuple[Key, bytes]], list[str]]:
+            rows = [row for some in tx.scan_encoded(("a", "b")) for row in some]
+            return [(decode(key), value) for key, value in rows], [last_part(k, encode(("a", "b"))) for k, _ in rows]
+
+        found, last = store.view(read)
+        assert found == store.view(lambda tx: list(tx.scan(("a", "b"))))
+        assert sorted(last) == sorted(parts)
+        with contextlib.closing(store.snapshot()) as snapshot:
+            assert read(snapshot) == (found, last)
 
     async def test_a_failure_leaves_nothing(self, store: Transactions) -> None:
         """Nothing of that work is written; works at the same moment are not affected."""

@@ -14,18 +14,9 @@ from typing import Any
 
 from services.kit.slices import Steps
 from services.metadata import schema
-from services.metadata.gc.mark import (
-    STEP,
-    BlobFacts,
-    Marking,
-    Node,
-    Records,
-    conditional,
-    named_by,
-    refers_to,
-    resource_node,
-)
+from services.metadata.gc.mark import STEP, Marking, Node, Records, conditional, named_by, refers_to, resource_node
 from services.metadata.gc.raw import Listing
+from services.metadata.schema import BlobFacts
 from services.metadata.store import Raw, Resource
 from services.metadata.transactions import Key, Reader
 

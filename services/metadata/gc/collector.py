@@ -485,11 +485,10 @@ def _examine(tx: Reader, step: int = STEP) -> Steps[_Found]:
     gateway = schema.GATEWAY.get(tx)
     backends = tuple(backend for backend in gateway.backends() if backend) if gateway is not None else ()
     created: dict[str, Nanoseconds] = {}
-    for number, node in enumerate(marked.dead):
-        if node.type == "content":
-            created[node.key] = records.blobs[node].created
-        if not number % step:
-            yield
+    for start in range(0, len(marked.dead), step):
+        some = marked.dead[start : start + step]
+        created.update({node.key: records.blobs[node].created for node in some if node.type == "content"})
+        yield
     known = yield from plan.known_in_steps(tx, backends, records.raws(marked.living), records.intents, created, step)
     order = yield from removal_order(records, marked, step)
     return _Found(len(records), len(marked.dead), marked.wake, known, records, marked, order)

@@ -30,6 +30,7 @@ from typing import Literal, NamedTuple, TypeVar
 from services.kit.settings import parse_duration
 from services.kit.slices import Steps, at_once
 from services.metadata import schema
+from services.metadata.schema import BlobFacts
 from services.metadata.store import (
     Container,
     Image,
@@ -62,14 +63,6 @@ class Node(NamedTuple):
 
 
 # ---------------------------------------------------------------------------------------------- the records
-
-
-class BlobFacts(NamedTuple):
-    """A blob, as far as the collector needs it."""
-
-    backend: str
-    labels: Labels
-    created: Nanoseconds = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,15 +128,11 @@ def reading(tx: Reader, step: int = STEP) -> Steps[Records]:
     yield from _read(
         found.ingests, ((Node("ingest", key[0], key[1]), ingest) for key, ingest in schema.INGESTS.scan(tx))
     )
-    # Blobs are the most numerous records, and most have no labels.
-    for number, blob in enumerate(schema.blob_facts(tx)):
-        if blob is None:  # one with very many labels is being read
-            yield
-            continue
-        key, backend, labels, created = blob
-        found.blobs[Node("content", key[0], key[1])] = BlobFacts(backend, labels, created)
-        if labels or not number % step:
-            yield
+    for some in schema.blob_facts(tx):
+        for namespace, digest, facts in some:
+            # Node(...) takes twice as long
+            found.blobs[tuple.__new__(Node, ("content", namespace, digest, "", False))] = facts
+        yield
     yield from _read(found.images, ((Node("image", key[0], key[1]), image) for key, image in schema.IMAGES.scan(tx)))
     yield from _read(
         found.containers,
