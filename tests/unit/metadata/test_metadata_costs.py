@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TypeVar
@@ -45,6 +45,11 @@ class Counted:
         for row in self._tx.scan(prefix, after=after, limit=limit):
             self._store.rows += 1
             yield row
+
+    def scan_encoded(self, prefix: Key) -> Iterator[Sequence[tuple[bytes, bytes]]]:
+        for rows in self._tx.scan_encoded(prefix):
+            self._store.rows += len(rows)
+            yield rows
 
 
 class Counting(MemoryTransactions):
