@@ -56,7 +56,7 @@ from services.snapshots.erofs.place import (
 )
 from services.snapshots.erofs.shelf import Shelf
 from services.snapshots.local import prefixed
-from services.snapshots.overlay import Overlayfs, OverlaySnapshotter
+from services.snapshots.overlay import Overlayfs, OverlaySnapshotter, mapped_root
 from services.snapshots.sharing import space_of
 from services.snapshots.store import DIFF_ID, REBASE, Kind, Usage
 from services.snapshots.tree import Layer, Row, Rows
@@ -153,6 +153,7 @@ class ErofsSnapshotter(OverlaySnapshotter):
     # ---------------------------------------------------------------- making
 
     def make(self, name: str, kind: Kind, ancestors: Sequence[int], labels: Mapping[str, str]) -> bool:
+        _check_owner(mapped_root(labels), self.changes(ancestors[0]) if ancestors else "")
         super().make(name, kind, ancestors, labels)
         if kind is Kind.ACTIVE:
             os.mkdir(layer := f"{self.at(name)}/{LAYER}", 0o700)
@@ -477,6 +478,20 @@ def _unmounted(point: str) -> bool:
     with contextlib.suppress(OSError):
         os.rmdir(point)
     return True
+
+
+def _check_owner(root: tuple[int, int] | None, below: str) -> None:
+    """FailedPrecondition if a client wants ids mapped, and has not made a copy of the image for them: it would see all
+    files as nobody's. ``root`` is the owner of root in its user namespace; ``below`` the directory below the new one.
+    """
+    if root is None or not below:
+        return
+    info = os.stat(below)
+    if (info.st_uid, info.st_gid) != root:
+        raise errors.FailedPrecondition(
+            f"snapshotter erofs maps no ids: the files below belong to root {info.st_uid}:{info.st_gid}, not to "
+            f"{root[0]}:{root[1]}; a copy of the image for these ids is needed (ctr makes it without --remap-labels)"
+        )
 
 
 def _layered(layer: Path) -> None:

@@ -14,6 +14,7 @@ from services.oci.mounts import Mount
 from services.snapshots.erofs import mounting, place
 from services.snapshots.erofs.mounting import Way
 from services.snapshots.erofs.snapshotter import Erofs, ErofsSnapshotter
+from services.snapshots.store import GID_MAPPING, UID_MAPPING
 from tests.suites import diff_sides
 from tests.suites.diff_tars import directory, reg
 from tests.suites.diff_tars import tar as tar_of
@@ -209,3 +210,22 @@ async def test_what_a_killed_process_left_mounted_is_let_go(place: Path) -> None
         await eventually_async(needed, "a layer is still mounted")
         await after.remove("container")
         await none_mounted(after)
+
+
+async def test_mapped_ids_need_a_copy_of_the_files(snapshotter: ErofsSnapshotter) -> None:
+    """ctr 1.6 asks for them without looking whether the snapshotter maps ids, and a container would see all files as
+    nobody's. Others have made a copy of the image for the ids, and pass the same labels with that as the parent.
+    """
+    labels = {UID_MAPPING: "0:2000:65536", GID_MAPPING: "0:3000:65536"}
+    await committed(snapshotter, "one")
+    for make in (snapshotter.prepare, snapshotter.view):
+        with pytest.raises(errors.FailedPrecondition, match="maps no ids: .* belong to root 0:0, not to 2000:3000;"):
+            await make("key", "one", labels)
+    assert [info.name async for info in snapshotter.list()] == ["one"]
+    upper = upper_of(await snapshotter.prepare("copy key", "one"))
+    os.chown(upper, 2000, 3000)
+    await snapshotter.commit("copy", "copy key")
+    made = upper_of(await snapshotter.prepare("key", "copy", labels))
+    assert (os.stat(made).st_uid, os.stat(made).st_gid) == (2000, 3000)
+    (mount,) = await snapshotter.prepare("lowest", "", labels)
+    assert os.stat(mount.source).st_uid == 2000
