@@ -34,9 +34,9 @@ def prepare() -> None:
     import threading
 
     import zstandard
-    from isal import isal_zlib
+    from isal import igzip_lib
 
-    _ = queue, threading, zstandard, isal_zlib
+    _ = queue, threading, zstandard, igzip_lib
 
 
 def compression_of(head: bytes) -> str | None:
@@ -80,29 +80,33 @@ def _chained(head: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
 def _gunzip(data: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
     """Inflate any number of members, one after the other. Bytes after the last member that begin no member are ignored,
     as by pigz, which containerd runs if it is installed.
+
+    ``igzip_lib`` makes room for all of a chunk, and gives the interpreter back once for it. ``isal_zlib`` begins with
+    16 KiB, which it doubles and copies, and gives the interpreter back each time.
     """
-    from isal import isal_zlib
+    from isal import igzip_lib
 
     def chunks(data: bytes) -> Iterator[bytes]:
         ended = False
         try:
             while True:
-                member = isal_zlib.decompressobj(wbits=31)
+                member = igzip_lib.IgzipDecompressor(igzip_lib.DECOMP_GZIP)
                 while not member.eof:
-                    if not data and not ended:
+                    if not data and member.needs_input and not ended:
                         data = next(rest, b"")
                         ended = not data
                     out = member.decompress(data, 4 * CHUNK)
-                    data = member.unused_data if member.eof else member.unconsumed_tail
+                    data = b""
                     if out:
                         yield out
                     elif ended and not member.eof:
                         raise CompressionError("unexpected EOF")
+                data = member.unused_data
                 while len(data) < 2 and (more := next(rest, b"")):
                     data += more
                 if not data.startswith(b"\x1f\x8b"):
                     return
-        except isal_zlib.error as error:  # type: ignore[misc]
+        except igzip_lib.error as error:  # type: ignore[misc]
             raise CompressionError(f"gzip: {error}") from None
 
     return chunks(data)

@@ -70,6 +70,10 @@ _BINDING = frozenset(("bind", "rbind", "rw"))
 _LAYERS = 100
 """Layers that one worker unpacks; its memory is freed when it ends."""
 
+_SWITCH = 0.0005
+"""Seconds for which one thread of a worker keeps the interpreter from the other. The tree of an erofs layer is made
+without system calls, and the thread that inflates needs the interpreter some ten times for each megabyte.
+"""
 PACKET = 1 << 17
 """Bytes of a request at most: more than the kernel takes as options of a mount."""
 
@@ -80,6 +84,8 @@ def main() -> None:
     faulthandler.register(signal.SIGUSR1)  # the stack goes into the service's log, and the worker goes on
     sys.setrecursionlimit(20_000)  # a name may have two thousand components
     os.umask(0)
+    sys.setswitchinterval(_SWITCH)
+    mounts.keep_freed_memory()
     inflate.prepare()
     gc.freeze()
     # Workers make few cycles, and a collection would copy the memory pages that they share with this process.

@@ -24,6 +24,12 @@ NOATIME, NODIRATIME, BIND, REC, SILENT = 1024, 2048, 4096, 16384, 32768
 UNBINDABLE, PRIVATE, SLAVE, SHARED, RELATIME, STRICTATIME = 1 << 17, 1 << 18, 1 << 19, 1 << 20, 1 << 21, 1 << 24
 _DETACH = 2
 _NEWNS, _NEWPID, _FS = 0x00020000, 0x20000000, 0x00000200
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
+"""Parameters of mallopt(3)."""
+_KEPT = 32 << 20
+"""Bytes that malloc may have free at the end of its heap, and of a piece of memory that is taken from it: the most that
+it allows.
+"""
 
 OPTIONS_LIMIT = 4095
 """Bytes of options that mount(2) takes: a page with its terminator. The kernel silently cuts off the rest; an overlay
@@ -126,6 +132,14 @@ def unmount_all(directory: str) -> None:
 def syncfs(fd: int) -> None:
     """Write all data of the filesystem of ``fd`` to its disk."""
     _check(_libc.syncfs(fd), "syncfs")
+
+
+def keep_freed_memory() -> None:
+    """Let malloc keep what is freed, in one heap. The chunks of a layer come and go, and the kernel would have to clear
+    new pages for each.
+    """
+    for parameter, value in ((_ARENA_MAX, 1), (_TRIM_THRESHOLD, _KEPT), (_MMAP_THRESHOLD, _KEPT)):
+        _libc.mallopt(parameter, value)
 
 
 def die_with_parent(parent: int) -> None:
