@@ -1,8 +1,9 @@
 """Turns a blob into the bytes of a layer: compressed data is inflated, and everything is hashed. The blob may still be
 growing.
 
-Inflating (``kit/inflate.py``) and hashing run in a thread beside the unpacking; both release the GIL while they work on
-a chunk. A small blob is not worth a thread.
+Inflating (``kit/inflate.py``) runs in a thread beside the unpacking. Chunks are hashed by the one of the two threads
+that would wait for the other: a layer of many small files keeps the unpacking busy, one of few large files the
+inflating. Inflating and hashing release the GIL while they work on a chunk. A small blob is not worth a thread.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import os
 import select
 import stat
 import time
+from collections import deque
 
 from services.kit.inflate import CHUNK, CompressionError, inflated
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from services.snapshots.diff.spent import Account
 
@@ -71,15 +73,19 @@ class Digested:
 
     def __init__(self, blob: int | Growing, account: Account, *, detect: bool) -> None:
         self._hash = hashlib.sha256()
+        self._hashing = _thread.allocate_lock()
+        self._unhashed: deque[bytes] = deque()
+        """The chunks that are to be hashed, in their order."""
         self._account = account
         self.size = 0
         small = _is_small(blob)
         source = _read(blob) if isinstance(blob, int) else iter(blob)
         if detect:
             source = inflated(source)
-        self._plain = self._digesting(source)
-        if not small:
-            self._plain = ahead(self._plain, account)
+        self._behind = 0 if small else QUEUE
+        """How many of them may wait while further ones are made."""
+        made = self._made(source)
+        self._plain = self._digested(made if small else ahead(made, account, self._hash_next))
 
     @property
     def digest(self) -> str:
@@ -89,22 +95,43 @@ class Digested:
     def __iter__(self) -> Iterator[bytes]:
         return self._plain
 
-    def _digesting(self, source: Iterator[bytes]) -> Iterator[bytes]:
-        update, clock = self._hash.update, time.thread_time_ns
+    def _made(self, source: Iterator[bytes]) -> Iterator[bytes]:
+        """The chunks of ``source``."""
+        clock = time.thread_time_ns
         thread = None
         while True:
             begun = clock()
             chunk = next(source, None)
             if thread is None:  # a generator runs where its first value is asked for
                 thread = self._account.here()
-            made = clock()
-            thread.coding += made - begun
+            thread.coding += clock() - begun
             if chunk is None:
                 return
-            update(chunk)
-            thread.digest += clock() - made
             self.size += len(chunk)
+            self._unhashed.append(chunk)
             yield chunk
+            while len(self._unhashed) > self._behind:
+                self._hash_next(wait=True)
+
+    def _digested(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        """The same chunks; all of them are hashed at the end."""
+        yield from chunks
+        while self._hash_next(wait=True):
+            continue
+
+    def _hash_next(self, *, wait: bool = False) -> bool:
+        """Hash the next chunk. False if there is none, or, unless ``wait``, while the other thread hashes one."""
+        if not self._hashing.acquire(wait):
+            return False
+        try:
+            if not self._unhashed:
+                return False
+            begun = time.thread_time_ns()
+            self._hash.update(self._unhashed.popleft())
+            self._account.here().digest += time.thread_time_ns() - begun
+            return True
+        finally:
+            self._hashing.release()
 
 
 def _is_small(blob: int | Growing) -> bool:
@@ -114,9 +141,14 @@ def _is_small(blob: int | Growing) -> bool:
     return stat.S_ISREG(info.st_mode) and info.st_size <= SMALL
 
 
-def ahead(source: Iterator[bytes], account: Account) -> Iterator[bytes]:
+def _nothing() -> bool:
+    return False
+
+
+def ahead(source: Iterator[bytes], account: Account, spare: Callable[[], bool] = _nothing) -> Iterator[bytes]:
     """The same chunks, made in a thread, at most :data:`QUEUE` ahead. The thread starts with the first chunk taken.
-    ``account`` learns how long the caller waits for it, and why.
+    ``account`` learns how long the caller waits for it, and why. ``spare`` does a piece of work that is as well done by
+    the one thread as by the other, and that comes before a wait; False if there is none.
     """
     import queue
 
@@ -128,6 +160,8 @@ def ahead(source: Iterator[bytes], account: Account) -> Iterator[bytes]:
             thread = account.help()
             try:
                 for chunk in source:
+                    while waiting.full() and spare():
+                        continue
                     waiting.put(chunk)
             finally:
                 thread.end()
@@ -141,6 +175,8 @@ def ahead(source: Iterator[bytes], account: Account) -> Iterator[bytes]:
             try:
                 got = waiting.get_nowait()
             except queue.Empty:
+                if spare():
+                    continue
                 got = account.waited(waiting.get)
             if got is None:
                 return

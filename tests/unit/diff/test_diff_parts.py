@@ -9,20 +9,22 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import zstandard
 
 from services.kit import errors
-from services.kit.inflate import CompressionError, inflated
+from services.kit.inflate import CHUNK, CompressionError, inflated
 from services.oci.mounts import Mount
 from services.snapshots.diff import media, stream
 from services.snapshots.diff.mounted import _compact, _target, read_only_option
 from services.snapshots.diff.mounts import OPTIONS_LIMIT, MountError, from_arguments, mount, read_only, to_arguments
 from services.snapshots.diff.paths import Resolver, clean, go_clean
 from services.snapshots.diff.spent import Account
-from tests.support import TOP
+from tests.support import TOP, eventually
 
 
 @pytest.mark.parametrize(
@@ -172,6 +174,58 @@ def test_a_stream_is_inflated_and_digested(size: int) -> None:
             assert taken(packed) == (data, f"sha256:{hashlib.sha256(data).hexdigest()}", size)
     packed = gzip.compress(data)
     assert taken(packed, detect=False)[0] == packed
+
+
+def arriving(data: bytes) -> tuple[stream.Digested, Callable[[int], None], Callable[[], None]]:
+    """A blob in memory of which nothing has arrived; what says how much of it has; and what closes its files."""
+    blob, (news, tell) = os.memfd_create("blob"), os.pipe()
+    os.write(blob, data)
+    account = Account()
+
+    def arrive(there: int) -> None:
+        os.write(tell, there.to_bytes(8, "little"))
+
+    def close() -> None:
+        account.close()
+        for fd in (blob, news, tell):
+            os.close(fd)
+
+    chunks = stream.Digested(stream.Growing(blob, news, len(data), account), account, detect=False)
+    return chunks, arrive, close
+
+
+def test_the_thread_that_would_wait_hashes() -> None:
+    """While the unpacking is busy, the thread that makes the chunks hashes them; while that one waits for bytes, the
+    unpacking does.
+    """
+    data = os.urandom(3 * stream.QUEUE * CHUNK)
+    chunks, arrive, close = arriving(data)
+    taken: list[bytes] = []
+
+    def take() -> None:
+        taken.extend(chunks)
+
+    first = iter(chunks)
+    arrive(2 * stream.QUEUE * CHUNK)
+    taken.append(next(first))
+    eventually(lambda: chunks.size > stream.QUEUE * CHUNK and not chunks._unhashed, "made and hashed")
+    taking = threading.Thread(target=take)
+    taking.start()
+    eventually(lambda: len(taken) == 2 * stream.QUEUE and not chunks._unhashed, "taken and hashed")
+    arrive(len(data))
+    taking.join()
+    assert b"".join(taken) == data
+    assert chunks.digest == f"sha256:{hashlib.sha256(data).hexdigest()}"
+    close()
+
+
+def test_few_chunks_wait_to_be_hashed() -> None:
+    """However small the compressed blob is, and whatever becomes of it."""
+    packed = gzip.compress(bytes(40 << 20))
+    with tempfile.TemporaryFile() as file:
+        file.write(packed)
+        chunks = stream.Digested(file.fileno(), Account(), detect=True)
+        assert max(len(chunks._unhashed) for _ in chunks) <= 1
 
 
 @pytest.mark.parametrize("cut", [1, 4, 9, 100])
