@@ -1,6 +1,6 @@
 """Operations of snapshotters on directories: measure, copy, remove.
 
-Small trees are walked in a thread. For large trees, and for copies, a program does the work (``du``, ``cp``, ``rm``),
+Small trees are walked in a thread. For large trees, and for copies, a program does the work (``find``, ``cp``, ``rm``),
 so that calls are still answered meanwhile. Programs are started in the loop's thread and die with it.
 """
 
@@ -12,7 +12,7 @@ import ctypes
 import itertools
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from services.kit import errors, tracing
 from services.kit.thread_times import Times, measured
@@ -24,6 +24,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 SMALL = 4096
 """Files up to which a tree is measured by walking it here: about 10 ms of a core."""
+
+_PIECE = 1 << 15
+"""Bytes of a program's output that are looked at at once."""
 
 FEW = 256
 """Files up to which a tree is removed here: about 2 ms of a core, less than it takes to start a program."""
@@ -47,7 +50,7 @@ async def usage(directory: str, small: int = SMALL) -> Usage:
     """The blocks and inodes that ``directory`` takes, itself included. A hard-linked file counts once. Files that
     vanish meanwhile may count or not.
 
-    Unknown if it cannot be read. A tree of more than ``small`` files is counted by du.
+    Unknown if it cannot be read. A tree of more than ``small`` files is walked by find.
     """
     try:
         walked, times = await asyncio.to_thread(_measured_walk, directory, small)
@@ -56,8 +59,11 @@ async def usage(directory: str, small: int = SMALL) -> Usage:
     if walked is not None:
         tracing.current().put(times.attributes())
         return walked
-    size, inodes = await asyncio.gather(_du("--block-size=512", directory), _du("--inodes", directory))
-    return Usage(size * 512, inodes)
+    tally = _Tally()
+    code, _, err = await _run("find", "-P", directory, *_Tally.PRINTED, take=tally.take)
+    if not tally.inodes:  # find also fails if a file vanished, but the others are counted
+        raise errors.Unknown(f"failed to measure {directory}: find ended with {code}: {_text(err)}")
+    return Usage(tally.blocks * 512, tally.inodes)
 
 
 def _measured_walk(directory: str, limit: int) -> tuple[Usage | None, Times]:
@@ -94,12 +100,28 @@ def walk_usage(directory: str, limit: int) -> Usage | None:
     return Usage(blocks * 512, inodes)
 
 
-async def _du(option: str, directory: str) -> int:
-    code, out, err = await _run("du", "--summarize", option, "--", directory)
-    number = out.split(b"\t")[0]
-    if not number.isdigit():  # also fails if a file vanished, but the sum is there
-        raise errors.Unknown(f"failed to measure {directory}: du ended with {code}: {_text(err)}")
-    return int(number)
+class _Tally:
+    """Adds up what find says of a tree: blocks, and of a file with several names also which one it is."""
+
+    PRINTED = ("(", "-type", "d", "-o", "-links", "1", ")", "-printf", r"%b\n", "-o", "-printf", r"%b:%D:%i\n")
+
+    def __init__(self) -> None:
+        self.blocks = self.inodes = 0
+        self._rest = b""
+        self._linked: set[bytes] = set()
+
+    def take(self, output: bytes) -> None:
+        """The next piece of the output."""
+        *lines, self._rest = (self._rest + output).split(b"\n")
+        plain = [line for line in lines if b":" not in line]
+        self.blocks += sum(map(int, plain))
+        self.inodes += len(plain)
+        for line in lines if len(plain) < len(lines) else ():
+            blocks, _, inode = line.partition(b":")
+            if inode and inode not in self._linked:
+                self._linked.add(inode)
+                self.blocks += int(blocks)
+                self.inodes += 1
 
 
 async def copy(source: str, target: str) -> None:
@@ -180,9 +202,9 @@ def _remove_below(parent: str | int, name: str, device: int, left: int) -> int:
             os.close(above)
 
 
-async def _run(*command: str) -> tuple[int, bytes, bytes]:
-    """A program's exit code and output. The program is killed if the caller is cancelled or dies; and if it makes no
-    progress, which is Internal.
+async def _run(*command: str, take: Callable[[bytes], None] | None = None) -> tuple[int, bytes, bytes]:
+    """A program's exit code and output, unless ``take`` gets that, in pieces. The program is killed if the caller is
+    cancelled or dies; and if it makes no progress, which is Internal.
     """
     try:
         process = await asyncio.create_subprocess_exec(
@@ -198,7 +220,8 @@ async def _run(*command: str) -> tuple[int, bytes, bytes]:
     except OSError as error:
         raise errors.Unknown(f"failed to start {command[0]}: {errors.words(error)}") from None
     try:
-        out, err = await programs.watched(command[0], process, process.communicate())
+        output = process.communicate() if take is None else _taken(process, take)
+        out, err = await programs.watched(command[0], process, output)
     except BaseException:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
@@ -206,6 +229,18 @@ async def _run(*command: str) -> tuple[int, bytes, bytes]:
         raise
     assert process.returncode is not None
     return process.returncode, out, err
+
+
+async def _taken(process: asyncio.subprocess.Process, take: Callable[[bytes], None]) -> tuple[bytes, bytes]:
+    async def each() -> None:
+        assert process.stdout is not None
+        while piece := await process.stdout.read(_PIECE):
+            take(piece)
+
+    assert process.stderr is not None
+    _, err = await asyncio.gather(each(), process.stderr.read())
+    await process.wait()
+    return b"", err
 
 
 def _text(err: bytes) -> str:

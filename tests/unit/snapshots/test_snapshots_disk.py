@@ -29,7 +29,7 @@ def some_tree(top: Path, count: int) -> None:
 
 
 async def test_usage_equals_dus(place: Path) -> None:
-    """Walked here or by du, a tree's usage is the same: allocated blocks and inodes, hard links once."""
+    """Walked here or by find, a tree's usage is that of du: allocated blocks and inodes, hard links once."""
     top = place / "t"
     top.mkdir()
     some_tree(top, 300)
@@ -38,8 +38,8 @@ async def test_usage_equals_dus(place: Path) -> None:
         flag: int(subprocess.run(["du", "-s", flag, str(top)], capture_output=True, check=True).stdout.split()[0])
         for flag in ("--inodes", "-B512")
     }
-    walked, by_du = await disk.usage(str(top)), await disk.usage(str(top), small=10)
-    assert walked == by_du
+    walked, found = await disk.usage(str(top)), await disk.usage(str(top), small=10)
+    assert walked == found
     assert (walked.inodes, walked.size) == (said["--inodes"], said["-B512"] * 512)
     assert walked.inodes == 1 + 6 + 300 + 30
 
