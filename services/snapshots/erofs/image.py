@@ -56,6 +56,7 @@ MAGIC = 0xE0F5E1E2
 _COMPAT_MTIME, _INCOMPAT_CHUNKED, _INCOMPAT_DEVICES = 0x2, 0x4, 0x8
 _EXTENDED = 1
 _PLAIN, INLINE, _CHUNKED = 0 << 1, 2 << 1, 4 << 1
+_CHUNKED_FILE = _CHUNKED | _EXTENDED
 _INDEXES = 0x20
 _CHUNK_BITS = 31
 """Powers of two that a chunk has blocks, at most."""
@@ -232,34 +233,36 @@ class _Writer:
         """Give all inodes their places, the root first, and after each directory what is in it. A usual file is packed
         at once.
         """
-        out, number = self._out, 0
+        out, number, pack = self._out, 0, _FILE.pack
         seen: set[int] = set()
         above, waiting = [root], [iter([root])]
         while waiting:
             for node in waiting[-1]:
-                if node.links > 1 and node.children is None:
+                links, size, place = node.links, node.size, node.place
+                if links > 1 and node.children is None:
                     if id(node) in seen:
                         continue
                     seen.add(id(node))
                 number += 1
-                if node.place >= 0 and 0 < node.size <= _ONE_CHUNK and not node.xattrs:
+                if place >= 0 and 0 < size <= _ONE_CHUNK and not node.xattrs:
                     node.nid = len(out) // SLOT
                     seconds, nanoseconds = divmod(node.modified, _NANO)
-                    out += _FILE.pack(
-                        _CHUNKED | _EXTENDED,
+                    bits = (size - 1).bit_length() - BITS
+                    out += pack(
+                        _CHUNKED_FILE,
                         0,
                         node.mode,
                         0,
-                        node.size,
-                        max(0, (node.size - 1).bit_length() - BITS) | _INDEXES,
+                        size,
+                        bits | _INDEXES if bits > 0 else _INDEXES,
                         number,
                         node.uid,
                         node.gid,
                         seconds & _64_BITS,
                         nanoseconds,
-                        node.links,
+                        links,
                         1,
-                        node.place >> BITS,
+                        place >> BITS,
                     )
                 elif node.children is None:
                     self._place_other(node, number)

@@ -103,9 +103,9 @@ class LayerTree:
         try:
             while (entry := reader.next()) is not None:
                 last = entry.name
-                self._count(entry)
                 if self._usual(entry, reader):
                     continue
+                self._count(entry)
                 try:
                     self._entry(entry, reader)
                 except OSError as error:
@@ -144,9 +144,9 @@ class LayerTree:
 
     def _usual(self, entry: tar.Entry, reader: tar.Reader) -> bool:
         """Take an entry that is a new file, directory or symbolic link in a directory that is known, where nothing
-        needs a closer look; False if it is anything else. :meth:`_entry` would do the same.
+        needs a closer look; False if it is anything else. :meth:`_count` and :meth:`_entry` would do the same.
         """
-        kind, uid, gid, modified = entry.type, entry.uid, entry.gid, entry.modified
+        kind, uid, gid, modified, linkname = entry.type, entry.uid, entry.gid, entry.modified, entry.linkname
         name = entry.name if kind != tar.DIR else entry.name.rstrip(b"/")
         cut = name.rfind(b"/") + 1
         base = name[cut:]
@@ -161,14 +161,13 @@ class LayerTree:
             or parent.xattrs
             or len(above) + len(base) >= _PATH_MAX
             or not (0 <= uid < _ID and 0 <= gid < _ID)
+            or entry.sparse is not None
             or (entry.records and entry.xattrs())
         ):
             return False
         if not 0 <= modified <= extract.LATEST:
             modified = 0
         if kind == tar.REG:
-            if entry.sparse is not None:
-                return False
             children[base] = node = Node(stat.S_IFREG | entry.mode & 0o7777, uid, gid, modified)
             if size := entry.size:
                 node.size = size
@@ -180,11 +179,15 @@ class LayerTree:
             parent.links += 1
             self._named(go_clean(entry.name), b"", modified)
             self._remember(name + b"/", (above + b"/" + base, node))
-        elif kind == tar.SYMLINK and 0 < len(entry.linkname) <= _PATH_MAX:
+        elif kind == tar.SYMLINK and 0 < len(linkname) <= _PATH_MAX:
             children[base] = node = Node(stat.S_IFLNK | 0o777, uid, gid, modified)
-            node.target = entry.linkname
+            node.target = linkname
         else:
             return False
+        self._entries += 1
+        self._bytes += len(entry.name) + len(linkname)
+        if self._entries > ENTRIES or self._bytes > BYTES:
+            self._take(entry.name, 0, 0)  # raises
         return True
 
     def _entry(self, entry: tar.Entry, reader: tar.Reader) -> None:
