@@ -46,11 +46,14 @@ class Malformed(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """``plain`` is the head for aiohttp's parser; ``body``: whether a body follows."""
+    """``plain`` is the head for aiohttp's parser; ``body``: whether a body follows; ``length``: that of the body, if
+    the head says it.
+    """
 
     status: int
     plain: bytes
     body: bool
+    length: int | None
 
 
 def end_of(data: bytes | bytearray, start: int = 0) -> int:
@@ -97,7 +100,7 @@ def read(head: bytes, *, to_head: bool) -> Head:
     elif version == b"HTTP/1.0" and b"keep-alive" in tokens:
         kept.append(b"Connection: keep-alive\r\n")
     kept.append(b"\r\n")
-    return Head(status, b"".join(kept), body)
+    return Head(status, b"".join(kept), body, length if body and not chunked else None)
 
 
 def _status_line(line: bytes) -> tuple[bytes, int, bytes]:

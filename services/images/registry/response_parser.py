@@ -5,8 +5,8 @@ aiohttp's parser (llhttp) is made for servers, which must be strict, and its len
 sees only heads of ours. Bytes after an answer without a body (HEAD with a body all the same) are dropped, and so is the
 connection, as Go does.
 
-If a body cannot be read on, its reader gets an error at once, for whatever reason: no reader waits for bytes that will
-not come.
+A body of known length goes to its reader as it comes, since aiohttp's parser would copy it. If one cannot be read on,
+its reader gets an error at once, for whatever reason: no reader waits for bytes that will not come.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ class Answers(ResponseHandler):
     """The bytes of the expected head; None if none is expected."""
     _passing = False
     """A body is arriving."""
+    _left: int | None = None
+    """Bytes of a body that this class passes on; None if aiohttp's parser does."""
     _to_head = False
     _spent = 0
     """Bytes of 1xx answers before the expected one."""
@@ -57,7 +59,7 @@ class Answers(ResponseHandler):
 
     def set_response_params(self, **params: Any) -> None:
         """A request is about to be sent."""
-        self._collected, self._passing, self._spent, self._interim = bytearray(), False, 0, 0
+        self._collected, self._passing, self._spent, self._interim, self._left = bytearray(), False, 0, 0, None
         self._to_head = bool(params.get("skip_payload"))
         super().set_response_params(**params)
 
@@ -104,6 +106,8 @@ class Answers(ResponseHandler):
                 raise response_head.Malformed("it wants to switch to another protocol (101)")
             self._collected, self._passing, self._used = None, found.body, True
             super().data_received(found.plain)
+            if found.length and self._payload is not None and self.exception() is None:
+                self._left = found.length
             if rest and found.body:
                 self._passed(rest)
             elif rest:
@@ -116,10 +120,30 @@ class Answers(ResponseHandler):
         self._tell(payload)
 
     def _passed(self, data: bytes) -> None:
+        if self._left is not None:
+            self._passed_on(data)
+            return
         payload = self._payload
         super().data_received(data)
         if self.exception() is not None:
             self._tell(payload)
+
+    def _passed_on(self, data: bytes) -> None:
+        """Give bytes of a body of known length to its reader."""
+        if not data:  # the reader wants more again
+            return
+        payload, left = self._payload, self._left or 0
+        if not left or payload is None:
+            self._unsolicited()
+            return
+        self._reschedule_timeout()
+        payload.feed_data(data if len(data) <= left else data[:left])
+        self._left = max(0, left - len(data))
+        if not self._left:
+            self._parser = None  # it has seen nothing of the body
+            if len(data) > left:
+                self._unsolicited()
+            payload.feed_eof()
 
     @staticmethod
     def _tell(payload: aiohttp.StreamReader | None) -> None:

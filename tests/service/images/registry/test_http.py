@@ -226,6 +226,22 @@ async def test_the_reader_of_a_broken_body_gets_an_error() -> None:
         protocol._exception = None  # nobody asks the connection
 
 
+async def test_a_body_of_known_length_is_not_copied() -> None:
+    """Its reader gets the very pieces that arrived, and the end with the last of them."""
+    protocol = response_parser.answers()(asyncio.get_running_loop())
+    protocol.connection_made(Line())
+    protocol.set_response_params(read_bufsize=1 << 20)
+    protocol.data_received(OK + b"Content-Length: 200000\r\n\r\n")
+    _, body = await protocol.read()
+    pieces = [bytes(100_000), bytes(100_000)]
+    for piece in pieces:
+        protocol.data_received(piece)
+    assert [(await body.readchunk())[0] is piece for piece in pieces] == [True, True]
+    assert body.at_eof() and not protocol.should_close
+    protocol.data_received(b"more")
+    assert protocol.should_close
+
+
 async def test_an_image_from_such_a_server(quick: Registry, fake: FakeRegistry) -> None:
     """The registry's HEAD has a body, and its manifests have two lengths."""
     image = small_image()
