@@ -22,6 +22,11 @@ class KeyedLocks:
         self._what = what
         self._locks: dict[Hashable, _Counted] = {}
 
+    def wanted(self, key: Hashable) -> int:
+        """How many hold a lock, or wait for it."""
+        counted = self._locks.get(key)
+        return counted.wanted if counted is not None else 0
+
     @contextlib.asynccontextmanager
     async def held(self, key: Hashable) -> AsyncIterator[None]:
         """Run the block when no other block of the same key runs, in the order of requests."""

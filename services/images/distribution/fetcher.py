@@ -68,6 +68,8 @@ class Fetched(NamedTuple):
     existed: bool
     came: int
     peers: int = 0
+    fresh: bool = False
+    """Another pull of this process has just brought the blob there, with the same labels: it need not be looked at."""
 
 
 def no_follower(_: Ingest) -> None:
@@ -89,6 +91,10 @@ class Fetcher:
         self.streams = streams
         self._most = most
         self._locks = KeyedLocks("the fetch of the same blob")
+        self._fresh: dict[str, tuple[str, Mapping[str, str]]] = {}
+        """Namespace and labels of blobs, by digest, that were fetched while others waited for that; until the last of
+        these has looked.
+        """
 
     async def fetch(
         self,
@@ -118,17 +124,29 @@ class Fetcher:
             )
         fetching = None
         sharing = None if self.peers is None else self.peers.sharing(reference, descriptor, node.namespace)
-        async with self._locks.held(descriptor.digest):
-            try:
-                async with node.ingest(descriptor) as ingest:
-                    begun(ingest)
-                    fetching = _Fetching(self, client, reference, descriptor, ingest, number, sharing)
-                    await fetching.run(labels)
-            except errors.AlreadyExists:
-                return Fetched(True, 0 if fetching is None else fetching.came, 0 if sharing is None else sharing.came)
-            finally:
-                self.moving.pop(descriptor.digest, None)
-            return Fetched(False, fetching.came, 0 if sharing is None else sharing.came)
+        digest, about = descriptor.digest, (node.namespace, labels)
+        try:
+            async with self._locks.held(digest):
+                try:
+                    async with node.ingest(descriptor) as ingest:
+                        begun(ingest)
+                        fetching = _Fetching(self, client, reference, descriptor, ingest, number, sharing)
+                        await fetching.run(labels)
+                except errors.AlreadyExists:
+                    return Fetched(
+                        True,
+                        0 if fetching is None else fetching.came,
+                        0 if sharing is None else sharing.came,
+                        self._fresh.get(digest) == about,
+                    )
+                finally:
+                    self.moving.pop(digest, None)
+                if self._locks.wanted(digest) > 1:
+                    self._fresh[digest] = about
+                return Fetched(False, fetching.came, 0 if sharing is None else sharing.came)
+        finally:
+            if not self._locks.wanted(digest):
+                self._fresh.pop(digest, None)
 
     async def refetch(
         self, node: Node, client: Client, reference: Reference, descriptor: Descriptor, number: int, trouble: str

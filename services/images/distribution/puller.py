@@ -293,6 +293,10 @@ class _Pull:
             if not found.came:  # all of it was there: from an earlier attempt, or in another namespace
                 tracker.exists(descriptor)
             return found
+        if found.fresh and not self._verify:
+            self._done.add(descriptor.digest)
+            tracker.exists(descriptor)
+            return found
         await self._check_existing(descriptor, number)
         self._done.add(descriptor.digest)
         tracker.exists(descriptor)

@@ -213,6 +213,8 @@ async def test_a_part_alone(quick: Registry, fake: FakeRegistry, name: str) -> N
 class IngestingNode:
     """A node with room for one blob, which may have arrived in part."""
 
+    namespace = "box"
+
     def __init__(self, path: Path, data: bytes) -> None:
         self.path = path
         self.data = data
