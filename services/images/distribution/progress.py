@@ -1,4 +1,5 @@
-"""Reports the progress of pulls and pushes three times a second, as containerd reports it and ctr shows it.
+"""Reports the progress of pulls and pushes three times a second, as containerd reports it and ctr shows it; more seldom
+while many transfers are under way.
 
 A *job* is a blob, known by its ref (``layer-sha256:...``). Its parents are the documents that name it, or the image.
 Its events, in order:
@@ -28,6 +29,10 @@ from services.oci.descriptors import Descriptor
 log = logging.getLogger(__name__)
 
 INTERVAL = 0.3
+_OFTEN, _SELDOM = 3, 10
+"""Transfers that are reported so often at once: the reports of more take turns, as each costs the node and its client a
+part of a millisecond for each blob. How much more seldom one is reported, at most.
+"""
 WAITS, AGAIN = 0.25, 1.0
 """Seconds from one look at what is waited for to the next, and from one report of the same wait to the next."""
 
@@ -42,6 +47,10 @@ class Working(Protocol):
     """Takes which layers the node unpacks at the moment."""
 
     def __call__(self, what: str, *, on: bool) -> None: ...
+
+
+_running: set[Tracker] = set()
+"""Those of this process."""
 
 
 @dataclass(slots=True)
@@ -157,13 +166,15 @@ class Tracker:
 
         async def tick() -> None:
             while True:
-                await asyncio.sleep(self._interval)
+                await asyncio.sleep(self._interval * min(max(1.0, len(_running) / _OFTEN), _SELDOM))
                 await self._update()
 
         try:
+            _running.add(self)
             async with loops.running("the progress of a transfer", tick):
                 yield self
         finally:
+            _running.discard(self)
             await self._update()
 
     def add(self, descriptor: Descriptor) -> None:
@@ -223,5 +234,7 @@ class Tracker:
             job.state = "complete"
             self._tell(job, "complete", size)
         if job.state in ("complete", "extracting") and job.unpacked >= 0:
-            job.state = "extracted" if job.unpacked >= size else "extracting"
-            self._tell(job, job.state, job.unpacked)
+            state = "extracted" if job.unpacked >= size else "extracting"
+            if state != job.state:
+                job.state = state
+                self._tell(job, state, job.unpacked)

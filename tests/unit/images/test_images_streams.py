@@ -632,6 +632,24 @@ async def test_jobs_are_told_as_they_get_on() -> None:
     assert all(p.descriptor is not None for p in told)
 
 
+async def test_what_has_not_changed_is_not_told_again() -> None:
+    """A layer that is being unpacked has no news until it is."""
+    layer, told = Descriptor("application/vnd.oci.image.layer.v1.tar", "sha256:1", 100), list[Progress]()
+
+    async def none() -> Mapping[str, tuple[int, int]]:
+        return {}
+
+    async def done(_: str) -> bool:
+        return True
+
+    tracker = Tracker("image:1", "downloading", told.append, none, done)
+    tracker.add(layer)
+    tracker.extracting(layer, 0)
+    for _ in range(3):
+        await tracker._update()
+    assert [each.event for each in told] == ["waiting", "complete", "extracting"]
+
+
 async def test_an_undecodable_object_ends_the_waiting_transfer(streams: Streams) -> None:
     """The bytes of the object do not match its type: a transfer that sends bytes, or receives them, gets an error and
     does not wait for ever.
