@@ -38,7 +38,7 @@ class RemoteStore:
     async def update(self, digest: Digest, labels: Mapping[str, str], paths: Sequence[str] = ()) -> Info:
         request = pb.UpdateRequest(info=pb.Info(digest=str(digest), labels=labels))
         request.update_mask.paths.extend(paths)
-        return convert.info_from_pb((await self._content.Update(request, headers=self._headers)).info)
+        return convert.info_from_pb((await self._content.Update(request, headers=self._headers, together=True)).info)
 
     async def list(self, sources: Iterable[str] = ()) -> AsyncIterator[Info]:
         async for page in self._content.List(pb.ListContentRequest(filters=sources), headers=self._headers):
