@@ -26,7 +26,7 @@ from services.images.server import ImagesServicer
 from services.images.streaming_server import StreamingServicer, Streams
 from services.images.transfer import Unpacking
 from services.images.transfer_server import TransferServicer
-from services.kit import process, rpc, settings
+from services.kit import memory, process, rpc, settings
 from services.kit.hops import Hop
 from services.kit.publisher import Publisher
 from services.snapshots.diff.workers import Appliers
@@ -56,6 +56,7 @@ async def peering(file: settings.File, node: settings.Node, registry: Registry) 
 
 async def serve(file: settings.File, node: settings.Node) -> None:
     """Serve until a signal."""
+    memory.keep_freed()  # what arrives is in pieces of up to a megabyte
     config = load(file)
     hosts = Hosts.of_config(file.tables, file.path, config.config_path, config.traceparent)
     budget = Budget(config.connections, config.downloads, config.uploads, config.unpacks)

@@ -21,7 +21,9 @@ from services.kit import loops
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
-_M_ARENA_MAX = -8
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+_KEPT = 32 << 20
+"""Bytes that malloc may have free at the end of a heap, and of a piece that it takes from one: the most it allows."""
 
 _LOOK, _LOOK_AGAIN = 5.0, 10.0
 _GROWN = 4 << 20
@@ -112,6 +114,14 @@ def few_arenas() -> None:
     nearly always hold the GIL when they allocate.
     """
     _libc.mallopt(_M_ARENA_MAX, 2)
+
+
+def keep_freed() -> None:
+    """Let malloc keep the large buffers that a process frees, until :func:`give_back` returns them. Else the kernel has
+    to clear new pages for each.
+    """
+    _libc.mallopt(_M_TRIM_THRESHOLD, _KEPT)
+    _libc.mallopt(_M_MMAP_THRESHOLD, _KEPT)
 
 
 def _resident() -> int:

@@ -31,6 +31,7 @@ async def test_who_waited_for_a_fetch_need_not_look_at_the_blob(tmp_path: Path) 
         reference = Reference.parse("example.com/box:1")
         return fetcher.fetch(of, cast(Client, None), reference, LAYER, labels, 0)
 
-    found = await asyncio.gather(fetch(node, LABELS), fetch(node, LABELS), fetch(node, {}), fetch(other, LABELS))
+    fetches = [fetch(node, LABELS), fetch(node, LABELS), fetch(node, {}), fetch(other, LABELS)]
+    found: list[Fetched] = await asyncio.gather(*fetches)
     assert found == [Fetched(False, len(DATA)), Fetched(True, 0, fresh=True), Fetched(True, 0), Fetched(True, 0)]
     assert await fetch(node, LABELS) == Fetched(True, 0)
