@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from services.fleet.upload_limit import UploadLimit
+from services.images.distribution.fetcher import Fetched
 from services.images.distribution.peers import Source
 from services.images.registry.host import TLS
 from services.images.registry.host_memory import SLOW
@@ -90,7 +91,7 @@ async def test_who_has_a_blob_gives_it_and_the_trace_says_so(
     await give(one, book)
     with recorded() as spans:
         found = await two.fetch(f"{registry.host}/box:1", LAYER)
-    assert found == (False, len(DATA), len(DATA))
+    assert found == Fetched(False, len(DATA), len(DATA))
     assert await two.has(DATA)
     assert sent(registry) == []
     assert book.asked == [("sources", LAYER.digest)]
@@ -426,5 +427,5 @@ async def test_own_certificates_that_cannot_be_used(
         TLS((none,), certificates, alone=True) if missing == "ca" else TLS((ca,), ((none, none),), alone=True)
     )
     found = await two.fetch(f"{registry.host}/box:1", LAYER)
-    assert found == (False, len(DATA), 0)
+    assert found == Fetched(False, len(DATA))
     assert await two.has(DATA)
