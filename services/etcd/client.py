@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -30,10 +31,11 @@ from services.etcd.store import (
     TooLarge,
 )
 from services.etcd.watching import Watching, pair
-from services.kit import errors
+from services.kit import errors, loops
 
 _FIRST = 100
 """Keys of a list's first page: how large they are is not known yet."""
+_NEXT = "the next page of etcd's keys"
 
 
 class RemoteEtcd:
@@ -63,23 +65,34 @@ class RemoteEtcd:
         start, end = max(prefix or b"\0", after + b"\0" if after else b""), store.end_of(prefix)
         if end != b"\0" and start >= end:  # etcd would take it for an empty range, too, but tells its own revision
             start = end
-        limit, more = min(count, _FIRST), True
-        while more:
+        limit = min(count, _FIRST)
+        coming = loops.task(_NEXT, self._range(start, end, limit, revision))
+        try:
+            while True:
+                answer, limit = await coming
+                revision = revision or answer.header.revision
+                if answer.more:
+                    size = max(answer.ByteSize() // len(answer.kvs), 1)
+                    limit = max(min(count, 8 * limit, PAGE_BYTES // size), 1)
+                    coming = loops.task(_NEXT, self._range(answer.kvs[-1].key + b"\0", end, limit, revision))
+                    await asyncio.sleep(0)  # it is asked for before this page is read
+                yield Page(revision, tuple(map(pair, answer.kvs)))
+                if not answer.more:
+                    return
+        finally:
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)
+
+    async def _range(self, start: bytes, end: bytes, limit: int, revision: int) -> tuple[Any, int]:
+        """A page of at most ``limit`` keys, or of fewer if these would be too large; and how many it may have."""
+        while True:
             request = protocol.RangeRequest(key=start, range_end=end, limit=limit, revision=revision)
             try:
-                answer = await self._cluster.call(protocol.KV, "Range", request)
+                return await self._cluster.call(protocol.KV, "Range", request), limit
             except TooLarge:  # than a message that we take
                 if limit == 1:
                     raise
                 limit = max(limit // 8, 1)
-                continue
-            revision = revision or answer.header.revision
-            pairs, more = tuple(map(pair, answer.kvs)), answer.more
-            yield Page(revision, pairs)
-            if more:
-                start = pairs[-1].key + b"\0"
-                size = sum(len(each.key) + len(each.value) + 64 for each in pairs) // len(pairs)
-                limit = max(min(count, 8 * limit, PAGE_BYTES // size), 1)
 
     async def commit(
         self, operations: Sequence[Operation], compares: Sequence[Mod] = (), *, seconds: float = 0.0

@@ -41,6 +41,8 @@ class Layout:
     """Other versions that are not refused: the owner sets them himself."""
     pragmas: tuple[str, ...] = ()
     """``NAME = VALUE``, for each connection."""
+    room: bool = True
+    """Whether the log has its size beforehand, since commits wait for the disk."""
     prepare: Callable[[Connection], None] = lambda _: None
     """Called first of all; the file may be new and empty."""
     convert: Callable[[Connection, Path], None] = lambda _, __: None
@@ -70,7 +72,8 @@ class File:
                 """What the log has lost; "" if nothing. The next start reports it again, unless it is ``noted``."""
                 if not self.lost:
                     layout.convert(self.writer, path)
-                wal.make_room(path)
+                if layout.room:
+                    wal.make_room(path)
                 self.reader = self.connect()
             except BaseException:
                 self.writer.close()

@@ -35,7 +35,9 @@ LAYOUT = replace(
         "CREATE TABLE incoming (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID",
         etcd_later.TABLE,
     ),
-    pragmas=(*sqlite.LAYOUT.pragmas, "synchronous = OFF"),
+    # A page has room for several containers, and the log is as long as one of small pages.
+    pragmas=("page_size = 16384", *sqlite.LAYOUT.pragmas, "synchronous = OFF", "wal_autocheckpoint = 256"),
+    room=False,
 )
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 

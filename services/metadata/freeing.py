@@ -82,7 +82,7 @@ def _free(path: Path) -> int:
 def free_pages(connection: sqlite3.Connection) -> int:
     """Pages that can be given back."""
     return (
-        max(_value(connection, "freelist_count") - KEPT_FREE, 0)
+        max(_value(connection, "freelist_count") - (KEPT_FREE << 12) // _value(connection, "page_size"), 0)
         if _value(connection, "auto_vacuum") == _INCREMENTAL
         else 0
     )

@@ -89,8 +89,8 @@ def test_a_damaged_mirror_is_made_anew(node: Node, box: str) -> None:
     mirror = node.state / "metadata" / "mirror.db"
     node.kill("metadata")
     with mirror.open("r+b") as file:
-        file.seek(mirror.stat().st_size // 2 & ~4095)
-        file.write(b"\xff" * 12288)
+        file.seek(mirror.stat().st_size // 2 & ~16383)
+        file.write(b"\xff" * 32768)
     log = node.root / "log" / "metadata.log"
     eventually(lambda: "the mirror of etcd's records is made anew" in log.read_text(), "nobody notices", 30)
     node.wait_healthy(30)

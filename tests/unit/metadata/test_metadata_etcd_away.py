@@ -358,7 +358,7 @@ async def test_a_damaged_mirror_is_made_anew(tmp_path: Path) -> None:
     async with opened(etcd, path) as store:
         await put(store, *(f"k{number:0300}" for number in range(400)))
     with path.open("r+b") as file:
-        file.seek(path.stat().st_size // 2 & ~4095)
+        file.seek(path.stat().st_size // 2 & ~16383)
         file.write(b"\xff" * 16384)
     etcd.cut()
     async with opened(etcd, path) as store, around(store, etcd, server) as (node, again):
