@@ -174,6 +174,13 @@ def caller() -> str:
     return "" if call is None else call.optional_namespace
 
 
+def on_own_behalf() -> None:
+    """The current task works for no call from now on: it outlives the one in which it was begun, whose deadline is not
+    its own.
+    """
+    CURRENT.set(None)
+
+
 class Servicer(Protocol):
     """An object whose methods answer a service's RPCs."""
 

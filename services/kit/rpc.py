@@ -62,6 +62,7 @@ from services.kit.call import (
     Servicer,
     caller,
     method_path,
+    on_own_behalf,
 )
 from services.kit.channel import Channel, Client, Stream
 from services.kit.chosen import TRANSPORTS, choose, transport
@@ -134,6 +135,7 @@ __all__ = [
     "choose",
     "load",
     "method_path",
+    "on_own_behalf",
     "serving",
     "shielded",
     "shielded_work_done",

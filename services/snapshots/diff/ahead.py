@@ -35,7 +35,6 @@ from typing import Any
 
 from services.content import blobs_remote
 from services.kit import errors, loops, rpc, threads, tracing
-from services.kit.call import CURRENT
 from services.kit.faults import fault
 from services.oci.mounts import Mount
 from services.snapshots import disk
@@ -299,7 +298,7 @@ class Ahead:
         self._go_on()
 
     async def _unpacked(self, image: _Image, digest: str, directory: Path) -> Applied | None:
-        CURRENT.set(None)  # the deadline of the call in which it is begun is not its own
+        rpc.on_own_behalf()
         try:
             with tracing.background("diff.ahead", **{"oci.layer.digest": digest}):
                 info = await self._blobs.info(digest, image.headers)
