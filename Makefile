@@ -101,7 +101,7 @@ deb: run-machine ## build a Debian package in dist/: splitd below /opt/splitd, t
 test: $(VENV)/dev test-machine peers ## run all tests, four parts at a time; needs root
 	@$(SIDE_BY_SIDE) $(PARTS) -- $(ARGS)
 
-.PHONY: test-unit test-service test-node test-crash test-strangers test-grpcio
+.PHONY: test-unit test-service test-node test-crash test-crash-etcd test-strangers test-grpcio
 test-unit: $(VENV)/dev ## run the tests without processes; takes seconds
 	@$(PYTEST) tests/unit $(ARGS)
 test-service: $(VENV)/dev test-machine peers ## test each service as a process of its own
@@ -110,6 +110,8 @@ test-node: $(VENV)/dev test-machine ## test a whole node under supervisord, driv
 	@$(PYTEST) tests/node $(ARGS)
 test-crash: $(VENV)/dev test-machine ## test kill -9 at bad moments; needs root
 	@$(PYTEST) tests/crash $(ARGS)
+test-crash-etcd: $(VENV)/dev test-machine ## the same on nodes whose records are in etcd; needs root
+	@CRASH_STORE=etcd $(PYTEST) tests/crash $(ARGS)
 test-strangers: $(VENV)/dev test-machine peers ## test with malformed frames, hostile clients, and go-containerregistry's crane; needs root
 	@$(PYTEST) $(STRANGERS) $(ARGS)
 test-grpcio: $(VENV)/dev test-machine ## test grpcio as the transport (SPLITD_GRPC_TRANSPORT=grpcio make test runs all tests on it); needs root

@@ -5,6 +5,7 @@ directory of its own. The machine's own etcd, if it runs, is not touched.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -311,3 +312,12 @@ def version_of(release: str) -> str:
     found = re.search(r"etcd Version: (\S+)", said)
     assert found, said
     return found[1]
+
+
+@contextlib.contextmanager
+def records_in_etcd() -> Iterator[Callable[[], str]]:
+    """A running member, and a function that returns the configuration of one more node whose records are in it."""
+    numbers = itertools.count()
+    with etcd() as cluster:
+        where = f'[metadata]\nstore = "etcd"\n[metadata.etcd]\nendpoints = ["{cluster.endpoints[0]}"]\n'
+        yield lambda: f'{where}prefix = "/node{next(numbers)}"\n'

@@ -92,11 +92,13 @@ class Disk:
 
 
 class Machine:
-    """A node whose ROOT is on such a disk. Its STATE is not, and is gone after a cut, as /run is."""
+    """A node whose ROOT is on such a disk. Its STATE is not, and is gone after a cut, as /run is. Its records may be
+    elsewhere, as ``config`` says.
+    """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, config: str = "") -> None:
         self.disk = Disk(directory)
-        self.node = Node(directory)
+        self.node = Node(directory, config=config)
         self.node.root = self.disk.top / "root"
 
     def cut(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+from collections.abc import Callable
 
 import pytest
 
@@ -22,14 +23,16 @@ SEED = int(os.environ.get("POWERCUT_SEED", "1"))
 
 
 @pytest.mark.parametrize(("snapshotter", "cuts"), [("overlayfs", CUTS - CUTS // 2), ("erofs", CUTS // 2)])
-async def test_nothing_answered_is_lost(fake: FakeRegistry, snapshotter: str, cuts: int) -> None:
+async def test_nothing_answered_is_lost(
+    fake: FakeRegistry, records: Callable[[], str], snapshotter: str, cuts: int
+) -> None:
     """After each cut all operations that were ever answered are checked, and interrupted pulls are repeated: none of
     their files is empty or wrong.
     """
     generator = random.Random(SEED)
     workload = powercut.Workload(fake, generator, snapshotter)
     with short_directory() as directory:
-        machine = powercut.Machine(directory)
+        machine = powercut.Machine(directory, records())
         try:
             await asyncio.to_thread(machine.node.up)
             for cut in range(cuts):

@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -59,14 +60,14 @@ def leftovers(node: Node) -> list[str]:
     return found
 
 
-def test_kills_during_many_pulls(registry: Registry) -> None:
+def test_kills_during_many_pulls(registry: Registry, records: Callable[[], str]) -> None:
     """content, snapshots, metadata or gateway die at random moments of PULLS pulls; then a pull succeeds, digests are
     right, and a collection leaves no leftovers.
     """
     generator = random.Random(int(os.environ.get("SPLITD_TEST_SEED", "1")))
     references = [registry.push(image(layers(i)), f"crash{i}:1") for i in range(PULLS)]
     with short_directory() as directory:
-        node = Node(directory)
+        node = Node(directory, config=records())
         try:
             node.up()
             failed = 0

@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -35,9 +35,9 @@ def faults() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def node(faults: Path) -> Iterator[Node]:
+def node(faults: Path, records: Callable[[], str]) -> Iterator[Node]:
     with short_directory() as directory:
-        running = Node(directory, env={"SPLITD_FAULTS": str(faults)})
+        running = Node(directory, config=records(), env={"SPLITD_FAULTS": str(faults)})
         try:
             running.up()
             yield running
