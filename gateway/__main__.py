@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 
+from gateway import late_server
 from gateway.config import Health, ProxyPlugin, candidates, load
 from gateway.containers import Containers
 from gateway.content import ContentServicer
@@ -22,10 +23,8 @@ from gateway.replacing import Replacing
 from gateway.routes import Routes
 from gateway.routes_server import RoutesServicer
 from gateway.sandboxes import SandboxControllerServicer
-from gateway.shadows_server import ShadowsServicer
 from gateway.snapshots import SnapshotsServicer
 from gateway.snapshotters import Snapshotters
-from gateway.taps_server import TapsServicer
 from gateway.upstream import Upstream
 from gateway.writes import Commit
 from services.kit import loops, metrics, process, rpc, settings, ttrpc
@@ -36,6 +35,7 @@ from services.kit.health import HealthServicer
 async def serve(file: settings.File, node: settings.Node) -> None:
     """Serve until a signal."""
     config = load(file)
+    late_server.kept()
     proxies = {
         name: settings.load(ProxyPlugin, file, f"proxy_plugins.{name}") for name in file.tables.get("proxy_plugins", {})
     }
@@ -96,16 +96,13 @@ async def serve(file: settings.File, node: settings.Node) -> None:
                 watched(upstream)
             await stack.enter_async_context(loops.running("the snapshotters' announcements", snapshotters.follow))
             await stack.enter_async_context(loops.running("the ends of candidates", replacing.follow))
-            taps = TapsServicer(routes)
-            stack.callback(taps.faults.close)
-            shadows = ShadowsServicer(routes, node.root, node.state)
-            stack.push_async_callback(shadows.close)
+            late = await stack.enter_async_context(AsyncExitStack())
             internal: list[rpc.Servicer] = [
                 *servicers,
                 LocalFilesServicer(routes["content"], records, commit, config),
                 RoutesServicer(routes, replacing),
-                taps,
-                shadows,
+                late_server.taps(routes, late),
+                late_server.shadows(routes, node.root, node.state, late),
             ]
             server = await stack.enter_async_context(
                 rpc.serving(node.state / "internal.sock", internal, relay=relay[True], relayed=True)

@@ -31,7 +31,6 @@ from typing import Any, NoReturn
 from supervisor.options import ServerOptions
 
 from deploy.inside.logs import complain
-from services.kit import memory, version
 
 SHARED = (
     "api.containerd.events.container_pb2",
@@ -124,28 +123,31 @@ _COMMAND = ["--pdeathsig", "TERM", sys.executable, "-m"]
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_MM, _PR_SET_MM_MAP = 35, 14
+_TICK = 10_000_000
+"""Nanoseconds by which the clock of files' times may be late."""
 
 Execute = Callable[[ServerOptions, str, list[str], dict[str, str]], Any]
 
 
 def install() -> Copies | None:
-    """Load the shared modules, and start processes as copies of this one from now on. Called before supervisord's main
-    function. If they cannot be loaded, processes are started as programs, and None is returned.
+    """Start processes as copies of this one from now on, if it has loaded what they need. Called before supervisord's
+    main function. Returns None, and processes are started as programs, where the kernel does not tell what a copy needs
+    to know.
     """
     try:
-        for name in SHARED:
-            importlib.import_module(name)
-        files = [getattr(each, "__file__", None) for each in [*sys.modules.values()]]
-        made = Copies((path for path in files if path), began())
-    except Exception as error:  # supervisord must run in any case; the processes will say the same, each in its log
-        complain(f"modules cannot be loaded in advance: {error!r}")
+        made = Copies(_files(), began())
+    except Exception as error:
+        complain(f"processes cannot be copies: {error!r}")
         return None
-    gc.collect()
-    _libc().malloc_trim(0)
-    _kept.extend(fillings())
-    gc.freeze()  # a collection would write to each object, and so take its page from the others
     ServerOptions.execve = made.instead_of(ServerOptions.execve)
     return made
+
+
+def _files() -> Iterator[str]:
+    """The files of the modules that are loaded."""
+    for module in [*sys.modules.values()]:
+        if path := getattr(module, "__file__", None):
+            yield path
 
 
 _kept: list[bytes] = []
@@ -181,15 +183,40 @@ class Copies:
         """
         self._parent = os.getpid()
         self._names = Names()
-        # Each copy makes pieces of one string: the strings of the modules lie in as many pages as there are modules,
-        # and a copy that used each of them would have these pages for itself.
-        files = list(files)
-        self._loaded = "\0".join(word for path in files for word in (path, identity(path)))
-        for path in files:  # after that: what is changed later has another identity
-            if os.stat(path).st_ctime_ns > since:
-                raise OSError(f"{path} was changed while it was loaded")
+        self._loaded = _identities(files, since)
+        self._tried = False
+        self.complete = False
+        """Whether this process has loaded what its copies need."""
         self.sure = False
         """Whether somebody has just found the files unchanged."""
+
+    def load(self) -> bool:
+        """Load the shared modules in this process, if it has not. Returns whether copies can be made now: not if they
+        cannot be loaded, nor if what is loaded is of another release than the files. Then processes are executed.
+        """
+        if not self.unchanged():
+            return False
+        if not self._tried:
+            self._tried, since = True, time.time_ns() - _TICK
+            try:
+                for name in SHARED:
+                    importlib.import_module(name)
+                self._note(since)
+            except Exception as error:  # supervisord must run; the processes will say the same, each in its log
+                complain(f"modules cannot be loaded in advance: {error!r}")
+                return False
+            gc.collect()
+            _libc().malloc_trim(0)
+            _kept.extend(fillings())
+            gc.freeze()  # a collection would write to each object, and so take its page from the others
+            self.complete = True
+        return self.complete
+
+    def _note(self, since: float) -> None:
+        """Take up the files of what was loaded meanwhile."""
+        known = {*self._loaded.split("\0")[::2]}
+        new = _identities((path for path in _files() if path not in known), since)
+        self._loaded = "\0".join(filter(None, (self._loaded, new)))
 
     def unchanged(self) -> bool:
         words = self._loaded.split("\0") if self._loaded else []
@@ -202,14 +229,13 @@ class Copies:
         """The method of supervisord by which a forked process executes its program."""
 
         def begin(options: ServerOptions, filename: str, argv: list[str], environment: dict[str, str]) -> Any:
-            if argv[1 : 1 + len(_COMMAND)] == _COMMAND and (self.sure or self.unchanged()):
+            ours = argv[1 : 1 + len(_COMMAND)] == _COMMAND
+            if ours and self.complete and (self.sure or self.unchanged()):
                 try:
                     self._names.give(argv[3:], environment)
                 except OSError:
                     pass
                 else:
-                    if not self.sure:  # files that supervisord has not loaded may be others than they were
-                        version.revision.cache_clear()
                     _run(argv[5], argv[6:], environment, self._parent)
             return execve(options, filename, argv, environment)
 
@@ -228,6 +254,19 @@ def _stat() -> list[bytes]:
     """What /proc says of this process, from its state on: the third field in proc_pid_stat(5) is the first here."""
     with open("/proc/self/stat", "rb") as stat:
         return stat.read().rpartition(b")")[2].split()
+
+
+def _identities(files: Iterable[str], since: float) -> str:
+    """Paths and identities of files. A copy makes pieces of this one string: the strings of the modules lie in as many
+    pages as there are modules, and a copy that used each of them would have these pages for itself. OSError if a file
+    was changed after ``since``.
+    """
+    files = list(files)
+    told = "\0".join(word for path in files for word in (path, identity(path)))
+    for path in files:  # after that: what is changed later has another identity
+        if os.stat(path).st_ctime_ns > since:
+            raise OSError(f"{path} was changed while it was loaded")
+    return told
 
 
 def identity(path: str) -> str:
@@ -300,6 +339,8 @@ class Names:
 
 def _run(module: str, arguments: list[str], environment: Mapping[str, str], parent: int) -> NoReturn:
     """Run ``python -m MODULE`` in this process, which ends with it."""
+    from services.kit import memory  # it is loaded; supervisord has none of this
+
     # Objects of supervisord are never freed here: the numbers of their files, which are closed, may be those of other
     # files of this process.
     memory.shares()

@@ -1,19 +1,26 @@
 """The processes of the node are forked all at once when supervisord begins, each before it is started.
 
-supervisord works from one start of a process to the next: it opens a log, makes pipes, writes lines. It writes into 1.5
-MB of its memory in that time, and a copy that was made before shares none of that with one that is made after. So the
-copies are made first, one right after the other. Each waits for its files, and then does what a child does that
-supervisord has just forked.
+A page that every process has written to, and so has a copy of, is left to the one that loaded the modules, which does
+not need it: some 8 MB. So supervisord does not load them. It forks a *nursery*, which loads them, forks a copy for each
+process, and ends. The copies are supervisord's children then, since it adopts them (PR_SET_CHILD_SUBREAPER).
 
-A process that is started again, or whose copy is gone, is forked as before.
+They are forked one right after the other, since whoever writes to his memory meanwhile shares less with those that come
+after. Each waits for its files, and then does what a child does that supervisord has just forked.
+
+When a process is started again, or its copy is gone, supervisord loads the modules after all, for good, and forks it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import os
+import signal
 import socket
-from collections.abc import Callable
-from typing import Any
+import struct
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 from supervisor.options import ServerOptions
 from supervisor.process import Subprocess
@@ -25,6 +32,8 @@ from services.kit import version
 
 _FILES = ("child_stdin", "child_stdout", "child_stderr")
 """supervisord's names of a child's ends of the pipes."""
+_PID = struct.Struct("i")
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 class Seeds:
@@ -37,26 +46,62 @@ class Seeds:
         """The process that supervisord starts now."""
 
     def plant(self, processes: list[Any]) -> None:
-        """Fork a copy for each. The copies do not return from this."""
-        if not self._copies.unchanged():
+        """Fork a copy for each. The copies do not return from this. If that fails, processes are forked, or executed,
+        when they are started.
+        """
+        try:
+            pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in processes]
+            told, tells = os.pipe2(os.O_CLOEXEC)
+        except OSError as error:
+            complain(f"processes cannot be forked in advance: {error}")
             return
-        version.revision()  # what each of them would read all files for
-        commands = [process.get_execv_args() for process in processes]
-        for process, command in zip(processes, commands, strict=True):
-            ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        gc.collect()
+        gc.freeze()  # a collection would write to what the copies share with this process
+        parent = os.getpid()
+        with _adopting(), open(told, "rb") as pids:
             try:
-                pid = os.fork()
-            except OSError:  # supervisord forks it when it starts it, and says then what is wrong
-                ours.close()
-                its.close()
+                nursery = os.fork()
+            except OSError as error:
+                complain(f"processes cannot be forked in advance: {error}")
+                os.close(tells)
                 return
-            if not pid:
-                self.let_go()
-                ours.close()
-                self._copies.sure = True
-                _grow(process, its, command)
-            its.close()
-            self._waiting[process.config.name] = pid, ours
+            if not nursery:
+                pids.close()
+                for each in ours:
+                    each.close()
+                self._nurse(processes, theirs, tells, parent)
+            os.close(tells)
+            for each in theirs:
+                each.close()
+            found = [pid for (pid,) in _PID.iter_unpack(pids.read())]
+            os.waitpid(nursery, 0)
+        for process, pid, each in zip(processes, found, ours, strict=False):
+            self._waiting[process.config.name] = pid, each
+        for each in ours[len(found) :]:
+            each.close()
+
+    def _nurse(self, processes: list[Any], theirs: list[socket.socket], tells: int, parent: int) -> NoReturn:
+        """Load the modules, fork the copies and tell their pids. This does not return."""
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        try:
+            if os.getppid() == parent and self._copies.load():
+                version.revision()  # what each of them would read all files for
+                commands = [process.get_execv_args() for process in processes]
+                for process, its, command in zip(processes, theirs, commands, strict=True):
+                    pid = os.fork()
+                    if not pid:
+                        os.close(tells)
+                        for each in theirs:
+                            if each is not its:
+                                each.close()
+                        self._copies.sure = True
+                        _grow(process, its, command)
+                    os.write(tells, _PID.pack(pid))
+        except Exception as error:
+            complain(f"processes cannot be forked in advance: {error!r}")
+        finally:
+            os._exit(0)
 
     def fork(self) -> int:
         """Replaces ``os.fork`` in supervisord: a copy that waits gets the files of the process that is started, and
@@ -66,22 +111,36 @@ class Seeds:
         pid, ours = self._waiting.pop(process.config.name if process is not None else "", (0, None))
         if ours is not None:
             files = [process.pipes[name] for name in _FILES if process.pipes[name] is not None]
-            with ours:
-                try:
-                    socket.send_fds(ours, [b"grow"], files)
-                except OSError:  # somebody has killed it
-                    return os.fork()
-            return pid
+            with ours, contextlib.suppress(OSError):  # somebody has killed it
+                socket.send_fds(ours, [b"grow"], files)
+                return pid
+        self._copies.load()
         return os.fork()
 
     def let_go(self) -> None:
-        """End the copies that still wait, or, in a copy, forget the others."""
+        """End the copies that still wait."""
         for _, ours in self._waiting.values():
             ours.close()
         self._waiting.clear()
 
 
-def _grow(process: Any, its: socket.socket, command: tuple[str, list[str]]) -> None:
+@contextlib.contextmanager
+def _adopting() -> Iterator[None]:
+    """Within the block, this process gets the children of its children that end. Not for longer: shims, whose parents
+    end too, are init's.
+    """
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    finally:
+        _prctl(_PR_SET_CHILD_SUBREAPER, 0)
+
+
+def _prctl(option: int, value: int) -> None:
+    ctypes.CDLL(None).prctl(option, ctypes.c_ulong(value), 0, 0, 0)
+
+
+def _grow(process: Any, its: socket.socket, command: tuple[str, list[str]]) -> NoReturn:
     """Wait, in a copy, and then become the process. This does not return."""
     try:
         word, files, _, _ = socket.recv_fds(its, 16, len(_FILES))

@@ -8,60 +8,50 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
-from services.images import fleet_config
+from services.images import fleet_config, late_server
 from services.images.concurrency.budget import READINGS, Budget
 from services.images.config import load
-from services.images.distribution.fetcher import Fetcher
-from services.images.distribution.puller import RegistryPuller
-from services.images.distribution.pusher import RegistryPusher
-from services.images.distribution.verifiers import Verifier
 from services.images.documents import parser_program
-from services.images.layers.unpacker import Unpacker
 from services.images.node.leases_remote import Leases
 from services.images.registries_server import RegistriesServicer
-from services.images.registry.client import Registry
-from services.images.registry.hosts import Hosts
+from services.images.registry.host_memory import HostMemory
 from services.images.remote import ImageRecords
 from services.images.server import ImagesServicer
 from services.images.streaming_server import StreamingServicer, Streams
-from services.images.transfer import Unpacking
-from services.images.transfer_server import TransferServicer
 from services.kit import memory, process, rpc, settings
 from services.kit.hops import Hop
 from services.kit.publisher import Publisher
 from services.snapshots.diff.workers import Appliers
 
 if TYPE_CHECKING:
-    from services.images.distribution.peers import Peers
+    from services.images.transfer_server import TransferServicer
 
 
 @contextlib.asynccontextmanager
-async def peering(file: settings.File, node: settings.Node, registry: Registry) -> AsyncIterator[Peers | None]:
-    """The other nodes of the fleet, if this one is in a fleet. Only then any of this is loaded."""
-    fleet = fleet_config.of(file)
-    if fleet is None:
+async def fleet_channel(file: settings.File, node: settings.Node) -> AsyncIterator[rpc.Channel | None]:
+    """To the fleet process, if this node is in a fleet."""
+    if fleet_config.of(file) is None:
         yield None
         return
-    from services.fleet.remote import RemoteFleet
-    from services.images.distribution.blamed import Blamed
-    from services.images.distribution.fleet_sources import FleetSources
-    from services.images.distribution.peers import Peers
-    from services.images.registry.host import TLS
-
     async with rpc.Channel(node.state / "fleet.sock", "fleet") as channel:
-        tls = TLS((fleet.ca,), ((fleet.cert, fleet.key),), alone=True)
-        liars = Blamed(node.state / "images" / "blamed-peers.json")
-        yield Peers(FleetSources(RemoteFleet(channel)), registry, tls, fleet.namespaces, liars=liars)
+        yield channel
+
+
+def check(file: settings.File, config_path: str) -> None:
+    """A process with a wrong configuration of registries does not start. NodeError names what is wrong."""
+    if not config_path and "plugins" in file.tables:
+        from services.images.registry.cri_config import Registries
+
+        Registries.of(file.tables, file.path)
 
 
 async def serve(file: settings.File, node: settings.Node) -> None:
     """Serve until a signal."""
-    memory.keep_freed()  # what arrives is in pieces of up to a megabyte
     config = load(file)
-    hosts = Hosts.of_config(file.tables, file.path, config.config_path, config.traceparent)
+    check(file, config.config_path)
+    code = late_server.kept()
+    streams, known = Streams(), HostMemory()
     budget = Budget(config.connections, config.downloads, config.uploads, config.unpacks)
-    streams = Streams()
-    unpacker = Unpacker(budget, [Unpacking(each.parsed, each.snapshotter) for each in config.unpack_config])
     with process.owned(node.state / "images"), parser_program.available(rpc.caller, READINGS):
         scratch = node.state / "images" / "unpack"
         scratch.mkdir(mode=0o700, exist_ok=True)
@@ -72,35 +62,35 @@ async def serve(file: settings.File, node: settings.Node) -> None:
             rpc.Channel(node.state / "internal.sock", "gateway") as gateway,
             Publisher(gateway).running() as publisher,
             Leases(gateway).running() as leases,
-            Registry(hosts, timeouts=config.timeouts, retry=config.retry) as registry,
-            peering(file, node, registry) as peers,
-            rpc.serving(
+            fleet_channel(file, node) as fleet,
+            contextlib.AsyncExitStack() as closing,
+        ):
+
+            def make() -> TransferServicer:
+                from services.images import transfers
+
+                memory.keep_freed()  # what arrives is in pieces of up to a megabyte
+                servicer, registry = transfers.make(
+                    file, node, config, gateway, fleet, leases, streams, appliers, budget, known
+                )
+                closing.push_async_callback(registry.close)
+                code.close()
+                return servicer
+
+            transfers = late_server.transfers(make)
+            if fleet is not None:
+                transfers.made()  # other nodes wait for what this one pulls
+            async with rpc.serving(
                 node.state / "images.sock",
                 [
                     ImagesServicer(ImageRecords(Hop("metadata", metadata), hold=config.hold), publisher),
-                    RegistriesServicer(registry.memory),
+                    RegistriesServicer(known),
                     StreamingServicer(streams),
-                    TransferServicer(
-                        gateway,
-                        leases,
-                        streams,
-                        appliers,
-                        unpacker,
-                        RegistryPuller(
-                            registry,
-                            Fetcher(budget, config.streams, config.largest, peers),
-                            unpacker,
-                            Verifier(config.verifier),
-                            config.layers,
-                        ),
-                        RegistryPusher(registry, budget),
-                        config.layers,
-                    ),
+                    transfers,
                 ],
                 relayed=True,
-            ),
-        ):
-            await process.until_signal()
+            ):
+                await process.until_signal()
 
 
 if __name__ == "__main__":

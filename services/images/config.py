@@ -10,10 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from services.images import verifier_config
 from services.images.concurrency import budget
-from services.images.distribution import verifiers
-from services.images.documents import graph
-from services.images.registry.config_check import problems
+from services.images.documents.limits import LAYERS
 from services.images.registry.limits import BLOB_LIMIT
 from services.images.registry_timeouts import Retry, Timeouts
 from services.kit import settings
@@ -75,7 +74,7 @@ class Config:
     default.
     """
 
-    layers: int = graph.LAYERS
+    layers: int = LAYERS
     """Layers that a pulled or imported image may have. Clients that pull by themselves are not limited."""
 
     largest: int = BLOB_LIMIT
@@ -96,7 +95,7 @@ class Config:
     overlayfs if it is listed for the platform, else the first one listed. Empty: any that runs on this machine.
     """
 
-    verifier: verifiers.Config = field(default_factory=verifiers.Config)
+    verifier: verifier_config.Config = field(default_factory=verifier_config.Config)
 
     timeouts: Timeouts = field(default_factory=Timeouts)
 
@@ -146,7 +145,7 @@ def load(file: settings.File) -> Config:
     """The settings in ``file``: containerd's keys, overridden by ours."""
     ours = settings.load(Config, file, "images")
     theirs, said = settings.load_plugin(_Transfer, file, TRANSFER)
-    verifier, _ = settings.load_plugin(verifiers.Config, file, verifiers.PLUGIN)
+    verifier, _ = settings.load_plugin(verifier_config.Config, file, verifier_config.PLUGIN)
     found: dict[str, Any] = {
         "downloads": theirs.max_concurrent_downloads if theirs.max_concurrent_downloads > 0 else ours.connections,
         "uploads": theirs.max_concurrent_uploaded_layers
@@ -169,6 +168,8 @@ def check(file: settings.File) -> Iterator[tuple[str, str]]:
     :mod:`.registry.config_check`.
     """
     yield from (("warning", f"config file {file.path}: {words}") for words in _unused(file))
+    from services.images.registry.config_check import problems
+
     yield from problems(file, load(file).config_path)
 
 
@@ -179,7 +180,11 @@ def _unused(file: settings.File) -> Iterator[str]:
     own = _own_keys(file)
     for plugin, keys, table in (
         (TRANSFER, _CONTAINERD_KEYS, "images"),
-        (verifiers.PLUGIN, {each.name: each.name for each in dataclasses.fields(verifiers.Config)}, "images.verifier"),
+        (
+            verifier_config.PLUGIN,
+            {each.name: each.name for each in dataclasses.fields(verifier_config.Config)},
+            "images.verifier",
+        ),
     ):
         over = own if table == "images" else own.get("verifier", {})
         ours_of = {name: key for key, name in keys.items()}

@@ -20,7 +20,7 @@ from api.containerd.types.transfer import imagestore_pb2, importexport_pb2, regi
 from services.images import figures, names
 from services.images import transfer_convert as convert
 from services.images.archives import exporter, importer
-from services.images.documents.graph import LAYERS
+from services.images.documents.limits import LAYERS
 from services.images.layers.unpacker import Unpacker
 from services.images.logs_stream import LogsStream
 from services.images.node.leases_remote import Leases

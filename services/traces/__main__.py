@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import AsyncExitStack
 
-from services.kit import loops, process, rpc, settings
+from services.kit import later, loops, process, rpc, settings
 from services.traces.config import Config
 from services.traces.intake import Intake
 from services.traces.live import OpenSpans
@@ -14,14 +14,25 @@ from services.traces.long_running import LongRunning
 from services.traces.measured import measured
 from services.traces.server import CollectorServicer, TracesServicer
 
+LATE = tuple(
+    f"services/traces/{name}.py" for name in ("verdict", "sentences", "attribution", "causes", "critical_path", "tree")
+)
+"""What judges operations: nobody may ask for it."""
+
 _NICE = 10
 """Nobody waits for this process: whoever wants a processor gets it first."""
+
+
+def kept() -> later.Code:
+    """The code of what is loaded for the first judgement."""
+    return later.Code(*LATE)
 
 
 async def serve(file: settings.File, node: settings.Node) -> None:
     """Serve until a signal."""
     config = settings.load(Config, file, "traces")
     os.nice(_NICE)
+    kept()
     node.state.mkdir(parents=True, exist_ok=True)
     with process.owned(node.root / "traces") as directory:
         store = LocalStore(directory, config)

@@ -21,7 +21,6 @@ from services.traces import convert
 from services.traces.intake import Intake
 from services.traces.live import SPANS, OpenSpans
 from services.traces.store import Store
-from services.traces.verdict import judge
 
 _LIST = 8 << 20
 """Bytes of a list; a message has at most 16 MiB."""
@@ -89,6 +88,8 @@ class TracesServicer:
             yield pb.GetResponse(data=data)
 
     async def Judge(self, request: pb.JudgeRequest, call: Call) -> pb.JudgeResponse:
+        from services.traces.verdict import judge  # kept by the process (later.Code)
+
         async with self._judging:
             found = await self._store.trace(request.id)
             judged = await asyncio.to_thread(judge, found)

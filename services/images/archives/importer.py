@@ -39,7 +39,8 @@ from services.images.concurrency import threads
 from services.images.concurrency.threads import Handover
 from services.images.documents import manifests, parser_program
 from services.images.documents.blobs import config_of, write, written
-from services.images.documents.graph import LAYERS, Graph
+from services.images.documents.graph import Graph
+from services.images.documents.limits import LAYERS
 from services.images.layers.unpacker import Unpacker, parts
 from services.images.transfer import LEFT_OUT, Filling, ImageStore, ImportStream, Node, Progress, Report
 from services.kit import errors, inflate, loops, memory, tar, tracing

@@ -29,8 +29,9 @@ from services.images.distribution.resolving import resolved
 from services.images.distribution.source_labels import with_source
 from services.images.distribution.transfer_client import client_of
 from services.images.distribution.verifiers import Verifier
-from services.images.documents.graph import LAYERS, Graph
+from services.images.documents.graph import Graph
 from services.images.documents.legacy import converted
+from services.images.documents.limits import LAYERS
 from services.images.layers.unpacker import Origin, Unpacker, parts
 from services.images.node.ingest import FileIngest
 from services.images.registry import client as registry

@@ -19,18 +19,17 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from services.images.concurrency.gather import run_all
 from services.images.documents import manifests
+from services.images.verifier_config import Config
 from services.kit import errors, pipes, settings, tracing
 from services.oci.descriptors import Descriptor
 
 log = logging.getLogger(__name__)
 
-PLUGIN = "io.containerd.image-verifier.v1.bindir"
 MEDIA_TYPE = "application/vnd.oci.descriptor.v1+json"
 
 OUTPUT_LIMIT = 32 << 10
@@ -43,30 +42,6 @@ AT_ONCE = 4
 """Programs of all pulls that run at once. A program's time begins when it is started. One that checks signatures takes
 a core and 100 MB.
 """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
-    """Programs that are asked whether an image may be pulled; the keys are containerd's. Also read from
-    [plugins."io.containerd.image-verifier.v1.bindir"].
-    """
-
-    bin_dir: str = "/opt/containerd/image-verifier/bin"
-    """The directory of the programs; each file in it is one. "", an empty or a missing directory: every image may be
-    pulled.
-    """
-    max_verifiers: int = 10
-    """The number of programs that are asked, the first by name; -1: all."""
-    per_verifier_timeout: settings.Seconds = 10.0
-    """Time after which a program is killed, and the image is not pulled."""
-
-    def __post_init__(self) -> None:
-        if self.bin_dir and not self.bin_dir.startswith("/"):
-            raise ValueError(f"bin_dir: {self.bin_dir!r} is not an absolute path")
-        if self.per_verifier_timeout <= 0:
-            raise ValueError(
-                "per_verifier_timeout must be greater than 0: otherwise every verifier fails, and no image is pulled"
-            )
 
 
 class Verifier:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from services.images.documents import blobs
 from services.images.documents.legacy import OCTET_STREAM
+from services.images.documents.limits import LAYERS
 from services.images.documents.manifests import REFERENCES, each_reference_label
 from services.images.transfer import ImageStore, Node
 from services.kit import errors, gojson
@@ -24,9 +25,6 @@ from services.oci.platforms import Platform
 
 DEPTH = 32
 """Levels of nested indexes: a walk may recurse. Two are in use, an index of indexes and its manifests."""
-
-LAYERS = 500
-"""Layers of an image. Docker makes at most 127, and overlayfs mounts 500."""
 
 _AT_ONCE = 2000
 """Labels that are set in one call: metadata should not be busy with one call for long."""

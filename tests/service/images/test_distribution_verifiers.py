@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from services.images.distribution.verifiers import OUTPUT_LIMIT, Config, Verifier
+from services.images.distribution.verifiers import OUTPUT_LIMIT, Verifier
+from services.images.verifier_config import Config
 from services.kit import errors, tracing
 from services.oci.descriptors import Descriptor
 from services.oci.media_types import MANIFEST

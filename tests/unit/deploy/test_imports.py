@@ -322,7 +322,8 @@ AT_THE_START = {
     ("services/kit/exporting.py", "_collector"),
     ("services/kit/exporting.py", "_sender_to"),
     ("services/images/registry/config_check.py", "_of_directory"),  # of `splitd config check`
-    ("services/images/__main__.py", "peering"),  # only where there is a fleet
+    ("services/images/config.py", "check"),  # of `splitd config check`
+    ("services/images/__main__.py", "check"),
     ("services/fleet/config.py", "check"),  # of `splitd config check`
     # Only where [health], [metrics] or [traces] has an address.
     ("services/kit/process.py", "_count"),
@@ -330,12 +331,21 @@ AT_THE_START = {
     ("services/traces/__main__.py", "serve"),
     # Only where the records are in etcd.
     ("services/metadata/__main__.py", "stored"),
+    # For the first transfer, whose code is kept (services/kit/later.py).
+    ("services/images/__main__.py", "serve"),
+    ("services/images/__main__.py", "make"),
+    ("services/images/transfers.py", "_peers"),
+    # For the first judgement, tap, shadow, likewise.
+    ("gateway/late_server.py", "make"),
+    ("gateway/late_server.py", "taps"),
+    ("gateway/late_server.py", "shadows"),
+    ("services/traces/server.py", "Judge"),
     # In workers, whose code is kept (services/kit/kept.py).
     ("services/snapshots/diff/compare.py", "main"),
     ("services/snapshots/diff/mounted.py", "_target"),
     ("services/snapshots/diff/mounted.py", "_mount"),
 }
-"""Functions that import our own modules, and that are called before their process serves."""
+"""Functions that import our own modules: before their process serves, or from code that it kept by then."""
 
 
 LATE = re.compile(r"^[ \t]+(from|import) (api|gateway|services|client|deploy)\b", re.MULTILINE)

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from supervisor.options import ServerOptions
 
 from deploy.inside import copies
 from deploy.place import TOP
@@ -30,7 +29,9 @@ signal.signal(signal.SIGHUP, lambda *_: None)
 reader, writer = os.pipe2(os.O_NONBLOCK)
 signal.set_wakeup_fd(writer)
 executes = ServerOptions.execve
-copies.install()
+made = copies.install()
+assert "services.kit.memory" not in sys.modules
+assert made.load()
 assert ServerOptions.execve is not executes
 pid = os.fork()
 if not pid:
@@ -138,11 +139,20 @@ def execve(_options: Any, filename: str, argv: list[str], environment: dict[str,
     raise Executed(filename, argv, environment)
 
 
+def complete() -> copies.Copies:
+    """As of a supervisord that has loaded the modules."""
+    made = copies.Copies([])
+    made.complete = True
+    return made
+
+
 def test_a_process_whose_code_has_changed_is_executed(tmp_path: Path) -> None:
     """After an upgrade, a service that is started again must not have old modules beside new ones."""
     module = tmp_path / "module.py"
     module.write_text("A = 1\n")
-    begin = copies.Copies([str(module)]).instead_of(execve)
+    made = copies.Copies([str(module)])
+    made.complete = True
+    begin = made.instead_of(execve)
     for change in (lambda: module.write_text("A = 22\n"), module.unlink):
         change()
         with pytest.raises(Executed) as error:
@@ -152,7 +162,7 @@ def test_a_process_whose_code_has_changed_is_executed(tmp_path: Path) -> None:
 
 def test_another_program_is_executed() -> None:
     """supervisord may be given programs of others."""
-    begin = copies.Copies([]).instead_of(execve)
+    begin = complete().instead_of(execve)
     for argv in (["sleep", "1"], ["/usr/bin/setpriv", "--pdeathsig", "TERM", "/usr/bin/python3", "-m", "x"]):
         with pytest.raises(Executed):
             begin(SimpleNamespace(), argv[0], argv, {})
@@ -166,7 +176,7 @@ def test_where_a_process_cannot_have_another_command_line_it_is_executed(monkeyp
 
     monkeypatch.setattr(copies.Names, "give", named)
     with pytest.raises(Executed):
-        copies.Copies([]).instead_of(execve)(SimpleNamespace(), "setpriv", [*COMMAND, "services.content"], {})
+        complete().instead_of(execve)(SimpleNamespace(), "setpriv", [*COMMAND, "services.content"], {})
 
 
 def test_modules_that_cannot_be_loaded_do_not_stop_supervisord(
@@ -174,23 +184,41 @@ def test_modules_that_cannot_be_loaded_do_not_stop_supervisord(
 ) -> None:
     """Each process is executed then, and says in its own log what is wrong."""
     monkeypatch.setattr(copies, "SHARED", ("services.no_such_module",))
-    before = ServerOptions.execve
-    copies.install()
-    assert ServerOptions.execve is before
+    made = copies.Copies([])
+    assert not made.load()
     assert "No module named 'services.no_such_module'" in capsys.readouterr().err
+    with pytest.raises(Executed):
+        made.instead_of(execve)(SimpleNamespace(), "setpriv", [*COMMAND, "services.content"], {})
+    assert not made.load()
 
 
-def test_a_file_that_was_changed_while_it_was_loaded_makes_no_copies(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_modules_of_another_release_are_not_loaded(tmp_path: Path) -> None:
+    """An upgrade may come before a process is started again for the first time: supervisord has modules of the old."""
+    (module := tmp_path / "module.py").write_text("A = 1\n")
+    made = copies.Copies([str(module)])
+    module.write_text("A = 22\n")
+    assert not made.load()
+    assert not made.complete
+
+
+def test_a_file_that_was_changed_while_it_was_loaded_makes_no_copies(tmp_path: Path) -> None:
     """During an upgrade: what supervisord has loaded may be the old file, or a part of the new one, and nothing that is
     looked at later would show it. The processes are executed then, from the files as they are.
     """
-    (tmp_path / "changed_meanwhile.py").write_text("A = 1\n")
-    copies.Copies([str(tmp_path / "changed_meanwhile.py")], time.time_ns() + 10**9)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(copies, "SHARED", ("changed_meanwhile",))  # written after this process began
-    before = ServerOptions.execve
-    assert copies.install() is None
-    assert ServerOptions.execve is before
-    assert "changed_meanwhile.py was changed while it was loaded" in capsys.readouterr().err
+    (changed := tmp_path / "changed_meanwhile.py").write_text("A = 1\n")  # written after this process began
+    copies.Copies([str(changed)], time.time_ns() + 10**9)
+    with pytest.raises(OSError, match=r"changed_meanwhile\.py was changed while it was loaded"):
+        copies.Copies([str(changed)], copies.began())
+
+
+def test_a_shared_module_that_changes_while_it_is_loaded_makes_no_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Likewise."""
+    (tmp_path / "writes_itself.py").write_text("with open(__file__, 'a') as file:\n    file.write('A = 1\\n')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(copies, "SHARED", ("writes_itself",))
+    made = copies.Copies([])
+    monkeypatch.delitem(sys.modules, "writes_itself", raising=False)
+    assert not made.load()
+    assert "writes_itself.py was changed while it was loaded" in capsys.readouterr().err

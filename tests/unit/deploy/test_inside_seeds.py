@@ -11,7 +11,7 @@ from typing import Any
 from deploy.place import TOP
 
 SUPERVISOR = """
-import json, os, signal
+import ctypes, json, os, signal
 from types import SimpleNamespace
 from deploy.inside import seeds
 
@@ -27,7 +27,7 @@ class Process:
             os.write(self.pipes["child_stdout"], json.dumps([os.getpid(), command]).encode())
         os._exit(7)
 
-copies = SimpleNamespace(unchanged=lambda: UNCHANGED, sure=False)
+copies = SimpleNamespace(load=lambda: LOADED, sure=False)
 planted = seeds.Seeds(copies)
 processes = [Process(name) for name in ("one", "two", "three")]
 planted.plant(processes)
@@ -47,10 +47,10 @@ def started(process):
 """
 
 
-def told(code: str, unchanged: bool = True) -> Any:
+def told(code: str, loaded: bool = True) -> Any:
     """What the code prints, as JSON."""
     done = subprocess.run(
-        [sys.executable, "-c", SUPERVISOR.replace("UNCHANGED", str(unchanged)) + code],
+        [sys.executable, "-c", SUPERVISOR.replace("LOADED", str(loaded)) + code],
         env={**os.environ, "PYTHONPATH": str(TOP)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -93,6 +93,33 @@ os._exit(0)
     assert told(code)[1:] == [9, None]
 
 
-def test_no_copies_are_made_of_code_that_has_changed() -> None:
-    """They would all have to execute the new one."""
-    assert told("print(len(planted._waiting))", unchanged=False) == 0
+def test_nothing_is_left_of_the_nursery() -> None:
+    """The copies are supervisord's own children, and it adopts nobody else, as a shim."""
+    code = """
+pid = os.getpid()
+with open(f"/proc/self/task/{pid}/children") as file:
+    children = {int(each) for each in file.read().split()}
+adopts = ctypes.c_int(1)
+assert not ctypes.CDLL(None).prctl(37, ctypes.byref(adopts), 0, 0, 0)
+print(json.dumps([children == {pid for pid, _ in planted._waiting.values()}, len(children), adopts.value]))
+"""
+    assert told(code) == [True, 3, 0]
+
+
+def test_no_copies_are_made_where_the_modules_cannot_be_loaded() -> None:
+    """Or where they have changed: they would all have to execute the new ones."""
+    assert told("print(len(planted._waiting))", loaded=False) == 0
+
+
+def test_a_process_that_is_started_again_finds_the_modules_loaded() -> None:
+    """supervisord has none of them before. It takes them up for good, so that the next start is quick, too."""
+    code = """
+loads = []
+copies.load = lambda: loads.append(1)
+started(processes[0])
+first = len(loads)
+started(processes[0])
+print(json.dumps([first, len(loads)]), flush=True)
+os._exit(0)
+"""
+    assert told(code) == [0, 1]

@@ -47,6 +47,45 @@ def test_images_has_its_http_client_from_its_first_pull_on() -> None:
     assert {"aiohttp", "yarl"} <= loaded(used)
 
 
+@pytest.mark.parametrize(
+    ("process", "keeper", "entrances", "others"),
+    [
+        (
+            "services.images",
+            "services.images.late_server",
+            ["services.images.transfers"],
+            ["services.images.transfer", "services.images.distribution.puller", "services.images.registry.auth"],
+        ),
+        ("services.traces", "services.traces.__main__", ["services.traces.verdict"], ["services.traces.tree"]),
+        (
+            "gateway",
+            "gateway.late_server",
+            ["gateway.taps_server", "gateway.shadows_server"],
+            ["gateway.faults", "services.shadows.store"],
+        ),
+    ],
+)
+def test_what_a_process_may_never_need_is_loaded_late(
+    process: str, keeper: str, entrances: list[str], others: list[str]
+) -> None:
+    """What makes transfers is 70 modules, 6 MB. All of ours that are loaded late are of the release that the process
+    was started with, whatever is installed meanwhile.
+    """
+    rest = (
+        f"import sys, {process}.__main__; from {keeper} import kept; from services.kit import process; process.tune()"
+    )
+    assert not {*entrances, *others} & loaded(rest)
+    late = f"""
+code = kept()
+before = {{*sys.modules}}
+import {", ".join(entrances)}
+late = {{name: module for name, module in sys.modules.items() if name not in before}}
+strays = [name for name, module in late.items() if module.__spec__.loader is not code]
+ours = [name for name in strays if name.partition(".")[0] in ("api", "gateway", "services")]
+assert not ours, ours"""
+    assert {*entrances, *others} <= loaded(f"{rest}\n{late}")
+
+
 def test_the_address_of_a_page_loads_no_server() -> None:
     """All processes read that of the metrics, and only the gateway serves them: 0.3 MB in each of the others."""
     there = loaded("from services.kit import config; config.Metrics(address='127.0.0.1:1')")

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from services.images.documents import graph, manifests
+from services.images.documents import manifests
 from services.images.documents.blobs import children, config_of
 from services.images.documents.graph import DEPTH, Graph, Walk
+from services.images.documents.limits import LAYERS
 from services.images.documents.manifests import REFERENCES
 from services.images.transfer import ImageStore
 from services.kit import errors
@@ -144,16 +145,13 @@ async def test_only_wanted_descriptors_count(node: MemoryNode) -> None:
 
 async def test_an_image_has_a_number_of_layers(node: MemoryNode) -> None:
     """The setting ``layers`` limits it; nothing is labelled for an image that has more."""
-    most, more = manifest(node, graph.LAYERS), manifest(node, graph.LAYERS + 1)
-    assert len(await Graph(node, ImageStore()).children(most)) == graph.LAYERS + 1
+    most, more = manifest(node, LAYERS), manifest(node, LAYERS + 1)
+    assert len(await Graph(node, ImageStore()).children(most)) == LAYERS + 1
     with pytest.raises(errors.ResourceExhausted) as caught:
         await Graph(node, ImageStore()).children(more)
-    assert (
-        str(caught.value)
-        == f"manifest {more.digest} has {graph.LAYERS + 1} layers (limit {graph.LAYERS}): resource exhausted"
-    )
+    assert str(caught.value) == f"manifest {more.digest} has {LAYERS + 1} layers (limit {LAYERS}): resource exhausted"
     assert not node.labels[more.digest]
-    assert await Graph(node, ImageStore(), graph.LAYERS + 1).children(more)
+    assert await Graph(node, ImageStore(), LAYERS + 1).children(more)
 
 
 async def test_a_malformed_child_is_refused_before_a_label_is_written(node: MemoryNode) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from services.images import verifier_config
 from services.images.config import Config, Unpack, check, load
-from services.images.distribution import verifiers
 from services.kit import errors, settings
 from services.oci.platforms import Platform, default, parse
 
@@ -79,14 +79,14 @@ def test_ours_win_and_say_so() -> None:
 def test_verifiers_are_configured_in_containerds_words() -> None:
     """They may be in containerd's table or in ours, whose keys take precedence."""
     text = f'{BINDIR}\nbin_dir = "/v"\nmax_verifiers = -1\nper_verifier_timeout = "3s"\nx = 1\n'
-    assert load(file(text)).verifier == verifiers.Config(bin_dir="/v", max_verifiers=-1, per_verifier_timeout=3.0)
+    assert load(file(text)).verifier == verifier_config.Config(bin_dir="/v", max_verifiers=-1, per_verifier_timeout=3.0)
     both = f"{text}[images.verifier]\nmax_verifiers = 2\n"
-    assert load(file(both)).verifier == verifiers.Config(bin_dir="/v", max_verifiers=2, per_verifier_timeout=3.0)
+    assert load(file(both)).verifier == verifier_config.Config(bin_dir="/v", max_verifiers=2, per_verifier_timeout=3.0)
     assert found(both) == [
         f"config file c.toml: {BINDIR} max_verifiers has no effect: [images.verifier] max_verifiers is set, and wins",
         f"config file c.toml: {BINDIR} x is containerd's and means nothing here",
     ]
-    assert load(file('[images.verifier]\nbin_dir = ""')).verifier == verifiers.Config(bin_dir="")
+    assert load(file('[images.verifier]\nbin_dir = ""')).verifier == verifier_config.Config(bin_dir="")
 
 
 def test_keys_without_meaning_here_are_named() -> None:
