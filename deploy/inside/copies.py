@@ -206,6 +206,7 @@ class Copies:
                 complain(f"modules cannot be loaded in advance: {error!r}")
                 return False
             gc.collect()
+            sys._clear_type_cache()  # it has names that a copy would give up, one by one, as it takes others in
             _libc().malloc_trim(0)
             _kept.extend(fillings())
             gc.freeze()  # a collection would write to each object, and so take its page from the others

@@ -26,6 +26,7 @@ from supervisor.options import ServerOptions
 from supervisor.process import Subprocess
 from supervisor.supervisord import Supervisor
 
+from deploy.inside import mapped
 from deploy.inside.copies import Copies
 from deploy.inside.logs import complain
 from services.kit import version
@@ -165,6 +166,8 @@ def _planting(runforever: Callable[[Any], None], seeds: Seeds) -> Callable[[Any]
     def run(supervisord: Any) -> None:
         groups = sorted(supervisord.process_groups.values())
         seeds.plant([each for group in groups for each in group.processes.values() if each.config.autostart])
+        with contextlib.suppress(OSError):
+            mapped.let_go()
         try:
             runforever(supervisord)
         finally:
