@@ -72,6 +72,8 @@ files (containerd drops these since 2.4.1), nor state facts that only we know.
 _LABEL_LIMIT = 4096
 """Bytes of a label's key and value."""
 _TRIES = 3
+_NAMED = 4
+"""Reasons that an error names."""
 
 
 class Blobs(Protocol):
@@ -171,12 +173,14 @@ class Unpacker:
         """Those unpackings that a client wants and this machine can run, with their snapshotters. InvalidArgument if it
         wants only others.
         """
-        found = [each for each in map(self._accepted, wanted) if each is not None]
+        refused: list[str] = []
+        found = [taken for each in wanted if (taken := self._accepted(each, refused)) is not None]
         if wanted and not found:
-            raise errors.InvalidArgument("unable to initialize unpacker: no unpack platforms defined")
+            why = "".join(f": {each}" for each in refused[:_NAMED])
+            raise errors.InvalidArgument(f"unable to initialize unpacker: no unpack platforms defined{why}")
         return found
 
-    def _accepted(self, wanted: Unpacking) -> Unpacking | None:
+    def _accepted(self, wanted: Unpacking, refused: list[str]) -> Unpacking | None:
         if not platforms.runs(wanted.platform):
             return None
         if not self._supported:
@@ -187,12 +191,11 @@ class Unpacker:
         name = wanted.snapshotter or usual
         if name in able:
             return Unpacking(wanted.platform, name)
-        log.warning(
-            "%s is not unpacked by %s: unpack_config allows %s",
-            wanted.platform,
-            name or "any snapshotter",
-            ", ".join(able) or "nothing for this platform",
+        allowed = ", ".join(able) or "nothing for this platform"
+        refused.append(
+            f"{wanted.platform} is not unpacked by {name or 'any snapshotter'}: unpack_config allows {allowed}"
         )
+        log.warning("%s", refused[-1])
         return None
 
     async def unpack(

@@ -510,5 +510,8 @@ def test_supported_unpackings_limit_wanted_ones_and_give_the_snapshotter(caplog:
         Unpacking(default(), "mine"),
     ]
     assert f"{default()} is not unpacked by overlayfs: unpack_config allows native, mine" in caplog.text
-    with pytest.raises(errors.InvalidArgument, match="no unpack platforms defined"):
+    with pytest.raises(
+        errors.InvalidArgument,
+        match=f"no unpack platforms defined: {default()} is not unpacked by .*: unpack_config allows nothing",
+    ):
         Unpacker(supported=[Unpacking(Platform("windows", "amd64"), "windows")]).accepted([here])
