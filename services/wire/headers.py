@@ -325,11 +325,30 @@ class Decoder:
         changed = table.maxsize != size or len(entries) != count or (entries[0] if entries else None) is not newest
         if changed or len(self._cache) >= _CACHED:
             self._cache.clear()
-        head = kind([(bytes(name), bytes(value)) for name, value in pairs])
+        head = _head(kind, tuple([(bytes(name), bytes(value)) for name, value in pairs]))
         if not changed and len(encoded) <= _CACHEABLE:
             self._cache[key] = head
         return head
 
+
+def _head(kind: Callable[[Pairs], Head], pairs: tuple[tuple[bytes, bytes], ...]) -> Head:
+    """The head of these fields, by whatever connection they came. A command is a new connection, and its table of names
+    differs from call to call, but what it says is the same each time.
+    """
+    key = kind, pairs
+    head = _HEADS.get(key)
+    if head is None:
+        head = kind(pairs)
+        if sum([len(name) + len(value) for name, value in pairs]) <= _CACHEABLE:
+            if len(_HEADS) >= _HEADS_CACHED:
+                del _HEADS[next(iter(_HEADS))]
+            _HEADS[key] = head
+    return head
+
+
+_HEADS: dict[tuple[Callable[[Pairs], Head], Pairs], Head] = {}
+_HEADS_CACHED = 512
+memory.when_idle(_HEADS.clear)
 
 _TRACEPARENT, _TRACESTATE = b"\x00\x0btraceparent\x37", b"\x00\x0atracestate"
 """The beginnings of these fields as :func:`plain` writes them. No other field can have them within: values have no zero

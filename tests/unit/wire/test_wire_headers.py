@@ -151,6 +151,22 @@ def test_the_cache_has_bounds() -> None:
     assert len(decoder._cache) == before
 
 
+def test_the_same_fields_are_one_head_on_all_connections() -> None:
+    """Also if their blocks differ, since the tables do. Of many, or of long ones, none is kept for others."""
+    first, second = Reader(), Reader()
+    second.send(("before", "it"))
+    fields = ("x-of-two", "connections"), ("grpc-status", "0")
+    head = first.send(*fields)
+    assert first.send(*fields) is second.send(*fields) is head
+    assert first.send(fields[0]) is not head
+    long = ("x-long", "x" * 2000)
+    assert first.send(long) is not second.send(long)
+    for number in range(headers._HEADS_CACHED):
+        first.send(("x-number", str(number)))
+    assert len(headers._HEADS) <= headers._HEADS_CACHED
+    assert second.send(*fields, ("another", "field")) is not head
+
+
 def test_a_cache_is_dropped_when_a_burst_is_over() -> None:
     """It has a few kilobytes for each connection, which would keep megabytes; the cache of sent blocks is dropped
     too.
