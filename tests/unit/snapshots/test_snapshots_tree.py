@@ -11,7 +11,7 @@ import sqlite3
 import subprocess
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -372,6 +372,32 @@ async def test_cancelled_at_any_moment_of_a_copy(place: Path) -> None:
         await snapshotter.cleanup()
         await eventually_async(lambda: _listed(place / "n", {"1"}))
         await snapshotter.remove("base")
+
+
+async def test_a_cleanup_waits_for_what_is_being_removed(place: Path) -> None:
+    """It does not remove the same directories, too, at the same time."""
+    asked, going = list[list[str]](), asyncio.Event()
+
+    class Slow(OverlaySnapshotter):
+        async def discard(self, names: Sequence[str]) -> Sequence[str]:
+            asked.append(list(names))
+            if names:
+                await going.wait()
+            return await super().discard(names)
+
+    async with Slow(place / "o") as snapshotter:
+        await snapshotter.cleanup()  # now it is known that the records are sound
+        await snapshotter.prepare("other")
+        await snapshotter.prepare("a")
+        await snapshotter.remove("a")
+        cleaning = asyncio.ensure_future(snapshotter.cleanup())
+        for _ in range(3):  # it would have looked for directories by then
+            await snapshotter.update("other", {})
+        assert asked == [[], ["2"]]
+        going.set()
+        await cleaning
+        assert asked == [[], ["2"], []]
+        assert os.listdir(place / "o" / "snapshots") == ["1"]
 
 
 async def test_cleaned_up_while_others_are_made(place: Path) -> None:
