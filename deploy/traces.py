@@ -26,7 +26,7 @@ SOCKET = "traces.sock"
 SPANS = 3.0
 """Seconds to wait for the spans of a pull that has ended."""
 PAUSE = 0.4
-"""Seconds from one look at them to the next: longer than [tracing] schedule_delay."""
+"""Seconds from one look at them to the next: longer than a process waits for further spans."""
 
 
 class Source(Protocol):

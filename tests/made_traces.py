@@ -312,7 +312,7 @@ class MadeSource(NodeSource):
 
     def running(self, *spans: Span) -> None:
         """These spans are open now; those of before have ended."""
-        self.reports.report("images", [replace(span, end=0) for span in spans], 60.0, 0)
+        self.reports.report("images", 1, lambda: [replace(span, end=0) for span in spans], 60.0, 0)
 
     async def traces(self, query: Query) -> list[Summary]:
         self.asked.append(query)

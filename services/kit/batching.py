@@ -48,6 +48,8 @@ class Batching:
     """Milliseconds."""
     timeout: int
     """Milliseconds."""
+    quiet: int = _DAY
+    """Milliseconds after which a batch leaves before its time, if no span has ended in them."""
 
 
 def read(environment: Mapping[str, str]) -> tuple[Batching, list[str]]:
@@ -121,8 +123,10 @@ class Batches:
         self._woken = threading.Event()
         self._asleep = False
         self._end = float("inf")
-        self._due = float("inf")
-        """When the next batch leaves."""
+        self._first = float("inf")
+        """When the oldest span of the queue was seen there."""
+        self._newest = 0.0
+        """When the newest span came."""
         self._said = 0.0
         """When the last report was made, and the spans that it had; the next one follows ``every`` so many seconds."""
         self._last: frozenset[Span] = frozenset()
@@ -147,6 +151,7 @@ class Batches:
             self.dropped += 1
             return
         queue.append(span)
+        self._newest = time.monotonic()
         if self._asleep or len(queue) == self._values.batch:
             self._woken.set()
 
@@ -199,10 +204,11 @@ class Batches:
     def _left(self) -> float:
         """Seconds until a batch leaves that is not full."""
         if not self._queue:
-            self._due = float("inf")
-        elif self._due == float("inf"):
-            self._due = time.monotonic() + self._values.delay / 1000
-        return self._due - time.monotonic()
+            self._first = float("inf")
+            return float("inf")
+        now = time.monotonic()
+        self._first = min(self._first, now)
+        return min(self._newest + self._values.quiet / 1000, self._first + self._values.delay / 1000) - now
 
     def _until_report(self) -> float:
         """Seconds until the next report: one that repeats the last, or one with a span that no report had."""
@@ -219,7 +225,7 @@ class Batches:
 
     def _send(self) -> None:
         batch = [self._queue.popleft() for _ in range(min(self._values.batch, len(self._queue)))]
-        self._due = float("inf")
+        self._first = float("inf")
         taken = False
         try:
             taken = self._export(batch)

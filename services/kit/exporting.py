@@ -25,6 +25,10 @@ log = logging.getLogger(__name__)
 
 SOCKET = "traces.sock"
 """The traces service's socket in STATE."""
+_QUIET = 300
+"""Milliseconds without a span after which the traces service gets those that there are. What goes on for longer is sent
+in few batches: a call costs as much as 15 spans.
+"""
 _PATIENCE = 2.0
 """Seconds in which a batch must be taken by the traces service, which is on this machine."""
 
@@ -132,6 +136,7 @@ def _values(config: Tracing) -> Batching:
         min(config.max_export_batch_size, config.max_queue_size),
         max(1, int(config.schedule_delay * 1000)),
         int(_PATIENCE * 1000),
+        _QUIET,
     )
 
 

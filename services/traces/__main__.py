@@ -40,7 +40,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
         opened = OpenSpans()
         servicers: list[rpc.Servicer] = [
             CollectorServicer(intake),
-            TracesServicer(intake, opened, LongRunning(opened.live, config.running).look),
+            TracesServicer(intake, opened, LongRunning(opened.live, config.running, opened.age).look),
         ]
         measured(intake, opened)
         async with AsyncExitStack() as stack:

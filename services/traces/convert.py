@@ -82,6 +82,12 @@ def _keep(spans: Any, some: Sequence[otlp.Span]) -> None:
     spans.MergeFrom(kept.spans)
 
 
+def begun(sent: Iterable[otlp.ResourceSpans]) -> int:
+    """When the first of these spans began, at least 1; 0 if there is none."""
+    starts = [span.start_time_unix_nano for each in sent for scope in each.scope_spans for span in scope.spans]
+    return max(1, min(starts)) if starts else 0
+
+
 def sender(sent: Sequence[otlp.ResourceSpans]) -> str:
     """What tells one sending process from another: its service and instance."""
     if not sent:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from services.kit import clock
@@ -19,7 +19,9 @@ LIFETIME = 60.0
 
 @dataclass(slots=True)
 class _Report:
-    spans: Sequence[Span]
+    read: Callable[[], Iterable[Span]]
+    begun: int
+    """When the first of its spans began; 0 if it has none."""
     void: float
     """When, on the monotonic clock."""
     dropped: int
@@ -36,8 +38,12 @@ class OpenSpans:
         self._lost = 0
         """Spans that processes lost which are not remembered any longer, or began anew."""
 
-    def report(self, process: str, spans: Sequence[Span], lifetime: float, dropped: int) -> None:
-        """What ``process`` has open now; it replaces what it said before."""
+    def report(
+        self, process: str, begun: int, read: Callable[[], Iterable[Span]], lifetime: float, dropped: int
+    ) -> None:
+        """What ``process`` has open now; it replaces what it said before. ``read`` makes the spans, which costs much
+        more than to keep them as they came, and most are never asked for; the first of them ``begun`` then (0: none).
+        """
         now = self._monotonic()
         last = self._reports.pop(process, None)
         if last is not None and dropped < last.dropped:
@@ -45,17 +51,27 @@ class OpenSpans:
         if len(self._reports) >= REPORTERS:
             first = min(self._reports, key=lambda name: self._reports[name].void)
             self._lost += self._reports.pop(first).dropped
-        kept = sorted(spans, key=lambda span: span.start)[:SPANS]
-        self._reports[process] = _Report(kept, now + min(max(lifetime, 0.0), LIFETIME), dropped)
+        self._reports[process] = _Report(read, begun, now + min(max(lifetime, 0.0), LIFETIME), dropped)
 
-    def live(self) -> Live:
-        """All open spans, in the order of their beginnings."""
+    def _valid(self) -> Sequence[_Report]:
+        """The reports that are valid and have spans. Void ones lose theirs."""
         now = self._monotonic()
         for report in self._reports.values():
             if report.void < now:
-                report.spans = ()
-        found = [span for report in self._reports.values() for span in report.spans]
+                report.read, report.begun = tuple, 0
+        return [report for report in self._reports.values() if report.begun]
+
+    def live(self) -> Live:
+        """All open spans, in the order of their beginnings."""
+        found: list[Span] = []
+        for report in self._valid():
+            found += sorted(report.read(), key=lambda span: span.start)[:SPANS]
         return Live(self._clock(), sorted(found, key=lambda span: span.start))
+
+    def age(self) -> float:
+        """For how many seconds the oldest open span has been open; 0 if there is none."""
+        first = min((report.begun for report in self._valid()), default=0)
+        return max(0.0, (self._clock() - first) / 1e9) if first else 0.0
 
     def dropped(self) -> int:
         """Spans that the processes lost before they sent them."""

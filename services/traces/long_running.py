@@ -24,12 +24,19 @@ _TEXT = 200
 
 
 class LongRunning:
-    """Looks at the open spans that ``live`` tells, for operations that take longer than ``seconds`` (0: none)."""
+    """Looks at the open spans that ``live`` tells, for operations that take longer than ``seconds`` (0: none). ``age``
+    is that of the oldest, in seconds: as long as all are young, they need not be told.
+    """
 
     def __init__(
-        self, live: Callable[[], Live], seconds: float, monotonic: Callable[[], float] = time.monotonic
+        self,
+        live: Callable[[], Live],
+        seconds: float,
+        age: Callable[[], float],
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._live = live
+        self._age = age
         self._seconds = seconds
         self._monotonic = monotonic
         self._looked = float("-inf")
@@ -42,6 +49,8 @@ class LongRunning:
         if not self._seconds or now - self._looked < OFTEN:
             return
         self._looked = now
+        if self._age() < self._seconds:
+            return
         live = self._live()
         traces: dict[str, list[Span]] = {}
         for span in live.spans:

@@ -112,8 +112,13 @@ class TracesServicer:
         except DecodeError as error:
             raise errors.InvalidArgument(f"open spans of {request.service}: {error}") from None
         convert.refuse(sent)
-        spans = [*islice(convert.spans_from_pb(sent), SPANS)]
-        self._live.report(request.service[:_NAME], spans, request.lifetime, request.dropped)
+        self._live.report(
+            request.service[:_NAME],
+            convert.begun(sent),
+            lambda: islice(convert.spans_from_pb(sent), SPANS),
+            request.lifetime,
+            request.dropped,
+        )
         self._told()
         return pb.ReportResponse()
 

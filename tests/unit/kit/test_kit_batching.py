@@ -124,6 +124,29 @@ def test_spans_leave_together_and_soon(way: Way) -> None:
     assert late.dropped == 0
 
 
+def test_a_batch_leaves_when_no_further_span_ends(way: Way) -> None:
+    """Long before its time, and with all that ended meanwhile."""
+    batches = Batches(way.export, Batching(queue=100, batch=10, delay=3_600_000, timeout=1000, quiet=20))
+    for _ in range(5):
+        batches.put(ended("x"))
+    eventually(lambda: sum(map(len, way.batches)) == 5)
+    gone(batches)
+
+
+def test_a_batch_does_not_wait_for_an_end_of_the_spans(way: Way) -> None:
+    """Where a span ends again and again, it waits for the delay."""
+    batches = Batches(way.export, Batching(queue=1 << 20, batch=1 << 20, delay=100, timeout=1000, quiet=3_600_000))
+    span = ended("x")
+
+    def some() -> bool:
+        batches.put(span)
+        return way.batches != []
+
+    eventually(some)
+    assert len(way.batches[0]) > 1
+    gone(batches)
+
+
 def test_what_has_no_room_or_is_not_taken_is_counted(way: Way) -> None:
     """Nobody waits for it, and one that no library can send takes only its batch along."""
     way.go.clear()

@@ -19,11 +19,15 @@ class Node:
         self.spans: list[Span] = []
         self.passed = 0
         self._caplog = caplog
-        self._watch = LongRunning(self.live, 30.0, lambda: float(self.passed))
+        self._watch = LongRunning(self.live, 30.0, self.age, lambda: float(self.passed))
         caplog.set_level(logging.INFO)
 
     def live(self) -> Live:
         return Live(NOW + self.passed * SECOND, sorted(self.spans, key=lambda span: span.start))
+
+    def age(self) -> float:
+        now = self.live().now
+        return max((now - span.start for span in self.spans), default=0) / SECOND
 
     def later(self, seconds: int) -> list[str]:
         """Let time pass; the lines of the log."""
@@ -106,7 +110,7 @@ def test_whatever_spans_say_is_one_line(node: Node) -> None:
 
 def test_it_can_be_turned_off() -> None:
     """By 0 seconds."""
-    LongRunning(lambda: pytest.fail("it looked"), 0.0).look()
+    LongRunning(lambda: pytest.fail("it looked"), 0.0, lambda: 1e9).look()
 
 
 @pytest.mark.parametrize("method", [["Wait"], {"a": 1}, None, 5, b"Wait"])
