@@ -12,7 +12,7 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -45,9 +45,9 @@ def faults() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def node(faults: Path) -> Iterator[Node]:
+def node(faults: Path, records: Callable[[], str]) -> Iterator[Node]:
     with short_directory() as directory:
-        running = Node(directory, env={"SPLITD_FAULTS": str(faults)})
+        running = Node(directory, config=records(), env={"SPLITD_FAULTS": str(faults)})
         try:
             running.up()
             yield running
