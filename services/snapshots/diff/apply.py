@@ -51,7 +51,7 @@ import time
 from services.kit import inflate, tar
 from services.oci.mounts import Mount
 from services.snapshots.diff import mounts, note, standstill, stream
-from services.snapshots.diff.blocked import Sampler
+from services.snapshots.diff.blocked import EVERY, Sampler
 from services.snapshots.diff.extract import EntryError, Extractor
 from services.snapshots.diff.mounted import Mounted
 from services.snapshots.diff.mounts import MountError
@@ -171,8 +171,9 @@ class Dispatcher:
                 worker.kill()
 
     def _sample(self) -> None:
+        """Take the samples that are due, and those that would be soon: one turn for all workers costs less."""
         for worker in self._workers.values():
-            if worker.job and not worker.sampler.pause():
+            if worker.job and worker.sampler.pause() < EVERY / 2:
                 worker.sampler.look()
 
     def _kill_stuck(self) -> None:
