@@ -19,6 +19,7 @@ import os
 import signal
 import socket
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -58,6 +59,7 @@ class Seeds:
             return
         ours, theirs = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         gc.collect()
+        sys._clear_type_cache()  # as in copies.py
         gc.freeze()  # a collection would write to what the copies share with this process
         parent = os.getpid()
         with _adopting(), open(told, "rb") as pids:
