@@ -94,10 +94,10 @@ class Seeds:
                 for process, its, command in zip(processes, theirs, commands, strict=True):
                     pid = os.fork()
                     if not pid:
-                        os.close(tells)
                         for each in theirs:
                             if each is not its:
                                 each.close()
+                        os.close(tells)  # the last: when all have, none has the socket of another
                         self._copies.sure = True
                         _grow(process, its, command)
                     os.write(tells, _PID.pack(pid))
