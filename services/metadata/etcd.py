@@ -161,7 +161,8 @@ class EtcdTransactions:
             await self._moved.wait()
 
     async def settle(self) -> None:
-        """All that was written is in etcd."""
+        """Return once etcd has all that was written, also what it is owed."""
+        await self._payments.settle()
 
     async def reached(self) -> None:
         """Wait while etcd does not answer. It may answer though the mirror does not get in step."""

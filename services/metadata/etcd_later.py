@@ -115,6 +115,11 @@ class Payments:
             self._paying.cancel()
         await self._pay()
 
+    async def settle(self) -> None:
+        """Write it now; errors are those of the store."""
+        if self._later:
+            await self._store.write(lambda tx: tx.delete(_NO_KEY))
+
     async def _pay_in_time(self) -> None:
         while self._later:
             await asyncio.sleep(self._seconds)
@@ -123,7 +128,6 @@ class Payments:
 
     async def _pay(self) -> None:
         try:
-            if self._later:
-                await self._store.write(lambda tx: tx.delete(_NO_KEY))
+            await self.settle()
         except errors.NodeError as error:
             log.warning("etcd is owed %d changes still: %s", len(self._later.owed), error)

@@ -100,6 +100,17 @@ async def test_they_get_a_transaction_of_their_own_in_time(tmp_path: Path) -> No
         assert not store._later
 
 
+async def test_who_waits_for_all_that_was_written_waits_for_etcd(tmp_path: Path) -> None:
+    """As the answer to a synchronous delete does."""
+    etcd = MemoryEtcd()
+    async with opened(etcd, tmp_path / "one.db") as store:
+        await put(store, "a")
+        await store.settle()
+        assert records(etcd) == {encode(("a",)): b"v"}
+        await store.settle()
+        assert records(etcd) == {encode(("a",)): b"v"}
+
+
 async def test_an_end_in_order_owes_nothing(tmp_path: Path) -> None:
     etcd = MemoryEtcd()
     async with opened(etcd, tmp_path / "one.db") as store:
