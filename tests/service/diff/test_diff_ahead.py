@@ -26,7 +26,7 @@ from services.snapshots.diff.ahead import Ahead
 from services.snapshots.diff.media import UNCOMPRESSED
 from services.snapshots.diff.workers import Applied, Appliers
 from tests.suites.diff_layers import BASE
-from tests.suites.diff_tars import directory, opaque, reg, tar, whiteout
+from tests.suites.diff_tars import directory, opaque, pax, reg, tar, whiteout
 from tests.support import eventually_async
 
 pytestmark = [pytest.mark.once, pytest.mark.root]
@@ -205,11 +205,13 @@ async def test_two_calls_at_once_do_not_share_the_files(machine: Machine) -> Non
     await machine.begun()
     for layer in LAYERS[1:]:
         targets = [machine.above(), machine.above()]
-        found = await asyncio.gather(*(machine.taken(layer, target) for target in targets))
-        assert [each is None for each in found].count(True) == 1
-        names = [{*os.listdir(target[0].option("upperdir"))} for target in targets]
-        assert names[found.index(None)] == set()
-        assert names[1 - found.index(None)] == FILES[layer]
+        async with (
+            machine.ahead.around(digest_of(layer), targets[0], HEADERS) as first,
+            machine.ahead.around(digest_of(layer), targets[1], HEADERS) as second,
+        ):
+            found = await asyncio.gather(second(), first())
+        assert [each is None for each in found] == [True, False]
+        assert [{*os.listdir(target[0].option("upperdir"))} for target in targets] == [FILES[layer], set()]
 
 
 async def test_the_second_client_of_an_image_begins_nothing_again(machine: Machine) -> None:
@@ -458,7 +460,7 @@ async def test_a_caller_that_goes_away_waits_for_the_move(machine: Machine, monk
 
 async def test_what_a_process_left_goes_beside_other_work(place: Path, appliers: Appliers) -> None:
     """Also a tree that is too deep for a recursion. It is not what the next process unpacks."""
-    deep = tar(reg(b"d/" * 1500 + b"file", b"x"))
+    deep = tar(pax({b"path": b"d/" * 1500 + b"file"}) + reg(b"file", b"x"))
     machine = Machine(place, appliers, [BASE, deep, SECOND])
     await machine.begun()
     await machine.ahead.aclose()
