@@ -174,6 +174,14 @@ _PLACES = 1000
 """Free ones of one size that are looked for; there were at most 300."""
 
 
+def tidy() -> None:
+    """Before a fork: a copy writes to fewer of the pages that it shares."""
+    gc.collect()
+    # the cache of methods has names that a copy would give up, one by one, as it takes others in
+    clear = getattr(sys, "_clear_internal_caches", None) or sys._clear_type_cache  # the former from 3.13
+    clear()
+
+
 class Copies:
     """Processes begin as copies while these files, of loaded modules, are as they were."""
 
@@ -205,8 +213,7 @@ class Copies:
             except Exception as error:  # supervisord must run; the processes will say the same, each in its log
                 complain(f"modules cannot be loaded in advance: {error!r}")
                 return False
-            gc.collect()
-            sys._clear_type_cache()  # it has names that a copy would give up, one by one, as it takes others in
+            tidy()
             _libc().malloc_trim(0)
             _kept.extend(fillings())
             gc.freeze()  # a collection would write to each object, and so take its page from the others

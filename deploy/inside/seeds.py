@@ -19,7 +19,6 @@ import os
 import signal
 import socket
 import struct
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -28,7 +27,7 @@ from supervisor.process import Subprocess
 from supervisor.supervisord import Supervisor
 
 from deploy.inside import mapped
-from deploy.inside.copies import Copies
+from deploy.inside.copies import Copies, tidy
 from deploy.inside.logs import complain
 from services.kit import version
 
@@ -58,8 +57,7 @@ class Seeds:
             complain(f"processes cannot be forked in advance: {error}")
             return
         ours, theirs = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-        gc.collect()
-        sys._clear_type_cache()  # as in copies.py
+        tidy()
         gc.freeze()  # a collection would write to what the copies share with this process
         parent = os.getpid()
         with _adopting(), open(told, "rb") as pids:
