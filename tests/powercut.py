@@ -88,6 +88,7 @@ class Disk:
                 not subprocess.run(["losetup", "--associated", str(self._file)], check=True, capture_output=True).stdout
             ),
             "another mount namespace has the disk",
+            60,
         )
 
 

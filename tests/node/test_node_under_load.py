@@ -241,10 +241,10 @@ async def test_five_thousand_idle_connections(node: Node) -> None:
         # all of them: one that is closed during the second round would be missing there
         eventually(lambda: are(-100, 5), "not all are closed", 30)
 
-    async with others(node) as watched:
-        files = watched.files()
-        await in_thread(load)
-        await in_thread(load)
+    watched = Watched(node)
+    files = watched.files()
+    await in_thread(load)
+    await loaded(node, load)
 
 
 async def test_a_thousand_waits_and_as_many_subscribers(node: Node, box: str) -> None:
