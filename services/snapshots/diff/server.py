@@ -112,8 +112,8 @@ class DiffServicer:
         """A layer that its namespace has already, put into the target by the snapshotter whose snapshot that is. None
         if it must be unpacked.
 
-        Which layer a blob is says its label. If that were wrong, the answer would name another layer than the
-        image's config does, or the one that the config names: then that one is what the client gets.
+        The blob's label says which layer it is. If the label is wrong, the answer has a diff id that the image's config
+        does not name, and the client refuses it; or one that the config names, and the client gets that layer.
         """
         changes = _changes(target)
         for giver in self._givers if changes else ():
