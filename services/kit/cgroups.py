@@ -49,11 +49,11 @@ def join(path: str, *, mounts: Path = Path("/proc/self/mountinfo"), own: Path = 
     """Put this process into the cgroup ``path`` of each hierarchy. The result is the files by which one goes back.
     FailedPrecondition if that is not possible.
     """
-    hierarchies = _hierarchies(mounts)
+    found_at = hierarchies(mounts)
     back = []
     for line in own.read_text().splitlines():
         _, controllers, where = line.split(":", 2)
-        found = hierarchies.get(controllers)
+        found = found_at.get(controllers)
         if found is None:  # not mounted here; or v2's beside those of v1, which is systemd's
             continue
         top, root = found
@@ -72,7 +72,7 @@ def join(path: str, *, mounts: Path = Path("/proc/self/mountinfo"), own: Path = 
     return back
 
 
-def _hierarchies(mounts: Path) -> dict[str, tuple[Path, str]]:
+def hierarchies(mounts: Path = Path("/proc/self/mountinfo")) -> dict[str, tuple[Path, str]]:
     """By its controllers as /proc/PID/cgroup names them (for v1; "" for v2, if there is no v1): where each hierarchy is
     mounted, and which of its cgroups is mounted there.
     """

@@ -2,8 +2,8 @@
 waits until its standard input ends, which is a pipe of the test's process. A SIGKILL of that closes it, too.
 
 Then it kills every process in the network namespaces whose names begin with PREFIX, and what those have started in
-namespaces of their own (the processes of containers), deletes the namespaces and with them all links, and removes
-DIRECTORY with what is mounted in it.
+namespaces of their own (the processes of containers), deletes the namespaces and with them all links, and the cgroups
+whose names begin with PREFIX, and removes DIRECTORY with what is mounted in it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
+from tests.fleets import processors
 from tests.support import processes_naming, remove
 
 NAMESPACES = Path("/run/netns")
@@ -61,6 +62,10 @@ def clear(prefix: str, directory: Path) -> None:
         time.sleep(0.02)
     for name in names:
         subprocess.run(["ip", "netns", "del", name], check=True)
+    while not processors.remove(prefix):
+        if time.monotonic() > end:
+            raise TimeoutError(f"still there {SECONDS:g} s after SIGKILL: {[*map(str, processors.groups(prefix))]}")
+        time.sleep(0.02)
     remove(directory)
 
 

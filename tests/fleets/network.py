@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from tests.fleets.processors import Group
 from tests.support import TOP
 
 T = TypeVar("T")
@@ -42,8 +43,9 @@ class Host:
     def __init__(self, network: Network, name: str, number: int) -> None:
         self.network, self.name, self.address = network, name, f"{NET}.{number}"
         self.namespace = f"{network.prefix}{name}"
-        self.inside = ("nsenter", f"--net=/run/netns/{self.namespace}")
+        self.inside: tuple[str, ...] = ("nsenter", f"--net=/run/netns/{self.namespace}")
         """The beginning of the command line of a program that is to run here."""
+        self._group: Group | None = None
         _ip("netns", "add", self.namespace)
         _ip(
             "link",
@@ -95,6 +97,19 @@ class Host:
         burst = max(rate // 100, 128 << 10)
         bucket = ("rate", f"{rate * 8}bit", "burst", str(burst), "limit", str(burst + rate // 10))
         self.run("tc", "qdisc", "replace", "dev", "eth0", "root", "tbf", *bucket)
+
+    def share(self, processors: float | None) -> None:
+        """What was started here since the first call has so many of the machine's processors together, from now on; None:
+        all that are free. FailedPrecondition where cgroups cannot do it.
+        """
+        if self._group is None:
+            self._group = Group(self.namespace)
+            self.inside = (*self._group.inside, *self.inside)
+        self._group.limit(processors)
+
+    def used(self) -> float:
+        """Seconds of a processor that have been taken by what has a share (:meth:`share`)."""
+        return 0.0 if self._group is None else self._group.used()
 
     def sent(self) -> int:
         """Bytes that have left it so far, with all headers."""

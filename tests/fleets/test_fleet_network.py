@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from services.kit import errors
+from tests.fleets import processors
 from tests.fleets.keeper import named
 from tests.fleets.network import Host, Network
 from tests.support import TOP, eventually
@@ -102,21 +104,55 @@ def test_a_function_that_is_called_on_a_host_has_that_hosts_network(hosts: list[
         here.bind((hosts[1].address, 0))
 
 
+BUSY = """
+import subprocess, sys, time
+other = subprocess.Popen([sys.executable, *sys.argv[1:]]) if sys.argv[1:] else None
+begun = time.monotonic()
+while time.monotonic() < begun + 1.5:
+    pass
+if other is not None:
+    sys.exit(other.wait())
+"""
+
+
+def test_a_host_has_a_share_of_the_processors(network: Network) -> None:
+    """All that runs there has it together, with what that has started. What is measured is what it has taken."""
+    host = network.host("four")
+    try:
+        host.share(0.2)
+    except errors.FailedPrecondition as error:
+        pytest.skip(str(error))
+    began = time.monotonic()
+    host.run(sys.executable, "-c", BUSY, "-c", BUSY)
+    passed, used = time.monotonic() - began, host.used()
+    assert 0.05 < used < 0.2 * passed * 1.1 + 0.1
+    with pytest.raises(ValueError, match="the least is 0.05"):
+        host.share(0.01)
+    host.share(None)
+    host.run(sys.executable, "-c", "while __import__('time').process_time() < 0.3: pass")
+    assert host.used() > used + 0.3
+
+
 KILLED = """
-import os, signal, sys
+import contextlib, os, signal, sys
+from services.kit import errors
 from tests.fleets.network import Network
 network = Network()
-network.host("one").start("sleep", "1000")
+host = network.host("one")
+with contextlib.suppress(errors.FailedPrecondition):
+    host.share(0.5)
+host.start("sleep", "1000")
 print(network.prefix, network.directory, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
 def test_a_killed_test_leaves_no_namespace_and_no_process() -> None:
-    """The keeper sees the end of its pipe, also after a SIGKILL of the test's process group."""
+    """No cgroup either. The keeper sees the end of its pipe, also after a SIGKILL of the test's process group."""
     done = subprocess.run(
         [sys.executable, "-c", KILLED], cwd=TOP, capture_output=True, text=True, timeout=60, check=False
     )
     prefix, directory = done.stdout.split()
     eventually(lambda: not named(prefix), f"{prefix}* is still there", 30)
     eventually(lambda: not Path(directory).exists(), f"{directory} is still there")
+    assert not list(processors.groups(prefix))

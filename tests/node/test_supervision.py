@@ -234,7 +234,7 @@ def test_services_have_the_configured_oom_score_and_cgroup_and_shims_are_not_in_
     score is the top-level key oom_score, as in containerd.
     """
     name = f"/splitd-test-{os.getpid()}"
-    hierarchies = cgroups._hierarchies(Path("/proc/self/mountinfo"))
+    hierarchies = cgroups.hierarchies()
     if "" in hierarchies:  # with v2 it must be there
         (hierarchies[""][0] / name[1:]).mkdir()
 

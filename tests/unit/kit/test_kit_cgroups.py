@@ -34,7 +34,7 @@ def groups(text: str) -> dict[str, str]:
 @pytest.fixture
 def path() -> Iterator[str]:
     """A path of a new cgroup, which is removed afterwards."""
-    hierarchies = cgroups._hierarchies(Path("/proc/self/mountinfo"))
+    hierarchies = cgroups.hierarchies()
     name = f"/splitd-test-{os.getpid()}"
     if "" in hierarchies:
         (hierarchies[""][0] / name[1:]).mkdir()
@@ -68,9 +68,7 @@ def test_a_command_runs_in_the_cgroup_and_what_it_starts_may_leave_it(path: str)
         check=True,
     )
     inside, outside, arguments, astray = done.stdout.split("===")
-    moved = {
-        controllers: path for controllers in cgroups._hierarchies(Path("/proc/self/mountinfo")) if controllers in before
-    }
+    moved = {controllers: path for controllers in cgroups.hierarchies() if controllers in before}
     assert moved
     assert groups(inside) == {**before, **moved}
     assert groups(outside) == before
