@@ -26,7 +26,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from services.etcd.store import LIMIT, Committed, Compacted, Delete, Etcd, KeyValue, Mod, Operation, Put, size_of
+from services.etcd.store import LIMIT, Committed, Delete, Etcd, KeyValue, Mod, Operation, Put, size_of
 from services.fleet import told
 from services.fleet.arriving import Arriving, Part
 from services.fleet.store import NOBODY, PEERS, Claim, Container, Image, Peer, Standing, Target, agreed
@@ -52,6 +52,8 @@ STEPS = 8
 """How often it is told that a blob has grown, at most: who reads it learns that from the bytes."""
 TRIES = 4
 """How often a claim is tried while others take it or leave it."""
+LOOKS, LOOK = 5, 0.2
+"""How often it is looked where a blob arrives whose claim does not say so, and the seconds in between."""
 
 
 class FleetNode:
@@ -191,8 +193,10 @@ class FleetNode:
         self._changed = dict.fromkeys(self._wanted)
         self._wake.set()
         for key in list(self._claims):
+            if key not in self._claims:
+                continue  # released meanwhile
             self._claims[key] = 0
-            if (await self._held(key, lease, ()))[0] != self.node:
+            if (await self._held(key, lease, (), again=True))[0] != self.node:
                 self._claims.pop(key, None)
 
     async def _write(self, lease: int) -> None:
@@ -292,16 +296,9 @@ class FleetNode:
 
     async def peers(self, digest: Digest) -> Sequence[Peer]:
         """The nodes that have a blob, or a part of it, this one too. Raises what etcd does."""
-        return list((await self._peers(digest))[0].values())
-
-    async def _peers(self, digest: Digest) -> tuple[dict[str, Peer], int]:
-        found: dict[str, Peer] = {}
-        revision = 0
         async for page in self._etcd.pages(self._key("has", str(digest), ""), count=PEERS):
-            revision = page.revision
-            found.update({peer.node: peer for pair in page.pairs if (peer := _peer(pair)) is not None})
-            break
-        return found, revision
+            return [peer for pair in page.pairs if (peer := _peer(pair)) is not None]
+        return []
 
     async def nodes(self) -> AsyncGenerator[tuple[str, Mapping[str, Any]]]:
         """Each node of the fleet with what it says of itself. Raises what etcd does."""
@@ -347,40 +344,15 @@ class FleetNode:
         found = await self._etcd.get(self._key("fetching", str(digest)))
         return str(told.read(found).get("node", "")) if found else ""
 
-    @contextlib.asynccontextmanager
-    async def find(self, namespace: str, digest: Digest) -> AsyncIterator[AsyncIterator[Sequence[Peer]]]:
-        async with contextlib.aclosing(self._found(namespace, digest)) as found:
-            yield found
-
-    async def _found(self, namespace: str, digest: Digest) -> AsyncGenerator[Sequence[Peer]]:
+    async def find(self, namespace: str, digest: Digest) -> Sequence[Peer]:
+        """As ``Fleet`` says."""
         if namespace not in self.namespaces or not self._lease:
-            yield ()
-            return
-        told = False
-        while True:
-            try:
-                peers, revision = await self._peers(digest)
-                yield self._others(peers)
-                told = True
-                async with self._etcd.watch(self._key("has", str(digest), ""), after=revision) as changes:
-                    async for each in changes:
-                        for change in each.changes:
-                            name = change.key.rpartition(b"/")[2].decode(errors="replace")
-                            peers.pop(name, None)
-                            if change.pair is not None and len(peers) < PEERS and (peer := _peer(change.pair)):
-                                peers[name] = peer
-                        if each.changes:
-                            yield self._others(peers)
-            except Compacted:
-                continue
-            except errors.NodeError as error:
-                log.debug("etcd does not say who has %s: %s", digest, error)
-                if not told:
-                    yield ()
-                return
-
-    def _others(self, peers: Mapping[str, Peer]) -> Sequence[Peer]:
-        return [peer for peer in peers.values() if peer.node != self.node and peer.address]
+            return []
+        try:
+            return [peer for peer in await self.peers(digest) if peer.node != self.node and peer.address]
+        except errors.NodeError as error:
+            log.debug("etcd does not say who has %s: %s", digest, error)
+            return []
 
     @contextlib.asynccontextmanager
     async def fetching(self, namespace: str, digest: Digest, size: int) -> AsyncIterator[LocalFetch]:
@@ -397,6 +369,8 @@ class FleetNode:
             return NOBODY
         try:
             owner, address = await self._held(key, lease, left)
+            if not address and owner not in ("", self.node):
+                address = await self._where(digest, owner)
         except BaseException as error:
             self._claims.setdefault(key, 0)
             if not isinstance(error, errors.NodeError):
@@ -405,15 +379,32 @@ class FleetNode:
             return NOBODY
         return Claim(owner, owner in ("", self.node), address)
 
-    async def _held(self, key: bytes, lease: int, left: Collection[str]) -> tuple[str, str]:
-        """The node that has a claim, and its address: this node, if it can have it; empty: nobody."""
+    async def _where(self, digest: Digest, owner: str) -> str:
+        """Where a node gives a blob whose claim does not say so, as those of earlier releases: it tells that once the
+        blob arrives. Empty: it does not.
+        """
+        for _ in range(LOOKS):
+            found = await self._etcd.get(self._key("has", str(digest), owner))
+            if found is not None:
+                return told.text(told.read(found).get("address"))
+            await asyncio.sleep(LOOK)
+        return ""
+
+    async def _held(self, key: bytes, lease: int, left: Collection[str], *, again: bool = False) -> tuple[str, str]:
+        """The node that has a claim, and its address: this node, if it can have it; empty: nobody. ``again``: it has
+        had it, and may release it meanwhile.
+        """
         said = {"v": 1, "node": self.node, "address": self.address}
         put = Put(key, json.dumps(said, separators=(",", ":")).encode(), lease)
         mod = 0
         for _ in range(TRIES if self.address else 1):
             # who serves nothing would keep the others from fetching it
             if self.address and isinstance(done := await self._etcd.commit([put], [Mod(key, mod)]), Committed):
-                self._claims[key] = done.revision
+                if again and key not in self._claims:
+                    self._ended[key] = done.revision
+                    self._wake.set()
+                else:
+                    self._claims[key] = done.revision
                 return self.node, self.address
             found = await self._etcd.get(key)
             if found is None:

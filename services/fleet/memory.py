@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 
 from services.fleet.store import NOBODY, PEERS, Claim, Container, Image, Peer, Target, agreed
 from services.kit import errors
@@ -24,17 +24,14 @@ class Village:
         self.images: dict[str, Sequence[Image]] = {}
         """By node."""
         self.containers: dict[str, Sequence[Container]] = {}
-        self._changed = asyncio.Event()
 
     def put(self, digest: Digest, peer: Peer) -> None:
         """A node says that it has a blob, or how much of it."""
         self.has.setdefault(str(digest), {})[peer.node] = peer
-        self.tell()
 
     def remove(self, digest: Digest, node: str) -> None:
         """A node does not have a blob any more."""
-        if self.has.get(str(digest), {}).pop(node, None):
-            self.tell()
+        self.has.get(str(digest), {}).pop(node, None)
 
     def gone(self, node: str) -> None:
         """A node has died: its lease has ended."""
@@ -43,16 +40,6 @@ class Village:
         self.claims = {digest: owner for digest, owner in self.claims.items() if owner.node != node}
         self.images.pop(node, None)
         self.containers.pop(node, None)
-        self.tell()
-
-    def tell(self) -> None:
-        """Let those who look for peers look again."""
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
-
-    def changed(self) -> asyncio.Event:
-        """Set at the next change."""
-        return self._changed
 
 
 class MemoryFetch:
@@ -97,26 +84,12 @@ class MemoryFleet:
     def _shares(self, namespace: str) -> bool:
         return namespace in self._namespaces and not self.away
 
-    @contextlib.asynccontextmanager
-    async def find(self, namespace: str, digest: Digest) -> AsyncIterator[AsyncIterator[Sequence[Peer]]]:
-        async with contextlib.aclosing(self._found(namespace, digest)) as found:
-            yield found
-
-    async def _found(self, namespace: str, digest: Digest) -> AsyncGenerator[Sequence[Peer]]:
-        last: Sequence[Peer] | None = None
-        while self._shares(namespace):
-            changed = self._village.changed()
-            peers = [
-                peer
-                for peer in self._village.has.get(str(digest), {}).values()
-                if peer.node != self._node and peer.address
-            ][:PEERS]
-            if peers != last:
-                yield peers
-            last = peers
-            await changed.wait()
-        if last is None:
-            yield []
+    async def find(self, namespace: str, digest: Digest) -> Sequence[Peer]:
+        await asyncio.sleep(0)
+        if not self._shares(namespace):
+            return []
+        known = self._village.has.get(str(digest), {}).values()
+        return [peer for peer in known if peer.node != self._node and peer.address][:PEERS]
 
     @contextlib.asynccontextmanager
     async def fetching(self, namespace: str, digest: Digest, size: int) -> AsyncIterator[MemoryFetch]:
@@ -133,7 +106,6 @@ class MemoryFleet:
                 kept = self._village.has.get(str(digest), {}).get(self._node)
                 if kept is not None and kept.have < kept.size:
                     self._village.remove(digest, self._node)
-                self._village.tell()
 
     async def image(self, namespace: str, name: str) -> Target | None:
         await asyncio.sleep(0)

@@ -171,55 +171,26 @@ class RemoteFleet:
         self._fleet = channel.client(fleet_stubs.FLEET)
         self._patience = _Patience()
         self._telling = loops.Tasks()
-        self._late = loops.Tasks()
-        """Questions that nobody waits for any more: how long their answers take is worth knowing."""
+        self._asking = loops.Tasks()
+        """Questions: how long their answers take is worth knowing, also if nobody waits for them any more."""
 
-    @contextlib.asynccontextmanager
-    async def find(self, namespace: str, digest: Digest) -> AsyncIterator[AsyncIterator[Sequence[Peer]]]:
-        async with contextlib.aclosing(self._found(namespace, digest)) as found:
-            yield found
+    async def find(self, namespace: str, digest: Digest) -> Sequence[Peer]:
+        asking = self._asking.start("a question to the fleet", self._found(namespace, digest))
+        if not (await asyncio.wait((asking,), timeout=self._patience.seconds))[0]:
+            self._patience.missed()
+            return []
+        return await asking
 
-    async def _found(self, namespace: str, digest: Digest) -> AsyncGenerator[Sequence[Peer]]:
-        request = pb.FindRequest(namespace=namespace, digest=str(digest))
-        answers, asked = self._fleet.Find(request), time.monotonic()
-        first = loops.task("finding peers", self._first(answers, asked))
+    async def _found(self, namespace: str, digest: Digest) -> Sequence[Peer]:
+        """The answer, however late."""
+        request, asked = pb.FindRequest(namespace=namespace, digest=str(digest)), time.monotonic()
         try:
-            if not (await asyncio.wait((first,), timeout=self._patience.seconds))[0]:
-                self._patience.missed()
-                yield ()
-            answer = await first
-            if answer is None:
-                yield ()
-            while answer is not None:
-                yield [convert.peer_from_pb(peer) for peer in answer.peers]
-                answer = await anext(answers, None)
+            answer = await self._fleet.Find(request, timeout=LONGEST)
         except errors.NodeError as error:
             log.debug("the fleet does not say who has %s: %s", digest, error)
-            yield ()
-        finally:
-            ended = self._ended(first, answers, asked)
-            if first.done():
-                await ended
-            else:
-                self._late.start("a question to the fleet", ended)
-
-    async def _first(self, answers: AsyncIterator[pb.FindResponse], asked: float) -> pb.FindResponse | None:
-        answer = await anext(answers, None)
+            return []
         self._patience.answered(time.monotonic() - asked)
-        return answer
-
-    async def _ended(
-        self, first: asyncio.Task[pb.FindResponse | None], answers: AsyncGenerator[pb.FindResponse], asked: float
-    ) -> None:
-        """End a question, once its first answer has come, or does not come any more."""
-        try:
-            await asyncio.wait((first,), timeout=max(asked + LONGEST - time.monotonic(), 0))
-        finally:
-            first.cancel()
-            await asyncio.wait((first,))
-            if not first.cancelled():
-                first.exception()  # marked as seen: nobody waits for it
-            await answers.aclose()
+        return [convert.peer_from_pb(peer) for peer in answer.peers]
 
     @contextlib.asynccontextmanager
     async def fetching(self, namespace: str, digest: Digest, size: int) -> AsyncIterator[RemoteFetch]:

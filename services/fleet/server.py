@@ -31,10 +31,9 @@ class FleetServicer:
         self._standing = standing or fleet.standing
         self._prefetches = Prefetches(fleet)
 
-    async def Find(self, request: pb.FindRequest, call: Call) -> AsyncIterator[pb.FindResponse]:
-        async with self._fleet.find(request.namespace, _digest(request.digest)) as found:
-            async for peers in found:
-                yield pb.FindResponse(peers=map(convert.peer_to_pb, peers))
+    async def Find(self, request: pb.FindRequest, call: Call) -> pb.FindResponse:
+        peers = await self._fleet.find(request.namespace, _digest(request.digest))
+        return pb.FindResponse(peers=map(convert.peer_to_pb, peers))
 
     async def Fetch(self, requests: AsyncIterator[pb.FetchRequest], call: Call) -> AsyncIterator[pb.FetchResponse]:
         first = await anext(requests, None)

@@ -153,9 +153,9 @@ class Fetch(Protocol):
 class Fleet(Protocol):
     """The other nodes, as a pull sees them. Its methods raise nothing where the fleet is down."""
 
-    def find(self, namespace: str, digest: Digest) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Peer]]]:
-        """The peers that have a blob or are fetching it, without this node; and all of them again whenever they change.
-        The first answer comes within ``LONGEST``, if need be without peers. It ends when the fleet is away.
+    async def find(self, namespace: str, digest: Digest) -> Sequence[Peer]:
+        """The peers that have a blob or are fetching it, without this node. The answer comes within ``LONGEST``, if
+        need be without peers.
         """
         ...
 

@@ -111,8 +111,9 @@ class Wanted:
 
     def _first(self, namespace: str, image: str) -> NodePull:
         """Whether this node could pull an image."""
-        name, free = self._node.node, self._space()
+        name = self._node.node
         try:
+            free = self._space()
             if namespace not in self._node.namespaces:
                 raise errors.FailedPrecondition.verbatim(f"namespace {namespace} is not shared by this node")
             orders.check_image(image)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -41,13 +40,14 @@ def box(node: str, target: Target, *, name: str = BOX, namespace: str = "default
     return Image(node, namespace, name, target, updated)
 
 
-async def until(found: AsyncIterator[Sequence[Peer]], wanted: Sequence[Peer]) -> None:
-    """Wait until exactly these peers are told."""
-    async with asyncio.timeout(10):
-        async for peers in found:
-            if list(peers) == list(wanted):
-                return
-    raise AssertionError(f"it ended before it told of {wanted}")
+async def until(fleet: Fleet, wanted: Sequence[Peer]) -> None:
+    """Ask until exactly these are the peers."""
+    await becomes(lambda: peers(fleet), list(wanted))
+
+
+async def peers(fleet: Fleet, namespace: str = "default") -> list[Peer]:
+    """Who has the blob."""
+    return list(await fleet.find(namespace, BLOB))
 
 
 async def claimed(fetch: Fetch, wanted: Claim, left: Sequence[str] = ()) -> None:
@@ -83,34 +83,27 @@ class FleetSuite(ABC):
         return str(path)
 
     async def test_nobody_has_it(self, fleets: tuple[Fleet, Fleet]) -> None:
-        """The first answer comes without peers."""
-        async with fleets[0].find("default", BLOB) as found:
-            assert list(await anext(found)) == []
+        """The answer comes without peers."""
+        assert await peers(fleets[0]) == []
 
     async def test_a_peer_fetches_it(self, fleets: tuple[Fleet, Fleet], file: str) -> None:
         """It is told with what it has, and that it has no more of it when it gives up."""
         a, b = fleets
-        async with b.find("default", BLOB) as found:
-            async with a.fetching("default", BLOB, 100) as fetch:
-                fetch.arrived(file, 0)
-                await until(found, [Peer("a", "a:1", 100, 0)])
-                fetch.arrived(file, 60)
-                await until(found, [Peer("a", "a:1", 100, 60)])
-            await until(found, [])
+        async with a.fetching("default", BLOB, 100) as fetch:
+            fetch.arrived(file, 0)
+            await until(b, [Peer("a", "a:1", 100, 0)])
+            fetch.arrived(file, 60)
+            await until(b, [Peer("a", "a:1", 100, 60)])
+        await until(b, [])
 
     async def test_a_node_is_no_peer_of_its_own(self, fleets: tuple[Fleet, Fleet], file: str) -> None:
         """Of two that fetch the same, each sees the other."""
         a, b = fleets
-        async with (
-            a.fetching("default", BLOB, 100) as one,
-            b.fetching("default", BLOB, 100) as other,
-            a.find("default", BLOB) as of_a,
-            b.find("default", BLOB) as of_b,
-        ):
+        async with a.fetching("default", BLOB, 100) as one, b.fetching("default", BLOB, 100) as other:
             one.arrived(file, 5)
             other.arrived(file, 7)
-            await until(of_a, [Peer("b", "b:1", 100, 7)])
-            await until(of_b, [Peer("a", "a:1", 100, 5)])
+            await until(a, [Peer("b", "b:1", 100, 7)])
+            await until(b, [Peer("a", "a:1", 100, 5)])
 
     async def test_one_of_them_claims_it(self, fleets: tuple[Fleet, Fleet]) -> None:
         """The other is told who, and gets the claim once the first has ended."""
@@ -139,17 +132,15 @@ class FleetSuite(ABC):
     async def test_a_namespace_that_is_not_shared(self, fleets: tuple[Fleet, Fleet], file: str) -> None:
         """Nobody is told of its blobs, nor asked for them."""
         a, b = fleets
-        async with a.fetching("private", BLOB, 100) as fetch, b.find("default", BLOB) as found:
+        async with a.fetching("private", BLOB, 100) as fetch:
             fetch.arrived(file, 50)
             assert await fetch.claim() == NOBODY
-            assert list(await anext(found)) == []
+            assert await peers(b) == []
             async with b.fetching("default", BLOB, 100) as other:
                 await claimed(other, Claim("b", True, "b:1"))
                 other.arrived(file, 1)
-                async with a.find("private", BLOB) as none:
-                    assert list(await anext(none)) == []
-                async with a.find("default", BLOB) as some:
-                    await until(some, [Peer("b", "b:1", 100, 1)])
+                await until(a, [Peer("b", "b:1", 100, 1)])
+                assert await peers(a, "private") == []
 
     async def test_what_the_others_have_as_an_image(self, members: tuple[Member, Member]) -> None:
         """A name has the target that the other node gives it: not the node's own, and nothing once that has gone."""

@@ -17,9 +17,8 @@ class FleetSources:
         self._fleet = fleet
 
     async def sources(self, digest: str, namespace: str) -> Sequence[Source]:
-        async with self._fleet.find(namespace, Digest.parse(digest)) as found:
-            peers: Sequence[store.Peer] = await anext(found, ())
-            return [Source(each.node, each.address, each.have, each.size) for each in peers]
+        peers = await self._fleet.find(namespace, Digest.parse(digest))
+        return [Source(each.node, each.address, each.have, each.size) for each in peers]
 
     async def image(self, name: str, namespace: str) -> tuple[str, int] | None:
         found = await self._fleet.image(namespace, name)

@@ -201,8 +201,7 @@ async def test_an_etcd_that_is_away_makes_nobody_wait(running: Running, one: Ser
         await says(one, "etcd cannot be used now", GATEWAY)
         async with rpc.Channel(one.sockets[0], "fleet") as channel:
             fleet = RemoteFleet(channel)
-            async with fleet.find("default", BLOB) as found:
-                assert list(await anext(found)) == []
+            assert list(await fleet.find("default", BLOB)) == []
             async with fleet.fetching("default", BLOB, 7) as fetch:
                 assert (await fetch.claim()).ours
         assert one.text().count("this node is not in the fleet: ") == 1

@@ -10,15 +10,15 @@ from pathlib import Path
 from api.splitd.fleet.v1 import fleet_pb2 as pb
 from api.splitd.fleet.v1 import fleet_stubs
 from services.etcd.memory import MemoryEtcd
-from services.etcd.store import Committed, Conflict, Delete, Mod, Operation, Uncertain
+from services.etcd.store import Committed, Conflict, Delete, Mod, Operation, Put, Uncertain
 from services.fleet.remote import RemoteFleet
 from services.fleet.store import LONGEST, NOBODY, PATIENCE, Claim
-from services.kit import rpc
+from services.kit import loops, rpc
 from services.kit.rpc import Call
 from services.oci.digests import Digest
-from tests.suites.fleet import BLOB
+from tests.suites.fleet import BLOB, peers
 from tests.support import eventually_async, within
-from tests.unit.fleet.test_fleet_node import has_keys, member
+from tests.unit.fleet.test_fleet_node import PREFIX, has_keys, member
 
 OTHER = Digest.parse("sha256:" + "9" * 64)
 
@@ -33,9 +33,9 @@ class SlowServicer:
         self.ended = 0
         self.idle = asyncio.Event()
 
-    async def Find(self, request: pb.FindRequest, call: Call) -> AsyncIterator[pb.FindResponse]:
+    async def Find(self, request: pb.FindRequest, call: Call) -> pb.FindResponse:
         await self.idle.wait()
-        yield pb.FindResponse()
+        return pb.FindResponse()
 
     async def Fetch(self, requests: AsyncIterator[pb.FetchRequest], call: Call) -> AsyncIterator[pb.FetchResponse]:
         await self.idle.wait()
@@ -79,8 +79,7 @@ async def test_a_silent_fleet_is_waited_for_once(place: Path) -> None:
     async with slow(place) as (servicer, fleet):
         with within(LONGEST, at_least=PATIENCE):
             for _ in range(10):
-                async with fleet.find("default", BLOB) as found:
-                    assert list(await anext(found)) == []
+                assert await peers(fleet) == []
         servicer.idle.set()
 
         async def answered() -> bool:
@@ -98,10 +97,19 @@ class LossyEtcd(MemoryEtcd):
         self.losing = False
         self.holding: asyncio.Event | None = None
         """Deletions are answered once it is set."""
+        self.claiming: asyncio.Event | None = None
+        """Claims are written once it is set."""
+        self.claims = 0
+        """How many wait for that."""
 
     async def commit(
         self, operations: Sequence[Operation], compares: Sequence[Mod] = (), *, seconds: float = 0.0
     ) -> Committed | Conflict:
+        if self.claiming is not None and any(
+            isinstance(each, Put) and b"/fetching/" in each.key for each in operations
+        ):
+            self.claims += 1
+            await self.claiming.wait()
         found = await super().commit(operations, compares, seconds=seconds)
         if self.losing and compares:
             raise Uncertain("the answer is lost")
@@ -113,12 +121,11 @@ class LossyEtcd(MemoryEtcd):
 async def test_a_late_answer_makes_the_next_question_wait_longer(place: Path) -> None:
     """A machine whose processors are busy is no fleet that is away."""
     async with slow(place) as (servicer, fleet):
-        async with fleet.find("default", BLOB) as found:
-            assert list(await anext(found)) == []
+        assert await peers(fleet) == []
         assert fleet._patience.seconds < PATIENCE
         servicer.idle.set()
         await eventually_async(lambda: asyncio.sleep(0, fleet._patience.seconds > PATIENCE))
-        await eventually_async(lambda: asyncio.sleep(0, not fleet._late))
+        await eventually_async(lambda: asyncio.sleep(0, not fleet._asking))
 
 
 async def test_a_claim_whose_answer_is_lost_does_not_stay() -> None:
@@ -179,3 +186,34 @@ async def test_a_claim_that_is_made_again_while_it_is_ended_ends_too() -> None:
             assert await fetch.claim() == Claim("a", True, "a:1")
             etcd.holding.set()
         await has_keys(etcd, "fetching/", lambda found: not found)
+
+
+async def test_a_claim_that_is_released_while_the_node_comes_back_ends_too() -> None:
+    """With its new lease a node writes its claims anew; the fetch of one is over before etcd has answered."""
+    etcd = LossyEtcd()
+    async with member(etcd, "a") as node:
+        async with node.fetching("default", BLOB, 100) as fetch:
+            assert await fetch.claim() == Claim("a", True, "a:1")
+            etcd.claiming = asyncio.Event()
+            etcd.revoke(node._lease)
+            await eventually_async(lambda: asyncio.sleep(0, etcd.claims))
+        etcd.claiming.set()
+        await eventually_async(lambda: asyncio.sleep(0, not node.trouble))
+        await has_keys(etcd, "fetching/", lambda found: not found)
+        assert not node._claims
+
+
+async def test_a_claim_of_an_earlier_release_does_not_say_where_the_blob_arrives() -> None:
+    """Its node says that a moment later. If it never does, its claim is taken over."""
+    etcd = MemoryEtcd()
+    async with member(etcd, "a") as node, node.fetching("default", BLOB, 100) as fetch:
+        old = b'{"v":1,"node":"old"}'
+        await etcd.commit([Put(f"{PREFIX}/fetching/{BLOB}".encode(), old)])
+        before, asking = etcd.calls, loops.task("the claim", fetch.claim())
+        await eventually_async(lambda: asyncio.sleep(0, etcd.calls > before + 2))
+        has = b'{"v":1,"size":100,"have":1,"address":"old:1"}'
+        await etcd.commit([Put(f"{PREFIX}/has/{BLOB}/old".encode(), has)])
+        assert await asking == Claim("old", False, "old:1")
+        await etcd.commit([Delete(f"{PREFIX}/has/{BLOB}/old".encode())])
+        assert await fetch.claim() == Claim("old", False)
+        assert await fetch.claim(["old"]) == Claim("a", True, "a:1")

@@ -15,7 +15,7 @@ from services.fleet.server import FleetServicer
 from services.fleet.store import NOBODY, Container, Peer, Target
 from services.fleet.told import Told
 from services.kit import loops, rpc
-from tests.suites.fleet import BLOB, BOX, OLD, FleetSuite, Member, box, images, until
+from tests.suites.fleet import BLOB, BOX, OLD, FleetSuite, Member, box, images, peers, until
 from tests.support import eventually_async, short_directory
 
 PREFIX = "/splitd/fleet"
@@ -104,21 +104,17 @@ async def test_a_lost_lease_brings_all_back() -> None:
     etcd = MemoryEtcd()
     async with member(etcd, "a") as node, member(etcd, "b") as other:
         node.blobs({str(BLOB): 7})
-        async with other.find("default", BLOB) as found:
-            async for peers in found:
-                if peers:
-                    break
+        await until(other, [Peer("a", "a:1", 7, 7)])
         lease = node._lease
         etcd.cut()
         etcd.revoke(lease)
         await holds(lambda: node.trouble)
-        async with node.fetching("default", BLOB, 7) as fetch, node.find("default", BLOB) as none:
+        async with node.fetching("default", BLOB, 7) as fetch:
             assert await fetch.claim() == NOBODY
-            assert list(await anext(none)) == []
+            assert await peers(node) == []
         etcd.cut(False)
         await holds(lambda: not node.trouble and not other.trouble)
-        async with other.find("default", BLOB) as found:
-            await until(found, [Peer("a", "a:1", 7, 7)])
+        await until(other, [Peer("a", "a:1", 7, 7)])
 
 
 async def test_where_a_node_serves_is_told_when_it_changes() -> None:
@@ -126,12 +122,11 @@ async def test_where_a_node_serves_is_told_when_it_changes() -> None:
     etcd = MemoryEtcd()
     async with member(etcd, "a") as node, member(etcd, "b") as other:
         node.blobs({str(BLOB): 7})
-        async with other.find("default", BLOB) as found:
-            await until(found, [Peer("a", "a:1", 7, 7)])
-            node.serve("")
-            await until(found, [])
-            node.serve("elsewhere:2")
-            await until(found, [Peer("a", "elsewhere:2", 7, 7)])
+        await until(other, [Peer("a", "a:1", 7, 7)])
+        node.serve("")
+        await until(other, [])
+        node.serve("elsewhere:2")
+        await until(other, [Peer("a", "elsewhere:2", 7, 7)])
         assert {name: said["address"] async for name, said in other.nodes()} == {"a": "elsewhere:2", "b": "b:1"}
         assert node.standing().address == "elsewhere:2"
 
@@ -204,9 +199,7 @@ async def test_what_a_node_says_of_itself_can_be_passed_on() -> None:
             await etcd.commit([Put(f"{PREFIX}/has/{BLOB}/{name}".encode(), value.encode())])
         told_of = {name: convert.node_to_pb(name, said) async for name, said in node.nodes()}
         assert (told_of["z"].address, told_of["z"].version, told_of["z"].since) == ("?:1", "?", 0)
-        async with node.find("default", BLOB) as found:
-            peers = await anext(found)
-        assert [convert.peer_to_pb(peer).address for peer in peers] == ["?:1"]
+        assert [convert.peer_to_pb(peer).address for peer in await peers(node)] == ["?:1"]
 
 
 def test_no_more_is_told_than_the_limit() -> None:

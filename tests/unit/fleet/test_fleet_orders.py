@@ -29,6 +29,8 @@ class Puller:
     def __init__(self) -> None:
         self.begun: list[str] = []
         self.free = 10 * GIB
+        self.lost: Exception | None = None
+        """Why nobody can say how much is free."""
         self.go = asyncio.Event()
         self.error: Exception | None = None
 
@@ -40,6 +42,11 @@ class Puller:
             raise self.error
         report(10, 10)
         return NEW.digest
+
+    def space(self) -> int:
+        if self.lost is not None:
+            raise self.lost
+        return self.free
 
 
 class Village:
@@ -63,7 +70,7 @@ class Village:
             puller.go.set()
         async with member(self.etcd, name) as node:
             self.nodes[name] = node
-            self.wanted[name] = wanted = Wanted(node, puller.pull, lambda: puller.free, quiet=0.0, retry=0.01)
+            self.wanted[name] = wanted = Wanted(node, puller.pull, puller.space, quiet=0.0, retry=0.01)
             async with loops.running("what is wanted", wanted.keep):
                 yield
 
@@ -141,6 +148,15 @@ async def test_all_nodes_pull_it() -> None:
             return not [key for key in await keys(made.etcd) if key.startswith(("wanted/", "answers/"))]
 
         await eventually_async(nothing_is_left)
+
+
+async def test_a_node_whose_disk_cannot_be_looked_at_refuses() -> None:
+    """It says so at once, and the others are asked."""
+    async with village("a", "b") as made:
+        made.pullers["b"].lost = errors.NotFound("/var/lib/splitd")
+        found = await done(made.prefetches(), order())
+        assert found.now["b"] == NodePull("b", State.REFUSED, error="/var/lib/splitd: not found")
+        assert made.begun == ["a"]
 
 
 async def test_so_many_nodes_with_the_most_space() -> None:
