@@ -18,20 +18,21 @@ PEERS := $(VENV)/peers
 PYTEST := $(BIN)/python -m pytest
 SIDE_BY_SIDE := $(BIN)/python -m tests.side_by_side
 STRANGERS := tests/fuzz tests/hostile tests/peers/test_crane.py
-# Parts of the tests, the longest first: four run side by side, and the next begins when one has ended. Those whose containers have
-# ctr's cgroups, named as the containers are, are one part.
+# Parts of the tests: four run side by side, and the next begins when one has ended. The longest are first and short ones last, so that
+# all end at about the same time. Those whose containers have ctr's cgroups, named as the containers are, are one part.
 NODES := $(wildcard tests/node/test_*.py tests/crash/test_*.py) tests/hostile tests/peers/test_crane.py
 CONTAINERS := $(shell grep -lE '"(run|tasks)"' $(filter %.py,$(NODES)))
-FILES := $(addprefix tests/service/,diff snapshots)
-STORES := $(addprefix tests/service/,gc metadata tasks)
-KIT := $(addprefix tests/service/,etcd events fleet gateway kit ttrpc wire)
-SERVICES := $(filter-out $(FILES) $(STORES) $(KIT) %__pycache__,$(patsubst %/,%,$(wildcard tests/service/*/)))
-PARTS := $(CONTAINERS) -- $(filter-out $(CONTAINERS),$(NODES)) -- $(STORES) -- $(SERVICES) -- $(FILES) -- $(KIT) -- tests/unit -- \
-	tests/fuzz tests/fleets
+service = $(addprefix tests/service/,$1)
+unit = $(addprefix tests/unit/,$1)
+PARTS := $(CONTAINERS) -- $(filter-out $(CONTAINERS),$(NODES)) -- $(call service,own traces) -- $(call service,snapshots) -- \
+	$(call service,gc metadata) -- $(call service,etcd fleet) -- $(call service,tasks) -- $(call service,diff)
+PARTS += -- $(filter-out $(PARTS) %/images %/gateway %/kit %__pycache__,$(wildcard tests/service/*)) -- $(call service,images) -- \
+	$(call service,gateway kit) -- tests/fuzz tests/fleets -- $(call unit,client deploy erofs) -- $(call unit,etcd fleet gc kit metadata)
+PARTS += -- $(filter-out $(PARTS) %__pycache__,$(wildcard tests/unit/*))
 # The tests of the second transport: the kit, the gateway and one service behind it, and a node whose calls cross every process.
-GRPCIO := $(addprefix tests/node/test_node_,transfers.py killed_processes.py) -- \
-	$(addprefix tests/node/test_node_,api.py snapshots.py writes.py pulls.py) -- \
-	$(addprefix tests/service/,kit gateway events) -- $(addprefix tests/service/,content snapshots/test_snapshotters.py)
+GRPCIO := tests/service/snapshots/test_snapshotters.py -- tests/service/content -- \
+	$(addprefix tests/node/test_node_,api.py snapshots.py writes.py) -- tests/service/kit -- tests/node/test_node_pulls.py -- \
+	tests/node/test_node_transfers.py -- tests/node/test_node_killed_processes.py -- $(call service,gateway events)
 
 .PHONY: help
 help: ## list the targets
@@ -238,7 +239,7 @@ $(VENV)/dev: $(BIN)/splitd requirements-dev.lock
 	fi
 
 # Go programs, with the versions and hashes of tests/interop/peers: built once, and again when those change.
-$(PEERS)/built: $(wildcard tests/interop/peers/* tests/interop/peers/chat/* tests/interop/peers/gojson/* tests/peers/crane/* bench/caller/*) | $(VENV)/dev test-machine
+$(PEERS)/built: $(wildcard tests/interop/peers/* tests/interop/peers/chat/* tests/interop/peers/gojson/* tests/peers/crane/* bench/caller/*) | test-machine
 	@echo "building grpc-go's interop client and server, h2spec, crane and bench/caller in $(PEERS)"
 	mkdir -p $(PEERS)
 	cd tests/interop/peers
