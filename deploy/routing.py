@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
@@ -37,8 +38,11 @@ _PATIENCE = 5.0
 @contextlib.asynccontextmanager
 async def internal(here: Place) -> AsyncIterator[rpc.Channel]:
     """The internal socket of a node that is up, which has what only operators are offered."""
+    socket = here.state / "internal.sock"
+    if not os.path.exists(socket) and not supervision.is_up(here):
+        raise supervision.not_up(here)  # nobody is about to serve it
     try:
-        async with rpc.Channel(here.state / "internal.sock", "gateway") as channel:
+        async with rpc.Channel(socket, "gateway") as channel:
             await channel.reached(_PATIENCE)
             yield channel
     except errors.Unimplemented:

@@ -16,7 +16,7 @@ import pytest
 from api.containerd.services.namespaces.v1 import namespaces_pb2, namespaces_stubs
 from api.splitd.taps.v1 import taps_pb2, taps_stubs
 from services.kit import errors, rpc
-from tests.support import TOP, ServiceProcess, eventually_async, short_directory, splitd
+from tests.support import TOP, ServiceProcess, eventually_async, short_directory, splitd, within
 
 pytestmark = [pytest.mark.once, pytest.mark.timeout(60)]
 
@@ -189,7 +189,8 @@ def test_what_cannot_be_done_is_one_line(place: Path, words: tuple[str, ...], co
 
 
 def test_without_a_node_it_says_how_to_start_one(place: Path) -> None:
-    """The exit code is that of every verb."""
+    """At once; the exit code is that of every verb."""
     for words in (("tap",), ("fault", "--list")):
-        done = splitd(*words, "--root", place / "x", "--state", place / "y", ok=False)
+        with within(4):
+            done = splitd(*words, "--root", place / "x", "--state", place / "y", ok=False)
         assert (done.returncode, done.stderr.count("no node is up at")) == (3, 1)
