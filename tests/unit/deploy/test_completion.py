@@ -14,6 +14,7 @@ import pytest
 from deploy import manual
 from deploy.splitd import parser
 from deploy.verbs import VERBS
+from tests import copies
 from tests.support import TOP, splitd
 
 
@@ -30,9 +31,8 @@ def completed(line: str, tmp_path: Path) -> set[str]:
         "COMP_POINT": str(len(line)),
         "COMP_TYPE": "9",
     }
-    subprocess.run(
-        [sys.executable, "-m", "deploy"], cwd=TOP, env=environment, check=True, capture_output=True, timeout=60
-    )
+    done = copies.run([sys.executable, "-m", "deploy"], environment, 60)
+    assert done.returncode == 0, done.stderr
     return {word.strip() for word in answer.read_text().split("\n")}
 
 

@@ -41,7 +41,7 @@ async def has_keys(etcd: MemoryEtcd, below: str, wanted: Callable[[list[str]], b
 
 @contextlib.asynccontextmanager
 async def member(etcd: MemoryEtcd, name: str) -> AsyncIterator[FleetNode]:
-    node = FleetNode(etcd, PREFIX, name, f"{name}:1", ["default"], "1")
+    node = FleetNode(etcd, PREFIX, name, f"{name}:1", ["default"], "1", quiet=0.05)
     async with loops.running("the fleet", node.keep):
         await holds(lambda: not node.trouble)
         yield node

@@ -165,7 +165,7 @@ SPANS = st.builds(
 )
 
 
-@settings(max_examples=150, derandomize=True, deadline=None, database=None)
+@settings(max_examples=75, derandomize=True, deadline=None, database=None)
 @given(st.lists(SPANS, min_size=1, max_size=12), st.lists(SPANS, max_size=6))
 def test_the_self_times_add_up(spans: list[Span], others: list[Span]) -> None:
     """To the root's time in nanoseconds, without gap and overlap, whatever the spans say."""
