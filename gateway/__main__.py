@@ -41,7 +41,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
     }
     routes = Routes(node.state, config, proxies)
     exchange = Exchange(subscribers_bytes=config.subscribers_bytes)
-    snapshotters = Snapshotters(routes, node.root)
+    snapshotters = Snapshotters(routes, node.root, proxies)
     answers = remembered(node.state, routes["metadata"])
     records = RemoteRecords(
         routes["metadata"],
@@ -64,7 +64,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
     health = NodeHealth(routes)
     servicers: list[rpc.Servicer] = [
         content,
-        SnapshotsServicer(routes, records, intents, config),
+        SnapshotsServicer(routes, records, intents, config, snapshotters.lasting),
         sandboxes,
         EventsServicer(exchange),
         IntrospectionServicer(node, health, snapshotters.now, proxies, replacing.on),

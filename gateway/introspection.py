@@ -36,12 +36,9 @@ from services.kit.rpc import Call
 from services.kit.settings import Node
 from services.kit.slices import Lane
 from services.oci import platforms
+from services.snapshots.store import DIFFER as DIFFER_OF
 from services.snapshots.store import REMAP_IDS, About
 
-EROFS = "erofs"
-"""A snapshotter of ours. containerd has a differ of the same name beside "walking", for its snapshots, and users look
-whether it is there. Here one service does the work of both.
-"""
 SKIP = "skip plugin"
 """By these words at the end of its error, clients tell a plugin that was not started on purpose from a broken one."""
 
@@ -120,6 +117,9 @@ class Row:
 )
 
 
+_WALKING = "walking"
+"""containerd's name for what our Diff is."""
+
 Standing = Callable[[str], Sequence[Candidate]]
 """The candidates of a route, by its name."""
 
@@ -130,7 +130,7 @@ def rows(
     """The plugins of a node, those that others require first. ``snapshotters`` are those of the snapshots service; a
     proxy plugin takes the place of the one that has its name. What clients may use of a snapshotter its candidates
     must have, too. While Diff has candidates it is called by the name of one: images unpacks by the calls of any but
-    our own. A foreign Diff knows nothing of our erofs.
+    our own. A differ that a snapshotter names is our Diff, too; a foreign one knows nothing of it.
 
     ``metadata.v1 bolt`` is SQLite here; clients know the metadata store by that id.
     """
@@ -191,12 +191,8 @@ def rows(
         Row(GC, "scheduler", "metadata", (METADATA,)),
         proxied(DIFFER, differ, "diff", (METADATA,))
         if differ
-        else Row(DIFFER, diffs or "walking", "diff", (METADATA,), (here,)),
-        *(
-            Row(DIFFER, about.name, "diff", (METADATA,), (here,), trouble=about.trouble)
-            for about in snapshotters
-            if about.name == EROFS and about.name not in proxies and not (differ or diffs)
-        ),
+        else Row(DIFFER, diffs or _WALKING, "diff", (METADATA,), (here,)),
+        *(() if differ or diffs else _named(snapshotters, proxies, here)),
         Row(LEASE, "manager", "metadata", (METADATA, GC)),
         Row(SERVICE, "containers-service", "metadata", (EVENT, METADATA)),
         Row(SERVICE, "content-service", "content", (METADATA,)),
@@ -238,6 +234,18 @@ def rows(
         ),
         Row(GRPC, "version"),
         Row(GRPC, "healthcheck"),
+    ]
+
+
+def _named(snapshotters: Sequence[About], proxies: Mapping[str, ProxyPlugin], here: str) -> list[Row]:
+    """The differs that snapshotters name: Diff does the work of all."""
+    of_others = [(each.exports.get(DIFFER_OF), "") for each in proxies.values() if each.type == "snapshot"]
+    of_ours = [(each.exports.get(DIFFER_OF), each.trouble) for each in snapshotters if each.name not in proxies]
+    found = {name: trouble for name, trouble in (*of_others, *of_ours) if name}
+    return [
+        Row(DIFFER, name, "diff", (METADATA,), (here,), trouble=trouble)
+        for name, trouble in found.items()
+        if name != _WALKING
     ]
 
 

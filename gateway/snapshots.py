@@ -5,7 +5,7 @@ Stat and List are metadata's alone and are relayed. All other methods resolve th
 an intent (:mod:`gateway.store`). Remove takes only the record: the collector removes the raw snapshot, as in
 containerd.
 
-The mounts that one of our own snapshotters answered are kept (:mod:`gateway.mounts`).
+The mounts of a snapshotter that says that they last are kept (:mod:`gateway.mounts`).
 """
 
 from __future__ import annotations
@@ -89,8 +89,12 @@ class SnapshotsServicer:
 
     SERVICE = SERVICE
 
-    def __init__(self, routes: Routes, records: Records, intents: Intents, config: Config) -> None:
+    def __init__(
+        self, routes: Routes, records: Records, intents: Intents, config: Config, lasting: Callable[[str], bool]
+    ) -> None:
+        """``lasting`` says of a snapshotter, by its name, whether its mounts last."""
         self._routes = routes
+        self._lasting = lasting
         self._records = records
         self._intents = intents
         self._stall = config.raw_timeout
@@ -106,7 +110,8 @@ class SnapshotsServicer:
         """The snapshotter that has the snapshot ``key``, or is to have it, by the name of its backend."""
         mounts = self._mounts.get(hop.name)
         if mounts is None:
-            mounts = self._mounts[hop.name] = Mounts(hop)
+            snapshotter = hop.name.removeprefix("snapshots.")
+            mounts = self._mounts[hop.name] = Mounts(hop, lambda: self._lasting(snapshotter))
         return _Raw(hop.having(backend, call.optional_namespace, key), mounts)
 
     async def Prepare(self, request: pb.PrepareSnapshotRequest, call: Call) -> pb.PrepareSnapshotResponse:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gateway import announced
+from gateway.config import ProxyPlugin
 from gateway.routes import Routes
 from services.kit import errors
 from services.kit.rpc import Call
 from services.snapshots.remote import snapshotters
-from services.snapshots.store import About
+from services.snapshots.store import LASTING, About
 
 log = logging.getLogger(__name__)
 
@@ -21,14 +22,17 @@ _PATIENCE = 5.0
 
 
 class Snapshotters:
-    """Asks the service ``snapshots`` whenever it comes, tells ``routes``, and keeps the answer below ``root``."""
+    """Asks the service ``snapshots`` whenever it comes, tells ``routes``, and keeps the answer below ``root``.
+    ``proxies`` are strangers' snapshotters, beside its own or in their place.
+    """
 
-    def __init__(self, routes: Routes, root: Path) -> None:
+    def __init__(self, routes: Routes, root: Path, proxies: Mapping[str, ProxyPlugin] = {}) -> None:
         self._routes = routes
         self._root = root
         self._hop = routes["snapshots"]
         self._came = asyncio.Event()
         self._hop.changed.append(self._came.set)
+        self._proxies = proxies
         self._known = announced.kept(root)
         if self._known:
             routes.know([each.name for each in self._known])
@@ -36,6 +40,13 @@ class Snapshotters:
     def names(self) -> tuple[str, ...]:
         """Of those that it announced last."""
         return tuple(each.name for each in self._known)
+
+    def lasting(self, name: str) -> bool:
+        """Whether the mounts of a snapshotter last: it announces it, or the configuration says it of a stranger's."""
+        proxy = self._proxies.get(name)
+        if proxy is not None and proxy.type == "snapshot":
+            return proxy.exports.get(LASTING) == "true"
+        return any(each.exports.get(LASTING) == "true" for each in self._known if each.name == name)
 
     async def follow(self) -> None:
         """Ask each time that the service comes; for :func:`services.kit.loops.lasting`."""

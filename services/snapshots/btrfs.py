@@ -68,6 +68,7 @@ class BtrfsSnapshotter(DirectorySnapshotter):
     """A ``Snapshotter`` of subvolumes below ``root``."""
 
     NAME = "btrfs"
+    LASTING = True
     FILESYSTEM = "btrfs"
 
     def copies(self, kind: Kind, parent: str) -> bool:

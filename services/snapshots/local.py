@@ -43,7 +43,7 @@ from services.snapshots import disk, kernel, rules
 from services.snapshots.durable import FilesystemSync, Synced
 from services.snapshots.sharing import Sharing
 from services.snapshots.soundness import Server, Soundness
-from services.snapshots.store import REBASE, SHARES, TARGET, About, Info, Kind, Usage, kept_labels
+from services.snapshots.store import DIFFER, LASTING, REBASE, SHARES, TARGET, About, Info, Kind, Usage, kept_labels
 from services.snapshots.tree import Row, Rows, Tree
 
 log = logging.getLogger(__name__)
@@ -81,6 +81,10 @@ class LocalSnapshotter(ABC):
     """The only file system that its root may be on, by the kernel's name; "": any."""
     SHARES: ClassVar[bool] = False
     """A layer that was unpacked on one parent may be shared on others: :meth:`same` says which."""
+    LASTING: ClassVar[bool] = False
+    """Mounts of a snapshot stay the same, and nothing is to be done when they are asked for."""
+    DIFFER: ClassVar[str] = ""
+    """The name of the differ that containerd has for such a snapshotter; "": clients look for none."""
     Settings: ClassVar[type[Any]] = NoSettings
     """The dataclass of its settings, table [snapshots.NAME]."""
 
@@ -166,7 +170,10 @@ class LocalSnapshotter(ABC):
 
     async def about(self) -> About:
         """The snapshotter's announcement of itself."""
-        exports = {"root": str(self.root), **({SHARES: "true"} if self.SHARES else {})}
+        exports = {"root": str(self.root)}
+        exports |= {name: "true" for name, said in ((SHARES, self.SHARES), (LASTING, self.LASTING)) if said}
+        if self.DIFFER:
+            exports[DIFFER] = self.DIFFER
         return About(self.NAME, self.PLATFORMS, exports, tuple(self.capabilities()), await self.trouble())
 
     async def _check(self) -> None:

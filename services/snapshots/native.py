@@ -24,6 +24,7 @@ class NativeSnapshotter(DirectorySnapshotter):
     """A ``Snapshotter`` of plain directories below ``root``."""
 
     NAME = "native"
+    LASTING = True
 
     def copies(self, kind: Kind, parent: str) -> bool:
         return kind is Kind.ACTIVE and bool(parent)

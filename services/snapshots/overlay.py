@@ -64,6 +64,7 @@ class OverlaySnapshotter(DirectorySnapshotter):
     """A ``Snapshotter`` of overlays below ``root``."""
 
     NAME = "overlayfs"
+    LASTING = True
     SHARES = True
     Settings = Overlayfs
 

@@ -104,6 +104,14 @@ SHARES = "shares_layers"
 """Exported as ``true`` by a snapshotter that makes a snapshot of a layer itself, if that is there on another parent and
 the label :data:`TARGET` names it.
 """
+LASTING = "lasting_mounts"
+"""Exported as ``true`` by a snapshotter whose mounts of a snapshot stay the same, and need nothing to be done when they
+are asked for. The gateway answers them from its memory then.
+"""
+DIFFER = "differ"
+"""Exported with the name of a differ that clients look for beside "walking" to use the snapshotter. The node's Diff
+does its work.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +122,7 @@ class About:
     platforms: Sequence[str] = ()
     """Each as ``os/architecture[/variant]``; none means the platform of this machine."""
     exports: Mapping[str, str] = field(default_factory=dict)
+    """Values for clients, and what others of the node may rely on: :data:`SHARES`, :data:`LASTING`, :data:`DIFFER`."""
     capabilities: Sequence[str] = ()
     trouble: str = ""
     """Why the snapshotter cannot work on this machine at present; empty if it can."""

@@ -85,6 +85,8 @@ class ErofsSnapshotter(OverlaySnapshotter):
 
     NAME = "erofs"
     SHARES = False  # by records; shelf.py shares files
+    LASTING = False  # somebody may unmount a layer, and its empty directory would be taken for it
+    DIFFER = "erofs"
     Settings = Erofs
 
     def __init__(

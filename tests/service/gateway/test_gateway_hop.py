@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import hashlib
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -151,8 +151,12 @@ class Metadata:
 
 
 @contextlib.asynccontextmanager
-async def gateway(place: Path) -> AsyncIterator[tuple[Routes, rpc.Channel]]:
-    """A gateway's calls on ``place/g.sock``, as its process has them, in front of the sockets in ``place``."""
+async def gateway(
+    place: Path, lasting: Callable[[str], bool] = lambda _: True
+) -> AsyncIterator[tuple[Routes, rpc.Channel]]:
+    """A gateway's calls on ``place/g.sock``, as its process has them, in front of the sockets in ``place``.
+    ``lasting`` says whether a snapshotter's mounts last.
+    """
     config = Config()
     routes = Routes(place, config, {})
     routes.know(["overlayfs"], heard=True)
@@ -162,7 +166,7 @@ async def gateway(place: Path) -> AsyncIterator[tuple[Routes, rpc.Channel]]:
     relay = Relay(routes, config, internal=True, coordinated=content.coordinated, joined=content.joined)
     watches = [asyncio.ensure_future(upstream.watch()) for upstream in routes.upstreams]
     routes.added.append(lambda upstream: watches.append(asyncio.ensure_future(upstream.watch())))
-    servicers: list[rpc.Servicer] = [content, SnapshotsServicer(routes, records, intents, config)]
+    servicers: list[rpc.Servicer] = [content, SnapshotsServicer(routes, records, intents, config, lasting)]
     try:
         async with (
             rpc.serving(place / "g.sock", servicers, relay=relay, relayed=True),
@@ -251,6 +255,29 @@ async def test_mounts_are_forgotten_and_small_blobs_are_not(place: Path) -> None
             assert (await read(DIGEST), await read(LARGE_DIGEST), await source()) == (SMALL, LARGE, "other")
         assert (contents[0].reads, snapshotters[0].asked) == (3, 1)
         assert (contents[1].reads, snapshotters[1].asked) == (2, 1)
+
+
+async def test_mounts_are_kept_only_while_their_snapshotter_says_that_they_last(place: Path) -> None:
+    """Another release of it may say otherwise: then those that are kept are no answers any more."""
+    says = {"overlayfs": False}
+    snapshotter = Snapshotter("one")
+    async with (
+        rpc.serving(place / "metadata.sock", [Metadata()]),
+        rpc.serving(place / "snapshots-overlayfs.sock", [snapshotter]),
+        gateway(place, says.__getitem__) as (_, channel),
+    ):
+        client = channel.client(snapshots_stubs.SNAPSHOTS)
+
+        async def asked() -> int:
+            for _ in range(2):
+                await client.Mounts(snapshots_pb2.MountsRequest(snapshotter="overlayfs", key="k"), headers=HEADERS)
+            return snapshotter.asked
+
+        assert await asked() == 2
+        says["overlayfs"] = True
+        assert await asked() == 3
+        says["overlayfs"] = False
+        assert await asked() == 5
 
 
 async def test_mounts_of_a_snapshotter_that_ends_behind_its_answer_are_forgotten(place: Path) -> None:

@@ -50,7 +50,7 @@ async def gateway(
     def watched(upstream: Upstream) -> None:
         watches.append(asyncio.create_task(upstream.watch()))
 
-    snapshotters = Snapshotters(routes, place)
+    snapshotters = Snapshotters(routes, place, proxies)
     routes.added.append(watched)
     for upstream in routes.upstreams:
         watched(upstream)
@@ -96,6 +96,21 @@ async def test_a_snapshotter_that_is_down_is_down_and_not_unknown(place: Path) -
         with pytest.raises(errors.InvalidArgument, match="not loaded: native"):
             await routes.snapshotter("native", CALL)
         assert await snapshotters.now(CALL) == (OVERLAY,)
+
+
+async def test_a_snapshotter_says_that_its_mounts_last(place: Path) -> None:
+    """It announces it; of a stranger's, the configuration says it, also if one of ours has that name."""
+    exports = {"lasting_mounts": "true"}
+    proxies = {
+        "native": ProxyPlugin(type="snapshot", address="/run/n.sock"),
+        "mine": ProxyPlugin(type="snapshot", address="/run/m.sock", exports=exports),
+        "overlayfs": ProxyPlugin(type="content", address="/run/c.sock"),
+    }
+    said = [About(name, exports=exports) for name in ("overlayfs", "native")]
+    async with gateway(place, proxies) as (routes, snapshotters), service(place, *said, BLOCK):
+        await routes.snapshotter("block", CALL)
+        names = ("overlayfs", "native", "mine", "block", "unknown")
+        assert [name for name in names if snapshotters.lasting(name)] == ["overlayfs", "mine"]
 
 
 async def test_another_release_may_have_others(place: Path) -> None:

@@ -55,7 +55,9 @@ async def test_the_process_says_which_snapshotters_it_has(process: ServiceProces
         found = await snapshotters(channel, 10)
     assert [each.name for each in found] == NAMES
     assert [each.exports for each in found] == [
-        {"root": str(process.root / "snapshots" / name)} | ({"shares_layers": "true"} if name == "overlayfs" else {})
+        {"root": str(process.root / "snapshots" / name)}
+        | ({"shares_layers": "true"} if name == "overlayfs" else {})
+        | ({"differ": "erofs"} if name == "erofs" else {"lasting_mounts": "true"})
         for name in NAMES
     ]
     assert {each.name: set(each.capabilities) - {"remap-ids"} for each in found if each.capabilities} == {

@@ -246,16 +246,17 @@ async def test_a_snapshotter_that_cannot_work_here_is_skipped(place: Path) -> No
 
 
 @pytest.mark.root
-async def test_the_differ_of_erofs_is_there_if_its_snapshotter_works(place: Path) -> None:
+async def test_the_differ_that_a_snapshotter_names_is_there_if_that_works(place: Path) -> None:
     """Whoever follows containerd's docs looks for both rows. One service does the work of both differs; another in its
-    place knows nothing of our layers.
+    place knows nothing of our layers. The configuration can name one for a stranger's snapshotter.
     """
 
     async def differs(introspection: IntrospectionServicer) -> dict[str, str]:
         wanted = pb.PluginsRequest(filters=["type==io.containerd.differ.v1"])
         return {row.id: row.init_err.message for row in (await introspection.Plugins(wanted, CALL)).plugins}
 
-    erofs, broken = About("erofs"), About("erofs", trouble="from files: no such device")
+    exports = {"differ": "erofs"}
+    erofs, broken = About("one", exports=exports), About("one", exports=exports, trouble="from files: no such device")
     assert await differs(servicer(place)) == {"walking": ""}
     assert await differs(servicer(place, snapshotters=[erofs])) == {"walking": "", "erofs": ""}
     assert await differs(servicer(place, snapshotters=[broken])) == {
@@ -265,7 +266,9 @@ async def test_the_differ_of_erofs_is_there_if_its_snapshotter_works(place: Path
     other = ProxyPlugin(type="diff", address="/run/d.sock")
     assert await differs(servicer(place, snapshotters=[erofs], other=other)) == {"other": ""}
     stranger = ProxyPlugin(type="snapshot", address="/run/e.sock")
-    assert await differs(servicer(place, snapshotters=[erofs], erofs=stranger)) == {"walking": ""}
+    assert await differs(servicer(place, snapshotters=[erofs], one=stranger)) == {"walking": ""}
+    naming = ProxyPlugin(type="snapshot", address="/run/e.sock", exports={"differ": "its"})
+    assert await differs(servicer(place, snapshotters=[erofs], two=naming)) == {"walking": "", "its": "", "erofs": ""}
 
 
 async def test_a_missing_runtime_is_an_error_that_says_what_to_install(
