@@ -7,6 +7,7 @@ no diff id, and cannot be verified.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Sequence
@@ -60,8 +61,10 @@ def _of_file(path: str, known: About, size: int) -> str:
 def _of_index(layer: str, upper: str, lowers: Sequence[str], known: About) -> str:
     """What is wrong with the index of a tar that is right; "" if nothing."""
     path, at = f"{layer}/{INDEX}", 0
-    below = of_layers(list(map(opened, lowers))) if lowers else None
-    with open(path, "rb") as file:
+    with contextlib.ExitStack() as held:
+        file = held.enter_context(open(path, "rb"))
+        found = [held.enter_context(contextlib.closing(opened(each))) for each in lowers]
+        below = of_layers(found) if found else None
         try:
             for piece in place.index_again(layer, upper, below, known):
                 if (there := file.read(len(piece))) != piece:

@@ -119,6 +119,16 @@ def test_an_index_for_other_layers_is_found(layers: tuple[Path, Path]) -> None:
     assert "/index has other bytes from " in found
 
 
+def test_files_of_the_layers_below_are_closed(layers: tuple[Path, Path]) -> None:
+    """A node has many layers, and each is on top of others."""
+    upon, base = layers
+    before = os.listdir("/proc/self/fd")
+    assert damage(upon, [base]) == ""
+    changed(1100)(upon / LAYER / INDEX)
+    assert damage(upon, [base])
+    assert os.listdir("/proc/self/fd") == before
+
+
 def test_what_was_written_by_hand_cannot_be_verified(tmp_path: Path) -> None:
     """Nobody knows what it should be."""
     (tmp_path / LAYER).mkdir()
