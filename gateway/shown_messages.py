@@ -176,7 +176,7 @@ LABEL_PREFIXES = ("containerd.io/gc.ref.", "containerd.io/gc.bref.", "containerd
 """The same for all that begin so."""
 
 OPTIONS = frozenset({"ro", "rw", "bind", "rbind", "loop", "userxattr", "volatile", "nosuid", "nodev", "noexec"})
-OPTION_PREFIXES = ("lowerdir=", "upperdir=", "workdir=", "index=", "metacopy=", "subvol=", "subvolid=")
+OPTION_PREFIXES = ("lowerdir=", "upperdir=", "workdir=", "device=", "index=", "metacopy=", "subvol=", "subvolid=")
 """Options of mounts that are shown. Those of cifs, for example, have a password."""
 
 

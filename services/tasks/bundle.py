@@ -3,6 +3,7 @@
     STATE/io.containerd.runtime.v2.task/NAMESPACE/ID/
         config.json         the OCI spec, byte for byte as the container's record has it
         rootfs/             where the shim mounts the root filesystem
+        layers/             where layers are mounted for a shim that does not mount them itself
         work -> ROOT/io.containerd.runtime.v2.task/NAMESPACE/ID
         log                 a FIFO that the shim logs to
         shim-binary-path    the shim's program, written before it is started, so that it can clean up in any case
@@ -61,6 +62,10 @@ def address_of(data: bytes) -> Address | None:
     )
 
 
+LAYERS = "layers"
+"""The directory in a bundle on which layers are mounted that the root file system stands on (``layers.py``)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Bundle:
     """The directory of one task. It need not exist."""
@@ -113,6 +118,8 @@ class Bundle:
         rootfs = self.path / "rootfs"
         if self.path.exists():
             _unmount(rootfs)
+            if (layers := self.path / LAYERS).exists():
+                _unmount_below(layers)
             try:
                 rootfs.rmdir()
             except FileNotFoundError:

@@ -21,6 +21,7 @@ from services.kit.timestamps import time_from_pb, time_to_pb
 from services.oci.descriptors_convert import descriptor_from_pb, descriptor_to_pb
 from services.oci.mounts_convert import mounts_from_pb, mounts_to_pb
 from services.oci.opaque_convert import opaque_from_pb, opaque_to_pb
+from services.oci.prepared import ALLOWED
 from services.tasks.store import IO, Container, CreateOptions, Exit, Metric, Process, ProcessInfo, Status
 
 _STATUSES = frozenset(s.value for s in Status)
@@ -166,6 +167,15 @@ _FEATURES = Struct(
         )
     }
 )
+
+
+def allowed_from_info(output: bytes) -> frozenset[str]:
+    """The types of mounts that a shim makes itself, by its RuntimeInfo: ``erofs``, ``format/*``."""
+    try:
+        info = introspection_pb2.RuntimeInfo.FromString(output)
+    except DecodeError:
+        return frozenset()
+    return frozenset(filter(None, info.annotations.get(ALLOWED, "").split(",")))
 
 
 def features_from_info(output: bytes) -> dict[str, object] | None:

@@ -29,9 +29,11 @@ from typing import Any, Self, TypeVar
 from services.kit import errors, filters, identifiers, loops, rpc, tracing
 from services.kit.faults import fault
 from services.kit.slices import Lane
+from services.oci import prepared
 from services.oci.descriptors import Descriptor
+from services.oci.mounts import Mount
 from services.oci.opaque import Opaque
-from services.tasks import checkpoint, checks, fifos
+from services.tasks import checkpoint, checks, fifos, layers
 from services.tasks import options as runtime_options
 from services.tasks import spec as specs
 from services.tasks.bundle import TASKS, Bundle
@@ -163,6 +165,10 @@ class LocalTasks:
                 ):
                     with prefixed("failed to validate OCI runtime features: "):
                         check_id_mapped_mounts(await task.program.features(chosen.given, self._config.call_timeout))
+                rootfs: Sequence[Mount] = options.rootfs
+                if prepared.needed(rootfs):
+                    allowed = await task.program.allowed_mounts(chosen.given, self._config.call_timeout)
+                    rootfs = await layers.mounted(bundle, rootfs, allowed)
                 await self._start_shim(task, chosen.given)
                 fault("tasks.shim-started")
                 with (
@@ -172,7 +178,7 @@ class LocalTasks:
                 ):
                     making = task.converse(
                         lambda c: c.create(
-                            bundle.path, options.rootfs, options.io, image, chosen.given, self._config.call_timeout
+                            bundle.path, rootfs, options.io, image, chosen.given, self._config.call_timeout
                         )
                     )
                     task.init.pid = await _or_abandoned(

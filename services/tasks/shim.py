@@ -173,6 +173,13 @@ class Program:
             )
         return convert.features_from_info(output)
 
+    async def allowed_mounts(self, options: Opaque | None, timeout: float) -> frozenset[str]:
+        """The types of mounts that a shim makes itself, of those that others are made for. Shims before containerd 2.0
+        do not tell any.
+        """
+        code, output, _ = await self._execute(["-info"], _legacy_input(options), timeout)
+        return convert.allowed_from_info(output) if code == 0 else frozenset()
+
     def _bootstrap_input(self, options: Opaque | None) -> bytes:
         params = bootstrap_pb2.BootstrapParams(
             instance_id=self.bundle.id,

@@ -53,7 +53,7 @@ from services.oci.mounts import Mount
 from services.snapshots.diff import mounts, note, standstill, stream
 from services.snapshots.diff.blocked import EVERY, Sampler
 from services.snapshots.diff.extract import EntryError, Extractor
-from services.snapshots.diff.mounted import Mounted
+from services.snapshots.diff.mounted import Mounted, Prepared
 from services.snapshots.diff.mounts import MountError
 from services.snapshots.diff.spent import Account
 from services.snapshots.erofs import place
@@ -375,6 +375,10 @@ def unpack(
     """
     faults = os.open(asked, os.O_PATH | os.O_DIRECTORY) if (asked := os.environ.get("SPLITD_FAULTS")) else None
     chunks = stream.Digested(source, account, detect=detect)
+    if any("/" in each.type for each in target):  # as none of the usual
+        mounts.unshare_mounts()
+        prepared = Prepared(target, directory)
+        target = prepared.left
     upper = _upper(target)
     if layer := _layer_of(upper or _bound(target)):
         lowers, lowest = _opened(target) if upper else (), not (upper or alone)

@@ -4,6 +4,7 @@ it is imported only for these.
 
 from __future__ import annotations
 
+import errno
 import os
 
 from services.oci.mounts import Mount
@@ -30,7 +31,7 @@ from services.snapshots.diff.mounts import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from services.snapshots.diff.fuse import Keeper
 
@@ -73,16 +74,20 @@ class Mounted:
     this object.
     """
 
-    def __init__(self, mounts: Iterable[Mount], directory: str) -> None:
+    def __init__(self, mounts: Sequence[Mount], directory: str) -> None:
         self._root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)  # the root directory in this namespace
         self._directory = directory
         self._keeper: Keeper | None = None
-        for m in mounts:
+        self._prepared = Prepared(mounts, directory)
+        for m in self._prepared.left:
             self._mount(m, _target(m, directory))
 
     def _mount(self, m: Mount, target: str) -> None:
+        if m.type == "erofs":
+            _mount_image(m, target)
+            return
         if "loop" in m.options:
-            from services.snapshots.diff.loop import attached
+            from services.kit.loop_devices import attached
 
             options = [o for o in m.options if o not in ("loop", "direct-io")]
             with attached(m.source, read_only=read_only_option(options), direct="direct-io" in m.options) as device:
@@ -113,6 +118,52 @@ class Mounted:
         unmount_all(self._directory)
         if self._keeper is not None:
             self._keeper.end()
+
+
+class Prepared:
+    """What is ``left`` of mounts once those that others stand on are made (``oci/prepared.py``), each on a directory of
+    a file system that lies on ``directory``, below what is mounted there next. Most mounts are left as they are. What
+    programs serve of the others lasts as long as this object.
+    """
+
+    def __init__(self, mounts: Sequence[Mount], directory: str) -> None:
+        self.left: Sequence[Mount] = mounts
+        self._made: list[Mounted] = []
+        if not any("/" in m.type for m in mounts):
+            return
+        from services.oci.prepared import PreparedError, filled, type_of
+
+        last = max((at for at, m in enumerate(mounts) if type_of(m) != m.type), default=None)
+        if last is None:
+            return
+        made: list[tuple[Mount, str]] = []
+        try:
+            if last:
+                mount("splitd", directory, "tmpfs", NOSUID | NODEV, "mode=0700")
+            for at, m in enumerate(mounts[:last]):
+                place = f"{directory}/{at}"
+                os.mkdir(place)
+                one = filled(m, made)
+                self._made.append(Mounted([one], place))
+                made.append((one, place))
+            self.left = [filled(mounts[last], made), *mounts[last + 1 :]]
+        except PreparedError as error:
+            raise MountError(str(error)) from None
+
+
+def _mount_image(m: Mount, target: str) -> None:
+    """Mount an EROFS image: from its files where the kernel can, else by loop devices."""
+    plain = m._replace(options=tuple(o for o in m.options if o not in ("loop", "direct-io")))
+    try:
+        _mount_one(plain, target)
+        return
+    except MountError as error:
+        if error.errno != errno.ENOTBLK:
+            raise
+    from services.kit.loop_devices import attached_image
+
+    with attached_image(m.source, plain.options, direct="direct-io" in m.options) as (device, options):
+        _mount_one(Mount(m.type, device, options, m.target), target)
 
 
 def _target(m: Mount, directory: str) -> str:

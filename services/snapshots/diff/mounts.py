@@ -38,7 +38,9 @@ may then be mounted read-only, with some of its layers.
 
 
 class MountError(Exception):
-    """A mount that cannot be made; the text is for the client."""
+    """A mount that cannot be made; the text is for the client. ``errno`` is the kernel's, if it was asked."""
+
+    errno = 0
 
 
 def to_arguments(mounts: Iterable[Mount]) -> list[str]:
@@ -61,10 +63,12 @@ def from_arguments(arguments: Sequence[str]) -> list[Mount]:
 
 
 def read_only(mounts: Iterable[Mount]) -> list[Mount]:
-    """The same trees, mounted read-only. An overlay's upper directory becomes its topmost lower one."""
+    """The same trees, mounted read-only. An overlay's upper directory becomes its topmost lower one, also where the
+    overlay is still to be prepared (``oci/prepared.py``).
+    """
     found = []
     for m in mounts:
-        if m.type != "overlay":
+        if m.type.rpartition("/")[2] != "overlay":
             found.append(Mount(m.type, m.source, (*(o for o in m.options if o not in ("ro", "rw")), "ro"), m.target))
             continue
         upper = m.option("upperdir")
@@ -115,10 +119,12 @@ def mount(source: str, target: str, fstype: str, flags: int, data: str) -> None:
     )
     if done:
         number = ctypes.get_errno()
-        raise MountError(
+        error = MountError(
             f'mount source: "{source}", target: "{target}", fstype: {fstype}, flags: {flags}, data: "{data}", err: '
             f"{words(number)}"
         )
+        error.errno = number
+        raise error
 
 
 def unmount_all(directory: str) -> None:

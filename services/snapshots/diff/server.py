@@ -176,9 +176,11 @@ class DiffServicer:
 
 def _changes(target: Sequence[Mount]) -> str:
     """The directory into which a layer for a target goes, as it is that of a snapshot; "" if that is not known."""
-    if len(target) != 1 or "ro" in target[0].options:
+    if not target or "ro" in target[-1].options:
         return ""
-    return target[0].option("upperdir") if target[0].type == "overlay" else target[0].source
+    if target[-1].type.rpartition("/")[2] == "overlay":  # others before it are layers that it stands on
+        return target[-1].option("upperdir")
+    return target[0].source if len(target) == 1 else ""
 
 
 def _unique_ref() -> str:

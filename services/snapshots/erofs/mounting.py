@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from services.kit import errors, tar
-from services.snapshots.diff import loop, mounts
+from services.kit.loop_devices import attached, attached_image
+from services.snapshots.diff import mounts
 from services.snapshots.diff.mounts import MountError
 from services.snapshots.erofs.image import MAGIC, Node
 from services.snapshots.erofs.place import DATA, INDEX, is_image, write_index
@@ -46,16 +47,13 @@ def mount(way: Way, layer: Path, target: Path) -> None:
     index, data, direct = str(layer / INDEX), str(layer / DATA), "directio" if way.direct else ""
     if is_image(str(layer)):
         if way.loop:
-            with loop.attached(index, read_only=True, direct=way.direct) as only:
+            with attached(index, read_only=True, direct=way.direct) as only:
                 mounts.mount(only, str(target), "erofs", mounts.RDONLY, "")
         else:
             mounts.mount(index, str(target), "erofs", mounts.RDONLY, direct)
     elif way.loop:
-        with (
-            loop.attached(index, read_only=True, direct=way.direct) as first,
-            loop.attached(data, read_only=True, direct=way.direct) as second,
-        ):
-            mounts.mount(first, str(target), "erofs", mounts.RDONLY, f"device={second}")
+        with attached_image(index, [f"device={data}"], direct=way.direct) as (image, options):
+            mounts.mount(image, str(target), "erofs", mounts.RDONLY, *options)
     else:
         mounts.mount(index, str(target), "erofs", mounts.RDONLY, f"device={data}" + (f",{direct}" if direct else ""))
     # the call succeeds over an empty directory where a security module or a namespace hides what it did

@@ -31,7 +31,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from services.kit import errors, loops, threads, tracing
 from services.kit.faults import fault
@@ -78,6 +78,11 @@ class Erofs(Overlayfs):
 
     loop: bool = False
     """Mount layers by loop devices, even where the kernel can mount files."""
+    mounts: Literal["overlays", "images"] = "overlays"
+    """What clients mount: overlays on layers that this node has mounted, which any client can; or the images of the
+    layers, and an overlay that is to be filled in, as containerd's erofs snapshotter answers from 2.2 on. That is for
+    shims that mount images themselves, for virtual machines.
+    """
 
 
 class ErofsSnapshotter(OverlaySnapshotter):
@@ -103,6 +108,7 @@ class ErofsSnapshotter(OverlaySnapshotter):
         self._points = root / "mounts"
         self._points.mkdir(mode=0o700, exist_ok=True)
         self._loop = isinstance(self.settings, Erofs) and self.settings.loop
+        self._answers_images = isinstance(self.settings, Erofs) and self.settings.mounts == "images"
         self._way: Way | None = None
         self._idle = idle
         self._mounting = asyncio.Lock()
@@ -126,7 +132,7 @@ class ErofsSnapshotter(OverlaySnapshotter):
         await asyncio.to_thread(self._tidied)
         with contextlib.suppress(errors.NodeError):  # damaged records: the next reader gets the error
             for row in map(self._tree.row, self._tree.view(Rows.all)):
-                if row.info.kind is not Kind.COMMITTED:
+                if row.info.kind is not Kind.COMMITTED and not self._answers_images:
                     self._stands(row.id, self._tree.view(lambda rows, row=row: rows.ancestors(row)))  # type: ignore[misc]
         if os.listdir(self._points):  # a killed process may have left more than are needed
             self._let_go_later()
@@ -197,11 +203,21 @@ class ErofsSnapshotter(OverlaySnapshotter):
             return [Mount("bind", self.changes(row.id), ("ro", "rbind"))]
         if not ancestors:
             return [Mount("bind", self.changes(row.id), ("rw" if active else "ro", "rbind"))]
+        images = [self._image(number) for number in ancestors] if self._answers_images else []
         if not active and len(ancestors) == 1:
-            return [Mount("bind", self._point(ancestors[0]), ("ro", "rbind"))]
+            return images or [Mount("bind", self._point(ancestors[0]), ("ro", "rbind"))]
         writable = [f"workdir={self.path(row.id)}/work", f"upperdir={self.changes(row.id)}"] if active else []
-        lower = "lowerdir=" + ":".join(map(self._point, ancestors))
-        return [Mount("overlay", "overlay", (*writable, lower, *self._options))]
+        if not images:
+            lower = "lowerdir=" + ":".join(map(self._point, ancestors))
+            return [Mount("overlay", "overlay", (*writable, lower, *self._options))]
+        lower = "lowerdir={{ mount 0 }}" if len(images) == 1 else f"lowerdir={{{{ overlay 0 {len(images) - 1} }}}}"
+        return [*images, Mount("format/mkdir/overlay", "overlay", (*writable, lower, *self._options))]
+
+    def _image(self, number: int) -> Mount:
+        """The mount of a layer, for those who make it themselves."""
+        layer = f"{self.path(number)}/{LAYER}"
+        data = () if place.is_image(layer) else (f"device={layer}/{DATA}",)
+        return Mount("erofs", f"{layer}/{INDEX}", ("ro", "loop", *data))
 
     async def give(self, number: int, diff_id: str, *, image: bool) -> int | None:
         async with self._alone(number):
@@ -393,7 +409,9 @@ class ErofsSnapshotter(OverlaySnapshotter):
             )
 
     async def _mounted(self, key: str) -> None:
-        """Mount what an active snapshot or a view stands on."""
+        """Mount what an active snapshot or a view stands on, unless its client does that."""
+        if self._answers_images:
+            return
 
         def read(rows: Rows) -> tuple[int, list[int]]:
             row = rules.mountable(rows, key)

@@ -15,9 +15,14 @@ from typing import Any
 
 import pytest
 
+from api.containerd.types import introspection_pb2
 from api.containerd.types.runc.options import oci_pb2
 from services.kit import errors
 from services.kit.publisher import Publisher
+from services.oci.mounts import Mount
+from services.oci.prepared import ALLOWED
+from services.snapshots.erofs.place import write_index
+from services.snapshots.erofs.written import collect
 from services.tasks.config import Config
 from services.tasks.gateway import Gateway
 from services.tasks.local import LocalTasks
@@ -68,6 +73,36 @@ class TestLocal(TasksSuite):
         (task,) = tasks._names.tasks.values()
         assert task.execs == {}
         await end(tasks, node, "k")
+
+    async def test_a_root_file_system_of_images(self, tasks: LocalTasks, node: TasksNode, place: Path) -> None:
+        """runc's shim mounts an overlay on layers that are mounted for it; they go with the task. A shim that mounts
+        such images itself gets them as they are.
+        """
+        layer, own = place / "layer", place / "own"
+        for directory in (layer, own / "fs", own / "work"):
+            directory.mkdir(parents=True)
+        with (layer / "data").open("w+b") as data:
+            tree, size = collect(str(node.rootfs), data.fileno())
+        write_index(tree, str(layer), size)
+        image = Mount("erofs", f"{layer}/index", ("ro", "loop", f"device={layer}/data"))
+        options = (f"upperdir={own}/fs", f"workdir={own}/work", "lowerdir={{ mount 0 }}")
+        rootfs = (image, Mount("format/mkdir/overlay", "overlay", options))
+        await node.add("i", "sh", "-c", "echo written >/etc/written && exec sleep 100")
+        await tasks.create(node.ns, "i", CreateOptions(rootfs=rootfs))
+        await tasks.start(node.ns, "i")
+        await eventually_async(lambda: asyncio.sleep(0, (own / "fs/etc/written").exists()), "it does not run")
+        await end(tasks, node, "i")
+        assert leftovers(node) == []
+
+        info = introspection_pb2.RuntimeInfo(annotations={ALLOWED: "mkdir/*,format/*,erofs"}).SerializeToString()
+        (place / "info").write_bytes(info)
+        program = place / "containerd-shim-own-v1"
+        shim = shutil.which("containerd-shim-runc-v2")
+        program.write_text(f'#!/bin/sh\n[ "$1" = -info ] && exec cat {place}/info\nexec {shim} "$@"\n')
+        program.chmod(0o755)
+        with pytest.raises(errors.NodeError, match="failed to mount rootfs component"):
+            await tasks.create(node.ns, "i", CreateOptions(rootfs=rootfs, runtime=str(program)))
+        assert leftovers(node) == []
 
     async def test_nothing_waits_for_the_shim_of_a_task_that_is_gone(self, tasks: LocalTasks, node: TasksNode) -> None:
         """The shim lives on for the other tasks of its group."""

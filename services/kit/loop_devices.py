@@ -1,5 +1,5 @@
 """Mounts with the option ``loop``: a loop device makes a disk of their source, a file. containerd's blockfile and erofs
-snapshotters answer such mounts.
+snapshotters answer such mounts. Workers import this, so it imports little.
 
 The device is *autocleared*: the kernel detaches it when its last user is gone, so that no worker leaves one behind,
 however it ends.
@@ -13,7 +13,10 @@ import fcntl
 import os
 import struct
 import time
-from collections.abc import Iterator
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 _CONTROL = "/dev/loop-control"
 _GET_FREE, _CONFIGURE = 0x4C82, 0x4C0A
@@ -34,6 +37,19 @@ def attached(file: str, *, read_only: bool, direct: bool = False) -> Iterator[st
         yield os.readlink(f"/proc/self/fd/{device}")
     finally:
         os.close(device)
+
+
+@contextlib.contextmanager
+def attached_image(file: str, options: Sequence[str], *, direct: bool = False) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """As :func:`attached`, of an EROFS image and its ``device=`` options, each of which names a file, too."""
+    with contextlib.ExitStack() as held:
+
+        def device(path: str) -> str:
+            return held.enter_context(attached(path, read_only=True, direct=direct))
+
+        image = device(file)
+        begin = "device="
+        yield image, tuple(begin + device(o.removeprefix(begin)) if o.startswith(begin) else o for o in options)
 
 
 def _attach(file: str, flags: int) -> int:
