@@ -65,6 +65,10 @@ log = logging.getLogger(__name__)
 
 IDLE = 30.0
 """Seconds for which a layer stays mounted after its last use."""
+FEW, SMALL = 1000, 8 << 20
+"""Files, and bytes of their data, up to which a layer is made of what was written by hand in a thread of this process:
+some 30 ms of a core, as much as it takes to start a program.
+"""
 _TRIES = 3
 
 
@@ -302,7 +306,13 @@ class ErofsSnapshotter(OverlaySnapshotter):
         """
         layer = Path(self.path(row.id), LAYER)
         with tracing.span("snapshots.layer"):
-            images = await asyncio.to_thread(self._layered, row.id, ancestors)
+            if not await threads.to_its_end(partial(_layered, layer)):
+                upper = self.changes(row.id)
+                with (layer / DATA).open("r+b") as data, prefixed(f"no layer can be made of {upper}"):
+                    await workers.run("reindex", "written", str(layer), upper, file=data.fileno(), started=_nothing)
+            images = await asyncio.to_thread(
+                lambda: [each for each in (row.id, *ancestors) if place.is_image(f"{self.path(each)}/{LAYER}")]
+            )
             if row.id in images:
                 async with self._kept_mounted([row.id]):
                     return  # the kernel takes it
@@ -317,17 +327,11 @@ class ErofsSnapshotter(OverlaySnapshotter):
                     raise disk.disk_error(error, f"the index of {layer} cannot be made") from None
                 if not right:
                     with (layer / DATA).open("rb") as data:
+                        upper = self.changes(row.id)
                         await workers.run(
-                            "reindex", str(layer), self.changes(row.id), *lowers, file=data.fileno(), started=_nothing
+                            "reindex", "again", str(layer), upper, *lowers, file=data.fileno(), started=_nothing
                         )
         fault("snapshots.after-index")
-
-    def _layered(self, number: int, ancestors: Sequence[int]) -> list[int]:
-        """Make the layer of an active snapshot, if it was not unpacked as one. Returns which of it and its ancestors
-        came as images. It blocks.
-        """
-        _layered(Path(self.path(number), LAYER))
-        return [each for each in (number, *ancestors) if place.is_image(f"{self.path(each)}/{LAYER}")]
 
     def record_commit(
         self, rows: Rows, active: Row, name: str, labels: Mapping[str, str], usage: Usage, parent: str
@@ -514,8 +518,10 @@ def _check_owner(root: tuple[int, int] | None, below: str) -> None:
         )
 
 
-def _layered(layer: Path) -> None:
-    """Make the layer of an active snapshot, if it was not unpacked as one. It blocks."""
+def _layered(layer: Path) -> bool:
+    """Make the layer of an active snapshot, if it was not unpacked as one. False if that is left to a program, since
+    much was written. It blocks.
+    """
     upper = layer.parent / "fs"
     with os.scandir(upper) as entries:
         changed = next(entries, None) is not None
@@ -526,15 +532,18 @@ def _layered(layer: Path) -> None:
                     f"a layer was unpacked into {layer}, and files were written to {upper} as well: write them to a "
                     "snapshot of the committed layer"
                 )
-            return
+            return True
         place.emptied(str(layer))
         place.mark(str(layer), WRITTEN)
         fd = os.open(layer / DATA, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            root, size = written.collect(str(upper), fd)
+            root, size = written.collect(str(upper), fd, entries=FEW, size=SMALL)
+        except written.LargeError:
+            return False
         finally:
             os.close(fd)
         write_index(root, str(layer), size)
+        return True
     except (MountError, ImageError) as error:
         raise errors.Unknown(f"no layer can be made of {upper}: {error}") from None
     except OSError as error:

@@ -20,17 +20,22 @@ _COPY = 1 << 30
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def collect(upper: str, data: int, *, entries: int = ENTRIES) -> tuple[Node, int]:
+class LargeError(MountError):
+    """There are more files, names or data than were to be collected."""
+
+
+def collect(upper: str, data: int, *, entries: int = ENTRIES, size: int | None = None) -> tuple[Node, int]:
     """The tree below the directory ``upper``; its files' data are written to the open file ``data``, and the second
-    result says how many bytes that has. OSError; MountError for an attribute that EROFS cannot have, or more than so
-    many ``entries``. It blocks.
+    result says how many bytes that has. OSError; MountError for an attribute that EROFS cannot have. LargeError for
+    more than so many ``entries``, or bytes of data if these are bounded by ``size``. It blocks.
     """
-    return _Collector(data, entries).tree(upper)
+    return _Collector(data, entries, size).tree(upper)
 
 
 class _Collector:
-    def __init__(self, data: int, entries: int) -> None:
+    def __init__(self, data: int, entries: int, size: int | None) -> None:
         self._data = data
+        self._most = size
         self._entries, self._entries_left, self._bytes_left = entries, entries, BYTES
         self._end = 0
         self._files: dict[tuple[int, int], Node] = {}
@@ -97,7 +102,7 @@ class _Collector:
         self._entries_left -= entries
         self._bytes_left -= size
         if self._entries_left < 0 or self._bytes_left < 0:
-            raise MountError(
+            raise LargeError(
                 f"it has more than {self._entries} files, or {BYTES >> 20} MiB of names and attributes, which an erofs "
                 "layer cannot have: use another snapshotter"
             )
@@ -123,6 +128,8 @@ class _Collector:
             at = min(size, os.lseek(file, begin, os.SEEK_HOLE))
             at = min(size, at + -at % _ALIGNED)
             self._end += -self._end % _ALIGNED
+            if self._most is not None and self._end + at - begin > self._most:
+                raise LargeError(f"it has more than {self._most} bytes of data")
             pieces.append((begin, self._end, at - begin))
             self._count(0, EACH)
             while begin < at:

@@ -13,7 +13,7 @@ from services.kit import errors, tar
 from services.oci.mounts import Mount
 from services.snapshots.erofs import mounting, place
 from services.snapshots.erofs.mounting import Way
-from services.snapshots.erofs.snapshotter import Erofs, ErofsSnapshotter
+from services.snapshots.erofs.snapshotter import Erofs, ErofsSnapshotter, _layered
 from services.snapshots.store import GID_MAPPING, UID_MAPPING
 from tests.suites import diff_sides
 from tests.suites.diff_tars import directory, reg
@@ -124,6 +124,22 @@ async def test_what_was_written_by_hand_becomes_a_layer(snapshotter: ErofsSnapsh
     (view,) = await snapshotter.view("view", "one")
     assert diff_sides.tree(Path(view.source)) == before
     assert (await snapshotter.usage("one")).size < 1_000_000
+
+
+@pytest.mark.parametrize(("files", "size"), [(1001, 0), (1, 9 << 20)])
+async def test_a_program_makes_a_layer_of_much_that_was_written_by_hand(
+    snapshotter: ErofsSnapshotter, files: int, size: int
+) -> None:
+    """The process goes on with its calls. The layer is the same."""
+    upper = Path((await snapshotter.prepare("key"))[0].source)
+    (upper / "d").mkdir()
+    for number in range(files):
+        (upper / f"d/{number}").write_bytes(os.urandom(7 + size))
+    before = diff_sides.tree(upper)
+    assert not _layered(upper.parent / place.LAYER), "it is made in a thread"
+    await snapshotter.commit("one", "key")
+    (view,) = await snapshotter.view("view", "one")
+    assert diff_sides.tree(Path(view.source)) == before
 
 
 async def test_a_layer_and_files_beside_it_are_refused(snapshotter: ErofsSnapshotter) -> None:
