@@ -23,6 +23,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from services.snapshots.diff.listings import Listings
+
 _ACL, DEFAULT_ACL = "system.posix_acl_access", "system.posix_acl_default"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -75,9 +77,16 @@ class Unnamed(namedtuple("Unnamed", ("path inside named"), defaults=(False, Fals
         return cls(encoded[1:], inside=bool(flags & 1), named=bool(flags & 2))
 
 
-def inherit(upper: str, below: Sequence[str], unnamed: Iterable[Unnamed], *, links: bool = True) -> None:
+def inherit(
+    upper: str,
+    below: Sequence[str],
+    unnamed: Iterable[Unnamed],
+    *,
+    links: bool = True,
+    listings: Listings | None = None,
+) -> None:
     """Give the ``unnamed`` directories of the layer in the directory ``upper`` their attributes, in the order in which
-    they were made. The layers ``below``, topmost first, must be complete.
+    they were made. The layers ``below``, topmost first, must be complete. ``listings`` know some of their directories.
 
     OSError, with the path in the layer, if a path is no directory, or is below something that is none, in one of those
     layers, as in containerd. Without ``links``, LinkError if a link must be followed, which may take long.
@@ -87,7 +96,7 @@ def inherit(upper: str, below: Sequence[str], unnamed: Iterable[Unnamed], *, lin
     """The group that a directory of ``unnamed`` hands down."""
     steps = Steps(more=1000)
     with contextlib.ExitStack() as opened:
-        lowers = [_open(opened, directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for directory in below]
+        lowers = _Lowers(opened, below, listings)
         for each in unnamed:
             path = each.path
             with contextlib.ExitStack() as inner, _naming(path):
@@ -96,7 +105,7 @@ def inherit(upper: str, below: Sequence[str], unnamed: Iterable[Unnamed], *, lin
                 for name in path.split(b"/")[1:]:
                     fd = _open(inner, name, _DIRECTORY, fd)
                 handed.pop(path, None)
-                source = topmost(path, lowers, links=links, steps=steps)
+                source = topmost(path, lowers.having(path), links=links, steps=steps)
                 if source is not None:
                     inner.callback(os.close, source)
                     _copy_late(source, fd, named=each.named)
@@ -105,6 +114,25 @@ def inherit(upper: str, below: Sequence[str], unnamed: Iterable[Unnamed], *, lin
                         handed[path] = info.st_gid
                 elif each.inside and not each.named and (group := handed.get(path[: path.rfind(b"/")])) is not None:
                     os.chown(fd, -1, group)
+
+
+class _Lowers:
+    """Layers, topmost first, each of which is opened when it is looked into."""
+
+    def __init__(self, opened: contextlib.ExitStack, directories: Sequence[str], listings: Listings | None) -> None:
+        self._opened = opened
+        self._directories = directories
+        self._listings = listings
+        self._fds: dict[str, int] = {}
+
+    def having(self, path: bytes) -> Iterator[int]:
+        """Those that may have something at ``path``."""
+        for directory in self._directories:
+            if self._listings is not None and self._listings.lacks(directory, path):
+                continue
+            if directory not in self._fds:
+                self._fds[directory] = _open(self._opened, directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            yield self._fds[directory]
 
 
 def alike(unnamed: Sequence[Unnamed], one: Sequence[str], other: Sequence[str]) -> bool:
