@@ -47,6 +47,10 @@ class Busy(Exception):
         super().__init__(text)
         self.until = until
 
+    def anew(self) -> Busy:
+        """The same without the frames that it came through, of which the one that keeps it is one."""
+        return Busy(str(self), self.until)
+
 
 class Pauses:
     """How many calls waited, and for how long at most."""
@@ -161,35 +165,44 @@ class Database:
         ``lasting`` see ``Transactions.write``.
         """
         end = time.monotonic() + (self.patience if patience is None else patience)
+        try:
+            result = await self._written(work, end, lasting=lasting)
+        except asyncio.CancelledError:  # it may be written all the same
+            if change is not None:
+                self.schedule(change)
+            raise
+        if change is not None:
+            self.schedule(change)
+        return result
+
+    async def _written(self, work: Callable[[Transaction], T], end: float, *, lasting: bool) -> T:
+        """Run ``work``, again while it is :class:`Busy`; Unavailable at ``end``."""
+        try:
+            return await self.transactions.write(work, lasting=lasting)
+        except Busy as met:
+            busy = met.anew()
         with contextlib.ExitStack() as waiting, self._delay() as delayed:
             awaited: str | Raw | None = None
             while True:
-                try:
-                    result = await self.transactions.write(work, lasting=lasting)
-                except asyncio.CancelledError:  # it may be written all the same
-                    if change is not None:
-                        self.schedule(change)
-                    raise
-                except Busy as busy:
-                    left = end - time.monotonic()
-                    if left <= 0:
-                        raise errors.Unavailable(str(busy)) from None
-                    delayed(busy.until)
-                    # The operation may have ended since the work looked: look again, now that its end cannot be missed.
-                    if busy.until != awaited:
-                        waiting.close()
-                        awaited, ended = busy.until, waiting.enter_context(self._wait(busy.until))
-                        continue
+                left = end - time.monotonic()
+                if left <= 0:
+                    raise errors.Unavailable(str(busy)) from None
+                delayed(busy.until)
+                # The operation may have ended since the work looked: look again, now that its end cannot be missed.
+                if busy.until != awaited:
+                    waiting.close()
+                    awaited, ended = busy.until, waiting.enter_context(self._wait(busy.until))
+                else:
                     self._asleep.add(ended)
                     with contextlib.suppress(TimeoutError), self._told(busy):
                         async with asyncio.timeout(left):
                             await ended
                     self._asleep.discard(ended)  # the write queues again in this turn of the loop
                     awaited = None
-                else:
-                    if change is not None:
-                        self.schedule(change)
-                    return result
+                try:
+                    return await self.transactions.write(work, lasting=lasting)
+                except Busy as met:
+                    busy = met.anew()
 
     @contextlib.contextmanager
     def _told(self, busy: Busy) -> Iterator[None]:

@@ -38,6 +38,7 @@ from services.metadata import freeing
 from services.metadata.callers import Queue
 from services.metadata.deletes import DELETE, RANGE, delete_keys
 from services.metadata.transactions import Key, Reader, Snapshot, Standing, Transaction, decode, encode, span
+from services.metadata.values import Values
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -50,10 +51,6 @@ LAYOUT = Layout(
     prepare=freeing.prepare,
     convert=freeing.convert,
 )
-_LARGEST_VALUE = 32 << 10
-"""Bytes of a key and its value that are cached at most: clients choose how large they are."""
-_VALUES = 256
-"""Values that are cached: running a container reads the same few records over and over."""
 _BATCH = 0.004
 """Seconds that the work of one commit may take, apart from its last: the rest of the queue is left to the next commit,
 and the loop's other work comes between.
@@ -105,21 +102,27 @@ class Original(Protocol):
 
 
 class _Rows:
-    """Reader and Transaction over a connection that has an open transaction."""
+    """Reader and Transaction over a connection that has an open transaction. The writing one has the cache ``values``,
+    which shows what this transaction has written.
+    """
 
-    __slots__ = ("_connection", "_execute", "cleared", "put_keys", "wrote")
+    __slots__ = ("_connection", "_execute", "_values", "put_keys", "wrote")
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, values: Values | None = None) -> None:
         self._execute = connection.execute
         self._connection = connection
+        self._values = values
         self.wrote: set[Key] = set()
         self.put_keys: list[Key] = []
-        self.cleared = False
-        """More keys were deleted than ``wrote`` lists."""
 
     def get(self, key: Key) -> bytes | None:
+        if self._values is not None and key in self._values:
+            return self._values[key]
         row = self._execute("SELECT value FROM records WHERE key = ?", (encode(key),)).fetchone()
-        return None if row is None else row[0]
+        value = None if row is None else row[0]
+        if self._values is not None:
+            self._values.remember(key, value)
+        return value
 
     def scan(self, prefix: Key, *, after: Key | None = None, limit: int | None = None) -> Iterator[tuple[Key, bytes]]:
         for key, value in self._select(prefix, after, limit).fetchall():
@@ -138,24 +141,33 @@ class _Rows:
 
     def put(self, key: Key, value: bytes) -> None:
         self.wrote.add(key)
+        if self._values is not None:
+            self._values.wrote(key, value)
         self.put_keys.append(key)
         self._execute(_PUT, (encode(key), value))
 
     def put_many(self, rows: Sequence[tuple[Key, bytes]]) -> None:
-        self.wrote.update([key for key, _ in rows])
+        self._forget([key for key, _ in rows])
         self._connection.executemany(_PUT, [(encode(key), value) for key, value in rows])
 
     def delete(self, key: Key) -> None:
-        self.wrote.add(key)
+        self._forget((key,))
         self._execute(DELETE, (encode(key),))
 
     def delete_many(self, keys: Sequence[Key]) -> None:
-        self.wrote.update(keys)
+        self._forget(keys)
         delete_keys(self._connection, map(encode, keys))
+
+    def _forget(self, keys: Sequence[Key]) -> None:
+        self.wrote.update(keys)
+        if self._values is not None:
+            for key in keys:
+                self._values.forget(key)
 
     def delete_all(self, prefix: Key, *, limit: int | None = None) -> None:
         self.wrote.add(prefix)
-        self.cleared = True
+        if self._values is not None:
+            self._values.clear()
         if limit is None:
             self._execute(RANGE, span(prefix, None))
         else:
@@ -173,8 +185,8 @@ class _ListedRows(_Rows):
 
     __slots__ = ("size",)
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        super().__init__(connection)
+    def __init__(self, connection: sqlite3.Connection, values: Values | None = None) -> None:
+        super().__init__(connection, values)
         self.size = 0
 
     def put(self, key: Key, value: bytes) -> None:
@@ -245,7 +257,7 @@ class _CachedReader:
 
     __slots__ = ("_connection", "_rows", "_values")
 
-    def __init__(self, connection: sqlite3.Connection, values: dict[Key, bytes | None]) -> None:
+    def __init__(self, connection: sqlite3.Connection, values: Values) -> None:
         self._connection = connection
         self._values = values
         self._rows: _Rows | None = None
@@ -260,11 +272,8 @@ class _CachedReader:
         try:
             return self._values[key]
         except KeyError:
-            if len(self._values) >= _VALUES:
-                self._values.clear()
             value = self._opened().get(key)
-            if len(value or b"") + sum(map(len, key)) <= _LARGEST_VALUE:
-                self._values[key] = value
+            self._values.remember(key, value)
             return value
 
     def scan(self, prefix: Key, *, after: Key | None = None, limit: int | None = None) -> Iterator[tuple[Key, bytes]]:
@@ -319,8 +328,7 @@ class SqliteTransactions:
         """Held while the writing connection has an open transaction."""
         self._queue = Queue()
         self._lasting = True
-        self._values: dict[Key, bytes | None] = {}
-        """The cache of committed values."""
+        self._values = Values()
         self._watches: list[list[Key]] = []
         self._uncommitted: list[Key] = []
         """The keys that the open transaction has set."""
@@ -526,13 +534,13 @@ class SqliteTransactions:
                 with self._changing({key[0] for key in wrote}):
                     self._writer.execute("COMMIT")
         except Again:
-            undo(self._writer)
+            self._undo()
             self._queue.put_back([each for each in batch if not each.future.cancelled()])
             for each in batch:
                 each.error = None
             raise
         except errors.NodeError as error:  # the original's, in its words
-            undo(self._writer)
+            self._undo()
             for waiting in batch:
                 if not waiting.future.done():
                     waiting.future.set_exception(error)
@@ -544,7 +552,7 @@ class SqliteTransactions:
                 error,
                 exc_info=not isinstance(error, (sqlite3.Error, OSError)),
             )
-            undo(self._writer)
+            self._undo()
             refusal = self.file.met(error) if isinstance(error, sqlite3.Error) else error
             # If not even a transaction can be begun, no work can be done.
             for waiting in batch or self._queue.take_all():
@@ -558,6 +566,10 @@ class SqliteTransactions:
             group.done = tracing.now()
         self.file.answer(batch)
         return waited
+
+    def _undo(self) -> None:
+        undo(self._writer)
+        self._values.clear()
 
     def _changes(self, wrote: set[Key]) -> dict[bytes, bytes | None]:
         """What the open transaction has changed, of the keys that its works wrote."""
@@ -614,14 +626,12 @@ class SqliteTransactions:
             waiting.group = group
             if waiting.future.cancelled():  # not begun: as if never asked
                 continue
-            rows = _Rows(self._writer) if self._original is None else _ListedRows(self._writer)
+            rows = (_Rows if self._original is None else _ListedRows)(self._writer, self._values)
             run(waiting, rows, self._writer)
-            if waiting.error is not None:
+            if waiting.error is not None:  # SQLite has what was there before
+                for key in rows.wrote:
+                    self._values.forget(key)
                 continue
-            if rows.cleared:
-                self._values.clear()
-            for key in self._values.keys() & rows.wrote:
-                del self._values[key]
             wrote |= rows.wrote
             if isinstance(rows, _ListedRows):
                 size += rows.size

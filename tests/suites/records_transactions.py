@@ -117,6 +117,43 @@ class TransactionsSuite:
 
         assert await store.write(work) == (b"new", None, [("a", "2"), ("a", "3")])
 
+    async def test_work_sees_what_works_before_it_have_done(self, store: Transactions) -> None:
+        """Also those that are written together with it; of one that failed it sees nothing."""
+        key = ("a", "x")
+
+        def fails(tx: Transaction) -> None:
+            tx.put(key, b"2")
+            tx.put(("a", "y"), b"2")
+            tx.delete(("b",))
+            raise errors.NotFound("it")
+
+        def get(tx: Reader) -> list[bytes | None]:
+            return [tx.get(each) for each in (key, ("a", "y"), ("b",))]
+
+        await store.write(lambda tx: tx.put(("b",), b"b"))
+        assert await store.write(get) == [None, None, b"b"]
+        found = await asyncio.gather(
+            store.write(lambda tx: tx.put(key, b"1")),
+            store.write(get),
+            store.write(fails),
+            store.write(get),
+            store.write(lambda tx: tx.put_many([(key, b"3"), (("a", "y"), b"3")])),
+            store.write(get),
+            store.write(lambda tx: tx.delete_many([("b",)])),
+            store.write(get),
+            store.write(lambda tx: tx.delete_all(("a",))),
+            store.write(get),
+            return_exceptions=True,
+        )
+        assert [each for each in found if isinstance(each, list)] == [
+            [b"1", None, b"b"],
+            [b"1", None, b"b"],
+            [b"3", b"3", b"b"],
+            [b"3", b"3", None],
+            [None, None, None],
+        ]
+        assert store.view(get) == [None, None, None]
+
     async def test_many_are_set_and_removed_as_one_is(self, store: Transactions) -> None:
         """Watches do not get them; cached values are not answered any more."""
         keys: list[Key] = [("a", str(n)) for n in range(5)]
