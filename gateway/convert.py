@@ -68,4 +68,5 @@ def finish_to_pb(intent: Intent, outcome: Outcome) -> pb.FinishRequest:
         digest=outcome.digest,
         size=outcome.size,
         adopted=[info_to_pb(info) for info in outcome.adopted],
+        later=outcome.later,
     )

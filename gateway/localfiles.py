@@ -82,7 +82,14 @@ class LocalFilesServicer:
             return done.digest, done.size
 
         digest, size = await self._commit(
-            call, raw, commit, ref=request.ref, size=request.size, expected=request.digest, labels=dict(request.labels)
+            call,
+            raw,
+            commit,
+            ref=request.ref,
+            size=request.size,
+            expected=request.digest,
+            labels=dict(request.labels),
+            later=request.later,
         )
         return pb.CommitResponse(digest=digest, size=size)
 

@@ -190,6 +190,8 @@ class Outcome:
     """Of content."""
     size: int = 0
     """Of content, in bytes."""
+    later: bool = False
+    """The record of content need not be on the disk when the client is answered: a later one is, that refers to it."""
     adopted: Sequence[Info] = ()
     """The snapshot that the backend had already, by its raw name; Finish answers ALREADY_EXISTS for the client."""
     mounts: Sequence[Any] = ()

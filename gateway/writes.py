@@ -51,13 +51,17 @@ class Commit:
         size: int,
         expected: str,
         labels: Mapping[str, str],
+        later: bool = False,
     ) -> tuple[str, int]:
-        """Commit ``ref``, whose bytes ``raw`` has, by ``raw_commit``; answers digest and size. Run it shielded."""
+        """Commit ``ref``, whose bytes ``raw`` has, by ``raw_commit``; answers digest and size. Run it shielded.
+
+        ``later``: its record need not be on the disk by then.
+        """
         headers = raw_headers(call, raw.name)
         intent = await self._records.begin_commit(call, ref=ref, size=size, expected=expected, labels=labels)
         if isinstance(intent, Committed):
             return intent
-        committing = _RawCommit(headers, raw, raw_commit, intent, expected)
+        committing = _RawCommit(headers, raw, raw_commit, intent, expected, later=later)
         done = await self._intents.carry_out(intent, committing, raw, call)
         return done.digest, done.size
 
@@ -65,7 +69,10 @@ class Commit:
 class _RawCommit:
     """A raw store that has the blob already is as good as one that takes it now: the bytes are the same."""
 
-    def __init__(self, headers: Headers, raw: Upstream, commit: RawCommit, intent: Intent, expected: str) -> None:
+    def __init__(
+        self, headers: Headers, raw: Upstream, commit: RawCommit, intent: Intent, expected: str, *, later: bool
+    ) -> None:
+        self._later = later
         self._headers = headers
         self._raw = raw
         self._commit = commit
@@ -80,7 +87,7 @@ class _RawCommit:
             if present is None:
                 raise
             return present
-        return Outcome(digest=digest, size=size)
+        return Outcome(digest=digest, size=size, later=self._later)
 
     async def happened(self) -> Outcome | None:
         if not self._expected:
@@ -91,7 +98,7 @@ class _RawCommit:
             info = (await client.Info(pb.InfoRequest(digest=self._expected), headers=self._headers)).info
         except errors.NotFound:
             return None
-        return Outcome(digest=info.digest, size=info.size)
+        return Outcome(digest=info.digest, size=info.size, later=self._later)
 
 
 class Writes:

@@ -153,9 +153,13 @@ class RemoteFiles:
     streams then serve instead.
     """
 
-    def __init__(self, channel: Channel, headers: Mapping[str, str | bytes] = {}) -> None:
+    def __init__(self, channel: Channel, headers: Mapping[str, str | bytes] = {}, *, later: bool = False) -> None:
+        """``later``: nobody is told of what is committed before a record that refers to it is on the disk. So the
+        blobs' own records need not be there when a commit is answered, which the gateway uses.
+        """
         self._files = channel.client(localfiles_stubs.LOCAL_FILES)
         self._headers = dict(headers)
+        self._later = later
 
     async def locate(self, digest: Digest) -> tuple[str, int]:
         response = await self._files.Locate(files_pb.LocateRequest(digest=str(digest)), headers=self._headers)
@@ -176,7 +180,7 @@ class RemoteFiles:
         computed: bool = False,
     ) -> tuple[Digest, int]:
         request = files_pb.CommitRequest(
-            ref=ref, size=size, digest=str(expected or ""), labels=labels or {}, computed=computed
+            ref=ref, size=size, digest=str(expected or ""), labels=labels or {}, computed=computed, later=self._later
         )
         response = await self._files.Commit(request, headers=self._headers, timeout=None)
         return convert.digest_from_pb(response.digest), response.size

@@ -174,10 +174,19 @@ class Content:
             hold(tx, namespace, lease, Resource("ingests", ref))
             return ingest
 
-        ingest = await self._database.write(work)
-        if ingest is None:
+        def exists(tx: Reader) -> bool:
+            return bool(expected) and schema.BLOBS.has(tx, namespace, expected)
+
+        # Not lasting by itself: after a power cut the raw ingest belongs to nobody, and the next one begins anew. But
+        # that a lease holds an existing blob is lasting.
+        if not self._database.view(exists):
+            opened = await self._database.write(work, lasting=False)
+            if opened is not None:
+                return opened
+        opened = await self._database.write(work)
+        if opened is None:
             raise errors.AlreadyExists(f"content {expected}")
-        return ingest
+        return opened
 
     def _shareable(self, tx: Reader, gateway: Gateway, digest: str, total: int) -> Blob | None:
         """Another namespace's record of ``digest`` that this namespace may share, if there is one."""

@@ -7,7 +7,8 @@ Such an intent is resolved too: when the gateway connects and lists the intents 
 
 An intent is durable before the raw call. The end of an intent that made or committed a snapshot need not be: if a power
 cut undoes it, the intent is open again, and resolving it finds the raw snapshot and ends it the same way. This does not
-hold for a commit of content: an ingest whose removal was not fsynced may be back, and would suggest the contrary.
+hold for a commit of content: an ingest whose removal was not fsynced may be back, and would suggest the contrary. So
+its end is durable too, unless the caller says that nobody is told of it before something durable was written.
 """
 
 from __future__ import annotations
@@ -63,6 +64,8 @@ class Intents:
         self._backends = backends
         self._finishers = finishers
         self._resolving: asyncio.Task[None] | None = None
+        self._forget_at = 0
+        """Nanoseconds since the epoch until which the oldest answer is kept, as far as is known."""
         self._cancelling = loops.Tasks()
         self._ending = loops.Tasks()
 
@@ -182,9 +185,13 @@ class Intents:
             for id_ in opened:
                 await self.cancel(id_)
 
-    async def finish(self, id_: str, outcome: Outcome, *, patience: float | None = None) -> Finished:
+    async def finish(
+        self, id_: str, outcome: Outcome, *, lasting: bool = True, patience: float | None = None
+    ) -> Finished:
         """Record the outcome of the raw call. A repeated call gets the same answer, result or error. NotFound for an
         intent that is neither open nor remembered. For ``patience`` see ``Database.write``.
+
+        Without ``lasting`` a power cut may take the record of content, until something lasting was written after it.
         """
         intent = self._database.view(lambda tx: schema.INTENTS.get(tx, id_))
         if intent is not None:
@@ -208,7 +215,7 @@ class Intents:
 
         fault("metadata.before-finish")
         found_again = intent is not None and intent.operation != "commit-ingest" and not outcome.adopted
-        answer = await self._database.write(work, lasting=not found_again, patience=patience)
+        answer = await self._database.write(work, lasting=lasting and not found_again, patience=patience)
         fault("metadata.finished")
         self._database.wake(id_)
         detail = answer.detail or {}
@@ -253,10 +260,12 @@ class Intents:
         schema.delete_intent(tx, intent)
         answer = Answer(ended=how, until=now + int(self._answer_kept * 10**9), detail=detail)
         schema.ANSWERS.put(tx, intent.id, value=answer)
-        for (old,), kept in schema.ANSWERS.scan(tx, limit=4):
-            if kept.until >= now:  # the oldest come first
-                break
-            schema.ANSWERS.delete(tx, old)
+        if now >= self._forget_at:
+            for (old,), kept in schema.ANSWERS.scan(tx, limit=4):
+                if kept.until >= now:  # the oldest come first
+                    self._forget_at = kept.until
+                    break
+                schema.ANSWERS.delete(tx, old)
         return answer
 
     # -- what others left open

@@ -444,7 +444,9 @@ class RecordsServicer:
 
     async def Finish(self, request: pb.FinishRequest, call: Call) -> pb.Finished:
         return convert.finished_to_pb(
-            await shielded(self._intents.finish(request.intent, convert.outcome_from_pb(request)))
+            await shielded(
+                self._intents.finish(request.intent, convert.outcome_from_pb(request), lasting=not request.later)
+            )
         )
 
     async def Cancel(self, request: pb.CancelRequest, call: Call) -> Empty:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +15,7 @@ import pytest
 
 from api.containerd.services.leases.v1 import leases_pb2, leases_stubs
 from api.containerd.services.namespaces.v1 import namespaces_pb2, namespaces_stubs
+from api.splitd.records.v1 import records_pb2 as pb
 from services.kit import errors
 from services.metadata import schema
 from services.metadata.memory import MemoryTransactions
@@ -59,12 +60,15 @@ class Counting(MemoryTransactions):
         super().__init__()
         self.rows = 0
         self.writes = 0
+        self.lasting: list[bool] = []
+        """Whether each write waits for the disk."""
 
     def view(self, work: Callable[[Reader], T]) -> T:
         return super().view(lambda tx: work(Counted(tx, self)))  # type: ignore[arg-type]
 
     async def write(self, work: Callable[[Transaction], T], *, lasting: bool = True) -> T:
         self.writes += 1
+        self.lasting.append(lasting)
         return await super().write(lambda tx: work(Counted(tx, self)), lasting=lasting)
 
 
@@ -109,12 +113,38 @@ async def test_an_operation_costs_the_same_beside_many_open_ones(store: Counting
         await an_operation_of_each_kind(world, number)
         return store.rows - before
 
+    await cost(0)  # the first one looks for answers that need not be kept any longer
     alone = await cost(1)
     for i in range(40):
         await world.open(f"r{i}")
         await world.begin_commit(f"r{i}", digest(100 + i))
         await world.begin_snapshot(f"open {i}")
     assert await cost(2) == alone
+
+
+async def test_few_writes_of_a_pull_wait_for_the_disk(store: Counting, world: World) -> None:
+    """An ingest's record and, where a later record follows, that of its blob need not be on the disk when they are
+    answered. The intent must, and that a lease holds a blob which was there already.
+    """
+
+    async def lasting(work: Awaitable[object]) -> list[bool]:
+        store.lasting.clear()
+        await work
+        return store.lasting.copy()
+
+    async def committed(number: int, *, later: bool = False) -> object:
+        intent = await world.begin_commit(f"r{number}", digest(number))
+        request = pb.FinishRequest(intent=intent.id, digest=digest(number), size=3, later=later)
+        return await world.records.Finish(request, headers=world.headers)
+
+    assert await lasting(world.open("r1", expected=digest(1))) == [False]
+    assert await lasting(committed(1, later=True)) == [True, False]
+    await world.open("r2", expected=digest(2))
+    assert await lasting(committed(2)) == [True, True]
+    with pytest.raises(errors.AlreadyExists):
+        await lasting(world.open("r3", expected=digest(1)))
+    assert store.lasting == [True]
+    assert ("content", digest(1)) in await world.held()
 
 
 async def test_an_end_costs_the_same_whatever_there_is(store: Counting, local: LocalMetadata, world: World) -> None:

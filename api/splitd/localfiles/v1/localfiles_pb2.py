@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)api/splitd/localfiles/v1/localfiles.proto\x12\x14splitd.localfiles.v1\"\x1f\n\rLocateRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\",\n\x0eLocateResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\"<\n\x0c\x42\x65ginRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12\r\n\x05total\x18\x02 \x01(\x03\x12\x10\n\x08\x65xpected\x18\x03 \x01(\t\"-\n\rBeginResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\"\xbc\x01\n\rCommitRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12?\n\x06labels\x18\x04 \x03(\x0b\x32/.splitd.localfiles.v1.CommitRequest.LabelsEntry\x12\x10\n\x08\x63omputed\x18\x05 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\".\n\x0e\x43ommitResponse\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\x32\x88\x02\n\nLocalFiles\x12S\n\x06Locate\x12#.splitd.localfiles.v1.LocateRequest\x1a$.splitd.localfiles.v1.LocateResponse\x12P\n\x05\x42\x65gin\x12\".splitd.localfiles.v1.BeginRequest\x1a#.splitd.localfiles.v1.BeginResponse\x12S\n\x06\x43ommit\x12#.splitd.localfiles.v1.CommitRequest\x1a$.splitd.localfiles.v1.CommitResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)api/splitd/localfiles/v1/localfiles.proto\x12\x14splitd.localfiles.v1\"\x1f\n\rLocateRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\",\n\x0eLocateResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\"<\n\x0c\x42\x65ginRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12\r\n\x05total\x18\x02 \x01(\x03\x12\x10\n\x08\x65xpected\x18\x03 \x01(\t\"-\n\rBeginResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\"\xcb\x01\n\rCommitRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12?\n\x06labels\x18\x04 \x03(\x0b\x32/.splitd.localfiles.v1.CommitRequest.LabelsEntry\x12\x10\n\x08\x63omputed\x18\x05 \x01(\x08\x12\r\n\x05later\x18\x06 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\".\n\x0e\x43ommitResponse\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\x32\x88\x02\n\nLocalFiles\x12S\n\x06Locate\x12#.splitd.localfiles.v1.LocateRequest\x1a$.splitd.localfiles.v1.LocateResponse\x12P\n\x05\x42\x65gin\x12\".splitd.localfiles.v1.BeginRequest\x1a#.splitd.localfiles.v1.BeginResponse\x12S\n\x06\x43ommit\x12#.splitd.localfiles.v1.CommitRequest\x1a$.splitd.localfiles.v1.CommitResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,11 +42,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BEGINRESPONSE']._serialized_start=208
   _globals['_BEGINRESPONSE']._serialized_end=253
   _globals['_COMMITREQUEST']._serialized_start=256
-  _globals['_COMMITREQUEST']._serialized_end=444
-  _globals['_COMMITREQUEST_LABELSENTRY']._serialized_start=399
-  _globals['_COMMITREQUEST_LABELSENTRY']._serialized_end=444
-  _globals['_COMMITRESPONSE']._serialized_start=446
-  _globals['_COMMITRESPONSE']._serialized_end=492
-  _globals['_LOCALFILES']._serialized_start=495
-  _globals['_LOCALFILES']._serialized_end=759
+  _globals['_COMMITREQUEST']._serialized_end=459
+  _globals['_COMMITREQUEST_LABELSENTRY']._serialized_start=414
+  _globals['_COMMITREQUEST_LABELSENTRY']._serialized_end=459
+  _globals['_COMMITRESPONSE']._serialized_start=461
+  _globals['_COMMITRESPONSE']._serialized_end=507
+  _globals['_LOCALFILES']._serialized_start=510
+  _globals['_LOCALFILES']._serialized_end=774
 # @@protoc_insertion_point(module_scope)

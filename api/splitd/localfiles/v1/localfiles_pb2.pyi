@@ -39,7 +39,7 @@ class BeginResponse(_message.Message):
     def __init__(self, path: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class CommitRequest(_message.Message):
-    __slots__ = ("ref", "size", "digest", "labels", "computed")
+    __slots__ = ("ref", "size", "digest", "labels", "computed", "later")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -52,12 +52,14 @@ class CommitRequest(_message.Message):
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     COMPUTED_FIELD_NUMBER: _ClassVar[int]
+    LATER_FIELD_NUMBER: _ClassVar[int]
     ref: str
     size: int
     digest: str
     labels: _containers.ScalarMap[str, str]
     computed: bool
-    def __init__(self, ref: _Optional[str] = ..., size: _Optional[int] = ..., digest: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., computed: _Optional[bool] = ...) -> None: ...
+    later: bool
+    def __init__(self, ref: _Optional[str] = ..., size: _Optional[int] = ..., digest: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., computed: _Optional[bool] = ..., later: _Optional[bool] = ...) -> None: ...
 
 class CommitResponse(_message.Message):
     __slots__ = ("digest", "size")

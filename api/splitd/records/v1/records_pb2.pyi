@@ -236,16 +236,18 @@ class Intent(_message.Message):
     def __init__(self, id: _Optional[str] = ..., backend: _Optional[str] = ..., raw_ref: _Optional[str] = ..., raw_key: _Optional[str] = ..., raw_parent: _Optional[str] = ..., raw_name: _Optional[str] = ..., raw_labels: _Optional[_Mapping[str, str]] = ..., target: _Optional[str] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
 
 class FinishRequest(_message.Message):
-    __slots__ = ("intent", "digest", "size", "adopted")
+    __slots__ = ("intent", "digest", "size", "adopted", "later")
     INTENT_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     ADOPTED_FIELD_NUMBER: _ClassVar[int]
+    LATER_FIELD_NUMBER: _ClassVar[int]
     intent: str
     digest: str
     size: int
     adopted: _containers.RepeatedCompositeFieldContainer[_snapshots_pb2.Info]
-    def __init__(self, intent: _Optional[str] = ..., digest: _Optional[str] = ..., size: _Optional[int] = ..., adopted: _Optional[_Iterable[_Union[_snapshots_pb2.Info, _Mapping]]] = ...) -> None: ...
+    later: bool
+    def __init__(self, intent: _Optional[str] = ..., digest: _Optional[str] = ..., size: _Optional[int] = ..., adopted: _Optional[_Iterable[_Union[_snapshots_pb2.Info, _Mapping]]] = ..., later: _Optional[bool] = ...) -> None: ...
 
 class Finished(_message.Message):
     __slots__ = ("events", "digest", "size")
