@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from services.images import names
 from services.images.concurrency.budget import Gate
@@ -194,28 +194,46 @@ class _Pull:
         """
         if not self._graph.first(descriptor):
             return
-        await self._fetch(descriptor, tracker)
+        document = _Document(descriptor)
+        await run_all([self._fetch_document(document, tracker), self._walk_below(document, tracker)])
+
+    async def _fetch_document(self, document: _Document, tracker: Tracker) -> None:
+        await self._fetch(document.descriptor, tracker, begun=document.arriving)
+        document.arrived()
+
+    async def _walk_below(self, document: _Document, tracker: Tracker) -> None:
+        """Fetch what a document refers to, as soon as it can be read: the node may still be writing it to the disk."""
+        descriptor = document.descriptor
         try:
-            children = await self._graph.children(descriptor)
+            listed = await self._graph.all_children(await document.readable())
+            children = await self._graph.chosen(descriptor, listed)
         # an error about the document, which does not say whose it is
         except (errors.Unknown, errors.InvalidArgument, errors.ResourceExhausted) as error:
             raise type(error).verbatim(f"{self._reference.host}/{self._reference.repository}: {error}") from None
         tracker.children(descriptor, children)
-        if media_types.is_manifest(descriptor.media_type):
-            config, layers = parts(children)
-            self.figures.layers += len(layers)
-            others = [child for child in children if child is not config and child not in layers]
-            if self._wanted and config is not None and layers:
-                await run_all([self._unpacked(descriptor, config, layers, tracker), self._walk_all(others, tracker)])
-                return
+        labelled = self._labelled(document, listed)
+        if not media_types.is_manifest(descriptor.media_type):
+            await run_all([labelled, self._walk_all(children, tracker)])
+            return
+        config, layers = parts(children)
+        self.figures.layers += len(layers)
+        others = [child for child in children if child is not config and child not in layers]
+        if self._wanted and config is not None and layers:
             await run_all(
-                [
-                    *(self._fetch(layer, tracker, number) for number, layer in enumerate(layers)),
-                    self._walk_all([*([config] if config is not None else []), *others], tracker),
-                ]
+                [labelled, self._unpacked(descriptor, config, layers, tracker), self._walk_all(others, tracker)]
             )
             return
-        await self._walk_all(children, tracker)
+        await run_all(
+            [
+                labelled,
+                *(self._fetch(layer, tracker, number) for number, layer in enumerate(layers)),
+                self._walk_all([*([config] if config is not None else []), *others], tracker),
+            ]
+        )
+
+    async def _labelled(self, document: _Document, listed: Sequence[Descriptor]) -> None:
+        await document.there()
+        await self._graph.label(document.descriptor, listed)
 
     async def _walk_all(self, children: Sequence[Descriptor], tracker: Tracker) -> None:
         await for_each(children, lambda child: self.walk(child, tracker), _WALKED)
@@ -224,18 +242,20 @@ class _Pull:
         self, manifest: Descriptor, config: Descriptor, layers: Sequence[Descriptor], tracker: Tracker
     ) -> None:
         """Fetch an image's config and layers, and unpack it meanwhile."""
-        await self._fetch(config, tracker)
-        blobs = _Arriving(len(layers))
+        document = _Document(config)
+        blobs = _Arriving(len(layers), document)
 
         async def unpacked() -> None:
+            how = await self._node.unpacks(self._wanted[0].snapshotter)
             chain_id = await self._unpacker.unpack(
                 self._node,
-                config,
+                await document.readable(),
                 layers,
                 self._wanted,
                 blobs=blobs,
                 extracting=tracker.extracting,
                 origin=Origin(str(self._reference), manifest.digest),
+                how=how,
             )
             # all layers were unpacked before; or the image is not for this machine, and all are fetched without
             # unpacking
@@ -258,7 +278,7 @@ class _Pull:
             )
 
         with contextlib.closing(blobs):
-            await run_all([unpacked(), fetching()])
+            await run_all([self._fetch_document(document, tracker), unpacked(), fetching()])
 
     async def _fetch(
         self, descriptor: Descriptor, tracker: Tracker, number: int = 0, begun: Begun = no_follower
@@ -312,10 +332,48 @@ class _Pull:
             await self._fetcher.refetch(self._node, self._client, self._reference, descriptor, number, trouble)
 
 
-class _Arriving:
-    """The layers of an image that are arriving: :class:`~services.images.layers.unpacker.Blobs`."""
+class _Document:
+    """A document that is being fetched. It can be read as soon as its bytes are known to be right: three waits for the
+    disk before its blob exists. One reader reads it.
+    """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, descriptor: Descriptor) -> None:
+        self.descriptor = descriptor
+        self._known = descriptor
+        self._readable, self._there = asyncio.Event(), asyncio.Event()
+
+    def arriving(self, ingest: Ingest) -> None:
+        """Its blob has begun to arrive (``Begun``)."""
+        if isinstance(ingest, FileIngest) and self.descriptor.size <= _SMALL:
+            ingest.when_right(self._right)
+
+    def _right(self, data: bytes) -> None:
+        self._known = replace(self.descriptor, data=data)
+        self._readable.set()
+
+    def arrived(self) -> None:
+        """Its blob exists."""
+        self._readable.set()
+        self._there.set()
+
+    async def readable(self) -> Descriptor:
+        """Its descriptor, once the node can read it: with its bytes, if its blob may not exist yet. These are given
+        away.
+        """
+        await self._readable.wait()
+        known, self._known = self._known, self.descriptor
+        return known
+
+    async def there(self) -> None:
+        """Return when its blob exists."""
+        await self._there.wait()
+
+
+class _Arriving:
+    """The layers of an image that are arriving: :class:`~services.images.layers.blobs.Blobs`."""
+
+    def __init__(self, count: int, config: _Document) -> None:
+        self.config_there = config.there
         self.lowest: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         """The lowest layer that is wanted, once that is known."""
         self._ingests: list[FileIngest | None] = [None] * count

@@ -156,12 +156,6 @@ class Graph:
         """As :meth:`Walk.first`."""
         return self._walk.first(descriptor)
 
-    async def children(self, descriptor: Descriptor) -> list[Descriptor]:
-        """The wanted children of a manifest or an index; nothing else has any. NotFound if the document does not
-        exist.
-        """
-        return await self.wanted(descriptor, await self.all_children(descriptor))
-
     async def all_children(self, descriptor: Descriptor) -> list[Descriptor]:
         """All children in the document. ResourceExhausted for more layers than an image may have."""
         children = await self._walk.children(descriptor)
@@ -172,9 +166,12 @@ class Graph:
         return children
 
     async def wanted(self, descriptor: Descriptor, children: list[Descriptor]) -> list[Descriptor]:
-        """Label ``descriptor`` with all its children, so that no existing one is collected. Returns the wanted
-        children.
-        """
+        """:meth:`label` with all children, and return those that are :meth:`chosen`."""
+        await self.label(descriptor, children)
+        return await self.chosen(descriptor, children)
+
+    async def label(self, descriptor: Descriptor, children: Sequence[Descriptor]) -> None:
+        """Label the blob of ``descriptor`` with all its children, so that none is collected."""
         labels: dict[str, str] = {}
         piece = self._walk.lane.slice()
         for key, value in each_reference_label(children):
@@ -184,6 +181,9 @@ class Graph:
         left = iter(labels.items())
         while some := dict(islice(left, _AT_ONCE)):
             await self._node.label(descriptor.digest, some)
+
+    async def chosen(self, descriptor: Descriptor, children: list[Descriptor]) -> list[Descriptor]:
+        """Those of all ``children`` that the store wants. NotFound where it wants one, and there is none."""
         self.has_octet_stream |= any(child.media_type == OCTET_STREAM for child in children)
         listed = len(children)
         self.only_indexes &= is_index(descriptor.media_type) and all(is_index(child.media_type) for child in children)

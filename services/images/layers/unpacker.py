@@ -27,14 +27,12 @@ image. If several transfers want to unpack the same layer at once, one does it a
 from __future__ import annotations
 
 import base64
-import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from services.images.concurrency.budget import Budget
 from services.images.concurrency.gather import run_all
@@ -42,8 +40,10 @@ from services.images.concurrency.keyed_locks import KeyedLocks
 from services.images.concurrency.stagger import may_start
 from services.images.documents.blobs import config_of
 from services.images.documents.manifests import Config
+from services.images.layers.blobs import Blobs, CompleteBlobs
 from services.images.layers.chain import Chain
-from services.images.transfer import Ingest, IngestRestarted, NeedsLowerLayers, Node, Unpacking
+from services.images.layers.labels import Labels
+from services.images.transfer import IngestRestarted, NeedsLowerLayers, Node, Unpacking, UnpackModes
 from services.kit import errors, rpc, tracing
 from services.kit.faults import fault
 from services.kit.identifiers import quoted
@@ -74,28 +74,6 @@ _LABEL_LIMIT = 4096
 _TRIES = 3
 _NAMED = 4
 """Reasons that an error names."""
-
-
-class Blobs(Protocol):
-    """The blobs of an image's layers, by number; 0 is the lowest."""
-
-    def wanted(self, number: int) -> None:
-        """Announce that this blob and all above it will be asked for. Called at least once before any is asked for."""
-        ...
-
-    async def begun(self, number: int) -> None:
-        """Return when the blob has begun to arrive, or exists."""
-        ...
-
-    def ingest(self, number: int) -> AbstractAsyncContextManager[Ingest | None]:
-        """The ingest of a blob that is arriving or has just arrived; for one block only. None if the blob exists and
-        can be read from the store.
-        """
-        ...
-
-    async def there(self, number: int) -> None:
-        """Return when the blob exists."""
-        ...
 
 
 Extracting = Callable[[Descriptor, int], None]
@@ -135,23 +113,6 @@ class Origin(NamedTuple):
                 )
             )
         return found
-
-
-class CompleteBlobs:
-    """The ``Blobs`` of an image whose layers all exist."""
-
-    def wanted(self, number: int) -> None:
-        return
-
-    async def begun(self, number: int) -> None:
-        return
-
-    @contextlib.asynccontextmanager
-    async def ingest(self, number: int) -> AsyncIterator[None]:
-        yield
-
-    async def there(self, number: int) -> None:
-        return
 
 
 def parts(children: Sequence[Descriptor]) -> tuple[Descriptor | None, list[Descriptor]]:
@@ -208,9 +169,11 @@ class Unpacker:
         blobs: Blobs | None = None,
         extracting: Extracting | None = None,
         origin: Origin | None = None,
+        how: UnpackModes | None = None,
     ) -> str:
         """Unpack ``layers``, lowest first, as ``wanted`` (:func:`accepted`) says for the platform of ``config``, whose
-        blob exists. ``origin``: the registry that they come from, if any.
+        blob exists, or which brings its bytes. ``origin``: the registry that they come from, if any. ``how`` layers can
+        be unpacked, if the caller has asked the node already.
 
         Returns the topmost chain id. It is "" if the image is for another system; then nothing was done, and no layer
         was wanted.
@@ -230,7 +193,8 @@ class Unpacker:
                 return ""
             name = wanted[0].snapshotter
             chain = chain_ids(what.diff_ids)
-            how = await node.unpacks(name)
+            how = how or await node.unpacks(name)
+            blobs = blobs or CompleteBlobs()
             if how.wants_origin and origin is not None:
                 layers = origin.annotated(layers)
             span.put({"splitd.snapshotter": name, "splitd.side_by_side": how.side_by_side})
@@ -242,7 +206,7 @@ class Unpacker:
                 how.follows,
                 how.shares,
                 how.wants_origin,
-                blobs or CompleteBlobs(),
+                blobs,
                 extracting or _no_extracting,
                 self._locks,
                 self._budget,
@@ -250,11 +214,10 @@ class Unpacker:
                     _Layer(number, *each)
                     for number, each in enumerate(zip(layers, what.diff_ids, chain, ["", *chain[:-1]], strict=True))
                 ],
+                Labels(node),
             )
-            await (stack.side_by_side() if how.side_by_side and len(chain) > 1 else stack.in_order())
+            await run_all([stack.unpacked(config, side_by_side=how.side_by_side), stack.labels.run()])
             tracing.operation(**{"splitd.layers": len(chain), "splitd.layers.present": len(chain) - len(stack.made)})
-            fault("images.unpacked")
-            await node.label(config.digest, {f"containerd.io/gc.ref.snapshot.{name}": chain[-1]})
             return chain[-1]
 
 
@@ -319,6 +282,7 @@ class _Stack:
     locks: KeyedLocks
     budget: Budget
     layers: Sequence[_Layer]
+    labels: Labels
     made: dict[int, _Made] = field(default_factory=dict)
     """The layers that are made here, by number."""
 
@@ -334,6 +298,14 @@ class _Stack:
             if not self.made[each].alone:
                 return found
         return None
+
+    async def unpacked(self, config: Descriptor, *, side_by_side: bool) -> None:
+        """Make the layers of the image with this config, and add what labels its blobs get."""
+        await (self.side_by_side() if side_by_side and len(self.layers) > 1 else self.in_order())
+        fault("images.unpacked")
+        await self.blobs.config_there()
+        self.labels.add(config.digest, {f"containerd.io/gc.ref.snapshot.{self.name}": self.layers[-1].chain_id})
+        self.labels.end()
 
     async def in_order(self) -> None:
         """Make each layer once the one below it is committed."""
@@ -500,7 +472,7 @@ class _Extraction:
             await rpc.shielded(self._removed(self._key))
             raise
         if not staged:
-            await self._node.label(self._descriptor.digest, {UNCOMPRESSED: layer.diff_id})
+            self._stack.labels.add(self._descriptor.digest, {UNCOMPRESSED: layer.diff_id})
 
     async def _prepared(self, parent: str) -> list[Mount] | None:
         """Mounts to unpack onto; None if the snapshot exists, or the snapshotter made it."""

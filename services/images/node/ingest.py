@@ -91,6 +91,7 @@ class FileIngest:
         self._followers: list[_NewsWriter] = []
         self._stopped = False
         self._right = False
+        self._told: Callable[[bytes], None] | None = None
         self._kept = self._over = False
 
     @property
@@ -102,6 +103,12 @@ class FileIngest:
     def closed(self) -> bool:
         """Whether it can no longer be followed."""
         return self._reading < 0
+
+    def when_right(self, told: Callable[[bytes], None]) -> None:
+        """Call ``told`` with all bytes, which are few, once they are known to be the blob's. They are not yet
+        durable.
+        """
+        self._told = told
 
     def keep_open(self) -> None:
         """Keep the committed blob open for followers until :meth:`release`, instead of until it is closed."""
@@ -272,6 +279,8 @@ class FileIngest:
         self._right = True
         for follower in self._followers:
             follower.following.judged.set()
+        if self._told is not None:
+            self._told(os.pread(self._reading, self._size, 0))
         self._close()
         await self._commit(labels)
         self.committed = True

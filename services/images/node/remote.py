@@ -35,6 +35,7 @@ from services.oci.mounts import Mount
 from services.oci.mounts_convert import mounts_to_pb
 from services.snapshots.diff import media
 from services.snapshots.diff.inherit import LONG, DefaultAclError, LinkError, Unnamed, inherit, lookups
+from services.snapshots.diff.listings import Listings
 from services.snapshots.diff.media import UNCOMPRESSED
 from services.snapshots.diff.workers import Appliers, Growth
 from services.snapshots.remote import RemoteSnapshotter
@@ -55,12 +56,13 @@ class RemoteNode:
         self._appliers = appliers
         self._here = False
         self._read = 0
+        self._listings = Listings()
         self.namespace = str(self.headers.get(rpc.NAMESPACE, ""))
         self._gateway = gateway
         self._leases = leases
         self._store = RemoteStore(gateway, self.headers)
         self._blobs = Blobs(gateway)
-        self._files = RemoteFiles(gateway, self.headers)
+        self._files = RemoteFiles(gateway, self.headers, later=True)  # the image's record comes last
         self._unleased = RemoteFiles(gateway, {key: value for key, value in self.headers.items() if key != rpc.LEASE})
         self._images = gateway.client(images_stubs.IMAGES)
         self._introspection = gateway.client(introspection_stubs.INTROSPECTION)
@@ -113,9 +115,10 @@ class RemoteNode:
 
     async def document(self, descriptor: Descriptor) -> bytes:
         if (brought := descriptor.brought) is not None:
-            return brought
-        async with self.reading(descriptor.digest) as fd:
-            data = await threads.to_thread(_all_of, fd)
+            data = brought
+        else:
+            async with self.reading(descriptor.digest) as fd:
+                data = await threads.to_thread(_all_of, fd)
         self._read += len(data)
         if len(data) > DOCUMENT_LIMIT:
             raise errors.ResourceExhausted(f"document {descriptor.digest} is larger than {DOCUMENT_LIMIT} bytes")
@@ -287,9 +290,9 @@ class RemoteNode:
             try:
                 if work > _FEW:
                     raise LinkError
-                inherit(upper, below, unnamed, links=False)
+                inherit(upper, below, unnamed, links=False, listings=self._listings)
             except LinkError:
-                await threads.to_thread(inherit, upper, below, unnamed)
+                await threads.to_thread(inherit, upper, below, unnamed, listings=self._listings)
         except DefaultAclError:
             raise NeedsLowerLayers from None
         except OSError as error:

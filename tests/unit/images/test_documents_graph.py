@@ -146,12 +146,12 @@ async def test_only_wanted_descriptors_count(node: MemoryNode) -> None:
 async def test_an_image_has_a_number_of_layers(node: MemoryNode) -> None:
     """The setting ``layers`` limits it; nothing is labelled for an image that has more."""
     most, more = manifest(node, LAYERS), manifest(node, LAYERS + 1)
-    assert len(await Graph(node, ImageStore()).children(most)) == LAYERS + 1
+    assert len(await Graph(node, ImageStore()).all_children(most)) == LAYERS + 1
     with pytest.raises(errors.ResourceExhausted) as caught:
-        await Graph(node, ImageStore()).children(more)
+        await Graph(node, ImageStore()).all_children(more)
     assert str(caught.value) == f"manifest {more.digest} has {LAYERS + 1} layers (limit {LAYERS}): resource exhausted"
     assert not node.labels[more.digest]
-    assert await Graph(node, ImageStore(), LAYERS + 1).children(more)
+    assert await Graph(node, ImageStore(), LAYERS + 1).all_children(more)
 
 
 async def test_a_malformed_child_is_refused_before_a_label_is_written(node: MemoryNode) -> None:
@@ -167,7 +167,7 @@ async def test_a_malformed_child_is_refused_before_a_label_is_written(node: Memo
             ),
         )
         with pytest.raises(errors.InvalidArgument, match=f'index {bad.digest}: "{digest}": invalid checksum digest'):
-            await Graph(node, ImageStore(platforms=(Platform("linux", "amd64"),))).children(bad)
+            await Graph(node, ImageStore(platforms=(Platform("linux", "amd64"),))).all_children(bad)
         assert not node.labels[bad.digest]
 
 

@@ -75,6 +75,9 @@ class Arriving:
     async def there(self, number: int) -> None:
         await self._available(number)
 
+    async def config_there(self) -> None:
+        return
+
     @contextlib.asynccontextmanager
     async def ingest(self, number: int) -> AsyncIterator[None]:
         yield

@@ -54,6 +54,22 @@ async def test_bytes_land_in_order_and_are_committed_unlocked(tmp_path: Path) ->
     await ingest.close()
 
 
+async def test_who_reads_a_document_gets_it_before_it_is_committed(tmp_path: Path) -> None:
+    """Once, and only the right bytes."""
+    told, committed = list[bytes](), list[bytes]()
+    ingest = ingest_of(tmp_path / "data", DATA[:1000], committed)
+    ingest.when_right(lambda data: told.append(data) if not committed else None)
+    await write(ingest, b"x" * 1000)
+    with pytest.raises(errors.FailedPrecondition):
+        await ingest.commit({})
+    assert not told
+    await ingest.restart()
+    await write(ingest, DATA[:1000])
+    await ingest.commit({})
+    assert told == committed == [DATA[:1000]]
+    await ingest.close()
+
+
 async def test_a_fetch_says_what_its_bytes_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk is slow: bytes that are there wait until those before them are written."""
     ingest, write_out = ingest_of(tmp_path / "data"), os.pwritev
