@@ -17,13 +17,14 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 
 from services.kit import errors, threads, tracing
 from services.tasks import checks, dead_shim
 from services.tasks.dead_shim import Sighting
-from services.tasks.names import Names
+from services.tasks.names import Claim, Names
+from services.tasks.roots import Roots
 from services.tasks.service import Service
 from services.tasks.store import Exit, Process, Status, task_not_found
 from services.tasks.task import KILLED, Life, Task
@@ -36,6 +37,8 @@ _APART = "cleaning up after a dead shim"
 """This work has threads of its own: processes and filesystems that hang keep them, and must not delay other tasks."""
 AGAIN, AGAIN_AT_MOST = 0.25, 60.0
 """Seconds between two attempts: after the first one, and at most."""
+_MOMENT = 0.1
+"""Seconds for which the root of a task that is gone stays held."""
 _AT_ONCE = 16
 _MOVING = 3.0
 """Attempts that are made at once, each with a process and a thread, apart from those that have taken longer than so
@@ -71,7 +74,7 @@ class Limit:
 
 class Burial:
     """Buries the shims of one service. ``end`` kills the processes that a task left, as
-    :func:`services.tasks.dead_shim.end`.
+    :func:`services.tasks.dead_shim.end`, and ``let_go`` lets go of its root.
     """
 
     def __init__(
@@ -80,10 +83,11 @@ class Burial:
         names: Names,
         *,
         end: Callable[[Sighting, float], list[int]] = dead_shim.end,
+        let_go: Callable[[int], Awaitable[None]] | None = None,
         limit: Limit | None = None,
     ) -> None:
         self._service, self._names = service, names
-        self._end = end
+        self._end, self._let_go = end, let_go or Roots().let_go
         self._limit = limit or Limit(_AT_ONCE, _MOVING)
 
     def begin(self, task: Task, *, told: bool = True) -> None:
@@ -118,7 +122,7 @@ class Burial:
             raise errors.NotFound.verbatim(task_not_found(task.name))
         return Process(task.name, task.init.pid, Status.UNKNOWN)
 
-    async def _bury(self, task: Task, claim: contextlib.AbstractContextManager[None], *, told: bool) -> None:
+    async def _bury(self, task: Task, claim: contextlib.AbstractContextManager[object], *, told: bool) -> None:
         log.info("the shim of %s is dead, cleaning up", task)
         with claim:
             cleaning, pause = task.cleaning, AGAIN
@@ -228,11 +232,22 @@ class Burial:
                     bundle.delete()  # a dozen small files take less time than a thread
             with _logged(task):
                 service.notes.forget(bundle)
+        if (root := task.take_root()) >= 0:
+            service.spawn(self._without(root, self._names.claim(task.key)))
         self._names.forget(task)
         task.forgotten()
         if service.on_gone is not None:
             service.on_gone(task.namespace, task.name)
         await task.close()
+
+    async def _without(self, root: int, claim: contextlib.AbstractContextManager[Claim]) -> None:
+        """Let go of the root of a task that is gone, in a moment or when somebody wants its name, which is taken until
+        then. Meanwhile the client that deleted the task has the disk to itself, for the records that it removes next.
+        """
+        with claim as claimed:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(claimed.wanted.wait(), _MOMENT)
+            await self._let_go(root)
 
 
 def _had_init(task: Task) -> bool:

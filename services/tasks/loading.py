@@ -117,7 +117,7 @@ class Loading:
         key: Key,
         bundle: Bundle,
         doubt: Doubt,
-        claim: contextlib.AbstractContextManager[None],
+        claim: contextlib.AbstractContextManager[object],
         limit: asyncio.Semaphore,
     ) -> None:
         """Try until it is known what became of a task."""

@@ -145,7 +145,7 @@ class LocalTasks:
         container: Container,
         options: CreateOptions,
         abandoned: asyncio.Event,
-        claim: contextlib.AbstractContextManager[None],
+        claim: contextlib.AbstractContextManager[object],
     ) -> int:
         with claim:
             bundle.validate()
@@ -184,6 +184,7 @@ class LocalTasks:
                     task.init.pid = await _or_abandoned(
                         loops.task(f"the create of {task}", making), abandoned, waited_for
                     )
+                task.hold_root(options.rootfs)
                 if abandoned.is_set():
                     raise errors.Cancelled(f"create task {bundle.id}")
                 task.see()

@@ -49,7 +49,7 @@ class Doubt:
 class Claim:
     """Work on a name."""
 
-    __slots__ = ("over", "ref", "work")
+    __slots__ = ("over", "ref", "wanted", "work")
 
     def __init__(self, work: str, ref: str) -> None:
         self.work = work
@@ -58,9 +58,12 @@ class Claim:
         """The span that does the work."""
         self.over = asyncio.Event()
         """Set when the work is done."""
+        self.wanted = asyncio.Event()
+        """Set when somebody waits for that."""
 
     async def ended(self, key: Key) -> None:
         """Wait for the end of the work."""
+        self.wanted.set()
         with tracing.wait("lock", self.ref, **{"splitd.wait.for": f"the {self.work} of task {key[1]}"}):
             await self.over.wait()
 
@@ -85,16 +88,16 @@ class Names:
         """Return whether no task of this name may be created."""
         return key in self.tasks or key in self._claims or key in self.doubts
 
-    def claim(self, key: Key, *, creating: bool = False) -> contextlib.AbstractContextManager[None]:
+    def claim(self, key: Key, *, creating: bool = False) -> contextlib.AbstractContextManager[Claim]:
         """Claim the name from now until the end of the returned context."""
         claim = self._claims[key] = Claim("creation" if creating else "end", tracing.current().ref())
         if creating:
             self._creations[key] = None
 
         @contextlib.contextmanager
-        def claimed() -> Iterator[None]:
+        def claimed() -> Iterator[Claim]:
             try:
-                yield
+                yield claim
             finally:
                 if creating:
                     self._creations.pop(key, None)
@@ -114,8 +117,8 @@ class Names:
         yield from (task for task in self._creations.values() if task is not None)
 
     async def settled(self, key: Key) -> None:
-        """Wait for a claim that may leave the name free when it ends."""
-        if key not in self.tasks and (claim := self._claims.get(key)) is not None:
+        """Wait for the claims that may leave the name free when they end."""
+        while key not in self.tasks and (claim := self._claims.get(key)) is not None:
             await claim.ended(key)
 
     async def look(self, key: Key, seconds: float | None = None) -> Task | None:

@@ -59,12 +59,13 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from signal import SIGKILL
 from typing import TypeVar
 
 from services.kit import errors, tracing
-from services.tasks import dead_shim
+from services.oci.mounts import Mount
+from services.tasks import dead_shim, roots
 from services.tasks.bundle import Address, Bundle
 from services.tasks.service import Key, Service
 from services.tasks.shim import Connection, Program
@@ -189,6 +190,7 @@ class Task:
         """Replaced and set at each change."""
         self._pidfd = -1
         self._log = -1
+        self._root = -1
 
     @property
     def namespace(self) -> str:
@@ -259,16 +261,29 @@ class Task:
         return bool(so())
 
     async def close(self) -> None:
-        """Close the connection, the log and the pidfd."""
+        """Close the connection, the log, the pidfd, and the root unless it was taken. The shim has it mounted still, or
+        never had, so nothing is written now.
+        """
         await self.disconnect()
         loop = asyncio.get_running_loop()
         for fd in (self._log, self._pidfd):
             if fd >= 0:
                 loop.remove_reader(fd)
                 os.close(fd)
+        if (root := self.take_root()) >= 0:
+            os.close(root)
         self._log = self._pidfd = -1
 
     # ---------------------------------------------------------------------------------------------- the bundle
+
+    def hold_root(self, mounts: Sequence[Mount]) -> None:
+        """The shim has made these mounts: hold them (``roots.py``)."""
+        self._root = roots.hold(self.bundle.path / "rootfs", mounts, self._service.root)
+
+    def take_root(self) -> int:
+        """What is held; -1 if nothing is. The caller lets go of it."""
+        root, self._root = self._root, -1
+        return root
 
     def see(self) -> None:
         """Write the task's sighting, by which it can be ended even without its bundle."""

@@ -27,6 +27,7 @@ from services.tasks.config import Config
 from services.tasks.gateway import Gateway
 from services.tasks.local import LocalTasks
 from services.tasks.remote import RemoteTasks
+from services.tasks.roots import Roots
 from services.tasks.shim import Connection
 from services.tasks.store import Container, CreateOptions, Exit, Tasks
 from services.tasks.task import Task
@@ -207,6 +208,45 @@ exec sleep 1000
             with pytest.raises(errors.DeadlineExceeded, match="start: not done after 4 s"):
                 await tasks.create(node.ns, "s", CreateOptions(rootfs=(node.mount,)))
             assert leftovers(node) == []
+
+    async def test_a_deletion_does_not_wait_for_the_disk(self, tasks: LocalTasks, node: TasksNode) -> None:
+        """What waits to be written below the root file system is written when an overlay is unmounted for the last
+        time: that comes behind the answer, and only a task of the same name waits for it.
+        """
+        written = asyncio.Event()
+        held: list[int] = []
+
+        async def let_go(root: int) -> None:
+            held.append(root)
+            await written.wait()
+            await Roots().let_go(root)
+
+        tasks._burial._let_go = let_go
+        snapshot = node.root / f"snapshot-{node.ns}"
+        for name in ("upper", "work"):
+            (snapshot / name).mkdir(parents=True)
+        dirs = f"workdir={snapshot / 'work'}", f"upperdir={snapshot / 'upper'}", f"lowerdir={node.rootfs}"
+        options = CreateOptions(rootfs=(Mount("overlay", "overlay", (*dirs, "index=off")),))
+        await node.add("o", "sh", "-c", "echo said >/file")
+        await tasks.create(node.ns, "o", options)
+        await tasks.start(node.ns, "o")
+        await asyncio.wait_for(tasks.wait(node.ns, "o"), 15)
+        await asyncio.wait_for(tasks.delete(node.ns, "o"), 15)
+        assert leftovers(node) == []
+        assert os.stat("file", dir_fd=held[0]).st_size == len("said\n")
+        with pytest.raises(errors.NotFound, match=r"^task o not found$"):
+            await tasks.get(node.ns, "o")
+        again = asyncio.create_task(tasks.create(node.ns, "o", options))
+        other = await start(tasks, node, "other", "sleep", "100")
+        assert alive(other)
+        assert not again.done()
+        written.set()
+        assert await asyncio.wait_for(again, 15)
+        await end(tasks, node, "other")
+        tasks._burial._let_go = Roots().let_go
+        await tasks.delete(node.ns, "o")
+        await asyncio.wait_for(tasks._names.settled((node.ns, "o")), 15)
+        shutil.rmtree(snapshot)
 
     async def test_bad_names_never_reach_the_disk(
         self, tasks: LocalTasks, node: TasksNode, monkeypatch: pytest.MonkeyPatch
