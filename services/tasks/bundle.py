@@ -9,6 +9,7 @@
         shim-binary-path    the shim's program, written before it is started, so that it can clean up in any case
         bootstrap.json      how to reach the shim: protocol, address, version of its task API. It is absent if the shim
                             was not started
+        deleted             ours: how the task ended. A client was told that it is deleted, and its shim is being ended
         address, init.pid, options.json, runtime ...    files of the shim's own
 
 To delete a bundle it is renamed to a hidden name first, so that a half deleted one is never taken for a task.
@@ -29,6 +30,7 @@ from typing import Any
 from services.kit import errors, gojson, identifiers
 from services.kit.gojson import INTEGER, TEXT, Struct
 from services.tasks import spec as specs
+from services.tasks.store import Exit
 
 TASKS = "io.containerd.runtime.v2.task"
 
@@ -189,6 +191,25 @@ class Bundle:
         with contextlib.suppress(errors.DataLoss, OSError):
             return self.read_address()
         return None
+
+    def write_deletion(self, how: Exit) -> None:
+        """Write down that the task is deleted, and how it ended. If that fails, the next start of the service finds a
+        shim without a task, and undoes it.
+        """
+        with contextlib.suppress(OSError):
+            (self.path / "deleted").write_text(f"{how.status} {how.at or 0} {how.pid}")
+
+    def deletion(self) -> Exit | None:
+        """How the task ended, if it was deleted; None if it was not."""
+        try:
+            text = (self.path / "deleted").read_text()
+        except FileNotFoundError:
+            return None
+        try:
+            status, at, pid = map(int, text.split())
+        except ValueError:  # the service was killed before it was written
+            return Exit(0, None)
+        return Exit(status, at or None, pid)
 
     def spec(self) -> dict[str, Any]:
         """The OCI spec; empty if there is none, or it cannot be read."""

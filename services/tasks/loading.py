@@ -1,8 +1,9 @@
 """Loading: finding out, when the service starts, what became of the tasks that were there before.
 
 Tasks are found by their bundles, or by their sightings if a bundle was removed by hand. Then each shim is asked for its
-task. There are four cases:
+task. There are five cases:
 
+* A client was told that the task is deleted, and the service was killed before the shim had ended. That is done now.
 * The shim answers. The task is known again; an exit that was not published yet is published.
 * The shim accepts a connection, or does not refuse it, but does not answer. It is slow: the task is kept.
 * No process listens at the address, or the shim's process is dead. The shim is buried.
@@ -178,6 +179,13 @@ class Loading:
             return
         task.mend()
         task.open_log()
+        if (how := task.bundle.deletion()) is not None:
+            log.info("%s was deleted, removing what is left of it", task)
+            await self._ending.sweep(task)
+            if how.pid:  # a second time, mostly, and then the gateway drops it
+                self._service.node.exited(task.namespace, task.name, "", how)
+                self._service.node.deleted(task.namespace, task.name, how)
+            return
         try:
             address = task.address()
         except errors.DataLoss:

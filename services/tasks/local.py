@@ -89,6 +89,8 @@ class LocalTasks:
         self._burial = Burial(self._service, self._names)
         self._ending = Ending(self._service, self._names, self._burial)
         self._loading = Loading(self._service, self._names, self._burial, self._ending)
+        self._endings = loops.Tasks()
+        """The ends of shims whose tasks are deleted."""
 
     async def __aenter__(self) -> Self:
         self._service.notes.make()
@@ -98,9 +100,11 @@ class LocalTasks:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        await self._endings.wait(self._config.shutdown_timeout)  # the next start would do it, with more work
         known = list(self._names.tasks.values())
         for task in known:
             task.leaves()
+        await self._endings.cancel()
         await self._service.background.cancel()
         for task in known:
             await task.close()
@@ -304,18 +308,27 @@ class LocalTasks:
             elif task.life is Life.LEFT:
                 raise errors.Unavailable(f"task {task.name}: the tasks service ends")
         if task.life in FOLLOWED:
-            await self._take_down(task, how, told=missing is None)
+            self._take_down(task, how, told=missing is None)
         if missing is not None:
             raise missing
         return how
 
-    async def _take_down(self, task: Task, how: Exit, *, told: bool) -> None:
-        """End the shim, which has deleted the task, and remove the rest."""
-        with self._names.claim(task.key):
-            task.ends()
-            del self._names.tasks[task.key]
+    def _take_down(self, task: Task, how: Exit, *, told: bool) -> None:
+        """The shim has deleted the task: have the shim ended and the rest removed, behind the answer. Clients see
+        nothing of the task any more, and a start of the service goes on with this. The name is taken meanwhile.
+        """
+        claim = self._names.claim(task.key)
+        task.ends()
+        del self._names.tasks[task.key]
+        task.bundle.write_deletion(how)
+        fault("tasks.deleted")
+        self._endings.start(f"the end of {task}", self._end(task, claim, how, told=told))
+
+    async def _end(
+        self, task: Task, claim: contextlib.AbstractContextManager[object], how: Exit, *, told: bool
+    ) -> None:
+        with claim, tracing.background("tasks.end", task=str(task)):
             modern = task.connection is not None and task.connection.version >= 3
-            fault("tasks.deleted")
             ended = await self._ending.end(task)
             if told and (modern or not ended):
                 self._tell_the_end(task, how)

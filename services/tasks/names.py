@@ -143,5 +143,5 @@ class Names:
         self._ended[task.key] = now
 
     def has_just_ended(self, key: Key) -> bool:
-        """Return whether a task of this name ended a moment ago."""
-        return self._ended.get(key, -_REMEMBERED) >= time.monotonic() - _REMEMBERED
+        """Return whether a task of this name ended a moment ago, or is about to."""
+        return key in self._claims or self._ended.get(key, -_REMEMBERED) >= time.monotonic() - _REMEMBERED

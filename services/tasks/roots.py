@@ -1,10 +1,10 @@
 """The root file systems of containers, held so that nobody waits for the disk when they are unmounted.
 
 The last unmount of an overlay writes out all that waits to be written to the file system below it, whoever wrote it
-(the kernel does what syncfs(2) does). That takes milliseconds on an idle disk and seconds beside a pull. A shim unmounts
-in its Delete, for which the client waits. So a second mount of the overlay, which has no place in the tree of files, is
-held as long as there is the task, and let go of behind the answer. What the last unmount writes is still written then.
-They are let go of one after the other: the first writes most of what the next would.
+(the kernel does what syncfs(2) does). That takes milliseconds on an idle disk and seconds beside a pull. A shim
+unmounts in its Delete, for which the client waits. So a second mount of the overlay, which has no place in the tree of
+files, is held as long as there is the task, and let go of behind the answer. What the last unmount writes is still
+written then. They are let go of one after the other: the first writes most of what the next would.
 
 Until that is done the overlay's upper directory is in use. If it is mounted once more, the kernel says so in its log,
 and refuses where overlays have an index. So only overlays without one are held, and the name of the task is taken until

@@ -146,7 +146,7 @@ class Tasks(Protocol):
         ...
 
     async def delete(self, namespace: str, name: str) -> Exit:
-        """Delete a stopped task, and end its shim; return its exit. The shim refuses while the task runs."""
+        """Delete a stopped task; return its exit. Its shim ends soon after. The shim refuses while the task runs."""
         ...
 
     async def delete_process(self, namespace: str, name: str, exec_id: str) -> Exit:

@@ -274,6 +274,7 @@ async def lives(place: Path, chance: random.Random) -> None:
                 await tasks.delete("n", name)
             if ("n", name) in names.tasks:  # an answer was lost
                 shim.die()
+        await asyncio.wait_for(tasks._endings.wait(), 30)
         await eventually_async(lambda: asyncio.sleep(0, not names.tasks), f"they are not gone: {names.tasks}", 30)
         await asyncio.wait_for(service.background.wait(), 30)
         assert sorted(gone) == list(NAMES)

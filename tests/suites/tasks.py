@@ -148,10 +148,8 @@ class TasksSuite:
             pytest.skip(f"containerd: {instead}")
 
     async def nothing_left(self, node: TasksNode) -> None:
-        """Of the tasks that were deleted, when that was answered; shims of containerd's take a moment to end."""
-        if self.containerd:
-            await eventually_async(lambda: asyncio.sleep(0, leftovers(node) == []), "something is left")
-        assert leftovers(node) == []
+        """Of the tasks that were deleted, a moment after that was answered: then their shims have ended."""
+        await eventually_async(lambda: asyncio.sleep(0, leftovers(node) == []), "something is left")
 
     @pytest.fixture(params=runtimes(), ids=lambda r: "" if r.startswith("io.") else r.strip("/").replace("/", "-"))
     def runtime(self, request: pytest.FixtureRequest) -> str:

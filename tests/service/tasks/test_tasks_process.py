@@ -484,32 +484,82 @@ async def test_a_task_that_is_not_yet_looked_at_is_there_all_the_same(service: S
         await end(service.tasks, service.node, name)
 
 
-async def test_a_shim_that_does_not_end_is_killed_when_its_task_is_deleted(service: Service) -> None:
-    """It hangs once it has deleted the task. The deletion is answered and published, nothing of the shim is left, and
-    the name can be used at once.
+@contextlib.asynccontextmanager
+async def hung_at_its_end(service: Service, name: str) -> AsyncIterator[int]:
+    """The task ``name`` has ended, and its shim hangs once it has deleted it; the deletion is answered. Yields the
+    shim's pid.
     """
-    pid = await start(service.tasks, service.node, "hung", "sleep", "100")
-    shim = shim_of(service.node, "hung")
-    waiting = asyncio.create_task(service.tasks.wait(service.node.ns, "hung"))
+    pid = await start(service.tasks, service.node, name, "sleep", "100")
+    shim = shim_of(service.node, name)
+    waiting = asyncio.create_task(service.tasks.wait(service.node.ns, name))
     os.kill(pid, signal.SIGKILL)
     await waiting
     (service.faults / "tasks.deleted").write_text("sleep 2")
-    deleting = asyncio.create_task(service.tasks.delete(service.node.ns, "hung"))
+    deleting = asyncio.create_task(service.tasks.delete(service.node.ns, name))
     await eventually_async(
         lambda: asyncio.sleep(0, not (service.faults / "tasks.deleted").exists()), "the task is not deleted"
     )
     await asyncio.to_thread(freeze, shim)
     try:
-        assert (await asyncio.wait_for(deleting, 30)).status == 137
-        assert not alive(shim)
+        assert (await asyncio.wait_for(deleting, 15)).status == 137
+        yield shim
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(shim, signal.SIGCONT)
+
+
+async def test_a_shim_that_does_not_end_is_killed_when_its_task_is_deleted(service: Service) -> None:
+    """It hangs once it has deleted the task. The deletion is answered at once, and the task is not there. A task of the
+    same name begins once nothing of the shim is left, and the deletion is published.
+    """
+    async with hung_at_its_end(service, "hung") as shim:
+        with pytest.raises(errors.NotFound, match=r"^task hung not found$"):
+            await service.tasks.get(service.node.ns, "hung")
+        with pytest.raises(errors.NotFound, match=r"task hung not found$"):
+            await service.tasks.delete(service.node.ns, "hung")
+        assert await service.tasks.list(service.node.ns) == []
+        await start(service.tasks, service.node, "hung", "sleep", "100")
+        assert not alive(shim)
     await service.node.topic("hung", "/tasks/delete")
-    assert service.node.topics("hung") == LIFE
-    assert leftovers(service.node) == []
-    await start(service.tasks, service.node, "hung", "sleep", "100")
+    assert service.node.topics("hung")[: len(LIFE)] == LIFE
     await end(service.tasks, service.node, "hung")
+    await eventually_async(lambda: asyncio.sleep(0, leftovers(service.node) == []), "something is left")
+
+
+async def test_a_deletion_that_was_answered_outlives_the_service(service: Service) -> None:
+    """The service is killed while a shim hangs whose task is deleted. The next one does not take the task for one that
+    is there.
+    """
+    async with hung_at_its_end(service, "gone") as shim:
+        await service.kill()
+        os.kill(shim, signal.SIGCONT)
+        await service.again()
+        await service.answering()
+        with pytest.raises(errors.NotFound, match=r"^task gone not found$"):
+            await service.tasks.get(service.node.ns, "gone")
+        assert await service.tasks.list(service.node.ns) == []
+        await start(service.tasks, service.node, "gone", "sleep", "100")
+    await end(service.tasks, service.node, "gone")
+    assert [e.exit_status for e in service.node.exits("gone")] == [137, 137]
+    await eventually_async(lambda: asyncio.sleep(0, leftovers(service.node) == []), "something is left")
+
+
+async def test_a_service_that_stops_ends_the_shims_of_deleted_tasks_first(service: Service) -> None:
+    """So that the next one need not do it."""
+    pid = await start(service.tasks, service.node, "last", "sleep", "100")
+    shim = shim_of(service.node, "last")
+    os.kill(pid, signal.SIGKILL)
+    await service.tasks.wait(service.node.ns, "last")
+    (service.faults / "tasks.deleted").write_text("sleep 1")
+    deleting = asyncio.create_task(service.tasks.delete(service.node.ns, "last"))
+    await eventually_async(
+        lambda: asyncio.sleep(0, not (service.faults / "tasks.deleted").exists()), "the task is not deleted"
+    )
+    await asyncio.gather(deleting, asyncio.to_thread(service.process.stop))
+    assert not alive(shim)
+    assert leftovers(service.node) == []
+    await service.again()
+    await service.answering()
 
 
 async def test_twenty_tasks_are_found_again_at_once(service: Service) -> None:

@@ -232,7 +232,8 @@ exec sleep 1000
         await tasks.start(node.ns, "o")
         await asyncio.wait_for(tasks.wait(node.ns, "o"), 15)
         await asyncio.wait_for(tasks.delete(node.ns, "o"), 15)
-        assert leftovers(node) == []
+        await self.nothing_left(node)
+        await eventually_async(lambda: asyncio.sleep(0, held), "it is not let go of")
         assert os.stat("file", dir_fd=held[0]).st_size == len("said\n")
         with pytest.raises(errors.NotFound, match=r"^task o not found$"):
             await tasks.get(node.ns, "o")

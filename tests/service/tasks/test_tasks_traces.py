@@ -86,12 +86,13 @@ exec {shutil.which("containerd-shim-runc-v2")} "$@"
     with tracing.root("run") as root:
         await start(tasks, node, "one", "sleep", "100", runtime=str(program))
         await end(tasks, node, "one")
+    await tasks._endings.wait(15)
     assert spans.above(spans.one("tasks.shim.program")) == ["tasks.shim.start", "run"]
     assert spans.above(spans.one("tasks.shim.connect")) == ["tasks.shim.start", "run"]
     assert spans.above(spans.one("tasks.shim.create")) == ["run"]
     assert spans.above(spans.one("tasks.bundle")) == ["run"]
-    assert spans.above(spans.one("tasks.shim.end")) == ["run"]
-    assert spans.above(spans.one("tasks.bundle.remove")) == ["run"]
+    assert spans.above(spans.one("tasks.shim.end")) == ["tasks.end", "run"]
+    assert spans.above(spans.one("tasks.bundle.remove")) == ["tasks.end", "run"]
     calls = {
         span.name.rpartition("/")[2]: spans.above(span)
         for span in spans.exporter.get_finished_spans()

@@ -54,9 +54,7 @@ async def test_an_overlay_is_there_until_it_is_let_go_of(place: Path) -> None:
 
 @pytest.mark.root
 @pytest.mark.parametrize(
-    "options",
-    [(), ("index=on",), ("index=off", "volatile")],
-    ids=["an index perhaps", "an index", "volatile"],
+    "options", [(), ("index=on",), ("index=off", "volatile")], ids=["an index perhaps", "an index", "volatile"]
 )
 def test_what_is_in_the_way_of_others_is_not_held(place: Path, options: tuple[str, ...]) -> None:
     """The kernel refuses a second mount of an upper directory where overlays have an index; and nothing is written when
