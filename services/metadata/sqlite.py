@@ -305,10 +305,10 @@ class SqliteTransactions:
         quiet: float = 10.0,
         layout: Layout = LAYOUT,
         original: Original | None = None,
-        changing: Callable[[Iterable[str]], AbstractContextManager[object]] = contextlib.nullcontext,
+        changing: Callable[[Iterable[Key]], AbstractContextManager[object]] = contextlib.nullcontext,
     ) -> None:
         """``quiet``: seconds without a write after which free pages are given back. The mirror of an ``original`` does
-        not wait for the disk. ``changing``, around each COMMIT that is no mirror's, gets the first parts of the keys.
+        not wait for the disk. ``changing``, around each COMMIT that is no mirror's, gets the keys' first two parts.
         """
         self.file = File(path, "metadata store", layout)
         """The database file: it says what was lost, and is told of damage."""
@@ -531,7 +531,7 @@ class SqliteTransactions:
                 finally:
                     self._in_flight = False
             else:
-                with self._changing({key[0] for key in wrote}):
+                with self._changing({key[:2] for key in wrote}):
                     self._writer.execute("COMMIT")
         except Again:
             self._undo()
@@ -585,7 +585,7 @@ class SqliteTransactions:
         return found
 
     def _write_out(self, group: Group, wrote: set[Key]) -> None:
-        with measured() as group.times, self._changing({key[0] for key in wrote}):
+        with measured() as group.times, self._changing({key[:2] for key in wrote}):
             self._writer.execute("COMMIT")
 
     def _wait_for_disk(self, lasting: bool) -> None:

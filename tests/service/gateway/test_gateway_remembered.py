@@ -139,14 +139,17 @@ async def test_the_same_is_asked_once_in_each_edition(place: Path) -> None:
         assert [await client.get(), await client.get(), await Client(channel).get()] == ["1", "1", "1"]
         assert [await client.get("b"), await client.get("b")] == ["2", "2"]
         assert await client.get(**{"containerd-namespace": "other"}) == "3"
+        with editions.changing([("container", "other")]):
+            pass
+        assert [await client.get(), await client.get("b")] == ["1", "2"]
         listed = await client.list_images()
         assert await client.list_images() == listed
         assert (len(listed), listed[0]) == (2000, "1-0")
-        with editions.changing(["image"]):
+        with editions.changing([("image",)]):
             pass
         assert await client.get() == "1"
         assert (await client.list_images())[0] == "2-0"
-        with editions.changing(["container"]):
+        with editions.changing([("container", "n")]):
             pass
         assert [await client.get(), await client.get(), await client.get("b")] == ["4", "4", "5"]
         assert (await client.list_images())[0] == "2-0"
@@ -165,12 +168,12 @@ async def test_only_what_was_answered_in_one_edition_is_remembered(place: Path) 
             assert containers.calls == calls
         assert len(await client.get("large")) == len(await client.get("large")) == 1 << 20
         assert containers.calls == 4
-        with editions.changing(["container"]):
+        with editions.changing([("container", "n")]):
             assert [await client.get(), await client.get()] == ["5", "6"]
         assert [await client.get(), await client.get()] == ["7", "7"]
         asking = asyncio.ensure_future(client.get("held"))
         await containers.asked.wait()
-        with editions.changing(["container"]):
+        with editions.changing([("container", "n")]):
             containers.go.set()
             assert await asking == "8"
         assert [await client.get("held"), await client.get("held")] == ["9", "9"]

@@ -31,12 +31,14 @@ class Table:
     """A table with an edition, and the way to its owner."""
 
     edition: bytes = b"1"
+    of_namespace: dict[str, bytes] = field(default_factory=dict)
+    """The editions of namespaces that have another."""
     ready: bool = True
     looks: int = 0
     changed: list[Any] = field(default_factory=list)
 
-    def now(self) -> bytes:
-        return self.edition
+    def now(self, namespace: str | None = None) -> bytes:
+        return self.edition if namespace is None else self.of_namespace.get(namespace, self.edition)
 
     def look(self) -> None:
         self.looks += 1
@@ -49,7 +51,7 @@ class Table:
         return self.ready
 
 
-def remembering(table: Table, **bounds: int) -> Remembered:
+def remembering(table: Table, **bounds: Any) -> Remembered:
     return Remembered(cast("Edition", table), cast("Any", table), **bounds)
 
 
@@ -94,6 +96,22 @@ def test_an_answer_is_for_its_question_its_namespace_and_its_upstream() -> None:
     assert found.find(OURS, "/a.B/Get", "n", b"q") is None
 
 
+def test_a_change_in_one_namespace_concerns_no_other() -> None:
+    """Unless the answers depend on the whole table."""
+    table = Table()
+    found, whole = remembering(table), remembering(table, whole=True)
+    for each in found, whole:
+        learn(each, b"q", b"a")
+        learn(each, b"q", b"b", namespace="m")
+    table.of_namespace["m"] = b"2"
+    assert [found.find(OURS, "/a.B/Get", name, b"q") for name in ("n", "m")] == [b"a", None]
+    assert [whole.find(OURS, "/a.B/Get", name, b"q") for name in ("n", "m")] == [b"a", b"b"]
+    learn(found, b"q", b"c", namespace="m")
+    assert [found.find(OURS, "/a.B/Get", name, b"q") for name in ("n", "m")] == [b"a", b"c"]
+    table.edition = b"3"
+    assert [whole.find(OURS, "/a.B/Get", name, b"q") for name in ("n", "m")] == [None, None]
+
+
 def test_an_answer_that_comes_after_a_change_is_not_remembered() -> None:
     """Nor one that nobody may remember: of another's process, or while the table changes."""
     table = Table()
@@ -121,7 +139,7 @@ def test_what_is_remembered_is_bounded() -> None:
     assert kept == [b"a", b"c", b"d"]
     for _ in range(100):
         learn(found, b"a", b"a" * 500)
-    assert found._size == sum(len(answer) + 401 for answer in found._answers.values())
+    assert found._size == sum(len(answer) + 401 for _, answer in found._answers.values())
 
 
 def test_whoever_remembers_looks_at_each_new_owner() -> None:

@@ -24,7 +24,7 @@ def test_a_table_has_another_edition_after_each_change(tmp_path: Path) -> None:
     editions.begin()
     seen, other = [image.now()], container.now()
     for _ in range(3):
-        with editions.changing({"image", "lease"}):
+        with editions.changing({("image", "n"), ("lease", "n")}):
             assert image.now() == b""
         seen.append(image.now())
     assert len(set(seen)) == 4
@@ -34,13 +34,31 @@ def test_a_table_has_another_edition_after_each_change(tmp_path: Path) -> None:
     assert image.now() == b""
 
 
+def test_each_namespace_has_an_edition(tmp_path: Path) -> None:
+    """It stays the same while others change; a change of which no namespace is known concerns all."""
+    editions = Editions(tmp_path, ("image",))
+    image = looked(tmp_path)
+    assert image.now("k8s.io") == b""
+    editions.begin()
+    before = image.now("k8s.io"), image.now("moby"), image.now()
+    with editions.changing([("image", "moby"), ("container", "k8s.io")]):
+        assert (image.now("k8s.io"), image.now("moby"), image.now()) == (before[0], b"", b"")
+    assert image.now("k8s.io") == before[0]
+    assert len({*before, image.now("moby"), image.now()}) == 5
+    with editions.changing([("image",)]):
+        assert image.now("k8s.io") == b""
+    assert image.now("k8s.io") not in (b"", before[0])
+    editions.close()
+    assert image.now("k8s.io") == b""
+
+
 def test_a_change_that_fails_makes_an_edition_too(tmp_path: Path) -> None:
     """It may have been made."""
     editions = Editions(tmp_path, ("image",))
     editions.begin()
     image = looked(tmp_path)
     before = image.now()
-    with pytest.raises(OSError, match="full"), editions.changing(["image"]):
+    with pytest.raises(OSError, match="full"), editions.changing([("image",)]):
         raise OSError("full")
     assert image.now() not in (before, b"")
 
@@ -76,7 +94,7 @@ def test_a_table_has_one_owner(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     before = image.now()
     second = Editions(tmp_path, ("image",))
     second.begin()
-    with second.changing(["image"]):
+    with second.changing([("image",)]):
         assert image.now() == before
     assert str(tmp_path / "editions" / "image") in caplog.text
 
@@ -86,6 +104,6 @@ def test_a_place_that_cannot_be_written_has_no_editions(tmp_path: Path, caplog: 
     (tmp_path / "editions").write_text("no directory")
     editions = Editions(tmp_path, ("image",))
     editions.begin()
-    with editions.changing(["image"]):
+    with editions.changing([("image",)]):
         assert looked(tmp_path).now() == b""
     assert str(tmp_path / "editions" / "image") in caplog.text

@@ -210,14 +210,14 @@ async def test_what_is_around_a_commit_knows_what_it_changes(tmp_path: Path, las
             return b"".join(value for (value,) in connection.execute("SELECT value FROM records ORDER BY key"))
 
     @contextlib.contextmanager
-    def changing(tables: Iterable[str]) -> Iterator[None]:
-        told.append((sorted(tables), seen()))
+    def changing(places: Iterable[tuple[str, ...]]) -> Iterator[None]:
+        told.append((sorted(places), seen()))
         yield
         told.append(seen())
 
     store = SqliteTransactions(tmp_path / "metadata.db", changing=changing)
-    await store.write(lambda tx: tx.put(("image", "a"), b"1"), lasting=lasting)
-    assert told == [(["image"], b""), b"1"]
+    await store.write(lambda tx: tx.put(("image", "n", "a"), b"1"), lasting=lasting)
+    assert told == [([("image", "n")], b""), b"1"]
     told.clear()
 
     def both(tx: Transaction) -> None:
@@ -225,7 +225,7 @@ async def test_what_is_around_a_commit_knows_what_it_changes(tmp_path: Path, las
         tx.put_many([(("lease", "a"), b"2")])
 
     await store.write(both, lasting=lasting)
-    assert told == [(["image", "lease"], b"1"), b"2"]
+    assert told == [([("image",), ("lease", "a")], b"1"), b"2"]
     told.clear()
     await store.write(lambda tx: tx.get(("lease", "a")), lasting=lasting)
     with pytest.raises(errors.NotFound):
