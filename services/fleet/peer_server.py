@@ -43,7 +43,7 @@ from services.oci.digests import Digest
 log = logging.getLogger(__name__)
 
 LIMITS = Limits(connections=128, departure=20.0, making=30.0)
-"""A peer takes 64 KiB in 20 s, or is given up. One pull of another node uses some ten connections."""
+"""A peer takes a piece (256 KiB) in 20 s, or is given up. One pull of another node uses some ten connections."""
 
 WAIT = 10.0
 """Seconds that a request or a body waits for bytes of a fetch that is alive. A peer's own limit is longer, so it learns
@@ -157,7 +157,7 @@ class PeerServer:
             return fd, size
         raise errors.NotFound(f"content {digest}")
 
-    async def _pieces(self, fd: int, part: Part | None, start: int, end: int) -> AsyncGenerator[bytes]:
+    async def _pieces(self, fd: int, part: Part | None, start: int, end: int) -> AsyncGenerator[memoryview]:
         loop = asyncio.get_running_loop()
         while start < end:
             there = end if part is None else min(end, await part.beyond(start, self._wait))
@@ -167,9 +167,9 @@ class PeerServer:
             data = await loop.run_in_executor(_POOL, os.pread, fd, min(_READ, there - start), start)
             if not data or (part is not None and part.broken):
                 return
-            step = self._upload.piece
-            for at in range(0, len(data), step):
-                piece = data[at : at + step]
+            step, whole = self._upload.piece, memoryview(data)
+            for at in range(0, len(whole), step):
+                piece = whole[at : at + step]
                 await self._upload.take(len(piece))
                 self.sent += len(piece)
                 yield piece

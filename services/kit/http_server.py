@@ -44,6 +44,9 @@ from services.kit.page_address import parse_address
 
 log = logging.getLogger(__name__)
 
+_PIECE = 64 << 10
+"""Bytes that are given to the kernel at once, or read from it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -62,7 +65,7 @@ class Limits:
     making: float = 30.0
     """Time to make a page."""
     departure: float = 10.0
-    """Time for the client to take 64 KiB of an answer."""
+    """Time for the client to take 64 KiB of an answer, or a piece of a stream."""
     connections: int = 64
 
 
@@ -86,7 +89,7 @@ class Stream:
     """
 
     length: int
-    pieces: AsyncGenerator[bytes]
+    pieces: AsyncGenerator[bytes | memoryview]
     close: Callable[[], None] = lambda: None
 
 
@@ -439,18 +442,18 @@ class _Connection:
                 piece = (await anext(stream.pieces, b""))[:left]
                 if not piece:
                     raise ConnectionAbortedError
-                await self._put(piece)
+                await self._put(piece, len(piece))
                 left -= len(piece)
         finally:
             await stream.pieces.aclose()
             stream.close()
 
-    async def _put(self, data: bytes) -> None:
+    async def _put(self, data: bytes | memoryview, most: int = _PIECE) -> None:
         whole = memoryview(data)
-        for start in range(0, len(whole), _PIECE):
+        for start in range(0, len(whole), most):
             if self._writer.is_closing():
                 raise ConnectionResetError
-            self._writer.write(whole[start : start + _PIECE])
+            self._writer.write(whole[start : start + most])
             async with asyncio.timeout(self._limits.departure):
                 await self._writer.drain()
 
@@ -474,7 +477,6 @@ class _Connection:
             self._server.waiting.pop(self, None)
 
 
-_PIECE = 64 << 10
 _PARTING = 1.0
 """Seconds for which the bytes after a refused request are read and dropped, at most."""
 _UNREAD = 1 << 20
