@@ -33,8 +33,10 @@ from services.oci import platforms
 PAIRS = 36
 """Of which each half of the measurement has one half."""
 ROWS = ("pull by the node, in memory", "pull by the node, processor time")
-_SETTLED = 0.3
-"""Seconds after a pull and its removal until their last spans have been sent, and are no load on the next pull."""
+_SETTLED = 1.5
+"""Seconds after a pull and its removal until their last spans have been sent and written: that is part of what they
+cost, and is no load on the next pull.
+"""
 _HEADERS = {"containerd-namespace": "bench"}
 _FLIPS = 4000
 _TOLD = re.compile(rb" tracing is (?:on|off): ")

@@ -18,10 +18,14 @@ from services.kit.config import Tracing
 from services.traces import verdict
 from services.traces.memory import MemoryStore
 from services.traces.remote import RemoteStore
-from services.traces.store import Query, Summary, Trace
+from services.traces.store import Live, Query, Summary, Trace
 
 PATIENCE = 5.0
 """Seconds to wait for the traces service of a node that is up."""
+FRESH = 1.2
+"""Seconds after a question what is in flight until all processes have said it anew: before it, they may not have for
+some seconds.
+"""
 SOCKET = "traces.sock"
 SPANS = 3.0
 """Seconds to wait for the spans of a pull that has ended."""
@@ -124,20 +128,29 @@ async def under_way(source: Source, prefix: str) -> Trace | None:
     """
     if not isinstance(source, RemoteStore):
         return None
-    live = await source.live()
-    found = {span.trace for span in live.spans if span.trace.startswith(prefix.lower())}
-    stored = []
     try:
-        if found:
-            stored.append(await source.trace(prefix.lower()))
-    except errors.NotFound:  # no span of it has ended yet
-        pass
+        live, found, stored = await _seen(source, prefix.lower())
+        if found and not any(map(_has_root, stored)):
+            await asyncio.sleep(FRESH)
+            live, found, stored = await _seen(source, prefix.lower())
     except errors.InvalidArgument:  # several begin so
         return None
     made = verdict.with_open(stored, found, live)
     if len(made) != 1 or (stored and len(made[0].spans) == len(stored[0].spans)):  # what was reported has ended since
         return None
     return made[0]
+
+
+async def _seen(node: RemoteStore, prefix: str) -> tuple[Live, set[str], list[Trace]]:
+    """What is in flight, which traces of that begin so, and what is stored of the only one. InvalidArgument if several
+    do.
+    """
+    live = await node.live()
+    found = {span.trace for span in live.spans if span.trace.startswith(prefix)}
+    if found:
+        with contextlib.suppress(errors.NotFound):  # no span of it has ended yet
+            return live, found, [await node.trace(prefix)]
+    return live, found, []
 
 
 async def others(source: Source, *asked: Trace) -> list[Trace]:
@@ -148,8 +161,19 @@ async def others(source: Source, *asked: Trace) -> list[Trace]:
         with contextlib.suppress(errors.NotFound):
             found.append(await source.trace(identity))
     if wanted and isinstance(source, RemoteStore):
-        found = verdict.with_open(found, wanted, await source.live())
+        live = await source.live()
+        if {span.trace for span in live.spans}.intersection(wanted).difference(
+            trace.id for trace in found if _has_root(trace)
+        ):
+            await asyncio.sleep(FRESH)
+            live = await source.live()
+        found = verdict.with_open(found, wanted, live)
     return found
+
+
+def _has_root(trace: Trace) -> bool:
+    """Whether its operation has ended."""
+    return any(not span.parent for span in trace.spans)
 
 
 async def judged(source: Source, trace: Trace) -> verdict.Verdict:

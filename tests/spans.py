@@ -1,4 +1,4 @@
-"""The spans that this process records during a test, read from the messages that a collector would get."""
+"""The spans that this process records during a test, read from the bytes that a collector would get."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Recorder:
 
     def export(self, span: spans.Span) -> None:
         """Take one; for ``tracing.setup``."""
-        self._spans.append(_recorded(otlp_spans.message(span)))
+        self._spans.append(_recorded(otlp.Span.FromString(otlp_spans.encoded(span))))
 
     def get_finished_spans(self) -> list[RecordedSpan]:
         """Those that have ended, in the order of their ends."""

@@ -438,6 +438,9 @@ def top(arguments: argparse.Namespace) -> int:
 
     async def looked() -> None:
         async with traces.of_node(place.find(arguments)) as node:
+            if not watched:
+                await node.live()
+                await asyncio.sleep(traces.FRESH)
             screen = Screen(_write)
             while True:
                 live = await node.live()

@@ -88,13 +88,20 @@ that was heard.
 
 _LOOK = 5.0
 """Seconds between two looks at the settings, while there is nothing else to do."""
+_GLANCE = 1.0
+"""Seconds between two looks whether somebody has asked, and what is open, while spans begin or are open."""
 _OPEN_NS = 1_000_000_000
-"""A span that has been open for so long is reported, each second."""
+"""A report tells what has been open for so long."""
+_FIRST = 2.0
+"""Seconds for which the first span of an operation is open when it is reported though nobody has asked."""
+_SELDOM = 5.0
+"""The longest pause from one report to the next: as long as nobody asks, each is twice as long as the one before."""
+_LASTING = 10.0
+"""The same if all that is open lasts, and while nobody is there to be told."""
+_LATE = 2.0
+"""A report is valid for so many seconds longer than the time to the next one."""
 _LASTING_NS = 60_000_000_000
-"""If all that are open have been for so long, and are the same as before, they are reported more seldom."""
-_SELDOM = 10.0
-_VALID = 3.0
-"""A report is valid for as many times the time to the next one."""
+"""What has been open for so long lasts. It is in the last report, which is valid: nobody need ask for it."""
 _REPORTED = 1000
 """The most spans in a report."""
 
@@ -109,18 +116,27 @@ class Batches:
         *,
         report: Report | None = None,
         look: Callable[[], None] | None = None,
+        asked: Callable[[], bool] = lambda: False,
         later: Callable[[float], None] | None = None,
     ) -> None:
-        """``look`` looks whether settings have changed. ``later`` is told at the end how many seconds are left."""
+        """``look`` looks whether settings have changed. ``asked`` tells whether somebody wants to know just now what is
+        open; as long as it is so, that is reported each second. ``later`` is told at the end how many seconds are left.
+        """
         self._export = export
         self._values = values
         self._report = report
         self._look = look
+        self._asked = asked
+        self._watched = False
         self._later = later
         self._queue: deque[Span] = deque()
         self.dropped = 0
         """Spans that were lost since the process began."""
         self._woken = threading.Event()
+        self._stirred = float("-inf")
+        """When a span began while the thread slept. From then on it looks by itself: a call that takes a millisecond
+        would else wake it, and so would the next.
+        """
         self._asleep = False
         self._end = float("inf")
         self._first = float("inf")
@@ -128,8 +144,10 @@ class Batches:
         self._newest = 0.0
         """When the newest span came."""
         self._said = 0.0
-        """When the last report was made, and the spans that it had; the next one follows ``every`` so many seconds."""
-        self._last: frozenset[Span] = frozenset()
+        """When the last report was made, and the traces of the spans that it had. Unless somebody asks, the next one is
+        due ``every`` so many seconds later.
+        """
+        self._last: frozenset[str] = frozenset()
         self._every = 1.0
         self._failed = False
         """Whether a report has failed in a way that nobody foresaw."""
@@ -177,13 +195,14 @@ class Batches:
     def _step(self) -> None:
         wait = self._wait()
         self._asleep = not self._queue
-        if self._report is not None and wait > 1.0:
+        if self._report is not None and wait > _GLANCE:
             state.idle = self._wake
         self._woken.wait(self._wait())  # asked again: what came just now has not woken us
         self._woken.clear()
         self._asleep = False
         if self._report is not None:
             state.idle = None
+            self._watched = self._asked()
         if self._look is not None:
             self._look()
         if len(state.open) > OPEN:
@@ -195,11 +214,20 @@ class Batches:
 
     def _wake(self) -> None:
         state.idle = None
+        self._stirred = time.monotonic()
         self._woken.set()
 
     def _wait(self) -> float:
         """Seconds until there is something to do."""
-        return max(0.0, min(_LOOK, self._left(), self._until_report()))
+        return max(0.0, min(self._until_look(), self._left(), self._until_report()))
+
+    def _until_look(self) -> float:
+        """Seconds until the next look at what others have said."""
+        if (since := time.monotonic() - self._stirred) < _GLANCE:
+            return _GLANCE - since
+        if self._report is None or not (opened := list(state.open)):
+            return _LOOK
+        return _GLANCE if clock.now() - opened[-1].start < _LASTING_NS else _LOOK
 
     def _left(self) -> float:
         """Seconds until a batch leaves that is not full."""
@@ -208,20 +236,24 @@ class Batches:
             return float("inf")
         now = time.monotonic()
         self._first = min(self._first, now)
-        return min(self._newest + self._values.quiet / 1000, self._first + self._values.delay / 1000) - now
+        delay = min(self._values.delay / 1000, 1.0) if self._watched else self._values.delay / 1000
+        return min(self._newest + self._values.quiet / 1000, self._first + delay) - now
 
     def _until_report(self) -> float:
-        """Seconds until the next report: one that repeats the last, or one with a span that no report had."""
+        """Seconds until the next report: one that repeats the last, or one that tells of an operation that has come or
+        gone.
+        """
         if self._report is None:
             return float("inf")
-        now = time.monotonic()
-        again = self._said + self._every - now if self._last else float("inf")
-        if self.dropped != self._confessed:
-            again = min(again, self._said + max(self._every, 1.0) - now)
-        new = next((span for span in list(state.open) if span not in self._last), None)
+        now, opened = time.monotonic(), list(state.open)
+        over = self._last.difference(span.trace for span in opened)
+        pause = 1.0 if self._watched or over else self._every
+        again = self._said + pause - now if self._last or self.dropped != self._confessed else float("inf")
+        new = next((span for span in opened if span.trace not in self._last), None)
         if new is None:
             return again
-        return min(again, max(self._said + 1.0 - now, (new.start + _OPEN_NS - clock.now()) / 1e9))
+        age = _OPEN_NS if self._watched else int(_FIRST * 1e9)
+        return min(again, max(self._said + 1.0 - now, (new.start + age - clock.now()) / 1e9))
 
     def _send(self) -> None:
         batch = [self._queue.popleft() for _ in range(min(self._values.batch, len(self._queue)))]
@@ -237,13 +269,19 @@ class Batches:
     def _tell(self, report: Report) -> None:
         now = clock.now()
         found = [span for span in list(state.open)[:_REPORTED] if span.start <= now - _OPEN_NS]
-        these = frozenset(found)
-        lasting = bool(found) and these == self._last and all(span.start <= now - _LASTING_NS for span in found)
-        self._every, dropped = _SELDOM if lasting else 1.0, self.dropped
+        these = frozenset(span.trace for span in found)
+        if not found:
+            self._every = 1.0
+        elif self._watched or not these <= self._last:
+            self._every = _FIRST
+        else:
+            lasting = all(span.start <= now - _LASTING_NS for span in found)
+            self._every = min(2 * self._every, _LASTING if lasting else _SELDOM)
+        dropped = self.dropped
         self._said, self._last = time.monotonic(), these
         heard = False
         try:
-            heard = report(found, dropped, self._every * _VALID)
+            heard = report(found, dropped, self._every + _LATE)
         except Exception:  # whatever a library finds in a span: those that end are sent all the same
             if not self._failed:
                 log.exception("%d open spans could not be reported", len(found))
@@ -251,4 +289,4 @@ class Batches:
         if heard:
             self._confessed = dropped
         elif not found:
-            self._every = _SELDOM  # nobody is there
+            self._every = _LASTING

@@ -94,7 +94,7 @@ class Tracing:
     """Spans of a process that may wait to be sent. Further ones are dropped and counted."""
     max_export_batch_size: int = 512
     """Spans that are sent at once."""
-    schedule_delay: settings.Seconds = 1.2
+    schedule_delay: settings.Seconds = 2.5
     """The longest time that an ended span waits before it is sent. If no other ends, it waits 0.3 s."""
     endpoint: str = ""
     """Where spans are sent instead of to the node's traces service: any collector that takes OTLP over gRPC, such as

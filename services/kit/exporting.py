@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,12 @@ log = logging.getLogger(__name__)
 
 SOCKET = "traces.sock"
 """The traces service's socket in STATE."""
+ASKED = "traces.asked"
+"""A file in STATE that the traces service touches when somebody asks what is in flight. Then each process says it each
+second for a while, which it else does more and more seldom.
+"""
+_RECENTLY = 5.0
+"""Seconds for which they do."""
 _QUIET = 300
 """Milliseconds without a span after which the traces service gets those that there are. What goes on for longer is sent
 in few batches: a call costs as much as 15 spans.
@@ -79,7 +86,12 @@ class _ToNode:
         self._seen = self._stamp()
         self._sender = self._sender_to(config)
         self.batches = batching.Batches(
-            self._sender.export, _values(config), report=self._report(), look=self._look, later=self._sender.finish
+            self._sender.export,
+            _values(config),
+            report=self._report(),
+            look=self._look,
+            asked=lambda: asked(directory),
+            later=self._sender.finish,
         )
 
     def _sender_to(self, config: Tracing) -> Any:
@@ -128,6 +140,16 @@ class _ToNode:
             settings.format_duration(config.fold),
             config.endpoint or "the node's traces service",
         )
+
+
+def asked(directory: Path) -> bool:
+    """Whether somebody has asked what is in flight within the last seconds, by the file in STATE. A realtime clock that
+    is set meanwhile only changes how many.
+    """
+    try:
+        return abs(time.time() - os.stat(directory / ASKED).st_mtime) < _RECENTLY
+    except OSError:  # nobody ever has
+        return False
 
 
 def _values(config: Tracing) -> Batching:

@@ -2,8 +2,8 @@
 OTEL_EXPORTER_OTLP_* configure it.
 
 OpenTelemetry's exporters are not used. One imports grpc, which a process on the wire does without (160 ms and 26 MB),
-the other imports requests (120 ms and 8 MB). The messages are OpenTelemetry's (:mod:`services.kit.otlp_spans`), and its
-SDK reads what the environment says of this process (:mod:`services.kit.resource`).
+the other imports requests (120 ms and 8 MB). The messages are written by :mod:`services.kit.otlp_spans`, and
+OpenTelemetry's SDK reads what the environment says of this process (:mod:`services.kit.resource`).
 
     OTEL_EXPORTER_OTLP_PROTOCOL       grpc (the default) or http/protobuf
     OTEL_EXPORTER_OTLP_ENDPOINT       http://host:port, https://host:port; with grpc also unix:/path, and host:port,
@@ -41,14 +41,9 @@ from urllib.parse import unquote, urlsplit
 
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
-    ExportTraceServiceRequest,
-    ExportTraceServiceResponse,
-)
 
 from api.splitd.traces.v1 import traces_pb2
-from services.kit import errors, logs
-from services.kit.otlp_spans import resource_spans
+from services.kit import errors, logs, otlp_spans
 from services.kit.resource import described, resource
 from services.kit.spans import Span
 from services.kit.version import SPLITD
@@ -86,6 +81,18 @@ class Sender(Protocol):
         ...
 
 
+def _refusal(response: bytes) -> tuple[int, str]:
+    """How many spans a collector has refused, and why, of an ExportTraceServiceResponse that is not empty."""
+    # ours answers so only if it drops spans
+    from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as collector
+
+    try:
+        partial = collector.ExportTraceServiceResponse.FromString(response).partial_success
+    except DecodeError:  # a collector that accepted them, and answered in a form of its own
+        return 0, ""
+    return partial.rejected_spans, partial.error_message
+
+
 class Exporter:
     """Sends batches, retries those that may be accepted later, and logs when the loss of spans begins and ends."""
 
@@ -112,7 +119,7 @@ class Exporter:
 
     def export(self, spans: Sequence[Span]) -> bool:
         """Deliver a batch, or give it up. The result is whether it was delivered."""
-        request = ExportTraceServiceRequest(resource_spans=[resource_spans(spans, self._of)]).SerializeToString()
+        request = otlp_spans.request(spans, self._of)
         end = self._clock() + self._timeout
         pause = _FIRST_PAUSE
         while True:
@@ -139,15 +146,12 @@ class Exporter:
         if self._lost:
             log.info("spans are delivered again; %d were lost", self._lost)
             self._lost = 0
-        try:
-            partial = ExportTraceServiceResponse.FromString(response).partial_success
-        except DecodeError:  # a collector that accepted them, and answered in a form of its own
-            return
-        if partial.rejected_spans or partial.error_message:
+        rejected, message = _refusal(response) if response else (0, "")
+        if rejected or message:
             if not self._refused:
-                why = logs.shown(partial.error_message)
-                log.log(self._level, "the collector refuses %d spans: %s", partial.rejected_spans, why)
-            self._refused += partial.rejected_spans or 1
+                why = logs.shown(message)
+                log.log(self._level, "the collector refuses %d spans: %s", rejected, why)
+            self._refused += rejected or 1
         elif self._refused:
             log.info("the collector takes all spans again; it refused %d", self._refused)
             self._refused = 0
@@ -404,7 +408,7 @@ class Local:
     def report(self, spans: Sequence[Span], dropped: int, lifetime: float) -> bool:
         """Tell which spans are open. If that fails, the next report tells it."""
         request = traces_pb2.ReportRequest(
-            data=resource_spans(spans, self._of).SerializeToString() if spans else b"",
+            data=otlp_spans.resource_spans(spans, self._of) if spans else b"",
             service=f"{self._of['service.name']} {self._of['service.instance.id']}",
             lifetime=lifetime,
             dropped=dropped,

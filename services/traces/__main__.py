@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from contextlib import AsyncExitStack
 
-from services.kit import later, loops, process, rpc, settings
+from services.kit import exporting, later, loops, process, rpc, settings
 from services.traces.config import Config
 from services.traces.intake import Intake
-from services.traces.live import OpenSpans
+from services.traces.live import Asking, OpenSpans
 from services.traces.local import LocalStore
 from services.traces.long_running import LongRunning
 from services.traces.measured import measured
@@ -37,10 +37,10 @@ async def serve(file: settings.File, node: settings.Node) -> None:
     with process.owned(node.root / "traces") as directory:
         store = LocalStore(directory, config)
         intake = Intake(store, config.queue)
-        opened = OpenSpans()
+        opened = OpenSpans(ask=Asking(node.state / exporting.ASKED))
         servicers: list[rpc.Servicer] = [
             CollectorServicer(intake),
-            TracesServicer(intake, opened, LongRunning(opened.live, config.running, opened.age).look),
+            TracesServicer(intake, opened, LongRunning(opened.live, config.running, opened.age, opened.ask).look),
         ]
         measured(intake, opened)
         async with AsyncExitStack() as stack:

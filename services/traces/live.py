@@ -1,13 +1,21 @@
-"""Open spans, as the processes of the node report them: who is alive reports again before the last report is void."""
+"""Open spans, as the processes of the node report them: who is alive reports again before the last report is void.
+
+As long as nobody asks, they report more and more seldom (:mod:`services.kit.batching`). Whoever asks is answered at
+once with what is known, and from then on they report each second for a while.
+"""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from services.kit import clock
 from services.traces.store import Live, Span
+
+log = logging.getLogger(__name__)
 
 REPORTERS = 64
 """Processes that are remembered."""
@@ -28,10 +36,44 @@ class _Report:
     """Spans that the process lost since it began."""
 
 
+class Asking:
+    """Tells the processes, by touching ``file`` (``kit.exporting.ASKED``), that somebody looks."""
+
+    OFTEN = 0.5
+    """Seconds from one touch to the next, at least."""
+
+    def __init__(self, file: Path, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._file = file
+        self._monotonic = monotonic
+        self._told = float("-inf")
+        self._failed = False
+
+    def __call__(self) -> None:
+        now = self._monotonic()
+        if now - self._told < self.OFTEN:
+            return
+        self._told = now
+        try:
+            self._file.touch(0o600)
+        except OSError as error:  # what is shown is older then
+            if not self._failed:
+                log.warning("processes cannot be asked what is in flight: %s", error)
+            self._failed = True
+        else:
+            self._failed = False
+
+
 class OpenSpans:
     """The last report of each process, while it is valid."""
 
-    def __init__(self, clock: Callable[[], int] = clock.now, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], int] = clock.now,
+        monotonic: Callable[[], float] = time.monotonic,
+        ask: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``ask`` tells the processes that somebody looks."""
+        self.ask = ask
         self._clock = clock
         self._monotonic = monotonic
         self._reports: dict[str, _Report] = {}
@@ -67,6 +109,11 @@ class OpenSpans:
         for report in self._valid():
             found += sorted(report.read(), key=lambda span: span.start)[:SPANS]
         return Live(self._clock(), sorted(found, key=lambda span: span.start))
+
+    def asked(self) -> Live:
+        """The same for somebody who looks, and may look again: then it is at most a second old."""
+        self.ask()
+        return self.live()
 
     def age(self) -> float:
         """For how many seconds the oldest open span has been open; 0 if there is none."""

@@ -14,6 +14,8 @@ OFTEN = 1.0
 """Seconds from one look to the next, at least."""
 AGAIN = 60.0
 """Seconds until an operation is logged again."""
+FRESH, STALE = 1.5, 6.0
+"""Seconds after a question in which what processes report is new: each reports within a second, for some seconds."""
 LASTING = frozenset({"Wait", "Subscribe", "Watch"})
 """Calls that last as long as what they wait for: that a container runs for a week is no news."""
 _TRANSFER = "images."
@@ -25,7 +27,8 @@ _TEXT = 200
 
 class LongRunning:
     """Looks at the open spans that ``live`` tells, for operations that take longer than ``seconds`` (0: none). ``age``
-    is that of the oldest, in seconds: as long as all are young, they need not be told.
+    is that of the oldest, in seconds: as long as all are young, they need not be told. Before a line is logged, ``ask``
+    tells the processes to report again, since what some of them have reported may be old.
     """
 
     def __init__(
@@ -33,13 +36,15 @@ class LongRunning:
         live: Callable[[], Live],
         seconds: float,
         age: Callable[[], float],
+        ask: Callable[[], None],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._live = live
         self._age = age
         self._seconds = seconds
         self._monotonic = monotonic
-        self._looked = float("-inf")
+        self._ask = ask
+        self._looked = self._asked = float("-inf")
         self._logged: dict[str, float] = {}
         """When each trace was logged last; of those only that are still open."""
 
@@ -56,12 +61,20 @@ class LongRunning:
         for span in live.spans:
             traces.setdefault(span.trace, []).append(span)
         self._logged = {trace: last for trace, last in self._logged.items() if trace in traces}
-        for trace, spans in traces.items():
-            if now - self._logged.get(trace, float("-inf")) < AGAIN:
-                continue
-            if line := _line(spans, live.now, self._seconds):
+        lines = {
+            trace: line
+            for trace, spans in traces.items()
+            if now - self._logged.get(trace, float("-inf")) >= AGAIN and (line := _line(spans, live.now, self._seconds))
+        }
+        if not lines:
+            return
+        if FRESH <= now - self._asked <= STALE:
+            for trace, line in lines.items():
                 self._logged[trace] = now
                 log.info("%s; trace %s", line, trace)
+        elif now - self._asked > STALE:
+            self._asked = now
+            self._ask()
 
 
 def _line(spans: Sequence[Span], now: int, seconds: float) -> str:

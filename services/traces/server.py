@@ -103,7 +103,7 @@ class TracesServicer:
         return pb.DeleteResponse()
 
     async def Live(self, request: pb.LiveRequest, call: Call) -> pb.LiveResponse:
-        live = self._live.live()
+        live = self._live.asked()
         return pb.LiveResponse(data=convert.spans_to_pb(live.spans).SerializeToString(), now=live.now)
 
     async def Report(self, request: pb.ReportRequest, call: Call) -> pb.ReportResponse:

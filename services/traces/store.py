@@ -9,7 +9,7 @@ operation   what a client wanted: a pull, a push, a run. The root says it: ``spl
             image, the bytes and the outcome (docs/tracing.md lists all names and attributes).
 wait        a span in which its process only waited: ``wait.CAUSE``. It links to the span that held what was waited for.
 background  work that nobody waits for; the attribute ``splitd.background`` says so.
-open span   a span that has not ended. Its process reports it each second, so that one can see what is in flight.
+open span   a span that has not ended. Its process reports it, so that one can see what is in flight.
 
 Times are nanoseconds since the epoch. All processes of a node derive them from one clock, so spans of different
 processes can be compared. Spans that others send (``splitd trace import``) may have any times and ids.
@@ -136,18 +136,17 @@ def best(heads: Iterable[Head]) -> Head:
     """What some spans of a trace say together. The root knows all. Without one, the span that says the operation comes
     first, then one that says the image, then the one that began first; what it does not say, the next ones may.
     """
-    first, *more = sorted(heads, key=lambda each: (not each.root, not each.operation, not each.image, each.start))
-    if first.root:
+    found = sorted(heads, key=lambda each: (not each.root, not each.operation, not each.image, each.start))
+    first = found[0]
+    if first.root or len(found) == 1:
         return first
-    for each in more:
-        first = replace(
-            first,
-            operation=first.operation or each.operation,
-            namespace=first.namespace or each.namespace,
-            image=first.image or each.image,
-            outcome=first.outcome or each.outcome,
-        )
-    return first
+    return replace(
+        first,
+        operation=next(filter(None, (each.operation for each in found)), ""),
+        namespace=next(filter(None, (each.namespace for each in found)), ""),
+        image=next(filter(None, (each.image for each in found)), ""),
+        outcome=next(filter(None, (each.outcome for each in found)), ""),
+    )
 
 
 TRANSFERS = {f"images.{kind}": kind for kind in ("pull", "push", "import", "export")}

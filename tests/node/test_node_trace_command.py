@@ -49,6 +49,30 @@ async def test_a_pull_says_what_it_waited_for_and_show_says_it_again(
     assert (await run(node, "trace", "show", "--file", str(file))).stdout == shown
 
 
+async def test_what_is_in_flight_is_seen_while_it_runs(node: Node, fake: FakeRegistry) -> None:
+    """``top`` asks the processes what they have open now; ``show`` has a pull that is under way."""
+    reference = fake.add(made(1, 500), "team/flying:1")
+    fake.inject("blob", slow(100_000), times=9, method="GET")
+    pulling = asyncio.ensure_future(run(node, "pull", "--plain-http", reference))
+
+    async def flying() -> list[dict]:
+        found = json.loads((await run(node, "trace", "top", "--json")).stdout)["operations"]
+        return [each for each in found if each["about"] == reference]
+
+    (pull,) = await eventually_async(flying, "the pull is not seen")
+    assert pull["operation"] == "pull"
+    assert "splitd-images" in {stage["service"] for stage in pull["stages"]}
+    shown = await run(node, "trace", "show", pull["trace"])
+    assert "the operation is still under way" in shown.stderr
+    assert pull["trace"][:12] in shown.stdout
+    await pulling
+
+    async def over() -> bool:
+        return await flying() == []
+
+    await eventually_async(over, "the pull is shown though it has ended")
+
+
 async def test_a_failed_pull_says_what_it_waited_for_too(node: Node, fake: FakeRegistry) -> None:
     """After the error, on standard error; the error itself is said once."""
     failed = await run(node, "pull", "-v", "--plain-http", f"{fake.host}/team/none:1", ok=False)

@@ -24,7 +24,7 @@ class NodeSource:
 
     async def trace(self, prefix: str) -> Trace:
         """The trace with its open spans, as if they ended now; they say that they are open."""
-        now = self._open.live()
+        now = self._open.asked()
         still = [span for span in now.spans if span.trace.startswith(prefix.lower())]
         try:
             found = await self._store.trace(prefix)
@@ -47,7 +47,7 @@ class NodeSource:
         return replace(found, dropped=found.dropped + self._open.dropped())
 
     async def live(self) -> Live:
-        return self._open.live()
+        return self._open.asked()
 
     async def node(self) -> Node:
         return await self._health()

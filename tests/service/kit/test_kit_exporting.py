@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from opentelemetry.proto.trace.v1 import trace_pb2
 
 from api.containerd.services.content.v1 import content_pb2, content_stubs
 from api.splitd.traces.v1 import traces_pb2, traces_stubs
-from services.kit import clock, errors, rpc
+from services.kit import clock, errors, exporting, rpc
 from tests.collector import Collector
 from tests.support import ServiceProcess, eventually_async
 
@@ -162,3 +164,17 @@ async def test_a_traces_service_that_is_killed_costs_nobody_anything(side: Side)
     assert side.content.text().count("spans are lost") == 1
     assert side.content.text().count("spans are delivered again") == 1
     assert "WARNING" not in side.content.text()
+
+
+async def test_who_asks_what_is_in_flight_is_told_anew(side: Side) -> None:
+    """The traces service touches a file, and for some seconds the processes of the node know it."""
+    state = side.place / "s"
+    async with rpc.Channel(state / "traces.sock") as channel:
+        assert not exporting.asked(state)
+        await channel.client(traces_stubs.TRACES).Live(traces_pb2.LiveRequest())
+    told = state / exporting.ASKED
+    os.utime(told)
+    assert exporting.asked(state)
+    for seconds in (-60, 60):
+        os.utime(told, (time.time() + seconds, time.time() + seconds))
+        assert not exporting.asked(state)

@@ -104,18 +104,18 @@ def test_spans_are_exported_without_grpc(protocol: str) -> None:
         OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9",
         OTEL_EXPORTER_OTLP_PROTOCOL=protocol,
     )
-    assert "opentelemetry.proto" in there
+    assert "services.kit.otlp_spans" in there
     assert not there & {"grpc", "requests", "opentelemetry.metrics"}
 
 
-def test_the_node_alone_gets_spans_without_the_sdk() -> None:
-    """It is for what the environment says of a process to a collector."""
+def test_the_node_alone_gets_spans_without_opentelemetry() -> None:
+    """Its SDK is for what the environment says of a process to a collector."""
     there = loaded(
         "from pathlib import Path; from services.kit import config, exporting, tracing; "
         "exporting.begin('x', config.Tracing(), Path('/no/such/place')); tracing.root('y').end(); tracing.shutdown()"
     )
-    assert "opentelemetry.proto" in there
-    assert "opentelemetry.sdk" not in there
+    assert "services.kit.otlp_spans" in there
+    assert "opentelemetry" not in there
 
 
 def test_the_test_would_see_grpc() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -98,6 +99,12 @@ def ended(name: str) -> Span:
     return span
 
 
+def due(batches: Batches) -> None:
+    """The next report is due now."""
+    batches._said = 0.0
+    batches._woken.set()
+
+
 def gone(batches: Batches) -> None:
     batches.end(5)
     batches.join()
@@ -179,27 +186,81 @@ def test_the_end_does_not_wait_for_a_collector_that_hangs(way: Way) -> None:
     way.go.set()
 
 
-def test_an_open_span_is_reported_from_its_first_second_to_its_end(way: Way) -> None:
-    """One that is open for long is reported more seldom, and the last report says that none is left."""
+def test_an_open_span_is_reported_from_its_first_seconds_to_its_end(way: Way) -> None:
+    """As long as nobody asks, reports follow each other more and more slowly, and most slowly if nothing but what lasts
+    is open. The last one says that nothing is left.
+    """
     batches = Batches(way.export, LATE, report=way.report)
     eventually(lambda: state.idle is not None)
     old, young = tracing.root("old"), tracing.root("young")
     eventually(lambda: state.idle is None, "the thread was woken")
     old.start -= 2_000_000_000
-    batches._woken.set()
-    eventually(lambda: way.reports != [])
-    assert way.reports[0] == (["old"], 0, 3.0)
-    eventually(lambda: way.reports[-1][0] == ["old", "young"])
+    young.start += 100_000_000_000
+    for number in range(4):
+        due(batches)
+        eventually(lambda number=number: len(way.reports) > number)  # type: ignore[misc]
+    assert way.reports[:4] == [(["old"], 0, lifetime) for lifetime in (4.0, 6.0, 7.0, 7.0)]
+    young.start -= 102_000_000_000
+    due(batches)
+    eventually(lambda: (["old", "young"], 0, 4.0) in way.reports, "another operation: from the beginning")
     young.end()
     eventually(lambda: way.reports[-1][0] == ["old"])
     old.start -= 100_000_000_000
-    eventually(lambda: way.reports[-1] == (["old"], 0, 30.0))
+
+    def again() -> bool:
+        due(batches)
+        return way.reports[-1] == (["old"], 0, 12.0)
+
+    eventually(again)
+    assert batches._until_look() == 5.0
     old.end()
-    batches._said = 0.0
-    batches._woken.set()
+    due(batches)
     eventually(lambda: way.reports[-1][0] == [])
     eventually(lambda: state.idle is not None, "the thread sleeps again")
     gone(batches)
+
+
+def test_short_calls_do_not_wake_the_thread_again_and_again(way: Way) -> None:
+    """The first one does, and then it looks by itself for a second: else each call would cost as much as 20 spans."""
+    looks = []
+    batches = Batches(way.export, LATE, report=way.report, look=lambda: looks.append(1))
+    eventually(lambda: state.idle is not None)
+    begun = time.monotonic()
+
+    def calls() -> bool:
+        tracing.root("call").end()
+        return time.monotonic() - begun > 1.0
+
+    eventually(calls)
+    assert 1 <= len(looks) <= 4 + 2 * (time.monotonic() - begun)
+    gone(batches)
+
+
+def test_an_operation_that_has_ended_is_reported_soon(way: Way) -> None:
+    """It is shown as in flight until then."""
+    old, other = tracing.root("old"), tracing.root("other")
+    for span in (old, other):
+        span.start -= 2_000_000_000
+    batches = Batches(way.export, LATE, report=way.report)
+    eventually(lambda: way.reports != [])
+    batches._every = 1000.0
+    other.end()
+    eventually(lambda: way.reports[-1][0] == ["old"])
+    gone(batches)
+    old.end()
+
+
+def test_whoever_asks_learns_each_second_what_is_open(way: Way) -> None:
+    """And what has ended leaves sooner."""
+    batches = Batches(way.export, LATE, report=way.report, asked=lambda: True)
+    span = tracing.root("open")
+    span.start -= 1_500_000_000
+    eventually(lambda: len(way.reports) >= 2)
+    assert way.reports[:2] == [(["open"], 0, 4.0)] * 2
+    batches.put(ended("over"))
+    eventually(lambda: way.batches != [])
+    gone(batches)
+    span.end()
 
 
 def test_what_was_dropped_is_reported_though_nothing_is_open(way: Way) -> None:
@@ -229,7 +290,12 @@ def test_a_report_that_fails_ends_nothing(way: Way, caplog: pytest.LogCaptureFix
     batches = Batches(way.export, SOON, report=report)
     opened = tracing.root("open")
     opened.start -= 2_000_000_000
-    eventually(lambda: way.reports != [])
+
+    def again() -> bool:
+        due(batches)
+        return way.reports != []
+
+    eventually(again)
     batches.put(ended("later"))
     eventually(lambda: way.batches != [])
     opened.end()

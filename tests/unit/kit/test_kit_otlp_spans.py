@@ -1,4 +1,4 @@
-"""kit.otlp_spans and kit.resource: the messages are those that OpenTelemetry's SDK and its encoder make."""
+"""kit.otlp_spans and kit.resource: what is sent says what OpenTelemetry's SDK and its encoder say."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1 import trace_pb2 as otlp
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
@@ -113,8 +115,18 @@ def readable(span: Span, of: dict[str, str]) -> ReadableSpan:
     )
 
 
+def plain_value(value: Any) -> Any:
+    """An AnyValue, read back."""
+    kind = value.WhichOneof("value")
+    if kind == "array_value":
+        return [plain_value(each) for each in value.array_value.values]
+    if kind == "kvlist_value":
+        return {each.key: plain_value(each.value) for each in value.kvlist_value.values}
+    return getattr(value, kind) if kind else None
+
+
 @pytest.mark.parametrize("make", [plain, failed_call, came, nameless])
-def test_a_message_is_that_of_the_sdk(make: Any) -> None:
+def test_what_is_sent_is_what_the_sdk_sends(make: Any) -> None:
     """A collector sees no difference, but for what the SDK does not carry: how many attributes were dropped."""
     span = make()
     if make is not nameless:
@@ -125,14 +137,44 @@ def test_a_message_is_that_of_the_sdk(make: Any) -> None:
     sent.dropped_attributes_count = span.lost
     if not sent.status.ByteSize():
         sent.ClearField("status")  # empty, which means the same
-    assert otlp_spans.resource_spans([span], of) == theirs
+    assert otlp.ResourceSpans.FromString(otlp_spans.resource_spans([span], of)) == theirs
+    request = ExportTraceServiceRequest.FromString(otlp_spans.request([span, span], of))
+    assert [*request.resource_spans[0].scope_spans[0].spans] == [sent, sent]
+
+
+NUMBERS = [0, 1, 127, 128, 16383, 16384, (1 << 21) - 1, 1 << 21, (1 << 63) - 1, -1, -128, -(1 << 63)]
+LENGTHS = [0, 1, 100, 127, 128, 4095, 4096]
+"""Those at which a length takes a byte more are among them, with what surrounds a text."""
+
+
+def test_numbers_and_lengths_of_all_sizes() -> None:
+    """Whatever number of bytes they take, they are read as they were."""
+    numbers = {f"n{number}": number for number in NUMBERS}
+    texts = {"x" * length: "é" * length for length in LENGTHS}
+    texts |= {f"near {length}": "y" * length for near in (100, 4080) for length in range(near, near + 30)}
+    deep = {"list": [*NUMBERS, *({"a": [text]} for text in texts.values()), b"z" * 200]}
+    span = Span("s" * 5000, INTERNAL, None)
+    span.attributes, span.lost = {**numbers, **texts, **deep}, 1 << 20
+    (read,) = otlp.ResourceSpans.FromString(otlp_spans.resource_spans([span], {})).scope_spans[0].spans
+    assert (read.name, read.dropped_attributes_count) == ("s" * spans.TEXT, 1 << 20)
+    assert {each.key: plain_value(each.value) for each in read.attributes} == span.attributes
+
+
+def test_names_of_attributes_that_never_end_take_no_memory() -> None:
+    """A foreign service's answer may bring new ones all the time."""
+    span = Span("x", INTERNAL, None)
+    for number in range(3 * otlp_spans._KEYS):
+        span.attributes = {f"name {number}": number}
+        (read,) = otlp.Span.FromString(otlp_spans.encoded(span)).attributes
+        assert (read.key, read.value.int_value) == (f"name {number}", number)
+    assert len(otlp_spans._keys) <= otlp_spans._KEYS
 
 
 def test_a_name_that_utf8_has_not_loses_no_batch() -> None:
     """An attribute's name may come from a foreign service's answer."""
     span = Span("x", INTERNAL, None)
     span.put({"\ud800": 1})
-    assert [each.key for each in otlp_spans.message(span).attributes] == ["\\ud800"]
+    assert [each.key for each in otlp.Span.FromString(otlp_spans.encoded(span)).attributes] == ["\\ud800"]
 
 
 def test_the_resource_is_that_of_the_sdk(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
 
 from services.traces import live
-from services.traces.live import OpenSpans
+from services.traces.live import Asking, OpenSpans
 from services.traces.store import Span
 from tests.suites.traces import NOW, SECOND, span
 
@@ -66,7 +69,7 @@ def test_reports_are_bounded() -> None:
 
 
 def test_spans_are_made_when_somebody_asks() -> None:
-    """Processes report each second, and hardly ever somebody looks. How old the oldest is, is known all the same."""
+    """Hardly ever somebody looks. How old the oldest is, is known all the same."""
     clock = Clock()
     opened = OpenSpans(lambda: NOW + 5 * SECOND, clock)
     made: list[Span] = []
@@ -82,3 +85,20 @@ def test_spans_are_made_when_somebody_asks() -> None:
     assert opened.live().spans[0] is made[0]
     clock.now += 6
     assert opened.age() == 0
+
+
+def test_whoever_looks_makes_the_processes_report(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """By a file that they look at. Many questions at once touch it once; where it cannot be, the answer is the same."""
+    clock, asked = Clock(), tmp_path / "asked"
+    opened = OpenSpans(lambda: NOW, clock, Asking(asked, clock))
+    told(opened, "a", [span(end=0)], 5.0, 0)
+    assert (opened.live().now, asked.exists()) == (NOW, False)
+    assert (opened.asked(), asked.exists()) == (opened.live(), True)
+    asked.unlink()
+    clock.now += 0.4
+    assert (opened.asked(), asked.exists()) == (opened.live(), False)
+    clock.now += 0.2
+    assert (opened.asked(), asked.exists()) == (opened.live(), True)
+    nowhere = OpenSpans(lambda: NOW, clock, Asking(tmp_path / "no/asked", clock))
+    assert nowhere.asked().spans == []
+    assert "processes cannot be asked what is in flight" in caplog.text

@@ -19,7 +19,10 @@ class Node:
         self.spans: list[Span] = []
         self.passed = 0
         self._caplog = caplog
-        self._watch = LongRunning(self.live, 30.0, self.age, lambda: float(self.passed))
+        self.asked: list[int] = []
+        self._watch = LongRunning(
+            self.live, 30.0, self.age, lambda: self.asked.append(self.passed), lambda: float(self.passed)
+        )
         caplog.set_level(logging.INFO)
 
     def live(self) -> Live:
@@ -49,7 +52,7 @@ def opened(trace: str = "", after: int = 0, **what: object) -> Span:
 
 
 def test_a_pull_that_takes_long_is_logged_each_minute(node: Node) -> None:
-    """With its stage, the deepest of what is open, and its trace."""
+    """With its stage, the deepest of what is open, and its trace, as processes report them when they are asked for it."""
     root = opened(attributes=ROOT, name="Transfer", service="splitd-gateway")
     pull = opened(root.trace, 1, parent=root.id)
     wait = opened(
@@ -62,18 +65,19 @@ def test_a_pull_that_takes_long_is_logged_each_minute(node: Node) -> None:
     node.spans = [root, pull, wait]
     assert node.later(29) == []
     assert node.later(60) == [
-        "pull docker.io/library/busybox:1 in default has taken 30s so far: wait.pause (splitd-images, the registry "
-        f"asked for it, a.example) for 25s; trace {root.trace}"
+        "pull docker.io/library/busybox:1 in default has taken 32s so far: wait.pause (splitd-images, the registry "
+        f"asked for it, a.example) for 27s; trace {root.trace}"
     ]
     node.spans = [
         dataclasses.replace(root, attributes={}),
         dataclasses.replace(pull, attributes={**ROOT, "splitd.operation": None}),
     ]
     [line] = node.later(60)
-    assert line.startswith("pull docker.io/library/busybox:1 in default has taken 1m30s")
-    assert "has taken 1m30s so far: images.pull (splitd-images) for 1m29s; trace" in line
+    assert line.startswith("pull docker.io/library/busybox:1 in default has taken 1m34s")
+    assert "has taken 1m34s so far: images.pull (splitd-images) for 1m33s; trace" in line
     node.spans = []
     assert node.later(60) == []
+    assert node.asked == [30, 92]
 
 
 def test_waiting_for_a_container_is_no_news(node: Node) -> None:
@@ -82,11 +86,11 @@ def test_waiting_for_a_container_is_no_news(node: Node) -> None:
     wait = opened(run.trace, 1, parent=run.id, name="T/Wait", attributes={"rpc.method": "Wait"})
     below = opened(run.trace, 1, parent=wait.id, name="ttrpc/Wait", attributes={"rpc.method": "Wait"})
     node.spans = [run, wait, below]
-    assert node.later(200) == []
+    assert (node.later(200), node.asked) == ([], [])
     node.spans.append(opened(run.trace, 200, parent=run.id, name="a.v1.T/Kill", attributes={"rpc.method": "Kill"}))
     assert node.later(29) == []
-    [line] = node.later(2)
-    assert line.startswith("run c has taken 30s so far: T/Kill (splitd-images) for 30s; trace ")
+    [line] = node.later(4)
+    assert line.startswith("run c has taken 32s so far: T/Kill (splitd-images) for 32s; trace ")
 
 
 def test_work_that_nobody_waits_for_is_no_news(node: Node) -> None:
@@ -102,7 +106,7 @@ def test_whatever_spans_say_is_one_line(node: Node) -> None:
     own = opened(one.trace, id="3" * 16, parent="3" * 16, name="x\n\x1b[2J" + "y" * 1000)
     many = [opened(one.trace, 2) for _ in range(5)]
     node.spans = [one, other, own, *many]
-    [line] = node.later(31)
+    [line] = node.later(33)
     assert line.isprintable()
     assert len(line) < 600
     assert "and 4 more; trace" in line
@@ -110,15 +114,15 @@ def test_whatever_spans_say_is_one_line(node: Node) -> None:
 
 def test_it_can_be_turned_off() -> None:
     """By 0 seconds."""
-    LongRunning(lambda: pytest.fail("it looked"), 0.0, lambda: 1e9).look()
+    LongRunning(lambda: pytest.fail("it looked"), 0.0, lambda: 1e9, lambda: None).look()
 
 
 @pytest.mark.parametrize("method", [["Wait"], {"a": 1}, None, 5, b"Wait"])
 def test_a_method_that_is_no_text_is_none(node: Node, method: object) -> None:
     """Somebody else's span may have any value there."""
     node.spans = [opened(attributes={"rpc.method": method}, name="other")]
-    [line] = node.later(31)
-    assert line.startswith("other has taken 30s so far")
+    [line] = node.later(33)
+    assert line.startswith("other has taken 32s so far")
 
 
 def test_spans_that_are_deep_below_each_other_are_walked_once(node: Node) -> None:
