@@ -7,7 +7,7 @@ import random
 
 import pytest
 from hpack import Decoder as Hpack
-from hpack import Encoder
+from hpack import Encoder, HPACKError
 
 from services.kit import memory
 from services.wire import headers, requests
@@ -137,6 +137,54 @@ def test_any_sequence_of_blocks_is_read_as_hpack_reads_it(seed: int) -> None:
         if pick.random() < 0.1:
             reader.encoder.header_table_size = pick.choice([0, 34, 50, 100, 300, 4096])
         reader.send(*pick.sample(fields, pick.randrange(1, 4)))
+
+
+def entries(hpack: Hpack) -> tuple[list[tuple[bytes, bytes]], int]:
+    """The table of a decoder, and its size."""
+    return list(hpack.header_table.dynamic_entries), hpack.header_table._current_size
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_read_by_the_shorter_way_is_what_hpack_reads(seed: int) -> None:
+    """Of blocks as peers write them, and of damaged ones. What it does not read it leaves as it was."""
+    pick = random.Random(seed)
+    decoder, encoder, theirs = headers.Decoder(Limits()), Encoder(), Hpack()
+    names = [":path", "te", "containerd-namespace", "x" * 130, "grpc-timeout", "name"]
+    short = 0
+    for _ in range(150):
+        fields = [
+            (pick.choice(names), "v" * pick.choice([0, 1, 9, 126, 127, 2000])) for _ in range(pick.randrange(1, 5))
+        ]
+        block = bytearray(encoder.encode(fields, huffman=pick.random() < 0.5))
+        for _ in range(pick.choice([0, 0, 0, 1, 3])):
+            block[pick.randrange(len(block))] = pick.randrange(256)
+        if pick.random() < 0.1:
+            del block[pick.randrange(len(block)) :]
+        before = entries(decoder._hpack)
+        found = decoder._short(bytes(block))
+        if found is None:
+            assert entries(decoder._hpack) == before
+        try:
+            said = list(theirs.decode(bytes(block), raw=True))
+        except (HPACKError, IndexError, ValueError):
+            assert not found
+            decoder, encoder, theirs = headers.Decoder(Limits()), Encoder(), Hpack()
+            continue
+        if found is None:
+            decoder._hpack.decode(bytes(block), raw=True)
+        else:
+            short += 1
+            assert found == said
+        assert entries(decoder._hpack) == entries(theirs)
+    assert short > 20
+
+
+def test_a_client_of_grpc_go_is_read_by_the_shorter_way() -> None:
+    """Its first call, and further ones with other paths."""
+    decoder, encoder = headers.Decoder(Limits()), Encoder()
+    for number in range(20):
+        block = encoder.encode([*REQUEST[:3], (":path", f"/package.Service/Method{number}"), *REQUEST[4:]])
+        assert decoder._short(block) is not None
 
 
 def test_the_cache_has_bounds() -> None:
