@@ -113,6 +113,7 @@ def test_a_lone_surrogate_is_three_bad_bytes() -> None:
         "a" * (regexp.EXPRESSION + 1),
         "(?:" + "a" * 100 + "){1000}",
         "((a{100}){10}){1}" * 40,
+        "x{1000}" * 9,
         r"\pL{1000}",
         r"\pL" * (regexp.CLASSES + 1),
         "[" + r"\pL" * (regexp.CLASSES + 1) + "]",
@@ -125,6 +126,14 @@ def test_an_expression_is_bounded(pattern: str) -> None:
     """
     with pytest.raises(ValueError, match="^error parsing regexp: expression too large"):
         regexp.compile(pattern)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["a" * regexp.EXPRESSION, "x{1000}" * 8, r"\pL" * regexp.CLASSES], ids=lambda pattern: pattern[:20]
+)
+def test_an_expression_at_its_bounds_is_compiled(pattern: str) -> None:
+    """RE2 has room for all that is within them."""
+    assert not regexp.compile(pattern).found_in("123")
 
 
 def test_a_match_is_bounded() -> None:
