@@ -3,8 +3,9 @@ standard input ends.
 
 Each connection is a worker that makes one kind of attack after the other, each with an input of
 :mod:`tests.hostile.inputs`. The registries and token servers from which it pulls are its own too. Any answer to a call
-is accepted that comes within :data:`PATIENCE` seconds and is not "internal error". At the end it writes one JSON
-object: how often each kind was tried, the codes of the answers, and faults, each with the seed that reproduces it.
+is accepted that comes within :data:`PATIENCE` seconds and is not "internal error". It writes an empty object when it
+begins, and at the end one JSON object: how often each kind was tried, the codes of the answers, and faults, each with
+the seed that reproduces it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import random
 import sys
 from collections import Counter
@@ -341,13 +341,7 @@ KINDS: tuple[Callable[[Attacker, random.Random], Awaitable[None]], ...] = (
 
 
 async def main(socket: Path, seed: int, connections: int, kinds: Sequence[str]) -> dict[str, Any]:
-    """Attack until standard input ends, and return the results. Inputs are made in processor time that other processes
-    leave: real attackers make them on their own machines.
-    """
-    os.nice(19)
-    # where the kernel shares out processor time by session, only this counts; our session is our own
-    with contextlib.suppress(FileNotFoundError):
-        Path("/proc/self/autogroup").write_text("19")
+    """Attack until standard input ends, and return the results."""
     until = asyncio.Event()
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
@@ -357,6 +351,7 @@ async def main(socket: Path, seed: int, connections: int, kinds: Sequence[str]) 
             for number in range(connections)
         ]
         running = [asyncio.ensure_future(attacker.run(until)) for attacker in attackers]
+        print("{}", flush=True)
         await reader.read()
         until.set()
         await asyncio.gather(*running)

@@ -160,14 +160,6 @@ async def program(module: str, *arguments: object, group: Path | None) -> AsyncI
             await running.wait()
 
 
-def hurry(pid: int) -> None:
-    """Give a program that leaves the processors to others what it needs to end: many tests may run beside it."""
-    with contextlib.suppress(OSError):  # it has ended, or the kernel has no groups of sessions
-        for thread in Path(f"/proc/{pid}/task").iterdir():
-            os.setpriority(os.PRIO_PROCESS, int(thread.name), 0)
-        Path(f"/proc/{pid}/autogroup").write_text("0")
-
-
 async def told(running: asyncio.subprocess.Process, line: bytes = b"\n") -> Any:
     """Write a line to a program, if any, and return the object that it answers."""
     assert running.stdin is not None
@@ -264,12 +256,12 @@ async def test_the_honest_beside_the_hostile(node: Node, groups: Groups) -> None
             program("client", node.socket, SEED, CONNECTIONS, *KINDS, group=groups.aside) as hostile,
             honest.made(),
         ):
+            await told(hostile, b"")
             await asyncio.wait(
                 (asyncio.ensure_future(client.wait()), asyncio.ensure_future(hostile.wait())),
                 timeout=SECONDS,
                 return_when=asyncio.FIRST_COMPLETED,
             )
-            hurry(hostile.pid)
             said, _ = await hostile.communicate(b"")
             most, _ = await watching.communicate(b"")
         loud = honest.took
@@ -292,6 +284,7 @@ async def test_the_honest_beside_the_hostile(node: Node, groups: Groups) -> None
                 for name, each in watched.processor(pids).items()
             },
         )
+        assert came["tried"]
         assert came["faults"] == []
         assert node.pids() == pids, "a process was started anew"
         grown = {name: (first.get(name, 0), size) for name, size in peak.items() if size > first.get(name, 0) + GROWTH}
