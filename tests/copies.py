@@ -178,6 +178,16 @@ def start(
     return execute(command, environment, stdin, stdout, stderr)
 
 
+def written(
+    code: str, file: Path, *words: str, stdout: int, environment: Mapping[str, str] = {}
+) -> Copy | subprocess.Popen[bytes]:
+    """Start ``code``, which is written to a file; its standard error is ours."""
+    file.write_text(code)
+    with open(os.devnull, "rb") as nothing:
+        command = [sys.executable, str(file), *words]
+        return start(command, os.environ | environment, nothing.fileno(), stdout, 2)
+
+
 def execute(
     command: Sequence[str], environment: Mapping[str, str], stdin: int, stdout: int, stderr: int
 ) -> subprocess.Popen[bytes]:

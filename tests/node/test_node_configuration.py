@@ -4,7 +4,7 @@ which are not read, and the node can be stopped.
 
 from __future__ import annotations
 
-import subprocess
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from deploy.processes import NAMES
+from tests import copies
 from tests.service.gateway.test_gateway_probes import asked
-from tests.support import TOP, Node, eventually, short_directory, splitd
+from tests.support import Node, eventually, short_directory, splitd
 
 pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(120)]
 
@@ -80,25 +81,14 @@ def test_a_restart_with_a_file_that_is_wrong_stops_nothing(configured: Node, con
 
 def test_a_file_that_is_written_after_up_is_said_not_to_run(place: Path) -> None:
     """It is the default file, which did not exist before."""
-    node, etc = Node(place), place / "etc.toml"
-    program = [
-        "-c",
-        (
-            "from pathlib import Path; from deploy import place, running; place.ETC = running.ETC = "
-            f"Path({str(etc)!r}); "
-            "from deploy.splitd import main; main()"
-        ),
-    ]
+    node, etc, program = Node(place), place / "etc.toml", place / "program.py"
+    program.write_text(
+        "from pathlib import Path; from deploy import place, running; place.ETC = running.ETC = "
+        f"Path({str(etc)!r}); from deploy.splitd import main; main()"
+    )
 
     def command(*words: str, ok: bool = True) -> tuple[str, str]:
-        done = subprocess.run(
-            [sys.executable, *program, *words, "--state", str(node.state)],
-            cwd=TOP,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = copies.run([sys.executable, str(program), *words, "--state", str(node.state)], os.environ, 60)
         assert (done.returncode == 0) == ok, done.stderr
         return done.stdout, done.stderr
 

@@ -17,7 +17,7 @@ import pytest
 from services.content.remote import RemoteStore
 from services.kit import rpc
 from services.snapshots.remote import RemoteSnapshotter
-from tests.support import TOP, ServiceProcess, short_directory
+from tests.support import TOP, ServiceProcess, short_directory, splitd
 
 pytestmark = [pytest.mark.root, pytest.mark.once]
 
@@ -42,15 +42,7 @@ def words(*arguments: str | Path) -> list[str]:
 
 
 def conform(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        words(*arguments),
-        cwd=TOP,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env={**os.environ, "TMPDIR": "/dev/shm"},
-    )
+    return splitd("conform", *arguments, env={"TMPDIR": "/dev/shm"}, seconds=60, ok=None)
 
 
 def test_a_line_for_each_rule_and_a_summary(content: Path) -> None:

@@ -6,8 +6,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,12 +17,13 @@ from api.splitd.records.v1 import records_pb2 as pb
 from services.kit import errors, rpc
 from services.kit.process import owned
 from services.metadata.sqlite import SqliteTransactions
+from tests import copies
 from tests.etcd_servers import DEBIAN, Cluster, etcd
 from tests.service.metadata.test_metadata_records import NO_COLLECTION, Life, StandIn
 from tests.suites.containers import CONTAINERS, container
 from tests.suites.records import World
 from tests.suites.records_lives import RawStandIn, headers
-from tests.support import TOP, ServiceProcess, eventually_async
+from tests.support import ServiceProcess, eventually_async
 
 WRITER = """
 import asyncio, sys
@@ -63,7 +62,7 @@ def test_the_database_keeps_what_it_acknowledged(tmp_path: Path, seed: int) -> N
     for life in range(2):
         log = tmp_path / f"log{life}"
         with log.open("wb") as out:
-            process = subprocess.Popen([sys.executable, "-c", WRITER, str(path), str(life)], cwd=TOP, stdout=out)
+            process = copies.written(WRITER, tmp_path / "writer.py", str(path), str(life), stdout=out.fileno())
         try:
             end = time.monotonic() + 20
             while log.stat().st_size < 2000 and time.monotonic() < end:

@@ -7,11 +7,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import os
 import random
 import sqlite3
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -21,8 +19,9 @@ from services.etcd.client import connect
 from services.etcd.config import EtcdConfig
 from services.metadata.etcd import EtcdTransactions
 from services.metadata.etcd_rows import WHOLE, Keys, Owner, Pieces, decode
+from tests import copies
 from tests.etcd_servers import DEBIAN, Cluster, etcd
-from tests.support import TOP, eventually
+from tests.support import eventually
 
 WRITER = """
 import asyncio, sys
@@ -79,18 +78,19 @@ class Records:
         self.logs: list[Path] = []
 
     @contextlib.contextmanager
-    def writer(self, acknowledged: int = 0) -> Iterator[subprocess.Popen[bytes]]:
+    def writer(self, acknowledged: int = 0) -> Iterator[copies.Copy | subprocess.Popen[bytes]]:
         """A process that writes, once it has been told that so many transactions are written. It is killed."""
         self._lives += 1
         log = self._directory / f"log{self._lives}"
         self.logs.append(log)
         words = [self._cluster.endpoints[0], self.prefix, str(self.mirror), str(self._lives)]
         with log.open("wb") as out:
-            process = subprocess.Popen(
-                [sys.executable, "-c", WRITER, *words],
-                cwd=TOP,
-                stdout=out,
-                env=os.environ | {"SPLITD_FAULTS": str(self.faults)},
+            process = copies.written(
+                WRITER,
+                self._directory / "writer.py",
+                *words,
+                stdout=out.fileno(),
+                environment={"SPLITD_FAULTS": str(self.faults)},
             )
         try:
             eventually(lambda: len(log.read_bytes().splitlines()) >= acknowledged, "it does not write", 60)

@@ -19,8 +19,9 @@ from services.metadata.etcd import EtcdTransactions
 from services.metadata.etcd_owner import this_node
 from services.metadata.store import Image
 from services.metadata.transactions import Key, Reader, Transaction
+from tests import copies
 from tests.etcd_servers import etcd
-from tests.support import TOP
+from tests.support import TOP, splitd
 
 MIGRATE = """
 import asyncio, sys
@@ -66,9 +67,9 @@ async def everything(path: Path) -> list[tuple[Key, bytes]]:
         return store.view(all_of)
 
 
-def run(faults: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def run(faults: Path, code: str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *words],
+        [sys.executable, "-c", code, *words],
         check=False,
         cwd=TOP,
         env=os.environ | {"SPLITD_FAULTS": str(faults)},
@@ -76,6 +77,13 @@ def run(faults: Path, *words: str) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=60,
     )
+
+
+def migrate(faults: Path, one: str, other: str) -> subprocess.CompletedProcess[str]:
+    program = faults.with_name("migrate.py")
+    program.write_text(MIGRATE)
+    command = [sys.executable, str(program), one, other]
+    return copies.run(command, os.environ | {"SPLITD_FAULTS": str(faults)}, 60)
 
 
 @pytest.fixture
@@ -95,7 +103,7 @@ async def test_a_migration_that_is_killed_ends_right_the_next_time(point: str, f
     await fill(one)
     before = await everything(one)
     (faults / f"metadata.moving.{point}").touch()
-    assert run(faults, "-c", MIGRATE, str(one), str(other)).returncode == -9
+    assert migrate(faults, str(one), str(other)).returncode == -9
     usable = []
     for path in (one, other):
         async with moving.sqlite(path) as store:
@@ -104,7 +112,7 @@ async def test_a_migration_that_is_killed_ends_right_the_next_time(point: str, f
     assert usable == ([] if point == "left" else [one])  # the last step makes the other usable
     if usable:
         assert await everything(one) == before
-    done = run(faults, "-c", MIGRATE, str(one), str(other))
+    done = migrate(faults, str(one), str(other))
     assert done.returncode == 0, done.stderr
     assert await everything(other) == before
     assert not list(faults.iterdir())
@@ -115,17 +123,18 @@ async def test_a_migration_goes_on_with_what_changed_in_between(faults: Path, tm
     one, other = tmp_path / "one.db", tmp_path / "other.db"
     await fill(one)
     (faults / "metadata.moving.arrived").touch()
-    assert run(faults, "-c", MIGRATE, str(one), str(other)).returncode == -9
+    assert migrate(faults, str(one), str(other)).returncode == -9
     async with moving.sqlite(one) as store:
         await store.write(lambda tx: tx.delete(("image", "default", "i00000")))
         await store.write(lambda tx: tx.put(("image", "default", "i00001"), tx.get(("image", "default", "i00002"))))  # type: ignore[arg-type]
     changed = await everything(one)
-    assert run(faults, "-c", MIGRATE, str(one), str(other)).returncode == 0
+    assert migrate(faults, str(one), str(other)).returncode == 0
     assert await everything(other) == changed
 
 
 def verb(faults: Path, root: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return run(faults, "-m", "deploy", "metadata", *words, "--root", str(root), "--state", str(root / "state"))
+    where = ("--root", root, "--state", root / "state")
+    return splitd("metadata", *words, *where, env={"SPLITD_FAULTS": str(faults)}, seconds=60, ok=None)
 
 
 @pytest.mark.parametrize("point", ["chunk", "compared"])
@@ -197,7 +206,7 @@ async def test_records_move_to_a_real_etcd_and_back(faults: Path, tmp_path: Path
 
         def killed(to: str, *points: str) -> None:
             where = ("--root", str(root), "--state", str(root / "state"), "--config", str(config))
-            said = run(faults, "-c", KILLED, " ".join(points), "metadata", "migrate", "--to", to, *where)
+            said = run(faults, KILLED, " ".join(points), "metadata", "migrate", "--to", to, *where)
             assert said.stdout.splitlines() == [f"{point} -9" for point in points], said.stderr
 
         moves = [f"metadata.moving.{point}" for point in POINTS]
