@@ -9,6 +9,7 @@ entries, so that a test says what is in a layer in a few lines::
 
 from __future__ import annotations
 
+import functools
 import gzip
 import io
 import json
@@ -99,7 +100,7 @@ def image(
         blobs[digest_of(data)] = data
         return {"digest": digest_of(data), "size": len(data)}
 
-    descriptors = [{"mediaType": LAYER + "+gzip", **put(gzip.compress(raw, 6, mtime=0))} for raw in layers]
+    descriptors = [{"mediaType": LAYER + "+gzip", **put(_gzipped(raw))} for raw in layers]
     config = put(
         json.dumps(
             {
@@ -123,6 +124,12 @@ def image(
     return Image(MANIFEST, root["digest"], blobs, architecture)
 
 
+@functools.lru_cache(maxsize=4)
+def _gzipped(raw: bytes) -> bytes:
+    """A layer that many images begin with, such as busybox, is compressed once."""
+    return gzip.compress(raw, 6, mtime=0)
+
+
 def index(*images: Image) -> Image:
     """An index of several images, such as one for each architecture."""
     data = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": [i.descriptor for i in images]}).encode()
@@ -134,6 +141,11 @@ def index(*images: Image) -> Image:
 
 def busybox_layer() -> bytes:
     """The smallest root file system with a shell: Debian's busybox-static and links to it."""
+    return _busybox_layer()
+
+
+@functools.cache
+def _busybox_layer() -> bytes:
     program = shutil.which("busybox") or "/bin/busybox"
     try:
         busybox = Path(program).read_bytes()

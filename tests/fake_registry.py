@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import functools
 import json
 import ssl
 import subprocess
@@ -477,6 +478,8 @@ def encoded(registry: FakeRegistry, coding: str, encode: Callable[[bytes], bytes
     (as an object store that has them encoded); otherwise all of them.
     """
 
+    once = functools.lru_cache(maxsize=2)(encode)  # of a blob that is requested in parts
+
     async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
         right = await serve()
         if right.status not in (200, 206):
@@ -486,7 +489,7 @@ def encoded(registry: FakeRegistry, coding: str, encode: Callable[[bytes], bytes
             registry.blobs[urllib.parse.unquote(request.path).rpartition("/")[2]] if right.status == 206 else right.body
         )
         assert isinstance(whole, bytes)
-        data = encode(whole)
+        data = once(whole)
         headers = {
             "Content-Type": right.headers["Content-Type"],
             "Content-Encoding": coding,

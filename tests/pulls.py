@@ -64,8 +64,10 @@ def runnable(layers: int = 1, kib: int = 600) -> Image:
 
 
 def large() -> Image:
-    """As :func:`runnable`, with a layer of 49 MiB, which is fetched in parts if the server serves parts."""
-    return image_of([gzipped(busybox_layer()), gzipped(marked(49 << 10))])
+    """As :func:`runnable`, with a layer of 49 MiB, which is fetched in parts if the server serves parts. Its bytes are
+    random: no compression makes them fewer.
+    """
+    return image_of([gzipped(busybox_layer()), gzipped(marked(49 << 10), 0)])
 
 
 def config_of(box: Image) -> str:
@@ -88,8 +90,8 @@ def zstd(raw: bytes) -> Layer:
     return Layer(zstandard.ZstdCompressor().compress(raw), LAYER + "+zstd", raw)
 
 
-def gzipped(raw: bytes) -> Layer:
-    return Layer(gzip.compress(raw, 1, mtime=0), LAYER + "+gzip", raw)
+def gzipped(raw: bytes, level: int = 1) -> Layer:
+    return Layer(gzip.compress(raw, level, mtime=0), LAYER + "+gzip", raw)
 
 
 def estargz(raw: bytes) -> Layer:
