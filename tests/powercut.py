@@ -54,12 +54,18 @@ def possible() -> str:
 
 
 class Disk:
-    """A disk, mounted on ``directory``/disk. The creator of the directory unmounts it (``tests.support.remove``)."""
+    """A disk, mounted on ``directory``/d/disk. The creator of the directory unmounts it (``tests.support.remove``).
+
+    ``directory``/d passes unmounts on, as / does where systemd runs: a mount namespace that began meanwhile, for example
+    of another node's worker, does not keep the disk.
+    """
 
     def __init__(self, directory: Path, size: int = 4 << 30) -> None:
         self._file = directory / "disk.xfs"
-        self.top = directory / "disk"
-        self.top.mkdir()
+        shared = directory / "d"
+        self.top = shared / "disk"
+        self.top.mkdir(parents=True)
+        subprocess.run(["mount", "--bind", "--make-shared", str(shared), str(shared)], check=True)
         with self._file.open("wb") as file:
             file.truncate(size)
         subprocess.run(["mkfs.xfs", "-q", str(self._file)], check=True)
@@ -78,8 +84,8 @@ class Disk:
             os.close(fd)
 
     def unmount(self) -> None:
-        """Unmount it once nothing uses it, in no mount namespace either, for example of another node's worker that
-        began meanwhile: otherwise it would be mounted again as it is, shut down.
+        """Unmount it once nothing uses it, in no mount namespace either: otherwise it would be mounted again as it is,
+        shut down.
         """
         umount = ["umount", "--recursive", str(self.top)]  # with layers that are mounted on it
         eventually(lambda: subprocess.run(umount, check=False, capture_output=True).returncode == 0, "the disk is busy")
@@ -88,7 +94,6 @@ class Disk:
                 not subprocess.run(["losetup", "--associated", str(self._file)], check=True, capture_output=True).stdout
             ),
             "another mount namespace has the disk",
-            60,
         )
 
 
@@ -161,7 +166,7 @@ class Workload:
         await asyncio.to_thread(cut)
         for task in going:
             task.cancel()
-        await asyncio.wait(going)
+        await asyncio.gather(*going, return_exceptions=True)  # a call that the cut ended has failed
 
     async def _repeated(
         self, work: Callable[[Client, Channel], Coroutine[Any, Any, None]], client: Client, channel: Channel
