@@ -41,14 +41,15 @@ TOP = Path(__file__).resolve().parent.parent
 
 
 def eventually(condition: Callable[[], T | None], why: str = "", seconds: float = 15.0) -> T:
-    """The first true answer of ``condition``, which is polled every 20 ms. An AssertionError with ``why`` after
-    ``seconds``.
+    """The first true answer of ``condition``, which is polled every 20 ms, or after as long a pause as it takes: what is
+    waited for needs the processor, too. An AssertionError with ``why`` after ``seconds``.
 
     An AssertionError or OSError of ``condition`` counts as not yet, and is part of the final message.
     """
     end = time.monotonic() + seconds
     while True:
         last: object = None
+        begun = time.monotonic()
         try:
             if found := condition():
                 return found
@@ -56,7 +57,7 @@ def eventually(condition: Callable[[], T | None], why: str = "", seconds: float 
             last = error
         if time.monotonic() > end:
             raise AssertionError(f"not within {seconds:g} s: {why or condition}" + (f" ({last})" if last else ""))
-        time.sleep(0.02)
+        time.sleep(min(max(0.02, time.monotonic() - begun), 0.3))
 
 
 async def eventually_async(condition: Callable[[], Awaitable[T | None]], why: str = "", seconds: float = 15.0) -> T:
@@ -64,6 +65,7 @@ async def eventually_async(condition: Callable[[], Awaitable[T | None]], why: st
     end = time.monotonic() + seconds
     while True:
         last: object = None
+        begun = time.monotonic()
         try:
             if found := await condition():
                 return found
@@ -71,7 +73,7 @@ async def eventually_async(condition: Callable[[], Awaitable[T | None]], why: st
             last = error
         if time.monotonic() > end:
             raise AssertionError(f"not within {seconds:g} s: {why or condition}" + (f" ({last})" if last else ""))
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(min(max(0.02, time.monotonic() - begun), 0.3))
 
 
 @contextlib.contextmanager
