@@ -19,7 +19,7 @@ from tests.support import Node, eventually, short_directory
 
 pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(900)]
 
-PULLS = int(os.environ.get("CRASHED_PULLS", "15"))
+PULLS = int(os.environ.get("CRASHED_PULLS", "10"))
 VICTIMS = ("content", "snapshots", "metadata", "gateway")
 
 

@@ -34,7 +34,7 @@ from tests.support import Node, short_directory
 
 pytestmark = [pytest.mark.node, pytest.mark.root]
 
-CHAINS = int(os.environ.get("LAYER_CHAINS", "25"))
+CHAINS = int(os.environ.get("LAYER_CHAINS", "17"))
 EROFS = 8
 """One of so many chains is unpacked onto erofs as well, which takes longer than all others together: in memory, each
 layer's mount takes two loop devices.

@@ -125,7 +125,7 @@ async def test_the_node_works_without_it(
 
     before = others()
     with trouble(node):
-        for number in range(4):
+        for number in range(2):
             pull(f"{trouble.__name__}{number}")
         assert node.out("run", "--rm", box, f"{trouble.__name__}", "echo", "it works") == "it works\n"
         assert await health(node.socket) == SERVING

@@ -306,7 +306,7 @@ async def test_killed_while_hundreds_go_it_goes_on_where_it_was(
     many = await client.lease("many")
     garbage = [
         digest
-        for start in range(0, 600, 50)
+        for start in range(0, 400, 50)
         for digest in await asyncio.gather(
             *(client.write(b"one of many %d" % n, lease=many) for n in range(start, start + 50))
         )
@@ -319,7 +319,7 @@ async def test_killed_while_hundreds_go_it_goes_on_where_it_was(
     assert asking.exception() is not None
     processes.metadata.start()
     await client.ready()
-    numbers = range(0, 600, 40)
+    numbers = range(0, 400, 40)
     again = await asyncio.wait_for(
         asyncio.gather(*(client.write(b"one of many %d" % n, lease=lease) for n in numbers)), 30
     )

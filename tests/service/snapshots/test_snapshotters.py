@@ -24,6 +24,7 @@ PEER, GENERATION = os.environ.get("SPLITD_PEER_CONTAINERD", "containerd"), os.en
 """Another containerd may be named, with its generation: 2 for versions that put index=off last."""
 
 STORE, PROCESS, GATEWAY, CONTAINERD = "store", "process", "gateway", "containerd"
+LONG = {"test_many_layers"}
 Started = Callable[[str, type[LocalSnapshotter]], Path]
 
 
@@ -78,9 +79,13 @@ class EveryLife(SnapshotterSuite):
     lives: tuple[str, ...] = (STORE, PROCESS, GATEWAY, CONTAINERD)
 
     @pytest.fixture
-    async def snapshotter(self, life: str, started: Started, place: Path) -> AsyncIterator[Snapshotter]:
+    async def snapshotter(
+        self, request: pytest.FixtureRequest, life: str, started: Started, place: Path
+    ) -> AsyncIterator[Snapshotter]:
         if life not in self.lives:
             pytest.skip(f"{life} has no {self.name}")
+        if life in (STORE, PROCESS) and request.function.__name__ in LONG:
+            pytest.skip("it takes long, and the node has both the store and its process")
         mine = next(each for each in SNAPSHOTTERS if self.name == each.NAME)
         at = started(life, mine)
         self.namespaced, self.containerd, self.index_first = (
