@@ -165,9 +165,10 @@ async def test_commits_are_grouped(tmp_path: Path) -> None:
     statements: list[str] = []
     store._writer.set_trace_callback(statements.append)
     await asyncio.gather(*(store.write(lambda tx, n=n: tx.put((str(n),), b"")) for n in range(100)))  # type: ignore[misc]
-    assert 1 <= statements.count("COMMIT") <= 3
+    commits = statements.count("COMMIT")
+    assert 1 <= commits <= 20  # a batch is what runs in some milliseconds, and a busy machine lets little run
     await store.write(lambda tx: tx.get(("1",)))
-    assert statements.count("COMMIT") <= 3  # what writes nothing commits nothing
+    assert statements.count("COMMIT") == commits  # what writes nothing commits nothing
     await store.close()
 
 
