@@ -29,7 +29,7 @@ some seconds.
 SOCKET = "traces.sock"
 SPANS = 3.0
 """Seconds to wait for the spans of a pull that has ended."""
-PAUSE = 0.4
+PAUSE = 0.6
 """Seconds from one look at them to the next: longer than a process waits for further spans."""
 
 

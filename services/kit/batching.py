@@ -49,7 +49,7 @@ class Batching:
     timeout: int
     """Milliseconds."""
     quiet: int = _DAY
-    """Milliseconds after which a batch leaves before its time, if no span has ended in them."""
+    """Milliseconds after which a batch leaves before its time, if no span has ended in them, and none is open."""
 
 
 def read(environment: Mapping[str, str]) -> tuple[Batching, list[str]]:
@@ -225,9 +225,7 @@ class Batches:
         """Seconds until the next look at what others have said."""
         if (since := time.monotonic() - self._stirred) < _GLANCE:
             return _GLANCE - since
-        if self._report is None or not (opened := list(state.open)):
-            return _LOOK
-        return _GLANCE if clock.now() - opened[-1].start < _LASTING_NS else _LOOK
+        return _GLANCE if self._report is not None and self._works() else _LOOK
 
     def _left(self) -> float:
         """Seconds until a batch leaves that is not full."""
@@ -237,7 +235,13 @@ class Batches:
         now = time.monotonic()
         self._first = min(self._first, now)
         delay = min(self._values.delay / 1000, 1.0) if self._watched else self._values.delay / 1000
-        return min(self._newest + self._values.quiet / 1000, self._first + delay) - now
+        left = self._first + delay - now
+        return left if self._works() else min(left, self._newest + self._values.quiet / 1000 - now)
+
+    def _works(self) -> bool:
+        """Whether something is open that does not last: then further spans will end."""
+        opened = list(state.open)
+        return bool(opened) and clock.now() - opened[-1].start < _LASTING_NS
 
     def _until_report(self) -> float:
         """Seconds until the next report: one that repeats the last, or one that tells of an operation that has come or

@@ -95,7 +95,7 @@ class Tracing:
     max_export_batch_size: int = 512
     """Spans that are sent at once."""
     schedule_delay: settings.Seconds = 2.5
-    """The longest time that an ended span waits before it is sent. If no other ends, it waits 0.3 s."""
+    """The longest time that an ended span waits before it is sent; 0.5 s if no other ends, and none is open."""
     endpoint: str = ""
     """Where spans are sent instead of to the node's traces service: any collector that takes OTLP over gRPC, such as
     "http://127.0.0.1:4317", "https://collector.example" or "unix:/run/collector.sock". splitd trace does not show them.

@@ -32,9 +32,9 @@ second for a while, which it else does more and more seldom.
 """
 _RECENTLY = 5.0
 """Seconds for which they do."""
-_QUIET = 300
-"""Milliseconds without a span after which the traces service gets those that there are. What goes on for longer is sent
-in few batches: a call costs as much as 15 spans.
+_QUIET = 500
+"""Milliseconds without a span after which the traces service gets those that there are, if nothing is open. What goes
+on for longer is sent in few batches: a call costs as much as 15 spans.
 """
 _PATIENCE = 2.0
 """Seconds in which a batch must be taken by the traces service, which is on this machine."""

@@ -140,6 +140,20 @@ def test_a_batch_leaves_when_no_further_span_ends(way: Way) -> None:
     gone(batches)
 
 
+def test_a_batch_waits_for_what_is_open(way: Way) -> None:
+    """Up to the delay, since more will end; but not for what lasts."""
+    batches = Batches(way.export, Batching(queue=100, batch=10, delay=3_600_000, timeout=1000, quiet=20))
+    opened = tracing.root("open")
+    batches.put(ended("x"))
+    assert batches._left() > 60
+    opened.start -= 100_000_000_000
+    batches.put(ended("y"))
+    batches._woken.set()
+    eventually(lambda: sum(map(len, way.batches)) == 2)
+    opened.end()
+    gone(batches)
+
+
 def test_a_batch_does_not_wait_for_an_end_of_the_spans(way: Way) -> None:
     """Where a span ends again and again, it waits for the delay."""
     batches = Batches(way.export, Batching(queue=1 << 20, batch=1 << 20, delay=100, timeout=1000, quiet=3_600_000))
