@@ -168,6 +168,12 @@ def _rows(box: str, big: str, programs: Path | None) -> list[Row]:
             ),
             Row(NODE_PULL, "s", lambda p: measures.pull(dataclasses.replace(p, ctr=ctr), big), needs=big),
             Row(
+                "pull by the node onto erofs",
+                "s",
+                lambda p: measures.pull(dataclasses.replace(p, ctr=ctr, snapshotter="erofs"), big),
+                needs=big,
+            ),
+            Row(
                 "pull by the node, beside 100 MB/s",
                 "s",
                 lambda p: measures.pull_beside_writer(dataclasses.replace(p, ctr=ctr), big),

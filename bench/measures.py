@@ -306,7 +306,7 @@ def ctr(peer: Peer, *arguments: str) -> str:
 def pull(peer: Peer, reference: str) -> float:
     """s: ``ctr images pull`` of the bench image, unpacked. Its removal, with the collection, is not timed."""
     start = time.perf_counter()
-    ctr(peer, "images", "pull", "--plain-http", reference)
+    ctr(peer, "images", "pull", "--plain-http", *peer.chosen, reference)
     seconds = time.perf_counter() - start
     ctr(peer, "images", "rm", "--sync", reference)
     os.sync()

@@ -34,7 +34,8 @@ FAILED = float("nan")
 @dataclass(frozen=True, slots=True)
 class Row:
     """A pull: the image's name, whether it is far away, and how many clients pull at once. ``aim`` is the ratio, ours
-    to theirs. ``after`` names an image that is pulled before, and not measured.
+    to theirs, 0 if there is none; ``more`` are those to further daemons, by the last words of their names. ``after``
+    names an image that is pulled before, and not measured.
     """
 
     name: str
@@ -43,6 +44,19 @@ class Row:
     far: bool = False
     clients: int = 1
     after: str = ""
+    more: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def aims(self) -> str:
+        """What is printed of them."""
+        if not self.aim:
+            return "no bound"
+        return ", ".join([f"<= {self.aim}", *(f"to {who} <= {aim}" for who, aim in self.more)])
+
+    def missed(self, ratios: Mapping[str, float], first: str) -> bool:
+        """Whether an aim is not met. ``ratios`` are ours to the others', by name; ``aim`` is that to the ``first``."""
+        aims = {first: self.aim} | {who: aim for who in ratios for last, aim in self.more if who.split()[-1] == last}
+        return any(ratio > aims[who] for who, ratio in ratios.items() if aims.get(who))
 
 
 ROWS = (
@@ -158,8 +172,10 @@ def measure(
             flush=True,
         )
         record[what] = {"medians": dict(figures), "ratios": ratios}
+        if what == "s":
+            record["missed"] = row.missed(ratios, others[0].name)
 
-    line("s", {p.name: medians[p.name][0] for p in done}, f"<= {row.aim}")
+    line("s", {p.name: medians[p.name][0] for p in done}, row.aims)
     line("s of a processor", {p.name: medians[p.name][1] for p in done}, "")
     for group in dict.fromkeys(group for p in done for group in peaks[p.name][0]):
         line(
