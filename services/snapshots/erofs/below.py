@@ -17,12 +17,19 @@ from services.snapshots.erofs.image import BLOCK, DIRENT, INLINE, INODE, MAGIC, 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from typing import TypeAlias
+    from typing import TypeAlias, TypeVar
+
+    K = TypeVar("K")
+    V = TypeVar("V")
 
 _LINKS = 40
 """Symbolic links in one path that the kernel follows."""
 _STEPS = 5_000_000
 """Components that are looked up in an index to follow links: a minute of reading it."""
+_KEPT = 64
+"""Directories, and blocks of their names, that an index keeps in memory: directories that are looked up one after the
+other mostly lie in the same one. There may be a hundred indices.
+"""
 _DIRECTORY, _LINK = TYPES[stat.S_IFDIR], TYPES[stat.S_IFLNK]
 
 
@@ -100,6 +107,11 @@ class Index:
         self.steps = steps or Steps(_STEPS, more=1000)
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._size = os.fstat(self._fd).st_size
+        self._above: dict[bytes, int] = {}
+        """Directories in which something was looked up, by path."""
+        self._known: dict[int, tuple[int, int, int, int]] = {}
+        self._blocks: dict[int, list[tuple[bytes, int, int]]] = {}
+        """Names in blocks of directories, by the blocks' places in the file."""
         self._root: int
         try:
             magic, self._root = struct.unpack("<I10xH", self._read(1024, 16))
@@ -179,9 +191,12 @@ class Index:
     # ------------------------------------------------------------------------ the file
 
     def _straight(self, path: bytes) -> int | None:
-        number = self._root
-        names = path.split(b"/")[1:]
+        cut = path.rfind(b"/")
+        above = self._above.get(path[:cut])
+        number, names = (self._root, path.split(b"/")[1:]) if above is None else (above, [path[cut + 1 :]])
         for left, name in zip(reversed(range(len(names))), names, strict=True):
+            if not left:
+                _keep(self._above, path[:cut], number)
             inner = self._lookup(number, name)
             if inner is None:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
@@ -202,7 +217,7 @@ class Index:
             middle = (low + high) // 2
             begin = middle * BLOCK
             inline = layout == INLINE and size - begin < BLOCK
-            entries = self._entries(self._read(at if inline else where + begin, min(BLOCK, size - begin)))
+            entries = self._entries(at if inline else where + begin, min(BLOCK, size - begin))
             if name < entries[0][0]:
                 high = middle
             elif name > entries[-1][0]:
@@ -211,22 +226,29 @@ class Index:
                 return next(((inner, kind) for found, inner, kind in entries if found == name), None)
         return None
 
-    def _entries(self, block: bytes) -> list[tuple[bytes, int, int]]:
+    def _entries(self, at: int, size: int) -> list[tuple[bytes, int, int]]:
         """The names in a block of a directory, with their inodes and types."""
+        if (known := self._blocks.get(at)) is not None:
+            return known
+        block = self._read(at, size)
         first = int.from_bytes(block[8:10], "little")
         if not first or first % DIRENT.size or first > len(block):
             raise self._damaged()
         heads = list(DIRENT.iter_unpack(block[:first]))
         ends = [offset for _, offset, _ in heads[1:]] + [len(block.rstrip(b"\0"))]
-        return [(block[offset:end], inner, kind) for (inner, offset, kind), end in zip(heads, ends, strict=True)]
+        found = [(block[offset:end], inner, kind) for (inner, offset, kind), end in zip(heads, ends, strict=True)]
+        return _keep(self._blocks, at, found)
 
     def _contents(self, number: int) -> tuple[int, int, int, int]:
         """Of a directory or a link: the layout; where its last bytes are, if they are inline; its size; where its
         blocks are.
         """
+        if (known := self._known.get(number)) is not None:
+            return known
         head = self._read(self.offset(number), INODE.size)
         form, attributes, _, _, size, block, *_ = INODE.unpack(head)
-        return form & ~1, self.offset(number) + INODE.size + _length(attributes), size, block * BLOCK
+        found = form & ~1, self.offset(number) + INODE.size + _length(attributes), size, block * BLOCK
+        return _keep(self._known, number, found)
 
     def _inode(self, number: int) -> tuple[int, int, int, int, int, int, int]:
         form, attributes, mode, _, _, _, _, uid, gid, seconds, nanoseconds, _ = INODE.unpack(
@@ -275,6 +297,13 @@ def patched(head: bytes, mode: int, uid: int, gid: int, modified: int) -> bytes:
     seconds, nanoseconds = divmod(modified, 1_000_000_000)
     found[2], found[7:11] = mode, (uid, gid, seconds & (1 << 64) - 1, nanoseconds)
     return INODE.pack(*found)
+
+
+def _keep(known: dict[K, V], key: K, value: V) -> V:
+    if len(known) >= _KEPT:
+        known.clear()
+    known[key] = value
+    return value
 
 
 def _length(attributes: int) -> int:
