@@ -388,7 +388,6 @@ def unpack(
             place.unpack(chunks, upper or _bound(target), lowers, layer, lowest=lowest, digest=lambda: chunks.digest)
         if sync:
             _synced(layer)
-        gc.collect()  # the tree has cycles, and the worker may get more layers
         return chunks, ()  # its snapshotter knows what it does not name
     if image:
         raise MountError("a layer that is an EROFS image can be unpacked by the snapshotter erofs only")

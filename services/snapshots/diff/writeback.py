@@ -5,6 +5,10 @@ The writing of a large file is started on its own (sync_file_range). For small f
 processor, where a syncfs, which writes neighbours together, takes 15. So whenever enough of them have gathered, a
 thread runs a syncfs, and no call waits for it. The commit's own syncfs reports the errors too: the kernel keeps an
 error for each open file that asks.
+
+A write that was started may come no further than the memory of a device: a disk's cache, or the file behind a loop
+device. Only a sync brings it to the disk, and has to wait for all that is there. So a layer that is one file is synced
+while it grows.
 """
 
 from __future__ import annotations
@@ -19,6 +23,8 @@ LARGE = 1 << 20
 """Bytes from which the writing of a file is started on its own."""
 EACH = 8 << 20
 """Bytes after which the writing of a file is started while more is written."""
+SYNCED = 32 << 20
+"""Bytes of a file that is a layer, after which it is synced while more is written."""
 _FILES = 3000
 _BYTES = 32 << 20
 """Numbers of small files and of their bytes that trigger a syncfs."""
@@ -53,3 +59,50 @@ class Writeback:
         finally:
             os.close(fd)
             self._sweeping = False
+
+
+class Trail:
+    """Writeback for the open file ``fd`` while it grows. Its writer waits for none of it."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._begun = self._asked = self._synced = 0
+        """Bytes of the file whose writing was started, that are to be synced, and whose sync has begun."""
+        self._lock = _thread.allocate_lock()
+        self._syncing = False
+
+    def grown(self, size: int) -> None:
+        """Note that the file has ``size`` bytes."""
+        if size - self._begun >= EACH:
+            start_writeback(self._fd, self._begun, size - self._begun)
+            self._begun = size
+        if size - self._asked >= SYNCED:
+            self._ask(size)
+
+    def ended(self, size: int) -> None:
+        """Note that the file has all its ``size`` bytes. The last ones are on their way while its index is made."""
+        if size - self._asked >= LARGE:
+            self._ask(size)
+
+    def _ask(self, size: int) -> None:
+        with self._lock:
+            self._asked = size
+            if self._syncing:
+                return
+            self._syncing = True
+        # a file of its own: the writer closes the other one
+        _thread.start_new_thread(self._sync, (os.dup(self._fd),))
+
+    def _sync(self, fd: int) -> None:
+        try:
+            while True:
+                with self._lock:
+                    if self._synced == self._asked:
+                        self._syncing = False
+                        return
+                    self._synced = self._asked
+                os.fdatasync(fd)
+        except OSError:
+            return  # the commit's syncfs gets the error too; this disk is asked no more
+        finally:
+            os.close(fd)

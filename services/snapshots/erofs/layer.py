@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 import struct
+from _weakref import proxy
 
 from services.kit import tar
 from services.snapshots.diff import extract
@@ -450,7 +451,8 @@ class _InMemory(Resolver):
 
     def __init__(self, tree: LayerTree, steps: Steps | None) -> None:
         super().__init__(steps=steps)
-        self._tree = tree
+        # which has this: a cycle would keep it, and a worker collects none
+        self._tree: LayerTree = proxy(tree)
 
     def link(self, path: bytes) -> bytes | None:
         node = self._tree.find(path)

@@ -8,9 +8,9 @@ import os
 from collections import namedtuple
 
 from services.kit import tar
-from services.kit.files import start_writeback
 from services.snapshots.diff.inherit import Unnamed
 from services.snapshots.diff.mounts import MountError
+from services.snapshots.diff.writeback import Trail
 from services.snapshots.erofs.below import Mounted, of_layers
 from services.snapshots.erofs.image import BLOCK, Node, image, inodes_of, trouble
 from services.snapshots.erofs.layer import LayerTree
@@ -38,8 +38,6 @@ _NEW = ".new"
 _HEAD = 256
 """Bytes of the file about a layer in which all is but the directories."""
 _CHUNK = 1 << 20
-_EACH = 8 << 20
-"""Bytes after which the kernel is told to begin to write."""
 
 
 class Made(namedtuple("Made", "unnamed group")):  # noqa: PYI024 typing's would bring re into each worker
@@ -305,13 +303,12 @@ class _Kept:
         self.size = 0
 
     def __iter__(self) -> Iterator[bytes]:
-        begun = 0
+        trail = Trail(self._fd)
         for chunk in self._chunks:
             view = memoryview(chunk)
             while view:
                 view = view[os.write(self._fd, view) :]
             self.size += len(chunk)
-            if self.size - begun >= _EACH:
-                start_writeback(self._fd)
-                begun = self.size
+            trail.grown(self.size)
             yield chunk
+        trail.ended(self.size)

@@ -1,15 +1,19 @@
-"""Writeback of unpacked files starts early: large files each by itself, small ones many at a time."""
+"""Writeback of unpacked files starts early: large files each by itself, small ones many at a time; a file that is a
+layer is synced while it grows.
+"""
 
 from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from services.snapshots.diff import writeback
 from services.snapshots.diff.mounts import MountError
-from services.snapshots.diff.writeback import LARGE, Writeback
+from services.snapshots.diff.writeback import EACH, LARGE, SYNCED, Trail, Writeback
 from tests.support import eventually
 
 
@@ -77,3 +81,90 @@ def test_a_write_error_is_raised_to_the_syncs_caller(monkeypatch: pytest.MonkeyP
         return len(calls) >= 2
 
     eventually(twice, "no second sweep")
+
+
+class Syncs:
+    """The syncs of a layer's file, and where its writing was started. A sync lasts until ``go`` is set; it fails if
+    ``broken``.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.go = threading.Event()
+        self.begun: list[tuple[int, int]] = []
+        self.files: list[int] = []
+        """The inodes of the files that were synced, as each began."""
+        self.done = 0
+        self.broken = False
+        monkeypatch.setattr(writeback, "start_writeback", lambda _, start, size: self.begun.append((start, size)))
+        monkeypatch.setattr(os, "fdatasync", self._sync)
+
+    def _sync(self, fd: int) -> None:
+        self.files.append(os.fstat(fd).st_ino)
+        assert self.go.wait(15)
+        assert os.fstat(fd).st_ino == self.files[-1]
+        self.done += 1
+        if self.broken:
+            raise OSError(5, "Input/output error")
+
+
+@pytest.fixture
+def layer(tmp_path: Path) -> Iterator[int]:
+    """An open file."""
+    with (tmp_path / "data").open("wb") as file:
+        yield file.fileno()
+
+
+def test_a_file_is_begun_and_synced_while_it_grows(monkeypatch: pytest.MonkeyPatch, layer: int) -> None:
+    """What comes during a sync waits for the next one, which begins at its end."""
+    syncs, trail = Syncs(monkeypatch), Trail(layer)
+    trail.grown(EACH - 1)
+    assert syncs.begun == []
+    for size in range(EACH, SYNCED + 1, EACH):
+        trail.grown(size)
+    eventually(lambda: len(syncs.files) == 1, "no sync")
+    for size in range(SYNCED + EACH, 3 * SYNCED + 1, EACH):
+        trail.grown(size)
+    assert syncs.begun == [(start, EACH) for start in range(0, 3 * SYNCED, EACH)]
+    syncs.go.set()
+    eventually(lambda: syncs.done == 2, "no second sync")
+    trail.grown(4 * SYNCED)
+    eventually(lambda: syncs.done == 3, "no third sync")
+    assert set(syncs.files) == {os.fstat(layer).st_ino}
+
+
+def test_the_last_bytes_are_synced_unless_they_are_few(monkeypatch: pytest.MonkeyPatch, layer: int) -> None:
+    """Its index is made meanwhile. A small layer is left to its commit."""
+    syncs, trail = Syncs(monkeypatch), Trail(layer)
+    syncs.go.set()
+    trail.ended(LARGE - 1)
+    trail.ended(LARGE)
+    eventually(lambda: syncs.done == 1, "no sync")
+    trail.ended(2 * LARGE - 1)
+    trail.ended(2 * LARGE)
+    eventually(lambda: syncs.done == 2, "no second sync")
+    assert len(syncs.files) == 2
+
+
+def test_the_writer_closes_its_file_during_a_sync(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The sync has a descriptor of its own, which no other file gets meanwhile."""
+    syncs = Syncs(monkeypatch)
+    with (tmp_path / "data").open("wb") as file:
+        inode = os.fstat(file.fileno()).st_ino
+        Trail(file.fileno()).ended(SYNCED)
+        eventually(lambda: syncs.files == [inode], "no sync")
+    with (tmp_path / "other").open("wb"):
+        syncs.go.set()
+        eventually(lambda: syncs.done == 1, "no end of the sync")
+
+
+def test_a_disk_that_fails_is_not_asked_again(monkeypatch: pytest.MonkeyPatch, layer: int) -> None:
+    """The writer goes on; the commit gets the error."""
+    syncs, trail = Syncs(monkeypatch), Trail(layer)
+    syncs.broken = True
+    before = len(os.listdir("/proc/self/fd"))
+    syncs.go.set()
+    trail.grown(SYNCED)
+    eventually(lambda: syncs.done == 1 and len(os.listdir("/proc/self/fd")) == before, "the sync's file stays open")
+    trail.grown(2 * SYNCED)
+    trail.ended(3 * SYNCED)
+    assert len(syncs.files) == 1

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import shutil
 import stat
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from services.snapshots.erofs.below import Attributes, Below, Index
 from tests.suites.diff_chains import Entry, chains, layers
 from tests.suites.diff_tars import directory, opaque, pax, reg, symlink, whiteout
 from tests.suites.diff_tars import tar as tar_of
-from tests.support import short_directory
+from tests.support import eventually, short_directory
 
 CHAINS = int(os.environ.get("LAYER_CHAINS", "50"))
 USER = pax({b"SCHILY.xattr.user.one": b"1"})
@@ -268,3 +270,45 @@ def test_damage_of_an_index_is_never_more_than_an_error(tmp_path: Path) -> None:
         except OSError:
             refused += 1
     assert refused > 20
+
+
+def test_a_layer_is_on_its_way_to_the_disk_before_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tar is synced while its index is made, so that the commit's sync finds little left."""
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", lambda fd: synced.append(os.fstat(fd).st_ino))
+    small = alone(tar_of(reg(b"file", b"small")), tmp_path / "small")
+    large = alone(tar_of(reg(b"file", bytes(2 << 20))), tmp_path / "large")
+    eventually(lambda: bool(synced), "no sync")
+    assert synced == [os.stat(f"{large}/{place.DATA}").st_ino]
+    assert os.stat(f"{small}/{place.DATA}").st_size == 2048
+
+
+def test_a_layers_tree_goes_without_a_collection(tmp_path: Path) -> None:
+    """Workers collect no garbage, and unpack a hundred layers."""
+    (layer := tmp_path / place.LAYER).mkdir()
+    (upper := tmp_path / "fs").mkdir()
+    stream = tar_of(directory(b"a/"), symlink(b"b", b"a"), reg(b"b/file", b"1"))
+    gc.disable()
+    try:
+        tree = weakref.ref(place.unpack([stream], str(upper), (), str(layer), lowest=True))
+        assert tree() is None
+    finally:
+        gc.enable()
+
+
+def test_directories_that_lie_together_take_few_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer may leave a thousand unnamed, as npm's packages, and its commit waits for their attributes."""
+    lower = alone(tar_of(directory(b"srv/"), reg(b"srv/other", b"1")), tmp_path / "lower", lowest=True)
+    names = [b"srv/app/modules/p%03d/lib/f" % number for number in range(400)]
+    layer = alone(tar_of(*(reg(name, b"1") for name in names)), tmp_path / "layer")
+    reads, read = list[int](), os.pread
+
+    def counted(fd: int, count: int, at: int) -> bytes:
+        reads.append(at)
+        return read(fd, count, at)
+
+    monkeypatch.setattr(os, "pread", counted)
+    found, again = chained(layer, [lower])
+    assert not again
+    assert len(reads) < 3 * len(names)  # each of the 800 directories has an inode, and names, of its own
+    assert found == made_again(layer, [lower])
