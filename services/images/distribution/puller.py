@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from services.images import names
 from services.images.concurrency.budget import Gate
@@ -195,7 +196,8 @@ class _Pull:
         if not self._graph.first(descriptor):
             return
         document = _Document(descriptor)
-        await run_all([self._fetch_document(document, tracker), self._walk_below(document, tracker)])
+        below = document.kept_by(lambda: self._walk_below(document, tracker))
+        await run_all([self._fetch_document(document, tracker), below])
 
     async def _fetch_document(self, document: _Document, tracker: Tracker) -> None:
         await self._fetch(document.descriptor, tracker, begun=document.arriving)
@@ -278,7 +280,8 @@ class _Pull:
             )
 
         with contextlib.closing(blobs):
-            await run_all([self._fetch_document(document, tracker), unpacked(), fetching()])
+            layers_made = document.kept_by(lambda: run_all([unpacked(), fetching()]))
+            await run_all([self._fetch_document(document, tracker), layers_made])
 
     async def _fetch(
         self, descriptor: Descriptor, tracker: Tracker, number: int = 0, begun: Begun = no_follower
@@ -367,6 +370,14 @@ class _Document:
     async def there(self) -> None:
         """Return when its blob exists."""
         await self._there.wait()
+
+    async def kept_by(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Do ``work`` with it. Should that fail, the blob is still made: an ingest of it would stay for a day."""
+        try:
+            await work()
+        except errors.NodeError:
+            await self.there()
+            raise
 
 
 class _Arriving:

@@ -136,6 +136,19 @@ async def test_a_document_that_cannot_be_kept_fails_the_pull(tmp_path: Path) -> 
     assert ROOT.digest not in node.blobs
 
 
+async def test_documents_of_a_pull_that_fails_become_blobs(tmp_path: Path) -> None:
+    """Their ingests would stay for a day otherwise, to be resumed."""
+    node = LateNode(tmp_path)
+    pulling = pull_onto(node)
+    node.diff_ids.clear()  # its layer cannot be unpacked
+    await turns(100)
+    assert not pulling.done()
+    node.let.set()
+    with pytest.raises(errors.NotFound):
+        await pulling
+    assert {ROOT.digest, digest_of(CONFIG)} <= set(node.blobs)
+
+
 async def test_a_large_document_is_read_when_it_is_there(tmp_path: Path) -> None:
     """So it is not kept in memory."""
     large = Descriptor(media_types.MANIFEST, ROOT.digest, 2 << 20)
