@@ -25,12 +25,16 @@ from dataclasses import dataclass, field
 from services.content.store import Writer
 from services.images.concurrency import threads
 from services.kit import errors, loops, rpc, tracing
+from services.kit.files import start_writeback
 from services.kit.holes import without_holes
 from services.kit.thread_times import Times, measured
 from services.oci.digests import Digest
 
 BATCH = 1 << 20
 """Bytes that are written at once: with fewer, switching threads costs more than writing."""
+
+_BEGUN = 8 << 20
+"""Bytes after which their writing to the disk is started: the commit waits for the rest only."""
 
 _PIECES = 512
 """Pieces in one system call; the kernel takes 1024."""
@@ -87,6 +91,8 @@ class FileIngest:
         """Bytes of an earlier attempt."""
         self._ahead: dict[int, int] = {}
         """The pieces in the file beyond ``offset``: from the start of each to its end."""
+        self._waiting = 0
+        """Bytes whose writing to the disk was not started."""
         self._storing = loops.Tasks()
         self._followers: list[_NewsWriter] = []
         self._stopped = False
@@ -196,12 +202,12 @@ class FileIngest:
             self._grown(end)
         return times
 
-    def _write(self, batch: list[bytes], at: int, hashed: bool) -> Times:
+    def _write(self, batch: list[bytes], start: int, hashed: bool) -> Times:
         with measured() as times:
             if hashed:
                 for piece in batch:
                     self._hash.update(piece)
-            left: list[bytes | memoryview] = [*batch]
+            at, left = start, list[bytes | memoryview](batch)
             try:
                 while left:
                     done = os.pwritev(self._fd, left[:_PIECES], at)
@@ -212,6 +218,10 @@ class FileIngest:
                         left[0] = memoryview(left[0])[done:]
             except OSError as error:
                 raise errors.of_system(error, f"writing {self._digest}") from None
+            self._waiting += at - start
+            if self._waiting >= _BEGUN:
+                self._waiting = 0
+                start_writeback(self._fd)
         return times
 
     def _grown(self, offset: int) -> None:

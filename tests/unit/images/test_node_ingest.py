@@ -70,6 +70,21 @@ async def test_who_reads_a_document_gets_it_before_it_is_committed(tmp_path: Pat
     await ingest.close()
 
 
+async def test_bytes_are_on_their_way_to_the_disk_before_the_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their writing is started each 8 MiB, wherever they lie."""
+    begun: list[int] = []
+    monkeypatch.setattr("services.images.node.ingest.start_writeback", begun.append)
+    ingest = ingest_of(tmp_path / "data", data=bytes(17 * BATCH))
+    await write(ingest, bytes(9 * BATCH), BATCH, at=8 * BATCH)
+    assert len(begun) == 1
+    await write(ingest, bytes(8 * BATCH), BATCH, at=0)
+    assert len(begun) == 2
+    await ingest.commit({})
+    await ingest.close()
+
+
 async def test_a_fetch_says_what_its_bytes_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk is slow: bytes that are there wait until those before them are written."""
     ingest, write_out = ingest_of(tmp_path / "data"), os.pwritev
