@@ -128,10 +128,3 @@ def test_a_service_that_is_started_again_runs_the_installed_code_alone(installed
     installed.splitd("down")
     installed.splitd("up")
     assert installed.versions() == dict.fromkeys(NAMES, (new, True))
-
-
-def test_services_stopped_on_purpose_stay_stopped(installed: Installed) -> None:
-    """``restart --all`` does not start services that the operator has stopped."""
-    installed.splitd("down", "images")
-    assert "images is stopped, and stays so\n" in installed.splitd("restart", "--all")
-    assert installed.splitd("up").startswith("started images: ")

@@ -90,15 +90,22 @@ def test_up_starts_only_stopped_processes(node: Node) -> None:
     assert {name for name, pid in node.pids().items() if before[name] != pid} == {"images"}
 
 
-@pytest.mark.parametrize("service", NAMES)
-def test_a_service_restarts_alone_and_no_container_notices(service: str, node: Node, sleeper: int) -> None:
+def test_services_stopped_on_purpose_stay_stopped(node: Node) -> None:
+    """``restart --all`` does not start services that the operator has stopped."""
+    node.splitd("down", "images")
+    assert "images is stopped, and stays so\n" in node.splitd("restart", "--all").stdout
+    assert node.splitd("up").stdout.startswith("started images: ")
+
+
+def test_each_service_restarts_alone_and_no_container_notices(node: Node, sleeper: int) -> None:
     """One new pid, the other old ones, and the container's own."""
-    before = node.pids()
-    assert f"restarted {service}" in node.splitd("restart", service).stdout
-    after = node.pids()
-    assert {name for name in NAMES if before[name] != after[name]} == {service}
-    assert node.status()["healthy"]
-    assert node.tasks()["sleeper"] == (sleeper, "RUNNING")
+    for service in NAMES:
+        before = node.pids()
+        assert f"restarted {service}" in node.splitd("restart", service).stdout
+        after = node.pids()
+        assert {name for name in NAMES if before[name] != after[name]} == {service}
+        assert node.status()["healthy"], service
+        assert node.tasks()["sleeper"] == (sleeper, "RUNNING"), service
 
 
 def test_a_killed_service_counts_as_a_restart(node: Node) -> None:
