@@ -37,7 +37,7 @@ def traces() -> tuple[Trace, ...]:
         pull(FAILED, NOW - 20 * minute, image=f"{REGISTRY}/team/broken:2", outcome="failed"),
         pull(BUSYBOX, NOW - 30 * minute, image="docker.io/library/busybox:latest", layers=(2.1,), rate=30.0),
         hostile(HOSTILE, NOW - 40 * minute),
-        large(LARGE, NOW - 50 * minute),
+        large(LARGE, NOW - 50 * minute, 200),
     )
 
 
@@ -373,9 +373,11 @@ async def test_the_legend_singles_out_a_process(page: Tab) -> None:
     assert "faint" not in await page.page.locator(row("diff.apply")).first.get_attribute("class")
 
 
-async def test_a_large_trace_stays_quick(page: Tab) -> None:
+async def test_a_large_trace_stays_quick(page: Tab, source: MadeSource) -> None:
     """Of 5,000 spans only what is seen is drawn; short ones are folded, and a fold opens."""
-    await page.open(f"trace/{LARGE}")
+    whole = large("6" * 32, NOW)
+    await source.keep(whole)
+    await page.open(f"trace/{whole.id}")
     await page.until("document.querySelector('.row')")
     assert await page.page.locator(".row").count() < 80
     height = await page.page.locator(".rows").evaluate("(each) => each.clientHeight")
