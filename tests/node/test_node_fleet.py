@@ -186,7 +186,7 @@ async def test_blobs_come_from_another_node_and_go_to_it(
         code, said = await status(member)
         assert code == 0
         assert f"fleet: node a gives blobs at {member.address}, tells of " in said
-        await asyncio.to_thread(member.node.splitd, "images", "remove", reference)
+        await asyncio.to_thread(member.node.splitd, "images", "remove", "--sync", reference)
         for digest in box.blobs:
             await eventually_async(lambda digest=digest: _not(told(keys, digest, "a")), f"{digest} is told", 60)  # type: ignore[misc]
 

@@ -407,7 +407,7 @@ async def test_readers_that_stop_in_the_middle_of_a_blob(node: Node) -> None:
     by giving their stream no window. The next reader gets the blob as fast as before, the gateway keeps one window for
     each, and a reader that continues gets the rest.
     """
-    digest, data = await ingested(node, 256)
+    digest, data = await ingested(node, 128)
     request = content_pb2.ReadContentRequest(digest=digest).SerializeToString()
 
     async def read() -> float:

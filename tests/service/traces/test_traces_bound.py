@@ -18,7 +18,7 @@ from services.traces.store import Kind, Piece, Query, Span, Value
 from tests.suites.traces import NOW, ROOT, SECOND
 from tests.support import ServiceProcess, short_directory
 
-PULLS = int(os.environ.get("TRACES_PULLS", "600"))
+PULLS = int(os.environ.get("TRACES_PULLS", "350"))
 SPANS = 200
 SIZE = int(os.environ.get("TRACES_SIZE", LEAST))
 PROCESSES = ("gateway", "images", "snapshots", "content", "metadata")
@@ -39,6 +39,7 @@ def pull(rng: random.Random, number: int) -> Iterator[list[Piece]]:
                 "server.address": "registry-1.docker.io",
                 "http.response.status_code": 200,
                 "splitd.bytes": rng.randrange(1 << 24),
+                "splitd.detail": rng.randbytes(64).hex(),
             }
             own = rng.randbytes(8).hex()
             spans.append(
