@@ -82,6 +82,7 @@ SHARED = (
     "services.kit.hops",
     "services.kit.inflate",
     "services.kit.kept",
+    "services.kit.loop_devices",
     "services.kit.many",
     "services.kit.metrics_calls",
     "services.kit.metrics_stores",
