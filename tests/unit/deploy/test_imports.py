@@ -344,6 +344,8 @@ AT_THE_START = {
     ("services/snapshots/diff/compare.py", "main"),
     ("services/snapshots/diff/mounted.py", "_target"),
     ("services/snapshots/diff/mounted.py", "_mount"),
+    ("services/snapshots/diff/mounted.py", "_mount_image"),
+    ("services/snapshots/diff/mounted.py", "__init__"),
 }
 """Functions that import our own modules: before their process serves, or from code that it kept by then."""
 
