@@ -23,6 +23,7 @@ SHARED = (
     "api.containerd.types.transfer.registry_pb2",
     "services.content.blobs_remote",
     "services.content.remote",
+    "services.kit.files",
     "services.kit.holes",
     "services.kit.inflate",
     "services.kit.tar",
@@ -30,7 +31,7 @@ SHARED = (
     "services.snapshots.remote",
 )
 """What transfers need and other processes too: here it is loaded already, or is now (deploy/inside/copies.py)."""
-LATE = ("services/images", "services/oci", "services/snapshots/diff/media.py")
+LATE = ("services/images", "services/oci", "services/snapshots/diff/listings.py", "services/snapshots/diff/media.py")
 """Where the modules are that they need besides."""
 
 
