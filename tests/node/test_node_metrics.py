@@ -73,7 +73,11 @@ def test_a_pull_is_counted_by_registry_and_stage(counted: tuple[Node, int], regi
 
 
 def test_containers_have_containerds_metrics(counted: tuple[Node, int], registry: Registry) -> None:
-    """The same families and labels as on containerd's own page, for the same container; they go with it."""
+    """The same families and labels as on containerd's own page, for the same container; they go with it.
+
+    The two are in namespaces of their own: cgroups are named by namespace and container, and containerd kills whatever
+    is in the cgroup of a task that it removes.
+    """
     node, port = counted
     reference = f"{registry.host}/box:1"
     theirs_port = free_port()
@@ -81,12 +85,17 @@ def test_containers_have_containerds_metrics(counted: tuple[Node, int], registry
         short_directory() as directory,
         containerd(directory, more=f'[metrics]\naddress = "127.0.0.1:{theirs_port}"\n') as address,
     ):
-        for socket_path in (node.socket, address):
+        for socket_path, namespace in ((node.socket, "default"), (address, "theirs")):
             for command in (
                 ["images", "pull", "--plain-http", reference],
                 ["run", "-d", reference, "counted", "sleep", "1000"],
             ):
-                subprocess.run(["ctr", "-a", str(socket_path), *command], check=True, capture_output=True, timeout=60)
+                subprocess.run(
+                    ["ctr", "-a", str(socket_path), "-n", namespace, *command],
+                    check=True,
+                    capture_output=True,
+                    timeout=60,
+                )
         try:
             # the kernel's notices of no memory, which containerd counts itself, are no part of a shim's figures
             theirs = {each for each in of_containers(shown(theirs_port)) if each[0] != "container_memory_oom_total"}
@@ -96,7 +105,10 @@ def test_containers_have_containerds_metrics(counted: tuple[Node, int], registry
             assert {name for name, _ in ours - theirs} <= {"container_memory_oom_total"}
         finally:
             subprocess.run(
-                ["ctr", "-a", str(address), "tasks", "rm", "-f", "counted"], check=True, capture_output=True, timeout=60
+                ["ctr", "-a", str(address), "-n", "theirs", "tasks", "rm", "-f", "counted"],
+                check=True,
+                capture_output=True,
+                timeout=60,
             )
     found = shown(port)
     rss = [value for name, value in found.items() if name.startswith("container_memory_") and "usage" in name]

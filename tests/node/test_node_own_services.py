@@ -85,8 +85,9 @@ def test_every_command_of_the_document_works(place: Path) -> None:
             shell.close()
         finally:
             node.clear()
-    [toml] = re.findall(r"```toml\n(.*?)```", DOCUMENT, re.DOTALL)
-    assert {plugin["type"] for plugin in tomllib.loads(toml)["proxy_plugins"].values()} == {"snapshot", "content"}
+    services, exports = map(tomllib.loads, re.findall(r"```toml\n(.*?)```", DOCUMENT, re.DOTALL))
+    assert {plugin["type"] for plugin in services["proxy_plugins"].values()} == {"snapshot", "content"}
+    assert exports["proxy_plugins"].keys() <= services["proxy_plugins"].keys()
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,7 @@ class TestLocal(TasksSuite):
         await tasks.start(node.ns, "i")
         await eventually_async(lambda: asyncio.sleep(0, (own / "fs/etc/written").exists()), "it does not run")
         await end(tasks, node, "i")
-        assert leftovers(node) == []
+        await eventually_async(lambda: asyncio.sleep(0, leftovers(node) == []), "something is left")
 
         info = introspection_pb2.RuntimeInfo(annotations={ALLOWED: "mkdir/*,format/*,erofs"}).SerializeToString()
         (place / "info").write_bytes(info)
