@@ -13,6 +13,8 @@ from services.metadata.sqlite import SqliteTransactions
 from tests.support import eventually_async
 
 _PAGE = 4096
+_ENOUGH = PAGES // 16
+"""Commits that make the log long enough; each is some nineteen pages."""
 
 
 async def test_the_log_is_written_back_before_a_commit_has_to(place: Path) -> None:
@@ -20,10 +22,10 @@ async def test_the_log_is_written_back_before_a_commit_has_to(place: Path) -> No
     path = place / "m.db"
     store = SqliteTransactions(path)
     try:
-        rows = await _grow(store, path, PAGES + 100)
+        rows = await _grow(store, _ENOUGH)
         assert frames(path) < 1000
         await eventually_async(partial(_there, path), "it stays in the log", 15)
-        rows += await _grow(store, path, 50)
+        rows += await _grow(store, 5)
         assert store.view(lambda tx: len(list(tx.scan(("many",))))) == rows
     finally:
         await store.close()
@@ -37,11 +39,11 @@ async def test_a_state_that_is_being_read_stays(place: Path) -> None:
         await store.write(lambda tx: tx.put(("old",), b"x"))
         with contextlib.closing(store.snapshot()) as old:
             assert old.get(("old",)) == b"x"
-            await _grow(store, path, PAGES + 100)
+            await _grow(store, _ENOUGH)
             await store.write(lambda tx: tx.delete(("old",)))
             assert old.get(("old",)) == b"x"
             assert not list(old.scan(("many",)))
-        await _grow(store, path, PAGES + 100)
+        await _grow(store, _ENOUGH)
         await eventually_async(partial(_there, path), "it stays in the log", 15)
     finally:
         await store.close()
@@ -67,13 +69,11 @@ def test_the_frames_of_a_log_are_counted(tmp_path: Path) -> None:
 _numbers = itertools.count()
 
 
-async def _grow(store: SqliteTransactions, path: Path, pages: int) -> int:
-    """Write until the log has so many pages more than it had; the number of rows."""
-    until, rows = frames(path) + pages, 0
-    while frames(path) < until:
+async def _grow(store: SqliteTransactions, commits: int) -> int:
+    """Write ten rows, of most of a page each, in each of so many commits; the number of rows."""
+    for _ in range(commits):
         await store.write(lambda tx: tx.put_many([(("many", str(next(_numbers))), bytes(3000)) for _ in range(10)]))
-        rows += 10
-    return rows
+    return commits * 10
 
 
 async def _there(path: Path) -> bool:
