@@ -36,7 +36,6 @@ from services.kit.sqlite import File, Group, Layout, Work, reading, run, undo
 from services.kit.thread_times import measured
 from services.metadata import freeing
 from services.metadata.callers import Queue
-from services.metadata.checkpoints import Checkpoints
 from services.metadata.deletes import DELETE, RANGE, delete_keys
 from services.metadata.transactions import Key, Reader, Snapshot, Standing, Transaction, decode, encode, span
 from services.metadata.values import Values
@@ -337,7 +336,6 @@ class SqliteTransactions:
         """A commit is on its way to the disk: the committed state may change at any instant."""
         self._committing: asyncio.Task[None] | None = None
         self._last: Group | None = None
-        self._checkpoints = Checkpoints(self.file) if original is None else None
         self._closed = False
 
     def view(self, work: Callable[[Reader], T]) -> T:
@@ -437,8 +435,6 @@ class SqliteTransactions:
             self._timer.cancel()
         while self._committing is not None:
             await self._committing
-        if self._checkpoints is not None:
-            await self._checkpoints.close()
         self._thread.shutdown()
         self._long.shutdown()
         self.file.close(*self._idle)
@@ -569,8 +565,6 @@ class SqliteTransactions:
             self._uncommitted.clear()
             group.done = tracing.now()
         self.file.answer(batch)
-        if self._checkpoints is not None and wrote:
-            self._checkpoints.committed(len(wrote))
         return waited
 
     def _undo(self) -> None:
