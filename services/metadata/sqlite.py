@@ -628,9 +628,9 @@ class SqliteTransactions:
                 continue
             rows = (_Rows if self._original is None else _ListedRows)(self._writer, self._values)
             run(waiting, rows, self._writer)
-            if waiting.error is not None:  # SQLite has what was there before
-                for key in rows.wrote:
-                    self._values.forget(key)
+            if waiting.error is not None:
+                if rows.wrote:  # SQLite has what was there before; what the work read may be its own
+                    self._values.clear()
                 continue
             wrote |= rows.wrote
             if isinstance(rows, _ListedRows):

@@ -1,5 +1,5 @@
 """The cache of a store's values: what its open transaction sees or, without one, what is committed. The store keeps it
-so: it tells it of each write, and clears it when a transaction comes to nothing.
+so: it tells it of each write, and clears it when a transaction, or a work that has written, comes to nothing.
 """
 
 from __future__ import annotations
@@ -34,5 +34,5 @@ class Values(dict[Key, bytes | None]):
             self.pop(key, None)
 
     def forget(self, key: Key) -> None:
-        """A key was removed, or what was written to it came to nothing."""
+        """A key was removed."""
         self.pop(key, None)

@@ -117,6 +117,24 @@ class TransactionsSuite:
 
         assert await store.write(work) == (b"new", None, [("a", "2"), ("a", "3")])
 
+    async def test_what_failed_work_has_read_is_not_what_is_there(self, store: Transactions) -> None:
+        """It removed a range and looked: the range is there for all others."""
+        keys = [("r", "x"), ("r", "y")]
+
+        def fails(tx: Transaction) -> None:
+            tx.delete_all(("r",))
+            assert [tx.get(each) for each in keys] == [None, None]
+            raise errors.NotFound("it")
+
+        def get(tx: Reader) -> list[bytes | None]:
+            return [tx.get(each) for each in keys]
+
+        await store.write(lambda tx: tx.put_many([(each, b"1") for each in keys]))
+        with pytest.raises(errors.NotFound):
+            await store.write(fails)
+        assert await store.write(get) == [b"1", b"1"]
+        assert store.view(get) == [b"1", b"1"]
+
     async def test_work_sees_what_works_before_it_have_done(self, store: Transactions) -> None:
         """Also those that are written together with it; of one that failed it sees nothing."""
         key = ("a", "x")
