@@ -97,6 +97,10 @@ class _Took:
     """MB that the registry has sent."""
     busy: dict[int, list[float]] = field(default_factory=lambda: {1: [], NODES: []})
     """Seconds of a processor, of the mean node."""
+    busiest: dict[int, list[float]] = field(default_factory=lambda: {1: [], NODES: []})
+    """The same of the node that took most."""
+    gave: list[float] = field(default_factory=list)
+    """MB that one of three nodes sent, at most."""
 
 
 def pulls(
@@ -120,9 +124,15 @@ def pulls(
             chosen = [nodes[(number + place) % NODES] for place in range(count)]
             with _sharing(nodes, each):
                 before, used, begun = whole.registry.host.sent(), _used(chosen), time.perf_counter()
+                given = [node.host.sent() for node in chosen]
                 _pull(chosen, reference, words)
                 took[each].seconds[count].append(time.perf_counter() - begun)
-                took[each].busy[count].append((_used(chosen) - used) / count)
+                took_each = [now - then for now, then in zip(_used(chosen), used, strict=True)]
+                took[each].busy[count].append(statistics.mean(took_each))
+                took[each].busiest[count].append(max(took_each))
+                if count == NODES:
+                    sent = [node.host.sent() - then for node, then in zip(chosen, given, strict=True)]
+                    took[each].gave.append(max(sent) / 1e6)
                 took[each].sent[count].append((whole.registry.host.sent() - before) / 1e6)
             assert all(node.has(box) for node in chosen), "an image is not complete"
             for node in chosen:
@@ -137,6 +147,8 @@ def pulls(
         table.row("  from the registry, MB", found.sent[1], found.sent[NODES], BYTES)
         if any(found.busy[1]):
             table.row("  a node's processor time, s", found.busy[1], found.busy[NODES], None)
+            table.row("  the busiest node's, s", found.busiest[1], found.busiest[NODES], None)
+        print(f"{'  sent by the node that sent most, MB':70}{'':12}{statistics.median(found.gave):12.2f}", flush=True)
     whole.registry.host.limit(None)
     for node in nodes:
         node.down()
@@ -157,8 +169,9 @@ def _sharing(nodes: Sequence[FleetMember], share: float) -> Iterator[None]:
             node.host.share(None)
 
 
-def _used(nodes: Sequence[FleetMember]) -> float:
-    return sum(node.host.used() for node in nodes)
+def _used(nodes: Sequence[FleetMember]) -> list[float]:
+    """Seconds of a processor that each node has taken so far."""
+    return [node.host.used() for node in nodes]
 
 
 def _gone(nodes: Sequence[FleetMember], box: Image) -> None:

@@ -15,6 +15,7 @@ from services.fleet.arriving import SILENCE, Arriving, Part
 from services.fleet.peer_server import LIMITS, WAIT, PeerServer, tls
 from services.fleet.upload_limit import UploadLimit
 from services.images.concurrency.budget import CONNECTIONS, Budget
+from services.images.distribution.claims import Claims
 from services.images.distribution.fetcher import Fetched, Fetcher
 from services.images.distribution.peers import TIMEOUTS, Peers, Source
 from services.images.node.ingest import FileIngest
@@ -146,10 +147,11 @@ class BookFleet:
 
     async def sources(self, digest: str, namespace: str) -> Sequence[Source]:
         self.book.asked.append(("sources", digest))
-        found = self.book.complete.get(digest, {})
-        return [
-            Source(each, self.book.addresses[each], size, size) for each, size in found.items() if each != self.name
-        ]
+        found = [(each, size, size) for each, size in self.book.complete.get(digest, {}).items()]
+        if digest in self.book.claims:
+            holder, size = self.book.claims[digest]
+            found.append((holder, 0, size))
+        return [Source(each, self.book.addresses[each], have, size) for each, have, size in found if each != self.name]
 
     async def image(self, name: str, namespace: str) -> tuple[str, int] | None:
         return self.book.images.get(name)
@@ -235,6 +237,7 @@ async def puller(
     limits: Limits = LIMITS,
     timeouts: Timeouts = TIMEOUTS,
     connections: int = CONNECTIONS,
+    claims: Claims | None = None,
 ) -> AsyncIterator[Puller]:
     """A node with its content below ``root``, that pulls and serves its peers."""
     async with (
@@ -246,6 +249,6 @@ async def puller(
         )
         fleet = BookFleet(book, peer, name)
         # on a machine that is busy, too, a slow peer is one
-        peers = Peers(fleet, registry, trusted, ["default"], timeouts=timeouts, starved=1.0)
+        peers = Peers(fleet, registry, trusted, ["default"], timeouts=timeouts, starved=1.0, claims=claims)
         fetcher = Fetcher(Budget(connections), peers=peers)
         yield Puller(name, peer, RootNode(peer.store), registry.client(default_scheme="http"), peers, fetcher, registry)

@@ -2,8 +2,9 @@
 
 A blob is asked of the peers first. Who has all of it is asked for it. If nobody has, a *claim* in the fleet decides who
 fetches it from the registry: its holder does, and the other nodes follow that node's arriving bytes, as long as its
-fetch is alive. Whatever a peer does wrong, another source is asked at once, for the bytes that are still missing: a
-peer that has all of it, or the registry, by who takes the place of the holder that is left:
+fetch is alive. No node claims all blobs that it wants at once (:mod:`.claims`). Whatever a peer does wrong, another
+source is asked at once, for the bytes that are still missing: a peer that has all of it, or the registry, by who takes
+the place of the holder that is left:
 
 - it ends, stalls, refuses, or cannot be reached;
 - it is slower than the registry would be (:class:`Throughput`);
@@ -32,6 +33,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from services.images.distribution.blamed import Blamed
+from services.images.distribution.claims import Claims
 from services.images.documents.manifests import media_type_in
 from services.images.documents.parser_program import read
 from services.images.node.ingest import FileIngest
@@ -62,6 +64,9 @@ NODES = 1000
 
 STRIKES = 3
 """Blobs with wrong bytes in which a node had a part, of others or unverified ones: after so many it is not asked."""
+
+LOOK = 0.2
+"""Seconds from one look at who has a blob to the next, while this node leaves the claim to others."""
 
 TELLING = 0.1
 """Seconds from one look at how much has arrived to the next, for those who follow."""
@@ -251,8 +256,10 @@ class Peers:
         throughput: Throughput | None = None,
         liars: Blamed | None = None,
         starved: float = STARVED,
+        claims: Claims | None = None,
     ) -> None:
         self.fleet = fleet
+        self.claims = claims or Claims()
         self.tls = tls
         self.timeouts = timeouts
         self.throughput = throughput or Throughput()
@@ -395,6 +402,9 @@ class Sharing:
     async def _complete(self, asked: set[str], *, last: bool) -> Source | None:
         """A peer that has all of it; if it is the ``last`` resort, at least the one that has most."""
         found = await self._peers.fleet.sources(self._descriptor.digest, self._namespace)
+        return self._best(found, asked, last=last)
+
+    def _best(self, found: Sequence[Source], asked: set[str], *, last: bool) -> Source | None:
         usable = [each for each in found if (each.complete or last) and self._usable(each, asked, last=last)]
         random.shuffle(usable)  # so that not all ask the same
         return max(usable, key=lambda each: each.have, default=None)
@@ -416,13 +426,16 @@ class Sharing:
         """Claim the blob, if it is worth it, in the place of peers that cannot be used. The peer that has the claim, if
         it is not this node.
         """
-        size, left = self._descriptor.size, set(asked)
+        digest, size, host = self._descriptor.digest, self._descriptor.size, self._reference.host
+        left, claims = set(asked), self._peers.claims
         if size < CLAIMED or last:
             return None
-        with tracing.span("fleet.claim", **{"oci.layer.digest": self._descriptor.digest}) as traced:
+        if not left and (source := await self._turn(ingest)) is not None:
+            return source
+        with tracing.span("fleet.claim", **{"oci.layer.digest": digest}) as traced:
             if (claim := self._claim) is None:
                 claim = self._claim = await self._claiming.enter_async_context(
-                    self._peers.fleet.claim(self._descriptor.digest, self._namespace, ingest.path, size)
+                    self._peers.fleet.claim(digest, self._namespace, ingest.path, size)
                 )
             while (holder := await claim.holder(left)) is not None and not self._usable(holder, asked, last=last):
                 if len(left) >= 2 * ASKED:
@@ -430,14 +443,41 @@ class Sharing:
                 left.add(holder.node)
             traced.set(**{"splitd.peer": "" if holder is None else holder.node})
         if holder is not None:
+            claims.drop(host, self, others=True)
             return holder
         # it may have been completed between the question and the claim
         if (source := await self._complete(asked, last=last)) is not None:
             await self._release()
             return source
         self._ours = True
+        claims.take(host, self, lambda: size - ingest.received, must=True)
+        self._claiming.callback(claims.drop, host, self)
         await self._claiming.enter_async_context(telling(ingest, claim, lambda: self.signs(ingest)))
         return None
+
+    async def _turn(self, ingest: FileIngest) -> Source | None:
+        """Wait until this node may claim the blob, or another fetches it. The peer that has all of it by then."""
+        claims, host, size = self._peers.claims, self._reference.host, self._descriptor.size
+        self._claiming.callback(claims.drop, host, self)
+
+        def taken() -> bool:
+            return claims.take(host, self, lambda: size - ingest.received)
+
+        if taken():
+            return None
+        with tracing.wait("budget", **{"splitd.wait.for": "claims"}):
+            while True:
+                end = time.monotonic() + LOOK
+                while (seconds := end - time.monotonic()) > 0:
+                    await claims.changed(host, seconds)
+                    if taken():
+                        return None
+                found = await self._peers.fleet.sources(self._descriptor.digest, self._namespace)
+                if (source := self._best(found, set(), last=False)) is not None:
+                    await self._release()
+                    return source
+                if any(self._usable(each, set(), last=False) for each in found):
+                    return None
 
     def fetch(self, source: Source, offset: int) -> Download:
         """``async with`` gives the body of the blob from ``offset`` on, from this peer alone."""

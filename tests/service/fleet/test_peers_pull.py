@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from services.fleet.upload_limit import UploadLimit
+from services.images.distribution.claims import Claims
 from services.images.distribution.fetcher import Fetched
 from services.images.distribution.peers import Source
 from services.images.registry.host import TLS
@@ -226,6 +227,37 @@ async def test_three_nodes_at_once_fetch_a_blob_once(
     assert book.claims == {}
     followed = [f for f in spans.named("registry.fetch") if "splitd.peer.arriving" in f.attributes]
     assert len(followed) == 2
+
+
+async def test_nodes_that_want_the_same_blobs_share_them(
+    book: Book, registry: FakeRegistry, tmp_path: Path, authority: Authority
+) -> None:
+    """Who has enough to fetch leaves the next blob to the other node, and follows it there."""
+    blobs = [os.urandom(1_200_000) for _ in range(4)]
+    for data in blobs:
+        registry.add_blob("box", data)
+    registry.inject("blob", slow(1e6, 65536), times=len(blobs))
+    never = float("inf")
+    async with contextlib.AsyncExitStack() as stack:
+        nodes = [
+            await stack.enter_async_context(
+                puller(book, tmp_path / name, authority, name, claims=Claims(1, alone=never, still=never))
+            )
+            for name in ("a", "b")
+        ]
+        with recorded() as spans:
+            fetches = [node.fetch(f"{registry.host}/box:1", described(data)) for node in nodes for data in blobs]
+            found = await asyncio.gather(*fetches)
+        for node in nodes:
+            for data in blobs:
+                assert await node.has(data)
+            assert not node.peers.claims._registries
+    assert [sent(registry, data) for data in blobs] == [[""]] * len(blobs)
+    gave = [sum(each.peers for each in found[place : place + len(blobs)]) for place in (4, 0)]
+    assert sum(gave) == sum(map(len, blobs))
+    assert min(gave) > 0
+    assert book.claims == {}
+    assert "claims" in {attribute(wait, "splitd.wait.for") for wait in spans.named("wait.budget")}
 
 
 async def test_who_is_followed_fails(one: Puller, two: Puller, book: Book, registry: FakeRegistry) -> None:
