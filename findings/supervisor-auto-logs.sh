@@ -5,7 +5,7 @@
 # go on, their output goes to files that are deleted; `supervisorctl tail` says "no log file".
 set -euo pipefail
 work=$(mktemp -d); cd "$work"
-trap 'kill %1 %2 2>/dev/null || true; wait; rm -rf "$work"' EXIT
+trap 'kill $(cat ./*/pid) 2>/dev/null || true; rm -rf "$work"' EXIT
 
 python3 -m venv v && v/bin/pip -q install supervisor==4.3.0 setuptools==80.9.0 2>/dev/null
 for name in first second; do
