@@ -167,9 +167,9 @@ class Disk:
             self._replace_labels(digest, labels)
             return self.info(digest)
 
-    def publish(self, data: str, digest: Digest, labels: Mapping[str, str] | None) -> bool:
+    def publish(self, data: str, digest: Digest, labels: Mapping[str, str] | None, *, durably: bool = True) -> bool:
         """Make the file ``data``, whose bytes are durable, the blob ``digest``. Returns False if the blob existed.
-        Durable either way.
+        Durable either way, unless that is left to :meth:`sync_blobs`.
 
         An existing blob whose bytes do not match its digest is replaced.
         """
@@ -186,8 +186,13 @@ class Disk:
                 fault("content.before-rename")
                 os.rename(data, target)
                 fault("content.after-rename")
-        self._syncs[digest.algorithm](os.path.dirname(target))
+        if durably:
+            self.sync_blobs(digest)
         return new
+
+    def sync_blobs(self, digest: Digest) -> None:
+        """All that was published under this algorithm is durable now."""
+        self._syncs[digest.algorithm](os.path.dirname(self.blob_path(digest)))
 
     def _is_damaged(self, path: str, digest: Digest) -> bool:
         """Whether an existing blob does not match its digest. A commit of an existing blob is rare: most clients are
@@ -526,40 +531,59 @@ class Ingest:
         if ``size`` matches.
         """
         try:
-            actual = os.fstat(self._fd).st_size
-            self.offset = actual
-            if size and size != actual:
-                self._failed()
-                raise errors.FailedPrecondition(f"unexpected commit size {actual}, expected {size}")
-            digest = (
-                expected
-                if computed and expected and size
-                else self._digest(expected.algorithm if expected else self._hash.name)
-            )
-            if expected and digest != expected:
-                self._failed()
-                raise errors.FailedPrecondition(f"unexpected commit digest {digest}, expected {expected}")
-            os.utime(self._fd)
-            fault("content.before-fsync")
-            with step("content.fsync"):
-                os.fsync(self._fd)
-            if not self._is_linked(self._fd):
-                raise errors.Aborted(f'ingest ref "{self.ref}"')
-            try:
-                with step("content.publish"):
-                    new = self._disk.publish(self._data, digest, labels)
-            except FileNotFoundError:
-                raise errors.Aborted(f'ingest ref "{self.ref}"') from None
-            if new:
-                os.fchmod(self._fd, 0o444)
-            self._disk.remove_ingest(self.ref)
-            if not new:
-                raise errors.AlreadyExists(f"content {digest}")
-            return digest, actual
+            done = self.checked(size, expected, computed=computed)
+            self.synced()
+            self.published(done[0], labels)
+            return done
         except OSError as error:
             raise disk_error(error, f"commit ref {self.ref}") from error
         finally:
-            self._close_file()
+            self.close_file()
+
+    def checked(self, size: int, expected: Digest | None, *, computed: bool) -> tuple[Digest, int]:
+        """The first part of a commit: digest and size, if they are as they should be."""
+        actual = os.fstat(self._fd).st_size
+        self.offset = actual
+        if size and size != actual:
+            self._failed()
+            raise errors.FailedPrecondition(f"unexpected commit size {actual}, expected {size}")
+        digest = (
+            expected
+            if computed and expected and size
+            else self._digest(expected.algorithm if expected else self._hash.name)
+        )
+        if expected and digest != expected:
+            self._failed()
+            raise errors.FailedPrecondition(f"unexpected commit digest {digest}, expected {expected}")
+        os.utime(self._fd)
+        return digest, actual
+
+    def begin_to_sync(self) -> None:
+        """Start the writing of what :meth:`synced` will wait for."""
+        start_writeback(self._fd)
+
+    def synced(self) -> None:
+        """The second part: the bytes are durable."""
+        fault("content.before-fsync")
+        with step("content.fsync"):
+            os.fsync(self._fd)
+
+    def published(self, digest: Digest, labels: Mapping[str, str] | None, *, durably: bool = True) -> None:
+        """The last part: it is a blob, and no ingest any more. Unless ``durably``, the caller syncs the directory
+        before it tells anybody.
+        """
+        if not self._is_linked(self._fd):
+            raise errors.Aborted(f'ingest ref "{self.ref}"')
+        try:
+            with step("content.publish"):
+                new = self._disk.publish(self._data, digest, labels, durably=durably)
+        except FileNotFoundError:
+            raise errors.Aborted(f'ingest ref "{self.ref}"') from None
+        if new:
+            os.fchmod(self._fd, 0o444)
+        self._disk.remove_ingest(self.ref)
+        if not new:
+            raise errors.AlreadyExists(f"content {digest}")
 
     def _failed(self) -> None:
         """The bytes are not what the commit says. After a promise the ingest is removed; otherwise it stays to be
@@ -587,8 +611,9 @@ class Ingest:
             if self.updated_at != self._updated_before and self._is_linked(self._fd):
                 with contextlib.suppress(FileNotFoundError):  # removed just now
                     ingest_notes.replace(self._directory, "updatedat", ingest_notes.format_time(self.updated_at))
-            self._close_file()
+            self.close_file()
 
-    def _close_file(self) -> None:
+    def close_file(self) -> None:
+        """No more is done with it here."""
         fd, self._fd = self._fd, -1
         os.close(fd)

@@ -11,20 +11,21 @@ import asyncio
 import contextvars
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from services.content.blob_reader import BlobReader
 from services.content.disk import Disk, Ingest, disk_error
 from services.content.locks import RefLocks
-from services.content.store import CHUNK, Begun, Info, Status, updated_labels
+from services.content.store import CHUNK, Begun, Commit, Info, Status, updated_labels
 from services.kit import errors, filters, loops, tracing
 from services.kit.faults import fault
 from services.kit.slices import Lane
 from services.oci.digests import CANONICAL, Digest
 
 P = ParamSpec("P")
+R = TypeVar("R")
 T = TypeVar("T")
 
 _BATCH = 100
@@ -37,6 +38,8 @@ _BRIEF_THREADS = 4
 """Threads that begin ingests filled by path, and that give ingests up. A pull may begin a hundred at once. Each takes a
 part of a millisecond; in more threads they would wait for each other, and the loop for all of them.
 """
+_SYNC_THREADS = 8
+"""Threads that wait for the disk for the files of ingests that are committed at once."""
 _SOON = 1_000_000
 """Nanoseconds after which a thread's work has begun if a thread was free."""
 _THREADS: dict[str, Any] = {"splitd.wait.for": "threads of the content store"}
@@ -52,6 +55,7 @@ class LocalStore:
         self._disk.recover()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="content")
         self._brief = ThreadPoolExecutor(_BRIEF_THREADS, thread_name_prefix="content-brief")
+        self.syncing = ThreadPoolExecutor(_SYNC_THREADS, thread_name_prefix="content-sync")
         self._lane = Lane()
         self._readers = 0
         self._locks = RefLocks()
@@ -63,6 +67,7 @@ class LocalStore:
         """Wait for the threads."""
         self._brief.shutdown()
         self._pool.shutdown()
+        self.syncing.shutdown()
 
     # ---------------------------------------------------------------- threads
 
@@ -277,6 +282,37 @@ class LocalStore:
         future.add_done_callback(done)
         return await asyncio.shield(future)
 
+    async def run_all_locked(
+        self,
+        things: Sequence[tuple[str, R]],
+        work: Callable[[Sequence[R]], Sequence[T | errors.NodeError]],
+        *,
+        brief: bool = False,
+    ) -> Sequence[T | errors.NodeError]:
+        """As :meth:`run_locked`, for many refs at once, each with something for the ``work``. A ref that has a writer
+        gets that error, and the work does not see it.
+        """
+        found: list[T | errors.NodeError | None] = [None] * len(things)
+        taken = list[int]()
+        for number, (ref, _) in enumerate(things):
+            try:
+                self._locks.take(ref)
+            except errors.NodeError as error:
+                found[number] = error
+            else:
+                taken.append(number)
+
+        def done(future: asyncio.Future[Sequence[T | errors.NodeError]]) -> None:
+            for number in taken:
+                self._locks.free(things[number][0])
+            future.cancelled() or future.exception()  # the exception counts as retrieved
+
+        future = self._submit_to(self._brief if brief else self._pool, work, [things[number][1] for number in taken])
+        future.add_done_callback(done)
+        for number, result in zip(taken, await asyncio.shield(future), strict=True):
+            found[number] = result
+        return [each for each in found if each is not None]
+
     async def _release_opened(self, ref: str, opening: asyncio.Future[Ingest]) -> None:
         try:
             await asyncio.wait([opening])
@@ -298,6 +334,19 @@ class LocalStore:
                 self._locks.free(ingest.ref)
 
         await asyncio.shield(self._ending.keep(loops.task("the end of a write", end())))
+
+
+def _ended(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | errors.NodeError:
+    """The result of ``work``, or its error, also that of the disk."""
+    try:
+        return work(*args, **kwargs)
+    except errors.NodeError as error:
+        return error
+    except OSError as error:
+        found = disk_error(error, "content store")
+        if not isinstance(found, errors.NodeError):
+            raise
+        return found
 
 
 class LocalWriter:
@@ -364,7 +413,7 @@ class LocalWriter:
 
 
 class LocalFiles:
-    """The ``Files`` of a LocalStore."""
+    """The ``Files`` of a LocalStore, and its ``ManyFiles``: one thread does the work of all."""
 
     def __init__(self, store: LocalStore) -> None:
         self._store = store
@@ -374,15 +423,57 @@ class LocalFiles:
         return self._store._disk.blob_path(digest), info.size
 
     async def begin(self, ref: str, total: int = 0, expected: Digest | None = None) -> Begun:
-        store = self._store
+        return await self._store.run_locked(ref, lambda: self._begun(ref, total, expected), brief=True)
 
-        def begun() -> Begun:
-            store._refuse_existing(expected)
-            ingest = Ingest(store._disk, ref, total, hashed=False, promised=expected is not None or total > 0)
-            ingest.close()
-            return Begun(ingest.path, ingest.offset)
+    def _begun(self, ref: str, total: int, expected: Digest | None) -> Begun:
+        self._store._refuse_existing(expected)
+        ingest = Ingest(self._store._disk, ref, total, hashed=False, promised=expected is not None or total > 0)
+        ingest.close()
+        return Begun(ingest.path, ingest.offset)
 
-        return await store.run_locked(ref, begun, brief=True)
+    async def begin_all(self, wanted: Sequence[tuple[str, int, Digest | None]]) -> Sequence[Begun | errors.NodeError]:
+        return await self._store.run_all_locked(
+            [(each[0], each) for each in wanted],
+            lambda taken: [_ended(self._begun, *each) for each in taken],
+            brief=True,
+        )
+
+    async def commit_all(self, commits: Sequence[Commit]) -> Sequence[tuple[Digest, int] | errors.NodeError]:
+        # all are on their way to the disk before the first is waited for, and the directory of the blobs is synced once
+        store, disk = self._store, self._store._disk
+        ingests: dict[str, Ingest] = {}
+
+        def checked(commit: Commit) -> tuple[Digest, int]:
+            ingest = Ingest(disk, commit.ref, create=False, hashed=False)
+            ingests[commit.ref] = ingest
+            done = ingest.checked(commit.size, commit.expected, computed=commit.computed)
+            ingest.begin_to_sync()
+            return done
+
+        def published(commit: Commit, digest: Digest) -> None:
+            ingests[commit.ref].published(digest, commit.labels, durably=False)
+
+        def committed(taken: Sequence[Commit]) -> Sequence[tuple[Digest, int] | errors.NodeError]:
+            try:
+                found = [_ended(checked, each) for each in taken]
+                right = [number for number, done in enumerate(found) if isinstance(done, tuple)]
+                # side by side, so that they share the writing of the journal
+                synced = [store.syncing.submit(_ended, ingests[taken[number].ref].synced) for number in right]
+                wait(synced)
+                for number, end in zip(right, synced, strict=True):
+                    done, error = found[number], end.result()
+                    if isinstance(done, tuple):
+                        found[number] = error or _ended(published, taken[number], done[0]) or done
+                for digest in {each.expected.algorithm: each.expected for each in taken if each.expected}.values():
+                    disk.sync_blobs(digest)
+                return found
+            finally:
+                for ingest in ingests.values():
+                    ingest.close_file()
+
+        with tracing.span("content.commit", **{"splitd.group": len(commits)}) as span:
+            span.put({"splitd.size": sum(each.size for each in commits)})
+            return await store.run_all_locked([(each.ref, each) for each in commits], committed)
 
     async def commit(
         self,

@@ -178,9 +178,11 @@ class RemoteFiles:
         labels: Mapping[str, str] | None = None,
         *,
         computed: bool = False,
+        together: bool = False,
     ) -> tuple[Digest, int]:
+        """``together``: it may be sent with other calls of this turn of the loop (``kit.many``)."""
         request = files_pb.CommitRequest(
             ref=ref, size=size, digest=str(expected or ""), labels=labels or {}, computed=computed, later=self._later
         )
-        response = await self._files.Commit(request, headers=self._headers, timeout=None)
+        response = await self._files.Commit(request, headers=self._headers, timeout=None, together=together)
         return convert.digest_from_pb(response.digest), response.size

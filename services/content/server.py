@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -14,7 +15,7 @@ from api.containerd.services.content.v1 import content_stubs
 from api.splitd.localfiles.v1 import localfiles_pb2 as files_pb
 from api.splitd.localfiles.v1 import localfiles_stubs
 from services.content import convert
-from services.content.store import Files, Store, Writer
+from services.content.store import Commit, Files, ManyFiles, Store, Writer
 from services.kit import errors, tracing
 from services.kit.rpc import Call, Pieces
 from services.kit.slices import Lane
@@ -22,6 +23,8 @@ from services.oci.digests import Digest
 
 _PAGE = 100
 """Blobs in one message of a List, as in containerd."""
+_SMALL = 4 << 20
+"""Bytes up to which a blob is committed together with others."""
 
 
 def _digest(text: str, message: str) -> Digest:
@@ -198,6 +201,11 @@ class LocalFilesServicer:
 
     def __init__(self, files: Files) -> None:
         self._files = files
+        self.together = (
+            {"Begin": partial(_begin_all, files), "Commit": partial(_commit_all, files)}
+            if isinstance(files, ManyFiles)
+            else {}
+        )
 
     async def Locate(self, request: files_pb.LocateRequest, call: Call) -> files_pb.LocateResponse:
         path, size = await self._files.locate(_digest(request.digest, f"{_quoted(request.digest)} failed validation"))
@@ -216,3 +224,36 @@ class LocalFilesServicer:
             computed=request.computed,
         )
         return files_pb.CommitResponse(digest=str(digest), size=size)
+
+
+async def _begin_all(
+    files: ManyFiles, requests: Sequence[files_pb.BeginRequest], _: Call
+) -> Sequence[files_pb.BeginResponse | errors.NodeError]:
+    begun = await files.begin_all(
+        [(each.ref, each.total, convert.expected_from_pb(each.expected)) for each in requests]
+    )
+    return [
+        each if isinstance(each, errors.NodeError) else files_pb.BeginResponse(path=each.path, offset=each.offset)
+        for each in begun
+    ]
+
+
+async def _commit_all(
+    files: ManyFiles, requests: Sequence[files_pb.CommitRequest], _: Call
+) -> Sequence[files_pb.CommitResponse | errors.NodeError | None]:
+    """Large ones are committed alone: the others would wait for them."""
+    found: list[files_pb.CommitResponse | errors.NodeError | None] = [None] * len(requests)
+    small = [number for number, each in enumerate(requests) if each.computed and 0 < each.size <= _SMALL]
+    if not small:
+        return found
+    ends = await files.commit_all(
+        [
+            Commit(each.ref, each.size, convert.expected_from_pb(each.digest), dict(each.labels), each.computed)
+            for each in map(requests.__getitem__, small)
+        ]
+    )
+    for number, end in zip(small, ends, strict=True):
+        found[number] = (
+            end if isinstance(end, errors.NodeError) else files_pb.CommitResponse(digest=str(end[0]), size=end[1])
+        )
+    return found

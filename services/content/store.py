@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from services.kit import errors, filters
 from services.oci.digests import Digest
@@ -203,6 +203,16 @@ class Store(Protocol):
         ...
 
 
+class Commit(NamedTuple):
+    """What :meth:`Files.commit` is asked for; ``computed`` is as there."""
+
+    ref: str
+    size: int
+    expected: Digest | None
+    labels: Mapping[str, str]
+    computed: bool
+
+
 class Files(Protocol):
     """A store's bytes as files, for processes of the same node: nothing is streamed, and nothing is copied.
 
@@ -235,4 +245,17 @@ class Files(Protocol):
         ``computed``: the caller has computed ``expected`` over the whole file. The store believes it if ``size``
         matches the file, and otherwise reads the file again.
         """
+        ...
+
+
+@runtime_checkable
+class ManyFiles(Files, Protocol):
+    """Files that begin or commit many small ingests at once for less than one by one."""
+
+    async def begin_all(self, wanted: Sequence[tuple[str, int, Digest | None]]) -> Sequence[Begun | errors.NodeError]:
+        """As :meth:`begin` for each ref, total and expected digest. Returns results and errors."""
+        ...
+
+    async def commit_all(self, commits: Sequence[Commit]) -> Sequence[tuple[Digest, int] | errors.NodeError]:
+        """As :meth:`commit` for each, which waits for all of them. Returns results and errors."""
         ...

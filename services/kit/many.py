@@ -6,6 +6,10 @@ has as many layers) costs less as one. This carries over to further hops: what t
 processes is sent together, too. Each call has its answer as soon as it is done, so that none waits for another. But a
 single call cannot be cancelled: its answer is dropped, and its handler stops when all calls that it was sent with are
 cancelled, or when the latest of their deadlines is over.
+
+What a call costs where it is answered (a task, spans, counters, a place in a transaction's queue) can be had once for
+all calls of one method, too: ``together`` of a servicer names, for some of its methods, what answers several calls
+(:data:`services.kit.transport.Together`). In a trace they are one span, with the number of calls.
 """
 
 from __future__ import annotations
@@ -13,16 +17,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from api.splitd.many.v1 import many_pb2 as pb
 from api.splitd.many.v1 import many_stubs
-from services.kit import errors, loops, observer
+from services.kit import errors, logs, loops, observer
 from services.kit.call import TOGETHER, TOLD, UNARY, Call, Metadata, method_path
 from services.kit.relays import relayed
-from services.kit.transport import Answering, Carrier, Server
+from services.kit.transport import Answering, Carrier, Method, Server
 
 log = logging.getLogger(__name__)
 
@@ -46,57 +50,104 @@ class ManyServicer:
         done: deque[pb.Answer] = deque()
         more, ending = asyncio.Event(), False
 
-        async def answered(number: int, one: pb.Call) -> None:
+        async def answered(
+            numbers: Sequence[int], what: str, work: Coroutine[Any, Any, Sequence[pb.Answer]]
+        ) -> Sequence[pb.Answer]:
+            """Take the answers of some of the calls; those that are left out are answered alone."""
             try:
-                done.append(await self._answer(number, one, call))
+                found = await work
             except asyncio.CancelledError:
                 if ending:
                     raise
-                done.append(
-                    pb.Answer(
-                        call=number, code=errors.Cancelled.code, message=f"{one.method}: {errors.Cancelled.suffix}"
-                    )
-                )
+                words = f"{what}: {errors.Cancelled.suffix}"
+                found = [pb.Answer(call=number, code=errors.Cancelled.code, message=words) for number in numbers]
             # without this its caller, and all that wait for the end of the whole, would wait for ever
             except Exception:
-                log.exception("%s among many failed unexpectedly", one.method)
-                done.append(pb.Answer(call=number, code=errors.Internal.code, message=str(errors.defect(one.method))))
+                log.exception("%s among many failed unexpectedly", what)
+                words = str(errors.defect(what))
+                found = [pb.Answer(call=number, code=errors.Internal.code, message=words) for number in numbers]
+            done.extend(found)
             more.set()
+            return found
 
-        tasks = [loops.task("one of many calls", answered(number, one)) for number, one in enumerate(request.calls)]
+        async def alone(number: int) -> None:
+            one = request.calls[number]
+            await answered((number,), one.method, self._answer(number, one, call))
+
+        async def together(numbers: Sequence[int], method: Method) -> None:
+            some = [request.calls[number] for number in numbers]
+            found = await answered(numbers, method.path, self._answers(method, numbers, some, call))
+            begin(sorted({*numbers} - {answer.call for answer in found}))
+
+        def begin(numbers: Iterable[int]) -> None:
+            tasks.extend(loops.task("one of many calls", alone(number)) for number in numbers)
+
+        tasks = list[asyncio.Task[None]]()
+        for path, numbers in _alike(request.calls).items():
+            method = self.server.methods.of_servicers(path, call.headers) if len(numbers) > 1 else None
+            if method is None or method.together is None:
+                begin(numbers)
+            else:
+                tasks.append(loops.task("many calls of one method", together(numbers, method)))
         try:
-            left = len(tasks)
+            left = len(request.calls)
             while left:
                 await more.wait()
                 more.clear()
                 left -= len(done)
                 answers = list(done)
                 done.clear()
-                yield pb.MakeResponse(answers=answers)
+                if answers:
+                    yield pb.MakeResponse(answers=answers)
         finally:
             ending = True
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _answer(self, number: int, one: pb.Call, call: Call) -> pb.Answer:
+    async def _answers(
+        self, method: Method, numbers: Sequence[int], ones: Sequence[pb.Call], call: Call
+    ) -> list[pb.Answer]:
+        """The answers of calls of one method, without those that its own handler is to answer."""
+        assert method.together is not None
         TOGETHER.set(True)
-        traced = {
-            name: value for name, value in (("traceparent", one.traceparent), ("tracestate", one.tracestate)) if value
-        }
-        inner = Call(one.method, {**call.headers, **traced}, call.deadline, outer=call)
+        inner = _inner(ones[0], call)
+        found: Sequence[Any] = ()
+        with Answering(self.server, inner, long=False) as answering:
+            observer.several(len(ones))
+            found = await method.together([method.decode(one.request) for one in ones], inner)
+            inner.size = sum(len(one.request) for one in ones)
+        if answering.failure is not None:
+            found = [answering.failure] * len(ones)
+        answers, told = [], _trailers(inner.trailing)
+        for number, one in zip(numbers, found, strict=True):
+            if one is None:
+                continue
+            if isinstance(one, errors.NodeError):
+                if one is not answering.failure:
+                    logs.failed(method.path, call.optional_namespace, one)
+                answer = pb.Answer(
+                    call=number, code=one.code, message=str(one), trailers=[*told, *_trailers(one.trailers)]
+                )
+            else:
+                answer = pb.Answer(call=number, response=method.whole(one), trailers=told)
+            answers.append(answer)
+            told = []
+        return answers
+
+    async def _answer(self, number: int, one: pb.Call, call: Call) -> list[pb.Answer]:
+        """The answer of one call."""
+        TOGETHER.set(True)
+        inner = _inner(one, call)
         response = b""
         with Answering(self.server, inner, long=False) as answering:
             response = await self._response(one, inner)
             inner.size = len(one.request) + len(response)
         failure = answering.failure
-        trailers = [
-            pb.Trailer(name=name, value=value if isinstance(value, bytes) else value.encode())
-            for name, value in (*inner.trailing, *(failure.trailers if failure is not None else ()))
-        ]
+        trailers = _trailers((*inner.trailing, *(failure.trailers if failure is not None else ())))
         if failure is None:
-            return pb.Answer(call=number, response=response, trailers=trailers)
-        return pb.Answer(call=number, code=failure.code, message=str(failure), trailers=trailers)
+            return [pb.Answer(call=number, response=response, trailers=trailers)]
+        return [pb.Answer(call=number, code=failure.code, message=str(failure), trailers=trailers)]
 
     async def _response(self, one: pb.Call, call: Call) -> bytes:
         methods = self.server.methods
@@ -107,6 +158,26 @@ class ManyServicer:
         if method is not None or relay is None or relay.arity(one.method) != UNARY:
             raise errors.Unimplemented(f"{one.method} among many")
         return await relayed(relay.route(call), one.request, call, together=True)
+
+
+def _alike(calls: Sequence[pb.Call]) -> dict[str, list[int]]:
+    """The places of the calls, by their methods."""
+    found: dict[str, list[int]] = {}
+    for number, one in enumerate(calls):
+        found.setdefault(one.method, []).append(number)
+    return found
+
+
+def _inner(one: pb.Call, call: Call) -> Call:
+    """One of the calls, as its handler sees it."""
+    traced = {
+        name: value for name, value in (("traceparent", one.traceparent), ("tracestate", one.tracestate)) if value
+    }
+    return Call(one.method, {**call.headers, **traced}, call.deadline, outer=call)
+
+
+def _trailers(pairs: Iterable[tuple[str, str | bytes]]) -> list[pb.Trailer]:
+    return [pb.Trailer(name=name, value=value if isinstance(value, bytes) else value.encode()) for name, value in pairs]
 
 
 def _failure(answer: pb.Answer) -> errors.NodeError:

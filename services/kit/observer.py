@@ -132,6 +132,11 @@ def resume(span: tracing.Span) -> None:
     tracing.CURRENT.set(span)
 
 
+def several(count: int) -> None:
+    """The call that the current task handles stands for so many of one method."""
+    tracing.current().put({"splitd.group": count})
+
+
 def inside(observed: Observed) -> AbstractContextManager[Any]:
     """Within the block, the current span is that of the call as it leaves this process, if it is recorded. For those
     who stand around a call (``kit.channel.Around``).

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import copy
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -47,6 +47,12 @@ SERVING, NOT_SERVING = 1, 2
 """States of grpc.health.v1."""
 
 
+Together = Callable[[Sequence[Any], Call], Awaitable[Sequence[Any]]]
+"""Answers several unary calls of one method, which came as one (``kit.many``), at less cost than one by one. For each
+request there is an answer: a message, the error to answer, or None for a call that its own handler is to answer.
+"""
+
+
 @dataclass(slots=True, frozen=True)
 class Method:
     """One RPC as a transport sees it: ``handler``, with bytes on its outer side."""
@@ -57,6 +63,7 @@ class Method:
     decode: Callable[[bytes], Any]
     encode: Callable[[Any], bytes]
     long: bool = False
+    together: Together | None = None
 
     def whole(self, message: Any) -> bytes:
         """The serialized form of an answer, which is a message or :class:`Pieces`."""
@@ -76,6 +83,7 @@ class Methods:
         self._methods: dict[str, Method] = {}
         for servicer in servicers:
             decoders: Mapping[str, Callable[[bytes], Any]] = getattr(servicer, "DECODERS", {})
+            together: Mapping[str, Together] = getattr(servicer, "together", {})
             for method in servicer.SERVICE.methods:
                 handler = getattr(servicer, method.name, None)
                 if handler is not None:
@@ -87,6 +95,7 @@ class Methods:
                         decoders.get(method.name) or message_factory.GetMessageClass(method.input_type).FromString,
                         message_factory.GetMessageClass(method.output_type).SerializeToString,
                         method.name in long,
+                        together.get(method.name),
                     )
 
     def of_servicers(self, path: str, headers: Headers) -> Method | None:

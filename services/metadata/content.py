@@ -36,7 +36,7 @@ from services.oci.digests import digest_problem
 T = TypeVar("T")
 
 _EXPIRES = 24 * 3600 * 10**9
-_MANY, _ATTEMPTS = 1000, 3
+FEW, _ATTEMPTS = 1000, 3
 """The number of labels above which an update is made in steps; how often that is attempted."""
 _SHAREABLE = "containerd.io/namespace.shareable"
 """Label of a namespace whose content all other namespaces may share, whatever the policy."""
@@ -91,17 +91,24 @@ class Content:
         if digest_problem(digest):
             raise errors.InvalidArgument.verbatim(f"{quoted(digest)} failed validation")
 
-        if len(paths) > _MANY or len(labels) > _MANY:
+        if len(paths) > FEW or len(labels) > FEW:
             for _ in range(_ATTEMPTS):
                 if (done := await self._update_many(namespace, digest, labels, paths)) is not None:
                     return done
+
+        return await self._database.write(self.updating(namespace, digest, labels, paths))
+
+    def updating(
+        self, namespace: str, digest: str, labels: Labels, paths: Sequence[str]
+    ) -> Callable[[Transaction], Blob]:
+        """The work of :meth:`update`, of few labels."""
 
         def work(tx: Transaction) -> Blob:
             blob = _updated(_blob(tx, namespace, digest), labels, paths)
             schema.put_blob(tx, namespace, blob)
             return blob
 
-        return await self._database.write(work)
+        return work
 
     async def _update_many(self, namespace: str, digest: str, labels: Labels, paths: Sequence[str]) -> Blob | None:
         """As ``update``, in steps, for many labels, as those of a manifest of thousands of layers. None if the record
@@ -144,6 +151,26 @@ class Content:
         """Open a writer for ``ref``. AlreadyExists, with the blob leased, if the namespace has the blob. ``backend`` is
         for an ingest that is new: one whose bytes may be in a backend already stays there.
         """
+        work = self.opening(namespace, lease, incarnation, ref, total, expected, backend)
+        # Not lasting by itself: after a power cut the raw ingest belongs to nobody, and the next one begins anew. But
+        # that a lease holds an existing blob is lasting.
+        if not self.exists(namespace, expected):
+            opened = await self._database.write(work, lasting=False)
+            if opened is not None:
+                return opened
+        opened = await self._database.write(work)
+        if opened is None:
+            raise errors.AlreadyExists(f"content {expected}")
+        return opened
+
+    def exists(self, namespace: str, digest: str) -> bool:
+        """Whether the namespace has a blob; False for an empty digest."""
+        return bool(digest) and self._database.view(lambda tx: schema.BLOBS.has(tx, namespace, digest))
+
+    def opening(
+        self, namespace: str, lease: str, incarnation: str, ref: str, total: int, expected: str, backend: str = ""
+    ) -> Callable[[Transaction], Ingest | None]:
+        """The work of :meth:`open`; it returns None if the namespace has the blob."""
         if not ref:
             raise errors.InvalidArgument("ref must not be empty")
 
@@ -174,19 +201,7 @@ class Content:
             hold(tx, namespace, lease, Resource("ingests", ref))
             return ingest
 
-        def exists(tx: Reader) -> bool:
-            return bool(expected) and schema.BLOBS.has(tx, namespace, expected)
-
-        # Not lasting by itself: after a power cut the raw ingest belongs to nobody, and the next one begins anew. But
-        # that a lease holds an existing blob is lasting.
-        if not self._database.view(exists):
-            opened = await self._database.write(work, lasting=False)
-            if opened is not None:
-                return opened
-        opened = await self._database.write(work)
-        if opened is None:
-            raise errors.AlreadyExists(f"content {expected}")
-        return opened
+        return work
 
     def _shareable(self, tx: Reader, gateway: Gateway, digest: str, total: int) -> Blob | None:
         """Another namespace's record of ``digest`` that this namespace may share, if there is one."""
@@ -237,6 +252,22 @@ class Content:
 
         AlreadyExists if the namespace has the blob meanwhile; the blob is then leased and the ingest removed.
         """
+        result = await intents.begin(self.beginning_commit(namespace, lease, incarnation, ref, size, expected, labels))
+        if isinstance(result, errors.NodeError):
+            raise result
+        return (result, None) if isinstance(result, Intent) else result
+
+    def beginning_commit(
+        self,
+        namespace: str,
+        lease: str,
+        incarnation: str,
+        ref: str,
+        size: int,
+        expected: str,
+        labels: Mapping[str, str],
+    ) -> Callable[[Transaction], Intent | tuple[Intent, Finished] | errors.NodeError]:
+        """The work of :meth:`begin_commit`."""
         validate_labels(labels, "info.Labels")
 
         def work(tx: Transaction) -> Intent | tuple[Intent, Finished] | errors.NodeError:
@@ -273,10 +304,7 @@ class Content:
             )
             return open_intent(tx, intent)
 
-        result = await intents.begin(work)
-        if isinstance(result, errors.NodeError):
-            raise result
-        return (result, None) if isinstance(result, Intent) else result
+        return work
 
 
 def finish_commit(tx: Transaction, intent: Intent, outcome: Outcome) -> Finished | errors.NodeError:

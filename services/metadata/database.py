@@ -175,6 +175,18 @@ class Database:
             self.schedule(change)
         return result
 
+    async def write_all(
+        self, works: Sequence[Callable[[Transaction], T]], change: Change | None = "mutation", *, lasting: bool = True
+    ) -> list[T | Exception]:
+        """As :meth:`write` of each, in this order, at less cost. Returns results and exceptions: :class:`Busy` work has
+        not waited, and is not done.
+        """
+        try:
+            return await self.transactions.write_all(works, lasting=lasting)
+        finally:
+            if change is not None:
+                self.schedule(change)
+
     async def _written(self, work: Callable[[Transaction], T], end: float, *, lasting: bool) -> T:
         """Run ``work``, again while it is :class:`Busy`; Unavailable at ``end``."""
         try:

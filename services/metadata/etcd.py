@@ -30,7 +30,7 @@ import logging
 import sqlite3
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, MutableSequence
+from collections.abc import AsyncIterator, Callable, MutableSequence, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
@@ -203,6 +203,12 @@ class EtcdTransactions:
     async def write(self, work: Callable[[Transaction], T], *, lasting: bool = True) -> T:
         self._check_writable()
         return await self.mirror.write(work, lasting=lasting)
+
+    async def write_all(
+        self, works: Sequence[Callable[[Transaction], T]], *, lasting: bool = True
+    ) -> list[T | Exception]:
+        self._check_writable()
+        return await self.mirror.write_all(works, lasting=lasting)
 
     def _check_writable(self) -> None:
         if self._refused is not None:

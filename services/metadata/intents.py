@@ -19,7 +19,7 @@ import functools
 import logging
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -155,6 +155,46 @@ class Intents:
             self._cancelling.start("the cancelling of an intent", self._undo(task, opened))
             raise
 
+    async def begin_all(self, works: Sequence[Callable[[Transaction], T]]) -> list[T | Exception]:
+        """As :meth:`begin` of each, at less cost. Returns results and exceptions; work that was Busy has not begun."""
+        gone = False
+        opened: dict[int, str] = {}
+        caller, claimants = tracing.caller(), self._database.claimants
+
+        def guarded(number: int, tx: Transaction) -> T:
+            if gone:
+                raise errors.Cancelled
+            result = works[number](tx)
+            if isinstance(result, Intent):
+                claimants.pop(opened.get(number, ""), None)
+                opened[number] = result.id
+                claimants[result.id] = caller
+            return result
+
+        task = loops.task(
+            "the begin of intents",
+            self._database.write_all([functools.partial(guarded, number) for number in range(len(works))]),
+        )
+        try:
+            results = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            gone = True
+            self._cancelling.start("the cancelling of intents", self._undo_all(task, opened))
+            raise
+        fault("metadata.begun")
+        for number, result in enumerate(results):
+            if isinstance(result, Exception) and number in opened:
+                claimants.pop(opened[number], None)
+                if isinstance(result, errors.Unavailable) and self._database.transactions.standing.store == "etcd":
+                    self._cancelling.start("the cancelling of an intent", self._cancel_certainly(opened[number]))
+        return results
+
+    async def _undo_all(self, task: asyncio.Task[Any], opened: Mapping[int, str]) -> None:
+        with contextlib.suppress(errors.NodeError):
+            await task
+            for id_ in opened.values():
+                await self.cancel(id_)
+
     async def _cancel_certainly(self, id_: str) -> None:
         """Cancel an intent of which nobody knows whether it was written. Its answer is written in any case: after that
         the transaction that is on its way cannot be written any more.
@@ -196,6 +236,39 @@ class Intents:
         intent = self._database.view(lambda tx: schema.INTENTS.get(tx, id_))
         if intent is not None:
             outcome = await self._completed(intent, outcome)
+        fault("metadata.before-finish")
+        lasting = lasting and not _is_found_again(intent, outcome)
+        work = self._finishing(id_, outcome)
+        answer = await self._database.write(work, lasting=lasting, patience=patience)
+        fault("metadata.finished")
+        return self._finished(id_, answer)
+
+    async def finish_all(self, ends: Sequence[tuple[str, Outcome, bool]]) -> list[Finished | Exception | None]:
+        """As :meth:`finish` of each (the id, the outcome, and whether it is lasting), at less cost. Returns results
+        and exceptions, and None for those that are left to that: they are lasting, or must wait for something.
+        """
+        found: list[Finished | Exception | None] = [None] * len(ends)
+        numbers, works = list[int](), list[Callable[[Transaction], Answer]]()
+        for number, (id_, outcome, lasting) in enumerate(ends):
+            intent = self._database.view(lambda tx, id_=id_: schema.INTENTS.get(tx, id_))  # type: ignore[misc]
+            known = intent is None or outcome.digest or (intent.operation != "commit-ingest" and not outcome.adopted)
+            if known and not (lasting and not _is_found_again(intent, outcome)):
+                numbers.append(number)
+                works.append(self._finishing(id_, outcome))
+        fault("metadata.before-finish")
+        answers = await self._database.write_all(works, lasting=False)
+        fault("metadata.finished")
+        for number, answer in zip(numbers, answers, strict=True):
+            if isinstance(answer, Busy):
+                continue
+            try:
+                found[number] = answer if isinstance(answer, Exception) else self._finished(ends[number][0], answer)
+            except errors.NodeError as error:
+                found[number] = error
+        return found
+
+    def _finishing(self, id_: str, outcome: Outcome) -> Callable[[Transaction], Answer]:
+        """What ends an intent."""
 
         def work(tx: Transaction) -> Answer:
             intent = schema.INTENTS.get(tx, id_)
@@ -213,10 +286,10 @@ class Intents:
                 detail |= {"events": [list(e) for e in ended.events], "digest": ended.digest, "size": ended.size}
             return self._end(tx, intent, "finish", detail)
 
-        fault("metadata.before-finish")
-        found_again = intent is not None and intent.operation != "commit-ingest" and not outcome.adopted
-        answer = await self._database.write(work, lasting=lasting and not found_again, patience=patience)
-        fault("metadata.finished")
+        return work
+
+    def _finished(self, id_: str, answer: Answer) -> Finished:
+        """What the caller gets, once that is written."""
         self._database.wake(id_)
         detail = answer.detail or {}
         if "error" in detail:
@@ -378,6 +451,11 @@ class Intents:
 
 
 # ---------------------------------------------------------------------------------------------- pieces of work
+
+
+def _is_found_again(intent: Intent | None, outcome: Outcome) -> bool:
+    """Whether the end of an intent would be found again after a power cut, so that it need not be lasting."""
+    return intent is not None and intent.operation != "commit-ingest" and not outcome.adopted
 
 
 def connected(tx: Reader, incarnation: str) -> Gateway:

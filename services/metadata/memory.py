@@ -104,6 +104,17 @@ class MemoryTransactions:
         self._state = state
         return result
 
+    async def write_all(
+        self, works: Sequence[Callable[[Transaction], T]], *, lasting: bool = True
+    ) -> list[T | Exception]:
+        found = list[T | Exception]()
+        for work in works:
+            try:
+                found.append(await self.write(work))
+            except Exception as error:
+                found.append(error)
+        return found
+
     @property
     def standing(self) -> Standing:
         return Standing()

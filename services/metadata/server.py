@@ -41,6 +41,7 @@ from services.metadata.namespaces import Namespaces
 from services.metadata.sandboxes import Sandboxes
 from services.metadata.snapshots import Snapshots, finish_commit_snapshot, finish_snapshot, inherited
 from services.metadata.store import LABELS_PER_STEP, Backends, Blob, Event
+from services.metadata.together_server import Together
 
 T = TypeVar("T", bound=Message)
 
@@ -227,7 +228,8 @@ class ContentServicer:
 
     SERVICE = content_stubs.CONTENT
 
-    def __init__(self, content: Content, lane: Lane) -> None:
+    def __init__(self, content: Content, lane: Lane, together: Together) -> None:
+        self.together = {"Update": together.update_content}
         self._content = content
         self._lane = lane
 
@@ -321,7 +323,15 @@ class RecordsServicer:
         images: Images,
         intents: Intents,
         publish: Callable[[Event], None],
+        together: Together,
     ) -> None:
+        self.together = {
+            "OpenIngest": together.open_ingests,
+            "BeginCommitIngest": together.begin_commits_ingest,
+            "BeginSnapshot": together.begin_snapshots,
+            "BeginCommitSnapshot": together.begin_commits_snapshot,
+            "Finish": together.finish,
+        }
         self._publish = publish
         self._database = database
         self._content = content
@@ -541,12 +551,13 @@ class Metadata:
             },
             answer_kept=answer_kept,
         )
+        together = Together(database, content, snapshots, self.intents)
         self.servicers: list[Servicer] = [
             NamespacesServicer(Namespaces(database, publish)),
             ContainersServicer(Containers(database, publish)),
             SandboxesServicer(Sandboxes(database)),
             LeasesServicer(Leases(database)),
-            ContentServicer(content, database.lane),
+            ContentServicer(content, database.lane, together),
             SnapshotsServicer(snapshots),
-            RecordsServicer(database, content, snapshots, Images(database), self.intents, publish),
+            RecordsServicer(database, content, snapshots, Images(database), self.intents, publish, together),
         ]

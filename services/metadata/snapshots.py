@@ -145,6 +145,25 @@ class Snapshots:
 
         ``backend`` is for a snapshot without a parent: a child lives where its parent lives.
         """
+        work = self.beginning(
+            namespace, lease, incarnation, snapshotter, key, parent, labels, view=view, backend=backend
+        )
+        return _raised(await intents.begin(work))
+
+    def beginning(
+        self,
+        namespace: str,
+        lease: str,
+        incarnation: str,
+        snapshotter: str,
+        key: str,
+        parent: str,
+        labels: Labels,
+        *,
+        view: bool,
+        backend: str = "",
+    ) -> Callable[[Transaction], Intent | errors.NodeError]:
+        """The work of :meth:`begin`."""
         validate_labels(labels, "info.Labels")
         target = labels.get(REF, "")
 
@@ -186,7 +205,7 @@ class Snapshots:
                 ),
             )
 
-        return _raised(await intents.begin(work))
+        return work
 
     # -- Commit
 
@@ -206,6 +225,24 @@ class Snapshots:
         begun. AlreadyExists for the name, which the lease then holds; NotFound; FailedPrecondition for a parent in
         another backend.
         """
+        return _raised(
+            await intents.begin(
+                self.beginning_commit(namespace, lease, incarnation, snapshotter, name, key, parent, labels)
+            )
+        )
+
+    def beginning_commit(
+        self,
+        namespace: str,
+        lease: str,
+        incarnation: str,
+        snapshotter: str,
+        name: str,
+        key: str,
+        parent: str,
+        labels: Labels,
+    ) -> Callable[[Transaction], Intent | errors.NodeError]:
+        """The work of :meth:`begin_commit`."""
         validate_labels(labels, "info.Labels")
 
         def work(tx: Transaction) -> Intent | errors.NodeError:
@@ -240,7 +277,7 @@ class Snapshots:
                 ),
             )
 
-        return _raised(await intents.begin(work))
+        return work
 
 
 def finish_snapshot(tx: Transaction, intent: Intent, outcome: Outcome) -> Finished | errors.NodeError:

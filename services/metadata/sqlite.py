@@ -36,8 +36,8 @@ from services.kit.sqlite import File, Group, Layout, Work, reading, run, undo
 from services.kit.thread_times import measured
 from services.metadata import freeing
 from services.metadata.callers import Queue
-from services.metadata.deletes import DELETE, RANGE, delete_keys
-from services.metadata.transactions import Key, Reader, Snapshot, Standing, Transaction, decode, encode, span
+from services.metadata.sqlite_rows import CachedReader, ListedRows, Rows, StateSnapshot
+from services.metadata.transactions import Key, Reader, Snapshot, Standing, Transaction, decode, encode
 from services.metadata.values import Values
 
 log = logging.getLogger(__name__)
@@ -57,17 +57,9 @@ and the loop's other work comes between.
 """
 _TURN = 0.002
 """Seconds of it without the loop's other work, so that readers do not wait for writers."""
-_ROWS = 200
-"""Rows that are read at once where very many are."""
-_IDLE = 2
-"""Idle connections that are kept for snapshots."""
 _CHECKPOINT = 1000
 """Pages in the log after which it is written back to the database; SQLite's own default."""
 
-_PUT = (
-    "INSERT INTO records VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value WHERE value != "
-    "excluded.value"
-)
 _GET = "SELECT value FROM records WHERE key = ?"
 _MOST_KEYS = 500
 _MOST_BYTES = 256 << 10
@@ -101,193 +93,7 @@ class Original(Protocol):
         ...
 
 
-class _Rows:
-    """Reader and Transaction over a connection that has an open transaction. The writing one has the cache ``values``,
-    which shows what this transaction has written.
-    """
-
-    __slots__ = ("_connection", "_execute", "_values", "put_keys", "wrote")
-
-    def __init__(self, connection: sqlite3.Connection, values: Values | None = None) -> None:
-        self._execute = connection.execute
-        self._connection = connection
-        self._values = values
-        self.wrote: set[Key] = set()
-        self.put_keys: list[Key] = []
-
-    def get(self, key: Key) -> bytes | None:
-        if self._values is not None and key in self._values:
-            return self._values[key]
-        row = self._execute("SELECT value FROM records WHERE key = ?", (encode(key),)).fetchone()
-        value = None if row is None else row[0]
-        if self._values is not None:
-            self._values.remember(key, value)
-        return value
-
-    def scan(self, prefix: Key, *, after: Key | None = None, limit: int | None = None) -> Iterator[tuple[Key, bytes]]:
-        for key, value in self._select(prefix, after, limit).fetchall():
-            yield decode(key), value
-
-    def scan_encoded(self, prefix: Key) -> Iterator[Sequence[tuple[bytes, bytes]]]:
-        cursor = self._select(prefix, None, None)
-        while rows := cursor.fetchmany(_ROWS):
-            yield rows
-
-    def _select(self, prefix: Key, after: Key | None, limit: int | None) -> sqlite3.Cursor:
-        return self._execute(
-            "SELECT key, value FROM records WHERE key >= ? AND key < ? ORDER BY key LIMIT ?",
-            (*span(prefix, after), -1 if limit is None else limit),
-        )
-
-    def put(self, key: Key, value: bytes) -> None:
-        self.wrote.add(key)
-        if self._values is not None:
-            self._values.wrote(key, value)
-        self.put_keys.append(key)
-        self._execute(_PUT, (encode(key), value))
-
-    def put_many(self, rows: Sequence[tuple[Key, bytes]]) -> None:
-        self._forget([key for key, _ in rows])
-        self._connection.executemany(_PUT, [(encode(key), value) for key, value in rows])
-
-    def delete(self, key: Key) -> None:
-        self._forget((key,))
-        self._execute(DELETE, (encode(key),))
-
-    def delete_many(self, keys: Sequence[Key]) -> None:
-        self._forget(keys)
-        delete_keys(self._connection, map(encode, keys))
-
-    def _forget(self, keys: Sequence[Key]) -> None:
-        self.wrote.update(keys)
-        if self._values is not None:
-            for key in keys:
-                self._values.forget(key)
-
-    def delete_all(self, prefix: Key, *, limit: int | None = None) -> None:
-        self.wrote.add(prefix)
-        if self._values is not None:
-            self._values.clear()
-        if limit is None:
-            self._execute(RANGE, span(prefix, None))
-        else:
-            self._execute(
-                (
-                    "DELETE FROM records WHERE key IN (SELECT key FROM records WHERE key >= ? AND key < ? ORDER BY key "
-                    "LIMIT ?)"
-                ),
-                (*span(prefix, None), limit),
-            )
-
-
-class _ListedRows(_Rows):
-    """For an original: it lists each key that is removed, and counts the bytes that are put."""
-
-    __slots__ = ("size",)
-
-    def __init__(self, connection: sqlite3.Connection, values: Values | None = None) -> None:
-        super().__init__(connection, values)
-        self.size = 0
-
-    def put(self, key: Key, value: bytes) -> None:
-        self.size += len(value)
-        super().put(key, value)
-
-    def put_many(self, rows: Sequence[tuple[Key, bytes]]) -> None:
-        self.size += sum(len(value) for _, value in rows)
-        super().put_many(rows)
-
-    def delete_all(self, prefix: Key, *, limit: int | None = None) -> None:
-        self.delete_many([key for key, _ in self.scan(prefix, limit=limit)])
-
-
-class _Snapshot(_Rows):
-    """A state on a connection of its own, which is returned to ``idle`` on close."""
-
-    __slots__ = ("_idle", "_reading", "_refusal")
-
-    def __init__(
-        self,
-        connection: sqlite3.Connection,
-        idle: list[sqlite3.Connection],
-        refusal: Callable[[sqlite3.Error], Exception],
-    ) -> None:
-        super().__init__(connection)
-        self._refusal = refusal
-        self._idle = idle
-        self._reading: set[sqlite3.Cursor] = set()
-        connection.execute("BEGIN")
-
-    def scan(self, prefix: Key, *, after: Key | None = None, limit: int | None = None) -> Iterator[tuple[Key, bytes]]:
-        with self._cursor(prefix, after, limit) as cursor:
-            for key, value in cursor:
-                yield decode(key), value
-
-    def scan_encoded(self, prefix: Key) -> Iterator[Sequence[tuple[bytes, bytes]]]:
-        with self._cursor(prefix, None, None) as cursor:
-            while rows := cursor.fetchmany(_ROWS):
-                yield rows
-
-    @contextlib.contextmanager
-    def _cursor(self, prefix: Key, after: Key | None, limit: int | None) -> Iterator[sqlite3.Cursor]:
-        try:
-            cursor = self._select(prefix, after, limit)
-            self._reading.add(cursor)
-            try:
-                yield cursor
-            finally:
-                self._reading.discard(cursor)
-        except sqlite3.DatabaseError as error:
-            raise self._refusal(error) from None
-
-    def close(self) -> None:
-        for cursor in self._reading:  # a scan whose generator is still referenced would keep the state
-            cursor.close()
-        self._connection.execute("ROLLBACK")
-        if len(self._idle) < _IDLE:
-            self._idle.append(self._connection)
-        else:
-            self._connection.close()
-
-
-class _CachedReader:
-    """Reader of the committed state, with a cache of the values that were read last. It opens a transaction only for a
-    value that is not cached.
-    """
-
-    __slots__ = ("_connection", "_rows", "_values")
-
-    def __init__(self, connection: sqlite3.Connection, values: Values) -> None:
-        self._connection = connection
-        self._values = values
-        self._rows: _Rows | None = None
-
-    def _opened(self) -> _Rows:
-        if self._rows is None:
-            self._connection.execute("BEGIN")
-            self._rows = _Rows(self._connection)
-        return self._rows
-
-    def get(self, key: Key) -> bytes | None:
-        try:
-            return self._values[key]
-        except KeyError:
-            value = self._opened().get(key)
-            self._values.remember(key, value)
-            return value
-
-    def scan(self, prefix: Key, *, after: Key | None = None, limit: int | None = None) -> Iterator[tuple[Key, bytes]]:
-        return self._opened().scan(prefix, after=after, limit=limit)
-
-    def scan_encoded(self, prefix: Key) -> Iterator[Sequence[tuple[bytes, bytes]]]:
-        return self._opened().scan_encoded(prefix)
-
-    def close(self) -> None:
-        if self._rows is not None:
-            self._connection.execute("ROLLBACK")
-
-
-_Waiting: TypeAlias = "Work[_Rows]"  # not a call: typing takes a microsecond for that
+_Waiting: TypeAlias = "Work[Rows]"  # not a call: typing takes a microsecond for that
 
 
 class SqliteTransactions:
@@ -342,8 +148,8 @@ class SqliteTransactions:
         try:
             if self._in_flight:
                 with reading(self._reader):
-                    return work(_Rows(self._reader))
-            reader = _CachedReader(self._reader, self._values)
+                    return work(Rows(self._reader))
+            reader = CachedReader(self._reader, self._values)
             try:
                 return work(reader)
             finally:
@@ -355,12 +161,12 @@ class SqliteTransactions:
             raise
 
     def snapshot(self) -> Snapshot:
-        return _Snapshot(self._idle.pop() if self._idle else self.file.connect(), self._idle, self.file.met)
+        return StateSnapshot(self._idle.pop() if self._idle else self.file.connect(), self._idle, self.file.met)
 
     async def read(self, work: Callable[[Reader], T]) -> T:
         def run() -> T:
             with contextlib.closing(self.file.connect()) as connection, reading(connection):
-                return work(_Rows(connection))
+                return work(Rows(connection))
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._long, run)
@@ -379,14 +185,33 @@ class SqliteTransactions:
         finally:
             self._watches[:] = [each for each in self._watches if each is not written]
 
-    async def write(self, work: Callable[[Transaction], T], *, lasting: bool = True) -> T:
+    def _add(self, works: Iterable[Callable[[Transaction], T]], *, lasting: bool) -> list[_Waiting]:
+        """Queue work."""
         if self._closed:
             raise errors.Unavailable("metadata store: closed")
-        loop = asyncio.get_running_loop()
-        waiting: _Waiting = Work(work, loop.create_future(), lasting)
-        self._queue.add(self._caller(), waiting)
+        loop, caller = asyncio.get_running_loop(), self._caller()
+        added: list[_Waiting] = [Work(work, loop.create_future(), lasting) for work in works]
+        for waiting in added:
+            self._queue.add(caller, waiting)
         if self._committing is None:
             self._committing = loops.vital("the commits", self._commit_all())
+        return added
+
+    async def write_all(
+        self, works: Sequence[Callable[[Transaction], T]], *, lasting: bool = True
+    ) -> list[T | Exception]:
+        added = self._add(works, lasting=lasting)
+        try:
+            found: list[T | Exception] = await asyncio.gather(
+                *(waiting.future for waiting in added), return_exceptions=True
+            )
+            return found
+        finally:
+            for waiting in added[-1:]:
+                waiting.told("metadata.commit")
+
+    async def write(self, work: Callable[[Transaction], T], *, lasting: bool = True) -> T:
+        (waiting,) = self._add((work,), lasting=lasting)
         try:
             result: T = await waiting.future
         finally:
@@ -626,14 +451,14 @@ class SqliteTransactions:
             waiting.group = group
             if waiting.future.cancelled():  # not begun: as if never asked
                 continue
-            rows = (_Rows if self._original is None else _ListedRows)(self._writer, self._values)
+            rows = (Rows if self._original is None else ListedRows)(self._writer, self._values)
             run(waiting, rows, self._writer)
             if waiting.error is not None:
                 if rows.wrote:  # SQLite has what was there before; what the work read may be its own
                     self._values.clear()
                 continue
             wrote |= rows.wrote
-            if isinstance(rows, _ListedRows):
+            if isinstance(rows, ListedRows):
                 size += rows.size
             for noted in (self._uncommitted, *self._watches):
                 noted.extend(rows.put_keys)

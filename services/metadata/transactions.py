@@ -135,6 +135,12 @@ class Transactions(Protocol):
         """
         ...
 
+    async def write_all(
+        self, works: Sequence[Callable[[Transaction], T]], *, lasting: bool = True
+    ) -> list[T | Exception]:
+        """As :meth:`write` of each, in this order, for less than these would cost. Returns results and exceptions."""
+        ...
+
     @property
     def standing(self) -> Standing:
         """Whether a store that is elsewhere can be reached: while it is away nothing is written."""

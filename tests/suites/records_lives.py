@@ -5,7 +5,7 @@ socket in between.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from google.protobuf import message_factory
@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 from services.kit import errors
 from services.kit.rpc import LEASE, NAMESPACE, Call, Channel, Pieces, Servicer, method_path
 from services.kit.slices import Lane
+from services.kit.transport import Together
 from services.metadata.database import Database
 from services.metadata.server import Metadata
 from services.metadata.store import Event, Kind
@@ -38,11 +39,12 @@ def headers(namespace: str, lease: str = "") -> dict[str, str]:
 
 class LocalClient:
     """The methods of a servicer, called like those of an ``rpc.Client``. Messages are copied through bytes, as on a
-    wire.
+    wire. ``together``: each call that several may be answered with is, between two others that cannot succeed.
     """
 
-    def __init__(self, servicer: Servicer) -> None:
+    def __init__(self, servicer: Servicer, *, together: bool = False) -> None:
         self._servicer = servicer
+        self._together: Mapping[str, Together] = getattr(servicer, "together", {}) if together else {}
 
     def __getattr__(self, name: str) -> Any:
         method = self._servicer.SERVICE.methods_by_name[name]
@@ -59,7 +61,18 @@ class LocalClient:
             )
 
         async def unary(request: Message, *, headers: Any = {}, timeout: float | None = None) -> Message:
-            return received(await handler(copied(request), Call(method_path(method), headers)))
+            call = Call(method_path(method), headers)
+            if name in self._together:
+                before, answer, after = await self._together[name](
+                    [type(request)(), copied(request), type(request)()], call
+                )
+                for other in (before, after):
+                    assert other is None or isinstance(other, errors.NodeError), other
+                if isinstance(answer, errors.NodeError):
+                    raise answer
+                if answer is not None:
+                    return received(answer)
+            return received(await handler(copied(request), call))
 
         async def stream(request: Message, *, headers: Any = {}, timeout: float | None = None) -> Any:
             async for answer in handler(copied(request), Call(method_path(method), headers)):
@@ -110,8 +123,10 @@ class LocalMetadata:
         shared: bool = True,
         patience: float = 20.0,
         lane: Lane | None = None,
+        together: bool = False,
         **limits: Any,
     ) -> None:
+        self._together = together
         self.events: list[Event] = []
         self.raw = RawStandIn()
         self.database = Database(transactions, patience=patience, lane=lane)
@@ -119,7 +134,7 @@ class LocalMetadata:
         self._servicers = {s.SERVICE.full_name: s for s in self.metadata.servicers}
 
     def client(self, service: ServiceDescriptor) -> LocalClient:
-        return LocalClient(self._servicers[service.full_name])
+        return LocalClient(self._servicers[service.full_name], together=self._together)
 
     async def close(self) -> None:
         await self.metadata.intents.close()

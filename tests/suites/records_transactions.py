@@ -36,6 +36,23 @@ class TransactionsSuite:
         await store.write(lambda tx: tx.delete(("a", "b")))
         assert store.view(lambda tx: tx.get(("a", "b"))) is None
 
+    async def test_works_that_are_written_at_once_end_each_for_itself(self, store: Transactions) -> None:
+        """They run in their order, each sees what those before it wrote, and what fails has written nothing."""
+
+        def counted(tx: Transaction) -> int:
+            number = int(tx.get(("number",)) or b"0") + 1
+            tx.put(("number",), b"%d" % number)
+            return number
+
+        def failed(tx: Transaction) -> int:
+            tx.put(("number",), b"100")
+            raise errors.Aborted("this one")
+
+        first, second, third = await store.write_all([counted, failed, counted])
+        assert (first, third, type(second), str(second)) == (1, 2, errors.Aborted, "this one: aborted")
+        assert store.view(lambda tx: tx.get(("number",))) == b"2"
+        assert await store.write_all([]) == []
+
     async def test_keys_are_in_the_order_of_their_parts(self, store: Transactions) -> None:
         """Whatever characters they have: a part ends before any character."""
         keys = [

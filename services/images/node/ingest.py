@@ -46,6 +46,7 @@ _NEWS = 4096
 """Numbers that tell a follower about one blob, at most. A pipe holds twice as many, so writing one never blocks."""
 
 Commit = Callable[[Mapping[str, str]], Awaitable[None]]
+Turn = Callable[[], contextlib.AbstractAsyncContextManager[None]]
 
 
 @dataclass(slots=True)
@@ -73,7 +74,8 @@ class FileIngest:
     lanes = True
     """Whether bytes may come in several places at once."""
 
-    def __init__(self, fd: int, digest: Digest, size: int, commit: Commit) -> None:
+    def __init__(self, fd: int, digest: Digest, size: int, commit: Commit, turn: Turn = contextlib.nullcontext) -> None:
+        """``turn`` surrounds the commit, and may let it wait; nobody else can write to the file meanwhile."""
         self.offset = 0
         self.received = 0
         """Bytes that were received, at any offset."""
@@ -85,6 +87,7 @@ class FileIngest:
         self._digest = digest
         self._size = size
         self._commit = commit
+        self._turn = turn
         self._hash = hashlib.new(digest.algorithm)
         self._hashing = False
         self._earlier = 0
@@ -291,8 +294,9 @@ class FileIngest:
             follower.following.judged.set()
         if self._told is not None:
             self._told(os.pread(self._reading, self._size, 0))
-        self._close()
-        await self._commit(labels)
+        async with self._turn():
+            self._close()
+            await self._commit(labels)
         self.committed = True
 
     async def close(self) -> None:

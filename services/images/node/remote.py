@@ -22,6 +22,7 @@ from services.content.remote import RemoteFiles, RemoteStore, RemoteWriter
 from services.content.store import Info, Status
 from services.images import transfer_convert as convert
 from services.images.concurrency import threads
+from services.images.concurrency.waves import Waves
 from services.images.documents.manifests import DOCUMENT_LIMIT
 from services.images.node.ingest import FileIngest, SharedIngest, StreamIngest
 from services.images.node.leases_remote import Leases
@@ -64,6 +65,7 @@ class RemoteNode:
         self._blobs = Blobs(gateway)
         self._files = RemoteFiles(gateway, self.headers, later=True)  # the image's record comes last
         self._unleased = RemoteFiles(gateway, {key: value for key, value in self.headers.items() if key != rpc.LEASE})
+        self._commits = Waves()
         self._images = gateway.client(images_stubs.IMAGES)
         self._introspection = gateway.client(introspection_stubs.INTROSPECTION)
         self._diff = gateway.client(diff_stubs.DIFF)
@@ -164,9 +166,10 @@ class RemoteNode:
         """An ingest outside the lease: it expires after a day, whatever happens to the lease and to this process. The
         commit adds the blob to the lease.
         """
+        small = size <= _SMALL
 
         async def commit(labels: Mapping[str, str]) -> None:
-            await self._files.commit(ref, size, digest, labels, computed=True)
+            await self._files.commit(ref, size, digest, labels, computed=True, together=small)
 
         try:
             try:
@@ -182,9 +185,10 @@ class RemoteNode:
 
             # an ended stream takes a moment to unlock its ref
             return StreamIngest(await opened(), digest, size, lambda: self._when_unlocked(ref, opened))
-        return (
-            FileIngest(open_locked(begun.path, ref), digest, size, commit) if begun.path else SharedIngest(size, commit)
-        )
+        if not begun.path:
+            return SharedIngest(size, commit)
+        fd = open_locked(begun.path, ref)
+        return FileIngest(fd, digest, size, commit, self._commits.member if small else contextlib.nullcontext)
 
     async def _when_unlocked(self, ref: str, begin: Callable[[], Awaitable[T]]) -> T:
         """The result of ``begin``. While another process has the ref locked, wait, as long as that process makes
@@ -309,6 +313,8 @@ after each of its system calls.
 """
 _DOCUMENTS_LIMIT = 64 << 20
 """Bytes of documents that one transfer may read."""
+_SMALL = 4 << 20
+"""Bytes up to which a blob is committed together with others. Who waits for a large one waits for the disk."""
 _STANDSTILL = 30.0
 """Seconds for which the process that has an ingest locked may make no progress."""
 

@@ -127,6 +127,33 @@ async def test_killed_in_a_commit_of_a_file(crashing: Crashing, point: str) -> N
         assert await get(store, digest) == data
 
 
+@pytest.mark.parametrize("point", POINTS)
+async def test_killed_in_a_commit_of_several_files(crashing: Crashing, point: str) -> None:
+    """The same for files that are committed at once: each is a whole blob, or an ingest that can be committed."""
+    files = {f"f{number}": bytes_of(1000 + number) for number in range(4)}
+
+    async def commit(remote: RemoteFiles, ref: str, *, together: bool = False) -> tuple[Digest, int]:
+        data = files[ref]
+        return await remote.commit(ref, len(data), digest_of(data), computed=True, together=together)
+
+    async with rpc.Channel(crashing.socket) as channel:
+        store, remote = RemoteStore(channel), RemoteFiles(channel)
+        begun = await asyncio.gather(*(remote.begin(ref, len(data)) for ref, data in files.items()))
+        for each, data in zip(begun, files.values(), strict=True):
+            Path(each.path).write_bytes(data)
+        crashing.die_at(point)
+        ends = await asyncio.gather(*(commit(remote, ref, together=True) for ref in files), return_exceptions=True)
+        assert all(isinstance(end, errors.Disconnected) for end in ends), ends
+        crashing.revive()
+        assert await channel.wait_connected(10)
+        there = crashing.check()
+        assert bool(there) is (point == "content.after-rename")
+        for ref, data in files.items():
+            if digest_of(data) not in there:
+                assert await commit(remote, ref) == (digest_of(data), len(data))
+            assert await get(store, digest_of(data)) == data
+
+
 async def test_labels_of_an_interrupted_commit(crashing: Crashing) -> None:
     """Labels of a commit that was killed before its blob appeared do not get into the next commit of the same bytes."""
     async with rpc.Channel(crashing.socket) as channel:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
@@ -60,9 +60,11 @@ class Counted(rpc.Channel):
 
 
 @contextlib.asynccontextmanager
-async def content(*, relayed: bool = True) -> AsyncIterator[tuple[Content, Any, Counted]]:
+async def content(
+    servicer: Content | None = None, *, relayed: bool = True
+) -> AsyncIterator[tuple[Content, Any, Counted]]:
     with short_directory() as directory:
-        servicer = Content()
+        servicer = servicer or Content()
         async with (
             rpc.serving(directory / "c.sock", [servicer], relayed=relayed, grace=0.1),
             Counted(directory / "c.sock", "content") as channel,
@@ -185,6 +187,51 @@ async def test_large_requests_are_divided() -> None:
         small = [f"{number}" for number in range(300)]
         assert await ask(client, *small) == small
         assert channel.carried[3:] == ["Make"] * 3
+
+
+class AllTogether(Content):
+    """A servicer that answers some calls together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.together = {"Info": self.infos}
+        self.asked: list[list[str]] = []
+
+    async def infos(self, requests: Sequence[pb.InfoRequest], call: rpc.Call) -> list[Any]:
+        self.asked.append([request.digest for request in requests])
+        if "bug" in self.asked[-1]:
+            raise ValueError("a bug")
+        if "busy" in self.asked[-1]:
+            raise errors.Unavailable("all of it")
+        return [
+            None
+            if request.digest == "alone"
+            else errors.NotFound(f"of {call.optional_namespace}", trailers=(("why", "so"),))
+            if request.digest == "absent"
+            else pb.InfoResponse(info=pb.Info(digest=f"{request.digest}, too"))
+            for request in requests
+        ]
+
+
+async def test_a_servicer_may_answer_several_together() -> None:
+    """Each has an answer or an error of its own; what is left out is answered alone, and so is a single call."""
+    async with content(AllTogether()) as (servicer, client, _):
+        assert isinstance(servicer, AllTogether)
+        a, absent, alone, b = await ask(client, "a", "absent", "alone", "b", headers={rpc.NAMESPACE: "n"})
+        assert (a, alone, b) == ("a, too", "alone", "b, too")
+        assert (type(absent), str(absent), dict(absent.trailers)) == (errors.NotFound, "of n: not found", {"why": "so"})
+        assert servicer.asked == [["a", "absent", "alone", "b"]]
+        assert await ask(client, "c") == ["c"]
+        assert len(servicer.asked) == 1
+
+
+async def test_what_fails_together_fails_for_all() -> None:
+    """A failure of the whole is the error of each, and a defect is an internal one."""
+    async with content(AllTogether()) as (_, client, _back):
+        assert [(type(error), str(error)) for error in await ask(client, "busy", "a")] == [
+            (errors.Unavailable, "all of it: unavailable")
+        ] * 2
+        assert [type(error) for error in await ask(client, "a", "bug")] == [errors.Internal] * 2
 
 
 async def test_it_spreads() -> None:

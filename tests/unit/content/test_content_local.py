@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import pytest
 
 from services.content import local
 from services.content.disk import Deletions, Ingest
-from services.content.local import LocalStore
-from services.content.store import Files
+from services.content.local import LocalFiles, LocalStore
+from services.content.store import Begun, Commit, Files
 from services.kit import errors, tracing
 from services.oci.digests import Digest
 from tests.spans import attribute, milliseconds, recorded
@@ -39,6 +40,62 @@ class TestLocal(ContentSuite):
 
 class TestLocalFiles(FilesSuite):
     """The suite on its files."""
+
+
+class Together:
+    """Files of which each begin and each commit is one of several."""
+
+    def __init__(self, files: LocalFiles) -> None:
+        self._files = files
+        self._numbers = itertools.count()
+
+    async def locate(self, digest: Digest) -> tuple[str, int]:
+        return await self._files.locate(digest)
+
+    async def begin(self, ref: str, total: int = 0, expected: Digest | None = None) -> Begun:
+        other = f"other-{next(self._numbers)}"
+        one, found, another = await self._files.begin_all([("", 0, None), (ref, total, expected), (other, 1, None)])
+        assert isinstance(one, errors.InvalidArgument)
+        assert isinstance(another, Begun)
+        await self._files._store.abort(other)
+        if isinstance(found, errors.NodeError):
+            raise found
+        return found
+
+    async def commit(
+        self,
+        ref: str,
+        size: int = 0,
+        expected: Digest | None = None,
+        labels: Mapping[str, str] | None = None,
+        *,
+        computed: bool = False,
+    ) -> tuple[Digest, int]:
+        other = f"other-{next(self._numbers)}"
+        data = other.encode()
+        digest = Digest("sha256", hashlib.sha256(data).hexdigest())
+        Path((await self._files.begin(other)).path).write_bytes(data)
+        absent, found, done = await self._files.commit_all(
+            [
+                Commit("absent", 1, None, {}, False),
+                Commit(ref, size, expected, labels or {}, computed),
+                Commit(other, len(data), digest, {}, True),
+            ]
+        )
+        assert isinstance(absent, errors.NotFound)
+        assert done == (digest, len(data))
+        await self._files._store.delete(digest)
+        if isinstance(found, errors.NodeError):
+            raise found
+        return found
+
+
+class TestLocalFilesTogether(FilesSuite):
+    """The suite on its files, with several begun and committed at once."""
+
+    @pytest.fixture
+    def files(self, store: LocalStore) -> Together:
+        return Together(store.files)
 
 
 async def test_who_waits_for_a_thread_says_so(tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ ALLOWED = {
     "sqlite3": [
         "services/kit/sqlite.py",
         "services/metadata/sqlite.py",
+        "services/metadata/sqlite_rows.py",
         "services/metadata/etcd.py",
         "services/metadata/etcd_mirror.py",  # whose mirror it is
         "services/metadata/etcd_later.py",  # what that notes

@@ -1,4 +1,4 @@
-"""The suites of Records in this process, over both stores."""
+"""The suites of Records in this process, over both stores, and with calls that are answered together."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ class Life:
         ]
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "together"])
 async def life(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Life]:
     local = LocalMetadata(
-        MemoryTransactions() if request.param == "memory" else SqliteTransactions(tmp_path / "metadata.db")
+        MemoryTransactions() if request.param == "memory" else SqliteTransactions(tmp_path / "metadata.db"),
+        together=request.param == "together",
     )
     yield Life(local)
     await local.close()
