@@ -83,6 +83,7 @@ SHARED = (
     "services.kit.inflate",
     "services.kit.kept",
     "services.kit.loop_devices",
+    "services.kit.mounting",
     "services.kit.many",
     "services.kit.metrics_calls",
     "services.kit.metrics_stores",

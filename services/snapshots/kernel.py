@@ -15,10 +15,9 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from services.kit import errors
+from services.kit import errors, mounting
 
 _TRIAL = ".overlay-trial-"
-_TMPFS = 0x01021994
 _ALL_IDS = 4294967295
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -100,10 +99,7 @@ def _unescaped(word: bytes) -> str:
 
 def on_tmpfs(directory: Path) -> bool:
     """Whether ``directory`` is on a tmpfs."""
-    buffer = ctypes.create_string_buffer(512)
-    if _libc.statfs(os.fsencode(directory), buffer):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(directory))
-    return int.from_bytes(buffer.raw[:8], "little") == _TMPFS
+    return mounting.type_of(directory) == mounting.TMPFS
 
 
 async def needs_userxattr(directory: Path) -> bool:

@@ -18,7 +18,6 @@ To delete a bundle it is renamed to a hidden name first, so that a half deleted 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import json
 import os
@@ -27,14 +26,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from services.kit import errors, gojson, identifiers
+from services.kit import errors, gojson, identifiers, mounting
 from services.kit.gojson import INTEGER, TEXT, Struct
 from services.tasks import spec as specs
 from services.tasks.store import Exit
 
 TASKS = "io.containerd.runtime.v2.task"
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,18 +256,18 @@ def _unmount(rootfs: Path) -> None:
     the mount table.
     """
     while True:
-        if _libc.umount2(os.fsencode(rootfs), 0) == 0:
-            continue
-        code = ctypes.get_errno()
-        if code in (errno.EINVAL, errno.ENOENT):
-            return
-        if code != errno.EBUSY:
-            raise OSError(code, f"unmount rootfs {rootfs}: {os.strerror(code)}")
-        _unmount_below(rootfs)
-        # MNT_DETACH: the filesystem is busy; it is unmounted when it is no longer used
-        if _libc.umount2(os.fsencode(rootfs), 2) != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, f"unmount rootfs {rootfs}: {os.strerror(code)}")
+        try:
+            mounting.unmount(rootfs)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ENOENT):
+                return
+            if error.errno != errno.EBUSY:
+                raise _unmount_error(error, f"rootfs {rootfs}") from None
+            _unmount_below(rootfs)
+            try:
+                mounting.unmount(rootfs, mounting.DETACH)
+            except OSError as still:
+                raise _unmount_error(still, f"rootfs {rootfs}") from None
 
 
 def _unmount_below(directory: Path) -> None:
@@ -280,9 +277,14 @@ def _unmount_below(directory: Path) -> None:
         if point.startswith(f"{directory}/"):
             points.append(point)
     for point in sorted(points, key=len, reverse=True):
-        if _libc.umount2(os.fsencode(point), 2) != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, f"unmount {point}: {os.strerror(code)}")
+        try:
+            mounting.unmount(point, mounting.DETACH)
+        except OSError as error:
+            raise _unmount_error(error, point) from None
+
+
+def _unmount_error(error: OSError, place: str) -> OSError:
+    return OSError(error.errno, f"unmount {place}: {error.strerror}")
 
 
 def _mount_id(directory: Path) -> str:

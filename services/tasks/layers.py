@@ -5,23 +5,27 @@ mounted the root file system on them.
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from services.kit import errors, threads, tracing
+from services.kit import errors, mounting, threads, tracing
 from services.kit.loop_devices import attached_image
 from services.oci.mounts import Mount
 from services.oci.prepared import PreparedError, filled, first, needed
 from services.tasks.bundle import LAYERS, Bundle
 
 _IMAGE = "erofs"
-_RDONLY, _NOSUID, _NODEV, _NOEXEC = 1, 2, 4, 8
-_FLAGS = {"ro": _RDONLY, "rw": 0, "loop": 0, "direct-io": 0, "nosuid": _NOSUID, "nodev": _NODEV, "noexec": _NOEXEC}
-_libc = ctypes.CDLL(None, use_errno=True)
+_FLAGS = {
+    "ro": mounting.RDONLY,
+    "rw": 0,
+    "loop": 0,
+    "direct-io": 0,
+    "nosuid": mounting.NOSUID,
+    "nodev": mounting.NODEV,
+    "noexec": mounting.NOEXEC,
+}
 
 
 async def mounted(bundle: Bundle, rootfs: Sequence[Mount], allowed: frozenset[str]) -> Sequence[Mount]:
@@ -59,23 +63,14 @@ def _mount(mount: Mount, place: Path) -> None:
     """From its files where the kernel can, else by loop devices."""
     if special := next((each for each in mount.options if each.startswith("X-containerd.")), ""):
         raise errors.Unimplemented(f"mount option {special}")
-    flags = _RDONLY
+    flags = mounting.RDONLY
     for option in mount.options:
         flags |= _FLAGS.get(option, 0)
     options = [option for option in mount.options if option not in _FLAGS]
     try:
-        _call(mount.source, place, flags, options)
+        mounting.mount(mount.source, place, _IMAGE, flags, ",".join(options))
     except OSError as error:
         if error.errno != errno.ENOTBLK:
             raise
         with attached_image(mount.source, options) as (device, of_devices):
-            _call(device, place, flags, of_devices)
-
-
-def _call(source: str, place: Path, flags: int, options: Sequence[str]) -> None:
-    data = ",".join(options)
-    if _libc.mount(
-        os.fsencode(source), os.fsencode(place), _IMAGE.encode(), ctypes.c_ulong(flags), os.fsencode(data) or None
-    ):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), source)
+            mounting.mount(device, place, _IMAGE, flags, ",".join(of_devices))

@@ -17,18 +17,15 @@ import asyncio
 import ctypes
 import logging
 import os
-import struct
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from services.kit import loops, threads
+from services.kit import loops, mounting, threads
 from services.oci.mounts import Mount
 
 log = logging.getLogger(__name__)
 
-_OVERLAY = 0x794C7630
-"""The type of a file system, as statfs(2) tells it."""
 _HERE = -100
 """AT_FDCWD"""
 _CLONE = 1
@@ -60,11 +57,10 @@ def hold(directory: Path, mounts: Sequence[Mount], root: Path) -> int:
 
 
 def _is_overlay(fd: int) -> bool:
-    buffer = ctypes.create_string_buffer(512)
-    if _libc.fstatfs(fd, buffer):
+    try:
+        return mounting.type_of(fd) == mounting.OVERLAY
+    except OSError:  # a file system that does not answer holds nothing that an unmount would write
         return False
-    (found,) = struct.unpack_from("=Q", buffer.raw)
-    return bool(found & 0xFFFFFFFF == _OVERLAY)
 
 
 class Roots:

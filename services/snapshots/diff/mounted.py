@@ -7,8 +7,7 @@ from __future__ import annotations
 import errno
 import os
 
-from services.oci.mounts import Mount
-from services.snapshots.diff.mounts import (
+from services.kit.mounting import (
     BIND,
     DIRSYNC,
     MANDLOCK,
@@ -24,10 +23,9 @@ from services.snapshots.diff.mounts import (
     REMOUNT,
     STRICTATIME,
     SYNCHRONOUS,
-    MountError,
-    mount,
-    unmount_all,
 )
+from services.oci.mounts import Mount
+from services.snapshots.diff.mounts import MountError, mount, unmount_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

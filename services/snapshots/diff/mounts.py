@@ -1,5 +1,5 @@
-"""System calls of the workers: an own mount namespace, mount, syncfs. Also mounts as program arguments.
-:mod:`~services.snapshots.diff.mounted` makes the mounts.
+"""System calls of the workers, with the words of containerd's errors: an own mount namespace, mount, syncfs. Also
+mounts as program arguments. :mod:`~services.snapshots.diff.mounted` makes the mounts.
 
 A worker mounts in its own namespace, so that no mount of its outlives it, however it ends. The module is small and
 quick to import, since each worker imports it.
@@ -11,6 +11,7 @@ import ctypes
 import errno
 import os
 
+from services.kit import mounting
 from services.oci.mounts import Mount
 
 TYPE_CHECKING = False
@@ -19,21 +20,12 @@ if TYPE_CHECKING:
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
-RDONLY, NOSUID, NODEV, NOEXEC, SYNCHRONOUS, REMOUNT, MANDLOCK, DIRSYNC = 1, 2, 4, 8, 16, 32, 64, 128
-NOATIME, NODIRATIME, BIND, REC, SILENT = 1024, 2048, 4096, 16384, 32768
-UNBINDABLE, PRIVATE, SLAVE, SHARED, RELATIME, STRICTATIME = 1 << 17, 1 << 18, 1 << 19, 1 << 20, 1 << 21, 1 << 24
-_DETACH = 2
 _NEWNS, _NEWPID, _FS = 0x00020000, 0x20000000, 0x00000200
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 """Parameters of mallopt(3)."""
 _KEPT = 32 << 20
 """Bytes that malloc may have free at the end of its heap, and of a piece of memory that is taken from it: the most that
 it allows.
-"""
-
-OPTIONS_LIMIT = 4095
-"""Bytes of options that mount(2) takes: a page with its terminator. The kernel silently cuts off the rest; an overlay
-may then be mounted read-only, with some of its layers.
 """
 
 
@@ -91,7 +83,7 @@ def unshare_mounts() -> None:
     is kept busy.
     """
     _check(_libc.unshare(_NEWNS), "unshare")
-    mount("", "/", "", REC | SLAVE, "")
+    mount("", "/", "", mounting.REC | mounting.SLAVE, "")
 
 
 def fork_pid_namespace() -> int:
@@ -109,30 +101,26 @@ def fork_pid_namespace() -> int:
 
 def mount(source: str, target: str, fstype: str, flags: int, data: str) -> None:
     """The system call. MountError if the options are longer than the kernel takes."""
-    options = os.fsencode(data)
-    if len(options) > OPTIONS_LIMIT:
-        raise MountError(
-            f"mount options is too long: {len(options)} bytes for {target} (the kernel takes {OPTIONS_LIMIT})"
-        )
-    done = _libc.mount(
-        os.fsencode(source), os.fsencode(target), fstype.encode(), ctypes.c_ulong(flags), options or None
-    )
-    if done:
-        number = ctypes.get_errno()
-        error = MountError(
-            f'mount source: "{source}", target: "{target}", fstype: {fstype}, flags: {flags}, data: "{data}", err: '
-            f"{words(number)}"
-        )
-        error.errno = number
-        raise error
+    try:
+        mounting.mount(source, target, fstype, flags, data)
+    except mounting.OptionsTooLongError as error:
+        raise MountError(error.strerror) from None
+    except OSError as error:
+        raise _refused(
+            f'mount source: "{source}", target: "{target}", fstype: {fstype}, flags: {flags}, data: "{data}", err: ',
+            error.errno or 0,
+        ) from None
 
 
 def unmount_all(directory: str) -> None:
     """Unmount everything that is mounted on a directory."""
-    while not _libc.umount2(os.fsencode(directory), _DETACH):
-        continue
-    if (number := ctypes.get_errno()) != errno.EINVAL:
-        raise MountError(f"unmount {directory}: {words(number)}")
+    while True:
+        try:
+            mounting.unmount(directory, mounting.DETACH)
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # nothing is mounted there any more
+                return
+            raise _refused(f"unmount {directory}: ", error.errno or 0) from None
 
 
 def syncfs(fd: int) -> None:
@@ -163,5 +151,11 @@ def words(number: int) -> str:
 
 def _check(result: int, what: str) -> None:
     if result:
-        number = ctypes.get_errno()
-        raise MountError(f"{what}: {words(number)}")
+        raise _refused(f"{what}: ", ctypes.get_errno())
+
+
+def _refused(what: str, number: int) -> MountError:
+    """The error of a call that the kernel refused, with its errno."""
+    error = MountError(what + words(number))
+    error.errno = number
+    return error

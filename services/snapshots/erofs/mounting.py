@@ -7,23 +7,19 @@ is mounted and read at start.
 
 from __future__ import annotations
 
-import ctypes
-import os
-import struct
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from services.kit import errors, tar
+from services.kit import errors, mounting, tar
 from services.kit.loop_devices import attached, attached_image
 from services.snapshots.diff import mounts
 from services.snapshots.diff.mounts import MountError
-from services.snapshots.erofs.image import MAGIC, Node
+from services.snapshots.erofs.image import Node
 from services.snapshots.erofs.place import DATA, INDEX, is_image, write_index
 
 _TRIAL = ".erofs-trial-"
 _SAID = b"a file of the trial"
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Way(NamedTuple):
@@ -35,11 +31,10 @@ class Way(NamedTuple):
 
 def is_mounted(directory: str | Path) -> bool:
     """Whether an EROFS image is mounted there."""
-    buffer = ctypes.create_string_buffer(512)
-    if _libc.statfs(os.fsencode(directory), buffer):
+    try:
+        return mounting.type_of(directory) == mounting.EROFS
+    except OSError:  # it is not there, or cannot be looked at
         return False
-    (found,) = struct.unpack_from("=Q", buffer.raw)
-    return bool(found & 0xFFFFFFFF == MAGIC)
 
 
 def mount(way: Way, layer: Path, target: Path) -> None:
@@ -48,14 +43,14 @@ def mount(way: Way, layer: Path, target: Path) -> None:
     if is_image(str(layer)):
         if way.loop:
             with attached(index, read_only=True, direct=way.direct) as only:
-                mounts.mount(only, str(target), "erofs", mounts.RDONLY, "")
+                mounts.mount(only, str(target), "erofs", mounting.RDONLY, "")
         else:
-            mounts.mount(index, str(target), "erofs", mounts.RDONLY, direct)
+            mounts.mount(index, str(target), "erofs", mounting.RDONLY, direct)
     elif way.loop:
         with attached_image(index, [f"device={data}"], direct=way.direct) as (image, options):
-            mounts.mount(image, str(target), "erofs", mounts.RDONLY, *options)
+            mounts.mount(image, str(target), "erofs", mounting.RDONLY, *options)
     else:
-        mounts.mount(index, str(target), "erofs", mounts.RDONLY, f"device={data}" + (f",{direct}" if direct else ""))
+        mounts.mount(index, str(target), "erofs", mounting.RDONLY, f"device={data}" + (f",{direct}" if direct else ""))
     # the call succeeds over an empty directory where a security module or a namespace hides what it did
     if not is_mounted(target):
         raise MountError(f"{target}: the kernel says that {layer} is mounted there, and it is not")
@@ -63,7 +58,11 @@ def mount(way: Way, layer: Path, target: Path) -> None:
 
 def unmount(target: str | Path) -> bool:
     """Unmount what is mounted there; False if somebody uses it."""
-    return not _libc.umount2(os.fsencode(target), 0)
+    try:
+        mounting.unmount(target)
+    except OSError:
+        return False
+    return True
 
 
 def tried(directory: Path, *, force_loop: bool = False) -> Way | str:

@@ -18,10 +18,11 @@ import zstandard
 
 from services.kit import errors
 from services.kit.inflate import CHUNK, CompressionError, inflated
+from services.kit.mounting import OPTIONS_LIMIT
 from services.oci.mounts import Mount
 from services.snapshots.diff import media, stream
 from services.snapshots.diff.mounted import _compact, _target, read_only_option
-from services.snapshots.diff.mounts import OPTIONS_LIMIT, MountError, from_arguments, mount, read_only, to_arguments
+from services.snapshots.diff.mounts import MountError, from_arguments, mount, read_only, to_arguments
 from services.snapshots.diff.paths import Resolver, clean, go_clean
 from services.snapshots.diff.spent import Account
 from tests.support import TOP, eventually

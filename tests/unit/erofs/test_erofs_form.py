@@ -13,6 +13,7 @@ import pytest
 
 from services.kit import errors
 from services.kit.loop_devices import attached_image
+from services.kit.mounting import RDONLY
 from services.oci.digests import digest_of
 from services.oci.mounts import Mount
 from services.snapshots.diff import mounts as calls
@@ -91,10 +92,10 @@ def activated(mounts: list[Mount], at: Path) -> Iterator[Path]:
 
 def image(source: str, point: Path, options: list[str]) -> None:
     try:
-        calls.mount(source, str(point), "erofs", calls.RDONLY, ",".join(options))
+        calls.mount(source, str(point), "erofs", RDONLY, ",".join(options))
     except MountError:
         with attached_image(source, options) as (device, devices):
-            calls.mount(device, str(point), "erofs", calls.RDONLY, ",".join(devices))
+            calls.mount(device, str(point), "erofs", RDONLY, ",".join(devices))
 
 
 async def test_the_form(images: ErofsSnapshotter) -> None:
