@@ -244,13 +244,15 @@ async def slow_disk(scene: Scene, _: Image) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def collection(scene: Scene, image: Image) -> AsyncIterator[None]:
-    """The image was removed a moment ago, and its blobs are being removed, which takes the disk 3 s."""
+    """The image was removed a moment ago, and its blobs are being removed, which takes the disk 3 s longer than the
+    image's pull: a pull has the lock's wait beside its layers' unpacking, and only what is left then makes it slower.
+    """
     reference = scene.registry.add(image, NAME)
     await scene.pulled(reference)
     # A collection that the pull began may be under way: the fault is for the one that follows.
     await scene.command(scene.node.ctr, "images", "tag", "--force", reference, "none")
     await scene.command(scene.node.ctr, "images", "rm", "--sync", "none")
-    (scene.faults / "content.before-remove").write_text("sleep 3")
+    (scene.faults / "content.before-remove").write_text(f"sleep {3 + scene.medians.get(image.digest, 0.0):.1f}")
     await scene.command(scene.node.ctr, "images", "rm", reference)
     async with asyncio.timeout(20):
         while (scene.faults / "content.before-remove").exists():
