@@ -289,14 +289,15 @@ class Database:
 
         return await self.transactions.write(work)
 
-    async def collect_now(self) -> None:
-        """Run a collection that begins now, and wait for it: a synchronous delete promises that. All that was written
-        before is durable then; the collection does not wait for it.
+    async def collect_now(self, namespace: str) -> None:
+        """Run a collection that begins now, and wait for it: a synchronous delete in ``namespace`` promises that. All
+        that was written before is durable then; the collection does not wait for it.
         """
         if self.collector is None:
             await self.transactions.settle()
         else:
-            await asyncio.gather(self.transactions.settle(), self.collector.collect(everything=False))
+            collected = self.collector.collect(everything=False, namespace=namespace)
+            await asyncio.gather(self.transactions.settle(), collected)
 
 
 # ---------------------------------------------------------------------------------------------- pieces of work

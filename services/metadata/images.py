@@ -107,7 +107,7 @@ class Images:
 
         await self._database.write(work, None if sync else "deletion", lasting=not sync)
         if sync:
-            await self._database.collect_now()
+            await self._database.collect_now(namespace)
 
 
 def _lease(tx: Transaction, namespace: str, lease: str, name: str, labels: Labels) -> None:

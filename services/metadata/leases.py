@@ -52,7 +52,7 @@ class Leases:
 
         await self._database.write(work, None if sync else "deletion", lasting=not sync)
         if sync:
-            await self._database.collect_now()
+            await self._database.collect_now(namespace)
 
     def select(self, namespace: str, sources: Sequence[str], make: Callable[[Lease], T]) -> AsyncIterator[list[T]]:
         """The result of ``make`` for each lease that the filters match, in order of ids and in pieces, as in

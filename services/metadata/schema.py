@@ -326,6 +326,12 @@ def raw_name(tx: Transaction, namespace: str, name: str) -> str:
     return f"{namespace}/{next_number(tx, namespace)}/{name}"
 
 
+def owner_of(raw: Raw) -> str:
+    """The namespace that a raw thing's name tells; "" for a blob, and for a snapshot that its snapshotter named."""
+    namespace, _, rest = raw.name.partition("/")
+    return namespace if raw.kind != "blob" and rest.partition("/")[0].isdecimal() else ""
+
+
 def put_blob(tx: Transaction, namespace: str, blob: Blob, encoded: bytes | None = None) -> None:
     """Write the record of a blob and its index. ``encoded`` is the encoded record, if the caller has it."""
     tx.put((BLOBS.name, namespace, blob.digest), BLOBS.encode(blob) if encoded is None else encoded)

@@ -497,7 +497,10 @@ class RecordsServicer:
     async def Collect(self, request: pb.CollectRequest, call: Call) -> pb.Collected:
         if self._database.collector is None:
             raise errors.Unimplemented("a collector")
-        return convert.collected_to_pb(await self._database.collector.collect(everything=not request.known))
+        namespace = call.optional_namespace if request.known else ""  # of the deletion
+        return convert.collected_to_pb(
+            await self._database.collector.collect(everything=not request.known, namespace=namespace)
+        )
 
     async def GetHeld(self, request: Empty, call: Call) -> pb.Held:
         held = self._database.view(guard.held)

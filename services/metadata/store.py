@@ -385,10 +385,11 @@ Change = Literal["mutation", "deletion"]
 class Collector(Protocol):
     """The garbage collector: :mod:`services.metadata.gc`."""
 
-    async def collect(self, *, everything: bool = True) -> Collected:
+    async def collect(self, *, everything: bool = True, namespace: str = "") -> Collected:
         """Run a collection after the one that is running, if any, and return when the raw things are gone or their
         removal has failed. Without ``everything``, raw things that no record of this database ever named are left
-        alone.
+        alone. With ``namespace``, that of a deletion, it is not waited for third parties' services that have nothing
+        of it to remove: what others deleted there is no matter of the caller's.
         """
         ...
 

@@ -38,6 +38,18 @@ _PAUSES = metrics.Histogram("splitd_gc_pause_seconds", "The longest wait of a ca
 _REMOVED = metrics.Counter("splitd_gc_removed_total", "Blobs and snapshots that sweeps removed.")
 
 
+@dataclass(slots=True)
+class _Caller:
+    """Waits for a collection. ``namespace`` is that of the deletion; empty: it waits for all of the collection."""
+
+    namespace: str
+    future: asyncio.Future[Collected]
+
+    def waits(self, owners: Iterable[Collection[str]]) -> bool:
+        """Whether something of its own is among what is to be removed; ``owners`` are those of each backend."""
+        return any(not self.namespace or "" in each or self.namespace in each for each in owners)
+
+
 @dataclass(frozen=True, slots=True)
 class _Found:
     """The result of reading and marking all records."""
@@ -82,7 +94,7 @@ class Collector:
         """A lane of its own: the collector gets on however many lists are being read."""
         self._pace = Pace(config, time.monotonic())
         self._changed = asyncio.Event()
-        self._waiting: list[asyncio.Future[Collected]] = []
+        self._waiting: list[_Caller] = []
         self._store_id = ""
         self._sweepers: dict[str, Sweeper] = {}
         self._retries: dict[str, asyncio.Task[None]] = {}
@@ -123,9 +135,10 @@ class Collector:
         self._pace.asked(time.monotonic())
         self._changed.set()
 
-    async def collect(self, *, everything: bool = True) -> Collected:
-        """Run a collection that begins after this call, and wait for its sweeps. Without ``everything``, raw things in
-        our own stores that no record ever named may stay.
+    async def collect(self, *, everything: bool = True, namespace: str = "") -> Collected:
+        """Run a collection that begins after this call, and wait for its sweeps: of the backends that are third
+        parties' services, only for those where something of ``namespace`` goes, if that is given. Without
+        ``everything``, raw things in our own stores that no record ever named may stay.
         """
         if self._closed:
             raise errors.Unavailable("the collector has ended")
@@ -133,7 +146,7 @@ class Collector:
             raise errors.Unavailable(f"nothing is collected while {standing.store} is away ({standing.why})")
         self._all = self._all or everything
         future: asyncio.Future[Collected] = asyncio.get_running_loop().create_future()
-        self._waiting.append(future)
+        self._waiting.append(_Caller(namespace, future))
         self._pace.asked(time.monotonic())
         self._changed.set()
         with wait("lock", **{"splitd.wait.for": "a collection"}) as waiting:
@@ -228,7 +241,7 @@ class Collector:
                 if not begun:
                     trace.end()
 
-    async def _begin(self, waiting: list[asyncio.Future[Collected]], trace: Span) -> bool:
+    async def _begin(self, waiting: list[_Caller], trace: Span) -> bool:
         """Remove dead records and begin the sweeps, at whose end ``trace`` ends. False if that was not possible."""
         every, self._all = self._all, False
         self._pace.begun()
@@ -268,6 +281,11 @@ class Collector:
             "the end of a collection",
             self._end(
                 sweeps,
+                {
+                    backend: found.known[backend].owners if waiting else frozenset()
+                    for backend in sweeps
+                    if self._is_of_others(backend)
+                },
                 waiting,
                 started,
                 [*found.records.orphaned, *(node for node in found.order if node.type == "lease")],
@@ -276,14 +294,12 @@ class Collector:
         )
         return True
 
-    def _held(self, waiting: Iterable[asyncio.Future[Collected]], reason: str, started: float) -> None:
+    def _held(self, waiting: Iterable[_Caller], reason: str, started: float) -> None:
         """Collect nothing, and tell the waiting callers why."""
         self._pace.collected(time.monotonic(), time.monotonic() - started)
         self._look_at = self._expiry = self._wake = None
         self._written.clear()
-        for future in waiting:
-            if not future.done():
-                future.set_result(Collected(failed=(reason,), seconds=time.monotonic() - started))
+        _answer(waiting, Collected(failed=(reason,), seconds=time.monotonic() - started))
 
     async def _collect_records(self, *, every: bool) -> tuple[_Found, dict[str, asyncio.Task[Swept]]]:
         """Find the dead records, in steps, remove them, some at a time, and begin the sweeps. Each removal looks only
@@ -325,14 +341,15 @@ class Collector:
     async def _end(
         self,
         sweeps: dict[str, asyncio.Task[Swept]],
-        waiting: list[asyncio.Future[Collected]],
+        owners: dict[str, frozenset[str]],
+        waiting: list[_Caller],
         started: float,
         leases: Sequence[Node],
         trace: Span,
     ) -> None:
         """Finish a collection: first answer the waiting callers, then remove what is left of the leases' resources."""
         try:
-            await self._watch(sweeps, waiting, started, trace)
+            await self._watch(sweeps, owners, waiting, started, trace)
         finally:
             trace.end()
         await self._delete_orphaned(leases)
@@ -379,18 +396,41 @@ class Collector:
     async def _watch(
         self,
         sweeps: dict[str, asyncio.Task[Swept]],
-        waiting: list[asyncio.Future[Collected]],
+        owners: dict[str, frozenset[str]],
+        waiting: list[_Caller],
         started: float,
         trace: Span,
     ) -> None:
-        """Report the results of the sweeps to the waiting callers, and repeat postponed sweeps."""
+        """Report the results of the sweeps to the waiting callers, and repeat postponed sweeps. ``owners`` has the
+        backends of others, with the namespaces of what goes there.
+        """
         removed: list[str] = []
         failed: list[str] = []
+        left = dict(owners)
+
+        def take(swept: Swept) -> None:
+            removed.extend(title(raw) for raw in swept.removed)
+            failed.extend(swept.failed)
+
+        def result() -> Collected:
+            return Collected(removed=tuple(removed), failed=tuple(failed), seconds=time.monotonic() - started)
+
         try:
             for backend, sweep in sweeps.items():
-                swept = await self._swept(backend, sweep, first=self._tuning.retry)
-                removed.extend(title(raw) for raw in swept.removed)
-                failed.extend(swept.failed)
+                if backend not in owners:
+                    take(await self._swept(backend, sweep, first=self._tuning.retry))
+            of_others = {
+                self._watchers.start(
+                    f"the wait for {backend}", self._swept(backend, sweeps[backend], first=self._tuning.retry)
+                ): backend
+                for backend in owners
+            }
+            while of_others:
+                self._ended = trace.ref()
+                _answer((caller for caller in waiting if not caller.waits(left.values())), result())
+                for done in (await asyncio.wait(of_others, return_when=asyncio.FIRST_COMPLETED))[0]:
+                    del left[of_others.pop(done)]
+                    take(done.result())
         except BaseException:
             self._fail(waiting, errors.Unavailable("the collector has ended"))
             raise
@@ -410,17 +450,14 @@ class Collector:
         if pauses.count:
             trace.keep()
         self._ended = trace.ref()
-        result = Collected(removed=tuple(removed), failed=tuple(failed), seconds=time.monotonic() - started)
-        for future in waiting:
-            if not future.done():
-                future.set_result(result)
+        _answer(waiting, result())
 
     async def _swept(self, backend: str, sweep: asyncio.Task[Swept], *, first: float) -> Swept:
         """The result of a sweep. If a backend of others is silent for too long, the result is that, and the sweep goes
         on: ours are watched by their supervisor, which ends one that hangs.
         """
         while not sweep.done():
-            silence = self._tuning.silence if backend in self._foreign or is_candidate(backend) else None
+            silence = self._tuning.silence if self._is_of_others(backend) else None
             since = self._sweepers[backend].moved or time.monotonic()
             left = None if silence is None else since + silence - time.monotonic()
             if left is not None and left <= 0:
@@ -436,6 +473,9 @@ class Collector:
             swept = Swept(failed=[f"backend {backend}: {error}"], postponed=True)
         self._repeat(backend, swept, first)
         return swept
+
+    def _is_of_others(self, backend: str) -> bool:
+        return backend in self._foreign or is_candidate(backend)
 
     async def _ended_late(self, backend: str, sweep: asyncio.Task[Swept], first: float) -> None:
         await asyncio.wait([sweep])
@@ -469,13 +509,19 @@ class Collector:
         finally:
             self._retries.pop(backend, None)
 
-    def _fail(self, waiting: Iterable[asyncio.Future[Collected]], error: errors.NodeError) -> None:
-        for future in waiting:
-            if not future.done():
-                future.set_exception(error)
+    def _fail(self, waiting: Iterable[_Caller], error: errors.NodeError) -> None:
+        for caller in waiting:
+            if not caller.future.done():
+                caller.future.set_exception(error)
 
 
 # ---------------------------------------------------------------------------------------------- pieces
+
+
+def _answer(waiting: Iterable[_Caller], collected: Collected) -> None:
+    for caller in waiting:
+        if not caller.future.done():
+            caller.future.set_result(collected)
 
 
 def _examine(tx: Reader, step: int = STEP) -> Steps[_Found]:

@@ -47,6 +47,11 @@ class Known:
         """All raw things that were once named and are not known to be gone; those in use are among them."""
         return frozenset((*self.uses.raws, *self.idle))
 
+    @property
+    def owners(self) -> frozenset[str]:
+        """The namespaces whose things are among ``idle``, as their names say; "" if that of one does not."""
+        return frozenset(schema.owner_of(raw) for raw in self.idle)
+
     def without(self, raws: Iterable[Raw]) -> Known:
         """The same, with ``raws`` in use."""
         used = self.uses.raws | set(raws)

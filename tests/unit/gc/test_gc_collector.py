@@ -265,6 +265,72 @@ async def test_nobody_waits_for_a_silent_backend_of_others(
         await eventually_async(lambda: _async(garbage not in stores))
 
 
+async def test_a_deletion_waits_for_what_goes_of_its_own(world: World, stores: MemoryRawStores) -> None:
+    """A backend of others that hangs holds up no deletion in a namespace that has nothing to remove there, from the
+    first moment; those that have something wait for it, and for no other one.
+    """
+    hangs, slow = f"{OVERLAY}@hangs", f"{OVERLAY}@slow"
+    gateway = Gateway(incarnation="g", content=CONTENT, snapshotters=("overlayfs",), candidates=(hangs, slow))
+    await world.database.write(lambda tx: schema.GATEWAY.put(tx, value=gateway))
+    answers = {hangs: asyncio.Event(), slow: asyncio.Event()}
+
+    async def hang(method: str, name: str) -> None:
+        if method == "list" and name in answers:
+            await answers[name].wait()
+
+    stores.before = hang
+    theirs = [Raw(hangs, "snapshot", "hung/7/k"), Raw(slow, "snapshot", "waits/7/k")]
+    mine = world.snapshot("s", ns="mine")
+    for raw in theirs:
+        world.end(world.intent("prepare", key="k", raw_key=raw.name, backend=raw.backend))
+    for raw in (*theirs, mine):
+        stores.add(raw)
+    collector = Collector(world.database, stores, QUIET, lambda _: None, tuning=Tuning(silence=3600.0))
+    async with collector.running():
+        deletions = {
+            namespace: asyncio.create_task(collector.collect(everything=False, namespace=namespace))
+            for namespace in ("mine", "waits", "hung")
+        }
+        done = await asyncio.wait_for(deletions["mine"], 15)
+        assert (done.removed, done.failed) == ((f"snapshot overlayfs {mine.name}",), ())
+        assert not deletions["waits"].done()
+        answers[slow].set()
+        assert f"snapshot overlayfs@slow {theirs[1].name}" in (await asyncio.wait_for(deletions["waits"], 15)).removed
+        assert not deletions["hung"].done()
+        answers[hangs].set()
+        assert f"snapshot overlayfs@hangs {theirs[0].name}" in (await asyncio.wait_for(deletions["hung"], 15)).removed
+
+
+async def test_who_waits_for_all_waits_for_a_hanging_backend(world: World, stores: MemoryRawStores) -> None:
+    """An operator's collection has no namespace. What a snapshotter named itself may be anybody's."""
+    hangs = f"{OVERLAY}@hangs"
+    gateway = Gateway(incarnation="g", content=CONTENT, snapshotters=("overlayfs",), candidates=(hangs,))
+    await world.database.write(lambda tx: schema.GATEWAY.put(tx, value=gateway))
+    hanging = asyncio.Event()
+
+    async def hang(method: str, name: str) -> None:
+        if (method, name) == ("list", hangs):
+            await hanging.wait()
+
+    stores.before = hang
+    world.end(world.intent("prepare", key="k", raw_key="their own", backend=hangs))
+    stores.add(Raw(hangs, "snapshot", "their own"))
+    mine = world.snapshot("s", ns="mine")
+    stores.add(mine)
+    collector = Collector(world.database, stores, QUIET, lambda _: None, tuning=Tuning(silence=3600.0))
+    async with collector.running():
+        waiting = [
+            asyncio.create_task(collector.collect()),
+            asyncio.create_task(collector.collect(everything=False, namespace="mine")),
+        ]
+        await eventually_async(lambda: _async(mine not in stores))
+        await collector.lane.slice().next()
+        assert not any(each.done() for each in waiting)
+        hanging.set()
+        for each in waiting:
+            assert "snapshot overlayfs@hangs their own" in (await asyncio.wait_for(each, 15)).removed
+
+
 @pytest.mark.parametrize("tuning", [Tuning(retry=0.01)], ids=["impatient"])
 async def test_a_candidate_that_is_gone_is_not_asked_again(
     world: World, stores: MemoryRawStores, tuning: Tuning

@@ -270,8 +270,8 @@ class Recording:
     def __init__(self) -> None:
         self.calls: list[str] = []
 
-    async def collect(self, *, everything: bool = True) -> Collected:
-        self.calls.append("collect everything" if everything else "collect")
+    async def collect(self, *, everything: bool = True, namespace: str = "") -> Collected:
+        self.calls.append(f"collect {'everything ' if everything else ''}for {namespace}")
         return Collected(removed=("content x",), failed=("snapshot overlayfs y: busy",), seconds=1.5)
 
     def schedule(self, change: Change) -> None:
@@ -295,7 +295,7 @@ async def test_the_collector_hears_of_changes(local: LocalMetadata, world: World
     await world.connect()
     assert collector.take() == ["connected"]
     await world.leases.Delete(leases_pb2.DeleteRequest(id="l", sync=True), headers=headers(world.namespace))
-    assert collector.take() == ["collect"]
+    assert collector.take() == [f"collect for {world.namespace}"]
     world.lease = ""
     intent = await world.begin_snapshot("k")
     await world.snapshot("p")
@@ -303,11 +303,12 @@ async def test_the_collector_hears_of_changes(local: LocalMetadata, world: World
     collector.take()
     await world.cancel(intent)
     assert collector.take() == ["deletion"]
-    assert (await world.records.Collect(pb.CollectRequest(known=True))).seconds == 1.5
-    assert collector.take() == ["collect"]
+    deletion = await world.records.Collect(pb.CollectRequest(known=True), headers=headers(world.namespace))
+    assert deletion.seconds == 1.5
+    assert collector.take() == [f"collect for {world.namespace}"]
     collected = await world.records.Collect(pb.CollectRequest())
     assert collected == pb.Collected(removed=["content x"], failed=["snapshot overlayfs y: busy"], seconds=1.5)
-    assert collector.take() == ["collect everything"]
+    assert collector.take() == ["collect everything for "]
 
 
 async def test_named_raw_things_are_recorded(local: LocalMetadata, world: World) -> None:
