@@ -37,13 +37,18 @@ CALLS, PIECES = 5_000, 50
 """Calls of each kind in a round of the row about routes, and the pieces in which these are made, with the route and
 without it in turn: the speed of a machine changes within seconds by more than the bound.
 """
-PACED, SECONDS = 50, 4.0
-"""Calls a second, and the length of a round, of the rows about time beside a shadow."""
+PACED, SECONDS, TWICE = 50, 4.0, 2
+"""Calls a second, and the length of a round, of the rows about time beside a shadow; and how many times as many rounds
+they have: the median of a round changes by 3 % from one to the next.
+"""
 AT_ONCE = 16
 FULL = 6_000
 """Calls in a round at full load."""
-CYCLES = 100
-"""Pulls, runs and deletes beside the snapshotter that hangs."""
+CYCLES, TURNS = 180, 12
+"""Pulls, runs and deletes with and without the snapshotter that hangs, and the turns in which they are made: it freezes
+in every other one. So each p99 has 270 calls, and what the first deletion beside a frozen one takes is in more than one
+of a hundred.
+"""
 HEADERS = {NAMESPACE: "bench", LEASE: "bench"}
 Call = Callable[[], Awaitable[object]]
 
@@ -143,6 +148,10 @@ async def _calls(peer: Peer, content: Own, snapshots: Own, rounds: int, only: st
         digests = [await _blob(channel, os.urandom(size)) for size in (1_000, 100_000)]
         routes, shadows = RemoteRoutes(inner), Shadows(inner)
         kinds = (_info(channel, digests[0]), _read(channel, digests[0], 0), _read(channel, digests[1], 32 << 10))
+        newest, compared = kinds[2], list[tuple[int, int]]()
+
+        async def read() -> None:
+            await newest()
 
         async def route(on: bool) -> None:
             if on:
@@ -161,24 +170,51 @@ async def _calls(peer: Peer, content: Own, snapshots: Own, rounds: int, only: st
         async def shadow_of_snapshots(on: bool) -> None:
             await shadow(on, "snapshots.overlayfs", snapshots)
 
+        async def shadow_of_reads(on: bool) -> None:
+            """With a blob that the candidate has: a copy about an older one is skipped."""
+            nonlocal newest
+            if not on:
+                found = {each.method: each for each in (await shadows.report("content")).methods}["Content/Read"]
+                compared.append((found.same + found.different, found.calls))
+            await shadow(on)
+            if on:
+                newest = _read(channel, await _blob(channel, os.urandom(100_000)), 32 << 10)
+                await _written(shadows)
+
         for row, call in zip(ROWS[:3], kinds, strict=True):
             if only in row.name:
                 told(row, await _in_turn(rounds * PIECES, route, lambda call=call: _median(call)))  # type: ignore[misc]
         if only in ROWS[3].name:
-            told(ROWS[3], await _in_turn(rounds, shadow, lambda: _paced(kinds[2])))
+            pairs = await _in_turn(rounds * TWICE, shadow_of_reads, lambda: _paced(read))
+            told(ROWS[3], pairs, f"; {_share(compared)} compared")
         if only in ROWS[4].name:
             prepare = _prepare(channel)
-            told(ROWS[4], await _in_turn(rounds, shadow_of_snapshots, lambda: _paced(prepare)))
+            told(ROWS[4], await _in_turn(rounds * TWICE, shadow_of_snapshots, lambda: _paced(prepare)))
         if only in ROWS[5].name:
             dropped: list[int] = []
 
             async def full(on: bool) -> None:
                 if not on:
                     dropped.append(sum(each.dropped for each in (await shadows.report("content")).methods))
-                await shadow(on)
+                await shadow_of_reads(on)
 
-            pairs = await _in_turn(rounds, full, lambda: _rate(kinds[2]))
+            pairs = await _in_turn(rounds, full, lambda: _rate(read))
             told(ROWS[5], pairs, f"; {statistics.median(dropped):,.0f} of {FULL:,} copies dropped")
+
+
+def _share(compared: Sequence[tuple[int, int]]) -> str:
+    """Of the copies of all rounds."""
+    return f"{sum(one for one, _ in compared):,} of {sum(calls for _, calls in compared):,} copies"
+
+
+async def _written(shadows: Shadows) -> None:
+    """Wait until the candidate has a blob."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        if any(each.method == "Content/Write" and each.same for each in (await shadows.report("content")).methods):
+            return
+        await asyncio.sleep(0.1)
+    raise RuntimeError("the candidate has not got the blob within a minute")
 
 
 async def _in_turn(
@@ -276,20 +312,18 @@ def _prepare(channel: Channel) -> Call:
 
 
 def _beside_a_hanging(peer: Peer, hangs: Own, reference: str) -> tuple[float, float]:
-    """ms: p99 of pulls, runs and deletes of others, beside the snapshotter that hangs and without; halves in turn."""
+    """ms: p99 of pulls, runs and deletes of others, beside the snapshotter that hangs and without, in turn."""
     times: dict[bool, list[float]] = {True: [], False: []}
-    for hung in (False, True, True, False):
+    for words in _cycle(reference, "first"):
+        ctr(peer, *words)  # the extra cost of the first time
+    for hung in (False, True, True, False) * (TURNS // 4):
         ctr(peer, "-n", "theirs", "images", "pull", "--plain-http", "--snapshotter", "hangs", reference)
         if hung:
             hangs.freeze()
         try:
             ctr(peer, "-n", "theirs", "images", "rm", reference)  # it has something to remove
-            for number in range(CYCLES // 2):
-                for words in (
-                    ("images", "pull", "--plain-http", reference),
-                    ("run", "--rm", reference, f"r{number}", "true"),
-                    ("images", "rm", "--sync", reference),
-                ):
+            for number in range(CYCLES // TURNS):
+                for words in _cycle(reference, f"r{number}"):
                     start = time.perf_counter()
                     ctr(peer, *words)
                     times[hung].append((time.perf_counter() - start) * 1e3)
@@ -297,3 +331,11 @@ def _beside_a_hanging(peer: Peer, hangs: Own, reference: str) -> tuple[float, fl
             if hung:
                 hangs.thaw()
     return tuple(statistics.quantiles(times[hung], n=100)[-1] for hung in (True, False))  # type: ignore[return-value]
+
+
+def _cycle(reference: str, container: str) -> tuple[tuple[str, ...], ...]:
+    return (
+        ("images", "pull", "--plain-http", reference),
+        ("run", "--rm", reference, container, "true"),
+        ("images", "rm", "--sync", reference),
+    )

@@ -162,7 +162,7 @@ class ContentServicer:
             nonlocal piece
             piece = self._ahead(wanted)
 
-        return (wanted.digest, lambda blob: self._read(namespace, wanted, blob, piece), ahead)
+        return (wanted.digest, lambda blob: self._read(namespace, request, wanted, blob, piece), ahead)
 
     def _ahead(self, wanted: pb.ReadContentRequest) -> bytearray | None:
         """Read the piece that is wanted, while metadata looks whether the namespace has the blob."""
@@ -177,7 +177,7 @@ class ContentServicer:
     async def _admit_read(self, request: bytes, call: Call) -> Answers | Elsewhere | None:
         wanted = pb.ReadContentRequest.FromString(request)
         blob = await self._records.blob(call, wanted.digest)
-        found = self._read(call.optional_namespace, wanted, blob)
+        found = self._read(call.optional_namespace, request, wanted, blob)
         if found is False:
             raw = self._content.having(blob.backend, call.optional_namespace, blob.digest)
             data = await self._small_blob(raw, blob, call)
@@ -189,13 +189,15 @@ class ContentServicer:
         return blob.backend == self._content.name or not blob.backend
 
     def _read(
-        self, namespace: str, wanted: pb.ReadContentRequest, blob: Blob, ahead: bytearray | None = None
+        self, namespace: str, request: bytes, wanted: pb.ReadContentRequest, blob: Blob, ahead: bytearray | None = None
     ) -> Answers | Literal[False] | Elsewhere | None:
-        """The answers, if memory has them. False for a small blob that must be fetched first; None if the content
-        service is to answer, as it must where somebody watches its calls. What a candidate has, it answers itself, if
-        memory does not.
+        """The answers to ``request``, which is ``wanted``, if memory has them. False for a small blob that must be
+        fetched first; None if the content service is to answer, as it must where somebody watches its calls. What a
+        candidate has, it answers itself, if memory does not.
         """
         raw = self._content.having(blob.backend, namespace, blob.digest)
+        if raw.instruments.remembering:
+            raw.instruments.remembered(READ, request)
         if self._is_home(blob):
             return self._remembered(self._open, raw, wanted, blob, ahead)
         files = self._elsewhere.get(blob.backend)
@@ -207,8 +209,6 @@ class ContentServicer:
     def _remembered(
         self, files: OpenBlobs, raw: Upstream, wanted: pb.ReadContentRequest, blob: Blob, ahead: bytearray | None
     ) -> Answers | Literal[False] | None:
-        if raw.instruments.remembering:
-            raw.instruments.remembered(READ, wanted.SerializeToString())
         start = max(wanted.offset, 0)
         if not blob.size or start > blob.size or raw.instruments.watched:
             return None

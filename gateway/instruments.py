@@ -135,7 +135,8 @@ class Instruments:
     # -- Around
 
     def unread(self, path: str) -> bool:
-        return all(isinstance(each, Remembering) and each.unread(path) for each in self._all)
+        # asked for each call that passes: what can remember is known since it was added
+        return len(self.remembering) == len(self._all) and all(each.unread(path) for each in self.remembering)
 
     async def unary(self, path: str, request: bytes, headers: Headers, go: Go) -> bytes:
         for instrument in reversed(self._all):

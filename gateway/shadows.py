@@ -1,8 +1,8 @@
 """Shadows: a candidate gets copies of the calls to a service, and can affect neither their answers nor their time.
 
 The gateway only hands copies on, by a socket, to a process of its own for each shadow (:mod:`services.shadows`), which
-makes them and compares the answers. It does so a moment after a call was answered. What does not fit into the
-bounded queue is dropped and counted, so no call waits for a copy. Reads of bytes are copied without their answers: the
+makes them and compares the answers. It does so in a pause between calls. What does not fit into the bounded queue is
+dropped and counted, so no call waits for a copy. Reads of bytes are copied without their answers: the
 process asks both services. Of a blob that came in many bytes or by a file, the copy says what was stored, and the
 process reads it from ours.
 """
@@ -44,16 +44,21 @@ _QUEUE = 4 << 20
 """Bytes of copies that wait here, and again in the socket."""
 _WAITING = 1024
 """Copies that wait here."""
-_PAUSE = 0.1
-"""Seconds until the next copies are handed on."""
+_PAUSE = 0.006
+"""Seconds without a call that is copied, after which copies are handed on: the last one has mostly been answered then,
+and the next one comes later than these copies have been made.
+"""
+_LONGEST = 0.1
+"""Seconds for which that pause is waited for."""
+_EARLY = 0.001
+"""Seconds by which a timer may come early."""
 _AT_ONCE, _BUSY = 20, 6
-"""So many copies are handed on then: usually, and if this process was on a processor for half of that time. Each is a
+"""So many copies are handed on in that time: usually, and if this process was on a processor for half of it. Each is a
 call to both services, and costs clients more than a call of their own.
 """
 _ENDING = 5.0
 """Seconds that the comparing process may take to end."""
 _SO_SNDBUFFORCE = 32
-_COPIED = frozenset({*METHODS, STORED, REMOVED})
 
 
 class Process(Protocol):
@@ -89,14 +94,19 @@ class Shadow:
         self.trouble = ""
         self.socket = state / f"shadow-{wanted.route}.sock"
         self._share = wanted.share or 1.0
+        self._shares = _shares(self._share, writes=writes)
         self._copies: socket.socket | None = None
         self._dropped: Counter[str] = Counter()
         self._waiting: deque[_Copy] = deque()
-        """Calls that have been answered, and are handed on in a moment: their clients come first."""
+        """Calls that are handed on in a pause: their clients come first."""
         self._bytes = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._looked = (time.monotonic(), time.process_time())
+        self._called = 0.0
+        """When the last copy came, by the loop's clock, in seconds."""
+        self._looked = (0.0, 0.0)
         """When copies were handed on last, and how long this process had been on a processor then; in seconds."""
+        self._since = 0.0
+        """Since when the oldest copy waits for a pause."""
         self._start = start
         self._loop = loops.start(f"the shadow of {wanted.route}", self._run)
 
@@ -193,13 +203,8 @@ class Shadow:
         return path == READ
 
     def _is_copied(self, path: str) -> bool:
-        """Writes are copied all: a candidate that lacks some could be compared in nothing that builds on them."""
-        if path not in _COPIED:
-            return False
-        method = METHODS.get(path)
-        if method is None or method.kind == "write":
-            return self.writes
-        return self._share >= 1 or random.random() < self._share  # noqa: S311 - no secret
+        share = self._shares.get(path, 0.0)
+        return share >= 1 or random.random() < share  # noqa: S311 - no secret
 
     def copy(
         self,
@@ -211,35 +216,40 @@ class Shadow:
         code: int = 0,
         seconds: float = 0.0,
     ) -> None:
-        """Hand on a call, once it has been answered; drop it if there is no room."""
+        """Hand on a call, once there is a pause; drop it if there is no room. A Read may not have been answered yet."""
         size = sum(map(len, requests)) + sum(map(len, answers or ()))
         if self._copies is None or len(self._waiting) >= _WAITING or size > min(_LARGEST, _QUEUE - self._bytes):
             self.drop(path)
             return
         self._bytes += size
         self._waiting.append(_Copy(path, requests, answers, headers, code, seconds, size))
+        loop = asyncio.get_running_loop()
+        self._called = loop.time()
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_PAUSE, self._hand_on)
+            self._since = self._called
+            self._timer = loop.call_at(self._called + _PAUSE, self._hand_on)
 
     def drop(self, path: str) -> None:
         """Count a call that cannot be handed on."""
         self._dropped[path] += 1
 
     def _hand_on(self) -> None:
-        """Hand on the oldest copies."""
-        self._timer = None
-        before, self._looked = self._looked, (time.monotonic(), time.process_time())
-        passed, spent = (now - then for now, then in zip(self._looked, before, strict=True))
-        busy = spent > passed / 2
-        for _ in range(min(_BUSY if busy else _AT_ONCE, len(self._waiting))):
+        """Hand on the oldest copies, if this is a pause, or if none has come."""
+        loop = asyncio.get_running_loop()
+        now, pause = loop.time(), self._called + _PAUSE
+        if now < pause - _EARLY and now < self._since + _LONGEST:
+            self._timer = loop.call_at(min(pause, self._since + _LONGEST), self._hand_on)
+            return
+        before, self._looked = self._looked, (now, time.process_time())
+        for _ in range(min(_many(*before, *self._looked), len(self._waiting))):
             each = self._waiting.popleft()
             self._bytes -= each.size
             if not self._sent(each.message(self._dropped)):
                 self.drop(each.path)
                 break  # the process takes no more now
             self._dropped.clear()
-        if self._waiting:
-            self._timer = asyncio.get_running_loop().call_later(_PAUSE, self._hand_on)
+        self._since = now
+        self._timer = loop.call_at(now + _PAUSE, self._hand_on) if self._waiting else None
 
     def _tell_dropped(self) -> None:
         if self._dropped and self._sent(pb.Copy(dropped=self._dropped)):
@@ -253,6 +263,25 @@ class Shadow:
             self._copies.send(data)
             return True
         return False
+
+
+def _shares(share: float, *, writes: bool) -> Mapping[str, float]:
+    """How much of the calls of each method is copied. Writes are copied all: a candidate that lacks some could be
+    compared in nothing that builds on them.
+    """
+    shares = {path: share for path, method in METHODS.items() if method.kind != "write"}
+    if writes:
+        shares |= {path: 1.0 for path in (*METHODS, STORED, REMOVED) if path not in shares}
+    return shares
+
+
+def _many(since: float, before: float, now: float, spent: float) -> int:
+    """How many copies are handed on ``now``, since they were last: at least one. This process had been on a processor
+    for so many seconds in all before, and has ``spent`` so many now.
+    """
+    passed = now - since
+    most = _BUSY if spent - before > passed / 2 else _AT_ONCE
+    return max(1, round(most * min(passed / _LONGEST, 1.0)))
 
 
 @dataclass(slots=True)

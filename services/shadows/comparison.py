@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import bisect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from services.shadows.store import (
@@ -86,8 +86,12 @@ class Comparison:
         """Count a copy that cannot be compared."""
         self.skipped[reason] = self.skipped.get(reason, 0) + 1
 
-    def compare(self, ours: Answer, candidate: Answer, again: Answer | None, *, request: str, trace: str = "") -> None:
-        """Compare one call's answers; ``again`` is what ours answered when it was asked a second time, if it was."""
+    def compare(
+        self, ours: Answer, candidate: Answer, again: Answer | None, *, request: Callable[[], str], trace: str = ""
+    ) -> None:
+        """Compare one call's answers; ``again`` is what ours answered when it was asked a second time, if it was.
+        ``request`` shows the request, for an example.
+        """
         self._compared += 1
         self.candidate.add(candidate.seconds)
         found = self._differing(ours, candidate)
@@ -96,7 +100,7 @@ class Comparison:
             examples = self._fields[name].examples
             if len(examples) < EXAMPLES:
                 where = wheres[0]
-                examples.append(Example(_value(ours, where), _value(candidate, where), where, request, trace))
+                examples.append(Example(_value(ours, where), _value(candidate, where), where, request(), trace))
         kind = frozenset(found)
         if kind not in self._kinds and len(self._kinds) >= FIELDS:
             kind = frozenset({OTHER})

@@ -12,6 +12,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 
+from google.protobuf.message import DecodeError, Message
+
 from services.kit import errors, loops
 from services.shadows import methods_convert as methods
 from services.shadows.answers_convert import fields_of, shown
@@ -32,6 +34,7 @@ FILES = "the files are in our snapshot only"
 AWAY = "the candidate was away"
 LOST = "ours did not answer"
 GONE = "ours answers otherwise by now"
+UNREADABLE = "its request cannot be read"
 
 
 class Replay:
@@ -74,10 +77,15 @@ class Replay:
         comparison.calls += 1
         if copy.seconds:
             comparison.ours.add(copy.seconds)
-        names = self._names(method, copy)
+        try:
+            messages = [] if copy.path == methods.STORED else [method.request(data) for data in copy.requests]
+        except DecodeError:  # ours has refused it
+            comparison.skip(UNREADABLE)
+            return
+        names = self._names(method, copy, messages)
         before = [self._last[name] for name in names if name in self._last]
         await self._room.acquire()
-        task = self._tasks.start("a copy of a call", self._in_order(method, copy, comparison, before))
+        task = self._tasks.start("a copy of a call", self._in_order(method, copy, messages, comparison, before))
         for name in names:
             self._last[name] = task
         task.add_done_callback(lambda done: self._ended(names, done))
@@ -88,29 +96,35 @@ class Replay:
             if self._last.get(name) is task:
                 del self._last[name]
 
-    def _names(self, method: methods.Method, copy: Copy) -> list[str]:
+    def _names(self, method: methods.Method, copy: Copy, messages: Sequence[Message]) -> list[str]:
         if copy.path == methods.STORED:
             digest, _, ref = methods.stored(copy.requests[0])
             return [digest, ref]
-        message = method.request(copy.requests[0])
-        names = methods.names_of(message, (*method.uses, *method.makes, *method.ends))
+        names = methods.names_of(messages[0], (*method.uses, *method.makes, *method.ends))
         if method is methods.WRITE and copy.answers and (digest := methods.committed(method.answers(copy.answers))):
             names.append(digest)
         return names
 
     async def _in_order(
-        self, method: methods.Method, copy: Copy, comparison: Comparison, before: Sequence[asyncio.Task[None]]
+        self,
+        method: methods.Method,
+        copy: Copy,
+        messages: Sequence[Message],
+        comparison: Comparison,
+        before: Sequence[asyncio.Task[None]],
     ) -> None:
         if before:
             await asyncio.wait(before)
         try:
-            reason = await self._make(method, copy, comparison)
+            reason = await self._make(method, copy, messages, comparison)
         except errors.Disconnected:
             reason = AWAY
         if reason:
             comparison.skip(reason)
 
-    async def _make(self, method: methods.Method, copy: Copy, comparison: Comparison) -> str:
+    async def _make(
+        self, method: methods.Method, copy: Copy, messages: Sequence[Message], comparison: Comparison
+    ) -> str:
         """Make the copy and compare; returns the reason if that cannot be done."""
         if copy.code in ("UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED"):
             return LOST
@@ -122,20 +136,24 @@ class Replay:
             return WHOLE
         if method.of_files and self._prefix:
             return FILES
-        messages = [method.request(data) for data in copy.requests]
         needed = methods.names_of(messages[0], method.uses)
         if method is methods.WRITE and methods.resumes(messages[0], method.answers((copy.answers or ())[:1])):
             needed = methods.names_of(messages[0], method.makes)
         if self._prefix and not all(name in self._known for name in needed):
             return OLDER
-        requests = [methods.renamed(method, message, self._named).SerializeToString() for message in messages]
+        renamed = self._prefix and any(field != "digest" for field in (*method.uses, *method.makes, *method.ends))
+        requests = (
+            [methods.renamed(method, message, self._named).SerializeToString() for message in messages]
+            if renamed
+            else copy.requests
+        )
         found, answers = await self._asked(self._candidate, method, requests)
-        ours, again = await self._of_ours(method, copy, comparison)
+        ours, again = await self._of_ours(method, copy, comparison, answers, found)
         if ours is None:
             return LOST
         if copy.answers is None and copy.code != ours.code:
             return GONE
-        comparison.compare(ours, found, again, request=shown(messages[0]), trace=copy.trace)
+        comparison.compare(ours, found, again, request=lambda: shown(messages[0]), trace=copy.trace)
         if found.code == "OK":
             self._learn(method, messages[0])
             if method is methods.WRITE and (digest := methods.committed(method.answers(answers))):
@@ -144,33 +162,44 @@ class Replay:
         return ""
 
     async def _of_ours(
-        self, method: methods.Method, copy: Copy, comparison: Comparison
+        self, method: methods.Method, copy: Copy, comparison: Comparison, answers: Sequence[bytes], found: Answer
     ) -> tuple[Answer | None, Answer | None]:
-        """What ours answered, and what it answers now if it is asked once more."""
+        """What ours answered, and what it answers now if it is asked once more. The candidate has answered
+        ``answers``, which are ``found``: where ours has the same bytes, they are not read again.
+        """
         live = copy.answers is not None or copy.code != "OK"
-        ours = (
-            Answer(copy.code, fields_of(method.answers(copy.answers or ())) if copy.code == "OK" else {}, copy.seconds)
-            if live
-            else await self._again(method, copy)
-        )
+        if not live:
+            ours = await self._again(method, copy, answers, found)
+        elif copy.code != "OK":
+            ours = Answer(copy.code, {}, copy.seconds)
+        else:
+            same = found.code == "OK" and copy.answers == answers
+            fields = found.fields if same else fields_of(method.answers(copy.answers or ()))
+            ours = Answer("OK", fields, copy.seconds)
         if ours is None or method.kind == "write":
             return ours, None
         if not live:
             comparison.ours.add(ours.seconds)
         if method.same or (comparison.calls > _ALWAYS and comparison.calls % _NOW_AND_THEN):
             return ours, None
-        return ours, await self._again(method, copy)
+        return ours, await self._again(method, copy, answers, found)
 
-    async def _again(self, method: methods.Method, copy: Copy) -> Answer | None:
+    async def _again(
+        self, method: methods.Method, copy: Copy, answers: Sequence[bytes], found: Answer
+    ) -> Answer | None:
         try:
-            return (await self._asked(self._ours, method, copy.requests))[0]
+            return (await self._asked(self._ours, method, copy.requests, (answers, found)))[0]
         except errors.Disconnected:
             return None
 
     async def _asked(
-        self, service: Service, method: methods.Method, requests: Sequence[bytes]
+        self,
+        service: Service,
+        method: methods.Method,
+        requests: Sequence[bytes],
+        before: tuple[Sequence[bytes], Answer] = ((), Answer("")),
     ) -> tuple[Answer, Sequence[bytes]]:
-        """The answer of a service, and its messages."""
+        """The answer of a service, and its messages. ``before`` is the same of another one."""
         begun = time.monotonic()
         try:
             answers = await service.call(method.path, requests)
@@ -179,7 +208,10 @@ class Replay:
         except errors.NodeError as error:
             return Answer(errors.name(error.code), {}, time.monotonic() - begun), ()
         seconds = time.monotonic() - begun
-        return Answer("OK", fields_of(method.answers(answers), self._unnamed), seconds), answers
+        same = before[1].code == "OK" and answers == before[0]
+        return Answer(
+            "OK", before[1].fields if same else fields_of(method.answers(answers), self._unnamed), seconds
+        ), answers
 
     async def _stored(self, copy: Copy, comparison: Comparison) -> str:
         """Write the blob that ours has, and compare what became of it."""
@@ -201,7 +233,9 @@ class Replay:
             found = Answer("OK", kept, time.monotonic() - begun)
             self._knows(digest)
         ours = Answer("OK", {"digest": digest, "offset": str(size)})
-        comparison.compare(ours, found, None, request=f"ref={ref}, digest={digest}, size={size}", trace=copy.trace)
+        comparison.compare(
+            ours, found, None, request=lambda: f"ref={ref}, digest={digest}, size={size}", trace=copy.trace
+        )
         return ""
 
     # -- names

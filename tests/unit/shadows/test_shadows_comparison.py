@@ -18,7 +18,7 @@ def compared(*calls: tuple[Answer, Answer] | tuple[Answer, Answer, Answer]) -> C
     made = Comparison("/s/M")
     for number, (ours, candidate, *again) in enumerate(calls):
         made.calls += 1
-        made.compare(ours, candidate, again[0] if again else None, request=f"n={number}", trace=f"t{number}")
+        made.compare(ours, candidate, again[0] if again else None, request=f"n={number}".__str__, trace=f"t{number}")
     return made
 
 

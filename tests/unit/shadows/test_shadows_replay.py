@@ -228,3 +228,11 @@ async def test_copies_of_one_object_keep_their_order() -> None:
     await replayed(*copies, ours=Fake(a_snapshotter), candidate=candidate)
     of_first = [name for name, request in candidate.asked if request.key == f"{PREFIX}ns/1/k"]
     assert of_first == ["Prepare", *["Mounts"] * 5]
+
+
+async def test_a_request_that_cannot_be_read_is_skipped() -> None:
+    """Ours has refused it. The next copies are made."""
+    odd = Copy(f"{SNAPSHOTS}Mounts", [b"\xff\xff"], "INVALID_ARGUMENT")
+    report = await replayed(odd, prepared("ns/1/k"), ours=Fake(a_snapshotter), candidate=Fake(a_snapshotter))
+    assert report["Snapshots/Mounts"].skipped == {replay.UNREADABLE: 1}
+    assert report["Snapshots/Prepare"].same == 1
