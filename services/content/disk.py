@@ -50,6 +50,8 @@ _CANONICAL = re.compile(rf"{CANONICAL}:[0-9a-f]{{{ALGORITHMS[CANONICAL]}}}")
 _HEX = len(f"{CANONICAL}:")
 _EACH = 8 << 20
 """Bytes of an ingest after which their writing to the disk is started."""
+_TURN = 32
+"""Blobs that are removed before others get a turn."""
 _DIGEST_OF_REF = re.compile(r"[0-9a-f]{64}")
 
 
@@ -320,14 +322,17 @@ class Deletions:
         if labelled:
             self._disk.forget_labels(digest)
 
-    def delete_all(self, digests: Iterable[str]) -> Mapping[int, Exception]:
+    def delete_all(self, digests: Iterable[str], turn: Callable[[int], object] = int) -> Mapping[int, Exception]:
         """Remove blobs by their digests as they are written. Returns the errors, by the place of those that were not
-        removed: a ``NodeError`` each, or a defect.
+        removed: a ``NodeError`` each, or a defect. ``turn`` is called before every :data:`_TURN` of them, with the
+        number of those before.
         """
         failed: dict[int, Exception] = {}
         unlink, is_canonical = os.unlink, _CANONICAL.fullmatch
         canonical: int | None = None
         for number, text in enumerate(digests):
+            if not number % _TURN:
+                turn(number)
             try:
                 if canonical is not None and is_canonical(text):  # a Digest and two calls would cost twice the unlink
                     unlink(text[_HEX:], dir_fd=canonical)

@@ -13,6 +13,7 @@ import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from time import sleep
 from typing import Any, ParamSpec, TypeVar
 
 from services.content.blob_reader import BlobReader
@@ -42,6 +43,13 @@ _SYNC_THREADS = 8
 """Threads that wait for the disk for the files of ingests that are committed at once."""
 _SOON = 1_000_000
 """Nanoseconds after which a thread's work has begun if a thread was free."""
+_PAUSE = 0.00005
+"""Seconds for which a removal of many pauses, so that other threads get the GIL. They do not otherwise: the thread that
+removes lets go of it for each unlink, which is over before another thread has woken up, and takes it again. A write has
+some fifty system calls, and waited for that after each.
+"""
+_UNSEEN = 128
+"""Removals after which it pauses although no thread works, since the loop may have something to do."""
 _THREADS: dict[str, Any] = {"splitd.wait.for": "threads of the content store"}
 _PIECES_UNTIL_DOUBLED = 8
 """A reader's pieces double in size after this many, which are more than wait for a reader that never reads."""
@@ -59,7 +67,9 @@ class LocalStore:
         self._lane = Lane()
         self._readers = 0
         self._locks = RefLocks()
-        self._removing = threading.Lock()
+        self._remover = ThreadPoolExecutor(1, thread_name_prefix="content-remove")
+        self._working = 0
+        """Pieces of work that threads have, apart from removals of many."""
         self._ending = loops.Tasks()
         self.files = LocalFiles(self)
 
@@ -68,6 +78,7 @@ class LocalStore:
         self._brief.shutdown()
         self._pool.shutdown()
         self.syncing.shutdown()
+        self._remover.shutdown()
 
     # ---------------------------------------------------------------- threads
 
@@ -88,7 +99,19 @@ class LocalStore:
             except OSError as error:
                 raise disk_error(error, "content store") from error
 
-        return asyncio.get_running_loop().run_in_executor(pool, run)
+        future = asyncio.get_running_loop().run_in_executor(pool, run)
+        if pool is not self._remover:
+            self._working += 1
+            future.add_done_callback(self._worked)
+        return future
+
+    def _worked(self, _: object) -> None:
+        self._working -= 1
+
+    def _turn(self, number: int) -> None:
+        """Let others have the processor and the GIL, if need be. Called by the thread that removes."""
+        if number and (self._working or not number % _UNSEEN):
+            sleep(_PAUSE)
 
     async def _acquire(
         self, release: Callable[[T], object], work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
@@ -158,7 +181,7 @@ class LocalStore:
                 raise errors.NotFound(f'ingest ref "{name}"')
 
         def removed() -> list[Exception | None]:
-            with self._removing, blobs:
+            with blobs:
                 fault("content.before-remove")
                 return [removal(*thing) for thing in things]
 
@@ -172,7 +195,7 @@ class LocalStore:
             return None
 
         blobs = self._disk.deletions()
-        return await self._submit(removed)
+        return await self._submit_to(self._remover, removed)
 
     async def remove_blobs(self, digests: Sequence[str]) -> Mapping[int, Exception]:
         """As :meth:`remove_all`, of blobs only: the errors by the place of those that were not removed. Of thousands
@@ -180,11 +203,11 @@ class LocalStore:
         """
 
         def removed() -> Mapping[int, Exception]:
-            with self._removing, self._disk.deletions() as blobs:
+            with self._disk.deletions() as blobs:
                 fault("content.before-remove")
-                return blobs.delete_all(digests)
+                return blobs.delete_all(digests, self._turn)
 
-        return await self._submit(removed)
+        return await self._submit_to(self._remover, removed)
 
     async def read(self, digest: Digest, offset: int = 0, size: int = 0) -> AsyncGenerator[bytes, None]:
         self._readers += 1

@@ -169,6 +169,29 @@ async def test_blobs_are_removed_by_their_digests_as_they_are_written(store: Loc
     assert dict((await store.info(await put(store, b"2"))).labels) == {}
 
 
+async def test_a_removal_of_many_lets_other_threads_run(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lets go of the GIL for each unlink, and takes it again before another thread has woken up. So it pauses while a
+    thread has other work, and now and then without that: the loop may have some.
+    """
+    gone = [f"sha256:{number:064x}" for number in range(300)]
+    pauses: list[float] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(local, "sleep", pauses.append)
+        assert len(await store.remove_blobs(gone)) == 300
+    alone = len(pauses)
+    assert alone == 2
+    go = threading.Event()
+    working = store._submit(go.wait, 60)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(local, "sleep", pauses.append)
+            assert len(await store.remove_blobs(gone)) == 300
+    finally:
+        go.set()
+    assert await working
+    assert len(pauses) - alone == 9
+
+
 async def test_a_removal_that_its_caller_gave_up_is_over_before_the_next(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
