@@ -3,15 +3,20 @@
 A thread does not help: a thread that computes holds the GIL for a millisecond whenever the loop waits for anything, and
 the loop's calls wait many times. So long work stays in the loop, looks at the clock, and waits for its next turn. Of
 all the long work of a :class:`Lane`, one slice is done in each turn of the loop, however much work there is.
+
+A call needs several turns: from its request's arrival to its work, and from the end of its work to its answer. Work
+that nobody waits for should let them pass (:func:`others`), else each of these turns has a slice, and a call waits for
+all of them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
 import time
 from collections import deque
-from collections.abc import Callable, Generator
-from typing import TypeVar
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 T = TypeVar("T")
@@ -22,11 +27,26 @@ SLICE = 0.001
 """Seconds of a slice; the last step that was begun may exceed it."""
 
 
-class Lane:
-    """The long work of one process, one piece after the other. ``seconds`` is the length of a slice."""
+TURNS = 5
+"""Turns of the loop between the end of a call's work, as the thread of a commit reports it, and the call's answer. A
+turn of a loop that has nothing to do takes some microseconds.
+"""
 
-    def __init__(self, seconds: float = SLICE) -> None:
+
+async def others(turns: int = TURNS) -> None:
+    """Let the calls whose work is done be answered."""
+    for _ in range(turns):
+        await asyncio.sleep(0)
+
+
+class Lane:
+    """The long work of one process, one piece after the other. ``seconds`` is the length of a slice; between two slices
+    ``apart`` turns of the loop have none.
+    """
+
+    def __init__(self, seconds: float = SLICE, *, apart: int = 0) -> None:
         self._seconds = seconds
+        self._apart = apart
         self._waiting: deque[Callable[[], bool]] = deque()
         """Each continues a piece of work, and returns whether there was any."""
         self._scheduled = False
@@ -90,9 +110,12 @@ class Lane:
     def _schedule(self) -> None:
         if self._waiting and not self._scheduled:
             self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._next)
+            asyncio.get_running_loop().call_soon(self._next, self._apart)
 
-    def _next(self) -> None:
+    def _next(self, apart: int) -> None:
+        if apart:
+            asyncio.get_running_loop().call_soon(self._next, apart - 1)
+            return
         self._scheduled = False
         try:
             while self._waiting:
@@ -131,6 +154,26 @@ def lane() -> Lane:
     if found is None:
         found = _lanes[loop] = Lane()
     return found
+
+
+_RUN = 2048
+"""Things that are sorted without a pause: less than a millisecond."""
+
+
+def sorting(things: Sequence[T], key: Callable[[T], Any], step: int) -> Steps[Sequence[T]]:
+    """``sorted``, in steps of at most ``step`` things, apart from runs of :data:`_RUN`."""
+    runs: list[list[T]] = []
+    for start in range(0, len(things), _RUN):
+        runs.append(sorted(things[start : start + _RUN], key=key))
+        yield
+    if len(runs) < 2:
+        return runs[0] if runs else ()
+    order: list[T] = []
+    for number, thing in enumerate(heapq.merge(*runs, key=key)):
+        order.append(thing)
+        if not number % step:
+            yield
+    return order
 
 
 def at_once(steps: Steps[T]) -> T:

@@ -14,7 +14,7 @@ from typing import Any
 
 from services.kit import errors, loops, metrics
 from services.kit.faults import fault
-from services.kit.slices import Lane, Steps
+from services.kit.slices import Lane, Steps, others
 from services.kit.tracing import Span, current, root, span, wait
 from services.metadata import schema
 from services.metadata.database import Database, Pauses
@@ -26,7 +26,7 @@ from services.metadata.gc.pace import Pace
 from services.metadata.gc.raw import RawStores
 from services.metadata.gc.sweep import Sweeper, Swept, title
 from services.metadata.gc.tuning import Tuning
-from services.metadata.store import Change, Collected, Event, Nanoseconds, is_candidate
+from services.metadata.store import Change, Collected, Event, Nanoseconds, Raw, is_candidate
 from services.metadata.transactions import Key, Reader, Transaction
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class Collector:
         self._stores = stores
         self._publish = publish
         self._config = config
-        self.lane = Lane()
+        self.lane = Lane(apart=tuning.apart)
         """A lane of its own: the collector gets on however many lists are being read."""
         self._pace = Pace(config, time.monotonic())
         self._changed = asyncio.Event()
@@ -331,6 +331,7 @@ class Collector:
                 known, living, spared = known + removed.known, removed.living, spared | removed.spared
                 for event in removed.events:
                     self._publish(event)
+                await others()
             self._written[:] = written  # the look covered everything earlier
             with current().top().inside():
                 sweeps = self._begin_sweeps(found, spared, written, every=every)
@@ -364,7 +365,7 @@ class Collector:
                     lambda tx, lease=lease: _delete_some_orphaned(tx, lease),  # type: ignore[misc]
                     lasting=False,
                 ):
-                    pass
+                    await others()
             except errors.NodeError as error:
                 log.warning("resources of lease %s are still listed: %s", lease.key, error)
 
@@ -408,8 +409,8 @@ class Collector:
         failed: list[str] = []
         left = dict(owners)
 
-        def take(swept: Swept) -> None:
-            removed.extend(title(raw) for raw in swept.removed)
+        async def take(swept: Swept) -> None:
+            removed.extend(await self.lane.through(_titles(swept.removed, self._tuning.step)))
             failed.extend(swept.failed)
 
         def result() -> Collected:
@@ -418,7 +419,7 @@ class Collector:
         try:
             for backend, sweep in sweeps.items():
                 if backend not in owners:
-                    take(await self._swept(backend, sweep, first=self._tuning.retry))
+                    await take(await self._swept(backend, sweep, first=self._tuning.retry))
             of_others = {
                 self._watchers.start(
                     f"the wait for {backend}", self._swept(backend, sweeps[backend], first=self._tuning.retry)
@@ -430,7 +431,7 @@ class Collector:
                 _answer((caller for caller in waiting if not caller.waits(left.values())), result())
                 for done in (await asyncio.wait(of_others, return_when=asyncio.FIRST_COMPLETED))[0]:
                     del left[of_others.pop(done)]
-                    take(done.result())
+                    await take(done.result())
         except BaseException:
             self._fail(waiting, errors.Unavailable("the collector has ended"))
             raise
@@ -538,6 +539,14 @@ def _examine(tx: Reader, step: int = STEP) -> Steps[_Found]:
     known = yield from plan.known_in_steps(tx, backends, records.raws(marked.living), records.intents, created, step)
     order = yield from removal_order(records, marked, step)
     return _Found(len(records), len(marked.dead), marked.wake, known, records, marked, order)
+
+
+def _titles(removed: Sequence[Raw], step: int) -> Steps[list[str]]:
+    found: list[str] = []
+    for start in range(0, len(removed), step):
+        found.extend(title(raw) for raw in removed[start : start + step])
+        yield
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,8 +44,9 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, MutableSequence, Sequence
+from collections.abc import MutableSequence, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import Literal
 
 from services.kit import errors, loops
@@ -56,6 +57,7 @@ from services.metadata.database import Database
 from services.metadata.gc import guard, plan
 from services.metadata.gc.changes import Spared
 from services.metadata.gc.coalescing import Coalescing
+from services.metadata.gc.forgetting import Forgetting
 from services.metadata.gc.raw import Listing, RawStores
 from services.metadata.gc.tuning import Tuning
 from services.metadata.gc.unmarking import Unmarking
@@ -186,6 +188,7 @@ class Sweeper:
         self._found: _Found | None = None
         self._forgetting: asyncio.Task[None] | None = None
         """The rest of the last sweep."""
+        self._names = Forgetting(database, tuning)
         self._runs = Coalescing(f"the sweep of backend {backend}", self._sweep_once)
         self.moved = 0.0
         """When the backend answered last, or was asked first in this sweep (monotonic); 0.0 without a sweep."""
@@ -288,7 +291,7 @@ class Sweeper:
             if view.ownership in _OURS and swept.gone:
                 watch = noting.pop_all()
                 self._forgetting = loops.aside(
-                    f"forgetting names in {self.backend}", self._forget_gone(swept.gone, spared)
+                    f"forgetting names in {self.backend}", self._names.forget_removed(swept.gone, spared)
                 )
                 self._forgetting.add_done_callback(lambda _: watch.close())
             if not there:
@@ -433,11 +436,6 @@ class Sweeper:
             )
         return unmarked
 
-    def _forget(self, tx: Transaction, some: Iterable[Raw], spared: Spared) -> None:
-        """Forget the names of things that are gone."""
-        spared.look(tx)
-        tx.delete_many([(schema.NAMED.name, *raw) for raw in some if raw not in spared])
-
     def _mark(
         self, tx: Transaction, view: _View, batch: list[Raw], spared: Spared, now: Nanoseconds
     ) -> tuple[list[Raw], list[Raw]]:
@@ -464,33 +462,15 @@ class Sweeper:
             schema.set_marks(tx, some, Mark(since=now, reference=reference))
         return chosen, sorted(staying)
 
-    async def _forget_gone(self, gone: Sequence[Raw], spared: Spared) -> None:
-        """Forget the names of things that a sweep removed in a store of ours; no call waits for that. A name that is
-        left, after a failure or the end of this process, is a victim of the next sweep, which finds it gone.
-        """
-        try:
-            await self._forget_in_steps(sorted(gone), spared)
-        except errors.NodeError as error:
-            log.warning("backend %s: the names of what was removed are still listed: %s", self.backend, error)
-
-    async def _forget_in_steps(self, gone: Sequence[Raw], spared: Spared) -> None:
-        """Forget names, in their order: neighbours are on the same pages of the database."""
-        for start in range(0, len(gone), self._tuning.forgotten):
-            await self._catch_up(spared)
-            await self._database.transactions.write(
-                lambda tx, some=gone[start : start + self._tuning.forgotten]: self._forget(tx, some, spared),  # type: ignore[misc]
-                lasting=False,
-            )
-
     # -- acting
 
     async def _act(self, view: _View, spared: Spared, swept: Swept) -> bool:
         """Carry out the decision, in steps. Returns False if the backend is away, so that the rest must wait."""
         write = self._database.transactions.write
-        await self._catch_up(spared)
+        await self._names.catch_up(spared)
         if view.marked:
             self._database.wake(*await write(lambda tx: self._unmark(tx, view, spared)))
-        await self._forget_in_steps(view.gone, spared)
+        await self._names.forget(view.gone, spared)
         return await self._remove_victims(view, spared, swept)
 
     async def _remove_victims(self, view: _View, spared: Spared, swept: Swept) -> bool:
@@ -538,24 +518,20 @@ class Sweeper:
         return there
 
     def _batch(self, victims: Sequence[Raw], start: int) -> list[Raw]:
-        """The next victims: all of them snapshots, or none."""
-        snapshots = victims[start].kind == "snapshot"
+        """The next victims, of one kind: blobs alone are removed at less cost than other things."""
+        kind = victims[start].kind
+        snapshots = kind == "snapshot"
         most, together = self._tuning, self._together
         count = (
             (most.snapshots_together if snapshots else most.together)
             if together
             else (most.snapshots if snapshots else most.victims)
         )
-        return [raw for raw in victims[start : start + count] if (raw.kind == "snapshot") is snapshots]
-
-    async def _catch_up(self, spared: Spared) -> None:
-        """Look at written keys, some at a time, until few are left for the next transaction."""
-        while spared.backlog > self._tuning.written:
-            await self._database.transactions.write(lambda tx: spared.look(tx, self._tuning.written), lasting=False)
+        return list(takewhile(lambda raw: raw.kind == kind, victims[start : start + count]))
 
     async def _marked(self, view: _View, batch: list[Raw], spared: Spared, swept: Swept, *, lasting: bool) -> list[Raw]:
         """Mark those things of a batch that are still victims."""
-        await self._catch_up(spared)
+        await self._names.catch_up(spared)
         now = time.time_ns()
         chosen, staying = await self._database.transactions.write(
             lambda tx: self._mark(tx, view, batch, spared, now), lasting=lasting

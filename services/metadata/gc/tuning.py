@@ -17,6 +17,10 @@ class Tuning:
     """
     step: int = STEP
     """Records that are looked at without a pause."""
+    apart: int = 2
+    """Turns of the loop between two slices of reading and deciding. A call needs some six turns, and would have a slice
+    in each. With more turns, a collection would be slow beside calls that fill them.
+    """
     written: int = 200
     """Keys that one transaction of the collector looks at. Keys that many clients write while all records are read are
     looked at in several transactions.

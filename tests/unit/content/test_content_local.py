@@ -170,8 +170,8 @@ async def test_blobs_are_removed_by_their_digests_as_they_are_written(store: Loc
 
 
 async def test_a_removal_of_many_lets_other_threads_run(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It lets go of the GIL for each unlink, and takes it again before another thread has woken up. So it pauses while a
-    thread has other work, and now and then without that: the loop may have some.
+    """It lets go of the GIL for each unlink, and takes it again before another thread has woken up. So it pauses while
+    a thread has other work, and now and then without that: the loop may have some.
     """
     gone = [f"sha256:{number:064x}" for number in range(300)]
     pauses: list[float] = []

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ import pytest
 from services.kit import errors, tracing
 from services.metadata import schema
 from services.metadata.database import Busy, Database
+from services.metadata.gc import collector as gc_collector
 from services.metadata.gc import guard
 from services.metadata.gc.coalescing import Coalescing
 from services.metadata.gc.collector import Collector
 from services.metadata.gc.config import Config
+from services.metadata.gc.mark import Node
 from services.metadata.gc.memory import MemoryRawStores
 from services.metadata.gc.tuning import Tuning
 from services.metadata.intents import check_no_blob_sweeping
@@ -1339,6 +1341,60 @@ async def test_blobs_go_in_the_order_in_which_they_were_made(
     await collector.collect(everything=False)
     removed = [name for method, name in stores.calls if method == "remove"]
     assert removed == [digest(number) for number in (2, 4, 1, 3)]
+
+
+async def test_things_that_go_in_one_call_are_of_one_kind(
+    world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blobs alone take one mark, and cost a content store less than things. Among the victims are ingests, too: each
+    Write has left the name of one, for which the blobs do not wait.
+    """
+    await collector.collect()
+    for number in range(3):
+        stores.add(world.blob(number))
+        stores.add(world.ingest(f"ref-{number}", expires=1))
+    calls: list[set[str]] = []
+    remove_all = stores.remove_all
+
+    async def noted(backend: str, raws: Sequence[Raw]) -> Sequence[errors.NodeError | None]:
+        calls.append({raw.kind for raw in raws})
+        return await remove_all(backend, raws)
+
+    monkeypatch.setattr(stores, "remove_all", noted)
+    assert len((await collector.collect(everything=False)).removed) == 6
+    assert not stores.blobs | stores.ingests
+    if stores.together:
+        assert calls == [{"blob"}, {"ingest"}]
+
+
+@pytest.mark.parametrize("tuning", [Tuning(records=1)], ids=["small"])
+async def test_a_call_waits_for_few_dead_records(
+    world: World, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer of a write takes several turns of the loop. Not each of them has a transaction of the collector."""
+    for number in range(100):
+        world.blob(number)
+    removed: set[Node] = set()
+    waits: list[int] = []
+    remove_batch = gc_collector._remove_batch
+
+    def noted(tx: Any, found: Any, batch: list[Node], *more: Any) -> Any:
+        removed.update(batch)  # a transaction may run again
+        return remove_batch(tx, found, batch, *more)
+
+    async def written() -> int:
+        return await world.database.transactions.write(lambda _: len(removed), lasting=False)
+
+    monkeypatch.setattr(gc_collector, "_remove_batch", noted)
+    collecting = asyncio.ensure_future(collector.collect(everything=False))
+    while len(removed) < 100:
+        before = await asyncio.shield(asyncio.ensure_future(written()))
+        if before:
+            waits.append(len(removed) - before)
+    await collecting
+    assert len(removed) == 100
+    assert len(waits) > 10
+    assert max(waits) <= 1
 
 
 @pytest.mark.parametrize("tuning", [Tuning(together=2, victims=2)], ids=["small"])

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
-from services.kit.slices import Lane, Slice
+import pytest
+
+from services.kit.slices import Lane, Slice, at_once, others, sorting
 
 
 async def work(piece: Slice, slices: int, turn: list[int], seen: list[int]) -> None:
@@ -86,3 +89,42 @@ async def test_work_without_a_coroutine_takes_turns_too() -> None:
     counter.cancel()
     assert len(set(seen)) == len(seen)
     assert [type(each) for each in failed] == [ValueError]
+
+
+async def test_slices_that_are_apart_let_calls_pass() -> None:
+    """A call that needs some turns of the loop waits for one slice, not for one in each turn."""
+    lane, turn = Lane(apart=3), [0]
+    counter = asyncio.ensure_future(counting(turn))
+    seen: list[list[int]] = [[] for _ in range(3)]
+    await asyncio.gather(*(work(lane.slice(), 6, turn, each) for each in seen))
+    counter.cancel()
+    later = sorted(each for one in seen for each in one[1:])
+    assert all(after - before >= 4 for before, after in itertools.pairwise(later))
+
+
+async def test_others_get_turns() -> None:
+    """What has been answered comes to its caller, over several tasks."""
+    answered = asyncio.get_running_loop().create_future()
+
+    async def inner() -> int:
+        return int(await answered)
+
+    async def outer() -> int:
+        return await asyncio.shield(asyncio.ensure_future(inner()))
+
+    call = asyncio.ensure_future(outer())
+    await others()
+    answered.set_result(7)
+    await others()
+    assert call.done()
+    assert call.result() == 7
+
+
+@pytest.mark.parametrize("count", [0, 1, 2048, 20_000])
+async def test_things_are_sorted_in_steps(count: int) -> None:
+    """As sorted does; equal ones stay in their order."""
+    things = [(number * 7919 % 101, number) for number in range(count)]
+    steps = sorting(things, lambda thing: thing[0], 100)
+    assert list(at_once(steps)) == sorted(things, key=lambda thing: thing[0])
+    most = sum(1 for _ in sorting(things, lambda thing: thing[0], 100))
+    assert most >= count // 100 if count > 2048 else most <= 1
