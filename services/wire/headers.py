@@ -17,7 +17,7 @@ import re
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
 from hpack import Decoder as Hpack
@@ -27,6 +27,7 @@ from hpack.huffman_table import decode_huffman
 from hpack.table import HeaderTable
 
 from services.kit import memory
+from services.kit.call import LEASE
 from services.wire.frames import Code, ConnectionFault, StreamFault
 from services.wire.limits import Limits
 
@@ -114,8 +115,9 @@ class Head:
 
     ``headers`` are gRPC's metadata (the first value of each name; bytes for ``*-bin``). ``pairs`` are all fields except
     the pseudo-headers, as they came. ``problem`` is an error in the metadata that gRPC sees and HTTP/2 does not, so the
-    call is answered with it. ``memory`` is for values that others derive from the head; it lives as long as the head is
-    cached.
+    call is answered with it. ``memory`` is for values that others derive from the head, without the trace context and
+    the lease; it lives as long as the head is cached. ``lease`` is the value of that field, if it has one of its own:
+    each command of a client has another.
     """
 
     __slots__ = (
@@ -125,6 +127,7 @@ class Head:
         "content_type",
         "encoding",
         "headers",
+        "lease",
         "memory",
         "message",
         "method",
@@ -145,7 +148,8 @@ class Head:
         self.code: int | None = None
         self.pairs = pairs
         self.headers: dict[str, Value] = {}
-        self.memory: dict[object, object] = {}
+        self.memory: dict[object, Any] = {}
+        self.lease = ""
         for name, value in pairs:
             self._take(name.decode("ascii"), value)
 
@@ -196,6 +200,13 @@ class Head:
             setattr(found, name, getattr(self, name))
         found.pairs = [*self.pairs, *context]
         found.headers = {**{k.decode(): v.decode("utf-8", "surrogateescape") for k, v in context}, **self.headers}
+        return found
+
+    def leased(self, lease: tuple[bytes, bytes]) -> Head:
+        """The head with that lease. All that differ in the lease have one ``memory``, apart from those without one."""
+        found = self.within([lease])
+        found.memory = self.memory.setdefault("leased", {})
+        found.lease = lease[1].decode()
         return found
 
     def is_grpc(self) -> bool:
@@ -425,6 +436,8 @@ def _head(kind: Callable[[Pairs], Head], pairs: tuple[tuple[bytes, bytes], ...])
     key = kind, pairs
     head = _HEADS.get(key)
     if head is None:
+        if kind is request and (lease := _lease(pairs)) is not None:
+            return _head(request, tuple([pair for pair in pairs if pair is not lease])).leased(lease)
         head = kind(pairs)
         if sum([len(name) + len(value) for name, value in pairs]) <= _CACHEABLE:
             if len(_HEADS) >= _HEADS_CACHED:
@@ -433,6 +446,15 @@ def _head(kind: Callable[[Pairs], Head], pairs: tuple[tuple[bytes, bytes], ...])
     return head
 
 
+def _lease(pairs: tuple[tuple[bytes, bytes], ...]) -> tuple[bytes, bytes] | None:
+    """The field of a lease; None if there is none, or not just one of ordinary letters, where HTTP/2 allows it."""
+    found = [at for at, (name, _) in enumerate(pairs) if name == _LEASE]
+    if len(found) != 1 or not _PLAIN.fullmatch(pairs[found[0]][1]):
+        return None
+    return None if any(name[:1] == b":" for name, _ in pairs[found[0] :]) else pairs[found[0]]
+
+
+_LEASE, _PLAIN = LEASE.encode(), re.compile(rb"[!-~]{1,126}")
 _HEADS: dict[tuple[Callable[[Pairs], Head], Pairs], Head] = {}
 _HEADS_CACHED = 512
 memory.when_idle(_HEADS.clear)

@@ -1,11 +1,15 @@
-"""The decision of a relay about calls, made once for all those with the same head."""
+"""The decision of a relay about calls, made once for all those with the same head.
+
+Heads that differ in the lease only have one plan, since each command has a lease of its own, and makes half of its
+calls with it. The plan says whether the lease is passed on; it is added to each call.
+"""
 
 from __future__ import annotations
 
 from typing import cast
 
 from services.kit import errors
-from services.kit.call import NAMESPACE, STALL, UNARY, Arity, Call
+from services.kit.call import LEASE, NAMESPACE, STALL, UNARY, Arity, Call, Headers
 from services.kit.relays import Relay, Route
 from services.kit.transport import Method, Methods
 from services.wire import headers
@@ -22,10 +26,24 @@ _OWN = frozenset({b"te", b"content-type", b"grpc-encoding", b"grpc-accept-encodi
 class Plan:
     """The decision about all calls with one head. It is cached with the head, so that the next call costs nothing."""
 
-    __slots__ = ("block", "counted", "limited", "long", "namespace", "question", "route", "single", "stalling", "unary")
+    __slots__ = (
+        "block",
+        "counted",
+        "leased",
+        "limited",
+        "long",
+        "namespace",
+        "question",
+        "route",
+        "single",
+        "stalling",
+        "unary",
+    )
 
     def __init__(self, head: Head, route: Route, arity: Arity, *, long: bool) -> None:
         self.route = route
+        self.leased = bool(head.lease) and route.headers.get(LEASE) == head.lease
+        """Whether the calls' lease is passed on, which :attr:`block` does not have."""
         self.namespace = str(head.headers.get(NAMESPACE, ""))
         self.long = long
         self.single = not arity.client_stream
@@ -39,7 +57,7 @@ class Plan:
             (b":path", head.path.encode()),
             (b":authority", (head.authority or "localhost").encode()),
         ]
-        passed = [*pseudo, *own, *headers.metadata(route.headers.items())]
+        passed = [*pseudo, *own, *headers.metadata(_unleased(head, route.headers).items())]
         # An upstream that met a longer list would close a connection that has others' calls, too.
         if sum(len(name) + len(value) + 32 for name, value in passed) > configured().header_list - _MORE:
             raise errors.ResourceExhausted("the call's headers are too long to be passed on")
@@ -53,8 +71,21 @@ class Plan:
         self.question = (
             b""
             if question is None
-            else request_block(question.method, tuple(question.headers.items()), question.timeout)
+            else request_block(question.method, tuple(_unleased(head, question.headers).items()), question.timeout)
         )
+
+    def passed_on(self, head: Head) -> Headers:
+        """The route's headers, for a call with this head."""
+        return {**self.route.headers, LEASE: head.lease} if self.leased else self.route.headers
+
+    def along(self, head: Head) -> bytes:
+        """What :attr:`block` lacks of them."""
+        return headers.plain(((LEASE, head.lease),)) if self.leased else b""
+
+
+def _unleased(head: Head, route: Headers) -> Headers:
+    """The headers without the lease of the head, which is not that of the next one."""
+    return {name: value for name, value in route.items() if name != LEASE} if head.lease else route
 
 
 def planned(head: Head, relay: Relay, methods: Methods) -> Plan | Method:

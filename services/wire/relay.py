@@ -324,7 +324,7 @@ class Passage:
                 self._carrier(),
                 around,
                 self.head.path,
-                self._plan.route.headers,
+                self._plan.passed_on(self.head),
                 self._observe(),
                 ours=self._ours(),
                 unary=self._plan.unary,
@@ -411,6 +411,7 @@ class Passage:
             block = self._plan.limited + self._link.name
         else:
             block = self._plan.block + self._link.name + headers.timeout(max(limit or 0.0, 0.001))
+        block += self._plan.along(self.head)
         if self._ours():
             block += self._plan.stalling
         along = self._observe().headers()

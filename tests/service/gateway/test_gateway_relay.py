@@ -138,6 +138,17 @@ async def test_headers_and_trailers_pass_but_for_the_transports_own(place: Path)
         assert dict(caught.value.trailers) == {"grpc-status-details-bin": b"\x01", "extra": "x"}
 
 
+async def test_each_call_passes_with_its_own_lease(place: Path) -> None:
+    """Calls that differ in the lease only are decided about together. Each has its own at the service, or none."""
+    service = Images()
+    leases = ["one", "two", "", "one", "x" * 300, "three"]
+    async with rpc.serving(place / "images.sock", [service]), gateway(place) as channel:
+        for lease in leases:
+            headers = {"containerd-namespace": "n", **({rpc.LEASE: lease} if lease else {})}
+            await channel.client(IMAGES).Get(images_pb2.GetImageRequest(name="n"), headers=headers)
+    assert [call.lease for call in service.calls] == leases
+
+
 async def test_a_deadline_passes_through_and_none_becomes_the_gateways_stall(place: Path) -> None:
     """No unary call can hang: each may stand still for as long as the gateway says."""
     images = Images()

@@ -268,6 +268,33 @@ def test_what_differs_in_its_trace_only_is_read_and_written_once() -> None:
     assert all(head.memory is heads[0].memory for head in heads)
 
 
+LEASES = ("containerd-lease", "a"), ("containerd-lease", "b")
+
+
+def test_what_differs_in_its_lease_only_is_decided_once() -> None:
+    """What is derived from the head is there for the next lease, by another connection too; a call without one, or with
+    two, is another. The first of two counts.
+    """
+    none, one, other, both = (
+        headers.Decoder(Limits())(headers.request, literal([*REQUEST, *fields, ("c", "d")]))
+        for fields in ((), LEASES[:1], LEASES[1:], LEASES)
+    )
+    assert one.memory is other.memory
+    assert len({id(head.memory) for head in (none, one, both)}) == 3
+    assert [head.headers.get("containerd-lease") for head in (none, one, other, both)] == [None, "a", "b", "a"]
+    assert [head.lease for head in (none, one, other, both)] == ["", "a", "b", ""]
+    assert one.headers == {**none.headers, "containerd-lease": "a"}
+    assert sorted(one.pairs) == sorted([*none.pairs, (b"containerd-lease", b"a")])
+
+
+def test_a_lease_that_http2_forbids_is_refused() -> None:
+    """RFC 9113, sections 8.2.1 and 8.3: pseudo-headers come first."""
+    lease = ("containerd-lease", "a")
+    for fields in ([*REQUEST, (lease[0], "a\nb")], [lease, *REQUEST], [REQUEST[0], lease, *REQUEST[1:]]):
+        with pytest.raises(StreamFault):
+            headers.Decoder(Limits())(headers.request, literal(fields))
+
+
 @pytest.mark.parametrize(
     ("contexts", "words"), [(Limits().header_count, "header fields"), (900, "header list over 65536 bytes")]
 )
