@@ -153,6 +153,7 @@ def main() -> int:
     ):
         parser.error(f"--containerd2 {options.containerd2}: no containerd 2 with its ctr there")
     options.scratch.mkdir(parents=True, exist_ok=True)
+    peers.run_in_memory()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     with ExitStack() as stack:
