@@ -84,19 +84,31 @@ def test_a_write_error_is_raised_to_the_syncs_caller(monkeypatch: pytest.MonkeyP
 
 
 class Syncs:
-    """The syncs of a layer's file, and where its writing was started. A sync lasts until ``go`` is set; it fails if
-    ``broken``.
+    """The syncs of a layer's file, where its writing was started, and what left memory. A sync lasts until ``go`` is
+    set; it fails if ``broken``. A start lasts until ``taken`` is set.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.go = threading.Event()
+        self.go, self.taken = threading.Event(), threading.Event()
+        self.taken.set()
         self.begun: list[tuple[int, int]] = []
+        self.dropped: list[tuple[int, int]] = []
         self.files: list[int] = []
         """The inodes of the files that were synced, as each began."""
         self.done = 0
         self.broken = False
-        monkeypatch.setattr(writeback, "start_writeback", lambda _, start, size: self.begun.append((start, size)))
+        monkeypatch.setattr(writeback, "start_writeback", self._begin)
         monkeypatch.setattr(os, "fdatasync", self._sync)
+        monkeypatch.setattr(os, "posix_fadvise", self._drop)
+
+    def _begin(self, fd: int, start: int, size: int) -> None:
+        os.fstat(fd)
+        self.begun.append((start, size))
+        assert self.taken.wait(15)
+
+    def _drop(self, fd: int, start: int, size: int, advice: int) -> None:
+        assert (os.fstat(fd).st_ino, advice) == (self.files[-1], os.POSIX_FADV_DONTNEED)
+        self.dropped.append((start, size))
 
     def _sync(self, fd: int) -> None:
         self.files.append(os.fstat(fd).st_ino)
@@ -114,22 +126,44 @@ def layer(tmp_path: Path) -> Iterator[int]:
         yield file.fileno()
 
 
-def test_a_file_is_begun_and_synced_while_it_grows(monkeypatch: pytest.MonkeyPatch, layer: int) -> None:
-    """What comes during a sync waits for the next one, which begins at its end."""
+def test_a_file_is_synced_while_it_grows(monkeypatch: pytest.MonkeyPatch, layer: int) -> None:
+    """What comes during a sync waits for the next one, which begins at its end. What is on the disk leaves memory:
+    a mount of the layer reads it from there.
+    """
     syncs, trail = Syncs(monkeypatch), Trail(layer)
-    trail.grown(EACH - 1)
-    assert syncs.begun == []
-    for size in range(EACH, SYNCED + 1, EACH):
-        trail.grown(size)
+    trail.grown(SYNCED)
     eventually(lambda: len(syncs.files) == 1, "no sync")
     for size in range(SYNCED + EACH, 3 * SYNCED + 1, EACH):
         trail.grown(size)
-    assert syncs.begun == [(start, EACH) for start in range(0, 3 * SYNCED, EACH)]
+    assert syncs.dropped == []
     syncs.go.set()
-    eventually(lambda: syncs.done == 2, "no second sync")
+    eventually(lambda: len(syncs.dropped) == 2, "no second sync")
     trail.grown(4 * SYNCED)
-    eventually(lambda: syncs.done == 3, "no third sync")
+    eventually(lambda: len(syncs.dropped) == 3, "no third sync")
+    assert syncs.dropped == [(0, SYNCED), (0, 3 * SYNCED), (0, 4 * SYNCED)]
     assert set(syncs.files) == {os.fstat(layer).st_ino}
+
+
+def test_the_writer_does_not_wait_for_a_busy_device(monkeypatch: pytest.MonkeyPatch, layer: int) -> None:
+    """Writing is started each few bytes, also during a sync; what comes while the device takes no more, at once."""
+    syncs, trail = Syncs(monkeypatch), Trail(layer)
+    syncs.taken.clear()
+    trail.grown(EACH - 1)
+    trail.grown(EACH)
+    eventually(lambda: syncs.begun == [(0, EACH)], "it is not started")
+    for size in (2 * EACH, 3 * EACH, SYNCED):
+        trail.grown(size)
+    eventually(lambda: len(syncs.files) == 1, "no sync")
+    syncs.taken.set()
+    eventually(lambda: syncs.begun == [(0, EACH), (EACH, SYNCED - EACH)], "the rest is not started")
+
+    def started() -> bool:
+        return syncs.begun[-1] == (SYNCED, EACH)
+
+    trail.grown(SYNCED + EACH)
+    eventually(started, "it is not started during a sync")
+    syncs.go.set()
+    eventually(lambda: syncs.done == 1, "no end of the sync")
 
 
 def test_the_last_bytes_are_synced_unless_they_are_few(monkeypatch: pytest.MonkeyPatch, layer: int) -> None:
@@ -168,3 +202,4 @@ def test_a_disk_that_fails_is_not_asked_again(monkeypatch: pytest.MonkeyPatch, l
     trail.grown(2 * SYNCED)
     trail.ended(3 * SYNCED)
     assert len(syncs.files) == 1
+    assert syncs.dropped == []
