@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from api.containerd.services.content.v1 import content_pb2
 from api.containerd.services.snapshots.v1 import snapshots_pb2
@@ -48,7 +48,11 @@ class Method:
         return f"{self.descriptor.containing_service.name}/{self.descriptor.name}"
 
     def request(self, data: bytes) -> Message:
-        return message_factory.GetMessageClass(self.descriptor.input_type).FromString(data)
+        """The request in these bytes. ValueError if it cannot be decoded."""
+        try:
+            return message_factory.GetMessageClass(self.descriptor.input_type).FromString(data)
+        except DecodeError as error:
+            raise ValueError(f"{self.name}: {error}") from None
 
     def answers(self, messages: Sequence[bytes]) -> list[Message]:
         made = message_factory.GetMessageClass(self.descriptor.output_type)
