@@ -83,21 +83,9 @@ class Filter:
     """
 
     alternatives: tuple[tuple[Selector, ...], ...] = ()
-    _values: Mapping[tuple[str, ...], set[str]] = field(init=False, compare=False, repr=False)
+    _values: Mapping[tuple[str, ...], Collection[str]] = field(default_factory=dict, compare=False, repr=False)
     """By field, its accepted values, from alternatives with a single ``==`` condition."""
-    _others: Collection[tuple[Selector, ...]] = field(init=False, compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        values: dict[tuple[str, ...], set[str]] = {}
-        others: dict[tuple[Selector, ...], None] = {}
-        for selectors in self.alternatives:
-            different = tuple(dict.fromkeys(selectors))
-            if len(different) == 1 and different[0].operator == "==":
-                values.setdefault(different[0].path, set()).add(different[0].value)
-            else:
-                others[different] = None
-        object.__setattr__(self, "_values", values)
-        object.__setattr__(self, "_others", tuple(others))
+    _others: Collection[tuple[Selector, ...]] = field(default=(), compare=False, repr=False)
 
     @property
     def cost(self) -> int:
@@ -140,6 +128,24 @@ class Filter:
 
     def __call__(self, adaptor: Adaptor) -> bool:
         return self.match(adaptor)
+
+
+def _made(alternatives: tuple[tuple[Selector, ...], ...]) -> Generator[None, None, Filter]:
+    """The filter of these alternatives, in small steps: two thousand conditions take some milliseconds."""
+    values: dict[tuple[str, ...], set[str]] = {}
+    others: dict[tuple[int, ...], tuple[Selector, ...]] = {}
+    numbers: dict[Selector, int] = {}
+    """Equal conditions have one number: it takes a microsecond to compare two."""
+    for selectors in alternatives:
+        found: dict[int, Selector] = {}
+        for selector in selectors:
+            found[numbers.setdefault(selector, len(numbers))] = selector
+            yield
+        if len(found) == 1 and selector.operator == "==":
+            values.setdefault(selector.path, set()).add(selector.value)
+        else:
+            others[tuple(found)] = tuple(found.values())
+    return Filter(alternatives, values, tuple(others.values()))
 
 
 ALWAYS = Filter()
@@ -189,7 +195,7 @@ def _reading(sources: Iterable[str]) -> Generator[None, None, Filter]:
         raise errors.InvalidArgument(f"filters: {len(selectors)} selectors, at most {SELECTORS}")
     if any(selector.operator == "~=" for selector in selectors):
         parsed = yield from _compiling(parsed)
-    return Filter(parsed)
+    return (yield from _made(parsed))
 
 
 def _compiling(parsed: tuple[tuple[Selector, ...], ...]) -> Generator[None, None, tuple[tuple[Selector, ...], ...]]:
@@ -293,14 +299,14 @@ class _Parser:
         return Selector(tuple(path.split(".")), operator or "", value or "")  # type: ignore[arg-type]
 
     def _selector(self) -> Generator[None, None, Selector]:
-        path = [self._field()]
+        path = [(yield from self._field())]
         while self._peek() == ".":
             if run := _NAMES.match(self.source, self.at):
                 self.at = run.end()
                 path += run[0][1:].split(".")
                 continue
             self._scan()
-            path.append(self._field())
+            path.append((yield from self._field()))
             yield
         if self._peek() in (",", _END):
             return Selector(tuple(path))
@@ -311,30 +317,30 @@ class _Parser:
             raise self._error(token.at, 'expected an operator ("=="|"!="|"~=")')
         if token.text not in ("==", "!=", "~="):
             raise self._error(token.at, f'unsupported operator "{token.text}"')
-        value = self._value(any_quote=token.text == "~=")
+        value = yield from self._value(any_quote=token.text == "~=")
         return Selector(tuple(path), token.text, value)  # type: ignore[arg-type]
 
-    def _field(self) -> str:
+    def _field(self) -> Steps[str]:
         token = self._scan()
         if token.kind == "field":
             return token.text
         if token.kind == "quoted":
-            return self._unquote(token, any_quote=False)
+            return (yield from self._unquote(token, any_quote=False))
         raise self._error(token.at, token.text if token.kind == "illegal" else "expected field or quoted")
 
-    def _value(self, *, any_quote: bool) -> str:
+    def _value(self, *, any_quote: bool) -> Steps[str]:
         token = self._scan()
         if token.kind in ("value", "field"):
             return token.text
         if token.kind == "quoted":
-            return self._unquote(token, any_quote=any_quote)
+            return (yield from self._unquote(token, any_quote=any_quote))
         raise self._error(token.at, token.text if token.kind == "illegal" else "expected value or quoted")
 
-    def _unquote(self, token: _Token, *, any_quote: bool) -> str:
+    def _unquote(self, token: _Token, *, any_quote: bool) -> Steps[str]:
         if not any_quote and token.text[0] != '"':
             raise self._error(token.at, "invalid quote encountered")
         try:
-            return _unquoted(token.text[1:-1])
+            return (yield from _unquoted(token.text[1:-1]))
         except ValueError:
             raise self._error(token.at, "unquoting failed: quote syntax error") from None
 
@@ -456,7 +462,7 @@ def _is_value(char: str) -> bool:
 _SIMPLE = {"a": 7, "b": 8, "f": 12, "n": 10, "r": 13, "t": 9, "v": 11}
 
 
-def _unquoted(text: str) -> str:
+def _unquoted(text: str) -> Steps[str]:
     r"""The string that the inside of a quoted literal means. ValueError if it is out of range; the scanner has checked
     the syntax.
 
@@ -465,13 +471,21 @@ def _unquoted(text: str) -> str:
     """
     if "\\" not in text:
         return text
-    parts = _ESCAPE.split(text.encode(errors="surrogatepass"))  # every second part is an escape
-    meant = {escape: _meant(escape) for escape in dict.fromkeys(parts[1::2])}
-    parts[1::2] = [meant[escape] for escape in parts[1::2]]
-    return b"".join(parts).decode(errors="surrogateescape")
+    data, at = text.encode(errors="surrogatepass"), 0
+    done, meant = [], dict[bytes, bytes]()
+    for piece in _ESCAPES.finditer(data):
+        parts = _ESCAPE.split(piece[0])  # every second part is an escape
+        meant |= {escape: _meant(escape) for escape in dict.fromkeys(parts[1::2]) if escape not in meant}
+        parts[1::2] = [meant[escape] for escape in parts[1::2]]
+        done += parts
+        at = piece.end()
+        yield
+    return b"".join((*done, data[at:])).decode(errors="surrogateescape")
 
 
 _ESCAPE = re.compile(rf"(\\(?:{_ESCAPED}|.))".encode(), re.DOTALL)
+_ESCAPES = re.compile(rf"(?:[^\\]*+\\(?:{_ESCAPED}|.)){{1,200}}+".encode(), re.DOTALL)
+"""Two hundred escapes take some tens of microseconds."""
 
 
 def _meant(escape: bytes) -> bytes:
