@@ -248,9 +248,10 @@ def _less_garbage_collection() -> None:
     collection every 700 objects takes 3 % of a relay's time for nothing.
     """
     gc.freeze()
-    # a collection of the young generation takes a millisecond or two, one of the middle generation some more; a client
-    # that opens ten thousand writes has many objects in both
-    gc.set_threshold(5_000, 4, 50)
+    # A collection takes 1 us for each new object, and twice that where other load has emptied the caches; meanwhile all
+    # calls wait. So it looks at few: 1 ms for the young generation, 10 ms for the middle one. Most come while a client
+    # makes many objects that live on, as large filters do.
+    gc.set_threshold(1_000, 10, 125)
 
 
 async def watched(serving: Awaitable[None]) -> None:

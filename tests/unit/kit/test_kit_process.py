@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 
@@ -19,6 +20,29 @@ def test_a_loop_does_not_wait_long_for_a_thread() -> None:
         assert sys.getswitchinterval() <= SLICE
     finally:
         sys.setswitchinterval(before)
+
+
+def test_a_collection_looks_at_few_objects() -> None:
+    """Meanwhile all calls wait, about a microsecond for each object."""
+    before, most = gc.get_threshold(), {0: 0, 1: 0}
+
+    def look(phase: str, about: dict[str, int]) -> None:
+        generation = about["generation"]
+        if phase == "start" and generation in most:
+            looked_at = sum(len(gc.get_objects(generation=each)) for each in range(generation + 1))
+            most[generation] = max(most[generation], looked_at)
+
+    try:
+        process._less_garbage_collection()
+        gc.callbacks.append(look)
+        kept = [[n] for n in range(50_000)]
+    finally:
+        gc.callbacks.remove(look)
+        gc.set_threshold(*before)
+        gc.unfreeze()
+    assert len(kept) == 50_000
+    assert 0 < most[0] < 2_000
+    assert 0 < most[1] < 15_000
 
 
 @pytest.mark.parametrize(("before", "counted"), [(None, 1), (b"7", 8), (b"", 1), (b"\xff\xfe", 1), (b"9" * 5000, 1)])
