@@ -134,6 +134,11 @@ class Gate:
             self._holders.remove(holder)
             self._leave(holder)
 
+    def widen(self, places: int) -> None:
+        """Add so many places."""
+        for _ in range(places):
+            self._leave(None)
+
     async def _enter(self, rank: int, words: str) -> None:
         if self._free:
             self._free -= 1

@@ -49,6 +49,10 @@ _WALKED, _BEGUN = 16, 128
 10,000 manifests, none of which the registry has; it must not open as many ingests, nor take the memory of as many
 walks. Few images have more layers.
 """
+_FIRST = 16
+"""Blobs that are begun until one has come: a document may name hundreds that the registry does not have, and each costs
+three processes a beginning and an end. No more than that are fetched at once anyway.
+"""
 
 _SMALL = 1 << 20
 """Bytes up to which an existing blob is always verified: that takes a millisecond. Documents are so small."""
@@ -172,7 +176,9 @@ class _Pull:
         self._node = node
         self._graph = graph
         self._wanted = wanted
-        self._begun = Gate(_BEGUN, "blobs of this pull")
+        self._begun = Gate(_FIRST, "blobs of this pull")
+        self._some_came = False
+        """Whether a blob has come that is no manifest and no index."""
         self._asked: dict[str, Descriptor] = {}
         self._done: set[str] = set()
         self.figures = _Figures()
@@ -219,7 +225,8 @@ class _Pull:
             return
         config, layers = parts(children)
         self.figures.layers += len(layers)
-        others = [child for child in children if child is not config and child not in layers]
+        fetched = {*map(id, layers), id(config)}  # comparing each with each would take as long as all else
+        others = [child for child in children if id(child) not in fetched]
         if self._wanted and config is not None and layers:
             await run_all(
                 [labelled, self._unpacked(descriptor, config, layers, tracker), self._walk_all(others, tracker)]
@@ -291,6 +298,8 @@ class _Pull:
         if not media_types.is_layer(descriptor.media_type):
             async with self._begun.entered(number):
                 await self._ensure(descriptor, tracker, number, begun)
+            if not descriptor.is_root:
+                self._came()
             return
         about: dict[str, str | int] = {
             "oci.layer.digest": descriptor.digest,
@@ -302,8 +311,15 @@ class _Pull:
             async with self._begun.entered(number):
                 found = await self._ensure(descriptor, tracker, number, begun)
             span.set(**{"splitd.bytes": found.came, "splitd.present": not found.came})
+        self._came()
         if not self._wanted and not found.came:
             self.figures.layers_present += 1
+
+    def _came(self) -> None:
+        """What the documents name is there: begin more at once."""
+        if not self._some_came:
+            self._some_came = True
+            self._begun.widen(_BEGUN - _FIRST)
 
     async def _ensure(self, descriptor: Descriptor, tracker: Tracker, number: int, begun: Begun) -> Fetched:
         found = await self._fetcher.fetch(

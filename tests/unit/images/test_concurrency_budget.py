@@ -45,6 +45,29 @@ async def test_a_cancelled_waiter_does_not_lose_a_place() -> None:
         pass
 
 
+async def test_places_are_added_for_those_that_wait() -> None:
+    """The others are free."""
+    gate, leave = Gate(1, "places"), asyncio.Event()
+    inside = 0
+
+    async def enter() -> None:
+        nonlocal inside
+        async with gate.entered(0):
+            inside += 1
+            await leave.wait()
+
+    entering = [asyncio.ensure_future(enter()) for _ in range(3)]
+    await turns()
+    assert inside == 1
+    gate.widen(3)
+    await turns()
+    assert inside == 3
+    async with asyncio.timeout(10), gate.entered(0):
+        pass
+    leave.set()
+    await asyncio.gather(*entering)
+
+
 async def test_documents_pass_beside_layers() -> None:
     """They do so as long as there are free connections."""
     budget = Budget(connections=2, layers=1)
