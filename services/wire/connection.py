@@ -192,7 +192,7 @@ class Connection(Sender):
             end = at + _HEAD_SIZE + length
             if end > size:
                 break
-            turn -= length >> _LONG
+            turn -= (length >> _LONG) + (_CALL if kind == frames.HEADERS else 0)
             try:
                 _FRAMES[kind](self, flags, number, data[at + _HEAD_SIZE : end])
             except StreamFault as fault:
@@ -633,6 +633,7 @@ _ONE = 16 << 10
 """The longest frames of which several are taken as one piece. Longer ones are worth their while."""
 _LONG = 9
 """Each 512 bytes of a frame other than DATA count as one more frame, since header lists take time."""
+_CALL = 4  # HEADERS count as so many more: they begin a call, and its handler runs at once
 _SKIPPED = 100
 """Ranges of skipped streams that are remembered."""
 _HEADERISH = (frames.HEADERS, frames.CONTINUATION)

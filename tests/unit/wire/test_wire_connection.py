@@ -146,6 +146,20 @@ def test_equal_frames_that_came_together_are_one_piece() -> None:
     assert [len(e.chunk) for e in told if type(e) is Data] == [400]
 
 
+def test_a_turn_begins_few_calls() -> None:
+    """A call is as much work as many frames, and its handler runs at once. The rest come in the next turns, in order."""
+    connection = Wire().connection
+    told = connection.receive(
+        b"".join(headers(number) + data(number, b"x", end=True) for number in range(1, 41, 2)), 16
+    )
+    begun = [event.stream.id for event in told if type(event) is Opened]
+    assert 1 <= len(begun) <= 4
+    while connection.more:
+        told = connection.receive(b"", 16)
+        begun += [event.stream.id for event in told if type(event) is Opened]
+    assert begun == [*range(1, 41, 2)]
+
+
 def test_equal_frames_beyond_a_window_are_a_fault() -> None:
     """Those within it come first."""
     wire = Wire()
