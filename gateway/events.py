@@ -59,7 +59,7 @@ from api.containerd.types.event_pb2 import Envelope
 from services.kit import errors, filters, identifiers
 from services.kit.any import type_name
 from services.kit.rpc import Call, Pieces
-from services.kit.slices import Lane
+from services.kit.slices import Lane, lane
 from services.kit.timestamps import time_from_pb
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ EXIT_NAMES: Final = 256
 not remembered.
 """
 EXIT_BYTES: Final = 4 * EXIT_NAMES + 256
-"""Bytes of an event, at most: a larger one has longer ids, and is not looked into."""
+"""Bytes of an event with its envelope, at most: a larger one has longer ids, and is not looked into."""
 
 EVENT_FILES = frozenset(
     module.DESCRIPTOR.name
@@ -105,22 +105,16 @@ class Published:
     they come.
     """
 
-    __slots__ = ("_data", "envelope", "number", "size", "waiting")
+    __slots__ = ("data", "envelope", "number", "size", "waiting")
 
     def __init__(self, envelope: Envelope, number: int) -> None:
         self.envelope = envelope
         self.number = number
-        self.size = envelope.ByteSize()
+        self.data = envelope.SerializeToString()  # to ask for the size alone takes as long
+        """The envelope as it is sent: the same bytes for all."""
+        self.size = len(self.data)
         self.waiting = 0
         """The number of queues in which it is."""
-        self._data: bytes | None = None
-
-    @property
-    def data(self) -> bytes:
-        """The envelope as it is sent: the same bytes for all."""
-        if self._data is None:
-            self._data = self.envelope.SerializeToString()
-        return self._data
 
 
 class _Backlog:
@@ -269,10 +263,10 @@ class Exchange:
         validate_topic(envelope.topic)
         if envelope.timestamp.seconds == _ZERO_TIME:  # one that is missing is 1970, as for containerd 2.x
             raise errors.InvalidArgument("timestamp must be set on forwarded event")
-        if self._exits.seen_before(envelope):
+        event = Published(envelope, next(self._numbers))
+        if event.size <= EXIT_BYTES and self._exits.seen_before(envelope):
             log.debug("events: dropped a second exit in namespace %s", envelope.namespace)
             return
-        event = Published(envelope, next(self._numbers))
         self._remember(event)
         for subscription in list(self._subscriptions):  # a subscription that overflows leaves
             subscription.offer(event)
@@ -357,7 +351,7 @@ class _Exits:
     def seen_before(self, envelope: Envelope) -> bool:
         """Whether the envelope is an exit that was here before; remembers it otherwise."""
         kind = _LIFE.get(type_name(envelope.event))
-        if kind is None or envelope.event.ByteSize() > EXIT_BYTES:
+        if kind is None:
             return False
         try:
             event = kind.FromString(envelope.event.value)
@@ -517,7 +511,6 @@ class EventsServicer:
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
-        self._lane = Lane()
 
     async def Publish(self, request: events_pb2.PublishRequest, call: Call) -> Empty:
         """An event of the caller's namespace that happened now."""
@@ -538,7 +531,7 @@ class EventsServicer:
         Unknown, as it is in containerd.
         """
         try:
-            wanted = await filters.parsed(request.filters, self._lane)
+            wanted = await filters.parsed(request.filters, lane())
         except errors.NodeError as error:
             raise errors.Unknown(f"subscription error: failed parsing subscription filters: {error}") from None
         with self._exchange.subscribe(wanted) as subscription:
