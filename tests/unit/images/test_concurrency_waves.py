@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 
 from services.images.concurrency.waves import Waves
+from services.kit import tracing
+from tests.spans import attribute, recorded
 from tests.support import eventually_async
 
 
@@ -13,7 +15,7 @@ class Calls:
     """Calls that last until they are told to end."""
 
     def __init__(self, at_once: int = 1) -> None:
-        self.waves = Waves(at_once)
+        self.waves = Waves("calls", at_once)
         self.begun: list[str] = []
         self.ends: dict[str, asyncio.Event] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
@@ -95,7 +97,7 @@ async def test_who_is_cancelled_holds_nobody_up() -> None:
 
 async def test_who_is_cancelled_as_it_begins_holds_nobody_up() -> None:
     """Its wave counts on it already, and goes on without."""
-    waves, ended = Waves(1), asyncio.Event()
+    waves, ended = Waves("calls", 1), asyncio.Event()
 
     async def first() -> None:
         async with waves.member():
@@ -116,3 +118,25 @@ async def test_who_is_cancelled_as_it_begins_holds_nobody_up() -> None:
         await second
     async with asyncio.timeout(15), waves.member():
         assert second.cancelled()
+
+
+async def test_a_wait_names_the_wave_that_holds_it_up() -> None:
+    """The verdict on a pull goes on where that wave's first call was: a call that waits has no time of its own."""
+    waves, go = Waves("other calls", 1), asyncio.Event()
+
+    async def call(name: str) -> None:
+        with tracing.span(name):
+            async with waves.member():
+                await go.wait()
+
+    with recorded() as spans:
+        tasks = []
+        for name in ("first", "second", "third"):
+            tasks.append(asyncio.ensure_future(call(name)))
+            await asyncio.sleep(0)
+        go.set()
+        await asyncio.gather(*tasks)
+        waited = spans.named("wait.lock")
+        assert {attribute(each, "splitd.wait.for") for each in waited} == {"other calls"}
+        assert [spans.parent(each).name for each in waited] == ["second", "third"]
+        assert [[to.name for to in spans.linked(each)] for each in waited] == [["first"], ["first"]]
