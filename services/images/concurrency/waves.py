@@ -16,12 +16,13 @@ AT_ONCE = 2
 
 
 class Waves:
-    """The waves of one caller. All members of a wave begin in the same turn of the loop (``kit.many``). ``what`` names
-    the members in traces, where those that wait link to what holds the wave up.
+    """The waves of one caller. All members of a wave begin in the same turn of the loop (``kit.many``).
+
+    ``name`` is that of a member's span, and ``what`` says for what those wait that link to it.
     """
 
-    def __init__(self, what: str, at_once: int = AT_ONCE) -> None:
-        self._what = what
+    def __init__(self, name: str, what: str, at_once: int = AT_ONCE) -> None:
+        self._name, self._what = name, what
         self._at_once = at_once
         self._under_way: list[_Wave] = []
         self._next: list[asyncio.Future[_Wave]] = []
@@ -30,9 +31,11 @@ class Waves:
     async def member(self) -> AsyncIterator[None]:
         """The block is a member of a wave that begins now, or of the next."""
         wave = self._begun() if len(self._under_way) < self._at_once else await self._waited()
-        wave.first = wave.first or tracing.current().ref()
         try:
-            yield
+            # a span of its own to link to: that of the caller may be one of those that wait
+            with tracing.span(self._name) as span:
+                wave.first = wave.first or span.ref()
+                yield
         finally:
             self._leave(wave)
 

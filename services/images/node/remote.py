@@ -65,7 +65,7 @@ class RemoteNode:
         self._blobs = Blobs(gateway)
         self._files = RemoteFiles(gateway, self.headers, later=True)  # the image's record comes last
         self._unleased = RemoteFiles(gateway, {key: value for key, value in self.headers.items() if key != rpc.LEASE})
-        self._commits = Waves("commits of other small blobs")
+        self._commits = Waves("images.commit", "commits of other small blobs")
         self._images = gateway.client(images_stubs.IMAGES)
         self._introspection = gateway.client(introspection_stubs.INTROSPECTION)
         self._diff = gateway.client(diff_stubs.DIFF)

@@ -15,7 +15,7 @@ class Calls:
     """Calls that last until they are told to end."""
 
     def __init__(self, at_once: int = 1) -> None:
-        self.waves = Waves("calls", at_once)
+        self.waves = Waves("call", "others", at_once)
         self.begun: list[str] = []
         self.ends: dict[str, asyncio.Event] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
@@ -97,7 +97,7 @@ async def test_who_is_cancelled_holds_nobody_up() -> None:
 
 async def test_who_is_cancelled_as_it_begins_holds_nobody_up() -> None:
     """Its wave counts on it already, and goes on without."""
-    waves, ended = Waves("calls", 1), asyncio.Event()
+    waves, ended = Waves("call", "others", 1), asyncio.Event()
 
     async def first() -> None:
         async with waves.member():
@@ -121,8 +121,10 @@ async def test_who_is_cancelled_as_it_begins_holds_nobody_up() -> None:
 
 
 async def test_a_wait_names_the_wave_that_holds_it_up() -> None:
-    """The verdict on a pull goes on where that wave's first call was: a call that waits has no time of its own."""
-    waves, go = Waves("other calls", 1), asyncio.Event()
+    """The verdict on a pull goes on where that wave's first call was: a call that waits has no time of its own. That is
+    no span above both, such as the pull's.
+    """
+    waves, go = Waves("call", "other calls", 1), asyncio.Event()
 
     async def call(name: str) -> None:
         with tracing.span(name):
@@ -130,13 +132,16 @@ async def test_a_wait_names_the_wave_that_holds_it_up() -> None:
                 await go.wait()
 
     with recorded() as spans:
-        tasks = []
-        for name in ("first", "second", "third"):
-            tasks.append(asyncio.ensure_future(call(name)))
-            await asyncio.sleep(0)
-        go.set()
-        await asyncio.gather(*tasks)
+        with tracing.span("above"):
+            tasks = []
+            for name in ("first", "second", "third"):
+                tasks.append(asyncio.ensure_future(call(name)))
+                await asyncio.sleep(0)
+            go.set()
+            await asyncio.gather(*tasks)
         waited = spans.named("wait.lock")
         assert {attribute(each, "splitd.wait.for") for each in waited} == {"other calls"}
         assert [spans.parent(each).name for each in waited] == ["second", "third"]
-        assert [[to.name for to in spans.linked(each)] for each in waited] == [["first"], ["first"]]
+        assert [[to.name for to in spans.linked(each)] for each in waited] == [["call"], ["call"]]
+        (held_up,) = {spans.parent(to).name for each in waited for to in spans.linked(each)}
+        assert held_up == "first"
